@@ -1,0 +1,129 @@
+"""What every driver is: it moves subjects, headers and bytes, and never sees an event object."""
+
+import enum
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
+
+__all__ = [
+    "NO_HEADERS",
+    "Capability",
+    "Delivery",
+    "Driver",
+    "Handler",
+    "Headers",
+    "Position",
+    "Published",
+    "Subscription",
+]
+
+Headers = Mapping[str, str]
+NO_HEADERS: Final[Headers] = MappingProxyType({})
+
+
+class Capability(enum.Enum):
+    """What a driver can do beside carrying messages to those who listen at the moment."""
+
+    HISTORY = "history"
+    PRESENCE = "presence"
+    QUEUE = "queue"
+
+
+class Position(NamedTuple):
+    """A place in a stream: the offset of a message, and the epoch that says which stream it is.
+
+    Offsets start again when a stream is made anew; then its epoch is another.
+    """
+
+    offset: int
+    epoch: str
+
+
+class Published(NamedTuple):
+    """What is known of a message that the broker has stored."""
+
+    position: Position
+    duplicate: bool
+    """The stream held a message of this id already and dropped this copy."""
+
+
+class Delivery(NamedTuple):
+    """One message as it arrives.
+
+    `position` is None for a message that no stream holds (a volatile one). `previous` is the offset
+    of the message that the stream retained before it on the same subject (0 when there was none):
+    when it is greater than the last offset that a listener saw, the listener has missed messages.
+    `time` is when the stream stored the message, RFC 3339.
+    """
+
+    subject: str
+    payload: bytes
+    headers: Headers = NO_HEADERS
+    position: Position | None = None
+    previous: int | None = None
+    time: str | None = None
+
+
+Handler = Callable[[Delivery], None]
+"""Called in the event loop for each message, in order. It must neither block nor raise; what it
+raises is logged, and the next message is delivered all the same."""
+
+
+class Subscription(Protocol):
+    """Interest in a subject, until it is closed."""
+
+    @property
+    def position(self) -> Position | None:
+        """Where this subscription begins: exactly the stored messages after it are delivered.
+
+        None where the driver keeps no history, or the subject is not one of a stream.
+        """
+
+    async def aclose(self) -> None:
+        """Stop: the handler is not called once this returns. Closing twice is harmless."""
+
+
+class Driver(Protocol):
+    """Carries messages over one system.
+
+    The subject decides what happens to a message. One on an event subject
+    (`Subjects.event(channel)`) is stored before `publish` returns, where the driver has HISTORY, and
+    is then delivered on the channel's live subject; without HISTORY it is delivered there at once.
+    One on any other subject goes to whoever listens to that subject at the moment. That nobody
+    listens is no error.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name by which settings choose the driver, and errors speak of it."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the driver can do."""
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message could be carried at this moment."""
+
+    async def open(self) -> None:
+        """Connect and check. Raises ConnectionFailed or StreamMismatch, in bounded time."""
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Carry one message; safe to call concurrently, in which case calls are pipelined.
+
+        Returns its place in the stream for a stored message, None for others. A message with a
+        header `Nats-Msg-Id` that the stream has seen lately is not stored again. Raises
+        PublishFailed when the broker has not confirmed it within the driver's time, EncodingError
+        when it is larger than the broker takes.
+        """
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Listen to a subject or a filter (`*` for one token, `>` for the rest).
+
+        When it returns, whatever is published from then on is delivered. Raises ConnectionFailed.
+        """
+
+    async def aclose(self) -> None:
+        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""

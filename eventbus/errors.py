@@ -1,0 +1,131 @@
+"""Every error that eventbus raises, as one tree.
+
+    EventBusError
+    ├── ConfigError                 a setting that cannot be understood, or a missing one
+    ├── InvalidName                 a name from outside that breaks its grammar
+    │   ├── InvalidChannel          a channel name
+    │   ├── InvalidPattern          a channel pattern
+    │   └── InvalidEventName        an event name, reserved ones included
+    ├── EventDefinitionError        an event class that cannot be: two of one name, a bad template
+    ├── EventFieldError             an event whose field does not fit its channel template
+    ├── InvalidPayload              bytes from the bus that are no message; `reason` is for machines
+    ├── EncodingError               data that cannot be made JSON, or a message over the size limit
+    ├── BusStateError               no bus is open, or this one is not
+    └── DriverError                 a driver's fault; `driver` names it
+        ├── ConnectionFailed        the broker cannot be reached, or refuses us
+        ├── PublishFailed           a message that the broker has not acknowledged
+        ├── StreamMismatch          a stream that exists with settings that cannot work
+        ├── NotSupported            the driver lacks the capability that was asked for
+        └── ServerError             the embedded nats-server did not start, or died
+
+Errors of third-party libraries are mapped to these where they enter (in the drivers).
+"""
+
+__all__ = [
+    "BusStateError",
+    "ConfigError",
+    "ConnectionFailed",
+    "DriverError",
+    "EncodingError",
+    "EventBusError",
+    "EventDefinitionError",
+    "EventFieldError",
+    "InvalidChannel",
+    "InvalidEventName",
+    "InvalidName",
+    "InvalidPattern",
+    "InvalidPayload",
+    "NotSupported",
+    "PublishFailed",
+    "ServerError",
+    "StreamMismatch",
+]
+
+
+class EventBusError(Exception):
+    """The root: `except EventBusError` catches whatever this library raises on purpose."""
+
+
+class ConfigError(EventBusError):
+    """A setting is missing or cannot be understood; `variable` names it."""
+
+    def __init__(self, message: str, *, variable: str = "") -> None:
+        super().__init__(message)
+        self.variable = variable
+
+
+class InvalidName(EventBusError, ValueError):
+    """A name that breaks its grammar; `name` is what was given."""
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class InvalidChannel(InvalidName):
+    """Not a channel name."""
+
+
+class InvalidPattern(InvalidName):
+    """Not a channel pattern."""
+
+
+class InvalidEventName(InvalidName):
+    """Not an event name, or one that is reserved for the system."""
+
+
+class EventDefinitionError(EventBusError, TypeError):
+    """An event class that cannot be defined; raised where the class statement stands."""
+
+
+class EventFieldError(EventBusError, ValueError):
+    """An event's field does not fit its channel template; names event, field and value."""
+
+    def __init__(self, message: str, *, event: str, field: str) -> None:
+        super().__init__(message)
+        self.event = event
+        self.field = field
+
+
+class InvalidPayload(EventBusError, ValueError):
+    """Bytes from the bus that are no message. `reason` is one of a few fixed words."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class EncodingError(EventBusError, ValueError):
+    """Data that cannot be encoded as JSON, or a message larger than the broker takes."""
+
+
+class BusStateError(EventBusError, RuntimeError):
+    """The bus is not in the state that the call needs."""
+
+
+class DriverError(EventBusError):
+    """A fault of a driver or its broker; `driver` is the driver's name."""
+
+    def __init__(self, message: str, *, driver: str) -> None:
+        super().__init__(message)
+        self.driver = driver
+
+
+class ConnectionFailed(DriverError):
+    """The broker cannot be reached, refuses the credentials, or is lost."""
+
+
+class PublishFailed(DriverError):
+    """The broker has not acknowledged the message. It may be stored all the same: retry with its id."""
+
+
+class StreamMismatch(DriverError):
+    """A stream exists with settings under which history or delivery cannot work."""
+
+
+class NotSupported(DriverError):
+    """The driver does not have the capability that was asked for."""
+
+
+class ServerError(DriverError):
+    """The embedded nats-server did not start, or ended unasked."""
