@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 MAX_CHANNEL_BYTES: Final = 200
+_MAX_PATTERN: Final = 300  # room for the names of tokens, and for a subject's root
 DEFAULT_NAMESPACE: Final = "eb"
 
 _TOKEN: Final = r"[A-Za-z0-9_=@,;-]+"
@@ -118,7 +119,7 @@ class Pattern:
 
     def contains(self, other: "Pattern") -> bool:
         """Whether every channel that `other` matches is matched by this pattern too."""
-        mine, theirs = self._tokens, other._tokens
+        mine, theirs = self._tokens, other._tokens  # noqa: SLF001 - of the same class
         for i, token in enumerate(mine):
             if token == ">":
                 return len(theirs) > i
@@ -157,10 +158,10 @@ class Pattern:
 
 def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Tokens in filter form, and for each its name or an empty string."""
-    if not isinstance(text, str) or not text or len(text) > MAX_CHANNEL_BYTES:
+    if not isinstance(text, str) or not text or len(text) > _MAX_PATTERN:
         raise InvalidPattern(
             f"{_shorten(text)} is not a channel pattern: "
-            f"a string of 1 to {MAX_CHANNEL_BYTES} characters is",
+            f"a string of 1 to {_MAX_PATTERN} characters is",
             name=_shorten(text),
         )
     tokens, names = [], []

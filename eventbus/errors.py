@@ -116,7 +116,10 @@ class ConnectionFailed(DriverError):
 
 
 class PublishFailed(DriverError):
-    """The broker has not acknowledged the message. It may be stored all the same: retry with its id."""
+    """The broker has not acknowledged the message.
+
+    It may be stored all the same: publish it again with the same id, and it is stored once.
+    """
 
 
 class StreamMismatch(DriverError):

@@ -5,6 +5,7 @@ import collections
 import itertools
 import logging
 import time
+import weakref
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -166,7 +167,7 @@ class MemorySubscription:
             return
         try:
             self._handler(delivery)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one listener's fault is not another's
             _log.exception("a handler of %s failed", self._subject)
 
     async def aclose(self) -> None:
@@ -184,7 +185,7 @@ class MemoryDriver:
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         """Without `broker`, the driver has one of its own."""
         self.broker = broker or MemoryBroker()
-        self._subscriptions: set[MemorySubscription] = set()
+        self._subscriptions: weakref.WeakSet[MemorySubscription] = weakref.WeakSet()
         self.is_connected = False
 
     async def open(self) -> None:
@@ -208,8 +209,8 @@ class MemoryDriver:
     async def aclose(self) -> None:
         """Close what is left of this driver's subscriptions."""
         self.is_connected = False
-        while self._subscriptions:
-            await self._subscriptions.pop().aclose()
+        for subscription in list(self._subscriptions):
+            await subscription.aclose()
 
     def _require_open(self) -> None:
         if not self.is_connected:

@@ -1,0 +1,1 @@
+"""The WebSocket node: bridges subjects to clients."""

@@ -1,0 +1,1 @@
+"""Typed, real-time event broadcasting for Python, with NATS at its centre."""

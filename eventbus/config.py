@@ -1,0 +1,196 @@
+"""Settings: frozen, from the environment, each checked where it enters.
+
+This module is the library's only reader of the environment. A settings struct declares each value
+once, with its variable, default and meaning; `load` reads it, and whoever makes a table of settings
+reads the same declarations through `variables`.
+"""
+
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from eventbus.channels import DEFAULT_NAMESPACE, Subjects
+from eventbus.errors import ConfigError
+
+__all__ = ["Settings", "Var", "Variable", "load", "variables"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+MASK: Final = "***"
+_BOOLEANS: Final = {
+    "1": True, "true": True, "yes": True, "on": True,
+    "0": False, "false": False, "no": False, "off": False,
+}  # fmt: skip
+
+
+class Var(NamedTuple):
+    """Stands in a field's `Annotated`: its environment variable, and what it means."""
+
+    name: str
+    help: str
+    allowed: str
+    secret: bool = False
+    aliases: Mapping[str, str] = {}
+    """Other spellings of a value, and the value that each stands for."""
+
+
+class Variable(NamedTuple):
+    """One declared setting, as a table of settings shows it."""
+
+    field: str
+    name: str
+    help: str
+    allowed: str
+    default: Any
+    secret: bool
+
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a bus and its drivers are made from. Times are in seconds, sizes in bytes."""
+
+    driver: Annotated[
+        str,
+        Var(
+            "BROADCAST_DRIVER",
+            "which system carries the messages",
+            "nats (or websocket), redis, log, memory, null, stack, or the name of an installed one",
+            aliases={"websocket": "nats"},
+        ),
+    ] = "nats"
+    namespace: Annotated[
+        str,
+        Var(
+            "BROADCAST_CHANNELS_PREFIX",
+            "the first token of every subject",
+            "1 to 32 of a-z 0-9 _ -",
+        ),
+    ] = DEFAULT_NAMESPACE
+    nats_url: Annotated[
+        str,
+        Var(
+            "NATS_URL",
+            "servers to connect to, separated by commas; empty starts an embedded one",
+            "nats://, tls://, ws:// or wss:// addresses",
+            secret=True,
+        ),
+    ] = ""
+    nats_creds: Annotated[
+        str, Var("NATS_CREDS", "a credentials file for NATS", "the path of a readable file")
+    ] = ""
+    nats_data: Annotated[
+        str,
+        Var(
+            "BROADCAST_NATS_DATA", "the embedded server's data folder", "a path that can be written"
+        ),
+    ] = ".eventbus/nats"
+    nats_port: Annotated[
+        Port,
+        Var("BROADCAST_NATS_PORT", "the embedded server's port; 0 takes a free one", "0 to 65535"),
+    ] = 4222
+    connect_timeout: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_CONNECT_TIMEOUT",
+            "how long a start may wait for the broker",
+            "above 0, at most a year",
+        ),
+    ] = 10.0
+    publish_timeout: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_PUBLISH_TIMEOUT",
+            "how long a message is retried until the broker acknowledges it",
+            "above 0; at least 10 outlives a leader's election",
+        ),
+    ] = 15.0
+    history_messages: Annotated[
+        Count, Var("BROADCAST_HISTORY_MESSAGES", "messages kept of each channel", "1 or more")
+    ] = 100
+    history_seconds: Annotated[
+        Positive,
+        Var("BROADCAST_HISTORY_SECONDS", "how long messages are kept", "above 0, at most a year"),
+    ] = 600.0
+    history_bytes: Annotated[
+        Count, Var("BROADCAST_HISTORY_BYTES", "bytes kept of all channels", "1 or more")
+    ] = 1024**3
+    history_replicas: Annotated[
+        Literal[1, 3, 5],
+        Var("BROADCAST_HISTORY_REPLICAS", "copies of the stream in a NATS cluster", "1, 3 or 5"),
+    ] = 1
+    redis_host: Annotated[
+        str, Var("BROADCAST_REDIS_HOST", "Redis's host, or a redis:// URL", "a host name or URL")
+    ] = "127.0.0.1"
+    redis_port: Annotated[Port, Var("BROADCAST_REDIS_PORT", "Redis's port", "0 to 65535")] = 6379
+    redis_password: Annotated[
+        str, Var("BROADCAST_REDIS_PASSWORD", "Redis's password", "a string", secret=True)
+    ] = ""
+    redis_database: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        Var("BROADCAST_REDIS_DATABASE", "Redis's database number", "0 or more"),
+    ] = 0
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
+        """Read the settings; raises ConfigError with the variable, its value and what is allowed."""
+        settings = load(cls, environ)
+        Subjects(settings.namespace)
+        return settings
+
+
+def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:
+    """The settings that a struct declares, in their order."""
+    hints = typing.get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        var = _var(hints[field.name])
+        if var is not None:
+            yield Variable(field.name, var.name, var.help, var.allowed, field.default, var.secret)
+
+
+def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
+    """Make a settings struct from `environ` (the process's environment when None).
+
+    A variable that is empty counts as not set. Raises ConfigError naming the variable, its value
+    (secrets masked) and what is allowed; nothing falls back to a default in silence.
+    """
+    environ = os.environ if environ is None else environ
+    hints = typing.get_type_hints(struct, include_extras=True)
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(struct):
+        var = _var(hints[field.name])
+        if var is None or not (text := environ.get(var.name, "").strip()):
+            continue
+        values[field.name] = _convert(text, field.type, var)
+    return struct(**values)
+
+
+def _convert(text: str, type_: Any, var: Var) -> Any:
+    text = var.aliases.get(text, text)
+    value: Any = text
+    if type_ is bool:
+        value = _BOOLEANS.get(text.lower(), text)
+    elif typing.get_origin(type_) is tuple:
+        value = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return msgspec.convert(value, type_, strict=type_ is bool)
+    except msgspec.ValidationError as exc:
+        shown = MASK if var.secret else repr(text)
+        raise ConfigError(
+            f"{var.name}={shown}: {var.help}; allowed: {var.allowed}"
+            + ("" if var.secret else f" ({exc})"),
+            variable=var.name,
+        ) from None
+
+
+def _var(hint: Any) -> Var | None:
+    for extra in getattr(hint, "__metadata__", ()):
+        if isinstance(extra, Var):
+            return extra
+    return None

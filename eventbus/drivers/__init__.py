@@ -1,0 +1,1 @@
+"""Adapters: each carries messages over one system."""

@@ -1,0 +1,1 @@
+"""The catalogue of events that ships with eventbus."""
