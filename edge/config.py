@@ -1,0 +1,143 @@
+"""The edge's settings. Times are in seconds, sizes in bytes."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+
+from eventbus.config import Count, Port, Positive, Var, load
+
+__all__ = ["EdgeSettings"]
+
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
+
+
+class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an edge node is made from, beside the bus's own `eventbus.config.Settings`."""
+
+    websocket_enabled: Annotated[
+        bool,
+        Var("BROADCAST_WEBSOCKET_ENABLED", "whether the node takes WebSockets", "true or false"),
+    ] = True
+    host: Annotated[
+        str, Var("BROADCAST_WEBSOCKET_HOST", "the address to listen on", "a host name or address")
+    ] = "0.0.0.0"
+    port: Annotated[
+        Port,
+        Var("BROADCAST_WEBSOCKET_PORT", "the port to listen on; 0 takes a free one", "0 to 65535"),
+    ] = 8080
+    app: Annotated[
+        str,
+        Var(
+            "EDGE_APP",
+            "a module with your channel rules and authorizers, imported at the start",
+            "a dotted module name, such as myapp.channels",
+        ),
+    ] = ""
+    cors_allowed_origins: Annotated[
+        tuple[str, ...],
+        Var(
+            "CORS_ALLOWED_ORIGINS",
+            "origins that browsers may connect from, beside the node's own",
+            "origins such as https://example.com, separated by commas; * for any",
+        ),
+    ] = ()
+    api_key: Annotated[
+        str,
+        Var(
+            "BROADCAST_API_KEY",
+            "the key of the HTTP API and the metrics; without one they answer loopback only",
+            "a string",
+            secret=True,
+        ),
+    ] = ""
+    metrics_open: Annotated[
+        bool, Var("BROADCAST_METRICS_OPEN", "whether /metrics answers anybody", "true or false")
+    ] = False
+
+    jwt_secret: Annotated[
+        str,
+        Var(
+            "JWT_SECRET",
+            "the secret of tokens signed by HMAC",
+            "32 bytes or more for HS256, 48 for HS384, 64 for HS512",
+            secret=True,
+        ),
+    ] = ""
+    jwt_public_key: Annotated[
+        str,
+        Var("JWT_PUBLIC_KEY", "the public key of signed tokens", "the path of a PEM file"),
+    ] = ""
+    jwt_algorithms: Annotated[
+        tuple[Algorithm, ...],
+        Var(
+            "JWT_ALGORITHMS",
+            "the algorithms that a token may be signed with, all of one family",
+            "HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512 or EdDSA",
+        ),
+    ] = ("HS256",)
+    jwt_audience: Annotated[
+        str, Var("JWT_AUDIENCE", "what a token's aud must contain", "a string")
+    ] = "websocket"
+    jwt_issuer: Annotated[
+        str, Var("JWT_ISSUER", "what a token's iss must be; empty accepts any", "a string")
+    ] = ""
+    jwt_leeway: Annotated[
+        NotNegative, Var("JWT_LEEWAY", "how far clocks may differ", "0 or more")
+    ] = 5.0
+    auth_required: Annotated[
+        bool,
+        Var("BROADCAST_AUTH_REQUIRED", "whether a connection must have a token", "true or false"),
+    ] = False
+    auth_timeout: Annotated[
+        Positive,
+        Var("BROADCAST_AUTH_TIMEOUT", "how long a token may take to come, if required", "above 0"),
+    ] = 10.0
+    authorizer_timeout: Annotated[
+        Positive,
+        Var("BROADCAST_AUTHORIZER_TIMEOUT", "how long an authorizer may take", "above 0"),
+    ] = 5.0
+    token_grace: Annotated[
+        NotNegative,
+        Var("BROADCAST_TOKEN_GRACE", "how long an expired token still holds", "0 or more"),
+    ] = 10.0
+
+    heartbeat: Annotated[
+        Positive, Var("BROADCAST_HEARTBEAT", "the silence after which a client is asked", "above 0")
+    ] = 25.0
+    max_frame_bytes: Annotated[
+        Count, Var("BROADCAST_MAX_FRAME_BYTES", "the largest frame a client may send", "1 or more")
+    ] = 64 * 1024
+    max_whisper_bytes: Annotated[
+        Count, Var("BROADCAST_MAX_WHISPER_BYTES", "the largest data of a whisper", "1 or more")
+    ] = 10 * 1024
+    max_channels_per_connection: Annotated[
+        Count, Var("BROADCAST_MAX_CHANNELS_PER_CONNECTION", "channels of a connection", "1 or more")
+    ] = 100
+    max_connections: Annotated[
+        Count, Var("BROADCAST_MAX_CONNECTIONS", "connections of this node", "1 or more")
+    ] = 50_000
+    max_unsent_bytes: Annotated[
+        Count,
+        Var("BROADCAST_MAX_UNSENT_BYTES", "what may wait for a slow client", "1 or more"),
+    ] = 1024 * 1024
+    unsubscribe_after: Annotated[
+        NotNegative,
+        Var(
+            "BROADCAST_UNSUBSCRIBE_AFTER",
+            "how long a channel without subscribers is still listened to",
+            "0 or more",
+        ),
+    ] = 1.0
+    drain_time: Annotated[
+        NotNegative,
+        Var("BROADCAST_DRAIN_TIME", "over what time a stopping node lets clients go", "0 or more"),
+    ] = 10.0
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> "EdgeSettings":
+        """Read the settings; raises ConfigError: the variable, its value and what is allowed."""
+        return load(cls, environ)

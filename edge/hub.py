@@ -1,0 +1,84 @@
+"""Fan-out: which connections hear a channel, and one encoding of each message for all of them."""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from edge.outbox import Outbox, State
+from edge.protocols.vocabulary import ChannelMessage, WireFormat
+
+__all__ = ["Hub"]
+
+_NOBODY: Final[dict[str, Outbox]] = {}
+
+
+class Hub:
+    """Channels to outboxes. Pure: it arranges its flush through the `schedule` that it is given.
+
+    `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow` gets
+    each outbox that passed its bound, after the fan-out.
+    """
+
+    def __init__(
+        self,
+        schedule: Callable[[Callable[[], None]], object],
+        on_too_slow: Callable[[Outbox], None],
+    ) -> None:
+        self._schedule = schedule
+        self._on_too_slow = on_too_slow
+        self._channels: dict[str, dict[str, Outbox]] = {}
+        self._dirty: list[Outbox] = []
+
+    def add(self, channel: str, outbox: Outbox) -> None:
+        """Let a connection hear a channel; twice is as once."""
+        self._channels.setdefault(channel, {})[outbox.connection_id] = outbox
+
+    def remove(self, channel: str, connection_id: str) -> None:
+        """End that; a channel that nobody hears is forgotten."""
+        outboxes = self._channels.get(channel)
+        if outboxes is not None:
+            outboxes.pop(connection_id, None)
+            if not outboxes:
+                del self._channels[channel]
+
+    def count(self, channel: str) -> int:
+        """How many connections hear a channel."""
+        return len(self._channels.get(channel, _NOBODY))
+
+    @property
+    def channels(self) -> Iterable[str]:
+        """The channels that somebody hears."""
+        return self._channels.keys()
+
+    def deliver(self, message: ChannelMessage) -> int:
+        """Push a message to all that hear its channel; returns how many got it."""
+        outboxes = self._channels.get(message.channel)
+        if not outboxes:
+            return 0
+        encoded: dict[WireFormat, bytes] = {}
+        sent = 0
+        exclude = message.exclude
+        for connection_id, outbox in outboxes.items():
+            if connection_id == exclude:
+                continue
+            frame = encoded.get(outbox.format)
+            if frame is None:
+                frame = encoded[outbox.format] = outbox.format.message(message)
+            self.push(outbox, frame)
+            sent += 1
+        return sent
+
+    def push(self, outbox: Outbox, frame: bytes) -> None:
+        """Push one frame to one connection, in order with what the hub delivers to it."""
+        if outbox.push(frame):
+            if not self._dirty:
+                self._schedule(self.flush)
+            self._dirty.append(outbox)
+
+    def flush(self) -> None:
+        """Write what this turn has gathered."""
+        dirty, self._dirty = self._dirty, []
+        for outbox in dirty:
+            outbox.flush()
+            if outbox.state is State.TOO_SLOW:
+                outbox.close()
+                self._on_too_slow(outbox)

@@ -1,0 +1,207 @@
+"""The native protocol, `eventbus.v1`: JSON frames to commands, replies and messages to JSON."""
+
+import datetime
+from typing import Any, Final
+
+import msgspec
+
+from edge.protocols.framing import text_frame
+from edge.protocols.vocabulary import (
+    Acknowledged,
+    Authenticate,
+    Authenticated,
+    ChannelMessage,
+    Command,
+    Connected,
+    Failed,
+    Malformed,
+    Ping,
+    Pong,
+    Ref,
+    Reply,
+    Subscribe,
+    Subscribed,
+    TokenExpiring,
+    Unsubscribe,
+    Unsubscribed,
+    Whisper,
+)
+from eventbus.drivers.base import Position
+
+__all__ = ["ACTIONS", "BEARER_PREFIX", "PROTOCOL", "NativeWebSocket", "decode", "encode_reply"]
+
+PROTOCOL: Final = "eventbus.v1"
+BEARER_PREFIX: Final = "eventbus.bearer."
+
+ACTIONS: Final = ("ping", "auth", "subscribe", "join", "unsubscribe", "leave", "whisper")
+_MAX_HISTORY: Final = 1000
+
+
+class _Frame(msgspec.Struct):
+    action: str
+    channel: str | None = None
+    event: str | None = None
+    data: msgspec.Raw | None = None
+    ref: Ref = None
+
+
+class _RefOnly(msgspec.Struct):
+    ref: Ref = None
+
+
+class _AuthData(msgspec.Struct):
+    token: str
+
+
+class _SubscribeData(msgspec.Struct):
+    offset: int | None = None
+    epoch: str | None = None
+    history: int | None = None
+
+
+_decode_frame: Final = msgspec.json.Decoder(_Frame).decode
+_decode_ref: Final = msgspec.json.Decoder(_RefOnly).decode
+_decode_auth: Final = msgspec.json.Decoder(_AuthData).decode
+_decode_subscribe: Final = msgspec.json.Decoder(_SubscribeData).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Refused(Exception):
+    """A frame of a known action that lacks something, or has it wrong."""
+
+
+def decode(text: str) -> Command:
+    """One text frame as a command; whatever is wrong with it comes back as Malformed."""
+    try:
+        frame = _decode_frame(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
+        return Malformed("bad_request", f"not a command: {_reason(exc)}", _ref_of(text))
+    try:
+        return _command(frame)
+    except (_Refused, msgspec.DecodeError, RecursionError) as exc:
+        message = f"action {frame.action}: {_reason(exc)}"
+        return Malformed("bad_request", message, frame.ref)
+
+
+def _command(frame: _Frame) -> Command:
+    match frame.action:
+        case "ping":
+            return Ping(frame.data, frame.ref)
+        case "auth":
+            return Authenticate(_decode_auth(_data(frame)).token, frame.ref)
+        case "subscribe" | "join":
+            return _subscribe(frame)
+        case "unsubscribe" | "leave":
+            return Unsubscribe(_channel(frame), frame.ref)
+        case "whisper":
+            if frame.event is None:
+                raise _Refused("the field event is missing: a string is needed")
+            return Whisper(_channel(frame), frame.event, bytes(_data(frame)), frame.ref)
+        case _:
+            allowed = ", ".join(ACTIONS)
+            shown = frame.action[:40]
+            return Malformed(
+                "unknown_action", f"there is no action {shown!r}: allowed are {allowed}", frame.ref
+            )
+
+
+def _subscribe(frame: _Frame) -> Subscribe:
+    channel = _channel(frame)
+    asked = _decode_subscribe(frame.data) if frame.data is not None else _SubscribeData()
+    if (asked.offset is None) != (asked.epoch is None):
+        raise _Refused("data.offset and data.epoch go together: give both to resume, or neither")
+    if asked.offset is not None and asked.offset < 0:
+        raise _Refused("data.offset is negative: 0 or more is allowed")
+    if asked.history is not None and not 0 <= asked.history <= _MAX_HISTORY:
+        raise _Refused(f"data.history must be 0 to {_MAX_HISTORY}")
+    if asked.offset is not None and asked.history is not None:
+        raise _Refused("data has offset and history: either is allowed, not both")
+    resume = None
+    if asked.offset is not None and asked.epoch is not None:
+        resume = Position(asked.offset, asked.epoch)
+    return Subscribe(channel, resume, asked.history or 0, frame.ref)
+
+
+def _channel(frame: _Frame) -> str:
+    if frame.channel is None:
+        raise _Refused("the field channel is missing: a channel's name is needed")
+    return frame.channel
+
+
+def _data(frame: _Frame) -> msgspec.Raw:
+    if frame.data is None:
+        raise _Refused("the field data is missing")
+    return frame.data
+
+
+def _reason(exc: Exception) -> str:
+    return "its JSON is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
+
+
+def _ref_of(text: str) -> Ref:
+    try:
+        return _decode_ref(text).ref
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """A reply's JSON: always channel, event, data and timestamp."""
+    channel, event, data = _system_event(reply)
+    if (ref := getattr(reply, "ref", None)) is not None:
+        data["ref"] = ref
+    return _encode({"channel": channel, "event": event, "data": data, "timestamp": _now()})
+
+
+def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
+    match reply:
+        case Connected(connection_id, node, heartbeat_s):
+            about: dict[str, Any] = {"connection_id": connection_id, "node": node}
+            return None, "eb:connected", about | {"heartbeat_s": heartbeat_s, "protocol": PROTOCOL}
+        case Authenticated(user_id, expires_at):
+            return None, "eb:authenticated", {"user_id": user_id, "expires_at": _time(expires_at)}
+        case Subscribed(channel, kind, position, recovered):
+            offset, epoch = position or (None, None)
+            data = {"kind": kind.value, "offset": offset, "epoch": epoch}
+            if recovered is not None:
+                data["recovered"] = recovered
+            return channel, "eb:subscribed", data
+        case Unsubscribed(channel):
+            return channel, "eb:unsubscribed", {}
+        case Pong(echo):
+            return None, "pong", {"timestamp": _now(), "echo_data": echo}
+        case Acknowledged(channel):
+            return channel, "eb:ack", {}
+        case TokenExpiring(expires_at, in_s):
+            return None, "eb:token.expiring", {"expires_at": _time(expires_at), "in_s": in_s}
+        case Failed(code, message, channel):
+            return channel, "eb:error", {"code": code, "message": message}
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _time(unix: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(unix, datetime.UTC)
+
+
+def encode_message(message: ChannelMessage) -> bytes:
+    """A message's envelope as it came, with offset and epoch spliced in where it has them."""
+    if message.position is None:
+        return message.body
+    offset, epoch = message.position
+    # The envelope is an object with members, whatever white space ends it: read_payload saw to it.
+    return b'%b,"offset":%d,"epoch":"%b"}' % (message.body.rstrip()[:-1], offset, epoch.encode())
+
+
+class NativeWebSocket:
+    """The native protocol in WebSocket text frames."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """A text frame with the envelope."""
+        return text_frame(encode_message(message))
+
+    def reply(self, reply: Reply) -> bytes:
+        """A text frame with a system event."""
+        return text_frame(encode_reply(reply))

@@ -1,0 +1,186 @@
+"""What passes between the layers of the edge: plain values, of no wire format's own.
+
+A protocol turns a client's frames into commands, and replies and messages into bytes. A session
+turns commands into effects. Nothing here knows how any of it looks on the wire.
+"""
+
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from eventbus.channels import ChannelKind
+from eventbus.drivers.base import Position
+
+__all__ = [
+    "Acknowledged",
+    "Authenticate",
+    "Authenticated",
+    "ChannelMessage",
+    "Command",
+    "Connected",
+    "Failed",
+    "Malformed",
+    "Ping",
+    "Pong",
+    "Ref",
+    "Reply",
+    "Subscribe",
+    "Subscribed",
+    "TokenExpiring",
+    "Unsubscribe",
+    "Unsubscribed",
+    "Whisper",
+    "WireFormat",
+]
+
+Ref = str | int | None
+"""What a client gave with a command, to know its answer by."""
+
+
+class Ping(NamedTuple):
+    """Asks for a pong that carries `data` back."""
+
+    data: msgspec.Raw | None
+    ref: Ref
+
+
+class Authenticate(NamedTuple):
+    """Gives a token, or a newer one."""
+
+    token: str
+    ref: Ref
+
+
+class Subscribe(NamedTuple):
+    """Asks for a channel's messages, from `resume` on where it is given, or with the last few."""
+
+    channel: str
+    resume: Position | None
+    history: int
+    ref: Ref
+
+
+class Unsubscribe(NamedTuple):
+    """Wants no more of a channel."""
+
+    channel: str
+    ref: Ref
+
+
+class Whisper(NamedTuple):
+    """An event from a client to the other connections of a channel; `data` is JSON."""
+
+    channel: str
+    event: str
+    data: bytes
+    ref: Ref
+
+
+class Malformed(NamedTuple):
+    """A frame that is no command: the error to answer it with."""
+
+    code: str
+    message: str
+    ref: Ref
+
+
+Command = Ping | Authenticate | Subscribe | Unsubscribe | Whisper | Malformed
+
+
+class Connected(NamedTuple):
+    """The first thing a connection hears."""
+
+    connection_id: str
+    node: str
+    heartbeat_s: float
+
+
+class Authenticated(NamedTuple):
+    """A token was accepted; `expires_at` is in Unix seconds."""
+
+    user_id: str
+    expires_at: float
+    ref: Ref
+
+
+class Subscribed(NamedTuple):
+    """A subscription stands; exactly the channel's messages after `position` follow."""
+
+    channel: str
+    kind: ChannelKind
+    position: Position | None
+    recovered: bool | None
+    ref: Ref
+
+
+class Unsubscribed(NamedTuple):
+    """A subscription has ended."""
+
+    channel: str
+    ref: Ref
+
+
+class Pong(NamedTuple):
+    """The answer to a ping."""
+
+    data: msgspec.Raw | None
+    ref: Ref
+
+
+class Acknowledged(NamedTuple):
+    """A command without an answer of its own was carried out."""
+
+    channel: str
+    ref: Ref
+
+
+class TokenExpiring(NamedTuple):
+    """The token ends at `expires_at` (Unix seconds), in `in_s` seconds."""
+
+    expires_at: float
+    in_s: float
+
+
+class Failed(NamedTuple):
+    """A command was refused; the connection goes on."""
+
+    code: str
+    message: str
+    channel: str | None
+    ref: Ref
+
+
+Reply = (
+    Connected
+    | Authenticated
+    | Subscribed
+    | Unsubscribed
+    | Pong
+    | Acknowledged
+    | TokenExpiring
+    | Failed
+)
+
+
+class ChannelMessage(NamedTuple):
+    """A message on its way to a channel's subscribers; `body` is its checked envelope."""
+
+    channel: str
+    event: str
+    body: bytes
+    position: Position | None
+    exclude: str | None
+    """The id of the connection that must not receive it."""
+
+
+class WireFormat(Protocol):
+    """How replies and messages look to one kind of connection: the bytes that go to its socket.
+
+    Formats are shared: a message is encoded once for each format, not for each connection.
+    """
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """The bytes of a channel's message."""
+
+    def reply(self, reply: Reply) -> bytes:
+        """The bytes of an answer or a notice."""

@@ -1,0 +1,328 @@
+"""One connection's state machine: commands and answers in, effects out. No I/O, no clock.
+
+The node carries effects out in their order, and brings back what it learned through `verified`,
+`asked`, `joined` and so on, each of which gives further effects. Commands of one connection are
+handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
+"""
+
+from typing import Final, NamedTuple
+
+from edge.auth import Claims
+from edge.protocols.vocabulary import (
+    Acknowledged,
+    Authenticate,
+    Authenticated,
+    Command,
+    Connected,
+    Failed,
+    Malformed,
+    Ping,
+    Pong,
+    Ref,
+    Reply,
+    Subscribe,
+    Subscribed,
+    TokenExpiring,
+    Unsubscribe,
+    Unsubscribed,
+    Whisper,
+)
+from edge.rules import Allowed, Ask, ChannelRules, Denied, Rule
+from eventbus.channels import validate_channel
+from eventbus.drivers.base import Position
+from eventbus.errors import InvalidChannel, InvalidEventName
+from eventbus.message import validate_event_name
+
+__all__ = [
+    "Close",
+    "Consult",
+    "Effect",
+    "Heartbeat",
+    "Join",
+    "Leave",
+    "Send",
+    "Session",
+    "SessionLimits",
+    "Verify",
+    "WhisperOut",
+]
+
+CLIENT_EVENT_PREFIX: Final = "client-"
+EXPIRY_NOTICE_S: Final = 60.0
+BAD_TOKENS: Final = 3
+
+
+class SessionLimits(NamedTuple):
+    """What a connection may do; the defaults are those of the wire protocol."""
+
+    heartbeat_s: float = 25.0
+    max_channels: int = 100
+    max_whisper_bytes: int = 10 * 1024
+    token_required: bool = False
+    token_timeout_s: float = 10.0
+    token_grace_s: float = 10.0
+
+
+class Send(NamedTuple):
+    """Give the client a reply."""
+
+    reply: Reply
+
+
+class Verify(NamedTuple):
+    """Check a token, then call `verified` or `token_rejected`."""
+
+    token: str
+    ref: Ref
+
+
+class Consult(NamedTuple):
+    """Ask an authorizer of the application, then call `consulted`."""
+
+    command: Subscribe
+    question: Ask
+
+
+class Join(NamedTuple):
+    """Listen to the channel, then call `joined` or `not_joined`; only then deliver its messages."""
+
+    command: Subscribe
+    rule: Rule
+
+
+class Leave(NamedTuple):
+    """Deliver no more of the channel."""
+
+    channel: str
+
+
+class WhisperOut(NamedTuple):
+    """Carry a client's event to the others of its channel, then call `whispered`."""
+
+    command: Whisper
+    event: str
+    user_id: str | None
+
+
+class Heartbeat(NamedTuple):
+    """Ask the client whether it is there."""
+
+
+class Close(NamedTuple):
+    """End the connection with a close code."""
+
+    code: int
+    reason: str
+
+
+Effect = Send | Verify | Consult | Join | Leave | WhisperOut | Heartbeat | Close
+
+
+class Session:
+    """What one connection is, whatever protocol it speaks."""
+
+    def __init__(
+        self, connection_id: str, rules: ChannelRules, limits: SessionLimits, now: float
+    ) -> None:
+        self.connection_id = connection_id
+        self.claims: Claims | None = None
+        self.channels: dict[str, Rule] = {}
+        self._rules = rules
+        self._limits = limits
+        self._bad_tokens = 0
+        self._opened = now
+        self._last_seen = now
+        self._asked_at: float | None = None
+        self._expires: float | None = None
+        self._notice: float | None = None
+
+    def open(self, node: str) -> list[Effect]:
+        """What a new connection hears first."""
+        return [Send(Connected(self.connection_id, node, self._limits.heartbeat_s))]
+
+    def receive(self, command: Command, now: float) -> list[Effect]:
+        """Answer one command."""
+        self.heard(now)
+        match command:
+            case Ping(data, ref):
+                return [Send(Pong(data, ref))]
+            case Authenticate(token, ref):
+                return [Verify(token, ref)]
+            case Subscribe():
+                return self._subscribe(command, now)
+            case Unsubscribe(channel, ref):
+                return self._unsubscribe(channel, ref)
+            case Whisper():
+                return self._whisper(command, now)
+            case Malformed(code, message, ref):
+                return [_failed(code, message, None, ref)]
+
+    def heard(self, now: float) -> None:
+        """The client is there: a frame came, of whatever kind."""
+        self._last_seen = now
+        self._asked_at = None
+
+    # Tokens
+
+    def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
+        """Take a verified token; `expires_in` is what is left of its life, in seconds."""
+        self.claims = claims
+        self._expires = now + expires_in
+        self._notice = self._expires - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
+
+    def verified(self, claims: Claims, expires_in: float, ref: Ref, now: float) -> list[Effect]:
+        """A token that the client gave by a command is good."""
+        if self.claims is not None and self.claims.user_id != claims.user_id:
+            message = "the token is another user's: open a connection of its own for it"
+            return [_failed("forbidden", message, None, ref)]
+        self.authenticate(claims, expires_in, now)
+        self._bad_tokens = 0
+        return [Send(Authenticated(claims.user_id, claims.exp, ref))]
+
+    def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
+        """A token that the client gave by a command is not; the connection goes on as it was."""
+        self._bad_tokens += 1
+        effects: list[Effect] = [_failed(code, message, None, ref)]
+        if self._bad_tokens >= BAD_TOKENS:
+            effects.append(Close(4001, f"{BAD_TOKENS} tokens were refused"))
+        return effects
+
+    # Channels
+
+    def _subscribe(self, command: Subscribe, now: float) -> list[Effect]:
+        channel = command.channel
+        try:
+            validate_channel(channel)
+        except InvalidChannel as exc:
+            return [_failed("invalid_channel", str(exc), None, command.ref)]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
+        if channel in self.channels:
+            return [Join(command, self.channels[channel])]
+        if len(self.channels) >= self._limits.max_channels:
+            message = f"a connection may have {self._limits.max_channels} channels: leave one first"
+            return [_failed("limit_exceeded", message, channel, command.ref)]
+        match self._rules.decide(channel, self.claims):
+            case Allowed(rule):
+                return [Join(command, rule)]
+            case Denied(code, message):
+                return [_failed(code, message, channel, command.ref)]
+            case Ask() as question:
+                return [Consult(command, question)]
+
+    def consulted(self, command: Subscribe, decision: Allowed | Denied) -> list[Effect]:
+        """The application's authorizer has decided."""
+        match decision:
+            case Allowed(rule):
+                return [Join(command, rule)]
+            case Denied(code, message):
+                return [_failed(code, message, command.channel, command.ref)]
+
+    def joined(
+        self, command: Subscribe, rule: Rule, position: Position | None, recovered: bool | None
+    ) -> list[Effect]:
+        """The channel is listened to: what follows is exactly its messages after `position`."""
+        channel = command.channel
+        self.channels[channel] = rule
+        return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref))]
+
+    def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
+        """The bus could not be listened to."""
+        return [_failed("unavailable", message, command.channel, command.ref)]
+
+    def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
+        try:
+            validate_channel(channel)
+        except InvalidChannel as exc:
+            return [_failed("invalid_channel", str(exc), None, ref)]
+        if self.channels.pop(channel, None) is None:
+            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
+        return [Leave(channel), Send(Unsubscribed(channel, ref))]
+
+    # Client events
+
+    def _whisper(self, command: Whisper, now: float) -> list[Effect]:
+        channel, event, data, ref = command
+        try:
+            validate_channel(channel)
+        except InvalidChannel as exc:
+            return [_failed("invalid_channel", str(exc), None, ref)]
+        try:
+            validate_event_name(event)
+        except InvalidEventName as exc:
+            return [_failed("bad_request", str(exc), channel, ref)]
+        rule = self.channels.get(channel)
+        if rule is None:
+            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
+        if not rule.whisper:
+            message = f"channel {channel} takes no client events"
+            return [_failed("forbidden", message, channel, ref)]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, channel, ref)]
+        limit = self._limits.max_whisper_bytes
+        if len(data) > limit:
+            message = f"the data has {len(data)} bytes: at most {limit} are allowed"
+            return [_failed("payload_too_large", message, channel, ref)]
+        name = event if event.startswith(CLIENT_EVENT_PREFIX) else CLIENT_EVENT_PREFIX + event
+        user_id = self.claims.user_id if self.claims else None
+        return [WhisperOut(command, name, user_id)]
+
+    def whispered(self, command: Whisper, fault: str | None) -> list[Effect]:
+        """The client event is on the bus, or `fault` says why not."""
+        if fault is not None:
+            return [_failed("unavailable", fault, command.channel, command.ref)]
+        return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]
+
+    # Time
+
+    def deadline(self) -> float:
+        """When `tick` is to be called next, if nothing happens before."""
+        asked = self._asked_at if self._asked_at is not None else self._last_seen
+        times = [asked + self._limits.heartbeat_s]
+        if self._notice is not None:
+            times.append(self._notice)
+        elif self._expires is not None:
+            times.append(self._expires + self._limits.token_grace_s)
+        if self._token_is_late_at is not None:
+            times.append(self._token_is_late_at)
+        return min(times)
+
+    def tick(self, now: float) -> list[Effect]:
+        """What the passing of time asks for."""
+        if self._token_is_late_at is not None and now >= self._token_is_late_at:
+            return [Close(4001, f"no token within {self._limits.token_timeout_s:g} s")]
+        if self._expires is not None and now >= self._expires + self._limits.token_grace_s:
+            return [Close(4202, "the token has expired and was not refreshed")]
+        effects: list[Effect] = []
+        if self._notice is not None and now >= self._notice:
+            self._notice = None
+            if self.claims is not None and self._expires is not None and now < self._expires:
+                left = round(self._expires - now, 1)
+                effects.append(Send(TokenExpiring(self.claims.exp, left)))
+        if self._asked_at is not None:
+            if now >= self._asked_at + self._limits.heartbeat_s:
+                return [*effects, Close(4203, "no answer to the heartbeat")]
+        elif now >= self._last_seen + self._limits.heartbeat_s:
+            self._asked_at = now
+            effects.append(Heartbeat())
+        return effects
+
+    @property
+    def _token_is_late_at(self) -> float | None:
+        if self._limits.token_required and self.claims is None:
+            return self._opened + self._limits.token_timeout_s
+        return None
+
+    def _has_expired(self, now: float) -> bool:
+        return self._expires is not None and now >= self._expires
+
+
+_EXPIRED: Final = "the token has expired: give a new one by the action auth"
+
+
+def _not_subscribed(channel: str) -> str:
+    return f"this connection is not subscribed to {channel}"
+
+
+def _failed(code: str, message: str, channel: str | None, ref: Ref) -> Send:
+    return Send(Failed(code, message, channel, ref))
