@@ -14,8 +14,10 @@ __all__ = [
     "HEADER_EXCEPT",
     "HEADER_ID",
     "HEADER_REASON",
+    "HEADER_VERSION",
     "MAX_EVENT_NAME",
     "Message",
+    "Receipt",
     "encode_data",
     "is_reserved_event",
     "new_id",
@@ -30,6 +32,8 @@ HEADER_EVENT: Final = "Eb-Event"
 """The event name of a payload that is not an envelope."""
 HEADER_REASON: Final = "Eb-Reason"
 """Why a payload was put on a quarantine subject."""
+HEADER_VERSION: Final = "Eb-Version"
+"""The version of the event type that the data follows; 1 when the header is absent."""
 
 MAX_EVENT_NAME: Final = 200
 _RESERVED_PREFIXES: Final = ("eb:", "pusher:", "pusher_internal:")
@@ -116,3 +120,17 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     def encode(self) -> bytes:
         """The envelope, `{"channel":…,"event":…,"data":…,"timestamp":…,"id":…}`."""
         return _encoder.encode(self)
+
+
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is known of a message once it is published.
+
+    `offset` and `epoch` are its place in the stream; both are None for a volatile message, and on
+    a driver without history. `duplicate`: the stream held this id already and kept one copy.
+    """
+
+    channel: str
+    id: str
+    offset: int | None
+    epoch: str | None
+    duplicate: bool = False
