@@ -1,0 +1,116 @@
+/** A small area chart of the last 90 seconds, drawn as SVG; its colours are the style sheet's. */
+
+export const WINDOW_MS = 90_000;
+const GAP_MS = 5_000; // a longer silence is shown as one, not bridged by a line
+
+export class Chart {
+  #name;
+  #format;
+  #max;
+  #points = [];
+  #drawing = false;
+  #parts = {};
+
+  /** `max` is the scale's end; when left out, it follows the values. */
+  constructor(element, { name, format, max }) {
+    this.#name = name;
+    this.#format = format;
+    this.#max = max;
+    this.element = element;
+    element.append(this.#build());
+    const readout = document.createElement("output");
+    readout.hidden = true;
+    element.append(readout);
+    this.#parts.readout = readout;
+    element.addEventListener("pointermove", (event) => this.#point(event));
+    element.addEventListener("pointerleave", () => this.#unpoint());
+  }
+
+  add(time, value) {
+    this.#points.push({ time, value });
+    while (this.#points[0].time < time - WINDOW_MS) this.#points.shift();
+    if (this.#drawing) return;
+    this.#drawing = true;
+    requestAnimationFrame(() => this.#draw());
+  }
+
+  get values() {
+    return this.#points.map((point) => point.value);
+  }
+
+  #build() {
+    const make = (tag, attributes) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+      return node;
+    };
+    const svg = make("svg", {
+      viewBox: "0 0 100 100",
+      preserveAspectRatio: "none",
+      role: "img",
+      "aria-label": `${this.#name}: no measurement yet`,
+    });
+    this.#parts = {
+      svg,
+      area: make("path", { class: "area" }),
+      line: make("path", { class: "line" }),
+      cursor: make("path", { class: "cursor" }),
+    };
+    const rules = make("path", { class: "rule", d: "M0 50H100M0 99.5H100" });
+    svg.append(rules, this.#parts.area, this.#parts.line, this.#parts.cursor);
+    return svg;
+  }
+
+  get #end() {
+    return this.#points.at(-1)?.time ?? 0;
+  }
+
+  #x(time) {
+    return 100 - ((this.#end - time) / WINDOW_MS) * 100;
+  }
+
+  #draw() {
+    this.#drawing = false;
+    const highest = Math.max(...this.values);
+    const scale = this.#max ?? Math.max(highest * 1.25, 1e-9);
+    const runs = [];
+    let before = -Infinity;
+    for (const { time, value } of this.#points) {
+      if (time - before > GAP_MS) runs.push([]);
+      const y = 98 - Math.min(value / scale, 1) * 94;
+      runs.at(-1).push(`${this.#x(time).toFixed(2)} ${y.toFixed(2)}`);
+      before = time;
+    }
+    const lines = runs.map((run) => `M${run.join("L")}`);
+    this.#parts.line.setAttribute("d", lines.join(""));
+    const areas = runs.map(
+      (run, i) => `${lines[i]}L${run.at(-1).split(" ")[0]} 100L${run[0].split(" ")[0]} 100Z`,
+    );
+    this.#parts.area.setAttribute("d", areas.join(""));
+    const now = this.#format(this.#points.at(-1).value);
+    const label = `${this.#name}, the last 90 seconds: now ${now}, highest ${this.#format(highest)}`;
+    this.#parts.svg.setAttribute("aria-label", label);
+  }
+
+  #point(event) {
+    if (!this.#points.length) return;
+    const box = this.element.getBoundingClientRect();
+    const part = (event.clientX - box.left) / box.width;
+    const time = this.#end - (1 - part) * WINDOW_MS;
+    const distance = (point) => Math.abs(point.time - time);
+    const near = this.#points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
+    const x = this.#x(near.time);
+    this.#parts.cursor.setAttribute("d", `M${x} 0V100`);
+    const { readout } = this.#parts;
+    const ago = Math.round((this.#end - near.time) / 1000);
+    readout.textContent = `${this.#format(near.value)}, ${ago ? `${ago} s ago` : "now"}`;
+    readout.hidden = false;
+    const room = box.width - readout.offsetWidth - 8;
+    readout.style.left = `${Math.max(8, Math.min(room, (x / 100) * box.width + 8))}px`;
+  }
+
+  #unpoint() {
+    this.#parts.cursor.setAttribute("d", "");
+    this.#parts.readout.hidden = true;
+  }
+}

@@ -1,0 +1,129 @@
+/**
+ * The chat room. A browser may not publish an application's events, so what a guest writes travels
+ * as a whisper to the other connections of the channel; the service's own lines are `ChatMessage`
+ * events. A whisper's `user_id` is the edge's word for who sent it, so names are made from that.
+ */
+
+const MOST_MESSAGES = 200;
+const TYPING_EVERY_MS = 2_000;
+const TYPING_ENDS_MS = 4_000;
+
+const byId = (id) => document.getElementById(id);
+const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+
+/** `amber-otter-4821` is Amber Otter. */
+export function guestName(userId) {
+  const words = String(userId ?? "somebody").split("-").filter((word) => !/^\d+$/.test(word));
+  return words.map((word) => word.charAt(0).toUpperCase() + word.slice(1)).join(" ");
+}
+
+export class Chat {
+  #room;
+  #me = null;
+  #log = byId("chat-log");
+  #input = byId("chat-input");
+  #button = document.querySelector("#chat-form button");
+  #typists = new Map(); // user id -> the timer that ends it
+  #lastTyping = 0;
+
+  /** `room` is the subscription of the channel. */
+  constructor(room) {
+    this.#room = room;
+    room.on("ChatMessage", (data, { timestamp }) => this.#fromService(data, timestamp));
+    room.on("client-message", (data, message) => this.#fromGuest(data, message));
+    room.on("client-typing", (data, { user_id }) => this.#typing(user_id));
+    room.on("eb:subscribed", () => this.#ready(true));
+    room.on("eb:error", ({ message }) => this.#add({ kind: "fault", text: message }));
+    byId("chat-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send();
+    });
+    this.#input.addEventListener("input", () => this.#tellTyping());
+    this.#ready(false);
+  }
+
+  set me(userId) {
+    this.#me = userId;
+    byId("me").textContent = `You are ${guestName(userId)}`;
+  }
+
+  /** There is no connection: nothing can be sent, but what is being written stays. */
+  offline() {
+    this.#ready(false);
+    for (const userId of [...this.#typists.keys()]) this.#stopTyping(userId);
+  }
+
+  #ready(is) {
+    this.#button.disabled = !is;
+    this.#input.placeholder = is ? "Say something" : "Waiting for the connection";
+  }
+
+  #send() {
+    const text = this.#input.value.trim();
+    if (!text || !this.#room.whisper("message", { text })) return;
+    this.#add({ kind: "mine", name: "You", text, timestamp: Date.now() });
+    this.#input.value = "";
+    this.#lastTyping = 0;
+    this.#log.scrollTop = this.#log.scrollHeight;
+  }
+
+  #tellTyping() {
+    const now = Date.now();
+    if (!this.#input.value || now - this.#lastTyping < TYPING_EVERY_MS) return;
+    if (this.#room.whisper("typing", {})) this.#lastTyping = now;
+  }
+
+  #fromService({ author, text }, timestamp) {
+    this.#add({ kind: "machine", name: author, text, timestamp });
+  }
+
+  #fromGuest(data, { user_id: userId, timestamp }) {
+    this.#stopTyping(userId);
+    if (typeof data?.text !== "string") return; // another client's whisper may be anything
+    const mine = userId === this.#me;
+    const name = mine ? "You, in another tab" : guestName(userId);
+    this.#add({ kind: mine ? "mine" : "theirs", name, text: data.text, timestamp });
+  }
+
+  #typing(userId) {
+    clearTimeout(this.#typists.get(userId));
+    this.#typists.set(userId, setTimeout(() => this.#stopTyping(userId), TYPING_ENDS_MS));
+    this.#showTyping();
+  }
+
+  #stopTyping(userId) {
+    clearTimeout(this.#typists.get(userId));
+    this.#typists.delete(userId);
+    this.#showTyping();
+  }
+
+  #showTyping() {
+    const names = [...this.#typists.keys()].map(guestName);
+    const several = names.length > 2 ? "Several guests are typing…" : `${names.join(" and ")} are typing…`;
+    byId("chat-typing").textContent =
+      names.length > 1 ? several : names.length ? `${names[0]} is typing…` : "";
+  }
+
+  #add({ kind, name, text, timestamp }) {
+    byId("chat-empty")?.remove();
+    const log = this.#log;
+    const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    const item = document.createElement("div");
+    item.className = `message ${kind}`;
+    if (name) {
+      const who = document.createElement("p");
+      who.className = "who";
+      const strong = document.createElement("b");
+      strong.textContent = name;
+      who.append(strong, ` ${time.format(new Date(timestamp))}`);
+      item.append(who);
+    }
+    const body = document.createElement("p");
+    body.className = "text";
+    body.textContent = text;
+    item.append(body);
+    log.append(item);
+    while (log.children.length > MOST_MESSAGES) log.firstElementChild.remove();
+    if (atEnd) log.scrollTop = log.scrollHeight; // else somebody is reading further up
+  }
+}

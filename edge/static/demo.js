@@ -1,0 +1,181 @@
+/** The demo's page: this machine's measurements, a chat room, and the events as they arrive. */
+
+import { Chat } from "./demo-chat.js";
+import { Chart } from "./demo-chart.js";
+import { connect } from "./eventbus.js";
+
+const MOST_ROWS = 40;
+const byId = (id) => document.getElementById(id);
+const percent = (value) => `${value.toFixed(0)} %`;
+const decimals = (value) => value.toFixed(value < 10 ? 2 : 1);
+const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
+const gigabytes = (bytes) => {
+  const value = bytes / 1024 ** 3;
+  return value.toFixed(value < 10 ? 1 : 0);
+};
+
+/** The wall clock in milliseconds with a fraction, which Date.now() lacks. */
+let clockOrigin = performance.timeOrigin;
+function now() {
+  const fine = clockOrigin + performance.now();
+  const coarse = Date.now();
+  if (Math.abs(fine - coarse) < 5) return fine;
+  clockOrigin = coarse - performance.now(); // the machine slept, or its clock was set
+  return coarse;
+}
+
+/** An RFC 3339 time in milliseconds; Date.parse drops what is finer. */
+function parseTime(text) {
+  const finer = /\.\d{3}(\d+)/.exec(text)?.[1];
+  return Date.parse(text) + (finer ? Number(`0.${finer}`) : 0);
+}
+
+// --- who this tab is
+
+async function token() {
+  const guest = sessionStorage.getItem("guest");
+  const answer = await fetch(`demo/token${guest ? `?guest=${encodeURIComponent(guest)}` : ""}`);
+  if (!answer.ok) throw new Error(`the demo answered ${answer.status}`);
+  const given = await answer.json();
+  sessionStorage.setItem("guest", given.user_id);
+  chat.me = given.user_id;
+  byId("try").textContent = `nats pub -s ${given.nats_url} eb.event.general '{"hello": "world"}'`;
+  return given.token;
+}
+
+const bus = connect({ url: "ws", token });
+const room = bus.subscribe("chat.lobby", {}, { history: 20 });
+const chat = new Chat(room);
+const metrics = bus.subscribe("public", {}, { history: 100 });
+const general = bus.subscribe("general");
+
+// --- measurements
+
+const charts = {};
+for (const [id, name, format, max] of [
+  ["cpu", "CPU", percent, 100],
+  ["memory", "Memory", percent, 100],
+  ["load", "Load", decimals],
+  ["latency", "Event latency", milliseconds],
+]) {
+  charts[id] = new Chart(document.querySelector(`#${id} .chart`), { name, format, max });
+}
+
+function show(id, value, detail) {
+  const card = byId(id);
+  card.querySelector(".value").textContent = value;
+  if (detail) card.querySelector(".detail").textContent = detail;
+}
+
+metrics.on("DashboardMetrics", (data, { timestamp }) => {
+  const at = parseTime(timestamp);
+  charts.cpu.add(at, data.cpu_percent);
+  charts.memory.add(at, data.memory_percent);
+  charts.load.add(at, data.load_1);
+  show("cpu", data.cpu_percent.toFixed(0), `${data.cpu_count} cores`);
+  const memory = `${gigabytes(data.memory_used)} of ${gigabytes(data.memory_total)} GB`;
+  show("memory", data.memory_percent.toFixed(0), memory);
+  const load = `${decimals(data.load_5)} in 5 min, ${decimals(data.load_15)} in 15`;
+  show("load", decimals(data.load_1), load);
+  const disk = `${gigabytes(data.disk_used)} of ${gigabytes(data.disk_total)} GB`;
+  show("disk", data.disk_percent.toFixed(0), disk);
+  document.querySelector("#disk meter").value = data.disk_percent;
+  byId("host").textContent = `Live measurements of ${data.host}`;
+});
+
+// --- events as they arrive, and how long that took
+
+let count = 0;
+
+function arrived(subscription) {
+  let since = Infinity; // what is older was replayed, and its age is no latency
+  subscription.on("eb:subscribed", () => (since = now()));
+  subscription.on("*", (data, { channel, event, timestamp }) => {
+    const sent = parseTime(timestamp);
+    const latency = sent < since ? null : Math.max(0, now() - sent);
+    if (latency !== null) tellLatency(sent, latency);
+    if (event === "client-typing") return;
+    count += 1;
+    byId("tail-count").textContent = count.toLocaleString();
+    byId("tail-empty").hidden = true;
+    const row = document.createElement("li");
+    const cells = [
+      ["b", event],
+      ["span", channel],
+      ["span", latency === null ? "replayed" : milliseconds(latency)],
+      ["span", JSON.stringify(data)?.slice(0, 300) ?? ""],
+    ].map(([tag, text]) => Object.assign(document.createElement(tag), { textContent: text }));
+    cells[3].className = "data";
+    row.append(...cells);
+    const tail = byId("tail");
+    tail.prepend(row);
+    while (tail.children.length > MOST_ROWS) tail.lastElementChild.remove();
+  });
+}
+
+function tellLatency(sent, latency) {
+  charts.latency.add(sent, latency);
+  const sorted = charts.latency.values.sort((a, b) => a - b);
+  const median = sorted[Math.floor(sorted.length / 2)];
+  const detail = `Median ${milliseconds(median)}, highest ${milliseconds(sorted.at(-1))}`;
+  show("latency", latency.toFixed(latency < 10 ? 1 : 0), detail);
+}
+
+[metrics, room, general].forEach(arrived);
+
+byId("copy").addEventListener("click", async ({ currentTarget: button }) => {
+  try {
+    await navigator.clipboard.writeText(byId("try").textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(byId("try")); // the clipboard is not this page's to write
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+});
+
+// --- the connection's state
+
+const WORDS = {
+  connecting: "Connecting",
+  connected: "Live",
+  disconnected: "Reconnecting",
+  closed: "Disconnected",
+};
+let retryAt = 0;
+let countdown;
+
+bus.on("state", ({ state, code, reason, retryAt: at }) => {
+  document.body.dataset.state = state;
+  byId("status").textContent = WORDS[state];
+  clearInterval(countdown);
+  if (state === "connected") {
+    byId("lost").hidden = true;
+    return;
+  }
+  chat.offline();
+  if (state === "disconnected") {
+    retryAt = at;
+    byId("lost-title").textContent = "The connection is lost.";
+    byId("retry").textContent = "Try now";
+    countdown = setInterval(tellRetry, 500);
+    tellRetry();
+    byId("lost").hidden = false;
+  } else if (state === "closed") {
+    byId("lost-title").textContent = "The server has ended this connection.";
+    byId("lost-detail").textContent = `It gave the code ${code}${reason ? `: ${reason}` : "."}`;
+    byId("retry").textContent = "Reload";
+    byId("lost").hidden = false;
+  }
+});
+
+function tellRetry() {
+  const seconds = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
+  byId("lost-detail").textContent =
+    `Trying again ${seconds ? `in ${seconds} s` : "now"}; what was missed will be caught up.`;
+}
+
+byId("retry").addEventListener("click", () => {
+  if (bus.state === "closed") location.reload();
+  else bus.reconnect();
+});
