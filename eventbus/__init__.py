@@ -1,1 +1,79 @@
-"""Typed, real-time event broadcasting for Python, with NATS at its centre."""
+"""Typed, real-time event broadcasting for Python, with NATS at its centre.
+
+What a service imports. Drivers, the embedded server and the testing support have modules of their
+own, which are imported by those who need them.
+"""
+
+from eventbus.bus import BusState, EventBus
+from eventbus.channels import ChannelKind, Pattern, Subjects, validate_channel
+from eventbus.config import Settings
+from eventbus.drivers import create_driver
+from eventbus.errors import (
+    BusStateError,
+    ConfigError,
+    ConnectionFailed,
+    DispatchFailed,
+    DriverError,
+    EncodingError,
+    EventBusError,
+    EventDefinitionError,
+    EventFieldError,
+    InvalidChannel,
+    InvalidEventName,
+    InvalidName,
+    InvalidPattern,
+    InvalidPayload,
+    NotSupported,
+    PublishFailed,
+    ServerError,
+    StreamMismatch,
+)
+from eventbus.events import (
+    Event,
+    EventDefinition,
+    EventMeta,
+    ShouldBroadcast,
+    event_definition,
+    event_type,
+    event_types,
+)
+from eventbus.message import Message, Receipt, validate_event_name
+
+__all__ = [
+    "BusState",
+    "BusStateError",
+    "ChannelKind",
+    "ConfigError",
+    "ConnectionFailed",
+    "DispatchFailed",
+    "DriverError",
+    "EncodingError",
+    "Event",
+    "EventBus",
+    "EventBusError",
+    "EventDefinition",
+    "EventDefinitionError",
+    "EventFieldError",
+    "EventMeta",
+    "InvalidChannel",
+    "InvalidEventName",
+    "InvalidName",
+    "InvalidPattern",
+    "InvalidPayload",
+    "Message",
+    "NotSupported",
+    "Pattern",
+    "PublishFailed",
+    "Receipt",
+    "ServerError",
+    "Settings",
+    "ShouldBroadcast",
+    "StreamMismatch",
+    "Subjects",
+    "create_driver",
+    "event_definition",
+    "event_type",
+    "event_types",
+    "validate_channel",
+    "validate_event_name",
+]

@@ -7,10 +7,11 @@
     │   ├── InvalidPattern          a channel pattern
     │   └── InvalidEventName        an event name, reserved ones included
     ├── EventDefinitionError        an event class that cannot be: two of one name, a bad template
-    ├── EventFieldError             an event whose field does not fit its channel template
+    ├── EventFieldError             an event whose field does not fit its type or channel template
     ├── InvalidPayload              bytes from the bus that are no message; `reason` is for machines
     ├── EncodingError               data that cannot be made JSON, or a message over the size limit
     ├── BusStateError               no bus is open, or this one is not
+    ├── DispatchFailed              some of several messages were not published; holds each failure
     └── DriverError                 a driver's fault; `driver` names it
         ├── ConnectionFailed        the broker cannot be reached, or refuses us
         ├── PublishFailed           a message that the broker has not acknowledged
@@ -21,10 +22,13 @@
 Errors of third-party libraries are mapped to these where they enter (in the drivers).
 """
 
+from collections.abc import Mapping, Sequence
+
 __all__ = [
     "BusStateError",
     "ConfigError",
     "ConnectionFailed",
+    "DispatchFailed",
     "DriverError",
     "EncodingError",
     "EventBusError",
@@ -79,7 +83,7 @@ class EventDefinitionError(EventBusError, TypeError):
 
 
 class EventFieldError(EventBusError, ValueError):
-    """An event's field does not fit its channel template; names event, field and value."""
+    """An event's field does not fit its type or its channel template; names event and field."""
 
     def __init__(self, message: str, *, event: str, field: str) -> None:
         super().__init__(message)
@@ -101,6 +105,21 @@ class EncodingError(EventBusError, ValueError):
 
 class BusStateError(EventBusError, RuntimeError):
     """The bus is not in the state that the call needs."""
+
+
+class DispatchFailed(EventBusError):
+    """Some of several messages were not published; the others were.
+
+    `failures` holds the error of each channel that failed (of the first message, where several
+    went to one channel), `receipts` what was published. The errors are the cause's, as a group.
+    """
+
+    def __init__(
+        self, message: str, *, failures: Mapping[str, Exception], receipts: Sequence[object]
+    ) -> None:
+        super().__init__(message)
+        self.failures = failures
+        self.receipts = receipts
 
 
 class DriverError(EventBusError):

@@ -191,33 +191,34 @@ def _define(
     version: int,
     abstract: bool,
 ) -> EventDefinition:
+    where = qualified_name(cls)
     inherited = event_definition(cls)
     fields = cls.__struct_fields__
     if taken := sorted(_RESERVED_FIELDS.intersection(fields)):
         raise EventDefinitionError(
-            f"{qualified_name(cls)}: a field cannot be called {taken[0]!r}: every event has that attribute"
+            f"{where}: a field cannot be called {taken[0]!r}: every event has that attribute"
         )
     if type(version) is not int or version < 1:
         raise EventDefinitionError(
-            f"{qualified_name(cls)}: version={version!r}: an integer of at least 1 is allowed"
+            f"{where}: version={version!r}: an integer of at least 1 is allowed"
         )
     template = inherited.channel if channel is None else _parse_template(cls, channel)
     if not abstract and template is not None:
         for field in template.names:
             if field not in fields:
                 raise EventDefinitionError(
-                    f"{qualified_name(cls)}: channel={template.text!r} names {{{field}}}, which is no "
+                    f"{where}: channel={template.text!r} names {{{field}}}, which is no "
                     f"field: the fields are {', '.join(fields) or 'none'}"
                 )
     if not abstract and issubclass(cls, ShouldBroadcast):
         if template is None and cls.broadcast_on is ShouldBroadcast.broadcast_on:
             raise EventDefinitionError(
-                f"{qualified_name(cls)} is broadcast and has no channel: give the class "
+                f"{where} is broadcast and has no channel: give the class "
                 "`channel=...`, override broadcast_on(), or say `abstract=True`"
             )
     elif not abstract and channel is not None:
         raise EventDefinitionError(
-            f"{qualified_name(cls)} has a channel and is not broadcast: mix in ShouldBroadcast"
+            f"{where} has a channel and is not broadcast: mix in ShouldBroadcast"
         )
     return EventDefinition(
         name=_check_name(cls, cls.__name__ if name is None else name),
@@ -245,8 +246,8 @@ def _parse_template(cls: type, channel: str) -> Pattern:
         raise EventDefinitionError(f"{qualified_name(cls)}: channel={channel!r}: {exc}") from None
     if not {"*", ">"}.isdisjoint(channel.split(".")):
         raise EventDefinitionError(
-            f"{qualified_name(cls)}: channel={channel!r} has a wildcard, and an event is broadcast on one "
-            "channel: allowed are literal tokens and {field}"
+            f"{qualified_name(cls)}: channel={channel!r} has a wildcard, and an event is "
+            "broadcast on one channel: allowed are literal tokens and {field}"
         )
     return template
 
@@ -256,7 +257,8 @@ def _register(cls: type[Event]) -> None:
     other = _types.get(name)
     if other is not None and _origin(other) != _origin(cls):
         raise EventDefinitionError(
-            f"two event types are called {name!r}: {qualified_name(other)} and {qualified_name(cls)}; "
+            f"two event types are called {name!r}: {qualified_name(other)} and "
+            f"{qualified_name(cls)}; "
             'give one of them another name with `name="..."`'
         )
     _types[name] = cls

@@ -1,0 +1,280 @@
+"""The bus: it owns a driver and the driver's life, and publishes events and plain messages."""
+
+import asyncio
+import enum
+import logging
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+from eventbus import current
+from eventbus.channels import Subjects, validate_channel
+from eventbus.config import Settings
+from eventbus.drivers import create_driver
+from eventbus.drivers.base import NO_HEADERS, Driver, Headers
+from eventbus.errors import BusStateError, DispatchFailed, InvalidName
+from eventbus.events import Event, event_definition
+from eventbus.message import HEADER_EXCEPT, HEADER_ID, HEADER_VERSION, Message, Receipt
+from eventbus.outgoing import messages_of
+
+__all__ = ["BusState", "EventBus"]
+
+_log = logging.getLogger(__name__)
+
+MAX_ID: Final = 200
+_ID: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", re.ASCII)
+_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,4000}", re.ASCII)
+_OWN_HEADERS: Final = ("nats-", "eb-")
+
+
+class BusState(enum.StrEnum):
+    """A bus goes through these once, in this order."""
+
+    UNOPENED = "unopened"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class _Outgoing(NamedTuple):
+    message: Message
+    volatile: bool
+    headers: Headers
+
+
+class EventBus:
+    """Publishes through one driver, from `open` until `aclose`, in one event loop.
+
+    async with EventBus.from_env() as bus:
+        await UserRegistered(user_id="7", name="Ada").dispatch()
+        await bus.publish("general", "announcement", {"text": "hello"})
+    """
+
+    def __init__(self, settings: Settings, driver: Driver | None = None) -> None:
+        """Make the driver that the settings name, unless one is given; nothing connects yet.
+
+        Raises ConfigError.
+        """
+        self.settings = settings
+        self.subjects = Subjects(settings.namespace)
+        self.driver = create_driver(settings) if driver is None else driver
+        self._state = BusState.UNOPENED
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """A bus with the settings of `environ`, the process's environment when None."""
+        return cls(Settings.from_env(environ))
+
+    @property
+    def state(self) -> BusState:
+        """Where in its life the bus is."""
+        return self._state
+
+    async def open(self) -> None:
+        """Connect, and become the current bus of this event loop.
+
+        Raises what the driver raises when it cannot: then the bus is closed, and another try takes
+        a new one. Raises BusStateError when it has been opened before.
+        """
+        if self._loop is not None or self.state is not BusState.UNOPENED:
+            raise BusStateError(f"the bus cannot be opened twice: it is {self._stage()}")
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self.driver.open()
+        except BaseException:
+            await self._finish()
+            raise
+        if self._stage() == BusState.CLOSED:  # meanwhile, by another task
+            await self.driver.aclose()
+            raise BusStateError("the bus was closed while it was opening")
+        self._state = BusState.OPEN
+        current.enter(self)
+
+    async def aclose(self) -> None:
+        """Refuse new messages, let those on their way arrive, and let the driver go.
+
+        It waits for them at most `settings.publish_timeout` seconds. Closing again, or before
+        opening, is harmless; a second caller returns when the first is done.
+        """
+        if self._state is BusState.CLOSED:
+            await self._closed.wait()
+            return
+        self._state = BusState.CLOSED
+        current.leave(self)
+        try:
+            async with asyncio.timeout(self.settings.publish_timeout):
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:  # the driver ends them, and each one's caller is told
+            _log.warning("closing with %d messages not yet acknowledged", self._in_flight)
+        finally:
+            await self._finish()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def dispatch(self, *events: Event) -> tuple[Receipt, ...]:
+        """Publish events on the channels they name; returns when every message is safe.
+
+        Gives a receipt for each message, in order: none for an event that is not ShouldBroadcast,
+        or whose `broadcast_when()` is false. All events are checked before any is sent, and all
+        messages are sent concurrently. With one message its error is raised as it is; with
+        several, DispatchFailed holds each channel's. To dispatch the same objects again is safe:
+        their ids are the same, and what is stored already is not stored twice.
+
+        Raises EventFieldError, EncodingError, InvalidChannel, InvalidEventName (nothing was sent),
+        DriverError, DispatchFailed, BusStateError.
+        """
+        self._require_open()
+        outgoing = [
+            _Outgoing(message, definition.volatile, _version_header(definition.version))
+            for event in events
+            for definition in (event_definition(type(event)),)
+            for message in messages_of(event)
+        ]
+        if len(outgoing) == 1:
+            return (await self._send(outgoing[0]),)
+        results = await asyncio.gather(*map(self._send, outgoing), return_exceptions=True)
+        receipts = tuple(result for result in results if isinstance(result, Receipt))
+        if len(receipts) < len(results):
+            _raise_failures(outgoing, results, receipts)
+        return receipts
+
+    async def publish(
+        self,
+        channel: str,
+        event: str,
+        data: Any,
+        *,
+        volatile: bool = False,
+        except_connection: str | None = None,
+        id: str | None = None,  # noqa: A002 - the field's name on the wire
+        headers: Headers = NO_HEADERS,
+    ) -> Receipt:
+        """Publish one message; returns when it is safe, or handed over when it is volatile.
+
+        `data` is anything that msgspec encodes as JSON. `except_connection` names the client
+        connection that must not get it. A message whose `id` was published on this channel lately
+        is not stored again. `headers` go to the bus's own listeners, never to clients; names that
+        begin with Nats- or Eb- are refused (one of them would purge a stream).
+
+        Raises InvalidChannel, InvalidEventName, InvalidName (id or header), EncodingError,
+        DriverError, BusStateError.
+        """
+        self._require_open()
+        validate_channel(channel)
+        if id is not None:
+            _check_id("a message's id", id)
+        extra = _check_headers(headers)
+        if except_connection is not None:
+            extra[HEADER_EXCEPT] = _check_id("a connection's id", except_connection)
+        message = Message.create(channel, event, data, id=id)
+        return await self._send(_Outgoing(message, volatile, extra))
+
+    async def _send(self, outgoing: _Outgoing) -> Receipt:
+        message, volatile, headers = outgoing
+        channel = message.channel
+        if volatile:
+            subject = self.subjects.live(channel)
+        else:
+            subject = self.subjects.event(channel)
+            # A stream knows ids, not channels: one event on two channels is two messages to it.
+            headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
+        self._in_flight += 1
+        try:
+            stored = await self.driver.publish(subject, message.encode(), headers)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+        if stored is None:
+            return Receipt(channel, message.id, None, None)
+        position = stored.position
+        return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
+
+    async def _finish(self) -> None:
+        self._state = BusState.CLOSED
+        try:
+            if self._loop is not None:
+                await self.driver.aclose()
+        finally:
+            self._closed.set()
+
+    def _require_open(self) -> None:
+        if self._state is not BusState.OPEN:
+            raise BusStateError(
+                f"the bus is {self._stage()}: publish within `async with EventBus.from_env()`"
+            )
+        if asyncio.get_running_loop() is not self._loop:
+            raise BusStateError("the bus was opened in another event loop than the running one")
+
+    def _stage(self) -> str:
+        if self._state is BusState.UNOPENED:
+            return "opening" if self._loop else "not open yet"
+        return str(self._state)
+
+
+def _version_header(version: int) -> Headers:
+    return NO_HEADERS if version == 1 else {HEADER_VERSION: str(version)}
+
+
+def _raise_failures(
+    outgoing: list[_Outgoing],
+    results: list[Receipt | BaseException],
+    receipts: tuple[Receipt, ...],
+) -> None:
+    failures: dict[str, Exception] = {}
+    errors: list[Exception] = []
+    for (message, *_), result in zip(outgoing, results, strict=True):
+        if isinstance(result, Exception):
+            failures.setdefault(message.channel, result)
+            errors.append(result)
+        elif isinstance(result, BaseException):
+            raise result
+    told = "; ".join(f"{channel}: {error}" for channel, error in failures.items())
+    raise DispatchFailed(
+        f"{len(errors)} of {len(results)} messages were not published: {told}",
+        failures=failures,
+        receipts=receipts,
+    ) from ExceptionGroup("messages not published", errors)
+
+
+def _check_id(what: str, value: object) -> str:
+    if isinstance(value, str) and len(value) <= MAX_ID and _ID.fullmatch(value):
+        return value
+    shown = repr(value)[:80]
+    raise InvalidName(
+        f"{shown} is not {what}: 1 to {MAX_ID} visible ASCII characters are", name=shown
+    )
+
+
+def _check_headers(headers: Headers) -> dict[str, str]:
+    for name, value in headers.items():
+        shown = repr(name)[:80]
+        if not _HEADER_NAME.fullmatch(name) or name.lower().startswith(_OWN_HEADERS):
+            raise InvalidName(
+                f"{shown} is not a header's name: 1 to 100 letters, digits and !#$%&'*+.^_`|~- "
+                "are, that do not begin with Nats- or Eb-",
+                name=shown,
+            )
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidName(
+                f"the value of header {shown} is not up to 4000 printable ASCII characters",
+                name=shown,
+            )
+    return dict(headers)
