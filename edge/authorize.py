@@ -1,0 +1,65 @@
+"""Asking an application's authorizer: awaited, within a time limit, and never let fail open."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from edge.auth import Claims
+from edge.rules import Allowed, Ask, Denied, Fault
+
+__all__ = ["ask"]
+
+log: Final = logging.getLogger(__name__)
+
+
+async def ask(question: Ask, claims: Claims, *, limit_s: float) -> Allowed | Denied:
+    """Put `question` to its authorizer and give its answer.
+
+    An exception, an answer after `limit_s` seconds, and one that is neither a bool nor a mapping
+    that can be JSON deny; they are logged, and named in the answer's `fault`. Only being cancelled
+    is raised.
+    """
+    authorizer, channel = question.authorizer, question.channel
+    given = dict(question.captures)
+    if authorizer.takes_channel:
+        given["channel"] = channel
+    limit = asyncio.timeout(limit_s)
+    end = asyncio.get_running_loop().time() + limit_s
+    try:
+        async with limit:
+            verdict = authorizer.check(claims, **given)
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+    except Exception:
+        fault: Fault = "timeout" if limit.expired() else "error"
+        log.exception("the authorizer for %r failed: %s (limit %s s)", channel, fault, limit_s)
+        return _denied(fault, channel)
+    if limit.expired() or asyncio.get_running_loop().time() > end:
+        # It caught its cancellation, or blocked the loop, and answered late.
+        log.error("the authorizer for %r took longer than %s s", channel, limit_s)
+        return _denied("timeout", channel)
+    if verdict is True:
+        return Allowed(question.rule)
+    if verdict is False:
+        return Denied("forbidden", f"the application does not allow joining {channel!r}")
+    try:
+        return Allowed(question.rule, _read_info(verdict))
+    except Exception:
+        log.exception("the authorizer for %r gave no usable answer", channel)
+        return _denied("verdict", channel)
+
+
+def _read_info(verdict: object) -> dict[str, Any]:
+    if not isinstance(verdict, Mapping):
+        raise TypeError(f"got {type(verdict).__name__}; allowed are bool and mapping")
+    # Made JSON once, here: what cannot be shown to members must not fail when they are told.
+    encoded = msgspec.json.encode(dict(verdict))
+    return msgspec.json.decode(encoded, type=dict[str, Any])
+
+
+def _denied(fault: Fault, channel: str) -> Denied:
+    return Denied("forbidden", f"the application could not allow joining {channel!r}", fault)
