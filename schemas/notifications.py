@@ -1,0 +1,45 @@
+"""Notifications to one user."""
+
+import datetime
+from typing import Annotated
+
+import msgspec
+
+from eventbus.events import Event, ShouldBroadcast
+from eventbus.message import utc_now
+
+__all__ = ["Notification", "NotificationData"]
+
+
+class NotificationData(msgspec.Struct, frozen=True, kw_only=True):
+    """What a notification's receiver gets: `{title, message, action_url, timestamp}`."""
+
+    title: str
+    message: str
+    action_url: str | None
+    timestamp: datetime.datetime
+
+
+class Notification(
+    Event, ShouldBroadcast, channel="user.{user_id}", name="notification", kw_only=True
+):
+    """Something that one user should know, on the user's private channel.
+
+    `user_id` says whose channel it is and is not part of the data.
+    """
+
+    user_id: str
+    title: Annotated[str, msgspec.Meta(min_length=1)]
+    message: str
+    action_url: str | None = None
+    """Where the user goes from here."""
+    timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)
+
+    def broadcast_with(self) -> NotificationData:
+        """The fields without the one that only routes the event."""
+        return NotificationData(
+            title=self.title,
+            message=self.message,
+            action_url=self.action_url,
+            timestamp=self.timestamp,
+        )
