@@ -14,8 +14,8 @@ _NOBODY: Final[dict[str, Outbox]] = {}
 class Hub:
     """Channels to outboxes. Pure: it arranges its flush through the `schedule` that it is given.
 
-    `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow` gets
-    each outbox that passed its bound, after the fan-out.
+    `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow`
+    gets each outbox that passed its bound, after the fan-out.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ class State(enum.Enum):
 class Outbox:
     """Frames on their way to one connection.
 
-    `push` is the hot path: it appends, and the frames of a loop turn are written at once by `flush`.
+    `push` is the hot path: it appends; the frames of a loop turn are written at once by `flush`.
     When more than `limit` bytes are unsent, the outbox turns TOO_SLOW and takes no more: the
     connection costs at most its bound (and what one turn added), and nobody waits for it.
     """

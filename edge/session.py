@@ -251,14 +251,13 @@ class Session:
             validate_event_name(event)
         except InvalidEventName as exc:
             return [_failed("bad_request", str(exc), channel, ref)]
-        rule = self.channels.get(channel)
-        if rule is None:
+        if channel not in self.channels:
             return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
-        if not rule.whisper:
-            message = f"channel {channel} takes no client events"
-            return [_failed("forbidden", message, channel, ref)]
         if self._has_expired(now):
             return [_failed("token_expired", _EXPIRED, channel, ref)]
+        match self._rules.decide_whisper(channel, self.claims):
+            case Denied(code, message):
+                return [_failed(code, message, channel, ref)]
         limit = self._limits.max_whisper_bytes
         if len(data) > limit:
             message = f"the data has {len(data)} bytes: at most {limit} are allowed"

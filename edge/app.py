@@ -1,0 +1,184 @@
+"""The application: routes, and what starts and ends with it."""
+
+import asyncio
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from edge.auth import TokenPolicy, TokenVerifier, read_public_key
+from edge.config import EdgeSettings
+from edge.http_api import healthz, metrics, problems, readyz
+from edge.keys import NODE
+from edge.node import Node
+from edge.rules import ChannelRules, channels
+from edge.websocket import native_websocket
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.errors import ConfigError
+
+__all__ = ["STATIC", "create_app", "serve"]
+
+_log = logging.getLogger(__name__)
+
+STATIC: Final = Path(__file__).parent / "static"
+_SHUTDOWN_S: Final = 5.0
+"""How long requests that are not WebSockets may take to end, once the node has drained."""
+
+
+def create_app(
+    settings: EdgeSettings,
+    bus: EventBus | Settings,
+    *,
+    rules: ChannelRules | None = None,
+) -> web.Application:
+    """The edge as an aiohttp application.
+
+    `bus` is an open bus, which stays the caller's, or the settings of one that the application
+    opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules that
+    it has put into `edge.channels` hold. Raises ConfigError.
+    """
+    verifier = _verifier(settings)
+    if rules is None:
+        _import_app(settings.app)
+        rules = channels
+    app = web.Application(middlewares=[problems])
+    app.cleanup_ctx.append(_node(settings, bus, rules, verifier))
+    app.on_shutdown.append(_drain)
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/metrics", metrics)
+    if settings.websocket_enabled:
+        app.router.add_get("/ws", native_websocket)
+        app.router.add_get("/ws/{channel:.*}", native_websocket)
+    app.router.add_static("/static", STATIC)
+    return app
+
+
+def _verifier(settings: EdgeSettings) -> TokenVerifier | None:
+    if not (settings.jwt_secret or settings.jwt_public_key):
+        return None
+    public_key = read_public_key(settings.jwt_public_key) if settings.jwt_public_key else ""
+    return TokenVerifier(
+        TokenPolicy(
+            algorithms=settings.jwt_algorithms,
+            secret=settings.jwt_secret,
+            public_key=public_key,
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
+            leeway_s=settings.jwt_leeway,
+        )
+    )
+
+
+def _import_app(name: str) -> None:
+    if not name:
+        return
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not name.startswith(exc.name):
+            raise
+        raise ConfigError(
+            f"EDGE_APP={name!r}: there is no module {exc.name!r} here; allowed: a module that can "
+            "be imported from the folder that the node is started in",
+            variable="EDGE_APP",
+        ) from exc
+
+
+def _node(
+    settings: EdgeSettings,
+    bus: EventBus | Settings,
+    rules: ChannelRules,
+    verifier: TokenVerifier | None,
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def lifetime(app: web.Application) -> AsyncIterator[None]:
+        own = EventBus(bus) if isinstance(bus, Settings) else None
+        open_bus = own or bus
+        assert isinstance(open_bus, EventBus)
+        if own is not None:
+            await own.open()
+        try:
+            node = Node(open_bus, settings, rules, verifier)
+            await node.start()
+            app[NODE] = node
+            yield
+            await node.aclose()
+        finally:
+            if own is not None:
+                await own.aclose()
+
+    return lifetime
+
+
+async def _drain(app: web.Application) -> None:
+    await app[NODE].drain()
+
+
+async def serve(
+    settings: EdgeSettings,
+    bus: EventBus | Settings,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    extend: Callable[[web.Application], None] | None = None,
+) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
+
+    `on_ready` is called with the node's address once it listens; `extend` may add routes.
+    """
+    app = create_app(settings, bus)
+    if extend is not None:
+        extend(app)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    stop = _signals()
+    await runner.setup()
+    try:
+        if app[NODE].verifies_no_tokens:
+            _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as exc:
+            raise ConfigError(
+                f"BROADCAST_WEBSOCKET_PORT={settings.port}: cannot listen on {settings.host}: "
+                f"{exc.strerror or exc}; allowed: a free port, or 0 to take one",
+                variable="BROADCAST_WEBSOCKET_PORT",
+            ) from None
+        host, port = runner.addresses[0][:2]
+        address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+        _log.info("node %s listens on %s", app[NODE].id, address)
+        if on_ready is not None:
+            on_ready(address)
+        await stop.wait()
+        drain = asyncio.create_task(app[NODE].drain())
+        await _either(drain, _signals())
+    finally:
+        await runner.cleanup()
+
+
+def _signals() -> asyncio.Event:
+    """An event that the next SIGTERM or SIGINT sets."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, event.set)
+        except NotImplementedError:  # Windows has no loop handlers: Ctrl-C ends the process
+            break
+    return event
+
+
+async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Wait until a task has ended, or an event is set, in which case the task is cancelled."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    task.cancel()
+    await asyncio.gather(task, waiting, return_exceptions=True)

@@ -1,0 +1,189 @@
+"""One client's connection on a node: carries out what its session asks for."""
+
+import asyncio
+import collections
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from edge.auth import TokenRejected
+from edge.outbox import Outbox
+from edge.protocols.vocabulary import Authenticate, Command, Failed, Reply, Subscribe
+from edge.rules import Allowed, Ask, Rule
+from edge.session import (
+    Close,
+    Consult,
+    Effect,
+    Heartbeat,
+    Join,
+    Leave,
+    Send,
+    Session,
+    Verify,
+    WhisperOut,
+)
+from eventbus.drivers.base import Position
+from eventbus.errors import EventBusError
+
+if TYPE_CHECKING:
+    from edge.node import Node
+
+__all__ = ["Connection", "Peer"]
+
+
+class Peer(Protocol):
+    """The far end of a connection, as its transport's handler offers it."""
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to end the connection; what was written before reaches the client first."""
+
+
+class Connection:
+    """Joins one session, its outbox and its peer with the node.
+
+    `handle` is awaited for one command at a time, so that a client's commands are answered in
+    their order, and a client that sends faster than it is served is slowed by its own socket.
+    """
+
+    def __init__(self, node: "Node", session: Session, outbox: Outbox, peer: Peer) -> None:
+        self.id = session.connection_id
+        self.session = session
+        self.outbox = outbox
+        self.is_closing = False
+        self._node = node
+        self._peer = peer
+
+    async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
+        """Greet the client, then join the channels that its URL asked for and was allowed."""
+        await self._carry_out(self.session.open(self._node.id))
+        for command, decision in subscribe:
+            await self._carry_out(self.session.consulted(command, decision))
+
+    async def handle(self, command: Command) -> None:
+        """Answer one command of the client."""
+        await self._carry_out(self.session.receive(command, time.monotonic()))
+        self._node.expect(self)
+
+    def heard(self) -> None:
+        """The client gave a sign of life that is no command."""
+        self.session.heard(time.monotonic())
+
+    def tick(self, now: float) -> None:
+        """Do what the passing of time asks for."""
+        for effect in self.session.tick(now):
+            match effect:
+                case Send(reply):
+                    self._send(reply)
+                case Heartbeat():
+                    self._peer.ping()
+                case Close(code, reason):
+                    self.close(code, reason)
+                case _:
+                    raise AssertionError(f"time cannot ask for {effect}")
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to end the connection, once."""
+        if not self.is_closing:
+            self.is_closing = True
+            self._node.metrics.closes.labels(str(code)).inc()
+            self._peer.close(code, reason)
+
+    def ended(self, code: int | None) -> None:
+        """The other side, or the protocol's own checks, ended it; None for the other side."""
+        if not self.is_closing:
+            self.is_closing = True
+            self._node.metrics.closes.labels("client" if code is None else str(code)).inc()
+
+    def gone(self) -> None:
+        """The connection has ended: let go of what it holds."""
+        self.is_closing = True
+        self.outbox.close()
+        for channel in self.session.channels:
+            self._node.leave(channel, self)
+        self.session.channels.clear()
+
+    async def _carry_out(self, effects: list[Effect]) -> None:
+        queue = collections.deque(effects)
+        while queue and not self.is_closing:
+            match queue.popleft():
+                case Send(reply):
+                    self._send(reply)
+                case Close(code, reason):
+                    self.close(code, reason)
+                case Verify(token, ref):
+                    queue.extend(await self._verify(Authenticate(token, ref)))
+                case Consult(command, question):
+                    queue.extend(await self._consult(command, question))
+                case Join(command, rule):
+                    queue.extend(await self._join(command, rule))
+                case Leave(channel):
+                    self._node.leave(channel, self)
+                case WhisperOut(command, event, user_id):
+                    fault = await self._node.whisper(command, event, user_id, self.id)
+                    queue.extend(self.session.whispered(command, fault))
+                case Heartbeat():
+                    self._peer.ping()
+
+    def _send(self, reply: Reply) -> None:
+        if isinstance(reply, Failed):
+            self._node.metrics.errors.labels(reply.code).inc()
+        self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+
+    async def _verify(self, command: Authenticate) -> list[Effect]:
+        try:
+            claims = await self._node.verify(command.token)
+        except TokenRejected as exc:
+            return self.session.token_rejected(exc.code, str(exc), command.ref)
+        left = claims.exp - time.time()
+        return self.session.verified(claims, left, command.ref, time.monotonic())
+
+    async def _consult(self, command: Subscribe, question: Ask) -> list[Effect]:
+        claims = self.session.claims
+        assert claims is not None, "an authorizer is asked about a user"
+        decision = await self._node.consult(question, claims)
+        return self.session.consulted(command, decision)
+
+    async def _join(self, command: Subscribe, rule: Rule) -> list[Effect]:
+        """Listen, answer, and let the hub deliver: without an await after the position is known."""
+        channel = command.channel
+        if channel in self.session.channels:
+            position = self._node.position(channel)
+            recovered = _recovered(command, position)
+            return self.session.joined(command, rule, position, recovered)
+        try:
+            position = await self._node.acquire(channel)
+        except EventBusError as exc:
+            return self.session.not_joined(command, f"the bus cannot be listened to: {exc}")
+        if self.is_closing:
+            self._node.release(channel)
+            return []
+        for effect in self.session.joined(command, rule, position, _recovered(command, position)):
+            assert isinstance(effect, Send)
+            self._send(effect.reply)
+        self._node.hub.add(channel, self.outbox)
+        return []
+
+
+def _recovered(command: Subscribe, position: Position | None) -> bool | None:
+    """Whether a client that resumes has missed nothing: it stands where the stream stands."""
+    if command.resume is None:
+        return None
+    return position == command.resume
+
+
+async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:
+    """Close connections one after another, spread evenly over `over_s` seconds.
+
+    All that come back at once would be a storm for the nodes that take them.
+    """
+    if not connections:
+        return
+    loop = asyncio.get_running_loop()
+    start, step = loop.time(), over_s / len(connections)
+    for i, connection in enumerate(connections):
+        if (wait := start + i * step - loop.time()) > 0:
+            await asyncio.sleep(wait)
+        connection.close(code, reason)

@@ -1,0 +1,94 @@
+"""HTTP beside the sockets: is the node alive, is it fit to serve, what has it counted."""
+
+import hmac
+import ipaddress
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from edge.keys import NODE
+from edge.metrics import CONTENT_TYPE_LATEST
+from edge.problem import Problem
+
+__all__ = ["healthz", "metrics", "problems", "readyz"]
+
+_log = logging.getLogger(__name__)
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer what a handler raises as problem JSON (RFC 9457)."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        request.app[NODE].metrics.refusals.labels(problem.code).inc()
+        return _response(problem)
+    except web.HTTPException as exc:
+        if exc.status < HTTPStatus.BAD_REQUEST:
+            raise
+        code = "not_found" if exc.status == HTTPStatus.NOT_FOUND else "bad_request"
+        allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
+        return _response(Problem(code, exc.reason, status=exc.status, headers=allow))
+
+
+def _response(problem: Problem) -> web.Response:
+    return web.Response(
+        body=problem.body(),
+        status=problem.status,
+        headers=problem.headers,
+        content_type="application/problem+json",
+    )
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """The process is alive."""
+    return _json({"status": "alive", "node": request.app[NODE].id})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """The node can serve: 503 while it drains or has no bus."""
+    node = request.app[NODE]
+    node.require_ready()
+    return _json({"status": "ready", "node": node.id, "connections": len(node.connections)})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """What the node has counted, for Prometheus."""
+    node = request.app[NODE]
+    if not node.settings.metrics_open:
+        require_key(request, node.settings.api_key)
+    return web.Response(
+        body=node.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+def require_key(request: web.Request, key: str) -> None:
+    """Let only those in who know the API key; without one configured, only loopback clients.
+
+    Raises Problem.
+    """
+    if not key:
+        if not _is_loopback(request.remote):
+            message = "no BROADCAST_API_KEY is configured: loopback clients only"
+            raise Problem("forbidden", message)
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(), key.encode())
+    if scheme.lower() != "bearer" or not right:
+        message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
+        raise Problem("unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _is_loopback(address: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(address or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _json(body: Mapping[str, object]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

@@ -1,0 +1,117 @@
+"""What this node listens to on the bus: one exact subscription for each channel in use."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import Delivery, Driver, Position, Subscription
+from eventbus.errors import DriverError
+
+__all__ = ["Interest"]
+
+_log = logging.getLogger(__name__)
+
+OnDelivery = Callable[[str, Delivery], None]
+
+
+class _Channel:
+    """One channel's subscription, and how many hold it."""
+
+    __slots__ = ("expiry", "holders", "lock", "position", "subscription")
+
+    def __init__(self) -> None:
+        self.holders = 0
+        self.lock = asyncio.Lock()
+        self.subscription: Subscription | None = None
+        self.position: Position | None = None
+        self.expiry: asyncio.Task[None] | None = None
+
+
+class Interest:
+    """The first holder of a channel subscribes; some time after the last one has left, it ends.
+
+    The wait spares the bus when a page reloads, or a lone client reconnects.
+    """
+
+    def __init__(
+        self, driver: Driver, subjects: Subjects, on_delivery: OnDelivery, linger_s: float
+    ) -> None:
+        self._driver = driver
+        self._subjects = subjects
+        self._on_delivery = on_delivery
+        self._linger_s = linger_s
+        self._channels: dict[str, _Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    async def acquire(self, channel: str) -> Position | None:
+        """Hold a channel. Each success is ended by one `release`.
+
+        Returns the position from which deliveries go on for whoever listens from this very moment
+        (before the next await), None where the bus keeps no history. Raises a DriverError.
+        """
+        entry = self._channels.get(channel)
+        if entry is None:
+            entry = self._channels[channel] = _Channel()
+        entry.holders += 1
+        try:
+            async with entry.lock:
+                if entry.subscription is None:
+                    await self._subscribe(channel, entry)
+        except BaseException:
+            self.release(channel)
+            raise
+        return entry.position
+
+    async def _subscribe(self, channel: str, entry: _Channel) -> None:
+        def receive(delivery: Delivery) -> None:
+            if delivery.position is not None:
+                entry.position = delivery.position
+            self._on_delivery(channel, delivery)
+
+        subscription = await self._driver.subscribe(self._subjects.live(channel), receive)
+        entry.subscription = subscription
+        # Messages that came while the subscription was being made have moved the position already.
+        entry.position = entry.position or subscription.position
+
+    def position(self, channel: str) -> Position | None:
+        """Where a held channel stands; None where the bus keeps no history."""
+        entry = self._channels.get(channel)
+        return entry.position if entry else None
+
+    def release(self, channel: str) -> None:
+        """Hold a channel no longer."""
+        entry = self._channels[channel]
+        entry.holders -= 1
+        if entry.holders == 0 and entry.expiry is None:
+            entry.expiry = asyncio.create_task(self._expire(channel, entry))
+
+    async def _expire(self, channel: str, entry: _Channel) -> None:
+        await asyncio.sleep(self._linger_s)
+        async with entry.lock:
+            entry.expiry = None
+            if entry.holders:
+                return
+            subscription, entry.subscription, entry.position = entry.subscription, None, None
+            if subscription is not None:
+                await self._close(channel, subscription)
+            # Somebody may hold the channel by now: they wait for the lock, and subscribe anew.
+            if entry.holders == 0:
+                self._channels.pop(channel, None)
+
+    async def _close(self, channel: str, subscription: Subscription) -> None:
+        try:
+            await subscription.aclose()
+        except DriverError as exc:
+            _log.warning("could not unsubscribe from %s: %s", channel, exc)
+
+    async def aclose(self) -> None:
+        """End all subscriptions, held or not."""
+        channels, self._channels = self._channels, {}
+        for channel, entry in channels.items():
+            if entry.expiry is not None:
+                entry.expiry.cancel()
+            if entry.subscription is not None:
+                await self._close(channel, entry.subscription)

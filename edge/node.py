@@ -1,0 +1,298 @@
+"""An edge node: joins the bus, the hub and the connections."""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import re
+import secrets
+import socket
+import time
+from typing import Final
+
+import msgspec
+
+from edge.auth import Claims, TokenRejected, TokenVerifier
+from edge.authorize import ask
+from edge.background import Background
+from edge.config import EdgeSettings
+from edge.connection import Connection, Peer, let_go
+from edge.deadlines import Deadlines
+from edge.hub import Hub
+from edge.interest import Interest
+from edge.metrics import Metrics
+from edge.outbox import Outbox, Sink
+from edge.problem import Problem
+from edge.protocols.vocabulary import ChannelMessage, Whisper, WireFormat
+from edge.rules import Allowed, Ask, ChannelRules, Denied
+from edge.session import Session, SessionLimits
+from eventbus.bus import EventBus
+from eventbus.drivers.base import Delivery, Position
+from eventbus.envelope import read_payload
+from eventbus.errors import EventBusError, InvalidPayload
+from eventbus.message import HEADER_EVENT, HEADER_EXCEPT, HEADER_ID, HEADER_REASON
+
+__all__ = ["Node"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_DRAINING: Final = 4200
+CLOSE_TOO_SLOW: Final = 4201
+_MAX_BACKGROUND: Final = 1000
+_LOG_EVERY_S: Final = 10.0
+_TICK_S: Final = 0.25
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Node:
+    """Holds connections, and delivers to each the messages of the channels it has joined."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        settings: EdgeSettings,
+        rules: ChannelRules,
+        verifier: TokenVerifier | None,
+    ) -> None:
+        """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused."""
+        self.id = _node_id()
+        self.settings = settings
+        self.rules = rules
+        self.metrics = Metrics()
+        self.connections: dict[str, Connection] = {}
+        self.is_draining = False
+        self.background = Background(_MAX_BACKGROUND, self.metrics.background_dropped.inc)
+        self.hub = Hub(asyncio.get_running_loop().call_soon, self._too_slow)
+        self._bus = bus
+        self._verifier = verifier
+        self._limits = SessionLimits(
+            heartbeat_s=settings.heartbeat,
+            max_channels=settings.max_channels_per_connection,
+            max_whisper_bytes=settings.max_whisper_bytes,
+            token_required=settings.auth_required,
+            token_timeout_s=settings.auth_timeout,
+            token_grace_s=settings.token_grace,
+        )
+        self._interest = Interest(
+            bus.driver, bus.subjects, self._on_delivery, settings.unsubscribe_after
+        )
+        self._deadlines = Deadlines()
+        self._due: dict[str, float] = {}
+        self._clock: asyncio.Task[None] | None = None
+        self._last_quarantine_log = 0.0
+        self._quarantined_unlogged = 0
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to keep time."""
+        self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
+
+    async def drain(self) -> None:
+        """Take no new connections, and let the present ones go, spread over `drain_time`."""
+        if self.is_draining:
+            return
+        self.is_draining = True
+        count = len(self.connections)
+        if count:
+            _log.info("draining %d connections over %g s", count, self.settings.drain_time)
+        connections = list(self.connections.values())
+        await let_go(connections, self.settings.drain_time, CLOSE_DRAINING, "the node is draining")
+
+    async def aclose(self) -> None:
+        """End what runs. Connections must have been drained, or are cut."""
+        if self._clock is not None:
+            self._clock.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._clock
+        await self.background.aclose()
+        await self._interest.aclose()
+
+    def require_ready(self) -> None:
+        """Whether the node can serve. Raises Problem, 503."""
+        if self.is_draining:
+            raise Problem("unavailable", "this node is draining", headers={"Retry-After": "1"})
+        if not self._bus.driver.is_connected:
+            message = "this node is not connected to the bus"
+            raise Problem("unavailable", message, headers={"Retry-After": "2"})
+
+    @property
+    def verifies_no_tokens(self) -> bool:
+        """Whether every token is refused, no key being configured."""
+        return self._verifier is None
+
+    # Connections
+
+    def admit(self) -> None:
+        """Whether one more connection may come. Raises Problem."""
+        self.require_ready()
+        if len(self.connections) >= self.settings.max_connections:
+            raise Problem(
+                "limit_exceeded",
+                f"this node holds {self.settings.max_connections} connections, its limit",
+                status=429,
+                headers={"Retry-After": "10"},
+            )
+
+    def connect(
+        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None
+    ) -> Connection:
+        """Take a new connection."""
+        connection_id = secrets.token_urlsafe(16)
+        now = time.monotonic()
+        session = Session(connection_id, self.rules, self._limits, now)
+        if claims is not None:
+            session.authenticate(claims, claims.exp - time.time(), now)
+        outbox = Outbox(connection_id, wire, sink, self.settings.max_unsent_bytes)
+        connection = Connection(self, session, outbox, peer)
+        self.connections[connection_id] = connection
+        self.metrics.connections.inc()
+        self.metrics.connections_opened.inc()
+        self.expect(connection)
+        return connection
+
+    def disconnect(self, connection: Connection) -> None:
+        """Forget a connection that has ended."""
+        if self.connections.pop(connection.id, None) is not None:
+            connection.gone()
+            self._deadlines.cancel(connection.id)
+            self._due.pop(connection.id, None)
+            self.metrics.connections.dec()
+            _log.debug("connection %s has ended", connection.id)
+
+    def expect(self, connection: Connection) -> None:
+        """Make sure that the connection is looked at in time.
+
+        Its deadline mostly moves further away; then the one that is set already serves, and the
+        connection is looked at in vain.
+        """
+        due = connection.session.deadline()
+        if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
+            self._due[connection.id] = due
+            self._deadlines.set(connection.id, due)
+
+    async def _keep_time(self) -> None:
+        resolution = min(_TICK_S, self.settings.heartbeat / 4)
+        while True:
+            now = time.monotonic()
+            for connection_id in self._deadlines.due(now):
+                self._due.pop(connection_id, None)
+                connection = self.connections.get(connection_id)
+                if connection is not None and not connection.is_closing:
+                    connection.tick(now)
+                    self.expect(connection)
+            self.metrics.channels.set(len(self._interest))
+            await asyncio.sleep(resolution)
+
+    def _too_slow(self, outbox: Outbox) -> None:
+        connection = self.connections.get(outbox.connection_id)
+        if connection is not None:
+            connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
+
+    # What connections ask for
+
+    async def verify(self, token: str) -> Claims:
+        """The claims of a token. Raises TokenRejected."""
+        if self._verifier is None:
+            raise TokenRejected("unauthorized", "this node has no key to check tokens with")
+        return await self._verifier.verify(token)
+
+    async def consult(self, question: Ask, claims: Claims) -> Allowed | Denied:
+        """Ask an authorizer of the application; one that fails, or takes too long, denies."""
+        decision = await ask(question, claims, limit_s=self.settings.authorizer_timeout)
+        if isinstance(decision, Denied) and decision.fault:
+            self.metrics.authorizer_faults.labels(decision.fault).inc()
+        return decision
+
+    async def acquire(self, channel: str) -> Position | None:
+        """Listen to a channel; see Interest.acquire."""
+        with self.metrics.join_seconds.time():
+            position = await self._interest.acquire(channel)
+        self.metrics.subscriptions.inc()
+        return position
+
+    def release(self, channel: str) -> None:
+        """Undo one `acquire`."""
+        self._interest.release(channel)
+        self.metrics.subscriptions.dec()
+
+    def position(self, channel: str) -> Position | None:
+        """Where a channel that is listened to stands."""
+        return self._interest.position(channel)
+
+    def leave(self, channel: str, connection: Connection) -> None:
+        """Deliver no more of a channel to a connection."""
+        self.hub.remove(channel, connection.id)
+        self.release(channel)
+
+    async def whisper(
+        self, command: Whisper, event: str, user_id: str | None, sender: str
+    ) -> str | None:
+        """Carry a client's event to the channel's other connections; a fault comes back as text."""
+        body = _encode(
+            {
+                "channel": command.channel,
+                "event": event,
+                "data": msgspec.Raw(command.data),
+                "timestamp": datetime.datetime.now(datetime.UTC),
+                "user_id": user_id,
+            }
+        )
+        subject = self._bus.subjects.live(command.channel)
+        try:
+            await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})
+        except EventBusError as exc:
+            return f"the bus did not take it: {exc}"
+        return None
+
+    # Messages
+
+    def _on_delivery(self, channel: str, delivery: Delivery) -> None:
+        """The hot path: one message from the bus to all connections of its channel."""
+        self.metrics.messages_in.inc()
+        headers, position = delivery.headers, delivery.position
+        message_id = headers.get(HEADER_ID)
+        if message_id is None and position is not None:
+            message_id = f"{position.epoch}-{position.offset}"
+        try:
+            envelope = read_payload(
+                channel,
+                delivery.payload,
+                event=headers.get(HEADER_EVENT),
+                id=message_id,
+                timestamp=delivery.time,
+            )
+        except InvalidPayload as exc:
+            self._quarantine(channel, delivery.payload, exc)
+            return
+        exclude = headers.get(HEADER_EXCEPT)
+        message = ChannelMessage(channel, envelope.event, envelope.body, position, exclude)
+        self.metrics.messages_out.inc(self.hub.deliver(message))
+
+    def _quarantine(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
+        self.metrics.quarantined.labels(fault.reason).inc()
+        self._quarantined_unlogged += 1
+        now = time.monotonic()
+        if now - self._last_quarantine_log >= _LOG_EVERY_S:
+            _log.warning(
+                "%d payloads put into quarantine; the last on %s: %s",
+                self._quarantined_unlogged,
+                channel,
+                fault,
+            )
+            self._last_quarantine_log, self._quarantined_unlogged = now, 0
+        subject = self._bus.subjects.quarantine(channel)
+        self.background.start(
+            self._publish_quarantined(subject, payload, fault.reason), f"quarantine of {channel}"
+        )
+
+    async def _publish_quarantined(self, subject: str, payload: bytes, reason: str) -> None:
+        try:
+            await self._bus.driver.publish(subject, payload, {HEADER_REASON: reason})
+        except EventBusError as exc:
+            _log.warning("could not publish to %s: %s", subject, exc)
+
+
+def _node_id() -> str:
+    host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname())[:40]
+    return f"{host}-{secrets.token_hex(4)}"

@@ -1,0 +1,165 @@
+"""WebSockets: aiohttp reads and closes, the outbox writes its ready frames to the transport.
+
+Frames are written past aiohttp's writer, so that one frame made once serves every connection. That
+is sound because each write, aiohttp's own included, is one whole frame: no compression and no
+fragmentation is negotiated here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import WSMsgType, web
+
+from edge.auth import Claims, TokenRejected
+from edge.connection import Connection
+from edge.handshake import check_origin, read_handshake
+from edge.keys import NODE
+from edge.node import Node
+from edge.problem import Problem
+from edge.protocols.framing import MAX_CLOSE_REASON, PING, pong_frame
+from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
+from edge.protocols.vocabulary import Malformed, Subscribe
+from edge.rules import Allowed, Ask, Denied
+
+__all__ = ["native_websocket"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S: Final = 3.0
+"""How long a peer may take to answer a close frame before its socket is cut."""
+_NATIVE: Final = NativeWebSocket()
+_BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
+
+
+async def native_websocket(request: web.Request) -> web.StreamResponse:
+    """GET /ws and /ws/{channel}: what is wrong before the upgrade is raised as a Problem."""
+    node = request.app[NODE]
+    claims, channels = await _admit(node, request)
+    ws = web.WebSocketResponse(
+        protocols=(PROTOCOL,),
+        max_msg_size=node.settings.max_frame_bytes,
+        timeout=CLOSE_TIMEOUT_S,
+        autoping=False,
+        compress=False,
+    )
+    if not ws.can_prepare(request).ok:
+        raise Problem("bad_request", "this address takes WebSocket connections only")
+    await ws.prepare(request)
+    if request.transport is None:  # the client has left during the handshake
+        return ws
+    socket = _Socket(node, ws, request.transport)
+    connection = node.connect(_NATIVE, socket, socket, claims)
+    try:
+        await connection.open(channels)
+        await _serve(ws, socket, connection)
+    finally:
+        node.disconnect(connection)
+    return ws
+
+
+async def _admit(
+    node: Node, request: web.Request
+) -> tuple[Claims | None, list[tuple[Subscribe, Allowed]]]:
+    """Who asks, and the channels of the URL with what allows each. Raises Problem."""
+    node.admit()
+    origin = request.headers.get("Origin")
+    if not check_origin(origin, request.host, node.settings.cors_allowed_origins):
+        raise Problem("forbidden", "the request's origin is not allowed")
+    handshake = read_handshake(
+        raw_path_channel=_raw_channel(request),
+        query=list(request.query.items()),
+        headers=request.headers,
+        max_channels=node.settings.max_channels_per_connection,
+    )
+    claims = None
+    if handshake.token is not None:
+        claims = await _verify(node, handshake.token)
+    channels = []
+    for channel in handshake.channels:
+        decision = await _decide(node, channel, claims)
+        if isinstance(decision, Denied):
+            raise Problem(decision.code, decision.message, headers=_challenge(decision.code))
+        channels.append((Subscribe(channel, None, 0, None), decision))
+    return claims, channels
+
+
+async def _verify(node: Node, token: str) -> Claims:
+    try:
+        return await node.verify(token)
+    except TokenRejected as exc:
+        headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise Problem(exc.code, str(exc), headers=headers) from None
+
+
+async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | Denied:
+    decision = node.rules.decide(channel, claims)
+    if isinstance(decision, Ask):
+        assert claims is not None, "an authorizer is asked about a user"
+        return await node.consult(decision, claims)
+    return decision
+
+
+def _challenge(code: str) -> Mapping[str, str]:
+    return {"WWW-Authenticate": "Bearer"} if code == "unauthorized" else {}
+
+
+def _raw_channel(request: web.Request) -> str | None:
+    """The path's channel as it came, percent-encoding included; None for the plain form."""
+    prefix = "/ws/"
+    path = request.rel_url.raw_path
+    return path[len(prefix) :] if path.startswith(prefix) else None
+
+
+async def _serve(ws: web.WebSocketResponse, socket: "_Socket", connection: Connection) -> None:
+    async for message in ws:
+        match message.type:
+            case WSMsgType.TEXT:
+                await connection.handle(decode(message.data))
+            case WSMsgType.BINARY:
+                await connection.handle(_BINARY)
+            case WSMsgType.PING:
+                connection.heard()
+                socket.write(pong_frame(message.data))
+            case WSMsgType.PONG:
+                connection.heard()
+            case WSMsgType.ERROR:
+                # aiohttp has closed: 1007 for text that is not UTF-8, 1009 for a large frame.
+                connection.ended(ws.close_code or 1006)
+    connection.ended(None)
+
+
+class _Socket:
+    """The sink that an outbox writes to, and the peer that a connection ends."""
+
+    def __init__(self, node: Node, ws: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+        self._node = node
+        self._ws = ws
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def unsent(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def ping(self) -> None:
+        self.write(PING)
+
+    def close(self, code: int, reason: str) -> None:
+        if not self._node.background.start(self._close(code, reason), "closing a connection"):
+            self._transport.abort()
+
+    async def _close(self, code: int, reason: str) -> None:
+        message = reason.encode()[:MAX_CLOSE_REASON]
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._ws.close(code=code, message=message, drain=False)
+        except TimeoutError:
+            pass
+        finally:
+            # A peer that does not read would keep its unsent bytes alive.
+            if self._transport.get_write_buffer_size():
+                self._transport.abort()

@@ -1,0 +1,40 @@
+"""The command `eventbus`: joins the groups of commands, one module each."""
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from eventbus.cli import nodes, tokens
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="eventbus",
+    help="Typed, real-time event broadcasting, with NATS at its centre.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(nodes.app, name="edge")
+app.add_typer(tokens.app, name="token")
+app.command("dev")(nodes.dev)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"eventbus {importlib.metadata.version('eventbus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point of the command line."""
+    app()

@@ -1,0 +1,62 @@
+"""`eventbus edge run` and `eventbus dev`: an edge node in this process.
+
+The edge is started as the module it is, `python -m edge`: the library does not import it. Options
+stand for the settings of the same meaning.
+"""
+
+import os
+import runpy
+import secrets
+from typing import Annotated
+
+import typer
+
+from eventbus.cli.tokens import issue_token
+
+__all__ = ["app", "dev"]
+
+app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.  [BROADCAST_WEBSOCKET_HOST]")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port; 0 takes a free one.  [BROADCAST_WEBSOCKET_PORT]"),
+]
+
+
+@app.command("run")
+def run(host: Host = None, port: Port = None) -> None:
+    """Run an edge node: WebSockets on one side, the bus on the other.
+
+    Settings come from the environment. SIGTERM drains it.
+
+    Example: NATS_URL=nats://127.0.0.1:4222 JWT_SECRET=… eventbus edge run --port 8080
+    """
+    _set("BROADCAST_WEBSOCKET_HOST", host)
+    _set("BROADCAST_WEBSOCKET_PORT", port)
+    runpy.run_module("edge", run_name="__main__", alter_sys=True)
+
+
+def dev(host: Host = None, port: Port = None) -> None:
+    """Run everything for development: a nats-server of its own, and an edge node.
+
+    Without JWT_SECRET, a secret is made for this run, and a token printed that may join anything.
+
+    Example: eventbus dev --port 8080
+    """
+    _set(
+        "BROADCAST_WEBSOCKET_HOST", host or os.environ.get("BROADCAST_WEBSOCKET_HOST", "127.0.0.1")
+    )
+    _set("BROADCAST_WEBSOCKET_PORT", port)
+    if not (os.environ.get("JWT_SECRET") or os.environ.get("JWT_PUBLIC_KEY")):
+        secret = secrets.token_urlsafe(32)
+        os.environ["JWT_SECRET"] = secret
+        token = issue_token(secret, "dev", name="Dev", roles=["admin"], channels=[">"])
+        typer.secho("token for an hour, user dev, any channel:", fg=typer.colors.CYAN)
+        typer.echo(token)
+    runpy.run_module("edge", run_name="__main__", alter_sys=True)
+
+
+def _set(variable: str, value: object) -> None:
+    if value is not None:
+        os.environ[variable] = str(value)
