@@ -12,6 +12,8 @@ __all__ = [
     "Driver",
     "Handler",
     "Headers",
+    "HistoryDriver",
+    "Page",
     "Position",
     "Published",
     "Subscription",
@@ -62,6 +64,17 @@ class Delivery(NamedTuple):
     position: Position | None = None
     previous: int | None = None
     time: str | None = None
+
+
+class Page(NamedTuple):
+    """Stored messages of one channel, in order, as deliveries on its live subject."""
+
+    messages: tuple[Delivery, ...]
+    position: Position
+    """Where the stream stood when it was read: a later message has a greater offset."""
+    complete: bool
+    """Nothing stored after the asked offset has been evicted. False when it cannot be
+    proved: whoever resumes must then be told that messages may be missing."""
 
 
 Handler = Callable[[Delivery], None]
@@ -127,3 +140,13 @@ class Driver(Protocol):
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+
+
+class HistoryDriver(Driver, Protocol):
+    """A driver with HISTORY: it can read what it has stored."""
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """The stored messages of a live subject: the first `limit` whose offset is above `after`.
+
+        With `after` None, the last `limit`; then `complete` is True. Raises ConnectionFailed.
+        """

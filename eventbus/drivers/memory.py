@@ -18,6 +18,7 @@ from eventbus.drivers.base import (
     Delivery,
     Handler,
     Headers,
+    Page,
     Position,
     Published,
 )
@@ -36,6 +37,26 @@ MAX_REMEMBERED_IDS: Final = 100_000
 class _Stored(NamedTuple):
     expires: float
     delivery: Delivery
+    offset: int
+
+
+class _Channel:
+    """What is kept of one channel, oldest first, and the last offset that is kept no more."""
+
+    __slots__ = ("evicted", "kept")
+
+    def __init__(self) -> None:
+        self.kept: collections.deque[_Stored] = collections.deque()
+        self.evicted = 0
+
+    def expire(self, now: float) -> None:
+        while self.kept and self.kept[0].expires <= now:
+            self.evicted = self.kept.popleft().offset
+
+    def add(self, stored: _Stored, limit: int) -> None:
+        if len(self.kept) >= limit:
+            self.evicted = self.kept.popleft().offset
+        self.kept.append(stored)
 
 
 class MemoryBroker:
@@ -54,7 +75,8 @@ class MemoryBroker:
         self.last_offset = 0
         self._history_messages = history_messages
         self._history_seconds = history_seconds
-        self._stored: dict[str, collections.deque[_Stored]] = {}
+        self._channels: dict[str, _Channel] = {}  # in the order of their last messages
+        self._forgotten = 0  # the last offset of the channels that are kept no more
         self._ids: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
         self._exact: dict[str, dict[int, MemorySubscription]] = {}
         self._filters: dict[int, tuple[Pattern, MemorySubscription]] = {}
@@ -70,20 +92,34 @@ class MemoryBroker:
         message_id = headers.get(HEADER_ID)
         if message_id and (known := self._known(message_id, now)):
             return Published(Position(known, self.epoch), duplicate=True)
-        kept = self._retained(live, now)
-        previous = kept[-1].delivery.position if kept else None
+        channel = self._channels.pop(live, None) or _Channel()
+        channel.expire(now)
+        self._forget_expired(now)
+        previous = channel.kept[-1].offset if channel.kept else 0
         self.last_offset += 1
         position = Position(self.last_offset, self.epoch)
         stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        delivery = Delivery(
-            live, payload, headers, position, previous.offset if previous else 0, stamp
-        )
-        kept.append(_Stored(now + self._history_seconds, delivery))
-        self._stored[live] = kept
+        delivery = Delivery(live, payload, headers, position, previous, stamp)
+        expires = now + self._history_seconds
+        channel.add(_Stored(expires, delivery, self.last_offset), self._history_messages)
+        self._channels[live] = channel
         if message_id:
             self._remember(message_id, now)
         self._deliver(delivery)
         return Published(position, duplicate=False)
+
+    def read(self, live: str, after: int | None, limit: int) -> Page:
+        """Stored messages of a live subject; see HistoryDriver.read."""
+        position = Position(self.last_offset, self.epoch)
+        channel = self._channels.get(live)
+        if channel is None:
+            return Page((), position, after is None or after >= self._forgotten)
+        channel.expire(time.monotonic())
+        deliveries = [kept.delivery for kept in channel.kept]
+        if after is None:
+            return Page(tuple(deliveries[-limit:] if limit else ()), position, complete=True)
+        later = [kept.delivery for kept in channel.kept if kept.offset > after]
+        return Page(tuple(later[:limit]), position, after >= channel.evicted)
 
     def add(self, subject: str, handler: Handler) -> "MemorySubscription":
         """Listen to a subject or a filter."""
@@ -114,22 +150,15 @@ class MemoryBroker:
             if pattern.match(delivery.subject) is not None:
                 loop.call_soon(subscription.receive, delivery)
 
-    def _retained(self, live: str, now: float) -> collections.deque[_Stored]:
-        kept = self._stored.pop(live, None)
-        if kept is None:
-            self._expire_oldest(now)
-            return collections.deque(maxlen=self._history_messages)
-        while kept and kept[0].expires <= now:
-            kept.popleft()
-        return kept
-
-    def _expire_oldest(self, now: float) -> None:
-        """Forget channels whose messages have all expired; the map is ordered by last publish."""
-        while self._stored:
-            live, kept = next(iter(self._stored.items()))
-            if kept and kept[-1].expires > now:
+    def _forget_expired(self, now: float) -> None:
+        """Forget channels whose messages have all expired, from the one longest without any."""
+        while self._channels:
+            live, channel = next(iter(self._channels.items()))
+            channel.expire(now)
+            if channel.kept:
                 return
-            del self._stored[live]
+            self._forgotten = max(self._forgotten, channel.evicted)
+            del self._channels[live]
 
     def _known(self, message_id: str, now: float) -> int | None:
         while self._ids:
@@ -205,6 +234,11 @@ class MemoryDriver:
         subscription = self.broker.add(subject, handler)
         self._subscriptions.add(subscription)
         return subscription
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """What the broker keeps of a live subject."""
+        self._require_open()
+        return self.broker.read(subject, after, limit)
 
     async def aclose(self) -> None:
         """Close what is left of this driver's subscriptions."""
