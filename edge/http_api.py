@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 
 from edge.keys import NODE
 from edge.metrics import CONTENT_TYPE_LATEST
-from edge.problem import Problem
+from edge.problem import PROBLEM_JSON, Problem
 
 __all__ = ["healthz", "metrics", "problems", "readyz"]
 
@@ -40,7 +40,7 @@ def _response(problem: Problem) -> web.Response:
         body=problem.body(),
         status=problem.status,
         headers=problem.headers,
-        content_type="application/problem+json",
+        content_type=PROBLEM_JSON,
     )
 
 
@@ -80,7 +80,7 @@ def require_key(request: web.Request, key: str) -> None:
     right = hmac.compare_digest(given.strip().encode(), key.encode())
     if scheme.lower() != "bearer" or not right:
         message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
-        raise Problem("unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+        raise Problem("unauthorized", message)
 
 
 def _is_loopback(address: str | None) -> bool:

@@ -22,7 +22,7 @@ from edge.hub import Hub
 from edge.interest import Interest
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
-from edge.problem import Problem
+from edge.problem import Problem, retry_after
 from edge.protocols.vocabulary import ChannelMessage, Whisper, WireFormat
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
@@ -111,10 +111,10 @@ class Node:
     def require_ready(self) -> None:
         """Whether the node can serve. Raises Problem, 503."""
         if self.is_draining:
-            raise Problem("unavailable", "this node is draining", headers={"Retry-After": "1"})
+            raise Problem("unavailable", "this node is draining", headers=retry_after(1))
         if not self._bus.driver.is_connected:
             message = "this node is not connected to the bus"
-            raise Problem("unavailable", message, headers={"Retry-After": "2"})
+            raise Problem("unavailable", message, headers=retry_after(2))
 
     @property
     def verifies_no_tokens(self) -> bool:
@@ -131,7 +131,7 @@ class Node:
                 "limit_exceeded",
                 f"this node holds {self.settings.max_connections} connections, its limit",
                 status=429,
-                headers={"Retry-After": "10"},
+                headers=retry_after(10),
             )
 
     def connect(

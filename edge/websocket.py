@@ -7,7 +7,6 @@ fragmentation is negotiated here.
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import WSMsgType, web
@@ -17,7 +16,7 @@ from edge.connection import Connection
 from edge.handshake import check_origin, read_handshake
 from edge.keys import NODE
 from edge.node import Node
-from edge.problem import Problem
+from edge.problem import Problem, bad_token
 from edge.protocols.framing import MAX_CLOSE_REASON, PING, pong_frame
 from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
 from edge.protocols.vocabulary import Malformed, Subscribe
@@ -80,7 +79,7 @@ async def _admit(
     for channel in handshake.channels:
         decision = await _decide(node, channel, claims)
         if isinstance(decision, Denied):
-            raise Problem(decision.code, decision.message, headers=_challenge(decision.code))
+            raise Problem(decision.code, decision.message)
         channels.append((Subscribe(channel, None, 0, None), decision))
     return claims, channels
 
@@ -89,8 +88,7 @@ async def _verify(node: Node, token: str) -> Claims:
     try:
         return await node.verify(token)
     except TokenRejected as exc:
-        headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-        raise Problem(exc.code, str(exc), headers=headers) from None
+        raise bad_token(exc.code, str(exc)) from None
 
 
 async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | Denied:
@@ -99,10 +97,6 @@ async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | 
         assert claims is not None, "an authorizer is asked about a user"
         return await node.consult(decision, claims)
     return decision
-
-
-def _challenge(code: str) -> Mapping[str, str]:
-    return {"WWW-Authenticate": "Bearer"} if code == "unauthorized" else {}
 
 
 def _raw_channel(request: web.Request) -> str | None:

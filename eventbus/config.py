@@ -173,13 +173,14 @@ def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
 
 def _convert(text: str, type_: Any, var: Var) -> Any:
     text = var.aliases.get(text, text)
+    plain = typing.get_args(type_)[0] if typing.get_origin(type_) is Annotated else type_
     value: Any = text
-    if type_ is bool:
+    if plain is bool:
         value = _BOOLEANS.get(text.lower(), text)
-    elif typing.get_origin(type_) is tuple:
+    elif typing.get_origin(plain) is tuple:
         value = [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return msgspec.convert(value, type_, strict=type_ is bool)
+        return msgspec.convert(value, type_, strict=plain is bool)
     except msgspec.ValidationError as exc:
         shown = MASK if var.secret else repr(text)
         raise ConfigError(

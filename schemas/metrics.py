@@ -24,7 +24,8 @@ class LoadAverage(msgspec.Struct, frozen=True, kw_only=True):
 class DashboardMetrics(Event, ShouldBroadcast, volatile=True, kw_only=True):
     """What one machine was doing at one moment.
 
-    A tick that the next one replaces: volatile. It goes to the administrators' dashboard, and a copy to a public channel for the demo's page.
+    A tick that the next one replaces: volatile. It goes to the administrators' dashboard, and a
+    copy to a public channel for the demo's page.
     """
 
     host: str

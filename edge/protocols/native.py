@@ -37,11 +37,14 @@ ACTIONS: Final = ("ping", "auth", "subscribe", "join", "unsubscribe", "leave", "
 _MAX_HISTORY: Final = 1000
 
 
+_NO_DATA: Final = msgspec.Raw(b"null")
+
+
 class _Frame(msgspec.Struct):
     action: str
     channel: str | None = None
     event: str | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _NO_DATA
     ref: Ref = None
 
 
@@ -107,7 +110,7 @@ def _command(frame: _Frame) -> Command:
 
 def _subscribe(frame: _Frame) -> Subscribe:
     channel = _channel(frame)
-    asked = _decode_subscribe(frame.data) if frame.data is not None else _SubscribeData()
+    asked = _SubscribeData() if frame.data == _NO_DATA else _decode_subscribe(frame.data)
     if (asked.offset is None) != (asked.epoch is None):
         raise _Refused("data.offset and data.epoch go together: give both to resume, or neither")
     if asked.offset is not None and asked.offset < 0:
@@ -129,7 +132,7 @@ def _channel(frame: _Frame) -> str:
 
 
 def _data(frame: _Frame) -> msgspec.Raw:
-    if frame.data is None:
+    if frame.data is _NO_DATA:
         raise _Refused("the field data is missing")
     return frame.data
 

@@ -40,7 +40,7 @@ Ref = str | int | None
 class Ping(NamedTuple):
     """Asks for a pong that carries `data` back."""
 
-    data: msgspec.Raw | None
+    data: msgspec.Raw
     ref: Ref
 
 
@@ -123,7 +123,7 @@ class Unsubscribed(NamedTuple):
 class Pong(NamedTuple):
     """The answer to a ping."""
 
-    data: msgspec.Raw | None
+    data: msgspec.Raw
     ref: Ref
 
 

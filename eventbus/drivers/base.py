@@ -100,8 +100,8 @@ class Driver(Protocol):
     """Carries messages over one system.
 
     The subject decides what happens to a message. One on an event subject
-    (`Subjects.event(channel)`) is stored before `publish` returns, where the driver has HISTORY, and
-    is then delivered on the channel's live subject; without HISTORY it is delivered there at once.
+    (`Subjects.event(channel)`) is stored before `publish` returns, where the driver has HISTORY,
+    and then delivered on the channel's live subject; without HISTORY it is delivered at once.
     One on any other subject goes to whoever listens to that subject at the moment. That nobody
     listens is no error.
     """

@@ -45,9 +45,9 @@ class _Channel:
 
     __slots__ = ("evicted", "kept")
 
-    def __init__(self) -> None:
+    def __init__(self, evicted: int) -> None:
         self.kept: collections.deque[_Stored] = collections.deque()
-        self.evicted = 0
+        self.evicted = evicted
 
     def expire(self, now: float) -> None:
         while self.kept and self.kept[0].expires <= now:
@@ -92,7 +92,7 @@ class MemoryBroker:
         message_id = headers.get(HEADER_ID)
         if message_id and (known := self._known(message_id, now)):
             return Published(Position(known, self.epoch), duplicate=True)
-        channel = self._channels.pop(live, None) or _Channel()
+        channel = self._channels.pop(live, None) or _Channel(self._forgotten)
         channel.expire(now)
         self._forget_expired(now)
         previous = channel.kept[-1].offset if channel.kept else 0
