@@ -139,11 +139,11 @@ def _at_most_one(values: Sequence[str], what: str) -> str | None:
 
 
 def _unquote(raw: str) -> str:
-    """Decode percent-encoding; what is no ASCII afterwards comes back in a form that is no name."""
+    """Decode percent-encoding. What is not ASCII then stays as it came, and is no channel name."""
     if len(raw) > 3 * MAX_CHANNEL_BYTES:
         return raw
-    # Latin-1 keeps each byte as one character, so that the error shows what was sent.
-    return unquote_to_bytes(raw.encode("utf-8", "surrogatepass")).decode("latin-1")
+    decoded = unquote_to_bytes(raw.encode("utf-8", "surrogatepass"))
+    return decoded.decode("ascii") if decoded.isascii() else raw
 
 
 def _read_channels(asked: Iterable[str], max_channels: int) -> tuple[str, ...]:

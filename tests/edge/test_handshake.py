@@ -95,6 +95,10 @@ def test_whatever_stands_in_the_path_is_a_channel_or_a_400(raw):
     assert len(problem.body()) < 1000
 
 
+def test_bytes_that_are_no_text_are_shown_as_they_came():
+    assert "'a%FF'" in refused("a%FF").detail
+
+
 @pytest.mark.parametrize(
     "query",
     [
