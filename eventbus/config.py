@@ -139,7 +139,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings; raises ConfigError with the variable, its value and what is allowed."""
+        """Read the settings; ConfigError tells the variable, its value and what is allowed."""
         settings = load(cls, environ)
         Subjects(settings.namespace)
         return settings

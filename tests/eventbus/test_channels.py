@@ -1,0 +1,259 @@
+"""The grammar of channels, patterns and subjects."""
+
+import itertools
+import re
+import string
+
+import pytest
+from hypothesis import example, given, strategies as st
+
+from eventbus.channels import MAX_CHANNEL_BYTES, Pattern, Subjects, validate_channel
+from eventbus.errors import ConfigError, InvalidChannel, InvalidPattern
+
+TOKEN_CHARS = string.ascii_letters + string.digits + "_=@,;-"
+tokens = st.text(TOKEN_CHARS, min_size=1, max_size=12)
+channels = st.lists(tokens, min_size=1, max_size=6).map(".".join)
+namespaces = st.text(string.ascii_lowercase + string.digits + "_-", min_size=1, max_size=32)
+# Text that is nearly a channel: its letters, and what the traps are made of.
+hostile = st.text(st.sampled_from([*"ab.*>{} \t\r\n/\\é", "\0", "\x0b", "\x0c", "\x7f", "\ud800"]))
+
+# What brokers and clients do with each: nats-facts, "Subjects: what the client lets through".
+TRAPS = {
+    "empty": "",
+    "space": "a b",
+    "tab": "a\tb",
+    "carriage_return": "a\rb",
+    "line_feed": "a\nb",
+    "final_line_feed": "general\n",
+    "empty_token": "a..b",
+    "leading_dot": ".a",
+    "trailing_dot": "a.",
+    "only_a_dot": ".",
+    "star": "a.*",
+    "rest": "a.>",
+    "star_in_token": "a*b",
+    "nul": "a\0b",
+    "delete": "a\x7fb",
+    "vertical_tab": "a\x0bb",
+    "form_feed": "a\x0cb",
+    "unicode_letter": "caf\xe9",
+    "unicode_digit": "a.\u0663",
+    "lone_surrogate": "a\ud800",
+    "byte_order_mark": "\ufeffa",
+    "system_subject": "$SYS.REQ",
+    "slash": "a/b",
+    "colon": "a:b",
+    "too_long": "a" * (MAX_CHANNEL_BYTES + 1),
+}
+
+
+@pytest.mark.parametrize("name", TRAPS.values(), ids=TRAPS.keys())
+def test_name_that_a_broker_would_mishandle_is_refused_everywhere(name):
+    subjects = Subjects()
+    makers = (
+        validate_channel,
+        subjects.event,
+        subjects.live,
+        subjects.quarantine,
+        subjects.control,
+        subjects.queue,
+    )
+    for make in makers:
+        with pytest.raises(InvalidChannel, match="allowed are dot-separated tokens"):
+            make(name)
+    for root in ("live", "event", "quarantine"):
+        with pytest.raises(InvalidChannel):
+            subjects.channel_of(f"eb.{root}.{name}")
+
+
+@pytest.mark.parametrize("value", [None, 7, b"general", ["general"], True], ids=repr)
+def test_value_that_is_no_string_is_no_channel(value):
+    with pytest.raises(InvalidChannel, match=f"a value of type {type(value).__name__}"):
+        validate_channel(value)
+
+
+def test_longest_name_is_accepted():
+    assert validate_channel("a" * MAX_CHANNEL_BYTES)
+
+
+def test_error_shows_a_long_name_shortened():
+    with pytest.raises(InvalidChannel) as caught:
+        validate_channel("\n" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+@given(channels, namespaces)
+def test_channel_comes_back_from_each_of_its_subjects(channel, namespace):
+    subjects = Subjects(namespace)
+    for subject in (subjects.event, subjects.live, subjects.quarantine):
+        assert subjects.channel_of(subject(channel)) == channel
+    assert subjects.live_of(subjects.event(channel)) == subjects.live(channel)
+    assert subjects.live_of(subjects.live(channel)) is None
+
+
+@given(st.one_of(channels, hostile, st.text()))
+@example("a\n")
+def test_accepted_name_never_yields_a_subject_that_harms(name):
+    try:
+        subject = Subjects().event(name)
+    except InvalidChannel:
+        return
+    assert re.fullmatch(rb"[A-Za-z0-9_=@,;.-]{1,209}", subject.encode())
+    assert all(subject.split("."))
+
+
+@given(channels, channels)
+def test_different_channels_never_share_a_subject(one, other):
+    subjects = Subjects()
+    assert (subjects.event(one) == subjects.event(other)) == (one == other)
+    assert subjects.event(one) != subjects.live(other)
+
+
+def test_subjects_of_another_namespace_or_root_are_no_channels():
+    subjects = Subjects("eb")
+    for subject in ("other.live.general", "eb.control.x", "eb.livegeneral", "eb.live.", "live.a"):
+        with pytest.raises(InvalidChannel):
+            subjects.channel_of(subject)
+
+
+@pytest.mark.parametrize("namespace", ["", "a.b", "A", "a b", "*", ">", "é", "a" * 33, "a\n"])
+def test_namespace_that_could_lie_inside_anothers_is_refused(namespace):
+    with pytest.raises(ConfigError, match="BROADCAST_CHANNELS_PREFIX") as caught:
+        Subjects(namespace)
+    assert caught.value.variable == "BROADCAST_CHANNELS_PREFIX"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "channel", "captured"),
+    [
+        ("general", "general", {}),
+        ("general", "General", None),
+        ("general", "general.x", None),
+        ("team.{team_id}", "team.7", {"team_id": "7"}),
+        ("team.{team_id}", "team", None),
+        ("team.{team_id}", "team.7.8", None),
+        ("team.{team_id}", "teams.7", None),
+        ("{a}.{b}", "x.y", {"a": "x", "b": "y"}),
+        ("*", "x", {}),
+        ("*", "x.y", None),
+        ("a.*.c", "a.b.c", {}),
+        ("a.*.c", "a.b.d", None),
+        (">", "x", {}),
+        (">", "x.y.z", {}),
+        ("orders.>", "orders.eu.42", {}),
+        ("orders.>", "orders", None),
+        ("org.{id}.>", "org.5.a.b", {"id": "5"}),
+        ("org.{id}.>", "org.5", None),
+    ],
+)
+def test_pattern_matches_and_captures(pattern, channel, captured):
+    assert Pattern(pattern).match(channel) == captured
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "a..b",
+        ">.a",
+        "a>",
+        "a*",
+        "**",
+        "{}",
+        "{1a}",
+        "{a b}",
+        "{a}x",
+        "x{a}",
+        "{a",
+        "a}",
+        "{a}.{a}",
+        "a b",
+        "a\n",
+        "é",
+        "{é}",
+        "a" * 301,
+        None,
+        5,
+    ],
+)
+def test_bad_pattern_is_refused_with_what_is_allowed(text):
+    with pytest.raises(InvalidPattern, match=r"is not a channel pattern|names a token twice"):
+        Pattern(text)
+
+
+def _matches_by_definition(pattern, channel):
+    """The semantics of NATS wildcards, as a regular expression."""
+    parts = [
+        ".+" if token == ">" else r"[^.]+" if token == "*" else re.escape(token)
+        for token in pattern.split(".")
+    ]
+    return re.fullmatch(r"\.".join(parts), channel) is not None
+
+
+def _enumerate(alphabet, longest):
+    for length in range(1, longest + 1):
+        for parts in itertools.product(alphabet, repeat=length):
+            yield ".".join(parts)
+
+
+# Tokens a and b stand in patterns; c does not, and so stands for every other token. A pattern of
+# up to three tokens is told apart from another by channels of up to four.
+CHANNELS = list(_enumerate("abc", 4))
+PATTERNS = [p for p in _enumerate(["a", "b", "*", ">"], 3) if ">" not in p[:-1]]
+
+
+def test_matching_agrees_with_its_definition_over_all_short_patterns():
+    for text in PATTERNS:
+        pattern = Pattern(text)
+        for channel in CHANNELS:
+            matched = pattern.match(channel) is not None
+            assert matched == _matches_by_definition(text, channel), (text, channel)
+
+
+def test_contains_agrees_with_enumeration_over_all_short_patterns():
+    matched = {
+        text: {channel for channel in CHANNELS if _matches_by_definition(text, channel)}
+        for text in PATTERNS
+    }
+    for one, other in itertools.product(PATTERNS, repeat=2):
+        expected = matched[one] >= matched[other]
+        assert Pattern(one).contains(Pattern(other)) == expected, (one, other)
+
+
+@given(st.data())
+def test_filled_template_is_matched_by_it_and_captures_the_values(data):
+    names = data.draw(
+        st.lists(st.sampled_from(["a", "b", "user_id", "_x"]), unique=True, min_size=1)
+    )
+    values = {name: data.draw(tokens) for name in names}
+    text = ".".join(
+        data.draw(st.permutations([f"{{{name}}}" for name in names] + data.draw(st.lists(tokens))))
+    )
+    pattern = Pattern(text[:300]) if len(text) <= 300 else Pattern("{" + names[0] + "}")
+    try:
+        channel = pattern.fill(values)
+    except InvalidChannel:
+        assert len(text) > 100  # only the whole name's length can be wrong
+        return
+    assert pattern.match(channel) == {name: values[name] for name in pattern.names}
+
+
+@pytest.mark.parametrize("value", ["", "a.b", "*", ">", "a b", "é", "\n", "a\n", "a" * 201])
+def test_template_is_not_filled_with_what_breaks_the_grammar(value):
+    with pytest.raises(InvalidChannel):
+        Pattern("orders.{order_id}").fill({"order_id": value})
+
+
+def test_filling_without_a_value_is_a_key_error():
+    with pytest.raises(KeyError, match="order_id"):
+        Pattern("orders.{order_id}").fill({})
+
+
+def test_patterns_equal_by_their_text():
+    assert Pattern("a.{x}") == Pattern("a.{x}")
+    assert len({Pattern("a.{x}"), Pattern("a.{x}"), Pattern("a.*")}) == 2
+    assert Pattern("a.{x}").filter == "a.*"
+    assert Pattern("a.b").is_exact
+    assert not Pattern("a.{x}").is_exact
+    assert not Pattern("a.>").is_exact

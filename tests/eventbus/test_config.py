@@ -1,0 +1,153 @@
+"""Settings: every bad value stops the start, with a message that a person can act on."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from eventbus.config import MASK, Settings, Var, load, variables
+from eventbus.errors import ConfigError
+
+
+def test_defaults_hold_without_any_variable():
+    assert Settings.from_env({}) == Settings()
+    assert Settings().driver == "nats"
+    assert Settings().namespace == "eb"
+    assert (Settings().history_messages, Settings().history_seconds) == (100, 600)
+
+
+def test_empty_variable_counts_as_not_set():
+    environ = {variable.name: "  " for variable in variables(Settings)}
+    assert Settings.from_env(environ) == Settings()
+
+
+def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
+    monkeypatch.setenv("BROADCAST_CHANNELS_PREFIX", "mine")
+    assert Settings.from_env().namespace == "mine"
+    assert Settings.from_env({}).namespace == "eb"
+
+
+GOOD = {
+    "BROADCAST_DRIVER": ("memory", "driver", "memory"),
+    "BROADCAST_CHANNELS_PREFIX": ("my-app_1", "namespace", "my-app_1"),
+    "NATS_URL": ("nats://a:1,nats://b:2", "nats_url", "nats://a:1,nats://b:2"),
+    "NATS_CREDS": ("/x.creds", "nats_creds", "/x.creds"),
+    "BROADCAST_NATS_DATA": ("/var/x", "nats_data", "/var/x"),
+    "BROADCAST_NATS_PORT": ("0", "nats_port", 0),
+    "BROADCAST_CONNECT_TIMEOUT": ("2.5", "connect_timeout", 2.5),
+    "BROADCAST_PUBLISH_TIMEOUT": (" 20 ", "publish_timeout", 20.0),
+    "BROADCAST_HISTORY_MESSAGES": ("7", "history_messages", 7),
+    "BROADCAST_HISTORY_SECONDS": ("0.5", "history_seconds", 0.5),
+    "BROADCAST_HISTORY_BYTES": ("1048576", "history_bytes", 1_048_576),
+    "BROADCAST_HISTORY_REPLICAS": ("3", "history_replicas", 3),
+    "BROADCAST_REDIS_HOST": ("redis.internal", "redis_host", "redis.internal"),
+    "BROADCAST_REDIS_PORT": ("7000", "redis_port", 7000),
+    "BROADCAST_REDIS_PASSWORD": ("p4ss", "redis_password", "p4ss"),
+    "BROADCAST_REDIS_DATABASE": ("3", "redis_database", 3),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_each_variable_has_its_effect_and_no_other(name):
+    text, field, value = GOOD[name]
+    settings = Settings.from_env({name: text})
+    assert getattr(settings, field) == value
+    assert settings == msgspec.structs.replace(Settings(), **{field: value})
+    assert settings != Settings()
+
+
+def test_the_table_above_has_every_variable():
+    assert {variable.name for variable in variables(Settings)} == set(GOOD)
+
+
+def test_websocket_is_another_name_of_nats():
+    assert Settings.from_env({"BROADCAST_DRIVER": "websocket"}).driver == "nats"
+
+
+BAD = [
+    ("BROADCAST_CHANNELS_PREFIX", "a.b"),
+    ("BROADCAST_CHANNELS_PREFIX", "Eb"),
+    ("BROADCAST_CHANNELS_PREFIX", "a b"),
+    ("BROADCAST_CHANNELS_PREFIX", "*"),
+    ("BROADCAST_CHANNELS_PREFIX", "a" * 33),
+    *((name, value) for name in ("BROADCAST_NATS_PORT", "BROADCAST_REDIS_PORT")
+      for value in ("-1", "65536", "x", "80.5", "0x50", "80 81", "true")),
+    *((name, value)
+      for name in ("BROADCAST_CONNECT_TIMEOUT", "BROADCAST_PUBLISH_TIMEOUT",
+                   "BROADCAST_HISTORY_SECONDS")
+      for value in ("0", "-1", "ten", "1s", "nan", "inf", "-inf", "1e300", "1,5")),
+    *((name, value) for name in ("BROADCAST_HISTORY_MESSAGES", "BROADCAST_HISTORY_BYTES")
+      for value in ("0", "-5", "many", "1.5", "1_000")),
+    *(("BROADCAST_HISTORY_REPLICAS", value) for value in ("0", "2", "7", "three")),
+    *(("BROADCAST_REDIS_DATABASE", value) for value in ("-1", "x", "1.5")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_bad_value_is_refused_naming_variable_value_and_what_is_allowed(name, value):
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env({name: value})
+    message = str(caught.value)
+    assert caught.value.variable == name
+    assert f"{name}={value!r}" in message
+    assert "allowed" in message
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    flag: Annotated[bool, Var("FLAG", "a flag", "true or false")] = False
+    names: Annotated[tuple[str, ...], Var("NAMES", "names", "a list")] = ()
+    ports: Annotated[tuple[int, ...], Var("PORTS", "ports", "numbers")] = ()
+    pin: Annotated[int, Var("PIN", "a secret", "a number", secret=True)] = 0
+    internal: int = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", True), ("true", True), ("YES", True), ("on", True),
+     ("0", False), ("False", False), ("no", False), ("OFF", False)],
+)  # fmt: skip
+def test_booleans_are_read_in_words(text, value):
+    assert load(Sample, {"FLAG": text}).flag is value
+
+
+@pytest.mark.parametrize("text", ["2", "y", "truee", "enabled", "-1"])
+def test_no_other_word_is_a_boolean(text):
+    with pytest.raises(ConfigError, match=r"FLAG=.*true or false"):
+        load(Sample, {"FLAG": text})
+
+
+def test_lists_are_separated_by_commas():
+    assert load(Sample, {"NAMES": "a, b ,,c,"}).names == ("a", "b", "c")
+    assert load(Sample, {"PORTS": "1,2"}).ports == (1, 2)
+    with pytest.raises(ConfigError, match="PORTS='1,x'"):
+        load(Sample, {"PORTS": "1,x"})
+
+
+def test_secret_never_stands_in_an_error():
+    with pytest.raises(ConfigError, match="PIN") as caught:
+        load(Sample, {"PIN": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+    assert MASK in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_field_without_a_variable_is_not_read_from_the_environment():
+    assert load(Sample, {"internal": "9", "INTERNAL": "9"}).internal == 5
+    assert "internal" not in [variable.field for variable in variables(Sample)]
+
+
+def test_importing_the_library_reads_no_environment():
+    code = (
+        "import os\n"
+        "class Closed(dict):\n"
+        "    def get(self, *a): raise SystemExit(f'read {a}')\n"
+        "    __getitem__ = __contains__ = get\n"
+        "import msgspec, uuid_utils, importlib.metadata, asyncio, logging\n"
+        "os.environ = Closed()\n"
+        "import eventbus\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    assert done.returncode == 0
