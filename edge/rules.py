@@ -75,7 +75,7 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
             return False
         return (
             self.authenticated
-            or (self.user != "" and captures.get(self.user) == claims.user_id)
+            or captures.get(self.user) == claims.user_id
             or not self.roles.isdisjoint(claims.roles)
             or not self.permissions.isdisjoint(claims.permissions)
         )
