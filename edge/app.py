@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from edge.auth import TokenPolicy, TokenVerifier, read_public_key
 from edge.config import EdgeSettings
@@ -22,7 +23,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
 
-__all__ = ["STATIC", "create_app", "serve"]
+__all__ = ["STATIC", "create_app", "make_runner", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ async def serve(
     app = create_app(settings, bus)
     if extend is not None:
         extend(app)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    runner = make_runner(app)
     stop = _signals()
     await runner.setup()
     try:
@@ -161,6 +162,18 @@ async def serve(
         await _either(drain, _signals())
     finally:
         await runner.cleanup()
+
+
+def make_runner(app: web.Application) -> web.AppRunner:
+    """A runner of the application whose logs hold no URLs: a token may stand in one."""
+    server_log = logging.getLogger("edge.server")
+    server_log.addFilter(_is_no_bad_request)
+    return web.AppRunner(app, access_log=None, logger=server_log, shutdown_timeout=_SHUTDOWN_S)
+
+
+def _is_no_bad_request(record: logging.LogRecord) -> bool:
+    """A request that cannot be parsed is its sender's fault, and aiohttp quotes its line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _signals() -> asyncio.Event:

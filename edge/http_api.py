@@ -77,7 +77,7 @@ def require_key(request: web.Request, key: str) -> None:
             raise Problem("forbidden", message)
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    right = hmac.compare_digest(given.strip().encode(), key.encode())
+    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), key.encode())
     if scheme.lower() != "bearer" or not right:
         message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
         raise Problem("unauthorized", message)

@@ -101,9 +101,9 @@ async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | 
 
 def _raw_channel(request: web.Request) -> str | None:
     """The path's channel as it came, percent-encoding included; None for the plain form."""
-    prefix = "/ws/"
-    path = request.rel_url.raw_path
-    return path[len(prefix) :] if path.startswith(prefix) else None
+    if "channel" not in request.match_info:
+        return None
+    return request.rel_url.raw_path.split("/", 2)[2]
 
 
 async def _serve(ws: web.WebSocketResponse, socket: "_Socket", connection: Connection) -> None:
