@@ -1,0 +1,295 @@
+"""The driver over NATS: a JetStream stream that republishes, on one connection that lasts."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Final
+
+from nats import errors as nats_errors
+
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Handler,
+    Headers,
+    Position,
+    Published,
+)
+from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
+from eventbus.drivers.nats_errors import DRIVER, to_error
+from eventbus.drivers.nats_publish import Publisher, check_size
+from eventbus.drivers.nats_stream import EventStream, StreamState
+from eventbus.drivers.nats_subscription import NatsSubscription
+from eventbus.drivers.nats_wire import validate_filter, validate_subject
+from eventbus.errors import ConnectionFailed, DriverError, EventBusError, PublishFailed, ServerError
+from eventbus.server import NatsServer
+
+__all__ = ["NatsDriver"]
+
+_log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 5.0
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 5.0
+
+
+class NatsDriver:
+    """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
+
+    name = DRIVER
+    capabilities = frozenset({Capability.HISTORY})
+
+    def __init__(self, settings: Settings) -> None:
+        """Without `nats_url`, a nats-server is started, and ended with the driver."""
+        self.subjects = Subjects(settings.namespace)
+        self.server: NatsServer | None = None
+        """The embedded server, where there is one."""
+        self.certain = True
+        """False from the loss of a connection until the stream is known to be the same."""
+        self._settings = settings
+        self._event = f"{settings.namespace}.event."
+        self._live = f"{settings.namespace}.live."
+        self._subscriptions: set[NatsSubscription] = set()
+        self._doubting: set[NatsSubscription] = set()
+        self._doubted = asyncio.Event()
+        self._losses = 0
+        self._highest = 0
+        self._state = "new"
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message could be carried at this moment."""
+        return self._state == "open" and self._connection.is_connected
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals since the start: errors, rebuilt clients, and retried publishes."""
+        if self._state == "new":
+            return {"errors": 0, "rebuilds": 0, "publish_retries": 0}
+        return {
+            "errors": self._connection.errors,
+            "rebuilds": self._connection.rebuilds,
+            "publish_retries": self._publisher.retries,
+        }
+
+    async def open(self) -> None:
+        """Connect, and make or check the stream.
+
+        Raises ConnectionFailed, StreamMismatch, and ServerError for the embedded server.
+        """
+        if self._state != "new":
+            raise ConnectionFailed(f"the nats driver is {self._state}, not new", driver=self.name)
+        settings = self._settings
+        servers = [url.strip() for url in settings.nats_url.split(",") if url.strip()]
+        try:
+            if not servers:
+                self.server = NatsServer(
+                    Path(settings.nats_data), port=settings.nats_port, on_death=self._on_death
+                )
+                await self.server.start()
+                servers = [self.server.url]
+            self._connection = NatsConnection(
+                servers,
+                credentials=settings.nats_creds,
+                connect_timeout=settings.connect_timeout,
+                on_lost=self._on_lost,
+                on_back=self._doubted.set,
+            )
+            self._stream = EventStream(
+                self._connection, self.subjects, settings, self._on_new_epoch
+            )
+            self._publisher = Publisher(self._connection, settings.publish_timeout)
+            self._state = "opening"
+            await self._connection.open()
+            await self._stream.ensure()
+        except BaseException:
+            await self._let_go()
+            raise
+        self._state = "open"
+        self._start(self._keep_certain())
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Carry one message; see `Driver.publish`.
+
+        An event's is retried for `publish_timeout` with one id, given or made. Raises
+        InvalidChannel too, for a subject that would harm others.
+        """
+        self._require_open()
+        validate_subject(subject)
+        if not subject.startswith(self._event):
+            await self._publish_core(subject, payload, headers)
+            return None
+        ack = await self._publisher.publish(subject, payload, headers)
+        if not ack.duplicate:
+            if ack.seq <= self._highest:
+                self._highest = 0
+                await self._stream.state()  # offsets go back: the stream may be another one
+            self._highest = max(self._highest, ack.seq)
+        return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
+
+    async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
+        """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        self._require_open()
+        validate_filter(subject)
+        in_stream = subject.startswith(self._live)
+        subscription = NatsSubscription(
+            self, subject, handler, self._stream.name.encode() if in_stream else b""
+        )
+        subscription.listening = await self._connection.listen(subject, subscription.receive)
+        self._subscriptions.add(subscription)
+        try:
+            # Asked on the same connection, and so after the server has taken the subscription.
+            if in_stream:
+                state = await self._stream.state()
+                same = state.epoch == self._stream.epoch
+                subscription.begin(state if same else StreamState(self._stream.epoch, 0))
+            else:
+                await self._settle(subject)
+            self._require_permission(subject)
+        except BaseException:
+            await subscription.aclose()
+            raise
+        return subscription
+
+    async def aclose(self) -> None:
+        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        if self._state == "open":
+            self._state = "closing"
+            if not await self._publisher.drain(DRAIN_S):
+                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
+            if self._connection.is_connected:
+                try:
+                    await self._connection.echo()  # what was published before has arrived
+                except DriverError as exc:
+                    _log.warning("at the close: %s", exc)
+            await self._let_go()
+        self._state = "closed"
+
+    async def leave(self, subscription: NatsSubscription) -> None:
+        """Unsubscribe at the server."""
+        self._subscriptions.discard(subscription)
+        self._doubting.discard(subscription)
+        if subscription.listening is not None:
+            await self._connection.unlisten(subscription.listening)
+
+    def doubt(self, subscription: NatsSubscription) -> None:
+        """Ask the stream who it is, then call `subscription.release`."""
+        self._doubting.add(subscription)
+        self._doubted.set()
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise ConnectionFailed(f"the nats driver is not open ({self._state})", driver=self.name)
+
+    def _require_permission(self, subject: str) -> None:
+        if self._connection.is_denied(subject):
+            raise ConnectionFailed(
+                f"no permission to listen to {subject}: the NATS user must be granted it",
+                driver=self.name,
+            )
+
+    async def _publish_core(self, subject: str, payload: bytes, headers: Headers) -> None:
+        connection = self._connection
+        check_size(subject, payload, headers, connection.max_payload)
+        client = connection.client
+        if client.pending_data_size > 2 * PENDING_BYTES + len(payload):
+            raise PublishFailed(
+                f"a message for {subject} is not sent: {client.pending_data_size} bytes wait for "
+                f"the connection to {connection.address}",
+                driver=self.name,
+            )
+        try:
+            await client.publish(subject, payload, headers=dict(headers) if headers else None)
+        except (nats_errors.Error, OSError) as exc:
+            error = to_error(exc, f"publishing to {subject} at {connection.address}")
+            if isinstance(error, ConnectionFailed):
+                error = PublishFailed(str(error), driver=self.name)
+            raise error from exc
+
+    async def _settle(self, subject: str) -> None:
+        """Wait until the server has taken what was sent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.connect_timeout
+        while (left := deadline - loop.time()) > 0:
+            if await self._connection.wait_connected(left) and await self._connection.echo():
+                return
+        raise ConnectionFailed(
+            f"listening to {subject}: no answer from {self._connection.address} within "
+            f"{self._settings.connect_timeout:g} s",
+            driver=self.name,
+        )
+
+    def _on_lost(self) -> None:
+        self._losses += 1
+        self.certain = False
+
+    def _on_new_epoch(self) -> None:
+        self._highest = 0
+        for subscription in self._subscriptions:
+            subscription.restart(self._stream.epoch)
+
+    async def _keep_certain(self) -> None:
+        """Whenever there is doubt, ask the stream; then let go what was held for the answer."""
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            # Those that doubt from here on wait for the next answer: this one may be too old.
+            held, self._doubting = self._doubting, set()
+            lost, losses = not self.certain, self._losses
+            try:
+                state = await (self._stream.ensure() if lost else self._stream.state())
+            except EventBusError as exc:
+                _log.error("%s", exc)
+                self._doubting |= held
+                self._doubted.set()
+                await asyncio.sleep(_MAX_PAUSE_S)
+                continue
+            if losses == self._losses:
+                self.certain = True
+            for subscription in held:
+                subscription.release(state)
+
+    def _on_death(self, _error: ServerError) -> None:
+        if self._state in {"opening", "open"}:
+            self._start(self._revive())
+
+    async def _revive(self) -> None:
+        """Start the embedded server again; connection and stream come back by themselves."""
+        assert self.server is not None
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self.server.stop()
+                await self.server.start()
+                return
+            except ServerError as exc:
+                _log.error("the embedded nats-server could not be started again: %s", exc)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _let_go(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for subscription in self._subscriptions:
+            subscription.detach()
+        self._subscriptions.clear()
+        self._doubting.clear()
+        if self._state != "new":
+            await self._stream.aclose()
+            await self._connection.aclose()
+        if self.server is not None:
+            await self.server.stop()
+        self._state = "closed"

@@ -1,0 +1,343 @@
+"""A connection to NATS that lasts: bounded at its start, and made again for as long as it is open.
+
+Each trap of nats-py 2.16 that would leave a client silent or closed for good ends here.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from nats import errors as nats_errors
+from nats.aio.client import Client, Server
+
+from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
+from eventbus.drivers.nats_fast import FastClient, client_class
+from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
+from eventbus.drivers.nats_wire import PlainClient, Receiver
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["Listening", "NatsConnection"]
+
+_log = logging.getLogger(__name__)
+
+PENDING_BYTES: Final = 256 * 1024
+"""Unsent bytes; more of them wait for the socket, or are refused while there is no connection."""
+PING_S: Final = 5
+_DIAL_S: Final = 2
+_MAX_BACKOFF_S: Final = 4.0
+_WATCH_S: Final = 0.5
+_CLOSE_S: Final = 2.0
+_MAX_DENIED: Final = 1000
+
+
+class Listening:
+    """One subscription, which outlives the clients that carry it."""
+
+    __slots__ = ("key", "receiver", "subject")
+
+    def __init__(self, subject: str, receiver: Receiver) -> None:
+        self.subject = subject
+        self.receiver = receiver
+        self.key: Any = None
+
+
+class NatsConnection:
+    """A nats-py client, its replacements, and what is subscribed through them."""
+
+    def __init__(
+        self,
+        servers: list[str],
+        *,
+        credentials: str = "",
+        connect_timeout: float = 10.0,
+        on_lost: Callable[[], None],
+        on_back: Callable[[], None],
+    ) -> None:
+        """`on_lost` and `on_back` are called in the event loop at each loss and recovery."""
+        self.errors = 0
+        """How many errors the client has reported."""
+        self.rebuilds = 0
+        """How often a client had to be replaced by a new one."""
+        self.replies = Replies()
+        self.max_payload = 0
+        self._servers = servers
+        self._credentials = credentials
+        self._connect_timeout = connect_timeout
+        self._on_lost = on_lost
+        self._on_back = on_back
+        self._client: FastClient | PlainClient | None = None
+        self._listening: dict[int, Listening] = {}
+        self._denied: dict[str, None] = {}
+        self._connected = asyncio.Event()
+        self._closing = False
+        self._last_error: BaseException | None = None
+        self._refused = asyncio.Event()
+        self._leaving = ""
+        self._watchdog: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """The servers' addresses, without secrets."""
+        return ", ".join(map(mask_url, self._servers))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message could be sent at this moment."""
+        return self._connected.is_set() and not self._closing
+
+    @property
+    def client(self) -> FastClient | PlainClient:
+        """The present client. Raises ConnectionFailed while there is none."""
+        if self._client is None or self._closing:
+            raise ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
+        return self._client
+
+    async def open(self) -> None:
+        """Connect. Raises ConnectionFailed after `connect_timeout`, or at once when refused."""
+        if self._credentials and not Path(self._credentials).is_file():  # noqa: ASYNC240 - at start
+            raise ConnectionFailed(
+                f"NATS_CREDS={self._credentials!r} is not a file that can be read", driver=DRIVER
+            )
+        self._client = await self._dial(self._connect_timeout)
+        await self.listen(self.replies.filter, self.replies.receive)
+        if self._client.is_connected:
+            self._connected.set()
+        self._watchdog = asyncio.create_task(self._watch(), name="eventbus-nats-watchdog")
+
+    async def wait_connected(self, seconds: float) -> bool:
+        """Whether there is a connection within that time."""
+        if not self._connected.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._connected.wait()
+        return self.is_connected
+
+    async def listen(self, subject: str, receiver: Receiver) -> Listening:
+        """Subscribe, also over later connections. The server need not know when this returns."""
+        client = self.client
+        listening = Listening(subject, receiver)
+        self._listening[id(listening)] = listening
+        self._denied.pop(subject.lower(), None)
+        with mapped(f"listening to {subject}"):
+            if not client.is_closed:
+                listening.key = await client.listen(subject, receiver)
+        return listening
+
+    async def unlisten(self, listening: Listening) -> None:
+        """End a subscription; ending it twice is harmless."""
+        if self._listening.pop(id(listening), None) is None or self._client is None:
+            return
+        if listening.key is not None and not self._client.is_closed:
+            # nats-py refuses where it has forgotten the subscription with a lost connection.
+            with contextlib.suppress(nats_errors.Error):
+                await self._client.unlisten(listening.key)
+
+    def is_denied(self, subject: str) -> bool:
+        """Whether the server has refused a subscription to `subject`."""
+        return subject.lower() in self._denied
+
+    async def request(self, subject: str, payload: bytes = b"") -> Reply | None:
+        """One attempt to get an answer; None when there was none. Raises PublishFailed, mapped."""
+        reply_to, answer = self.replies.expect(subject, ATTEMPT_S)
+        try:
+            with mapped(f"a request to {subject}"):
+                await self.client.publish(subject, payload, reply=reply_to)
+            return await answer
+        finally:
+            self.replies.forget(reply_to)
+
+    async def echo(self) -> bool:
+        """Whether the server has taken all that was sent before. flush() would not prove it.
+
+        nats-py writes the PING of a flush before the commands that are pending.
+        """
+        reply_to, answer = self.replies.expect("", ATTEMPT_S)
+        try:
+            with mapped("a round trip"):
+                await self.client.publish(reply_to)
+            return await answer is not None
+        finally:
+            self.replies.forget(reply_to)
+
+    async def aclose(self) -> None:
+        """Close in bounded time; what is pending is written if the socket takes it."""
+        self._closing = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            await asyncio.gather(self._watchdog, return_exceptions=True)
+        self._connected.set()  # who waits for a connection wakes, and finds that there is none
+        self.replies.close()
+        self._listening.clear()
+        if self._client is not None:
+            await _close(self._client)
+
+    async def _dial(self, seconds: float) -> FastClient | PlainClient:
+        """A client that is connected."""
+        client = client_class()()
+        connected = False
+        self._refused.clear()
+        self._last_error = None
+        connecting = asyncio.create_task(self._connect(client))
+        refused = asyncio.create_task(self._refused.wait())
+        try:
+            await asyncio.wait(
+                (connecting, refused), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if connecting.done():
+                with mapped(f"connecting to {self.address}"):
+                    connecting.result()
+                self.max_payload = client.max_payload
+                connected = True
+                return client
+        except ImportError as exc:
+            raise ConnectionFailed(
+                f"NATS_CREDS is set, which needs the package nkeys: {exc}", driver=DRIVER
+            ) from exc
+        except ValueError as exc:  # an address or a credentials file that cannot be read
+            raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
+        finally:
+            connecting.cancel()
+            refused.cancel()
+            await asyncio.gather(connecting, refused, return_exceptions=True)
+            if not connected:
+                await _close(client)
+        if self._refused.is_set():
+            why = "the server refuses the credentials (in NATS_URL or NATS_CREDS)"
+        else:
+            why = f"not within {seconds:g} s: {self._last_failure()}"
+        raise ConnectionFailed(
+            f"cannot connect to {self.address}: {why}", driver=DRIVER
+        ) from self._last_error
+
+    def _last_failure(self) -> str:
+        exc = self._last_error
+        return "no answer" if exc is None else str(exc) or type(exc).__name__
+
+    async def _connect(self, client: Client) -> None:
+        await client.connect(
+            self._servers,
+            name="eventbus",
+            error_cb=self._on_error,
+            disconnected_cb=self._for(client, self._on_disconnected),
+            reconnected_cb=self._for(client, self._on_reconnected),
+            closed_cb=self._for(client, self._on_closed),
+            lame_duck_mode_cb=self._for(client, self._on_lame_duck),
+            connect_timeout=_DIAL_S,
+            reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds, of which it takes parts
+            max_reconnect_attempts=-1,
+            reconnect_to_server_handler=self._next_server,
+            ping_interval=PING_S,
+            max_outstanding_pings=2,
+            pending_size=PENDING_BYTES,
+            flush_timeout=ATTEMPT_S,
+            user_credentials=self._credentials or None,
+        )
+
+    def _for(
+        self, client: Client, callback: Callable[[], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
+        """A callback that a client which has been replaced does not reach."""
+
+        async def call() -> None:
+            if client is self._client:
+                await callback()
+
+        return call
+
+    def _next_server(self, pool: list[Server], _info: object) -> tuple[Server | None, float]:
+        """The server tried least, after a random wait that grows, so that not all come at once."""
+        others = [server for server in pool if server.uri.netloc != self._leaving] or pool
+        server = min(others, key=lambda other: other.reconnects)
+        return server, _jitter(0.05, server.reconnects)
+
+    async def _on_error(self, exc: Exception) -> None:
+        self.errors += 1
+        self._last_error = exc
+        text = str(exc).lower()
+        if "authorization violation" in text or isinstance(exc, nats_errors.AuthorizationError):
+            self._refused.set()
+        kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
+        subject = rest.split('"')[1] if '"' in rest else ""
+        if kind == "publish":
+            self.replies.refuse(subject)
+        elif kind == "subscription":
+            self._denied[subject] = None
+            while len(self._denied) > _MAX_DENIED:
+                del self._denied[next(iter(self._denied))]
+        _log.warning("NATS at %s: %s", self.address, str(exc) or type(exc).__name__)
+
+    async def _on_disconnected(self) -> None:
+        if self._connected.is_set():
+            self._connected.clear()
+            if not self._closing:
+                _log.warning("the connection to NATS at %s is lost", self.address)
+                self._on_lost()
+
+    async def _on_reconnected(self) -> None:
+        self._leaving = ""
+        if self._closing or self._connected.is_set():
+            return
+        self.max_payload = self.client.max_payload
+        self._connected.set()
+        _log.info("connected to NATS at %s again", self.address)
+        self.replies.give_up()
+        self._on_back()
+
+    async def _on_closed(self) -> None:
+        """Some errors close a client for good; the watchdog makes another."""
+        if not self._closing:
+            await self._on_disconnected()
+
+    async def _on_lame_duck(self) -> None:
+        client = self.client
+        if client.connected_url is not None:
+            self._leaving = client.connected_url.netloc
+        _log.info("a NATS server is about to stop; going to another")
+        await client.force_reconnect()
+
+    async def _watch(self) -> None:
+        attempts = 0
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            client = self.client
+            if client.is_deaf:
+                _log.error("the reading of messages from NATS has stopped; connecting anew")
+                await client.force_reconnect()
+            elif client.is_closed:
+                try:
+                    await self._rebuild()
+                    attempts = 0
+                except ConnectionFailed as exc:
+                    attempts += 1
+                    _log.warning("%s", exc)
+                    await asyncio.sleep(_jitter(0.1, attempts))
+
+    async def _rebuild(self) -> None:
+        """Put a new client in the place of one that is closed."""
+        self._connected.clear()
+        client = await self._dial(self._connect_timeout)
+        self.rebuilds += 1
+        self._client = client
+        with mapped("subscribing anew"):
+            for key, listening in list(self._listening.items()):
+                if key in self._listening:
+                    listening.key = await client.listen(listening.subject, listening.receiver)
+        if client.is_connected:
+            await self._on_reconnected()
+
+
+def _jitter(base: float, attempts: int) -> float:
+    """A random wait whose bound doubles with each attempt."""
+    return random.uniform(0, min(_MAX_BACKOFF_S, base * 2 ** min(attempts, 8)))  # noqa: S311 - no secret
+
+
+async def _close(client: Client) -> None:
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await client.close()
+    except (TimeoutError, nats_errors.Error, OSError) as exc:
+        _log.warning("closing a NATS client: %s", str(exc) or type(exc).__name__)

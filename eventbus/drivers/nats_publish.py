@@ -1,0 +1,184 @@
+"""Publishing into the stream: acknowledged, pipelined within a window, retried with the same id."""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+from nats import errors as nats_errors
+
+from eventbus.drivers.base import Headers
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_errors import DRIVER, ApiError, to_error
+from eventbus.drivers.nats_replies import ATTEMPT_S, Reply
+from eventbus.errors import ConnectionFailed, EncodingError, EventBusError, PublishFailed
+from eventbus.message import HEADER_ID, new_id
+
+__all__ = ["Ack", "Publisher", "check_size"]
+
+_log = logging.getLogger(__name__)
+
+WINDOW: Final = 1024
+"""Messages in flight; more publishers wait, within their own time."""
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
+_TOO_LARGE: Final = 10054
+_STORE_FAILED: Final = 10077
+_TRY_AGAIN: Final = (
+    nats_errors.OutboundBufferLimitError,
+    nats_errors.ConnectionClosedError,
+    nats_errors.ConnectionReconnectingError,
+    OSError,
+)
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """A stream's acknowledgement."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: ApiError | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(Ack)
+
+
+def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> None:
+    """Raises EncodingError for what the server would answer by closing the connection.
+
+    nats-py checks the payload alone; the server counts the headers too.
+    """
+    size = len(payload)
+    if headers:
+        size += 14 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > limit:
+        raise EncodingError(
+            f"a message of {size} bytes for {subject} is larger than the server takes: "
+            f"its max_payload is {limit} bytes, headers included"
+        )
+
+
+class Publisher:
+    """Publishes to subjects that a stream captures."""
+
+    def __init__(self, connection: NatsConnection, timeout: float) -> None:
+        """`timeout`: the seconds in which a message must be acknowledged."""
+        self.retries = 0
+        """How many attempts were not the first one of a message."""
+        self._connection = connection
+        self._timeout = timeout
+        self._window = asyncio.Semaphore(WINDOW)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def publish(self, subject: str, payload: bytes, headers: Headers) -> Ack:
+        """Store one message. Raises PublishFailed and EncodingError."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            if self._window.locked():
+                await self._take_place(subject, deadline)
+            else:
+                await self._window.acquire()
+            try:
+                return await self._publish(subject, payload, headers, deadline)
+            finally:
+                self._window.release()
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Whether all that is in flight has an end within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _take_place(self, subject: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._window.acquire()
+        except TimeoutError:
+            raise self._failure(subject, f"{WINDOW} others wait for theirs") from None
+
+    async def _publish(
+        self, subject: str, payload: bytes, headers: Headers, deadline: float
+    ) -> Ack:
+        sent = dict(headers)
+        if not sent.get(HEADER_ID):
+            sent[HEADER_ID] = new_id()  # that a retry is stored once
+        check_size(subject, payload, sent, self._connection.max_payload)
+        loop = asyncio.get_running_loop()
+        pause, failure, first = _FIRST_PAUSE_S, "not connected", True
+        while (left := deadline - loop.time()) > 0:
+            if not await self._connection.wait_connected(left):
+                break
+            if not first:
+                self.retries += 1
+            first = False
+            answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+            if isinstance(answer, Ack):
+                return answer
+            failure = answer or failure
+            if answer:  # the server or the connection said no: give it a moment
+                await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+                pause = min(pause * 2, _MAX_PAUSE_S)
+            else:
+                failure = "no answer"
+        raise self._failure(subject, failure)
+
+    async def _attempt(
+        self, subject: str, payload: bytes, headers: dict[str, str], seconds: float
+    ) -> Ack | str:
+        """An acknowledgement, or why there is none yet; empty when there was no answer."""
+        replies = self._connection.replies
+        reply_to, future = replies.expect(subject, seconds)
+        try:
+            await self._connection.client.publish(subject, payload, reply_to, headers)
+            reply = await future
+        except _TRY_AGAIN as exc:
+            return str(exc) or type(exc).__name__
+        except nats_errors.Error as exc:
+            raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
+        finally:
+            replies.forget(reply_to)
+        return "" if reply is None else self._read(subject, reply)
+
+    def _read(self, subject: str, reply: Reply) -> Ack | str:
+        if reply.status == "503":
+            return "no stream captures the subject (or it has no leader at the moment)"
+        try:
+            ack = _decoder.decode(reply.payload)
+        except msgspec.DecodeError as exc:
+            return f"an answer that is no acknowledgement: {exc}"
+        error = ack.error
+        if error is None:
+            return ack
+        if error.err_code == _TOO_LARGE:
+            raise EncodingError(f"a message for {subject} is larger than the stream takes: {error}")
+        if error.code < 500 or error.err_code == _STORE_FAILED:
+            raise PublishFailed(
+                f"the stream refuses a message for {subject}: {error}", driver=DRIVER
+            )
+        return str(error)
+
+    def _failure(self, subject: str, why: str) -> PublishFailed:
+        return PublishFailed(
+            f"a message for {subject} was not acknowledged by {self._connection.address} within "
+            f"{self._timeout:g} s: {why}",
+            driver=DRIVER,
+        )
+
+
+def _publish_error(error: EventBusError) -> EventBusError:
+    """A fault of the connection is, to one who publishes, a message not acknowledged."""
+    return (
+        PublishFailed(str(error), driver=DRIVER) if isinstance(error, ConnectionFailed) else error
+    )

@@ -1,0 +1,233 @@
+"""The stream of events: made or checked at the start, and watched for being another one."""
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_errors import DRIVER, ApiError
+from eventbus.errors import ConnectionFailed, PublishFailed, StreamMismatch
+
+__all__ = ["EventStream", "StreamState", "epoch_of"]
+
+_log = logging.getLogger(__name__)
+
+DUPLICATE_WINDOW_S: Final = 120.0
+_NANO: Final = 1_000_000_000
+_PAUSE_S: Final = 0.2
+_NOT_FOUND: Final = 10059
+_NAME_IN_USE: Final = 10058
+_NO_JETSTREAM: Final = (10039, 10076)
+_HINTS: Final = {
+    10047: "BROADCAST_HISTORY_BYTES is more than the server has left",
+    10023: "BROADCAST_HISTORY_BYTES is more than the server has left",
+    10065: "another stream captures these subjects: set BROADCAST_CHANNELS_PREFIX to another "
+    "namespace, or remove that stream",
+    10074: "BROADCAST_HISTORY_REPLICAS needs a cluster of as many servers",
+    10052: "see BROADCAST_HISTORY_SECONDS and its neighbours",
+}
+_MUST_FIT: Final = (
+    "subjects", "retention", "discard", "republish", "allow_direct", "no_ack", "sealed",
+    "mirror", "sources", "subject_transform",
+)  # fmt: skip
+"""Settings under which history or delivery cannot work when they are others."""
+_MAY_DIFFER: Final = (
+    "max_msgs_per_subject", "max_age", "max_bytes", "num_replicas", "storage", "duplicate_window",
+)  # fmt: skip
+
+
+class StreamState(NamedTuple):
+    """What a stream says of itself."""
+
+    epoch: str
+    last: int
+    """The offset of its last message, 0 in an empty stream that is new."""
+
+
+class _State(msgspec.Struct):
+    last_seq: int = 0
+
+
+class _Answer(msgspec.Struct):
+    config: dict[str, Any] = {}
+    created: str = ""
+    state: _State = msgspec.field(default_factory=_State)
+    error: ApiError | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(_Answer)
+
+
+class EventStream:
+    """`<NAMESPACE>_EVENTS`, which captures the event subjects and republishes to the live ones."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        subjects: Subjects,
+        settings: Settings,
+        on_new_epoch: Callable[[], None],
+    ) -> None:
+        """`on_new_epoch` is called when the stream has become another one."""
+        self.name = f"{subjects.namespace.upper()}_EVENTS"
+        self.epoch = ""
+        self.last = 0
+        self._connection = connection
+        self._settings = settings
+        self._on_new_epoch = on_new_epoch
+        self._config = _config(self.name, subjects.namespace, settings)
+        self._asking = asyncio.Lock()
+        self._next: asyncio.Task[StreamState] | None = None
+
+    async def ensure(self) -> StreamState:
+        """Make the stream where there is none, and check the one that there is.
+
+        Raises StreamMismatch, listing what differs where history or delivery cannot work, and
+        ConnectionFailed. Limits that differ are logged. Nothing is altered.
+        """
+        answer = await self._ask("INFO")
+        if answer.error is not None and answer.error.err_code == _NOT_FOUND:
+            answer = await self._ask("CREATE", msgspec.json.encode(self._config))
+            if answer.error is not None and answer.error.err_code == _NAME_IN_USE:
+                answer = await self._ask("INFO")  # another process was first
+            elif answer.error is None:
+                _log.info("stream %s was made", self.name)
+        if answer.error is not None:
+            hint = _HINTS.get(answer.error.err_code, "")
+            raise StreamMismatch(
+                f"stream {self.name} cannot be made: {answer.error}"
+                + (f"; {hint}" if hint else ""),
+                driver=DRIVER,
+            )
+        state = self._take(answer)
+        self._check(answer.config)
+        return state
+
+    async def state(self) -> StreamState:
+        """The stream's present state, asked for after this call; concurrent calls share one.
+
+        Raises ConnectionFailed.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._state(), name="eventbus-stream-state")
+            self._next.add_done_callback(_retrieve)
+        return await asyncio.shield(self._next)
+
+    async def aclose(self) -> None:
+        """Stop asking."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+
+    async def _state(self) -> StreamState:
+        async with self._asking:
+            self._next = None  # from here on, the question may be older than who asks
+            answer = await self._ask("INFO")
+        if answer.error is not None:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        return self._take(answer)
+
+    def _take(self, answer: _Answer) -> StreamState:
+        state = StreamState(epoch_of(answer.created), answer.state.last_seq)
+        known, self.epoch, self.last = self.epoch, state.epoch, state.last
+        if known and known != state.epoch:
+            _log.warning("stream %s is another one now; its offsets begin again", self.name)
+            self._on_new_epoch()
+        return state
+
+    async def _ask(self, what: str, payload: bytes = b"") -> _Answer:
+        """The API's answer, retried while the server is not ready for as long as a start may be."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.connect_timeout
+        subject = f"$JS.API.STREAM.{what}.{self.name}"
+        failure = "no answer"
+        while (left := deadline - loop.time()) > 0:
+            if not await self._connection.wait_connected(left):
+                break
+            try:
+                reply = await self._connection.request(subject, payload)
+            except PublishFailed as exc:
+                raise ConnectionFailed(str(exc), driver=DRIVER) from exc
+            if reply is not None and reply.status == "503":
+                failure = "the server has no JetStream (start it with -js)"
+            elif reply is not None:
+                answer = _decoder.decode(reply.payload)
+                error = answer.error
+                if error is None or error.code != 503:
+                    return answer
+                failure = str(error)
+                if error.err_code in _NO_JETSTREAM:
+                    break
+            await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
+        raise ConnectionFailed(
+            f"asking {self._connection.address} about stream {self.name}: {failure}", driver=DRIVER
+        )
+
+    def _check(self, found: dict[str, Any]) -> None:
+        wrong = [line for name in _MUST_FIT if (line := self._difference(name, found))]
+        if wrong:
+            raise StreamMismatch(
+                f"stream {self.name} exists with settings that cannot work: {'; '.join(wrong)}. "
+                "Alter it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace",
+                driver=DRIVER,
+            )
+        if others := [line for name in _MAY_DIFFER if (line := self._difference(name, found))]:
+            _log.warning(
+                "stream %s exists with other limits, which hold: %s", self.name, "; ".join(others)
+            )
+
+    def _difference(self, name: str, found: dict[str, Any]) -> str:
+        expected, actual = self._config.get(name) or None, found.get(name) or None
+        if name == "discard":
+            actual = actual or "old"
+        if expected == actual:
+            return ""
+        return f"{name} is {msgspec.json.encode(actual).decode()}, not " + (
+            msgspec.json.encode(expected).decode()
+        )
+
+
+def epoch_of(created: str) -> str:
+    """A short name of a stream's identity, from the time at which it was made (RFC 3339)."""
+    moment = datetime.datetime.fromisoformat(created)
+    since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    number = since // datetime.timedelta(microseconds=1)
+    digits = ""
+    while number:
+        number, digit = divmod(number, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return digits
+
+
+def _config(name: str, namespace: str, settings: Settings) -> dict[str, Any]:
+    age = int(settings.history_seconds * _NANO)
+    # Retries of one publish must fall into the window; the server allows none above the age.
+    window = int(max(DUPLICATE_WINDOW_S, 2 * settings.publish_timeout) * _NANO)
+    return {
+        "name": name,
+        "subjects": [f"{namespace}.event.>"],
+        "republish": {"src": f"{namespace}.event.>", "dest": f"{namespace}.live.>"},
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "allow_direct": True,
+        "max_msgs": -1,
+        "max_consumers": -1,
+        "max_msgs_per_subject": settings.history_messages,
+        "max_age": age,
+        "max_bytes": settings.history_bytes,
+        "num_replicas": settings.history_replicas,
+        "duplicate_window": min(window, age),
+    }
+
+
+def _retrieve(task: "asyncio.Task[StreamState]") -> None:
+    """Mark the exception as seen: those who wait raise it, and there may be none left."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,127 @@
+"""A subscription's place in the stream: what is delivered, what waits, what came before it."""
+
+import collections
+import logging
+from typing import Final, Protocol
+
+from eventbus.drivers.base import Delivery, Handler, Position
+from eventbus.drivers.nats_connection import Listening
+from eventbus.drivers.nats_stream import StreamState
+from eventbus.drivers.nats_wire import Stamp, WireHeaders
+
+__all__ = ["NatsSubscription", "Place"]
+
+_log = logging.getLogger(__name__)
+
+MAX_HELD: Final = 10_000
+"""Messages that wait while the stream's identity is asked for; the oldest are dropped beyond, which
+a listener sees by `Delivery.previous`."""
+
+_Held = tuple[str, bytes, WireHeaders, Stamp]
+
+
+class Place(Protocol):
+    """What a subscription needs to know of its driver."""
+
+    certain: bool
+    """Whether the stream is known to be the one whose epoch is known."""
+
+    def doubt(self, subscription: "NatsSubscription") -> None:
+        """Ask the stream who it is, then call `subscription.release`."""
+
+    async def leave(self, subscription: "NatsSubscription") -> None:
+        """Unsubscribe at the server."""
+
+
+class NatsSubscription:
+    """One listener. A stored message is never delivered to it twice or out of order."""
+
+    __slots__ = (
+        "__weakref__", "_epoch", "_exact", "_handler", "_held", "_last", "_place", "_seen",
+        "_stream", "listening", "position", "subject",
+    )  # fmt: skip
+
+    def __init__(self, place: Place, subject: str, handler: Handler, stream: bytes) -> None:
+        """`stream` is the name of the stream whose messages come here; empty for none."""
+        self.subject = subject
+        self.position: Position | None = None
+        self.listening: Listening | None = None
+        self._place = place
+        self._handler: Handler | None = handler
+        self._stream = stream
+        self._exact = "*" not in subject and ">" not in subject
+        self._epoch = ""
+        self._last = 0
+        """No message up to this offset is delivered any more."""
+        self._seen = 0
+        """The offset delivered last, 0 before the first."""
+        self._held: collections.deque[_Held] | None = None
+        if stream:
+            self._held = collections.deque(maxlen=MAX_HELD)  # until begin() says from where
+
+    def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
+        """Take a message off the wire."""
+        if self._handler is None:
+            return
+        stamp = headers.stamp(self._stream) if self._stream else None
+        if stamp is None:
+            self._handler(Delivery(subject, payload, headers))
+        elif self._held is not None:
+            self._held.append((subject, payload, headers, stamp))
+        elif (
+            not self._place.certain
+            or stamp.sequence <= self._last
+            or (self._exact and stamp.previous < self._seen)
+        ):
+            # An offset that goes back is a copy, or of a stream that was made anew. What a subject
+            # retained going back is expiry, or a stream made anew that has grown past the old one.
+            self._held = collections.deque([(subject, payload, headers, stamp)], MAX_HELD)
+            self._place.doubt(self)
+        else:
+            self._deliver(subject, payload, headers, stamp)
+
+    def begin(self, state: StreamState) -> None:
+        """Deliver from after the stream's state, which was asked for after subscribing."""
+        self.position = Position(state.last, state.epoch)
+        self._epoch = state.epoch
+        self._last = state.last
+        self.release(state)
+
+    def restart(self, epoch: str) -> None:
+        """The stream is another one: its offsets begin again."""
+        self._epoch = epoch
+        self._last = self._seen = 0
+
+    def release(self, state: StreamState) -> None:
+        """Deliver what was held, now that the stream's identity and last offset are known."""
+        held, self._held = self._held, None
+        if not held:
+            return
+        if self._last > state.last:
+            # No stream wrote the offset that we saw last: anyone may publish what looks like it.
+            _log.warning("%s carried an offset that its stream does not have", self.subject)
+            self._last = self._seen = held[0][3].sequence - 1
+        for subject, payload, headers, stamp in held:
+            if self._handler is not None and stamp.sequence > self._last:
+                try:
+                    self._deliver(subject, payload, headers, stamp)
+                except Exception:  # noqa: BLE001 - a handler may raise anything
+                    _log.exception("a handler failed on a message of %s", subject)
+
+    async def aclose(self) -> None:
+        """Stop: the handler is not called once this is called."""
+        if self._handler is not None:
+            self._handler = None
+            self._held = None
+            await self._place.leave(self)
+
+    def detach(self) -> None:
+        """Stop without a word to the server, whose connection is closing."""
+        self._handler = None
+        self._held = None
+
+    def _deliver(self, subject: str, payload: bytes, headers: WireHeaders, stamp: Stamp) -> None:
+        assert self._handler is not None
+        self._last = self._seen = stamp.sequence
+        position = Position(stamp.sequence, self._epoch)
+        self._handler(Delivery(subject, payload, headers, position, stamp.previous, stamp.time))
