@@ -59,8 +59,8 @@ def read_payload(
 ) -> Envelope:
     """Check one payload that came on `channel`'s subject and make it a whole envelope.
 
-    `event`, `id` and `timestamp` (RFC 3339; now, when None) complete what the payload lacks; without
-    an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`, `too_deep`,
+    `event`, `id` and `timestamp` (RFC 3339; now, when None) complete what the payload lacks;
+    without an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`, `too_deep`,
     `bad_envelope`, `reserved_event` or `other_channel`. msgspec skips over the text inside a Raw
     value, so that UTF-8 is checked here first.
     """
@@ -85,9 +85,9 @@ def _read(
     try:
         wire = _decode_wire(payload)
     except msgspec.DecodeError as exc:
-        return _wrap(channel, payload, event, id_, timestamp, exc)
+        return _wrap(channel, payload, event, id_, timestamp, why_no_envelope=exc)
     if wire.event is msgspec.UNSET or wire.data is msgspec.UNSET:
-        return _wrap(channel, payload, event, id_, timestamp, None)
+        return _wrap(channel, payload, event, id_, timestamp, why_no_envelope=None)
     _check_event(wire.event)
     if wire.channel and wire.channel != channel:
         raise InvalidPayload(
@@ -122,6 +122,7 @@ def _wrap(
     event: str | None,
     id_: str | None,
     timestamp: datetime.datetime | str | None,
+    *,
     why_no_envelope: Exception | None,
 ) -> Envelope:
     """An envelope around a payload that is none, unless it is a broken one."""

@@ -93,7 +93,6 @@ _RESERVED_FIELDS: Final = frozenset(
 )
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class _EventClass(msgspec.StructMeta):
     """Takes our class keywords out of a class statement, and leaves msgspec its own."""
 
@@ -130,6 +129,8 @@ class _EventClass(msgspec.StructMeta):
         type.__init__(cls, *args)
 
 
+# msgspec.Struct says the same of itself, but that its subclasses can be changed.
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     """The base of every event type: an immutable struct with fields of any type msgspec encodes.
 

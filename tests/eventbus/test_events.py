@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 @pytest.fixture(autouse=True)
 def _registry_of_its_own(monkeypatch):
-    """Event types that a test defines are forgotten after it."""
-    monkeypatch.setattr(events, "_types", dict(events._types))
+    """Event types that a test defines are known to it alone."""
+    monkeypatch.setattr(events, "_types", {})
 
 
 class Level(enum.StrEnum):
