@@ -248,7 +248,7 @@ class Session:
         except InvalidChannel as exc:
             return [_failed("invalid_channel", str(exc), None, ref)]
         try:
-            validate_event_name(event)
+            name = _client_event(event)
         except InvalidEventName as exc:
             return [_failed("bad_request", str(exc), channel, ref)]
         if channel not in self.channels:
@@ -262,7 +262,6 @@ class Session:
         if len(data) > limit:
             message = f"the data has {len(data)} bytes: at most {limit} are allowed"
             return [_failed("payload_too_large", message, channel, ref)]
-        name = event if event.startswith(CLIENT_EVENT_PREFIX) else CLIENT_EVENT_PREFIX + event
         user_id = self.claims.user_id if self.claims else None
         return [WhisperOut(command, name, user_id)]
 
@@ -317,6 +316,16 @@ class Session:
 
 
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
+
+
+def _client_event(event: str) -> str:
+    """The name that a whispered event has on the wire. Raises InvalidEventName."""
+    validate_event_name(event)
+    bare = event.removeprefix(CLIENT_EVENT_PREFIX)
+    if not bare:
+        raise InvalidEventName(f"{event!r} is only the prefix of an event name", name=event)
+    # Again, for the prefix counts: a name too long would be put in quarantine where it arrives.
+    return validate_event_name(CLIENT_EVENT_PREFIX + bare)
 
 
 def _not_subscribed(channel: str) -> str:
