@@ -13,10 +13,11 @@ from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers
-from eventbus.errors import BusStateError, DispatchFailed, InvalidName
+from eventbus.errors import BusStateError, InvalidName
 from eventbus.events import Event, event_definition
 from eventbus.message import HEADER_EXCEPT, HEADER_ID, HEADER_VERSION, Message, Receipt
 from eventbus.outgoing import messages_of
+from eventbus.receipts import gather_receipts
 
 __all__ = ["BusState", "EventBus"]
 
@@ -147,13 +148,8 @@ class EventBus:
             for definition in (event_definition(type(event)),)
             for message in messages_of(event)
         ]
-        if len(outgoing) == 1:
-            return (await self._send(outgoing[0]),)
-        results = await asyncio.gather(*map(self._send, outgoing), return_exceptions=True)
-        receipts = tuple(result for result in results if isinstance(result, Receipt))
-        if len(receipts) < len(results):
-            _raise_failures(outgoing, results, receipts)
-        return receipts
+        channels = [message.channel for message, *_ in outgoing]
+        return await gather_receipts(channels, [self._send(each) for each in outgoing])
 
     async def publish(
         self,
@@ -231,27 +227,6 @@ class EventBus:
 
 def _version_header(version: int) -> Headers:
     return NO_HEADERS if version == 1 else {HEADER_VERSION: str(version)}
-
-
-def _raise_failures(
-    outgoing: list[_Outgoing],
-    results: list[Receipt | BaseException],
-    receipts: tuple[Receipt, ...],
-) -> None:
-    failures: dict[str, Exception] = {}
-    errors: list[Exception] = []
-    for (message, *_), result in zip(outgoing, results, strict=True):
-        if isinstance(result, Exception):
-            failures.setdefault(message.channel, result)
-            errors.append(result)
-        elif isinstance(result, BaseException):
-            raise result
-    told = "; ".join(f"{channel}: {error}" for channel, error in failures.items())
-    raise DispatchFailed(
-        f"{len(errors)} of {len(results)} messages were not published: {told}",
-        failures=failures,
-        receipts=receipts,
-    ) from ExceptionGroup("messages not published", errors)
 
 
 def _check_id(what: str, value: object) -> str:

@@ -14,14 +14,33 @@ from typing import Any, Protocol
 from eventbus.errors import BusStateError
 from eventbus.message import Receipt
 
-__all__ = ["Dispatcher", "current_bus", "enter", "entered", "leave"]
+__all__ = ["Dispatcher", "Publisher", "current_bus", "enter", "entered", "leave"]
 
 
-class Dispatcher(Protocol):
-    """What can take events: a bus, or a test's stand-in for one."""
+class Publisher(Protocol):
+    """What takes messages: a bus, or one of its drivers beside its own."""
+
+    async def publish(
+        self,
+        channel: str,
+        event: str,
+        data: Any,
+        *,
+        volatile: bool = False,
+        except_connection: str | None = None,
+        id: str | None = None,  # noqa: A002 - the field's name on the wire
+    ) -> Receipt:
+        """Take one message."""
+
+
+class Dispatcher(Publisher, Protocol):
+    """What takes events: a bus, or a test's stand-in for one."""
 
     async def dispatch(self, *events: Any) -> tuple[Receipt, ...]:
         """Take the events; gives a receipt for each message that was published."""
+
+    def using(self, driver: str) -> Publisher:
+        """Another driver, by its name."""
 
 
 _entries: list[tuple[asyncio.AbstractEventLoop, Dispatcher]] = []
