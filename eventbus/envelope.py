@@ -60,9 +60,9 @@ def read_payload(
     """Check one payload that came on `channel`'s subject and make it a whole envelope.
 
     `event`, `id` and `timestamp` (RFC 3339; now, when None) complete what the payload lacks;
-    without an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`, `too_deep`,
-    `bad_envelope`, `reserved_event` or `other_channel`. msgspec skips over the text inside a Raw
-    value, so that UTF-8 is checked here first.
+    without an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`,
+    `too_deep`, `bad_envelope`, `reserved_event` or `other_channel`. msgspec skips over the text
+    inside a Raw value, so that UTF-8 is checked here first.
     """
     if not payload.isascii():
         try:

@@ -1,9 +1,11 @@
 """The grammar of channels, patterns and subjects."""
 
+import asyncio
 import itertools
 import re
 import string
 
+import nats
 import pytest
 from hypothesis import example, given, strategies as st
 
@@ -257,3 +259,56 @@ def test_patterns_equal_by_their_text():
     assert Pattern("a.b").is_exact
     assert not Pattern("a.{x}").is_exact
     assert not Pattern("a.>").is_exact
+
+
+async def test_matching_agrees_with_what_a_nats_server_delivers(nats_server, namespace):
+    patterns = [*PATTERNS, "team.{team_id}", "{a}.{b}", "a.{x}.>"]
+    channels = [*CHANNELS, "team.7", "team.7.8", "team"]
+    subjects = Subjects(namespace)
+    delivered = {text: set() for text in patterns}
+    # One connection, whose commands the server takes in order: a flush would not prove that the
+    # subscriptions are in place (it sends its PING before what is pending).
+    client = await nats.connect(nats_server.url)
+    ended = asyncio.Event()
+    try:
+        for text in patterns:
+
+            async def receive(message, got=delivered[text]):
+                got.add(subjects.channel_of(message.subject))
+
+            await client.subscribe(subjects.live_filter(Pattern(text)), cb=receive)
+
+        async def end(message):
+            ended.set()
+
+        await client.subscribe(f"{namespace}.end", cb=end)
+        for channel in channels:
+            await client.publish(subjects.live(channel), b"")
+        await client.publish(f"{namespace}.end", b"")
+        async with asyncio.timeout(20):
+            await ended.wait()
+        # The last message has come, so that all have; each callback runs in a task of its own.
+        await client.drain()
+    finally:
+        await client.close()
+    for text in patterns:
+        expected = {channel for channel in channels if Pattern(text).match(channel) is not None}
+        assert delivered[text] == expected, text
+
+
+async def test_names_that_are_refused_are_mishandled_by_nats(nats_server, namespace):
+    """Why the grammar is ours to check: the server takes these and delivers them to nobody."""
+    client = await nats.connect(nats_server.url)
+    try:
+        got = asyncio.Queue()
+        subscription = await client.subscribe(f"{namespace}.>")
+        for channel in ("a..b", ".a", "a."):
+            await client.publish(f"{namespace}.live.{channel}", b"lost")
+        await client.publish(f"{namespace}.live.*", b"taken as it is")
+        await client.publish(f"{namespace}.live.a", b"last")
+        async with asyncio.timeout(10):
+            while (message := await subscription.next_msg(timeout=5)).data != b"last":
+                got.put_nowait(message.subject)
+    finally:
+        await client.close()
+    assert [got.get_nowait() for _ in range(got.qsize())] == [f"{namespace}.live.*"]
