@@ -73,8 +73,8 @@ export class Chat {
     if (this.#room.whisper("typing", {})) this.#lastTyping = now;
   }
 
-  #fromService({ author, text }, timestamp) {
-    this.#add({ kind: "machine", name: author, text, timestamp });
+  #fromService({ name, text }, timestamp) {
+    this.#add({ kind: "machine", name, text, timestamp });
   }
 
   #fromGuest(data, { user_id: userId, timestamp }) {

@@ -71,13 +71,13 @@ metrics.on("DashboardMetrics", (data, { timestamp }) => {
   const at = parseTime(timestamp);
   charts.cpu.add(at, data.cpu_percent);
   charts.memory.add(at, data.memory_percent);
-  charts.load.add(at, data.load_1);
+  charts.load.add(at, data.load.one);
   show("cpu", data.cpu_percent.toFixed(0), `${data.cpu_count} cores`);
-  const memory = `${gigabytes(data.memory_used)} of ${gigabytes(data.memory_total)} GB`;
+  const memory = `${gigabytes(data.memory_used_bytes)} of ${gigabytes(data.memory_total_bytes)} GB`;
   show("memory", data.memory_percent.toFixed(0), memory);
-  const load = `${decimals(data.load_5)} in 5 min, ${decimals(data.load_15)} in 15`;
-  show("load", decimals(data.load_1), load);
-  const disk = `${gigabytes(data.disk_used)} of ${gigabytes(data.disk_total)} GB`;
+  const load = `${decimals(data.load.five)} in 5 min, ${decimals(data.load.fifteen)} in 15`;
+  show("load", decimals(data.load.one), load);
+  const disk = `${gigabytes(data.disk_used_bytes)} of ${gigabytes(data.disk_total_bytes)} GB`;
   show("disk", data.disk_percent.toFixed(0), disk);
   document.querySelector("#disk meter").value = data.disk_percent;
   byId("host").textContent = `Live measurements of ${data.host}`;
@@ -172,7 +172,7 @@ bus.on("state", ({ state, code, reason, retryAt: at }) => {
 function tellRetry() {
   const seconds = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
   byId("lost-detail").textContent =
-    `Trying again ${seconds ? `in ${seconds} s` : "now"}; what was missed will be caught up.`;
+    `Trying again ${seconds ? `in ${seconds} s` : "now"}; it goes on by itself.`;
 }
 
 byId("retry").addEventListener("click", () => {

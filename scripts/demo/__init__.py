@@ -1,0 +1,1 @@
+"""The demo: a nats-server, an edge and a service in one command, with a page to look at."""

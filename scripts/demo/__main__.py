@@ -1,0 +1,155 @@
+"""Everything in one process, but for the nats-server, which is a real one beside it."""
+
+import argparse
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+from typing import Final
+
+import aiohttp
+
+from edge.app import serve
+from edge.config import EdgeSettings
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.errors import EventBusError
+from eventbus.server import NatsServer
+from scripts.demo import once
+from scripts.demo.page import extend, guest_token, new_guest
+from scripts.demo.service import serve_measurements
+
+HOST: Final = "127.0.0.1"  # whoever asks gets a token, so nobody beyond this machine may ask
+EDGE_PORT: Final = 8080
+NATS_PORT: Final = 4222
+DRAIN_S: Final = 0.2
+REMARK_EVERY_S: Final = 60.0
+
+BANNER: Final = """
+  The page      {address}
+  NATS          {nats}
+
+  Open the page in two tabs and chat. Publish from any NATS client:
+
+    nats pub -s {nats} eb.event.general '{{"hello": "world"}}'
+
+  or from Python:
+
+    NATS_URL={nats} .venv/bin/python - <<END
+    import asyncio
+    from eventbus.bus import EventBus
+    async def main():
+        async with EventBus.from_env() as bus:
+            await bus.publish("general", "greeting", {{"hello": "world"}})
+    asyncio.run(main())
+    END
+
+  Ctrl-C ends it all.
+"""
+
+
+def main() -> int:
+    """Run the demo; gives the exit code."""
+    options = _parser().parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return asyncio.run(_exit_code(options))
+    except KeyboardInterrupt:  # at the start, while nobody handles the signal yet
+        return 1 if options.once else 0
+
+
+async def _exit_code(options: argparse.Namespace) -> int:
+    code = 0
+    try:
+        await _run(options)
+    except* (EventBusError, once.Incomplete, aiohttp.ClientError) as errors:
+        for error in errors.exceptions:
+            print(f"error: {error}", file=sys.stderr)
+        code = 1
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/run", description="The demo of eventbus.")
+    add = parser.add_argument
+    add("--once", action="store_true", help="receive some events without a browser, then end")
+    add("--port", type=_port, help=f"the page's port; {EDGE_PORT} or a free one when left out")
+    add("--interval", type=_seconds, help="seconds between measurements; 1, or 0.2 with --once")
+    add("--timeout", type=_seconds, default=30.0, help="seconds that --once may take; 30")
+    return parser
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 (a free one) to 65535 are")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if 0 < seconds <= 3600:
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time: above 0, at most 3600 seconds are")
+
+
+async def _run(options: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + options.timeout
+    died: asyncio.Future[None] = loop.create_future()
+    nats = NatsServer(port=0 if options.once else _free(NATS_PORT), on_death=died.set_exception)
+    async with nats:
+        settings = Settings(nats_url=nats.url)
+        async with EventBus(settings), asyncio.TaskGroup() as tasks:
+            secret = secrets.token_urlsafe(48)
+            ready: asyncio.Future[str] = loop.create_future()
+            node = serve(
+                EdgeSettings(
+                    host=HOST, port=_edge_port(options), jwt_secret=secret, drain_time=DRAIN_S
+                ),
+                settings,
+                on_ready=ready.set_result,
+                extend=extend(secret, nats.url),
+            )
+            edge = tasks.create_task(node)
+            watch = tasks.create_task(_until(died))
+            address = await ready  # where the edge cannot start, the group ends this wait
+            if options.once:
+                token = guest_token(secret, new_guest())
+                await once.run(address, token, options.interval or 0.2, deadline)
+                edge.cancel()
+            else:
+                print(BANNER.format(address=address, nats=nats.url), flush=True)
+                service = serve_measurements(options.interval or 1.0, REMARK_EVERY_S)
+                serving = tasks.create_task(service)
+                await edge
+                serving.cancel()
+            watch.cancel()
+
+
+async def _until(died: asyncio.Future[None]) -> None:
+    await died
+
+
+def _edge_port(options: argparse.Namespace) -> int:
+    if options.port is not None:
+        return int(options.port)
+    return 0 if options.once else _free(EDGE_PORT)
+
+
+def _free(port: int) -> int:
+    """The port itself when nobody listens on it, otherwise 0, for a free one."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return 0
+    return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())

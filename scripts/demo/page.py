@@ -1,0 +1,68 @@
+"""The demo's own routes on the edge: its page, and a token for whoever asks.
+
+Both exist in the demo alone, which listens on loopback: a production edge issues no tokens.
+"""
+
+import re
+import secrets
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from edge.app import STATIC
+from eventbus.cli.tokens import issue_token
+
+__all__ = ["extend", "guest_token", "new_guest"]
+
+_ADJECTIVES: Final = (
+    "amber", "brave", "calm", "clever", "coral", "eager", "gentle", "golden", "jolly", "keen",
+    "lively", "lucky", "mellow", "merry", "nimble", "quiet", "silver", "sunny", "swift", "violet",
+)  # fmt: skip
+_ANIMALS: Final = (
+    "badger", "beaver", "crane", "dolphin", "falcon", "finch", "fox", "gecko", "hare", "heron",
+    "ibis", "koala", "lynx", "marten", "otter", "owl", "panda", "puffin", "raven", "seal",
+)  # fmt: skip
+_GUEST: Final = re.compile(r"[a-z]{2,12}-[a-z]{2,12}-[0-9]{4}", re.ASCII)
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def new_guest() -> str:
+    """A user id from which a name can be read, such as `amber-otter-4821`."""
+    words = secrets.choice(_ADJECTIVES), secrets.choice(_ANIMALS)
+    return f"{'-'.join(words)}-{secrets.randbelow(9000) + 1000}"
+
+
+def guest_token(secret: str, user_id: str) -> str:
+    """A development token for a guest."""
+    return issue_token(secret, user_id, name=" ".join(user_id.split("-")[:2]).title())
+
+
+def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
+    """What adds the demo's routes to an edge that checks tokens with `secret`."""
+
+    async def page(_: web.Request) -> web.FileResponse:
+        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+        return web.FileResponse(STATIC / "demo.html", headers=headers)
+
+    async def token(request: web.Request) -> web.Response:
+        guest = request.query.get("guest") or new_guest()
+        if not _GUEST.fullmatch(guest):
+            raise web.HTTPBadRequest(reason="guest must be like amber-otter-4821, or left out")
+        about = {
+            "user_id": guest,
+            "token": guest_token(secret, guest),
+            "nats_url": nats_url,
+            "host": socket.gethostname(),
+        }
+        return web.json_response(about, headers={"Cache-Control": "no-store"})
+
+    def add(app: web.Application) -> None:
+        app.router.add_get("/", page)
+        app.router.add_get("/demo/token", token)
+
+    return add
