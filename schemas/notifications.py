@@ -5,19 +5,11 @@ from typing import Annotated
 
 import msgspec
 
+from eventbus.broadcasting import NotificationData
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.message import utc_now
 
 __all__ = ["Notification", "NotificationData"]
-
-
-class NotificationData(msgspec.Struct, frozen=True, kw_only=True):
-    """What a notification's receiver gets: `{title, message, action_url, timestamp}`."""
-
-    title: str
-    message: str
-    action_url: str | None
-    timestamp: datetime.datetime
 
 
 class Notification(

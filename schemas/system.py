@@ -1,23 +1,14 @@
 """What concerns the system as a whole."""
 
 import datetime
-import enum
 
 import msgspec
 
+from eventbus.broadcasting import AlertLevel
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.message import utc_now
 
 __all__ = ["AlertLevel", "SystemAlert"]
-
-
-class AlertLevel(enum.StrEnum):
-    """How grave an alert is."""
-
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-    CRITICAL = "critical"
 
 
 class SystemAlert(Event, ShouldBroadcast, channel="system", name="alert", kw_only=True):
