@@ -18,10 +18,11 @@ OnDelivery = Callable[[str, Delivery], None]
 class _Channel:
     """One channel's subscription, and how many hold it."""
 
-    __slots__ = ("expiry", "holders", "lock", "position", "subscription")
+    __slots__ = ("expiry", "holders", "left_at", "lock", "position", "subscription")
 
     def __init__(self) -> None:
         self.holders = 0
+        self.left_at = 0.0
         self.lock = asyncio.Lock()
         self.subscription: Subscription | None = None
         self.position: Position | None = None
@@ -71,6 +72,7 @@ class Interest:
                 entry.position = delivery.position
             self._on_delivery(channel, delivery)
 
+        entry.position = None  # the subscription before this one may have moved it to its very end
         subscription = await self._driver.subscribe(self._subjects.live(channel), receive)
         entry.subscription = subscription
         # Messages that came while the subscription was being made have moved the position already.
@@ -82,14 +84,19 @@ class Interest:
         return entry.position if entry else None
 
     def release(self, channel: str) -> None:
-        """Hold a channel no longer."""
-        entry = self._channels[channel]
+        """Hold a channel no longer; after `aclose` there is nothing to do."""
+        entry = self._channels.get(channel)
+        if entry is None:
+            return
         entry.holders -= 1
+        entry.left_at = asyncio.get_running_loop().time()
         if entry.holders == 0 and entry.expiry is None:
             entry.expiry = asyncio.create_task(self._expire(channel, entry))
 
     async def _expire(self, channel: str, entry: _Channel) -> None:
-        await asyncio.sleep(self._linger_s)
+        now = asyncio.get_running_loop().time
+        while (wait := entry.left_at + self._linger_s - now()) > 0:  # noqa: ASYNC110 - no poll
+            await asyncio.sleep(wait)
         async with entry.lock:
             entry.expiry = None
             if entry.holders:
