@@ -16,7 +16,7 @@ LAYERS = [
     {"eventbus.errors", "eventbus.server_guard"},
     {"eventbus.channels"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
-    {"eventbus.envelope", "eventbus.current"},
+    {"eventbus.envelope", "eventbus.current", "eventbus.receipts"},
     {"eventbus.drivers", "eventbus.events", "eventbus.queue"},
     {"eventbus.outgoing"},
     {"eventbus.listeners"},

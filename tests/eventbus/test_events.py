@@ -198,6 +198,7 @@ def test_value_that_breaks_a_channel_is_an_error_naming_event_field_and_value(va
         Breaking(value).broadcast_on()
     message = str(caught.value)
     assert "'Breaking'" in message
+    assert "is not one token" in message
     assert "'field'" in message
     assert repr(value)[:60] in message
     assert (caught.value.event, caught.value.field) == ("Breaking", "field")
