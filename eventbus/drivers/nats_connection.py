@@ -178,7 +178,6 @@ class NatsConnection:
     async def _dial(self, seconds: float) -> FastClient | PlainClient:
         """A client that is connected."""
         client = client_class()()
-        connected = False
         self._refused.clear()
         self._last_error = None
         connecting = asyncio.create_task(self._connect(client))
@@ -191,7 +190,6 @@ class NatsConnection:
                 with mapped(f"connecting to {self.address}"):
                     connecting.result()
                 self.max_payload = client.max_payload
-                connected = True
                 return client
         except ImportError as exc:
             raise ConnectionFailed(
@@ -200,10 +198,10 @@ class NatsConnection:
         except ValueError as exc:  # an address or a credentials file that cannot be read
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
-            connecting.cancel()
+            unfinished = connecting.cancel()
             refused.cancel()
             await asyncio.gather(connecting, refused, return_exceptions=True)
-            if not connected:
+            if unfinished:
                 await _close(client)
         if self._refused.is_set():
             why = "the server refuses the credentials (in NATS_URL or NATS_CREDS)"
