@@ -1,0 +1,234 @@
+"""Real edge nodes on free ports, and clients of another make: the `websockets` package."""
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from websockets.asyncio.client import ClientConnection, connect as ws_connect
+from websockets.exceptions import InvalidStatus
+
+from edge.app import create_app, make_runner
+from edge.config import EdgeSettings
+from edge.keys import NODE
+from edge.rules import ChannelRules
+from eventbus.bus import EventBus
+from eventbus.cli.tokens import issue_token
+from eventbus.config import Settings
+
+SECRET = "a-secret-of-tests-that-is-32-bytes-long"
+PATIENCE_S = 10.0
+
+
+class Client:
+    """One WebSocket, with the words of the protocol."""
+
+    def __init__(self, socket: ClientConnection):
+        self.socket = socket
+        self.greeting = None
+
+    async def next(self):
+        """The next frame."""
+        async with asyncio.timeout(PATIENCE_S):
+            return json.loads(await self.socket.recv())
+
+    async def send(self, action=None, **fields):
+        await self.socket.send(json.dumps({"action": action, **fields}))
+
+    async def ask(self, action, **fields):
+        """Send, and give the next frame, which must be the answer."""
+        await self.send(action, **fields)
+        return await self.next()
+
+    async def subscribe(self, channel, **fields):
+        answer = await self.ask("subscribe", channel=channel, **fields)
+        assert (answer["event"], answer["channel"]) == ("eb:subscribed", channel), answer
+        return answer["data"]
+
+    async def error(self, action, **fields):
+        """Send, and give the code of the error that must be the answer."""
+        answer = await self.ask(action, **fields)
+        assert answer["event"] == "eb:error", answer
+        assert answer["data"]["message"]
+        return answer["data"]["code"]
+
+    async def hears_nothing(self):
+        """Whether nothing is on its way: the next frame is the answer to a ping sent now."""
+        return (await self.ask("ping", ref="nothing"))["data"].get("ref") == "nothing"
+
+    async def closed(self):
+        """Wait for the end; gives the close code (1006 where there was none)."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self.socket.wait_closed()
+        return self.socket.close_code
+
+
+class Edge:
+    """A node that listens in this process."""
+
+    def __init__(self, runner: web.AppRunner, clients: contextlib.AsyncExitStack):
+        self.runner = runner
+        self.node = runner.app[NODE]
+        self.port = runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._clients = clients
+
+    async def connect(self, path="/ws", *, greeted=True, **options) -> Client:
+        """A client that is connected, and closed with the test."""
+        client = await self._clients.enter_async_context(open_client(self.port, path, **options))
+        if greeted:
+            client.greeting = await client.next()
+            assert client.greeting["event"] == "eb:connected"
+        return client
+
+    async def refusal(self, path="/ws", **options):
+        """The status, headers and problem of a connection that must be refused."""
+        with pytest.raises(InvalidStatus) as caught:
+            await self.connect(path, **options)
+        response = caught.value.response
+        assert response.headers["Content-Type"].startswith("application/problem+json")
+        problem = json.loads(response.body)
+        assert problem["status"] == response.status_code
+        return response.status_code, response.headers, problem
+
+
+@contextlib.asynccontextmanager
+async def open_client(port, path="/ws", *, token=None, **options) -> AsyncIterator[Client]:
+    """Connect; `token` goes by the header Authorization."""
+    headers = options.pop("headers", {})
+    if token is not None:
+        headers = {"Authorization": f"Bearer {token}", **headers}
+    async with ws_connect(
+        f"ws://127.0.0.1:{port}{path}",
+        additional_headers=headers,
+        compression=None,
+        proxy=None,
+        **options,
+    ) as socket:
+        yield Client(socket)
+
+
+class EdgeProcess:
+    """`python -m edge` as a child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int):
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
+    async def end(self):
+        """Wait until it has ended; gives its exit code and all that it logged."""
+        async with asyncio.timeout(20):
+            out, err = await self.process.communicate()
+        return self.process.returncode, (out + err).decode()
+
+
+@pytest.fixture
+def token():
+    """Make a token: the user's id, then what `issue_token` takes."""
+
+    def issue(user="7", **claims):
+        return issue_token(SECRET, user, **claims)
+
+    return issue
+
+
+@pytest.fixture
+async def clients():
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def start_edge(settings, clients):
+    """Start nodes: `await start_edge(bus, rules=…, heartbeat=1.0, …)`; each ends with the test."""
+    async with contextlib.AsyncExitStack() as nodes:
+
+        async def start(
+            bus: EventBus | Settings | None = None, rules=None, **edge_settings
+        ) -> Edge:
+            made = EdgeSettings(
+                **{"jwt_secret": SECRET, "drain_time": 0.0, "unsubscribe_after": 0.05}
+                | edge_settings
+            )
+            app = create_app(made, settings if bus is None else bus, rules=rules or ChannelRules())
+            runner = make_runner(app)
+            await runner.setup()
+            nodes.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            return Edge(runner, clients)
+
+        yield start
+        # Clients first: a node does not wait for one that does not read.
+        await clients.aclose()
+
+
+@pytest.fixture
+async def bus(settings):
+    """An open bus over the real server, in this test's namespace."""
+    async with EventBus(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def edge(start_edge, bus):
+    """A node that shares the test's bus."""
+    return await start_edge(bus)
+
+
+@pytest.fixture
+async def nats(nats_server):
+    """A plain NATS client, which knows nothing of eventbus."""
+    import nats as nats_py  # noqa: PLC0415 - the fixture has the module's name
+
+    client = await nats_py.connect(nats_server.url)
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+async def start_process(nats_server, namespace):
+    """Start child processes: `await start_process(BROADCAST_DRAIN_TIME="1")`."""
+    started = []
+
+    async def start(**environ) -> EdgeProcess:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={
+                "PATH": os.environ["PATH"],
+                "NATS_URL": nats_server.url,
+                "BROADCAST_CHANNELS_PREFIX": namespace,
+                "BROADCAST_HISTORY_BYTES": str(4 * 1024**2),
+                "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
+                "BROADCAST_WEBSOCKET_PORT": "0",
+                "JWT_SECRET": SECRET,
+            }
+            | environ,
+        )
+        started.append(process)
+        async with asyncio.timeout(20):
+            line = (await process.stdout.readline()).decode()
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        if address is None:
+            out, err = await process.communicate()
+            raise AssertionError(f"the edge did not start: {line}{out.decode()}{err.decode()}")
+        return EdgeProcess(process, int(address[1]))
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
