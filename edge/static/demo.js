@@ -8,11 +8,9 @@ const MOST_ROWS = 40;
 const byId = (id) => document.getElementById(id);
 const percent = (value) => `${value.toFixed(0)} %`;
 const decimals = (value) => value.toFixed(value < 10 ? 2 : 1);
-const milliseconds = (value) => `${value.toFixed(value < 10 ? 1 : 0)} ms`;
-const gigabytes = (bytes) => {
-  const value = bytes / 1024 ** 3;
-  return value.toFixed(value < 10 ? 1 : 0);
-};
+const digits = (value) => value.toFixed(value < 10 ? 1 : 0);
+const milliseconds = (value) => `${digits(value)} ms`;
+const gigabytes = (bytes) => digits(bytes / 1024 ** 3);
 
 /** The wall clock in milliseconds with a fraction, which Date.now() lacks. */
 let clockOrigin = performance.timeOrigin;
@@ -117,8 +115,8 @@ function tellLatency(sent, latency) {
   charts.latency.add(sent, latency);
   const sorted = charts.latency.values.sort((a, b) => a - b);
   const median = sorted[Math.floor(sorted.length / 2)];
-  const detail = `Median ${milliseconds(median)}, highest ${milliseconds(sorted.at(-1))}`;
-  show("latency", latency.toFixed(latency < 10 ? 1 : 0), detail);
+  const detail = `Median ${digits(median)}, highest ${milliseconds(sorted.at(-1))}`;
+  show("latency", digits(latency), detail);
 }
 
 [metrics, room, general].forEach(arrived);

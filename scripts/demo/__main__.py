@@ -119,7 +119,8 @@ async def _run(options: argparse.Namespace) -> None:
             address = await ready  # where the edge cannot start, the group ends this wait
             if options.once:
                 token = guest_token(secret, new_guest())
-                await once.run(address, token, options.interval or 0.2, deadline)
+                interval = options.interval or 0.2
+                await once.run(address, token, interval, options.timeout, deadline)
                 edge.cancel()
             else:
                 print(BANNER.format(address=address, nats=nats.url), flush=True)
