@@ -3,31 +3,25 @@
 import asyncio
 import enum
 import logging
-import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from eventbus import current
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers
-from eventbus.errors import BusStateError, InvalidName
+from eventbus.errors import BusStateError
 from eventbus.events import Event, event_definition
-from eventbus.message import HEADER_EXCEPT, HEADER_ID, HEADER_VERSION, Message, Receipt
-from eventbus.outgoing import messages_of
+from eventbus.headers import check_headers, check_id
+from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
+from eventbus.outgoing import headers_of, messages_of
 from eventbus.receipts import gather_receipts
 
 __all__ = ["BusState", "EventBus"]
 
 _log = logging.getLogger(__name__)
-
-MAX_ID: Final = 200
-_ID: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
-_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", re.ASCII)
-_HEADER_VALUE: Final = re.compile(r"[\x20-\x7e]{0,4000}", re.ASCII)
-_OWN_HEADERS: Final = ("nats-", "eb-")
 
 
 class BusState(enum.StrEnum):
@@ -143,9 +137,8 @@ class EventBus:
         """
         self._require_open()
         outgoing = [
-            _Outgoing(message, definition.volatile, _version_header(definition.version))
+            _Outgoing(message, event_definition(type(event)).volatile, headers_of(event))
             for event in events
-            for definition in (event_definition(type(event)),)
             for message in messages_of(event)
         ]
         channels = [message.channel for message, *_ in outgoing]
@@ -175,10 +168,10 @@ class EventBus:
         self._require_open()
         validate_channel(channel)
         if id is not None:
-            _check_id("a message's id", id)
-        extra = _check_headers(headers)
+            check_id("a message's id", id)
+        extra = check_headers(headers)
         if except_connection is not None:
-            extra[HEADER_EXCEPT] = _check_id("a connection's id", except_connection)
+            extra[HEADER_EXCEPT] = check_id("a connection's id", except_connection)
         message = Message.create(channel, event, data, id=id)
         return await self._send(_Outgoing(message, volatile, extra))
 
@@ -223,33 +216,3 @@ class EventBus:
         if self._state is BusState.UNOPENED:
             return "opening" if self._loop else "not open yet"
         return str(self._state)
-
-
-def _version_header(version: int) -> Headers:
-    return NO_HEADERS if version == 1 else {HEADER_VERSION: str(version)}
-
-
-def _check_id(what: str, value: object) -> str:
-    if isinstance(value, str) and len(value) <= MAX_ID and _ID.fullmatch(value):
-        return value
-    shown = repr(value)[:80]
-    raise InvalidName(
-        f"{shown} is not {what}: 1 to {MAX_ID} visible ASCII characters are", name=shown
-    )
-
-
-def _check_headers(headers: Headers) -> dict[str, str]:
-    for name, value in headers.items():
-        shown = repr(name)[:80]
-        if not _HEADER_NAME.fullmatch(name) or name.lower().startswith(_OWN_HEADERS):
-            raise InvalidName(
-                f"{shown} is not a header's name: 1 to 100 letters, digits and !#$%&'*+.^_`|~- "
-                "are, that do not begin with Nats- or Eb-",
-                name=shown,
-            )
-        if not _HEADER_VALUE.fullmatch(value):
-            raise InvalidName(
-                f"the value of header {shown} is not up to 4000 printable ASCII characters",
-                name=shown,
-            )
-    return dict(headers)

@@ -9,27 +9,28 @@
 An object is one event: dispatched twice, it has the same id, and a stream stores it once.
 """
 
+import copy
 import datetime
-import enum
 import functools
 import sys
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, NamedTuple, cast, dataclass_transform
+from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, cast, dataclass_transform
 
 import msgspec
 
-from eventbus.channels import MAX_CHANNEL_BYTES, Pattern, validate_channel
+from eventbus.channels import Pattern, validate_channel
 from eventbus.current import current_bus
 from eventbus.errors import (
     EventDefinitionError,
-    EventFieldError,
     InvalidChannel,
     InvalidEventName,
     InvalidPattern,
 )
+from eventbus.headers import check_id, check_tags, encode_metadata
 from eventbus.message import Receipt, new_id, utc_now, validate_event_name
+from eventbus.queue import POLICY_KEYWORDS, QueuePolicy, ShouldQueue, define_policy
+from eventbus.templates import fill_template
 
 __all__ = [
     "Event",
@@ -40,14 +41,24 @@ __all__ = [
     "event_type",
     "event_types",
     "qualified_name",
+    "with_event_meta",
 ]
+
+E = TypeVar("E", bound="Event")
 
 
 class EventMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What every event has beside its fields: a UUIDv7, and the time (UTC) it was first asked."""
+    """What every event has beside its fields: a UUIDv7, and the time (UTC) it was first asked.
+
+    `metadata` (a JSON object) and `tags` reach subscribers on the bus, never clients.
+    `except_connection` is the client connection that must not get the event: its sender's.
+    """
 
     id: str
     timestamp: datetime.datetime
+    metadata: Mapping[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    except_connection: str | None = None
 
 
 class EventDefinition(NamedTuple):
@@ -60,6 +71,8 @@ class EventDefinition(NamedTuple):
     version: int
     abstract: bool
     broadcasts: bool
+    queue: QueuePolicy | None = None
+    """How its events are queued; None for those that are not ShouldQueue."""
 
 
 class ShouldBroadcast:
@@ -72,7 +85,9 @@ class ShouldBroadcast:
 
     def broadcast_on(self) -> str | Sequence[str]:
         """The channel, or several: one message each, all of the same id."""
-        return _fill(cast(Event, self))
+        name, template = event_definition(type(cast(Event, self)))[:2]
+        assert template is not None  # otherwise this is overridden
+        return fill_template(template, self, name)
 
     def broadcast_as(self) -> str:
         """The event name that listeners see."""
@@ -89,7 +104,10 @@ class ShouldBroadcast:
 
 _types: dict[str, "type[Event]"] = {}
 _RESERVED_FIELDS: Final = frozenset(
-    {"dispatch", "event_meta", *(name for name in vars(ShouldBroadcast) if name[0] != "_")}
+    {
+        *("dispatch", "dispatch_if", "dispatch_unless", "event_meta", "to_others", "with_meta"),
+        *(name for name in vars(ShouldBroadcast) if name[0] != "_"),
+    }
 )
 
 
@@ -110,6 +128,7 @@ class _EventClass(msgspec.StructMeta):
         abstract: bool = False,
         **struct_options: Any,
     ) -> "_EventClass":
+        queued = {key: struct_options.pop(key) for key in POLICY_KEYWORDS if key in struct_options}
         made = super().__new__(mcls, cls_name, bases, namespace, **struct_options)
         if bases != (msgspec.Struct,):  # it is not Event itself
             cls = cast("type[Event]", made)
@@ -120,6 +139,7 @@ class _EventClass(msgspec.StructMeta):
                 volatile=volatile,
                 version=version,
                 abstract=abstract,
+                queued=queued,
             )
             if not abstract:
                 _register(cls)
@@ -138,7 +158,7 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     from fields of type str, int, UUID or an enum of these), `name` (the event name; the class's own
     by default), `volatile` (never stored or replayed), `version` (of its schema, from 1),
     `abstract` (a base for others: neither registered nor dispatched), and msgspec's own, such as
-    `kw_only` or `rename`. `channel` and `volatile` are inherited.
+    `kw_only` or `rename`. `channel` and `volatile` are inherited. ShouldQueue adds its own.
 
     Raises EventDefinitionError where the class statement stands: for an unknown field in a
     template, a wildcard or bad grammar, a broadcast event without a channel, a name that is taken.
@@ -161,6 +181,51 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
         Raises BusStateError where no bus is open in the running event loop.
         """
         return await current_bus().dispatch(self)
+
+    async def dispatch_if(self, condition: bool) -> tuple[Receipt, ...]:
+        """Dispatch when `condition` holds; otherwise nothing happens, and there are no receipts."""
+        return await self.dispatch() if condition else ()
+
+    async def dispatch_unless(self, condition: bool) -> tuple[Receipt, ...]:
+        """Dispatch when `condition` does not hold."""
+        return await self.dispatch_if(not condition)
+
+    def with_meta(
+        self, *, metadata: Mapping[str, Any] | None = None, tags: Iterable[str] = ()
+    ) -> Self:
+        """The same event, of the same id, with more metadata (later keys win) and more tags.
+
+        They travel in headers, to the bus's subscribers and never to clients. Raises EncodingError
+        for metadata that is no JSON object of at most MAX_METADATA bytes, InvalidName for a tag
+        that is not 1 to 64 visible ASCII characters without a comma, and for more than MAX_TAGS.
+        """
+        meta = self.event_meta
+        merged = {**meta.metadata, **(metadata or {})}
+        encode_metadata(merged)
+        return with_event_meta(
+            self,
+            msgspec.structs.replace(
+                meta, metadata=merged, tags=check_tags((*meta.tags, *check_tags(tags)))
+            ),
+        )
+
+    def to_others(self, connection_id: str | None) -> Self:
+        """The same event, which that client connection does not get; None leaves nobody out.
+
+        Raises InvalidName for what is no connection's id.
+        """
+        if connection_id is not None:
+            check_id("a connection's id", connection_id)
+        return with_event_meta(
+            self, msgspec.structs.replace(self.event_meta, except_connection=connection_id)
+        )
+
+
+def with_event_meta(event: E, meta: EventMeta) -> E:
+    """The event with that id, time and metadata: for one that comes from elsewhere."""
+    other = copy.copy(event)
+    other.__dict__["event_meta"] = meta
+    return other
 
 
 def event_definition(cls: type[Event]) -> EventDefinition:
@@ -191,6 +256,7 @@ def _define(
     volatile: bool | None,
     version: int,
     abstract: bool,
+    queued: Mapping[str, Any],
 ) -> EventDefinition:
     where = qualified_name(cls)
     inherited = event_definition(cls)
@@ -228,6 +294,12 @@ def _define(
         version=version,
         abstract=abstract,
         broadcasts=issubclass(cls, ShouldBroadcast),
+        queue=define_policy(
+            where,
+            queued=issubclass(cls, ShouldQueue),
+            inherited=inherited.queue,
+            given=queued,
+        ),
     )
 
 
@@ -269,43 +341,3 @@ def _origin(cls: type) -> tuple[str, str]:
     """Where a class is defined: equal for a module run again, reloaded, or run as __main__."""
     module = sys.modules.get(cls.__module__)
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
-
-
-def _fill(event: Event) -> str:
-    """The channel of an event by its template."""
-    name, template = event.__event_definition__[:2]
-    assert template is not None  # otherwise broadcast_on is overridden
-    values = {field: _token(event, field, name, template) for field in template.names}
-    try:
-        return template.fill(values)
-    except InvalidChannel:
-        field = max(values, key=lambda field: len(values[field]))
-        raise EventFieldError(
-            f"event {name!r}: field {field!r} makes channel {template.text!r} too long: "
-            f"{values[field][:80]!r} has {len(values[field])} characters",
-            event=name,
-            field=field,
-        ) from None
-
-
-def _token(event: Event, field: str, name: str, template: Pattern) -> str:
-    value = getattr(event, field)
-    plain = value.value if isinstance(value, enum.Enum) else value
-    if isinstance(plain, str | int | uuid.UUID) and not isinstance(plain, bool):
-        text = str(plain)
-        if _is_token(text):
-            return text
-    raise EventFieldError(
-        f"event {name!r}: field {field!r} cannot stand in channel {template.text!r}: "
-        f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
-        f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
-        event=name,
-        field=field,
-    )
-
-
-def _is_token(text: str) -> bool:
-    try:
-        return "." not in validate_channel(text)
-    except InvalidChannel:
-        return False

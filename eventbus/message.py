@@ -13,7 +13,9 @@ __all__ = [
     "HEADER_EVENT",
     "HEADER_EXCEPT",
     "HEADER_ID",
+    "HEADER_METADATA",
     "HEADER_REASON",
+    "HEADER_TAGS",
     "HEADER_VERSION",
     "MAX_EVENT_NAME",
     "Message",
@@ -34,6 +36,10 @@ HEADER_REASON: Final = "Eb-Reason"
 """Why a payload was put on a quarantine subject."""
 HEADER_VERSION: Final = "Eb-Version"
 """The version of the event type that the data follows; 1 when the header is absent."""
+HEADER_METADATA: Final = "Eb-Meta"
+"""The event's metadata: a JSON object."""
+HEADER_TAGS: Final = "Eb-Tags"
+"""The event's tags, separated by commas."""
 
 MAX_EVENT_NAME: Final = 200
 _RESERVED_PREFIXES: Final = ("eb:", "pusher:", "pusher_internal:")

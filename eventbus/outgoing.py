@@ -8,9 +8,18 @@ import msgspec
 from eventbus.channels import validate_channel
 from eventbus.errors import EventDefinitionError, EventFieldError
 from eventbus.events import Event, ShouldBroadcast, event_definition, qualified_name
-from eventbus.message import Message, encode_data, validate_event_name
+from eventbus.headers import encode_metadata
+from eventbus.message import (
+    HEADER_EXCEPT,
+    HEADER_METADATA,
+    HEADER_TAGS,
+    HEADER_VERSION,
+    Message,
+    encode_data,
+    validate_event_name,
+)
 
-__all__ = ["messages_of"]
+__all__ = ["headers_of", "messages_of"]
 
 
 def messages_of(event: Event) -> tuple[Message, ...]:
@@ -43,6 +52,21 @@ def messages_of(event: Event) -> tuple[Message, ...]:
         Message(channel=channel, event=name, data=shared, timestamp=meta.timestamp, id=meta.id)
         for channel in channels
     )
+
+
+def headers_of(event: Event) -> dict[str, str]:
+    """What travels with the event's messages, beside the envelope. Raises EncodingError."""
+    meta = event.event_meta
+    headers: dict[str, str] = {}
+    if (version := event_definition(type(event)).version) != 1:
+        headers[HEADER_VERSION] = str(version)
+    if meta.except_connection is not None:
+        headers[HEADER_EXCEPT] = meta.except_connection
+    if meta.metadata:
+        headers[HEADER_METADATA] = encode_metadata(meta.metadata)
+    if meta.tags:
+        headers[HEADER_TAGS] = ",".join(meta.tags)
+    return headers
 
 
 @functools.lru_cache(maxsize=1024)
