@@ -1,0 +1,86 @@
+"""Writes the tables in docs/ that are made from the code; with --check, says which are stale."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from prometheus_client import Counter
+from prometheus_client.metrics import MetricWrapperBase
+
+from edge.config import EdgeSettings
+from edge.metrics import Metrics
+from eventbus.config import Settings, variables
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def settings_table(struct: type[msgspec.Struct]) -> Iterator[str]:
+    yield "| variable | default | what | allowed |"
+    yield "|---|---|---|---|"
+    for variable in variables(struct):
+        yield (
+            f"| `{variable.name}` | {_default(variable.default)} "
+            f"| {_cell(variable.help)} | {_cell(variable.allowed)} |"
+        )
+
+
+def metrics_table() -> Iterator[str]:
+    yield "| metric | type | labels | what |"
+    yield "|---|---|---|---|"
+    for metric in vars(Metrics()).values():
+        if isinstance(metric, MetricWrapperBase):
+            [family] = metric.describe()
+            name = family.name + ("_total" if isinstance(metric, Counter) else "")
+            labels = ", ".join(metric._labelnames) or "none"  # noqa: SLF001 - has no public name
+            yield f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |"
+
+
+def _default(value: object) -> str:
+    if value in ("", (), None):
+        return "empty"
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+GENERATED = {
+    "settings-bus": lambda: settings_table(Settings),
+    "settings-edge": lambda: settings_table(EdgeSettings),
+    "metrics": metrics_table,
+}
+
+
+def generate(page: str) -> str:
+    """A page with what stands between its markers made anew."""
+    for name, make in GENERATED.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin in page:
+            head, _, rest = page.partition(begin)
+            _, _, tail = rest.partition(end)
+            page = head + begin + "\n".join(make()) + "\n" + end + tail
+    return page
+
+
+def main(arguments: list[str]) -> int:
+    stale = 0
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        fresh = generate(page)
+        if fresh == page:
+            continue
+        if "--check" in arguments:
+            print(f"{path.name} is stale: run scripts/docs.py", file=sys.stderr)
+            stale = 1
+        else:
+            path.write_text(fresh, encoding="utf-8")
+            print(f"wrote {path.name}")
+    return stale
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
