@@ -577,7 +577,7 @@ def test_driver_of_another_package_cannot_take_the_place_of_ours(installed):
 def test_installed_driver_that_cannot_be_loaded_is_told(installed):
     with pytest.raises(ConfigError, match=r"mine_driver:Absent cannot be loaded"):
         EventBus(Settings(driver="broken"))
-    with pytest.raises(ConfigError, match=r"allowed: memory, nats, broken, mine"):
+    with pytest.raises(ConfigError, match=r"allowed: memory, nats, .*broken, mine"):
         EventBus(Settings(driver="absent"))
 
 
