@@ -37,6 +37,7 @@ from eventbus.events import (
     event_type,
     event_types,
 )
+from eventbus.listeners import Listeners, listen
 from eventbus.message import Message, Receipt, validate_event_name
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "InvalidName",
     "InvalidPattern",
     "InvalidPayload",
+    "Listeners",
     "Message",
     "NotSupported",
     "Pattern",
@@ -74,6 +76,7 @@ __all__ = [
     "event_definition",
     "event_type",
     "event_types",
+    "listen",
     "validate_channel",
     "validate_event_name",
 ]

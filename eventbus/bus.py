@@ -15,6 +15,7 @@ from eventbus.drivers.base import NO_HEADERS, Driver, Headers
 from eventbus.errors import BusStateError
 from eventbus.events import Event, event_definition
 from eventbus.headers import check_headers, check_id
+from eventbus.listeners import Listeners, default_listeners
 from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
 from eventbus.outgoing import headers_of, messages_of
 from eventbus.receipts import gather_receipts
@@ -46,14 +47,26 @@ class EventBus:
         await bus.publish("general", "announcement", {"text": "hello"})
     """
 
-    def __init__(self, settings: Settings, driver: Driver | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        driver: Driver | None = None,
+        *,
+        listeners: Listeners = default_listeners,
+    ) -> None:
         """Make the driver that the settings name, unless one is given; nothing connects yet.
 
-        Raises ConfigError.
+        `listeners` are run beside the bus's own: those of the process by default. Raises
+        ConfigError.
         """
         self.settings = settings
         self.subjects = Subjects(settings.namespace)
         self.driver = create_driver(settings) if driver is None else driver
+        self.listeners = Listeners(listeners)
+        self.listen = self.listeners.listen
+        self.until = self.listeners.until
+        self.forget = self.listeners.forget
+        self.has_listeners = self.listeners.has_listeners
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight = 0
@@ -123,14 +136,19 @@ class EventBus:
     ) -> None:
         await self.aclose()
 
-    async def dispatch(self, *events: Event) -> tuple[Receipt, ...]:
-        """Publish events on the channels they name; returns when every message is safe.
+    async def dispatch(self, *events: Event, raise_errors: bool = False) -> tuple[Receipt, ...]:
+        """Publish events on the channels they name; returns when every message is safe and every
+        listener in this process has run.
 
         Gives a receipt for each message, in order: none for an event that is not ShouldBroadcast,
         or whose `broadcast_when()` is false. All events are checked before any is sent, and all
         messages are sent concurrently. With one message its error is raised as it is; with
         several, DispatchFailed holds each channel's. To dispatch the same objects again is safe:
         their ids are the same, and what is stored already is not stored twice.
+
+        The listeners run after that, event by event, also for events that are not broadcast; when
+        anything could not be published, none has run. What one raises is logged, and with
+        `raise_errors` raised in the end, as an ExceptionGroup (see `Listeners.run`).
 
         Raises EventFieldError, EncodingError, InvalidChannel, InvalidEventName (nothing was sent),
         DriverError, DispatchFailed, BusStateError.
@@ -142,7 +160,9 @@ class EventBus:
             for message in messages_of(event)
         ]
         channels = [message.channel for message, *_ in outgoing]
-        return await gather_receipts(channels, [self._send(each) for each in outgoing])
+        receipts = await gather_receipts(channels, [self._send(each) for each in outgoing])
+        await self.listeners.run(*events, raise_errors=raise_errors)
+        return receipts
 
     async def publish(
         self,

@@ -68,7 +68,7 @@ def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     given = (tags,) if isinstance(tags, str) else tags
     kept = tuple(dict.fromkeys(given))
     for tag in kept:
-        if not isinstance(tag, str) or not _TAG.fullmatch(tag):
+        if type(tag) is not str or not _TAG.fullmatch(tag):
             shown = repr(tag)[:80]
             raise InvalidName(
                 f"{shown} is not a tag: 1 to 64 visible ASCII characters without a comma are",

@@ -25,10 +25,10 @@ EXPORTED = {
     "BusState", "BusStateError", "ChannelKind", "ConfigError", "ConnectionFailed",
     "DispatchFailed", "DriverError", "EncodingError", "Event", "EventBus", "EventBusError",
     "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta", "InvalidChannel",
-    "InvalidEventName", "InvalidName", "InvalidPattern", "InvalidPayload", "Message",
+    "InvalidEventName", "InvalidName", "InvalidPattern", "InvalidPayload", "Listeners", "Message",
     "NotSupported", "Pattern", "PublishFailed", "Receipt", "ServerError", "Settings",
     "ShouldBroadcast", "StreamMismatch", "Subjects", "create_driver", "event_definition",
-    "event_type", "event_types", "validate_channel", "validate_event_name",
+    "event_type", "event_types", "listen", "validate_channel", "validate_event_name",
 }  # fmt: skip
 
 
