@@ -15,11 +15,13 @@ from eventbus.drivers.base import (
     Capability,
     Handler,
     Headers,
+    Page,
     Position,
     Published,
 )
 from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, to_error
+from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
@@ -102,6 +104,7 @@ class NatsDriver:
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch
             )
+            self._reader = StreamReader(self._connection, self._stream)
             self._publisher = Publisher(self._connection, settings.publish_timeout)
             self._state = "opening"
             await self._connection.open()
@@ -156,6 +159,12 @@ class NatsDriver:
             await subscription.aclose()
             raise
         return subscription
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
+        self._require_open()
+        validate_subject(subject)
+        return await self._reader.read(subject, after=after, limit=limit)
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""

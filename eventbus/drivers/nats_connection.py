@@ -17,7 +17,7 @@ from nats.aio.client import Client, Server
 from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
 from eventbus.drivers.nats_fast import FastClient, client_class
 from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
-from eventbus.drivers.nats_wire import PlainClient, Receiver
+from eventbus.drivers.nats_wire import PlainClient, Receiver, WireHeaders
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["Listening", "NatsConnection"]
@@ -140,9 +140,17 @@ class NatsConnection:
         """Whether the server has refused a subscription to `subject`."""
         return subject.lower() in self._denied
 
-    async def request(self, subject: str, payload: bytes = b"") -> Reply | None:
-        """One attempt to get an answer; None when there was none. Raises PublishFailed, mapped."""
-        reply_to, answer = self.replies.expect(subject, ATTEMPT_S)
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        parts: list[tuple[bytes, WireHeaders]] | None = None,
+    ) -> Reply | None:
+        """One attempt to get an answer; None when there was none. Raises PublishFailed, mapped.
+
+        With `parts`, an answer of many messages is gathered there; see `Replies.expect`.
+        """
+        reply_to, answer = self.replies.expect(subject, ATTEMPT_S, parts)
         try:
             with mapped(f"a request to {subject}"):
                 await self.client.publish(subject, payload, reply=reply_to)

@@ -26,6 +26,7 @@ class _Waiting(NamedTuple):
     future: "asyncio.Future[Reply | None]"
     subject: str
     deadline: float
+    parts: list[tuple[bytes, WireHeaders]] | None
 
 
 class Replies:
@@ -49,16 +50,22 @@ class Replies:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def expect(self, subject: str, seconds: float) -> "tuple[str, asyncio.Future[Reply | None]]":
+    def expect(
+        self,
+        subject: str,
+        seconds: float,
+        parts: list[tuple[bytes, WireHeaders]] | None = None,
+    ) -> "tuple[str, asyncio.Future[Reply | None]]":
         """A reply subject for a request to `subject`, and its answer; None after `seconds`.
 
+        With `parts`, messages are added to it until one with a status comes, which is the answer.
         Whoever awaits the future gives the reply subject to `forget` in the end.
         """
         loop = asyncio.get_running_loop()
         self._next += 1
         token = str(self._next)
         future: asyncio.Future[Reply | None] = loop.create_future()
-        self._waiting[token] = _Waiting(future, subject, loop.time() + seconds)
+        self._waiting[token] = _Waiting(future, subject, loop.time() + seconds, parts)
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
         return f"{self.prefix}.{token}", future
@@ -69,8 +76,15 @@ class Replies:
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
         """Take an answer off the wire."""
-        waiting = self._waiting.pop(subject.rpartition(".")[2], None)
-        if waiting is not None and not waiting.future.done():
+        token = subject.rpartition(".")[2]
+        waiting = self._waiting.get(token)
+        if waiting is None:
+            return
+        if waiting.parts is not None and not headers.status:
+            waiting.parts.append((payload, headers))
+            return
+        del self._waiting[token]
+        if not waiting.future.done():
             waiting.future.set_result(Reply(payload, headers.status))
 
     def give_up(self) -> None:

@@ -14,7 +14,7 @@ from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.errors import ConnectionFailed, PublishFailed, StreamMismatch
 
-__all__ = ["EventStream", "StreamState", "epoch_of"]
+__all__ = ["EventStream", "StreamState", "SubjectState", "epoch_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +50,22 @@ class StreamState(NamedTuple):
     """The offset of its last message, 0 in an empty stream that is new."""
 
 
+class SubjectState(NamedTuple):
+    """What a stream says of one subject."""
+
+    stream: StreamState
+    first: int
+    """The offset of the oldest message in the stream, on whatever subject."""
+    messages: int
+    """How many the subject has."""
+    limit: int
+    """How many it may have; not above 0 for as many as there are."""
+
+
 class _State(msgspec.Struct):
+    first_seq: int = 0
     last_seq: int = 0
+    subjects: dict[str, int] | None = None
 
 
 class _Answer(msgspec.Struct):
@@ -81,6 +95,7 @@ class EventStream:
         self._connection = connection
         self._settings = settings
         self._on_new_epoch = on_new_epoch
+        self._namespace = subjects.namespace
         self._config = _config(self.name, subjects.namespace, settings)
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[StreamState] | None = None
@@ -118,6 +133,24 @@ class EventStream:
             self._next = asyncio.create_task(self._state(), name="eventbus-stream-state")
             self._next.add_done_callback(_retrieve)
         return await asyncio.shield(self._next)
+
+    def event_of(self, live: str) -> str | None:
+        """The subject under which the messages of a live subject are stored; None for others."""
+        root = f"{self._namespace}.live."
+        return f"{self._namespace}.event.{live[len(root) :]}" if live.startswith(root) else None
+
+    async def of_subject(self, subject: str) -> SubjectState:
+        """The state of what is stored on one event subject. Raises ConnectionFailed."""
+        answer = await self._ask("INFO", msgspec.json.encode({"subjects_filter": subject}))
+        if answer.error is not None:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        stream = self._take(answer)
+        return SubjectState(
+            stream,
+            answer.state.first_seq,
+            (answer.state.subjects or {}).get(subject, 0),
+            answer.config.get("max_msgs_per_subject", -1),
+        )
 
     async def aclose(self) -> None:
         """Stop asking."""

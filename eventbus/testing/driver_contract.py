@@ -18,12 +18,20 @@ having none.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, cast
 
 import pytest
 
 from eventbus.channels import Pattern, Subjects
-from eventbus.drivers.base import Capability, Delivery, Driver, Handler, Subscription
+from eventbus.drivers.base import (
+    Capability,
+    Delivery,
+    Driver,
+    Handler,
+    HistoryDriver,
+    Position,
+    Subscription,
+)
 from eventbus.errors import DriverError
 from eventbus.message import HEADER_EVENT, HEADER_ID, new_id
 
@@ -413,3 +421,72 @@ class DriverContract:
             expected = list(range(subscription.position.offset + 1, last + 1))
             await inbox.until(len(expected))
             assert inbox.offsets == expected
+
+    async def test_stored_messages_can_be_read_from_an_offset_or_from_the_end(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history = cast(HistoryDriver, driver)
+        offsets = []
+        end = Position(0, "")
+        for i in range(10):
+            for channel in ("read", "other"):
+                published = await driver.publish(
+                    subjects.event(channel), str(i).encode(), {HEADER_EVENT: "größe"}
+                )
+                assert published is not None
+                end = published.position
+                if channel == "read":
+                    offsets.append(end.offset)
+        live = subjects.live("read")
+
+        last = await history.read(live, after=None, limit=3)
+        assert [d.payload for d in last.messages] == [b"7", b"8", b"9"]
+        assert last.complete
+        assert last.position == end
+
+        page = await history.read(live, after=offsets[3], limit=4)
+        assert [d.position for d in page.messages] == [
+            Position(offset, end.epoch) for offset in offsets[4:8]
+        ]
+        assert {d.subject for d in page.messages} == {live}
+        assert {d.headers[HEADER_EVENT] for d in page.messages} == {"größe"}
+        assert [d.previous for d in page.messages[1:]] == offsets[4:7]
+        assert all(d.time for d in page.messages)
+        assert page.complete
+
+        assert len((await history.read(live, after=None, limit=100)).messages) == 10
+        assert len((await history.read(live, after=0, limit=100)).messages) == 10
+        for after in (offsets[-1], offsets[-1] + 1):
+            none = await history.read(live, after=after, limit=100)
+            assert none.messages == ()
+            assert none.complete
+        empty = await history.read(subjects.live("never"), after=None, limit=100)
+        assert empty.messages == ()
+        assert empty.position == end
+
+    async def test_reading_says_when_messages_may_have_been_evicted(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        """Both drivers keep 100 messages of a channel by default."""
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history = cast(HistoryDriver, driver)
+        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(150)))
+        live = subjects.live("full")
+        all_ = await history.read(live, after=None, limit=1000)
+        first = all_.messages[0].position
+        assert len(all_.messages) == 100
+        assert first is not None
+        for after, complete in (
+            (0, False),
+            (first.offset - 2, False),
+            (first.offset, True),
+            (first.offset + 50, True),
+        ):
+            page = await history.read(live, after=after, limit=1000)
+            assert page.complete is complete, after
+            assert len(page.messages) == min(100, all_.position.offset - after)

@@ -457,20 +457,18 @@ class TestPublishing:
             await publishing
             assert 0 < highest <= 4
 
-    async def test_cancelled_publish_gives_its_place_back(self, own_nats_server, own_settings):
-        async with opened(own_settings) as driver:
-            os.kill(own_nats_server.pid, signal.SIGSTOP)
-            publishing = [
-                asyncio.create_task(driver.publish("own.event.a", b"x")) for _ in range(20)
-            ]
-            await until(lambda: len(driver._connection.replies) == 20)
-            for task in publishing:
-                task.cancel()
-            await asyncio.gather(*publishing, return_exceptions=True)
-            os.kill(own_nats_server.pid, signal.SIGCONT)
-            assert len(driver._connection.replies) == 0
-            assert driver._publisher._window._value == nats_publish.WINDOW
-            assert await driver.publish("own.event.a", b"x") is not None
+    async def test_cancelled_publish_gives_its_place_back(self, driver, namespace):
+        subject = f"{namespace}.event.a"
+        publishing = [asyncio.create_task(driver.publish(subject, b"x")) for _ in range(20)]
+        await asyncio.sleep(0)  # each is sent; no answer can have been read yet
+        assert len(driver._connection.replies) == 20
+        for task in publishing:
+            task.cancel()
+        results = await asyncio.gather(*publishing, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+        assert len(driver._connection.replies) == 0
+        assert driver._publisher._window._value == nats_publish.WINDOW
+        assert await driver.publish(subject, b"x") is not None
 
     async def test_volatile_messages_during_an_outage_are_kept_up_to_a_bound_then_refused(
         self, own_nats_server, own_settings
@@ -865,3 +863,45 @@ async def test_secrets_of_the_url_are_never_logged(caplog):
             await server.stop()
     assert "is lost" in caplog.text
     assert "hidden" not in caplog.text
+
+
+class TestReading:
+    async def test_more_than_one_batch_is_read_in_order(self, settings, namespace):
+        async with opened(replace(settings, history_messages=2000)) as driver:
+            await asyncio.gather(
+                *(driver.publish(f"{namespace}.event.a", str(i).encode()) for i in range(1200))
+            )
+            live = f"{namespace}.live.a"
+            for page in (
+                await driver.read(live, after=None, limit=5000),
+                await driver.read(live, after=0, limit=5000),
+            ):
+                assert [d.position.offset for d in page.messages] == list(range(1, 1201))
+                assert page.complete
+            last = await driver.read(live, after=None, limit=700)
+            assert [d.position.offset for d in last.messages] == list(range(501, 1201))
+
+    async def test_idle_channel_whose_messages_expired_is_not_complete(
+        self, driver, raw, namespace
+    ):
+        first = await driver.publish(f"{namespace}.event.a", b"x")
+        await driver.publish(f"{namespace}.event.b", b"x")
+        await api(raw, "PURGE", f"{namespace.upper()}_EVENTS")
+        page = await driver.read(f"{namespace}.live.a", after=first.position.offset - 1, limit=10)
+        assert page.messages == ()
+        assert not page.complete
+
+    async def test_reading_a_subject_of_another_root_is_an_error(self, driver, namespace):
+        for subject in (f"{namespace}.event.a", "other.live.a", f"{namespace}.live.>"):
+            with pytest.raises(InvalidChannel):
+                await driver.read(subject, after=None, limit=1)
+
+    async def test_reading_without_a_server_is_an_error_in_time(
+        self, own_nats_server, own_settings
+    ):
+        async with opened(replace(own_settings, connect_timeout=0.3)) as driver:
+            os.kill(own_nats_server.pid, signal.SIGKILL)
+            await until(lambda: not driver.is_connected)
+            with pytest.raises(ConnectionFailed):
+                await driver.read("own.live.a", after=None, limit=1)
+            await own_nats_server.stop()
