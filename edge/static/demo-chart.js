@@ -1,6 +1,10 @@
-/** A small area chart of the last 90 seconds, drawn as SVG; its colours are the style sheet's. */
+/**
+ * A small area chart, drawn as SVG; its colours are the style sheet's. It begins with a short time,
+ * so that there is something to see at once, and grows to the last 90 seconds.
+ */
 
-export const WINDOW_MS = 90_000;
+const FIRST_WINDOW_MS = 15_000;
+const WINDOW_MS = 90_000;
 const GAP_MS = 5_000; // a longer silence is shown as one, not bridged by a line
 
 export class Chart {
@@ -65,8 +69,12 @@ export class Chart {
     return this.#points.at(-1)?.time ?? 0;
   }
 
+  get #span() {
+    return Math.max(FIRST_WINDOW_MS, this.#end - (this.#points[0]?.time ?? 0));
+  }
+
   #x(time) {
-    return 100 - ((this.#end - time) / WINDOW_MS) * 100;
+    return 100 - ((this.#end - time) / this.#span) * 100;
   }
 
   #draw() {
@@ -88,7 +96,8 @@ export class Chart {
     );
     this.#parts.area.setAttribute("d", areas.join(""));
     const now = this.#format(this.#points.at(-1).value);
-    const label = `${this.#name}, the last 90 seconds: now ${now}, highest ${this.#format(highest)}`;
+    const seconds = Math.round(this.#span / 1000);
+    const label = `${this.#name}, the last ${seconds} seconds: now ${now}, highest ${this.#format(highest)}`;
     this.#parts.svg.setAttribute("aria-label", label);
   }
 
@@ -96,7 +105,7 @@ export class Chart {
     if (!this.#points.length) return;
     const box = this.element.getBoundingClientRect();
     const part = (event.clientX - box.left) / box.width;
-    const time = this.#end - (1 - part) * WINDOW_MS;
+    const time = this.#end - (1 - part) * this.#span;
     const distance = (point) => Math.abs(point.time - time);
     const near = this.#points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
     const x = this.#x(near.time);

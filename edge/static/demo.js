@@ -77,7 +77,9 @@ metrics.on("DashboardMetrics", (data, { timestamp }) => {
   show("load", decimals(data.load.one), load);
   const disk = `${gigabytes(data.disk_used_bytes)} of ${gigabytes(data.disk_total_bytes)} GB`;
   show("disk", data.disk_percent.toFixed(0), disk);
-  document.querySelector("#disk meter").value = data.disk_percent;
+  const bar = document.querySelector("#disk .bar");
+  bar.setAttribute("aria-valuenow", data.disk_percent);
+  bar.firstElementChild.style.width = `${data.disk_percent}%`;
   byId("host").textContent = `Live measurements of ${data.host}`;
 });
 
@@ -115,7 +117,7 @@ function tellLatency(sent, latency) {
   charts.latency.add(sent, latency);
   const sorted = charts.latency.values.sort((a, b) => a - b);
   const median = sorted[Math.floor(sorted.length / 2)];
-  const detail = `Median ${digits(median)}, highest ${milliseconds(sorted.at(-1))}`;
+  const detail = `Median ${digits(median)}, max ${milliseconds(sorted.at(-1))}`;
   show("latency", digits(latency), detail);
 }
 

@@ -31,7 +31,7 @@ async def test_page_draws_measurements_as_they_come(demo, open_tab, keep):
     await expect(page.locator("#status")).to_have_text("Live")
     await expect(page.locator("#memory .detail")).to_have_text(re.compile(r"[\d.]+ of [\d.]+ GB"))
     label = await page.get_attribute("#cpu .chart svg", "aria-label")
-    assert re.fullmatch(r"CPU, the last 90 seconds: now \d+ %, highest \d+ %", label)
+    assert re.fullmatch(r"CPU, the last 15 seconds: now \d+ %, highest \d+ %", label)
     await keep(page, "demo-wide-light")
 
 
