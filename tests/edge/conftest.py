@@ -149,6 +149,16 @@ async def clients():
 
 
 @pytest.fixture
+def connect(clients):
+    """Connect to any port: `await connect(port, "/ws", token=…)`."""
+
+    async def open_one(port, path="/ws", **options) -> Client:
+        return await clients.enter_async_context(open_client(port, path, **options))
+
+    return open_one
+
+
+@pytest.fixture
 async def start_edge(settings, clients):
     """Start nodes: `await start_edge(bus, rules=…, heartbeat=1.0, …)`; each ends with the test."""
     async with contextlib.AsyncExitStack() as nodes:
