@@ -60,6 +60,7 @@ class Interest:
         try:
             async with entry.lock:
                 if entry.subscription is None:
+                    entry.position = None  # the one before may have moved it to its very end
                     await self._subscribe(channel, entry)
         except BaseException:
             self.release(channel)
@@ -72,7 +73,6 @@ class Interest:
                 entry.position = delivery.position
             self._on_delivery(channel, delivery)
 
-        entry.position = None  # the subscription before this one may have moved it to its very end
         subscription = await self._driver.subscribe(self._subjects.live(channel), receive)
         entry.subscription = subscription
         # Messages that came while the subscription was being made have moved the position already.
