@@ -120,7 +120,10 @@ def _node(
 
 
 async def _drain(app: web.Application) -> None:
-    await app[NODE].drain()
+    node = app[NODE]
+    await node.drain()
+    # A second signal, or a handshake that was under way, leaves some.
+    await node.let_the_rest_go()
 
 
 async def serve(

@@ -63,7 +63,9 @@ class Connection:
             await self._carry_out(self.session.consulted(command, decision))
 
     async def handle(self, command: Command) -> None:
-        """Answer one command of the client."""
+        """Answer one command of the client; what comes after the close is not carried out."""
+        if self.is_closing:
+            return
         await self._carry_out(self.session.receive(command, time.monotonic()))
         self._node.expect(self)
 
@@ -89,6 +91,9 @@ class Connection:
         if not self.is_closing:
             self.is_closing = True
             self._node.metrics.closes.labels(str(code)).inc()
+            # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
+            self.outbox.flush()
+            self.outbox.close()
             self._peer.close(code, reason)
 
     def ended(self, code: int | None) -> None:

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -38,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
 CLOSE_TOO_SLOW: Final = 4201
+CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _MAX_BACKGROUND: Final = 1000
 _LOG_EVERY_S: Final = 10.0
 _TICK_S: Final = 0.25
@@ -61,6 +63,7 @@ class Node:
         self.metrics = Metrics()
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
+        self._arriving = 0
         self.background = Background(_MAX_BACKGROUND, self.metrics.background_dropped.inc)
         self.hub = Hub(asyncio.get_running_loop().call_soon, self._too_slow)
         self._bus = bus
@@ -99,6 +102,10 @@ class Node:
         connections = list(self.connections.values())
         await let_go(connections, self.settings.drain_time, CLOSE_DRAINING, "the node is draining")
 
+    async def let_the_rest_go(self) -> None:
+        """Let go at once of who is still here, the time for draining being over."""
+        await let_go(list(self.connections.values()), 0.0, CLOSE_DRAINING, "the node is draining")
+
     async def aclose(self) -> None:
         """End what runs. Connections must have been drained, or are cut."""
         if self._clock is not None:
@@ -123,16 +130,22 @@ class Node:
 
     # Connections
 
-    def admit(self) -> None:
-        """Whether one more connection may come. Raises Problem."""
+    @contextlib.contextmanager
+    def arrival(self) -> Iterator[None]:
+        """Keep a place for one more connection while it shakes hands. Raises Problem."""
         self.require_ready()
-        if len(self.connections) >= self.settings.max_connections:
+        if len(self.connections) + self._arriving >= self.settings.max_connections:
             raise Problem(
                 "limit_exceeded",
                 f"this node holds {self.settings.max_connections} connections, its limit",
                 status=429,
                 headers=retry_after(10),
             )
+        self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
 
     def connect(
         self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None
@@ -179,10 +192,17 @@ class Node:
                 self._due.pop(connection_id, None)
                 connection = self.connections.get(connection_id)
                 if connection is not None and not connection.is_closing:
-                    connection.tick(now)
-                    self.expect(connection)
+                    self._tick(connection, now)
             self.metrics.channels.set(len(self._interest))
             await asyncio.sleep(resolution)
+
+    def _tick(self, connection: Connection, now: float) -> None:
+        try:
+            connection.tick(now)
+            self.expect(connection)
+        except Exception:  # noqa: BLE001 - one connection's fault must not stop all others' time
+            _log.exception("connection %s failed in time", connection.id)
+            connection.close(CLOSE_INTERNAL, "an internal error")
 
     def _too_slow(self, outbox: Outbox) -> None:
         connection = self.connections.get(outbox.connection_id)

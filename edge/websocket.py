@@ -35,7 +35,23 @@ _BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in 
 async def native_websocket(request: web.Request) -> web.StreamResponse:
     """GET /ws and /ws/{channel}: what is wrong before the upgrade is raised as a Problem."""
     node = request.app[NODE]
-    claims, channels = await _admit(node, request)
+    with node.arrival():
+        claims, channels = await _admit(node, request)
+        ws, socket = await _upgrade(node, request)
+        if socket is None:  # the client has left during the handshake
+            return ws
+        connection = node.connect(_NATIVE, socket, socket, claims)
+    try:
+        await connection.open(channels)
+        await _serve(ws, socket, connection)
+    finally:
+        node.disconnect(connection)
+    return ws
+
+
+async def _upgrade(
+    node: Node, request: web.Request
+) -> "tuple[web.WebSocketResponse, _Socket | None]":
     ws = web.WebSocketResponse(
         protocols=(PROTOCOL,),
         max_msg_size=node.settings.max_frame_bytes,
@@ -46,23 +62,13 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
     if not ws.can_prepare(request).ok:
         raise Problem("bad_request", "this address takes WebSocket connections only")
     await ws.prepare(request)
-    if request.transport is None:  # the client has left during the handshake
-        return ws
-    socket = _Socket(node, ws, request.transport)
-    connection = node.connect(_NATIVE, socket, socket, claims)
-    try:
-        await connection.open(channels)
-        await _serve(ws, socket, connection)
-    finally:
-        node.disconnect(connection)
-    return ws
+    return ws, _Socket(node, ws, request.transport) if request.transport else None
 
 
 async def _admit(
     node: Node, request: web.Request
 ) -> tuple[Claims | None, list[tuple[Subscribe, Allowed]]]:
     """Who asks, and the channels of the URL with what allows each. Raises Problem."""
-    node.admit()
     origin = request.headers.get("Origin")
     if not check_origin(origin, request.host, node.settings.cors_allowed_origins):
         raise Problem("forbidden", "the request's origin is not allowed")
@@ -81,6 +87,7 @@ async def _admit(
         if isinstance(decision, Denied):
             raise Problem(decision.code, decision.message)
         channels.append((Subscribe(channel, None, 0, None), decision))
+    node.require_ready()  # it may have begun to drain while others were asked
     return claims, channels
 
 
@@ -154,6 +161,7 @@ class _Socket:
         except TimeoutError:
             pass
         finally:
-            # A peer that does not read would keep its unsent bytes alive.
+            # A peer that is behind gets the time to read the rest; one that does not read would
+            # keep its unsent bytes alive.
             if self._transport.get_write_buffer_size():
-                self._transport.abort()
+                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
