@@ -21,11 +21,7 @@ from typing import IO, Any, Final, Self
 
 from eventbus import server_guard
 from eventbus.errors import ServerError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from eventbus.server_lock import lock_folder, write_holder
 
 __all__ = ["NatsServer", "find_binary"]
 
@@ -107,11 +103,11 @@ class NatsServer:
             raise _error("the nats-server has been started already")
         binary = find_binary()
         self._folder = self._make_folder()
-        lock = _lock(self._folder)
+        lock = await lock_folder(self._folder, wait=_STOP_TIMEOUT_S)
         try:
             await self._spawn(binary, lock)
             self.port = await self._wait_ready()
-            _write_holder(lock, self.url)
+            write_holder(lock, self.url)
         except BaseException as exc:
             await self.stop()
             if isinstance(exc, OSError):
@@ -260,49 +256,6 @@ class NatsServer:
         if self.pid and guard.returncode is not None and guard.returncode < 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, _KILL)
-
-
-def _lock(folder: Path) -> IO[str]:
-    """The folder's lock file, open and locked. Raises ServerError naming who holds it."""
-    path = folder / "lock"
-    try:
-        file = path.open("a+", encoding="utf-8")
-    except OSError as exc:
-        raise _error(
-            f"BROADCAST_NATS_DATA={str(folder)!r}: the folder cannot be written: {exc}"
-        ) from exc
-    try:
-        if sys.platform == "win32":
-            file.seek(1 << 30)  # beyond the text, which others must be able to read
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise _held_error(folder, path) from None
-    _write_holder(file, "")
-    return file
-
-
-def _write_holder(file: IO[str], url: str) -> None:
-    file.seek(0)
-    file.truncate()
-    json.dump({"pid": os.getpid(), "url": url}, file)
-    file.flush()
-
-
-def _held_error(folder: Path, path: Path) -> ServerError:
-    pid, url = 0, ""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        pid, url = holder["pid"], holder["url"]
-    what = f"{str(folder)!r} is in use by the nats-server of process {pid or '(starting)'}"
-    if url:
-        return _error(f"{what} at {url}: set NATS_URL={url} to use that one")
-    return _error(
-        f"{what}, which is starting or ending: try again, "
-        "or set BROADCAST_NATS_DATA to another folder"
-    )
 
 
 def _error(message: str) -> ServerError:

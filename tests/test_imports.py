@@ -14,7 +14,7 @@ PACKAGES = ("edge", "eventbus", "schemas")
 
 LAYERS = [
     {"eventbus.errors", "eventbus.server_guard"},
-    {"eventbus.channels"},
+    {"eventbus.channels", "eventbus.server_lock"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
         "eventbus.envelope",

@@ -239,15 +239,25 @@ async def test_killed_parent_leaves_no_temporary_folder():
     assert not folder.exists()
 
 
-async def test_folder_stays_locked_until_the_server_of_a_killed_parent_has_ended(tmp_path):
+async def test_folder_stays_locked_while_the_server_of_a_killed_parent_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_module, "_STOP_TIMEOUT_S", 0.2)
     parent, pid, guard, _ = await start_parent(str(tmp_path))
     psutil.Process(guard).suspend()  # the guard cannot end the server yet
     parent.kill()
     await parent.wait()
-    with pytest.raises(ServerError, match="is in use"):
+    with pytest.raises(ServerError, match=f"is in use by the nats-server of process {parent.pid}"):
         await NatsServer(tmp_path).start()
     psutil.Process(guard).resume()
     await until_ended(pid)
+
+
+async def test_restart_after_a_kill_waits_for_the_old_server_to_end(tmp_path):
+    parent, pid, _, _ = await start_parent(str(tmp_path))
+    parent.kill()
+    await parent.wait()
+    async with NatsServer(tmp_path) as server:
+        assert ended(pid)
+        assert await stored(server) == 1
 
 
 async def test_interrupt_of_the_terminal_does_not_reach_the_server(own_nats_server):
