@@ -125,17 +125,69 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal[1, 3, 5],
         Var("BROADCAST_HISTORY_REPLICAS", "copies of the stream in a NATS cluster", "1, 3 or 5"),
     ] = 1
-    redis_host: Annotated[
-        str, Var("BROADCAST_REDIS_HOST", "Redis's host, or a redis:// URL", "a host name or URL")
-    ] = "127.0.0.1"
+    redis_enabled: Annotated[
+        bool,
+        Var("BROADCAST_REDIS_ENABLED", "whether the redis driver may be used", "true or false"),
+    ] = True
+    redis_url: Annotated[
+        str,
+        Var(
+            "BROADCAST_REDIS_URL",
+            "where Redis is, in place of host, port, user, password, database and kind",
+            "redis://[user:password@]host:port/database, rediss:// for TLS, "
+            "redis+cluster://host:port,host:port, redis+sentinel://host:port,host:port/service/"
+            "database, rediss+cluster:// or rediss+sentinel://",
+            secret=True,
+        ),
+    ] = ""
+    redis_host: Annotated[str, Var("BROADCAST_REDIS_HOST", "Redis's host", "a name or address")] = (
+        "127.0.0.1"
+    )
     redis_port: Annotated[Port, Var("BROADCAST_REDIS_PORT", "Redis's port", "0 to 65535")] = 6379
+    redis_username: Annotated[
+        str, Var("BROADCAST_REDIS_USERNAME", "Redis's user; empty is its default one", "a string")
+    ] = ""
     redis_password: Annotated[
         str, Var("BROADCAST_REDIS_PASSWORD", "Redis's password", "a string", secret=True)
     ] = ""
     redis_database: Annotated[
         Annotated[int, msgspec.Meta(ge=0)],
-        Var("BROADCAST_REDIS_DATABASE", "Redis's database number", "0 or more"),
+        Var("BROADCAST_REDIS_DATABASE", "Redis's database number", "0 or more; 0 on a cluster"),
     ] = 0
+    redis_tls: Annotated[
+        bool, Var("BROADCAST_REDIS_TLS", "whether Redis speaks TLS", "true or false")
+    ] = False
+    redis_tls_ca: Annotated[
+        str,
+        Var(
+            "BROADCAST_REDIS_TLS_CA",
+            "the authority of Redis's certificate; empty trusts the system's authorities",
+            "the path of a readable PEM file",
+        ),
+    ] = ""
+    redis_tls_cert: Annotated[
+        str,
+        Var("BROADCAST_REDIS_TLS_CERT", "a client certificate", "the path of a readable PEM file"),
+    ] = ""
+    redis_tls_key: Annotated[
+        str, Var("BROADCAST_REDIS_TLS_KEY", "its private key", "the path of a readable PEM file")
+    ] = ""
+    redis_cluster: Annotated[
+        bool,
+        Var("BROADCAST_REDIS_CLUSTER", "whether host and port are of a cluster", "true or false"),
+    ] = False
+    redis_sentinels: Annotated[
+        tuple[str, ...],
+        Var("BROADCAST_REDIS_SENTINELS", "sentinels that know the master", "host:port,host:port"),
+    ] = ()
+    redis_sentinel_service: Annotated[
+        str,
+        Var("BROADCAST_REDIS_SENTINEL_SERVICE", "the master's name at the sentinels", "a string"),
+    ] = "mymaster"
+    redis_sentinel_password: Annotated[
+        str,
+        Var("BROADCAST_REDIS_SENTINEL_PASSWORD", "the sentinels' own password", "a string", True),
+    ] = ""
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":

@@ -1,0 +1,119 @@
+"""Errors of redis-py as eventbus's own; nothing else leaves the driver. Each says what to do."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+
+from redis import exceptions
+
+from eventbus.errors import ConnectionFailed, DriverError, PublishFailed
+
+__all__ = ["DRIVER", "KINDS", "RETRIED", "Refused", "mapped", "to_error"]
+
+DRIVER: Final = "redis"
+
+
+class Refused(ConnectionFailed):
+    """The server was reached and will not have us: no further try helps until a setting changes."""
+
+
+KINDS: Final[Mapping[type[BaseException], type[DriverError]]] = {
+    exceptions.RedisError: ConnectionFailed,
+    exceptions.ConnectionError: ConnectionFailed,
+    exceptions.TimeoutError: ConnectionFailed,
+    exceptions.AuthenticationError: Refused,
+    exceptions.AuthorizationError: Refused,
+    exceptions.AuthenticationWrongNumberOfArgsError: Refused,
+    exceptions.ExternalAuthProviderError: Refused,
+    exceptions.NoPermissionError: Refused,
+    exceptions.BusyLoadingError: ConnectionFailed,
+    exceptions.MaxConnectionsError: ConnectionFailed,
+    exceptions.InvalidResponse: ConnectionFailed,
+    exceptions.ChildDeadlockedError: ConnectionFailed,
+    exceptions.ReadOnlyError: ConnectionFailed,
+    exceptions.MasterDownError: ConnectionFailed,
+    exceptions.ClusterError: ConnectionFailed,
+    exceptions.ClusterDownError: ConnectionFailed,
+    exceptions.AskError: ConnectionFailed,
+    exceptions.MovedError: ConnectionFailed,
+    exceptions.TryAgainError: ConnectionFailed,
+    exceptions.RedisClusterException: ConnectionFailed,
+    exceptions.SlotNotCoveredError: ConnectionFailed,
+    exceptions.PubSubError: ConnectionFailed,
+    exceptions.ResponseError: PublishFailed,
+    exceptions.NoScriptError: PublishFailed,
+    exceptions.OutOfMemoryError: PublishFailed,
+    exceptions.ExecAbortError: PublishFailed,
+    exceptions.ModuleError: PublishFailed,
+    exceptions.NoSuchFieldsetError: PublishFailed,
+    exceptions.ClusterCrossSlotError: PublishFailed,
+    exceptions.CrossSlotTransactionError: PublishFailed,
+    exceptions.InvalidPipelineStack: PublishFailed,
+    exceptions.IncorrectPolicyType: PublishFailed,
+    exceptions.DataError: PublishFailed,
+    exceptions.WatchError: PublishFailed,
+    exceptions.LockError: PublishFailed,
+    exceptions.LockNotOwnedError: PublishFailed,
+    OSError: ConnectionFailed,
+}
+"""What each error becomes; a class that is not named becomes what its nearest base does."""
+
+RETRIED: Final = (
+    exceptions.ConnectionError,
+    exceptions.TimeoutError,
+    exceptions.ReadOnlyError,
+    exceptions.MasterDownError,
+    exceptions.ClusterError,
+    exceptions.AskError,
+    exceptions.TryAgainError,
+    exceptions.OutOfMemoryError,
+)
+"""What a server answers that may be over in a moment: a failover, a move of slots, full memory."""
+
+_CREDENTIALS: Final = "check BROADCAST_REDIS_USERNAME and BROADCAST_REDIS_PASSWORD"
+_NO_TLS: Final = (
+    "the server does not speak TLS on this port: check BROADCAST_REDIS_TLS and BROADCAST_REDIS_PORT"
+)
+_HINTS: Final[Mapping[str, str]] = {  # the first that stands in the error's text, in small letters
+    "invalid username-password": _CREDENTIALS,
+    "invalid password": _CREDENTIALS,
+    "without any password": "the server has no password: leave BROADCAST_REDIS_PASSWORD empty",
+    "authentication required": "set BROADCAST_REDIS_PASSWORD",
+    "db index": "BROADCAST_REDIS_DATABASE must be below the server's `databases`, by default 16",
+    "certificate_verify_failed": "the server's certificate is not trusted: BROADCAST_REDIS_TLS_CA "
+    "must be its authority, and BROADCAST_REDIS_HOST a name in the certificate",
+    "certificate required": "the server asks for a client's certificate: set "
+    "BROADCAST_REDIS_TLS_CERT and BROADCAST_REDIS_TLS_KEY",
+    "wrong_version_number": _NO_TLS,
+    "record layer failure": _NO_TLS,
+    "cluster support disabled": "it is no cluster's: leave BROADCAST_REDIS_CLUSTER false",
+    "max number of clients": "the server has as many clients as its `maxclients` allows",
+    "loading the dataset": "it is starting, and reads its data",
+}
+_PERMANENT: Final = (
+    "db index", "certificate", "wrong_version_number", "record layer failure",
+    "cluster support disabled",
+)  # fmt: skip
+
+
+def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError:
+    """The error to raise in place of `exc`; `doing` says what failed, `otherwise` hints."""
+    kind = next((KINDS[base] for base in type(exc).__mro__ if base in KINDS), ConnectionFailed)
+    text = str(exc).rstrip(". ") or type(exc).__name__
+    lower = text.lower()
+    if any(part in lower for part in _PERMANENT):
+        kind = Refused
+    hint = next((hint for part, hint in _HINTS.items() if part in lower), otherwise)
+    return kind(f"{doing}: {text}" + (f" ({hint})" if hint else ""), driver=DRIVER)
+
+
+@contextmanager
+def mapped(doing: str, otherwise: str = "") -> Iterator[None]:
+    """Raise errors of redis-py and of the network as ConnectionFailed."""
+    try:
+        yield
+    except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as exc:
+        error = to_error(exc, doing, otherwise)
+        if not isinstance(error, ConnectionFailed):
+            error = ConnectionFailed(str(error), driver=DRIVER)
+        raise error from exc

@@ -1,0 +1,98 @@
+"""Which servers there are, and which has a channel: one, a sentinels' master, or a cluster's."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis.crc import key_slot
+
+from eventbus.drivers.redis_errors import DRIVER, mapped
+from eventbus.drivers.redis_target import Address, Target
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["Layout", "find_layout"]
+
+SLOTS = 16_384
+
+
+class Layout(NamedTuple):
+    """The masters, and for a cluster the one of each slot (by its index; -1 for none)."""
+
+    addresses: tuple[Address, ...]
+    slots: tuple[int, ...] | None = None
+
+    def address_of(self, channel: bytes) -> Address:
+        """The server of a channel. Raises ConnectionFailed where no node has its slot."""
+        if self.slots is None:
+            return self.addresses[0]
+        if (index := self.slots[key_slot(channel)]) < 0:
+            raise ConnectionFailed(
+                f"no node of the Redis cluster has the slot of {channel.decode(errors='replace')}",
+                driver=DRIVER,
+            )
+        return self.addresses[index]
+
+
+async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
+    """Ask who the masters are; a cluster's `known` nodes are asked after the configured ones.
+
+    Raises ConnectionFailed.
+    """
+    if not target.kind:
+        return Layout(target.addresses[:1])
+    ask = _ask_sentinel if target.kind == "sentinel" else _ask_cluster
+    asked = list(dict.fromkeys((*target.addresses, *known)))
+    failures: list[ConnectionFailed] = []
+    for address in asked:
+        try:
+            async with asyncio.timeout(max(0.2, target.timeout / len(asked))):
+                return await ask(target, address)
+        except TimeoutError:
+            failures.append(ConnectionFailed(f"{address} does not answer", driver=DRIVER))
+        except ConnectionFailed as exc:
+            failures.append(exc)
+    # The one kind of failure that needs a user is shown when all fail by it; otherwise the first.
+    raise failures[0]
+
+
+async def _ask(target: Target, address: Address, what: str, *command: str) -> Any:
+    connection = target.connection(address, sentinel=target.kind == "sentinel")
+    try:
+        with mapped(
+            f"asking {address} {what}",
+            "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_SENTINELS"
+            if target.kind == "sentinel"
+            else "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT",
+        ):
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_command(*command)
+            return await connection.read_response()
+    finally:
+        await connection.disconnect(nowait=True)
+
+
+async def _ask_sentinel(target: Target, address: Address) -> Layout:
+    reply = await _ask(
+        target, address, "who the master is", "SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service
+    )
+    if not reply:
+        raise ConnectionFailed(
+            f"the sentinel at {address} knows no master {target.service!r} "
+            "(check BROADCAST_REDIS_SENTINEL_SERVICE)",
+            driver=DRIVER,
+        )
+    return Layout((Address(reply[0].decode(), int(reply[1])),))
+
+
+async def _ask_cluster(target: Target, address: Address) -> Layout:
+    reply = await _ask(target, address, "for the cluster's nodes", "CLUSTER", "SLOTS")
+    indexes: dict[Address, int] = {}
+    slots = [-1] * SLOTS
+    for first, last, master, *_ in reply:
+        host = (master[0] or b"").decode()
+        node = Address(host if host not in {"", "?"} else address.host, int(master[1]))
+        index = indexes.setdefault(node, len(indexes))
+        slots[first : last + 1] = [index] * (last - first + 1)
+    if not indexes:
+        raise ConnectionFailed(f"the cluster's node at {address} knows no slots", driver=DRIVER)
+    return Layout(tuple(indexes), tuple(slots))

@@ -1,0 +1,177 @@
+"""All servers of the bus: found, connected, and replaced when they are lost."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis import exceptions
+
+from eventbus.drivers.redis_errors import DRIVER, Refused
+from eventbus.drivers.redis_layout import Layout, find_layout
+from eventbus.drivers.redis_node import Node, OnNodeMessage
+from eventbus.drivers.redis_script import Script
+from eventbus.drivers.redis_target import Address, Target
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["Nodes"]
+
+_log = logging.getLogger(__name__)
+
+CHECK_S: Final = 10.0
+"""How often a cluster's nodes, or sentinels, are asked again who the masters are."""
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
+
+
+class Nodes:
+    """The masters of a target; `settle` makes them what they should be, as far as that goes."""
+
+    def __init__(
+        self, target: Target, on_message: OnNodeMessage, on_change: Callable[[], None]
+    ) -> None:
+        """`on_change` is called when there is reason to settle."""
+        self.target = target
+        self.layout = Layout(())
+        self.losses = 0
+        """How many connected servers were lost."""
+        self._on_message = on_message
+        self._on_change = on_change
+        self._nodes: dict[Address, Node] = {}
+        self._checked = 0.0
+        self._news = asyncio.Event()
+        self._closed = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether every master is connected."""
+        addresses = self.layout.addresses
+        return bool(addresses) and all(
+            (node := self._nodes.get(address)) is not None and node.is_open for address in addresses
+        )
+
+    @property
+    def all(self) -> list[Node]:
+        """The nodes that are connected."""
+        return [node for node in self._nodes.values() if node.is_open]
+
+    def of(self, channel: bytes) -> Node:
+        """The connected node of a channel. Raises ConnectionFailed."""
+        if not self.layout.addresses:
+            raise ConnectionFailed("not connected to Redis", driver=DRIVER)
+        address = self.layout.address_of(channel)
+        node = self._nodes.get(address)
+        if node is None:
+            raise ConnectionFailed(f"not connected to Redis at {address}", driver=DRIVER)
+        if not node.is_open:
+            raise ConnectionFailed(str(node.error), driver=DRIVER)
+        return node
+
+    def tells(self, node: Node, channel: bytes) -> bool:
+        """Whether this node is the one that speaks for a channel: others repeat what it says."""
+        if self.layout.slots is None:
+            return True
+        try:
+            return self.layout.address_of(channel) == node.address
+        except ConnectionFailed:
+            return False
+
+    async def wait(self, channel: bytes) -> Node:
+        """The node of a channel as soon as it is connected; the caller bounds the time."""
+        while True:
+            try:
+                return self.of(channel)
+            except ConnectionFailed:
+                news = self._news
+                self._on_change()
+                await news.wait()
+
+    async def evaluate(
+        self,
+        channel: bytes,
+        script: Script,
+        keys: list[bytes],
+        arguments: Callable[[Node], tuple[bytes | str | int, ...]],
+    ) -> Any:
+        """Run a script at the node that has the channel. Raises ConnectionFailed, RedisError."""
+        node = self.of(channel)
+        try:
+            return await node.evaluate(script, keys, *arguments(node))
+        except (exceptions.MovedError, exceptions.ReadOnlyError, exceptions.ClusterDownError):
+            self.doubt()
+            raise
+        except exceptions.AskError as exc:  # the slot is on its way to another node
+            other = self._nodes.get(Address(*exc.node_addr))
+            if other is None:
+                self.doubt()
+                raise
+            other.commands.call("ASKING")
+            return await other.evaluate(script, keys, *arguments(other))
+
+    def doubt(self) -> None:
+        """The layout may be another by now."""
+        self._checked = 0.0
+        self._on_change()
+
+    async def open(self) -> None:
+        """Connect to all. Raises ConnectionFailed in bounded time; at once for what will last."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.target.timeout
+        pause = _FIRST_PAUSE_S
+        while True:
+            failures = await self.settle()
+            if not failures:
+                return
+            lasting = next((f for f in failures if isinstance(f, Refused)), None)
+            if lasting is not None or loop.time() + pause >= deadline:
+                raise lasting or failures[0]
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def settle(self) -> list[ConnectionFailed]:
+        """Ask for the layout where that is due, and connect what is missing; gives what failed."""
+        failures: list[ConnectionFailed] = []
+        loop = asyncio.get_running_loop()
+        try:
+            if loop.time() - self._checked > CHECK_S or not self.is_connected:
+                self.layout = await find_layout(self.target, tuple(self._nodes))
+                self._checked = loop.time()
+        except ConnectionFailed as exc:
+            failures.append(exc)
+        wanted = self.layout.addresses
+        for address, node in list(self._nodes.items()):
+            if address not in wanted or not node.is_open:
+                del self._nodes[address]
+                await node.aclose()
+        missing = [address for address in wanted if address not in self._nodes]
+        results = await asyncio.gather(*map(self._connect, missing), return_exceptions=True)
+        for result in results:
+            if isinstance(result, ConnectionFailed):
+                failures.append(result)
+            elif isinstance(result, BaseException):
+                raise result
+        if failures:
+            self._checked = 0.0
+        self._news.set()
+        self._news = asyncio.Event()
+        return failures
+
+    async def aclose(self) -> None:
+        """Let go of all."""
+        self._closed = True
+        nodes, self._nodes = self._nodes, {}
+        for node in nodes.values():
+            await node.aclose()
+
+    async def _connect(self, address: Address) -> None:
+        node = Node(self.target, address, self._on_message, self._lose)
+        await node.open()
+        if self._closed:
+            await node.aclose()
+        else:
+            self._nodes[address] = node
+
+    def _lose(self, node: Node) -> None:
+        self.losses += 1
+        _log.warning("%s", node.error)
+        self.doubt()

@@ -1,0 +1,82 @@
+"""The streams: a channel's messages written and read by the scripts of redis_script."""
+
+import secrets
+from typing import NamedTuple
+
+from eventbus.config import Settings
+from eventbus.drivers.base import Delivery, Page, Position
+from eventbus.drivers.redis_node import Node
+from eventbus.drivers.redis_nodes import Nodes
+from eventbus.drivers.redis_script import MAX_IDS, META_S, READ, STORE, WINDOW_S
+from eventbus.drivers.redis_wire import decode_stored
+
+__all__ = ["Store", "Stored"]
+
+_MAX_OFFSET = 2**53 - 1  # what Lua, and a browser, count exactly
+
+
+class Stored(NamedTuple):
+    """Where a message is, and whether it was there before."""
+
+    position: Position
+    duplicate: bool
+
+
+class Store:
+    """Knows the keys and arguments of the scripts."""
+
+    def __init__(self, nodes: Nodes, settings: Settings) -> None:
+        """`settings` say how much is kept of each channel, and for how long."""
+        self.meta_seconds = max(META_S, round(2 * settings.history_seconds))
+        self._nodes = nodes
+        self._messages = settings.history_messages
+        self._seconds = settings.history_seconds
+
+    async def add(self, channel: bytes, body: bytes, message_id: bytes) -> Stored:
+        """Store and send. Raises ConnectionFailed, and what the server answers as RedisError."""
+        sharded = "0" if self._nodes.layout.slots is None else "1"
+        epoch, offset, duplicate = await self._nodes.evaluate(
+            channel,
+            STORE,
+            _keys(channel),
+            lambda node: (
+                *self._common(node), channel, sharded, body, message_id,
+                self._messages, WINDOW_S, MAX_IDS,
+            ),
+        )  # fmt: skip
+        return Stored(Position(int(offset), epoch.decode()), bool(duplicate))
+
+    async def read(self, subject: str, after: int | None, limit: int) -> Page:
+        """What is kept; see HistoryDriver.read. Raises ConnectionFailed and RedisError.
+
+        A channel that nobody has written to gets its epoch here.
+        """
+        channel = subject.encode()
+        start = "" if after is None else str(min(max(after, 0), _MAX_OFFSET))
+        epoch, last, complete, entries = await self._nodes.evaluate(
+            channel,
+            READ,
+            _keys(channel),
+            lambda node: (*self._common(node), start, min(max(limit, 0), _MAX_OFFSET)),
+        )
+        position = Position(int(last), epoch.decode())
+        messages = [_delivery(subject, position.epoch, entry) for entry in entries]
+        if after is None:
+            messages.reverse()
+        return Page(tuple(messages), position, bool(complete))
+
+    def _common(self, node: Node) -> tuple[bytes | str | int, ...]:
+        durable = "1" if node.durable else "0"
+        return secrets.token_hex(6), node.run, durable, repr(self._seconds), self.meta_seconds
+
+
+def _keys(channel: bytes) -> list[bytes]:
+    return [b"{%b}:%b" % (channel, part) for part in (b"s", b"m", b"i", b"j")]
+
+
+def _delivery(subject: str, epoch: str, entry: tuple[bytes, list[bytes]]) -> Delivery:
+    entry_id, fields = entry
+    offset, _, micros = entry_id.partition(b"-")
+    values = dict(zip(fields[::2], fields[1::2], strict=True))
+    position = Position(int(offset), epoch)
+    return decode_stored(subject, values[b"b"], position, int(values[b"p"]), int(micros))

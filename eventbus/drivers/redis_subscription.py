@@ -1,0 +1,184 @@
+"""A subscription's place in each channel: what is delivered, what waits, what was missed."""
+
+import collections
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from eventbus.channels import Pattern
+from eventbus.drivers.base import Delivery, Handler, Page, Position
+
+__all__ = ["Cursor", "RedisSubscription"]
+
+_log = logging.getLogger(__name__)
+
+MAX_HELD: Final = 10_000
+"""Messages of one channel that wait while the stream is read; beyond, the oldest are dropped, and
+read from the stream too."""
+MAX_CHANNELS: Final = 10_000
+"""Channels whose place a filter remembers; it forgets those longest without a message, and cannot
+tell what it missed of them while it was disconnected."""
+
+
+class Cursor:
+    """A place in one channel. A stored message passes it once, and in order."""
+
+    __slots__ = ("_deliver", "_doubt", "epoch", "held", "last", "subject")
+
+    def __init__(
+        self,
+        subject: str,
+        deliver: Callable[[Delivery], None],
+        doubt: Callable[["Cursor"], None],
+    ) -> None:
+        """`doubt` asks for the stream to be read, and the cursor then brought up to date."""
+        self.subject = subject
+        self.epoch = ""
+        """Empty until it is known where the cursor begins."""
+        self.last = 0
+        self.held: collections.deque[Delivery] | None = None
+        self._deliver = deliver
+        self._doubt = doubt
+
+    def hold(self) -> None:
+        """Keep what comes until the stream was read."""
+        if self.held is None:
+            self.held = collections.deque(maxlen=MAX_HELD)
+        self._doubt(self)
+
+    def receive(self, delivery: Delivery) -> None:
+        """Take a message as it comes."""
+        position = delivery.position
+        if self.held is not None:
+            self.held.append(delivery)
+        elif position is None:
+            self._deliver(delivery)
+        elif position.epoch == self.epoch:
+            if position.offset <= self.last:
+                return  # known from the stream
+            if (delivery.previous or 0) > self.last:
+                self.hold()
+                self.receive(delivery)
+                return
+            self.last = position.offset
+            self._deliver(delivery)
+        elif not delivery.previous:  # the first one after the data was lost
+            _log.warning("%s begins anew: Redis has lost its messages", self.subject)
+            self.epoch, self.last = position.epoch, position.offset
+            self._deliver(delivery)
+        else:
+            self.hold()
+            self.receive(delivery)
+
+    def begin_anew(self, epoch: str) -> None:
+        """The stream is another one."""
+        self.epoch, self.last = epoch, 0
+
+    def fill(self, page: Page) -> None:
+        """Deliver what was read after `last`."""
+        for delivery in page.messages:
+            assert delivery.position is not None
+            if delivery.position.offset > self.last:
+                self.last = delivery.position.offset
+                self._deliver(delivery)
+
+    def release(self, last: int) -> None:
+        """Go on with what was held; all up to `last` is delivered, or is kept no more."""
+        self.last = max(self.last, last)
+        held, self.held = self.held, None
+        for delivery in held or ():
+            self.receive(delivery)
+
+
+class RedisSubscription:
+    """One listener, to a subject or to a filter."""
+
+    __slots__ = (
+        "__weakref__", "_cursors", "_doubt", "_handler", "_leave", "_live", "command", "name",
+        "pattern", "position", "subject",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        handler: Handler,
+        live: str,
+        *,
+        doubt: Callable[[Cursor], None],
+        leave: Callable[["RedisSubscription"], None],
+    ) -> None:
+        """`live` is how the subjects of streams begin."""
+        self.subject = pattern.text
+        self.pattern = pattern
+        self.position: Position | None = None
+        self.command = ""
+        self.name = b""
+        self._handler: Handler | None = handler
+        self._live = live
+        self._doubt = doubt
+        self._leave = leave
+        self._cursors: collections.OrderedDict[str, Cursor] = collections.OrderedDict()
+        if pattern.is_exact and pattern.text.startswith(live):
+            self._cursors[pattern.text] = Cursor(pattern.text, self._hand_over, doubt)
+            self._cursors[pattern.text].held = collections.deque(maxlen=MAX_HELD)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the handler is called no more."""
+        return self._handler is None
+
+    @property
+    def cursor(self) -> Cursor | None:
+        """The place in the one stream of an exact subscription; None for others."""
+        return self._cursors.get(self.subject)
+
+    @property
+    def cursors(self) -> list[Cursor]:
+        """The places in all streams that it follows."""
+        return list(self._cursors.values())
+
+    def receive(self, delivery: Delivery) -> None:
+        """Take a message of a subject that the subscription's name or glob has."""
+        if self._handler is None:
+            return
+        if (cursor := self._cursors.get(delivery.subject)) is not None:
+            if not self.pattern.is_exact:
+                self._cursors.move_to_end(delivery.subject)
+            cursor.receive(delivery)
+        elif self.pattern.is_exact:
+            self._hand_over(delivery)
+        elif self.pattern.match(delivery.subject) is not None:
+            if delivery.position is not None:
+                self._follow(delivery.subject, delivery.position)
+            self._hand_over(delivery)
+
+    def hold(self) -> None:
+        """The server may send things that this one has not heard of: read them first."""
+        for cursor in self._cursors.values():
+            cursor.hold()
+
+    async def aclose(self) -> None:
+        """Stop: the handler is not called once this is called."""
+        if self._handler is not None:
+            self.detach()
+            self._leave(self)
+
+    def detach(self) -> None:
+        """Stop without a word to the server."""
+        self._handler = None
+        self._cursors.clear()
+
+    def _follow(self, subject: str, position: Position) -> None:
+        cursor = Cursor(subject, self._hand_over, self._doubt)
+        cursor.epoch, cursor.last = position.epoch, position.offset
+        self._cursors[subject] = cursor
+        if len(self._cursors) > MAX_CHANNELS:
+            self._cursors.popitem(last=False)
+
+    def _hand_over(self, delivery: Delivery) -> None:
+        if self._handler is None:
+            return
+        try:
+            self._handler(delivery)
+        except Exception:  # noqa: BLE001 - a handler may raise anything
+            _log.exception("a handler failed on a message of %s", delivery.subject)

@@ -1,0 +1,203 @@
+"""Real Redis servers: one for each worker, a cluster of three, and some to be killed."""
+
+import asyncio
+import contextlib
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from eventbus.config import Settings
+
+START_S = 10.0
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, and the one 10,000 above it, for a cluster's own talk.
+
+    Both are below those that the system gives to outgoing connections (from 32768 on Linux), one of
+    which could take the port of a server that is down for a moment.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
+class RedisServer:
+    """A redis-server process that can be killed, stopped, and started again where it was."""
+
+    def __init__(self, folder: Path, *options: str, port: int = 0, tls: bool = False) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self.options = options
+        self.tls = tls
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ports = ["--port", "0", "--tls-port"] if self.tls else ["--port"]
+        for _ in range(3):
+            arguments = [*ports, str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+            with (self.folder / "log").open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    "redis-server", *self._head(), *arguments, "--save", "", *self.options,
+                    stdout=log,
+                )  # fmt: skip
+            if await self._answers():
+                return
+            await self.kill()
+        raise AssertionError((self.folder / "log").read_text())
+
+    def _head(self) -> list[str]:
+        return []
+
+    async def _answers(self) -> bool:
+        assert self._process is not None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                while self._process.returncode is None:
+                    with contextlib.suppress(OSError):
+                        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                        writer.close()
+                        await writer.wait_closed()
+                        return True
+                    await asyncio.sleep(0.02)
+        return False
+
+    async def command(self, *arguments: str) -> str:
+        """What redis-cli prints."""
+        process = await asyncio.create_subprocess_exec(
+            "redis-cli", "-p", str(self.port), *arguments, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        return out.decode().strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def kill(self) -> None:
+        """End it at once (-9)."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+
+class Sentinel(RedisServer):
+    """A sentinel for one master, that finds it dead in half a second."""
+
+    def __init__(self, folder: Path, master: int) -> None:
+        super().__init__(folder)
+        self.master = master
+
+    def _head(self) -> list[str]:
+        config = self.folder / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor mymaster 127.0.0.1 {self.master} 1\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel failover-timeout mymaster 3000\n"
+        )
+        return [str(config), "--sentinel"]
+
+
+class RedisCluster:
+    """Three masters."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+                   "--cluster-require-full-coverage", "no")  # fmt: skip
+        self.nodes = [RedisServer(folder / str(i), *options) for i in range(3)]
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start()
+        share = [(0, 5460), (5461, 10922), (10923, 16383)]
+        first = self.nodes[0]
+        for i, (node, (low, high)) in enumerate(zip(self.nodes, share, strict=True)):
+            await node.command("CLUSTER", "SET-CONFIG-EPOCH", str(i + 1))
+            await node.command("CLUSTER", "ADDSLOTSRANGE", str(low), str(high))
+            if node is not first:
+                await first.command("CLUSTER", "MEET", "127.0.0.1", str(node.port))
+        async with asyncio.timeout(20):
+            for node in self.nodes:
+                while not self._whole(await node.command("CLUSTER", "INFO")):  # noqa: ASYNC110 - theirs
+                    await asyncio.sleep(0.05)
+
+    @staticmethod
+    def _whole(info: str) -> bool:
+        return all(
+            part in info
+            for part in ("cluster_state:ok", "cluster_slots_ok:16384", "cluster_size:3")
+        )
+
+    async def kill(self) -> None:
+        for node in self.nodes:
+            await node.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith("test_redis"):
+            item.add_marker(pytest.mark.redis)
+
+
+@pytest.fixture(scope="session")
+def redis_folder():
+    folder = Path(tempfile.mkdtemp(prefix="eb-redis-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def redis_server(redis_folder) -> AsyncIterator[RedisServer]:
+    """One server for all tests of a worker, which part by `namespace`; do not stop it."""
+    server = RedisServer(redis_folder / "shared")
+    await server.start()
+    yield server
+    await server.kill()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def redis_cluster(redis_folder) -> AsyncIterator[RedisCluster]:
+    """One cluster for all tests of a worker; do not stop it."""
+    cluster = RedisCluster(redis_folder / "cluster")
+    await cluster.start()
+    yield cluster
+    await cluster.kill()
+
+
+@pytest.fixture
+def redis_settings(redis_server, namespace) -> Settings:
+    return Settings(driver="redis", redis_port=redis_server.port, namespace=namespace)
+
+
+@pytest.fixture
+def cluster_settings(redis_cluster, namespace) -> Settings:
+    return Settings(
+        driver="redis",
+        redis_port=redis_cluster.nodes[0].port,
+        redis_cluster=True,
+        namespace=namespace,
+    )
+
+
+@pytest_asyncio.fixture
+async def own_redis(tmp_path) -> AsyncIterator[RedisServer]:
+    """A server of this test alone, with an append-only file, to be killed and started again."""
+    server = RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always")
+    await server.start()
+    yield server
+    with contextlib.suppress(ProcessLookupError, AssertionError):
+        server.signal(signal.SIGCONT)
+    await server.kill()
