@@ -56,7 +56,7 @@ def create_app(
     app.router.add_get("/metrics", metrics)
     if settings.websocket_enabled:
         app.router.add_get("/ws", native_websocket)
-        app.router.add_get("/ws/{channel:.*}", native_websocket)
+        app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)
     app.router.add_static("/static", STATIC)
     return app
 

@@ -54,7 +54,7 @@ async def _upgrade(
 ) -> "tuple[web.WebSocketResponse, _Socket | None]":
     ws = web.WebSocketResponse(
         protocols=(PROTOCOL,),
-        max_msg_size=node.settings.max_frame_bytes,
+        max_msg_size=node.settings.max_frame_bytes + 1,  # aiohttp refuses what reaches it
         timeout=CLOSE_TIMEOUT_S,
         autoping=False,
         compress=False,
