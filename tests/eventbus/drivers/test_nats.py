@@ -579,19 +579,6 @@ class TestLosingTheConnection:
             async with asyncio.timeout(5):
                 await self.deliver(driver, inbox)
 
-    async def test_late_answer_to_a_flush_that_timed_out_does_not_end_the_reading(
-        self, own_nats_server, own_settings
-    ):
-        async with opened(own_settings) as driver:
-            client = driver._connection.client
-            os.kill(own_nats_server.pid, signal.SIGSTOP)
-            with pytest.raises(nats.errors.TimeoutError):
-                await client.flush(timeout=0.1)
-            os.kill(own_nats_server.pid, signal.SIGCONT)
-            await client.flush(timeout=5)
-            assert not client._reading_task.done()
-            assert driver.counters["errors"] == 0
-
     async def test_client_closed_for_good_by_the_server_is_rebuilt_with_its_subscriptions(
         self, own_settings
     ):

@@ -19,6 +19,12 @@ async def clients(nats_server):
         await client.close()
 
 
+async def settle(client):
+    """Wait until the server has what was sent: a first flush overtakes what is pending."""
+    await client.flush()
+    await client.flush()
+
+
 class Got:
     def __init__(self):
         self.messages = []
@@ -57,7 +63,7 @@ async def test_both_forms_deliver_the_same(clients, namespace):
     for client in clients:
         got.append(Got())
         await client.listen(f"{namespace}.>", got[-1])
-        await client.flush()
+        await settle(client)
     fast, _ = clients
     for payload, headers in MESSAGES:
         await fast.publish(f"{namespace}.a", payload, headers=headers)
@@ -73,7 +79,7 @@ async def test_both_forms_see_that_nobody_answers(clients, namespace):
     for client in clients:
         status = asyncio.get_running_loop().create_future()
         await client.listen(f"{namespace}.reply", lambda *m, f=status: f.set_result(m[2]))
-        await client.flush()
+        await settle(client)
         await client.publish(f"{namespace}.nobody", b"", reply=f"{namespace}.reply")
         headers = await asyncio.wait_for(status, 5)
         assert headers.status == "503"
@@ -89,7 +95,7 @@ async def test_handler_that_raises_harms_nobody_in_either_form(clients, namespac
         got = Got()
         await client.listen(f"{namespace}.a", fail)
         await client.listen(f"{namespace}.a", got)
-        await client.flush()
+        await settle(client)
         await client.publish(f"{namespace}.a", b"end")
         await asyncio.wait_for(got.done.wait(), 5)
     assert "on purpose" in caplog.text
@@ -101,7 +107,7 @@ async def test_nothing_comes_after_unlisten_in_either_form(clients, namespace):
         key = await client.listen(f"{namespace}.a", gone)
         await client.listen(f"{namespace}.a", stays)
         await client.unlisten(key)
-        await client.flush()
+        await settle(client)
         await client.publish(f"{namespace}.a", b"end")
         await asyncio.wait_for(stays.done.wait(), 5)
         assert gone.messages == []
@@ -119,7 +125,7 @@ async def test_subject_that_is_not_utf8_does_not_end_the_reading(clients, nats_s
     fast, _ = clients
     got = Got()
     await fast.listen(f"{namespace}.>", got)
-    await fast.flush()
+    await settle(fast)
     _, writer = await asyncio.open_connection(nats_server.host, nats_server.port)
     writer.write(b'CONNECT {"verbose":false}\r\n')
     writer.write(b"PUB " + namespace.encode() + b".\xff\xfe 1\r\nx\r\n")
@@ -129,6 +135,27 @@ async def test_subject_that_is_not_utf8_does_not_end_the_reading(clients, nats_s
     assert fast.is_connected
     writer.close()
     await writer.wait_closed()
+
+
+async def late_answer(client):
+    """What a flush or rtt leaves behind that timed out before its answer came."""
+    waiting = asyncio.get_running_loop().create_future()
+    await client._send_ping(waiting)
+    waiting.cancel()
+
+
+async def test_late_answer_to_a_ping_does_not_end_the_reading(clients):
+    fast, _ = clients
+    await late_answer(fast)
+    await fast.flush(timeout=10)
+    assert not fast._reading_task.done()
+
+
+async def test_late_answer_to_a_ping_ends_the_reading_of_nats_py_itself(clients):
+    _, plain = clients
+    await late_answer(plain)
+    await asyncio.wait_for(asyncio.wait([plain._reading_task]), 10)
+    assert plain.is_connected, "and it does not know: this is why there is a client of our own"
 
 
 def test_installed_nats_py_is_the_one_that_was_measured():
