@@ -3,7 +3,7 @@
 import asyncio
 import enum
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -12,13 +12,16 @@ from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers
-from eventbus.errors import BusStateError
+from eventbus.errors import BusStateError, NotSupported
 from eventbus.events import Event, event_definition
 from eventbus.headers import check_headers, check_id
+from eventbus.jobs import Job, job_of, push
 from eventbus.listeners import Listeners, default_listeners
 from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
 from eventbus.outgoing import headers_of, messages_of
+from eventbus.queue import ShouldQueue
 from eventbus.receipts import gather_receipts
+from eventbus.transaction import Transaction
 
 __all__ = ["BusState", "EventBus"]
 
@@ -140,6 +143,9 @@ class EventBus:
         """Publish events on the channels they name; returns when every message is safe and every
         listener in this process has run.
 
+        An event that is ShouldQueue is stored instead, and a worker does the rest; its receipt
+        names the queue.
+
         Gives a receipt for each message, in order: none for an event that is not ShouldBroadcast,
         or whose `broadcast_when()` is false. All events are checked before any is sent, and all
         messages are sent concurrently. With one message its error is raised as it is; with
@@ -154,15 +160,37 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        outgoing = [
-            _Outgoing(message, event_definition(type(event)).volatile, headers_of(event))
-            for event in events
-            for message in messages_of(event)
-        ]
-        channels = [message.channel for message, *_ in outgoing]
-        receipts = await gather_receipts(channels, [self._send(each) for each in outgoing])
-        await self.listeners.run(*events, raise_errors=raise_errors)
+        outgoing: list[_Outgoing | Job] = []
+        to_run: list[Event] = []
+        for event in events:
+            if not isinstance(event, ShouldQueue):
+                outgoing += _outgoing_of(event)
+                to_run.append(event)
+                continue
+            job = job_of(event)
+            if not (event.queue_after_commit() and Transaction.hold(self, event)):
+                outgoing.append(job)
+        receipts = await self._send_all(outgoing)
+        await self.listeners.run(*to_run, raise_errors=raise_errors)
         return receipts
+
+    async def process(self, event: Event) -> tuple[Receipt, ...]:
+        """Do what a worker does with an event: publish it and run its listeners, without queueing.
+
+        All listeners are run, and what they raised is raised in the end, as an ExceptionGroup.
+        Raises as `dispatch` does.
+        """
+        self._require_open()
+        receipts = await self._send_all(_outgoing_of(event))
+        await self.listeners.run(event, raise_errors=True)
+        return receipts
+
+    def transaction(self) -> Transaction:
+        """`async with bus.transaction():` holds events that are queued `after_commit`.
+
+        They are dispatched when the block is left, and dropped when an exception leaves it.
+        """
+        return Transaction(self)
 
     async def publish(
         self,
@@ -195,7 +223,25 @@ class EventBus:
         message = Message.create(channel, event, data, id=id)
         return await self._send(_Outgoing(message, volatile, extra))
 
-    async def _send(self, outgoing: _Outgoing) -> Receipt:
+    async def _send_all(self, outgoing: Sequence[_Outgoing | Job]) -> tuple[Receipt, ...]:
+        told = [
+            f"queue {each.queue}" if isinstance(each, Job) else each.message.channel
+            for each in outgoing
+        ]
+        return await gather_receipts(told, [self._send(each) for each in outgoing])
+
+    async def _send(self, outgoing: _Outgoing | Job) -> Receipt:
+        self._in_flight += 1
+        try:
+            if isinstance(outgoing, Job):
+                return await push(self._driver_of(outgoing), outgoing)
+            return await self._publish(outgoing)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def _publish(self, outgoing: _Outgoing) -> Receipt:
         message, volatile, headers = outgoing
         channel = message.channel
         if volatile:
@@ -204,17 +250,20 @@ class EventBus:
             subject = self.subjects.event(channel)
             # A stream knows ids, not channels: one event on two channels is two messages to it.
             headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        self._in_flight += 1
-        try:
-            stored = await self.driver.publish(subject, message.encode(), headers)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+        stored = await self.driver.publish(subject, message.encode(), headers)
         if stored is None:
             return Receipt(channel, message.id, None, None)
         position = stored.position
         return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
+
+    def _driver_of(self, job: Job) -> Driver:
+        if job.connection in (None, self.driver.name):
+            return self.driver
+        raise NotSupported(
+            f"event {job.event!r} has queue_connection={job.connection!r}, and this bus has the "
+            f"driver {self.driver.name} alone",
+            driver=self.driver.name,
+        )
 
     async def _finish(self) -> None:
         self._state = BusState.CLOSED
@@ -236,3 +285,8 @@ class EventBus:
         if self._state is BusState.UNOPENED:
             return "opening" if self._loop else "not open yet"
         return str(self._state)
+
+
+def _outgoing_of(event: Event) -> list[_Outgoing]:
+    volatile, headers = event_definition(type(event)).volatile, headers_of(event)
+    return [_Outgoing(message, volatile, headers) for message in messages_of(event)]

@@ -133,6 +133,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `offset` and `epoch` are its place in the stream; both are None for a volatile message, and on
     a driver without history. `duplicate`: the stream held this id already and kept one copy.
+    Of an event that waits in a queue, `queue` is the name and `channel` is empty.
     """
 
     channel: str
@@ -140,3 +141,4 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: int | None
     epoch: str | None
     duplicate: bool = False
+    queue: str | None = None

@@ -1,0 +1,71 @@
+"""JetStream's management API: one question, asked until there is an answer or time is over."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_errors import DRIVER, ApiError
+from eventbus.errors import ConnectionFailed, PublishFailed
+
+__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask"]
+
+STREAM_NOT_FOUND: Final = 10059
+NAME_IN_USE: Final = 10058
+_NO_JETSTREAM: Final = (10039, 10076)
+_PAUSE_S: Final = 0.2
+
+
+class Answer(NamedTuple):
+    """An answer; of `body`, only what the caller asked for is of interest."""
+
+    body: dict[str, Any]
+    error: ApiError | None
+
+    @property
+    def error_code(self) -> int:
+        """JetStream's own code of the error, 0 for none."""
+        return self.error.err_code if self.error else 0
+
+
+async def ask(
+    connection: NatsConnection, what: str, question: Mapping[str, Any] | None, seconds: float
+) -> Answer:
+    """The answer to `$JS.API.<what>`; raises ConnectionFailed when there is none in time.
+
+    While the server is not ready (a leader is being elected, say), it is asked again.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    payload = b"" if question is None else msgspec.json.encode(question)
+    failure = "no answer"
+    while (left := deadline - loop.time()) > 0:
+        if not await connection.wait_connected(left):
+            break
+        try:
+            reply = await connection.request(f"$JS.API.{what}", payload)
+        except PublishFailed as exc:
+            raise ConnectionFailed(str(exc), driver=DRIVER) from exc
+        if reply is not None and reply.status == "503":
+            failure = "the server has no JetStream (start it with -js)"
+        elif reply is not None:
+            answer = _read(what, reply.payload)
+            if answer.error is None or answer.error.code != 503:
+                return answer
+            failure = str(answer.error)
+            if answer.error_code in _NO_JETSTREAM:
+                break
+        await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
+    raise ConnectionFailed(f"asking {connection.address} for {what}: {failure}", driver=DRIVER)
+
+
+def _read(what: str, payload: bytes) -> Answer:
+    try:
+        body = msgspec.json.decode(payload, type=dict[str, Any])
+        return Answer(body, msgspec.convert(body.get("error"), ApiError | None))
+    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+        raise ConnectionFailed(
+            f"the answer to {what} cannot be read: {exc}", driver=DRIVER
+        ) from exc

@@ -1,0 +1,337 @@
+"""Queues on NATS: the WorkQueue stream `<NAMESPACE>_QUEUE`, with one durable consumer each.
+
+A job of queue `q` is a message on `<namespace>.queue.q`. One that is to wait is a message schedule
+on `<namespace>.queue.q.later.<id>`, which the server publishes to the queue when its time has come.
+"""
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from eventbus.config import Settings
+from eventbus.drivers.base import Failure, Headers, Position, Published, QueueStats
+from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_errors import DRIVER
+from eventbus.drivers.nats_failed import FailedStream
+from eventbus.drivers.nats_publish import Publisher
+from eventbus.drivers.nats_pull import NatsReader
+from eventbus.drivers.nats_stream import epoch_of
+from eventbus.errors import (
+    ConnectionFailed,
+    EncodingError,
+    NotSupported,
+    PublishFailed,
+    StreamMismatch,
+)
+from eventbus.message import HEADER_ID
+
+__all__ = ["NatsQueues"]
+
+_log = logging.getLogger(__name__)
+
+ROOM_FOR_FAILURE: Final = 16 * 1024
+"""Bytes that a job must leave of the largest message, for what is added when it fails."""
+MAX_HELD: Final = 100_000
+"""Jobs of one queue that are worked on or wait for their next try."""
+_DUPLICATES_S: Final = 120.0
+_LOOK_S: Final = 1.0
+_NANO: Final = 1_000_000_000
+_MUST_FIT: Final = ("subjects", "retention", "no_ack", "sealed", "mirror", "sources", "max_age")
+
+
+class NatsQueues:
+    """The queues of one namespace. Streams and consumers are made when they are first used."""
+
+    def __init__(
+        self, connection: NatsConnection, publisher: Publisher, settings: Settings
+    ) -> None:
+        """Nothing is asked of the server yet."""
+        namespace = settings.namespace
+        self.name = f"{namespace.upper()}_QUEUE"
+        self.lease = settings.queue_lease
+        self.connection = connection
+        self.failed = FailedStream(
+            connection,
+            publisher,
+            namespace,
+            max_bytes=settings.failed_bytes,
+            replicas=settings.history_replicas,
+            timeout=settings.connect_timeout,
+        )
+        self._publisher = publisher
+        self._settings = settings
+        self._root = f"{namespace}.queue."
+        self._epoch = ""
+        self._why_no_delay = ""
+        self._making = asyncio.Lock()
+        self._consumers: set[str] = set()
+        self._readers: set[NatsReader] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bytes = 0
+        self._looked = float("-inf")
+        self._config: dict[str, Any] = {
+            "name": self.name,
+            "subjects": [f"{self._root}>"],
+            "retention": "workqueue",
+            "storage": "file",
+            # Without a limit of its own: one would need `discard: new`, which the server refuses
+            # beside schedules, and `old` would drop jobs. See _check_room.
+            "max_msgs": -1,
+            "max_bytes": -1,
+            "num_replicas": settings.history_replicas,
+            "allow_direct": True,
+            "allow_msg_schedules": True,
+            "duplicate_window": int(_DUPLICATES_S * _NANO),
+        }
+
+    async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
+        """Store a job; see `QueueStore.push`."""
+        await self._ensure_streams()
+        limit = self.connection.max_payload - ROOM_FOR_FAILURE
+        if len(payload) > limit:
+            raise EncodingError(
+                f"a job of {len(payload)} bytes for queue {queue} is too large: the server's "
+                f"max_payload leaves {limit} bytes"
+            )
+        await self._check_room(queue)
+        subject, headers = f"{self._root}{queue}", {HEADER_ID: id}
+        if delay > 0:
+            self._require_schedules()
+            due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)
+            headers["Nats-Schedule"] = f"@at {due.isoformat().replace('+00:00', 'Z')}"
+            headers["Nats-Schedule-Target"] = subject
+            subject = f"{subject}.later.{id}"
+        return await self._publish(subject, payload, headers)
+
+    def reader(self, queue: str) -> NatsReader:
+        """A reader of one queue."""
+        reader = NatsReader(self, queue, self._readers.discard)
+        self._readers.add(reader)
+        return reader
+
+    async def stats(self) -> Sequence[QueueStats]:
+        """Each queue that has jobs or a consumer."""
+        ready: dict[str, int] = {}
+        delayed: dict[str, int] = {}
+        taken: dict[str, int] = {}
+        for subject, count in (await self._subjects()).items():
+            queue, _, rest = subject.removeprefix(self._root).partition(".")
+            counts = delayed if rest.startswith("later.") else ready
+            if counts is delayed or not rest:
+                counts[queue] = counts.get(queue, 0) + count
+        async for consumer in self._listed("CONSUMER.LIST", "consumers"):
+            taken[consumer["name"]] = consumer["num_ack_pending"]
+        return [
+            QueueStats(
+                queue,
+                max(0, ready.get(queue, 0) - taken.get(queue, 0)),
+                taken.get(queue, 0),
+                delayed.get(queue, 0),
+            )
+            for queue in sorted({*ready, *delayed, *taken})
+        ]
+
+    async def failures(self, limit: int) -> Sequence[Failure]:
+        """The oldest failures."""
+        return [kept.failure for kept in await self.failed.read(limit)]
+
+    async def failure_count(self) -> int:
+        """How many failures are kept."""
+        return await self.failed.count()
+
+    async def retry(self, id: str) -> bool:  # noqa: A002
+        """Push a failed job again; see `QueueStore.retry`."""
+        kept = await self.failed.find(id)
+        if kept is None:
+            return False
+        await self._ensure_streams()
+        failure = kept.failure
+        await self.push_again(failure.queue, f"{id}:failed-{kept.sequence}", failure.payload, {})
+        await self.failed.delete(kept.sequence)
+        return True
+
+    async def forget(self, id: str) -> bool:  # noqa: A002
+        """Drop a failure."""
+        kept = await self.failed.find(id)
+        return kept is not None and await self.failed.delete(kept.sequence)
+
+    async def flush(self) -> int:
+        """Drop all failures."""
+        return await self.failed.purge()
+
+    async def ensure_consumer(self, queue: str) -> None:
+        """Make what is missing, of the streams too. Raises ConnectionFailed, StreamMismatch."""
+        if queue in self._consumers:
+            return
+        await self._ensure_streams()
+        subject = f"{self._root}{queue}"
+        question = {
+            "stream_name": self.name,
+            "config": {
+                "name": queue,
+                "durable_name": queue,
+                "filter_subject": subject,
+                "ack_policy": "explicit",
+                "ack_wait": int(self.lease * _NANO),
+                "max_deliver": -1,  # the worker counts: the server would only forget the job
+                "max_ack_pending": MAX_HELD,
+            },
+        }
+        what = f"CONSUMER.CREATE.{self.name}.{queue}.{subject}"
+        answer = await ask(self.connection, what, question, self._settings.connect_timeout)
+        if answer.error_code == STREAM_NOT_FOUND:  # since a moment ago
+            self._epoch = ""
+            raise ConnectionFailed(f"stream {self.name} is gone", driver=DRIVER)
+        if answer.error:
+            raise StreamMismatch(
+                f"the consumer of queue {queue} cannot be made: {answer.error}", driver=DRIVER
+            )
+        self._consumers.add(queue)
+
+    def doubt(self, queue: str) -> None:
+        """The consumer may be gone, and the stream with it."""
+        self._consumers.discard(queue)
+        self._epoch = ""
+
+    async def push_again(self, queue: str, key: str, payload: bytes, headers: Headers) -> None:
+        """Store a job anew, once for each key."""
+        await self._publish(f"{self._root}{queue}", payload, {**headers, HEADER_ID: key})
+
+    async def keep(self, failure: Failure) -> None:
+        """Keep a failure."""
+        await self._ensure_streams()
+        await self.failed.keep(failure)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something in the background; `aclose` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def on_back(self) -> None:
+        """The connection is another one: the server may be, too."""
+        self._epoch = ""
+        self._consumers.clear()
+        for reader in self._readers:
+            reader.wake()
+
+    async def aclose(self) -> None:
+        """Let what hands back jobs finish, in bounded time."""
+        await asyncio.gather(*(reader.aclose() for reader in list(self._readers)))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=2.0)
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def _publish(self, subject: str, payload: bytes, headers: Headers) -> Published:
+        try:
+            ack = await self._publisher.publish(subject, payload, headers)
+        except PublishFailed:
+            self._epoch = ""  # the stream may be gone: make it for the next one
+            raise
+        self._bytes += len(payload)
+        return Published(Position(ack.seq, self._epoch), ack.duplicate)
+
+    async def _ensure_streams(self) -> None:
+        if self._epoch:
+            return
+        async with self._making:
+            if self._epoch:
+                return
+            seconds = self._settings.connect_timeout
+            what = f"STREAM.CREATE.{self.name}"
+            answer = await ask(self.connection, what, self._config, seconds)
+            if answer.error_code == NAME_IN_USE:
+                answer = await ask(self.connection, f"STREAM.INFO.{self.name}", None, seconds)
+            if answer.error:
+                raise StreamMismatch(
+                    f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
+                )
+            self._check(answer.body["config"])
+            await self.failed.ensure()
+            self._epoch = epoch_of(answer.body["created"])
+
+    def _check(self, found: dict[str, Any]) -> None:
+        wrong = [
+            f"{name} is {found.get(name)!r}, not {self._config.get(name)!r}"
+            for name in _MUST_FIT
+            if (found.get(name) or None) != (self._config.get(name) or None)
+        ]
+        if wrong:
+            raise StreamMismatch(
+                f"stream {self.name} exists with settings that cannot work: {'; '.join(wrong)}. "
+                "Alter it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace",
+                driver=DRIVER,
+            )
+        self._why_no_delay = ""
+        if not found.get("allow_msg_schedules"):
+            version = self.connection.client.connected_server_version
+            if (version.major, version.minor) < (2, 12):
+                self._why_no_delay = (
+                    "delayed events need message schedules, which nats-server has from 2.12 on: "
+                    f"this one is {version.major}.{version.minor}.{version.patch}"
+                )
+            else:
+                self._why_no_delay = (
+                    f"stream {self.name} was made without message schedules, which delayed events "
+                    "need: `nats stream edit` can allow them (allow_msg_schedules)"
+                )
+
+    def _require_schedules(self) -> None:
+        if self._why_no_delay:
+            raise NotSupported(self._why_no_delay, driver=DRIVER)
+
+    async def _check_room(self, queue: str) -> None:
+        """Refuse jobs beyond `queue_bytes`, as known a second ago at most."""
+        now = asyncio.get_running_loop().time()
+        if now - self._looked >= _LOOK_S:
+            self._looked = now
+            answer = await ask(
+                self.connection,
+                f"STREAM.INFO.{self.name}",
+                None,
+                self._settings.connect_timeout,
+            )
+            if answer.error is None:
+                self._bytes = answer.body["state"]["bytes"]
+        if self._bytes >= self._settings.queue_bytes:
+            raise PublishFailed(
+                f"a job for queue {queue} is refused: stream {self.name} holds {self._bytes} "
+                f"bytes, and BROADCAST_QUEUE_BYTES allows {self._settings.queue_bytes}",
+                driver=DRIVER,
+            )
+
+    async def _subjects(self) -> dict[str, int]:
+        """How many messages each subject of the stream has."""
+        found: dict[str, int] = {}
+        while True:
+            question = {"subjects_filter": ">", "offset": len(found)}
+            body = await self._info("STREAM.INFO", question)
+            page = body.get("state", {}).get("subjects") or {}
+            found |= page
+            if not page or len(found) >= body.get("total", 0):
+                return found
+
+    async def _listed(self, what: str, key: str) -> Any:
+        offset = 0
+        while True:
+            body = await self._info(what, {"offset": offset})
+            page = body.get(key) or []
+            for item in page:
+                yield item
+            offset += len(page)
+            if not page or offset >= body.get("total", 0):
+                return
+
+    async def _info(self, what: str, question: dict[str, Any]) -> dict[str, Any]:
+        answer = await ask(
+            self.connection, f"{what}.{self.name}", question, self._settings.connect_timeout
+        )
+        if answer.error_code == STREAM_NOT_FOUND:
+            return {}
+        if answer.error:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        return answer.body

@@ -1,0 +1,233 @@
+"""Jobs: queued events as they are stored, and what is known of those that failed."""
+
+import datetime
+import json
+import re
+import traceback
+from typing import Final, cast
+
+import msgspec
+
+from eventbus.drivers.base import Capability, Driver, Failure, QueueDriver, QueueStore
+from eventbus.errors import EventBusError, InvalidPayload, NotSupported
+from eventbus.events import (
+    Event,
+    EventMeta,
+    event_definition,
+    event_type,
+    qualified_name,
+    with_event_meta,
+)
+from eventbus.message import Receipt, utc_now
+from eventbus.outgoing import check_dispatchable, encode_event, event_decoder
+from eventbus.queue import ShouldQueue, pause_after, policy_of
+
+__all__ = [
+    "FailedJob",
+    "Job",
+    "JobTimeout",
+    "UnknownEvent",
+    "WorkerLost",
+    "event_of",
+    "failed_job",
+    "failed_jobs",
+    "failure_of",
+    "job_of",
+    "push",
+    "queue_store",
+    "read_failure",
+    "read_job",
+]
+
+MAX_TRACEBACK: Final = 4000
+MAX_MESSAGE: Final = 1000
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+
+
+class UnknownEvent(EventBusError):
+    """A job's event type is not known to the worker that took it."""
+
+
+class WorkerLost(EventBusError):
+    """Every worker that took the job ended, or lost its connection, before the job was done."""
+
+
+class JobTimeout(EventBusError):
+    """The listeners and the broadcast of a job took longer than its `timeout`."""
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A queued event, with the policy that held when it was dispatched."""
+
+    event: str
+    queue: str
+    tries: int
+    timeout: float
+    backoff: tuple[float, ...]
+    queued_at: datetime.datetime
+    meta: EventMeta
+    data: msgspec.Raw
+    version: int = 1
+    delay: float = 0.0
+    connection: str | None = None
+
+    def pause_after(self, attempt: int) -> float:
+        """Seconds to wait after the failure of try number `attempt`, from 1."""
+        return pause_after(self.backoff, attempt)
+
+
+class FailedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a job that is not tried again by itself."""
+
+    id: str
+    queue: str
+    event: str
+    """Empty for a job that could not be read."""
+    attempts: int
+    failed_at: datetime.datetime
+    error: str
+    """The exception's type, with its module unless it is built in."""
+    message: str
+    traceback: str
+    """Its end, at most 4,000 characters."""
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decode_job: Final = msgspec.json.Decoder(Job).decode
+_decode_failed: Final = msgspec.json.Decoder(FailedJob).decode
+
+
+def job_of(event: Event) -> Job:
+    """The job that an event which is ShouldQueue makes; its policy is asked for now.
+
+    Raises EventDefinitionError, EventFieldError, EncodingError.
+    """
+    check_dispatchable(event)
+    where = qualified_name(type(event))
+    policy = policy_of(cast(ShouldQueue, event), where)
+    definition = event_definition(type(event))
+    return Job(
+        event=definition.name,
+        queue=policy.queue,
+        tries=policy.tries,
+        timeout=policy.timeout,
+        backoff=policy.backoff,
+        queued_at=utc_now(),
+        meta=event.event_meta,
+        data=msgspec.Raw(encode_event(event)),
+        version=definition.version,
+        delay=policy.delay,
+        connection=policy.connection,
+    )
+
+
+def read_job(payload: bytes) -> Job:
+    """The job in a payload. Raises InvalidPayload (`bad_job`)."""
+    try:
+        job = _decode_job(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidPayload("bad_job", f"the payload is not a job: {exc}") from None
+    if not _JOB_ID.fullmatch(job.meta.id):
+        raise InvalidPayload("bad_job", "the job's id is not 1 to 100 of A-Z a-z 0-9 _ and -")
+    if job.tries < 1 or not 0 < job.timeout < float("inf"):
+        raise InvalidPayload("bad_job", "the job has no try, or no time")
+    return job
+
+
+def event_of(job: Job) -> Event:
+    """The event of a job, with the id and time of its dispatch.
+
+    Raises UnknownEvent, and InvalidPayload (`bad_event`) for data that its type does not take.
+    """
+    cls = event_type(job.event)
+    if cls is None:
+        raise UnknownEvent(
+            f"no event type {job.event!r} is defined in this worker: import its module "
+            "(eventbus queue work --app <module>)"
+        )
+    try:
+        event = event_decoder(cls).decode(job.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidPayload(
+            "bad_event",
+            f"the data, of version {job.version}, does not fit {qualified_name(cls)}, which is of "
+            f"version {event_definition(cls).version}: {exc}",
+        ) from None
+    return with_event_meta(event, job.meta)
+
+
+def queue_store(driver: Driver) -> QueueStore:
+    """The queues of a driver. Raises NotSupported, which says what to do."""
+    if Capability.QUEUE not in driver.capabilities:
+        raise NotSupported(
+            f"the driver {driver.name} has no queue: set BROADCAST_DRIVER to nats (or memory, "
+            "within one process), or name one that has with queue_connection=",
+            driver=driver.name,
+        )
+    return cast(QueueDriver, driver).queues
+
+
+async def push(driver: Driver, job: Job) -> Receipt:
+    """Store a job; returns when it is safe. Raises DriverError and EncodingError."""
+    payload = _encoder.encode(msgspec.structs.replace(job, delay=0.0, connection=None))
+    stored = await queue_store(driver).push(job.queue, job.meta.id, payload, job.delay)
+    offset, epoch = stored.position
+    return Receipt("", job.meta.id, offset, epoch, stored.duplicate, job.queue)
+
+
+def failed_job(
+    exc: BaseException, *, job: Job | None, key: str, queue: str, attempts: int
+) -> FailedJob:
+    """What is to be known of a job that ended with `exc`; `key` is its id where it has none."""
+    cls = type(exc)
+    text = "".join(traceback.format_exception(exc))
+    return FailedJob(
+        id=key if job is None else job.meta.id,
+        queue=queue,
+        event="" if job is None else job.event,
+        attempts=attempts,
+        failed_at=utc_now(),
+        error=cls.__qualname__ if cls.__module__ == "builtins" else qualified_name(cls),
+        message=_cut(_told(exc), MAX_MESSAGE),
+        traceback=text[-MAX_TRACEBACK:],
+    )
+
+
+def failure_of(failed: FailedJob, payload: bytes) -> Failure:
+    """A failed job as drivers keep it."""
+    # msgspec does not write ASCII alone, which a header's value has to be.
+    info = json.dumps(msgspec.to_builtins(failed), separators=(",", ":"))
+    return Failure(failed.id, failed.queue, info, payload)
+
+
+def read_failure(failure: Failure) -> FailedJob:
+    """What a driver kept; what cannot be read is told as far as it is known."""
+    try:
+        return _decode_failed(failure.info)
+    except msgspec.DecodeError as exc:
+        return FailedJob(
+            id=failure.id,
+            queue=failure.queue,
+            event="",
+            attempts=0,
+            failed_at=datetime.datetime.fromtimestamp(0, datetime.UTC),
+            error="",
+            message=f"what was written of this failure cannot be read: {exc}",
+            traceback="",
+        )
+
+
+async def failed_jobs(store: QueueStore, limit: int = 100) -> list[FailedJob]:
+    """The oldest failed jobs, up to `limit`. Raises ConnectionFailed."""
+    return [read_failure(failure) for failure in await store.failures(limit)]
+
+
+def _told(exc: BaseException) -> str:
+    """An exception's message; a group's, with those of its members."""
+    if isinstance(exc, BaseExceptionGroup):
+        return "; ".join(f"{type(one).__qualname__}: {_told(one)}" for one in exc.exceptions)
+    return str(exc)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
