@@ -73,6 +73,10 @@ class Connection:
         """The client gave a sign of life that is no command."""
         self.session.heard(time.monotonic())
 
+    def write(self, frame: bytes) -> None:
+        """Send a frame of the transport's own, such as a pong, within the bound of all others."""
+        self._node.hub.push(self.outbox, frame)
+
     def tick(self, now: float) -> None:
         """Do what the passing of time asks for."""
         for effect in self.session.tick(now):

@@ -43,7 +43,7 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
         connection = node.connect(_NATIVE, socket, socket, claims)
     try:
         await connection.open(channels)
-        await _serve(ws, socket, connection)
+        await _serve(ws, connection)
     finally:
         node.disconnect(connection)
     return ws
@@ -113,7 +113,7 @@ def _raw_channel(request: web.Request) -> str | None:
     return request.rel_url.raw_path.split("/", 2)[2]
 
 
-async def _serve(ws: web.WebSocketResponse, socket: "_Socket", connection: Connection) -> None:
+async def _serve(ws: web.WebSocketResponse, connection: Connection) -> None:
     async for message in ws:
         match message.type:
             case WSMsgType.TEXT:
@@ -122,7 +122,7 @@ async def _serve(ws: web.WebSocketResponse, socket: "_Socket", connection: Conne
                 await connection.handle(_BINARY)
             case WSMsgType.PING:
                 connection.heard()
-                socket.write(pong_frame(message.data))
+                connection.write(pong_frame(message.data))
             case WSMsgType.PONG:
                 connection.heard()
             case WSMsgType.ERROR:
