@@ -4,6 +4,7 @@ import asyncio
 import collections
 import itertools
 import logging
+import operator
 import time
 import weakref
 from datetime import UTC, datetime
@@ -22,6 +23,9 @@ from eventbus.drivers.base import (
     Position,
     Published,
 )
+from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.memory_consumer import ConsumerPlace, MemoryConsumer
+from eventbus.drivers.memory_queue import MemoryQueues
 from eventbus.errors import ConnectionFailed
 from eventbus.message import HEADER_ID
 
@@ -73,6 +77,7 @@ class MemoryBroker:
         self.subjects = subjects or Subjects()
         self.epoch = uuid_utils.uuid4().hex[:12]
         self.last_offset = 0
+        self.queues = MemoryQueues()
         self._history_messages = history_messages
         self._history_seconds = history_seconds
         self._channels: dict[str, _Channel] = {}  # in the order of their last messages
@@ -80,6 +85,8 @@ class MemoryBroker:
         self._ids: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
         self._exact: dict[str, dict[int, MemorySubscription]] = {}
         self._filters: dict[int, tuple[Pattern, MemorySubscription]] = {}
+        self._groups: dict[tuple[str, str], tuple[Pattern, dict[int, MemorySubscription]]] = {}
+        self._places: dict[str, ConsumerPlace] = {}
         self._keys = itertools.count()
 
     def publish(self, subject: str, payload: bytes, headers: Headers) -> Published | None:
@@ -121,14 +128,33 @@ class MemoryBroker:
         later = [kept.delivery for kept in channel.kept if kept.offset > after]
         return Page(tuple(later[:limit]), position, after >= channel.evicted)
 
-    def add(self, subject: str, handler: Handler) -> "MemorySubscription":
-        """Listen to a subject or a filter."""
+    def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
+        """What is stored on the live subjects that match, in order, after that offset."""
+        now = time.monotonic()
+        found: list[tuple[int, Delivery]] = []
+        for live, channel in self._channels.items():
+            if channel.kept and channel.kept[-1].offset > after and pattern.match(live) is not None:
+                channel.expire(now)
+                found += [(one.offset, one.delivery) for one in channel.kept if one.offset > after]
+        return [delivery for _, delivery in sorted(found, key=operator.itemgetter(0))]
+
+    def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerPlace:
+        """The place that `name` has in what is stored, made where there is none."""
+        if (place := self._places.get(name)) is None:
+            start = 0 if settings.from_start else self.last_offset
+            place = self._places[name] = ConsumerPlace(self, start)
+        return place
+
+    def add(self, subject: str, handler: Handler, group: str = "") -> "MemorySubscription":
+        """Listen to a subject or a filter; with a group, as one of its members."""
         key = next(self._keys)
         pattern = Pattern(subject)
         in_stream = subject.startswith(f"{self.subjects.namespace}.live.")
         position = Position(self.last_offset, self.epoch) if in_stream else None
         subscription = MemorySubscription(self, subject, key, handler, position)
-        if pattern.is_exact:
+        if group:
+            self._groups.setdefault((group, subject), (pattern, {}))[1][key] = subscription
+        elif pattern.is_exact:
             self._exact.setdefault(subject, {})[key] = subscription
         else:
             self._filters[key] = (pattern, subscription)
@@ -141,6 +167,9 @@ class MemoryBroker:
             listeners.pop(key, None)
             if not listeners:
                 del self._exact[subject]
+        for name, (_, members) in list(self._groups.items()):
+            if members.pop(key, None) is not None and not members:
+                del self._groups[name]
 
     def _deliver(self, delivery: Delivery) -> None:
         loop = asyncio.get_running_loop()
@@ -149,6 +178,14 @@ class MemoryBroker:
         for pattern, subscription in self._filters.values():
             if pattern.match(delivery.subject) is not None:
                 loop.call_soon(subscription.receive, delivery)
+        for pattern, members in self._groups.values():
+            if pattern.match(delivery.subject) is not None:
+                key = next(iter(members))
+                members[key] = member = members.pop(key)  # the next message is another one's
+                loop.call_soon(member.receive, delivery)
+        if delivery.position is not None:
+            for place in self._places.values():
+                place.wake()
 
     def _forget_expired(self, now: float) -> None:
         """Forget channels whose messages have all expired, from the one longest without any."""
@@ -209,13 +246,22 @@ class MemoryDriver:
     """A driver over a MemoryBroker; drivers of one broker see each other's messages."""
 
     name = "memory"
-    capabilities = frozenset({Capability.HISTORY})
+    capabilities = frozenset(
+        {Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE}
+    )
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         """Without `broker`, the driver has one of its own."""
         self.broker = broker or MemoryBroker()
         self._subscriptions: weakref.WeakSet[MemorySubscription] = weakref.WeakSet()
+        self._consumers: weakref.WeakSet[MemoryConsumer] = weakref.WeakSet()
         self.is_connected = False
+
+    @property
+    def queues(self) -> MemoryQueues:
+        """The broker's queues."""
+        self._require_open()
+        return self.broker.queues
 
     async def open(self) -> None:
         """Nothing to connect to."""
@@ -230,10 +276,25 @@ class MemoryDriver:
 
     async def subscribe(self, subject: str, handler: Handler) -> MemorySubscription:
         """Listen from this moment on."""
+        return await self.subscribe_group(subject, "", handler)
+
+    async def subscribe_group(
+        self, subject: str, group: str, handler: Handler
+    ) -> MemorySubscription:
+        """Listen as a member of a group; its members take turns."""
         self._require_open()
-        subscription = self.broker.add(subject, handler)
+        subscription = self.broker.add(subject, handler, group)
         self._subscriptions.add(subscription)
         return subscription
+
+    async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> MemoryConsumer:
+        """Join a consumer, whose place lasts as long as the broker."""
+        self._require_open()
+        place = self.broker.consumer(name, settings)
+        place.set_up(Pattern(subject), settings)
+        consumer = MemoryConsumer(place, name)
+        self._consumers.add(consumer)
+        return consumer
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """What the broker keeps of a live subject."""
@@ -245,6 +306,8 @@ class MemoryDriver:
         self.is_connected = False
         for subscription in list(self._subscriptions):
             await subscription.aclose()
+        for consumer in list(self._consumers):
+            await consumer.aclose()
 
     def _require_open(self) -> None:
         if not self.is_connected:

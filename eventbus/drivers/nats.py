@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Final
@@ -19,14 +20,24 @@ from eventbus.drivers.base import (
     Position,
     Published,
 )
+from eventbus.drivers.base_consumer import ConsumerSettings
 from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
+from eventbus.drivers.nats_consumer import NatsConsumer
 from eventbus.drivers.nats_errors import DRIVER, to_error
 from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_publish import Publisher, check_size
+from eventbus.drivers.nats_queue import NatsQueues
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.drivers.nats_wire import validate_filter, validate_subject
-from eventbus.errors import ConnectionFailed, DriverError, EventBusError, PublishFailed, ServerError
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    EventBusError,
+    InvalidPattern,
+    PublishFailed,
+    ServerError,
+)
 from eventbus.server import NatsServer
 
 __all__ = ["NatsDriver"]
@@ -42,7 +53,7 @@ class NatsDriver:
     """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
 
     name = DRIVER
-    capabilities = frozenset({Capability.HISTORY})
+    capabilities = frozenset({Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE})
 
     def __init__(self, settings: Settings) -> None:
         """Without `nats_url`, a nats-server is started, and ended with the driver."""
@@ -56,6 +67,7 @@ class NatsDriver:
         self._live = f"{settings.namespace}.live."
         self._subscriptions: set[NatsSubscription] = set()
         self._doubting: set[NatsSubscription] = set()
+        self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._doubted = asyncio.Event()
         self._losses = 0
         self._highest = 0
@@ -78,6 +90,12 @@ class NatsDriver:
             "publish_retries": self._publisher.retries,
         }
 
+    @property
+    def queues(self) -> NatsQueues:
+        """Stored jobs; see `QueueDriver.queues`."""
+        self._require_open()
+        return self._queues
+
     async def open(self) -> None:
         """Connect, and make or check the stream.
 
@@ -99,13 +117,14 @@ class NatsDriver:
                 credentials=settings.nats_creds,
                 connect_timeout=settings.connect_timeout,
                 on_lost=self._on_lost,
-                on_back=self._doubted.set,
+                on_back=self._on_back,
             )
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch
             )
             self._reader = StreamReader(self._connection, self._stream)
             self._publisher = Publisher(self._connection, settings.publish_timeout)
+            self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._state = "opening"
             await self._connection.open()
             await self._stream.ensure()
@@ -138,13 +157,17 @@ class NatsDriver:
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
         """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        return await self.subscribe_group(subject, "", handler)
+
+    async def subscribe_group(self, subject: str, group: str, handler: Handler) -> NatsSubscription:
+        """Listen as a member of a NATS queue group; see `GroupDriver.subscribe_group`."""
         self._require_open()
         validate_filter(subject)
         in_stream = subject.startswith(self._live)
         subscription = NatsSubscription(
             self, subject, handler, self._stream.name.encode() if in_stream else b""
         )
-        subscription.listening = await self._connection.listen(subject, subscription.receive)
+        subscription.listening = await self._connection.listen(subject, subscription.receive, group)
         self._subscriptions.add(subscription)
         try:
             # Asked on the same connection, and so after the server has taken the subscription.
@@ -160,6 +183,21 @@ class NatsDriver:
             raise
         return subscription
 
+    async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> NatsConsumer:
+        """Join a durable JetStream consumer; see `ConsumerDriver.consume`."""
+        self._require_open()
+        validate_filter(subject)
+        event = self._stream.event_of(subject)
+        if event is None:
+            raise InvalidPattern(f"{subject!r} is not a live subject: consume one", name=subject)
+        consumer = NatsConsumer(
+            self._connection, self._stream, name,
+            filter_subject=event, subjects=self.subjects, settings=settings,
+        )  # fmt: skip
+        await consumer.open(self._settings.connect_timeout)
+        self._consumers.add(consumer)
+        return consumer
+
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
         self._require_open()
@@ -170,6 +208,7 @@ class NatsDriver:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
         if self._state == "open":
             self._state = "closing"
+            await self._queues.aclose()
             if not await self._publisher.drain(DRAIN_S):
                 _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
             if self._connection.is_connected:
@@ -234,9 +273,15 @@ class NatsDriver:
             driver=self.name,
         )
 
+    def _on_back(self) -> None:
+        self._doubted.set()
+        self._queues.on_back()
+
     def _on_lost(self) -> None:
         self._losses += 1
         self.certain = False
+        for consumer in list(self._consumers):
+            consumer.doubt()
 
     def _on_new_epoch(self) -> None:
         self._highest = 0

@@ -37,11 +37,12 @@ _MAX_DENIED: Final = 1000
 class Listening:
     """One subscription, which outlives the clients that carry it."""
 
-    __slots__ = ("key", "receiver", "subject")
+    __slots__ = ("group", "key", "receiver", "subject")
 
-    def __init__(self, subject: str, receiver: Receiver) -> None:
+    def __init__(self, subject: str, receiver: Receiver, group: str) -> None:
         self.subject = subject
         self.receiver = receiver
+        self.group = group
         self.key: Any = None
 
 
@@ -116,15 +117,18 @@ class NatsConnection:
                     await self._connected.wait()
         return self.is_connected
 
-    async def listen(self, subject: str, receiver: Receiver) -> Listening:
-        """Subscribe, also over later connections. The server need not know when this returns."""
+    async def listen(self, subject: str, receiver: Receiver, group: str = "") -> Listening:
+        """Subscribe, also over later connections. The server need not know when this returns.
+
+        With `group`, as a member of that queue group.
+        """
         client = self.client
-        listening = Listening(subject, receiver)
+        listening = Listening(subject, receiver, group)
         self._listening[id(listening)] = listening
         self._denied.pop(subject.lower(), None)
         with mapped(f"listening to {subject}"):
             if not client.is_closed:
-                listening.key = await client.listen(subject, receiver)
+                listening.key = await client.listen(subject, receiver, group)
         return listening
 
     async def unlisten(self, listening: Listening) -> None:
@@ -331,7 +335,9 @@ class NatsConnection:
         with mapped("subscribing anew"):
             for key, listening in list(self._listening.items()):
                 if key in self._listening:
-                    listening.key = await client.listen(listening.subject, listening.receiver)
+                    listening.key = await client.listen(
+                        listening.subject, listening.receiver, listening.group
+                    )
         if client.is_connected:
             await self._on_reconnected()
 

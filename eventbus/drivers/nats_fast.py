@@ -129,17 +129,17 @@ def _value(raw: bytes, name: bytes) -> bytes:
 class _Listener:
     """Stands where nats-py keeps a Subscription: what its reconnecting and closing code reads."""
 
-    __slots__ = ("_id", "_received", "_subject", "receiver")
+    __slots__ = ("_id", "_queue", "_received", "_subject", "receiver")
 
-    _queue = ""
     _max_msgs = 0
     _jsi = None
     _wait_for_msgs_task = None
     _message_iterator = None
     _pending_next_msgs_calls = None
 
-    def __init__(self, sid: int, subject: str, receiver: Receiver) -> None:
+    def __init__(self, sid: int, subject: str, receiver: Receiver, group: str) -> None:
         self._id = sid
+        self._queue = group
         self._subject = subject
         self._received = 0
         self.receiver = receiver
@@ -148,11 +148,11 @@ class _Listener:
 class FastClient(Client):
     """A client whose listeners are called from the parser, without queue and task for each."""
 
-    async def listen(self, subject: str, receiver: Receiver) -> int:
+    async def listen(self, subject: str, receiver: Receiver, group: str = "") -> int:
         """Subscribe; the answer is a key for `unlisten`."""
         self._sid += 1
         sid = self._sid
-        listener: Any = _Listener(sid, subject, receiver)
+        listener: Any = _Listener(sid, subject, receiver, group)
         self._subs[sid] = listener
         # While there is no connection, the client subscribes anew when there is one.
         if self.is_connected:

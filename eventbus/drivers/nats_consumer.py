@@ -1,0 +1,303 @@
+"""Durable consumers: pulled from JetStream, and made anew when they, or the stream, are gone.
+
+A pull is a request for some messages, which come to an inbox as they are stored; the server says
+by a status that a pull has ended, and by heartbeats that it is still there (ADR-13,
+https://github.com/nats-io/nats-architecture-and-design/blob/main/adr/ADR-13.md).
+"""
+
+import asyncio
+import collections
+import contextlib
+import logging
+from typing import Any, Final
+
+import msgspec
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import NO_HEADERS, Delivery, Position
+from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.nats_api import STREAM_NOT_FOUND, Answer, ask
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_errors import DRIVER, mapped
+from eventbus.drivers.nats_stream import EventStream
+from eventbus.errors import ConnectionFailed, DriverError, EventBusError, StreamMismatch
+
+__all__ = ["NatsConsumer", "NatsHeld"]
+
+_log = logging.getLogger(__name__)
+
+PULL_S: Final = 30.0
+"""How long the server keeps a pull for which there are no messages."""
+HEARTBEAT_S: Final = 2.0
+_SILENCE_S: Final = 2.5 * HEARTBEAT_S
+_LOOK_S: Final = 10.0
+"""How old what is known of the consumer's place may grow, in which a lost one is made anew."""
+_PAUSE_S: Final = 0.2
+_MAX_PAUSE_S: Final = 5.0
+_MAX_UNANSWERED: Final = 10_000
+_NANO: Final = 1_000_000_000
+_NOT_FOUND: Final = 10014
+_EXISTS: Final = 10148
+_ACK_PREFIX: Final = "$JS.ACK."
+
+
+class NatsHeld:
+    """One message that JetStream waits to hear about."""
+
+    __slots__ = ("_consumer", "_reply", "attempt", "delivery")
+
+    def __init__(
+        self, consumer: "NatsConsumer", reply: str, delivery: Delivery, attempt: int
+    ) -> None:
+        self.delivery = delivery
+        self.attempt = attempt
+        self._consumer = consumer
+        self._reply = reply
+
+    async def ack(self) -> None:
+        """It is done."""
+        await self._consumer.answer(self._reply, b"+ACK")
+
+    async def retry(self, seconds: float = 0.0) -> None:
+        """Hand it out again after that time."""
+        nak = b'-NAK {"delay": %d}' % int(seconds * _NANO) if seconds > 0 else b"-NAK"
+        await self._consumer.answer(self._reply, nak)
+
+    async def discard(self) -> None:
+        """It is never handed out again."""
+        await self._consumer.answer(self._reply, b"+TERM")
+
+
+class NatsConsumer:
+    """A member of a durable pull consumer over the stream of events."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        stream: EventStream,
+        name: str,
+        *,
+        filter_subject: str,
+        subjects: Subjects,
+        settings: ConsumerSettings,
+    ) -> None:
+        """`filter_subject` is one of event subjects."""
+        self.name = name
+        self._connection = connection
+        self._stream = stream
+        self._filter = filter_subject
+        self._subjects = subjects
+        self._settings = settings
+        self._ack_wait = int(settings.ack_wait * _NANO)
+        self._created = ""
+        self._epoch = ""
+        self._floor = 0
+        """All up to this offset were answered for when the consumer was last looked at."""
+        self._looked = 0.0
+        self._known = False
+        """Whether nothing speaks against the consumer being there."""
+        self._asked = 0
+        """Messages that the present pull may still bring."""
+        self._pull = 0
+        self._heard = 0.0
+        self._ready: collections.deque[NatsHeld] = collections.deque()
+        self._woken = asyncio.Event()
+        self._client: Client | None = None
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._closed = False
+
+    async def open(self, seconds: float) -> None:
+        """Make the consumer, or join the one that there is, within that time."""
+        await self._look(seconds)
+
+    def doubt(self) -> None:
+        """The connection was lost: look for the consumer, and pull anew."""
+        self._asked, self._known = 0, False
+        self._woken.set()
+
+    async def take(self, limit: int) -> list[NatsHeld]:
+        """See `Consumer.take`."""
+        pause = _PAUSE_S
+        while not self._closed:
+            if self._ready:
+                return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+            self._woken.clear()
+            try:
+                if not await self._keep_pulling(limit):
+                    continue
+            except EventBusError as exc:
+                _log.warning("consumer %s: %s", self.name, exc)
+                self._known = False
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _MAX_PAUSE_S)
+                continue
+            pause = _PAUSE_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SILENCE_S):
+                    await self._woken.wait()
+            if asyncio.get_running_loop().time() - self._heard > _SILENCE_S:
+                self._asked, self._known = 0, False
+        raise ConnectionFailed(f"the consumer {self.name} is closed", driver=DRIVER)
+
+    async def answer(self, reply: str, payload: bytes) -> None:
+        """Say what became of a message."""
+        with mapped(f"answering for a message of consumer {self.name}"):
+            await self._connection.client.publish(reply, payload)
+
+    async def aclose(self) -> None:
+        """Unsubscribe, and hand back what was fetched and not taken."""
+        if self._closed:
+            return
+        self._closed = True
+        self._woken.set()
+        await self._unsubscribe()
+        while self._ready:
+            try:
+                await self._ready.popleft().retry()
+            except DriverError as exc:  # then it is handed out again after ack_wait
+                _log.warning("%s", exc)
+
+    async def _keep_pulling(self, limit: int) -> bool:
+        """Have a consumer, an inbox and a pull; False while there is no connection."""
+        loop = asyncio.get_running_loop()
+        if not await self._connection.wait_connected(_MAX_PAUSE_S):
+            return False
+        client = self._connection.client
+        if client is not self._client:
+            await self._subscribe(client)
+        if not self._known or loop.time() - self._looked > _LOOK_S:
+            await self._look(_MAX_PAUSE_S)
+        if self._asked > 0:
+            return True
+        self._pull += 1
+        self._asked = limit
+        self._heard = loop.time()
+        request = {
+            "batch": limit,
+            "expires": int(PULL_S * _NANO),
+            "idle_heartbeat": int(HEARTBEAT_S * _NANO),
+        }
+        with mapped(f"pulling from consumer {self.name}"):
+            await client.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{self.name}",
+                msgspec.json.encode(request),
+                reply=f"{self._inbox}.{self._pull}",
+            )
+        return True
+
+    async def _subscribe(self, client: Client) -> None:
+        """An inbox at this client; a former one was closed for good, and its inbox with it."""
+        await self._unsubscribe()
+        self._inbox = client.new_inbox()
+        with mapped(f"listening for consumer {self.name}"):
+            self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
+        self._client = client
+        self._asked = 0
+
+    async def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None and self._client is not None and not self._client.is_closed:
+            with contextlib.suppress(nats_errors.Error):  # it is gone with a lost connection
+                await subscription.unsubscribe()
+
+    async def _receive(self, message: Msg) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if not message.reply.startswith(_ACK_PREFIX):
+            self._take_status(message)
+            return
+        about = message.metadata
+        delivery = Delivery(
+            self._subjects.live_of(message.subject) or message.subject,
+            message.data,
+            message.headers or NO_HEADERS,
+            Position(about.sequence.stream, self._epoch),
+            None,
+            about.timestamp.isoformat().replace("+00:00", "Z"),
+        )
+        taken = NatsHeld(self, message.reply, delivery, about.num_delivered)
+        if self._closed:
+            await taken.retry()
+            return
+        self._asked = max(0, self._asked - 1)
+        self._ready.append(taken)
+        self._woken.set()
+
+    def _take_status(self, message: Msg) -> None:
+        status = (message.headers or {}).get("Status", "")
+        if status == "100" or message.subject != f"{self._inbox}.{self._pull}":
+            return  # a heartbeat, or the end of an older pull
+        self._asked = 0
+        if status not in ("404", "408"):  # not merely the end of the pull's time
+            self._known = False
+        self._woken.set()
+
+    async def _look(self, seconds: float) -> None:
+        """Learn the consumer's place; make it where there is none."""
+        answer = await self._ask("INFO", None, seconds)
+        if answer.error_code in (STREAM_NOT_FOUND, _NOT_FOUND):
+            answer = await self._make(seconds)
+        config = self._config_of(answer)
+        if config.get("deliver_subject") or config.get("ack_policy") != "explicit":
+            raise StreamMismatch(
+                f"a consumer {self.name} exists on {self._stream.name} that is not pulled with "
+                "explicit acknowledgement: remove it, or give the group another name",
+                driver=DRIVER,
+            )
+        wanted = {"filter_subject": self._filter, "ack_wait": self._ack_wait}
+        if any(config.get(name) != value for name, value in wanted.items()):
+            answer = await self._create("update", {**config, **wanted}, seconds)
+            self._config_of(answer)
+            _log.info("consumer %s was changed to %s", self.name, wanted)
+        if (created := answer.body.get("created", "")) != self._created:
+            self._epoch, self._created = (await self._stream.state()).epoch, created
+        self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
+        self._looked = asyncio.get_running_loop().time()
+        self._known = True
+
+    async def _make(self, seconds: float) -> Answer:
+        """A consumer where there is none: new, or in the place of one that was lost."""
+        state = await self._stream.ensure()
+        if self._epoch:
+            _log.warning("consumer %s was gone and is made anew", self.name)
+        if not self._epoch:
+            start: dict[str, Any] = {
+                "deliver_policy": "all" if self._settings.from_start else "new"
+            }
+        elif self._epoch != state.epoch:
+            start = {"deliver_policy": "all"}  # nothing of this stream was seen
+        else:
+            start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._floor + 1}
+        config = {
+            "durable_name": self.name,
+            "name": self.name,
+            "filter_subject": self._filter,
+            "ack_policy": "explicit",
+            "ack_wait": self._ack_wait,
+            "max_deliver": -1,  # whoever takes the messages counts, and says what becomes of them
+            "max_ack_pending": _MAX_UNANSWERED,
+            "replay_policy": "instant",
+            **start,
+        }
+        answer = await self._create("create", config, seconds)
+        if answer.error_code == _EXISTS:  # another member was first
+            return await self._ask("INFO", None, seconds)
+        return answer
+
+    async def _create(self, action: str, config: dict[str, Any], seconds: float) -> Answer:
+        question = {"stream_name": self._stream.name, "config": config, "action": action}
+        return await self._ask("CREATE", question, seconds)
+
+    async def _ask(self, what: str, question: dict[str, Any] | None, seconds: float) -> Answer:
+        subject = f"CONSUMER.{what}.{self._stream.name}.{self.name}"
+        return await ask(self._connection, subject, question, seconds)
+
+    def _config_of(self, answer: Answer) -> dict[str, Any]:
+        if answer.error is not None:
+            raise StreamMismatch(f"consumer {self.name}: {answer.error}", driver=DRIVER)
+        config: dict[str, Any] = answer.body.get("config", {})
+        return config
