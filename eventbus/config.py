@@ -20,6 +20,11 @@ __all__ = ["Settings", "Var", "Variable", "load", "variables"]
 S = TypeVar("S", bound=msgspec.Struct)
 
 MASK: Final = "***"
+SECRET_KEYS: Final = (
+    "password", "passwd", "passphrase", "secret", "token", "authorization", "api_key",
+    "private_key", "credential", "cookie", "jwt",
+)  # fmt: skip
+"""What keys of secrets are called, unless a setting names others."""
 _BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
@@ -188,6 +193,60 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         Var("BROADCAST_REDIS_SENTINEL_PASSWORD", "the sentinels' own password", "a string", True),
     ] = ""
+    log_path: Annotated[
+        str,
+        Var(
+            "BROADCAST_LOG_PATH",
+            "the log driver's file; empty writes to the console",
+            "the path of a file that can be written",
+        ),
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning"],
+        Var(
+            "BROADCAST_LOG_LEVEL",
+            "what the log driver writes: everything, channels' messages, or only the quarantined",
+            "debug, info or warning",
+        ),
+    ] = "info"
+    log_max_bytes: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        Var(
+            "BROADCAST_LOG_MAX_BYTES",
+            "size at which the log's file is rotated; 0 never rotates it",
+            "0 or more",
+        ),
+    ] = 10 * 1024**2
+    log_backups: Annotated[
+        Count, Var("BROADCAST_LOG_BACKUPS", "rotated files kept of the log", "1 or more")
+    ] = 5
+    log_mask: Annotated[
+        tuple[str, ...],
+        Var(
+            "BROADCAST_LOG_MASK",
+            "keys whose names contain one of these are logged as ***; case, - and _ do not count",
+            "words, separated by commas",
+        ),
+    ] = SECRET_KEYS
+    no_color: Annotated[
+        str, Var("NO_COLOR", "anything turns colours on a terminal off", "anything")
+    ] = ""
+    stack: Annotated[
+        tuple[str, ...],
+        Var(
+            "BROADCAST_STACK",
+            "the drivers of the driver stack; history and listening are the first's that has them",
+            "names of drivers but stack, separated by commas",
+        ),
+    ] = ()
+    stack_required: Annotated[
+        tuple[str, ...],
+        Var(
+            "BROADCAST_STACK_REQUIRED",
+            "the drivers of a stack without which publishing fails",
+            "all, any, or names that stand in BROADCAST_STACK, separated by commas",
+        ),
+    ] = ("all",)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":

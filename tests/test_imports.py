@@ -169,6 +169,8 @@ def test_drivers_know_neither_events_nor_each_other():
     for one in IMPORTS:
         if not one.module.startswith("eventbus.drivers."):
             continue
+        if one.module == "eventbus.drivers.registry":  # it makes them
+            continue
         family = one.module.split(".")[2].split("_")[0]
         if _within(one.target, "eventbus.events", "eventbus.outgoing", "eventbus.current"):
             wrong.append(one)

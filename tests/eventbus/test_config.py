@@ -46,6 +46,14 @@ GOOD = {
     "BROADCAST_REDIS_PORT": ("7000", "redis_port", 7000),
     "BROADCAST_REDIS_PASSWORD": ("p4ss", "redis_password", "p4ss"),
     "BROADCAST_REDIS_DATABASE": ("3", "redis_database", 3),
+    "BROADCAST_LOG_PATH": ("/var/log/bus.log", "log_path", "/var/log/bus.log"),
+    "BROADCAST_LOG_LEVEL": ("debug", "log_level", "debug"),
+    "BROADCAST_LOG_MAX_BYTES": ("0", "log_max_bytes", 0),
+    "BROADCAST_LOG_BACKUPS": ("1", "log_backups", 1),
+    "BROADCAST_LOG_MASK": ("iban, pin", "log_mask", ("iban", "pin")),
+    "NO_COLOR": ("1", "no_color", "1"),
+    "BROADCAST_STACK": ("nats,log", "stack", ("nats", "log")),
+    "BROADCAST_STACK_REQUIRED": ("nats", "stack_required", ("nats",)),
 }
 
 

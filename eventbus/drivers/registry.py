@@ -1,0 +1,253 @@
+"""Which drivers there are: the built-in ones, registered ones, and those of installed packages."""
+
+import inspect
+import logging
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any, Final, Literal, cast
+
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.base import Capability, Driver
+from eventbus.errors import ConfigError, EventBusError
+
+__all__ = [
+    "ENTRY_POINTS",
+    "Factory",
+    "canonical_name",
+    "create",
+    "create_driver",
+    "driver_names",
+    "register",
+    "unregister",
+]
+
+_logger = logging.getLogger(__name__)
+
+Factory = Callable[[Settings], Driver]
+"""Makes a driver, not yet open; raises ConfigError for settings that it cannot work with."""
+
+ENTRY_POINTS: Final = "eventbus.drivers"
+"""The entry point group in which other packages offer drivers: each a Factory."""
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+_ALIASES: Final = {"websocket": "nats"}
+_METHODS: Final = ("open", "publish", "subscribe", "aclose")
+_METHODS_OF: Final = {"history": "read", "groups": "subscribe_group", "consumers": "consume"}
+"""What a capability, by its value, asks of a driver beside."""
+
+# The imports stand in the factories: a driver's own dependency is loaded only when it is chosen.
+
+
+def _memory(settings: Settings) -> Driver:
+    from eventbus.drivers.memory import MemoryBroker, MemoryDriver  # noqa: PLC0415
+
+    return MemoryDriver(
+        MemoryBroker(
+            Subjects(settings.namespace),
+            history_messages=settings.history_messages,
+            history_seconds=settings.history_seconds,
+        )
+    )
+
+
+def _nats(settings: Settings) -> Driver:
+    from eventbus.drivers.nats import NatsDriver  # noqa: PLC0415
+
+    return NatsDriver(settings)
+
+
+def _redis(settings: Settings) -> Driver:
+    try:
+        from eventbus.drivers.redis import RedisDriver  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != "redis":
+            raise
+        raise ConfigError(
+            "BROADCAST_DRIVER='redis' needs redis-py: pip install 'eventbus[redis]'",
+            variable="BROADCAST_DRIVER",
+        ) from exc
+    return RedisDriver(settings)
+
+
+def _log(settings: Settings) -> Driver:
+    from eventbus.drivers.log import LogDriver  # noqa: PLC0415
+
+    return LogDriver(settings)
+
+
+def _null(_settings: Settings) -> Driver:
+    from eventbus.drivers.null import NullDriver  # noqa: PLC0415
+
+    return NullDriver()
+
+
+def _stack(settings: Settings) -> Driver:
+    from eventbus.drivers.stack import StackDriver  # noqa: PLC0415
+
+    variable = "BROADCAST_STACK"
+    names = [canonical_name(name) for name in settings.stack]
+    shown = f"{variable}={','.join(settings.stack)!r}"
+    allowed = "allowed: two or more names of drivers but stack, separated by commas"
+    if not names:
+        raise ConfigError(f"BROADCAST_DRIVER=stack needs {variable}; {allowed}", variable=variable)
+    if "stack" in names:
+        raise ConfigError(f"{shown}: a stack cannot stand in a stack; {allowed}", variable=variable)
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{shown} names a driver twice; {allowed}", variable=variable)
+
+    def factory(name: str) -> Callable[[], Driver]:
+        return lambda: create(name, settings, variable=variable)
+
+    return StackDriver(
+        {name: factory(name) for name in names},
+        _required(settings, names),
+        close_timeout=settings.publish_timeout,
+    )
+
+
+def _required(settings: Settings, names: list[str]) -> list[str] | Literal["any"]:
+    required = [canonical_name(name) for name in settings.stack_required]
+    if required == ["any"]:
+        return "any"
+    if required == ["all"]:
+        return names
+    if not required or not set(required) <= set(names):
+        raise ConfigError(
+            f"BROADCAST_STACK_REQUIRED={','.join(settings.stack_required)!r}; allowed: all, any, "
+            f"or some of the names in BROADCAST_STACK: {', '.join(names)}",
+            variable="BROADCAST_STACK_REQUIRED",
+        )
+    return required
+
+
+_BUILT_IN: Final[Mapping[str, Factory]] = MappingProxyType(
+    {
+        "memory": _memory,
+        "nats": _nats,
+        "redis": _redis,
+        "log": _log,
+        "stack": _stack,
+        "null": _null,
+    }
+)
+_registered: dict[str, Factory] = {}
+
+
+def canonical_name(name: str) -> str:
+    """A driver's own name, for a name that may be another word for it."""
+    return _ALIASES.get(name, name)
+
+
+def driver_names() -> tuple[str, ...]:
+    """The names of all drivers: built in, registered, and of installed packages."""
+    installed = sorted(entry_points(group=ENTRY_POINTS).names)
+    return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *installed)))
+
+
+def register(name: str, factory: Factory) -> None:
+    """Offer a driver in this process; `name` is 1 to 32 of a-z 0-9 _ - that begin with a letter.
+
+    The same factory may be registered again. Raises ConfigError for a name that is not allowed, or
+    is a built-in's or another factory's; an installed package's driver is replaced.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} is not a driver's name: 1 to 32 of a-z 0-9 _ - that begin with a letter are"
+        )
+    if name in _BUILT_IN or name in _ALIASES:
+        raise ConfigError(f"{name!r} is a built-in driver's name: take another")
+    if _registered.get(name, factory) is not factory:
+        raise ConfigError(f"a driver {name!r} is registered already, by another factory")
+    if not callable(factory):
+        raise ConfigError(f"the factory of driver {name!r} is no callable, but {factory!r}")
+    _registered[name] = factory
+
+
+def unregister(name: str) -> None:
+    """Take back what `register` did; an unknown name is harmless."""
+    _registered.pop(name, None)
+
+
+def create_driver(settings: Settings) -> Driver:
+    """The driver that `settings.driver` names, not yet open; raises ConfigError."""
+    return create(settings.driver, settings)
+
+
+def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER") -> Driver:
+    """The driver of that name, not yet open.
+
+    Raises ConfigError, naming `variable`, for a name that nobody offers or two offer, for a factory
+    that fails, and for what it returns that is no driver.
+    """
+    name = canonical_name(name)
+    if (built_in := _BUILT_IN.get(name)) is not None:
+        _tell_shadows(name)
+        return built_in(settings)
+    if (registered := _registered.get(name)) is not None:
+        return _make(registered, settings, f"{variable}={name!r}: the registered driver", variable)
+    entries = tuple(entry_points(group=ENTRY_POINTS).select(name=name))
+    offers = sorted({entry.value for entry in entries})
+    if not offers:
+        raise ConfigError(
+            f"{variable}={name!r} is no driver; allowed: {', '.join(driver_names())}, or the name "
+            f"of an entry point in the group {ENTRY_POINTS}",
+            variable=variable,
+        )
+    if len(offers) > 1:
+        raise ConfigError(
+            f"{variable}={name!r} is offered by several packages: {', '.join(offers)}; "
+            "uninstall all but one",
+            variable=variable,
+        )
+    what = f"{variable}={name!r}: the driver of entry point {offers[0]}"
+    try:
+        factory = entries[0].load()
+    except Exception as exc:
+        raise ConfigError(f"{what} cannot be loaded: {exc}", variable=variable) from exc
+    return _make(factory, settings, what, variable)
+
+
+def _tell_shadows(name: str) -> None:
+    # Not a reason to stop: a package that someone installed must not keep ours from starting.
+    for entry in entry_points(group=ENTRY_POINTS).select(name=name):
+        _logger.error(
+            "the entry point %s takes the name of the built-in driver %s, and is not used: "
+            "its package must choose another",
+            entry.value,
+            name,
+        )
+
+
+def _make(factory: Any, settings: Settings, what: str, variable: str) -> Driver:
+    try:
+        driver = factory(settings)
+    except EventBusError:
+        raise
+    except Exception as exc:
+        raise ConfigError(f"{what} cannot be made: {exc!r}", variable=variable) from exc
+    if problem := _problem(driver):
+        raise ConfigError(f"{what} {problem}; see eventbus.drivers.base.Driver", variable=variable)
+    return cast(Driver, driver)
+
+
+def _problem(driver: Any) -> str:
+    """What a driver lacks, or an empty string."""
+    if inspect.iscoroutine(driver):
+        driver.close()
+        return "is made by a coroutine function: a plain one is expected"
+    capabilities = getattr(driver, "capabilities", None)
+    if not isinstance(getattr(driver, "name", None), str):
+        return f"has no name: {driver!r}"
+    if not isinstance(capabilities, frozenset) or not all(
+        isinstance(each, Capability) for each in capabilities
+    ):
+        return f"has no capabilities, a frozenset of Capability, but {capabilities!r}"
+    asked = {_METHODS_OF[each.value] for each in capabilities if each.value in _METHODS_OF}
+    methods = (*_METHODS, *sorted(asked))
+    lacking = [name for name in methods if not callable(getattr(driver, name, None))]
+    if not isinstance(getattr(driver, "is_connected", None), bool):
+        lacking.append("is_connected")
+    return f"lacks {', '.join(lacking)}" if lacking else ""

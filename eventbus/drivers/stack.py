@@ -1,0 +1,295 @@
+"""Several drivers at once: every message goes to all of them, and one of them is listened to."""
+
+import asyncio
+import collections
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final, Literal, NoReturn, cast
+
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Driver,
+    Handler,
+    Headers,
+    HistoryDriver,
+    Page,
+    Published,
+    Subscription,
+)
+from eventbus.errors import (
+    ConfigError,
+    ConnectionFailed,
+    DriverError,
+    EncodingError,
+    EventBusError,
+    NotSupported,
+    PublishFailed,
+)
+
+__all__ = ["StackDriver"]
+
+_log = logging.getLogger(__name__)
+
+_PASSED_ON: Final = frozenset({Capability.HISTORY})
+"""What a stack can do beside carrying messages, where its reader can."""
+MAX_BEHIND: Final = 1000
+"""Messages that an optional driver may be behind by; it does not get those beyond."""
+_FIRST_PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 30.0
+_QUIET_S: Final = 10.0
+"""How long the log says nothing more of an optional driver's faults."""
+
+
+class StackDriver:
+    """Publishes to all its drivers concurrently; `publish` waits for the required ones.
+
+    It listens and reads through its reader: the first driver with HISTORY, or the first of all
+    where none has it. Positions are the reader's. An optional driver's faults are counted in
+    `counters` and logged, never raised; one that does not open is tried again until it does.
+    """
+
+    name = "stack"
+
+    def __init__(
+        self,
+        factories: Mapping[str, Callable[[], Driver]],
+        required: Collection[str] | Literal["any"],
+        *,
+        close_timeout: float = 15.0,
+    ) -> None:
+        """`factories` make the drivers, in their order; `required` names some of them.
+
+        With "any", one driver that takes a message is enough. Closing gives optional drivers
+        `close_timeout` seconds to catch up. Raises what the factories raise.
+        """
+        self._factories = dict(factories)
+        self._drivers = {name: make() for name, make in self._factories.items()}
+        self._required = required if required == "any" else frozenset(required)
+        self._close_timeout = close_timeout
+        self._reader = next(
+            (n for n, d in self._drivers.items() if Capability.HISTORY in d.capabilities),
+            next(iter(self._drivers)),
+        )
+        self.capabilities = self._drivers[self._reader].capabilities & _PASSED_ON
+        self.counters: collections.Counter[str] = collections.Counter()
+        """Faults of optional drivers since the start, as `<driver>.errors`."""
+        self._open: dict[str, Driver] = {}
+        self._is_open = False
+        self._behind: dict[str, set[asyncio.Task[Published | None]]] = collections.defaultdict(set)
+        self._reopening: set[asyncio.Task[None]] = set()
+        self._quiet_until: dict[str, float] = {}
+
+    @property
+    def drivers(self) -> Mapping[str, Driver]:
+        """The drivers that are open, by name."""
+        return self._open
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the reader is, and each required one."""
+        connected = {name for name, driver in self._open.items() if driver.is_connected}
+        return self._is_open and {self._reader, *self._musts} <= connected
+
+    async def open(self) -> None:
+        """Open all drivers concurrently.
+
+        Raises ConfigError of any of them, and what a required one raises (with "any": when none
+        opens); then the others are closed.
+        """
+        if self._is_open:
+            raise ConnectionFailed("the stack driver is open already", driver=self.name)
+        try:
+            results = await asyncio.gather(
+                *(driver.open() for driver in self._drivers.values()), return_exceptions=True
+            )
+            outcomes = dict(zip(self._drivers, results, strict=True))
+            faults = {name: fault for name, fault in outcomes.items() if fault is not None}
+            self._raise_if_fatal(faults)
+        except BaseException:
+            await self._close_drivers()
+            raise
+        self._open = {name: d for name, d in self._drivers.items() if name not in faults}
+        self._is_open = True
+        for name, fault in faults.items():
+            self._count(name, "did not open, and is tried again", fault)
+            task = asyncio.create_task(self._reopen(name))
+            self._reopening.add(task)
+            task.add_done_callback(self._reopening.discard)
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Give one message to all drivers; returns when the required ones have taken it.
+
+        The place in the stream is the reader's, where it has stored the message by then. Raises
+        PublishFailed naming the required drivers that failed, or EncodingError where one will
+        never take the message; the others may have taken it.
+        """
+        self._require_open()
+        tasks: dict[str, asyncio.Task[Published | None]] = {}
+        for name, driver in self._open.items():
+            behind = self._behind[name]
+            if name not in self._musts and len(behind) >= MAX_BEHIND:
+                self._count(name, f"is {MAX_BEHIND} messages behind, and does not get this one")
+                continue
+            tasks[name] = task = asyncio.create_task(_give(driver, subject, payload, headers))
+            behind.add(task)
+            task.add_done_callback(functools.partial(self._settle, name))
+        if self._required == "any":
+            await _first_success(tasks.values())
+            waited = {} if any(map(_succeeded, tasks.values())) else tasks
+        else:
+            waited = {name: task for name, task in tasks.items() if name in self._musts}
+            await asyncio.wait(waited.values())
+        if failures := {n: e for n, task in waited.items() if (e := task.exception()) is not None}:
+            _raise(subject, failures)
+        reader = tasks.get(self._reader)
+        return reader.result() if reader is not None and _succeeded(reader) else None
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Listen through the reader. Raises ConnectionFailed where that is not open."""
+        return await self._require_reader().subscribe(subject, handler)
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """What the reader has stored; see HistoryDriver.read. NotSupported without HISTORY."""
+        reader = self._require_reader()
+        if Capability.HISTORY not in self.capabilities:
+            raise NotSupported(
+                f"no driver of the stack {', '.join(self._drivers)} keeps history", driver=self.name
+            )
+        return await cast(HistoryDriver, reader).read(subject, after=after, limit=limit)
+
+    async def aclose(self) -> None:
+        """Give drivers that are behind `close_timeout` seconds, and close all."""
+        was_open, self._is_open = self._is_open, False
+        for reopening in (tasks := list(self._reopening)):
+            reopening.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if not was_open:
+            return
+        if behind := [task for tasks in self._behind.values() for task in tasks]:
+            _, late = await asyncio.wait(behind, timeout=self._close_timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                _log.warning("the stack closes with %d messages not yet taken", len(late))
+        await self._close_drivers()
+
+    @property
+    def _musts(self) -> frozenset[str]:
+        return frozenset() if self._required == "any" else frozenset(self._required)
+
+    def _require_open(self) -> None:
+        if not self._is_open:
+            raise ConnectionFailed("the stack driver is not open", driver=self.name)
+
+    def _require_reader(self) -> Driver:
+        self._require_open()
+        if (reader := self._open.get(self._reader)) is None:
+            raise ConnectionFailed(
+                f"the stack listens through its driver {self._reader}, which is not open yet",
+                driver=self._reader,
+            )
+        return reader
+
+    def _raise_if_fatal(self, faults: Mapping[str, BaseException]) -> None:
+        for fault in faults.values():
+            if isinstance(fault, ConfigError) or not isinstance(fault, Exception):
+                raise fault
+        fatal = self._musts & faults.keys()
+        if self._required == "any" and len(faults) == len(self._drivers):
+            fatal = frozenset(faults)
+        if not fatal:
+            return
+        names = [name for name in self._drivers if name in fatal]
+        first = faults[names[0]]
+        if len(names) == 1 and isinstance(first, DriverError):
+            raise first
+        raise ConnectionFailed(
+            "the stack cannot open: " + "; ".join(f"{name}: {faults[name]}" for name in names),
+            driver=",".join(names),
+        ) from first
+
+    def _settle(self, name: str, task: asyncio.Task[Published | None]) -> None:
+        self._behind[name].discard(task)
+        if task.cancelled():
+            return
+        fault = task.exception()
+        if fault is not None and name not in self._musts:  # a required one's is raised
+            self._count(name, "did not take a message", fault)
+
+    def _count(self, name: str, problem: str, fault: BaseException | None = None) -> None:
+        self.counters[f"{name}.errors"] += 1
+        now = time.monotonic()
+        if now < self._quiet_until.get(name, 0.0):
+            return
+        self._quiet_until[name] = now + _QUIET_S
+        _log.error(
+            "the stack's driver %s %s%s (faults so far: %d)",
+            name,
+            problem,
+            f": {fault}" if fault else "",
+            self.counters[f"{name}.errors"],
+            exc_info=fault if fault and not isinstance(fault, EventBusError) else None,
+        )
+
+    async def _reopen(self, name: str) -> None:
+        """Try a driver anew until it opens: one that has failed once need not open again."""
+        pause = _FIRST_PAUSE_S
+        while name not in self._open:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause = min(2 * pause, _MAX_PAUSE_S)
+            await _close(name, self._drivers[name])
+            try:
+                driver = self._drivers[name] = self._factories[name]()
+                await driver.open()
+            except Exception as exc:  # noqa: BLE001 - whatever it is, it is tried again
+                self._count(name, "did not open, and is tried again", exc)
+            else:
+                self._open[name] = driver
+                _log.info("the stack's driver %s is open", name)
+
+    async def _close_drivers(self) -> None:
+        self._open = {}
+        await asyncio.gather(*(_close(name, driver) for name, driver in self._drivers.items()))
+
+
+async def _give(driver: Driver, subject: str, payload: bytes, headers: Headers) -> Published | None:
+    try:
+        return await driver.publish(subject, payload, headers)
+    except asyncio.CancelledError as exc:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+        raise PublishFailed("the driver has given the message up", driver=driver.name) from exc
+
+
+async def _first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if any(map(_succeeded, done)):
+            return
+
+
+def _succeeded(task: asyncio.Task[Published | None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _raise(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
+    told = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
+    message = f"a message on {subject} was not taken by {told}"
+    cause = next(iter(failures.values()))
+    if any(isinstance(failure, EncodingError) for failure in failures.values()):
+        raise EncodingError(message) from cause
+    raise PublishFailed(message, driver=",".join(failures)) from cause
+
+
+async def _close(name: str, driver: Driver) -> None:
+    try:
+        await driver.aclose()
+    except Exception:  # noqa: BLE001 - the others are to be closed all the same
+        _log.exception("the stack's driver %s could not be closed", name)

@@ -1,0 +1,423 @@
+"""Several drivers at once: who must take a message, who is listened to, and how faults are told."""
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+import pytest_asyncio
+
+from eventbus.bus import EventBus
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers import create_driver, stack as stack_module
+from eventbus.drivers.base import NO_HEADERS, Capability
+from eventbus.drivers.memory import MemoryBroker, MemoryDriver
+from eventbus.drivers.null import NullDriver
+from eventbus.drivers.stack import StackDriver
+from eventbus.errors import (
+    ConfigError,
+    ConnectionFailed,
+    EncodingError,
+    NotSupported,
+    PublishFailed,
+    StreamMismatch,
+)
+from eventbus.testing.driver_contract import DriverContract, Inbox
+
+SUBJECTS = Subjects()
+
+
+class Faulty(MemoryDriver):
+    """The memory driver as one over a broker that fails, or does not answer."""
+
+    def __init__(self, name, *, opening=None, publishing=None, history=True):
+        super().__init__()
+        self.name = name
+        self.opening = opening
+        self.publishing = publishing
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.taken = []
+        self.closed = 0
+        if not history:
+            self.capabilities = frozenset()
+
+    async def open(self):
+        if self.opening is not None:
+            raise self.opening
+        await super().open()
+
+    async def publish(self, subject, payload, headers=NO_HEADERS):
+        await self.gate.wait()
+        if self.publishing is not None:
+            raise self.publishing
+        self.taken.append(payload)
+        return await super().publish(subject, payload, headers)
+
+    async def aclose(self):
+        self.closed += 1
+        await super().aclose()
+
+
+def stack_of(*drivers, required, **more):
+    made = {driver.name: driver for driver in drivers}
+    return StackDriver({name: lambda d=d: d for name, d in made.items()}, required, **more)
+
+
+@pytest_asyncio.fixture
+async def opened():
+    async with AsyncExitStack() as exits:
+
+        async def make(*drivers, required, **more):
+            stack = stack_of(*drivers, required=required, **more)
+            exits.push_async_callback(stack.aclose)
+            await stack.open()
+            return stack
+
+        yield make
+
+
+async def until(condition):
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - a driver's own tasks bring it about
+            await asyncio.sleep(0.001)
+
+
+class TestStackOfMemory(DriverContract):
+    @pytest_asyncio.fixture
+    async def make_driver(self):
+        broker = MemoryBroker()
+        async with AsyncExitStack() as exits:
+
+            async def make():
+                stack = StackDriver(
+                    {"null": NullDriver, "memory": lambda: MemoryDriver(broker)},
+                    ["null", "memory"],
+                )
+                exits.push_async_callback(stack.aclose)
+                await stack.open()
+                return stack
+
+            yield make
+
+
+class TestStackOfNatsAndLog(DriverContract):
+    @pytest.fixture
+    def subjects(self, namespace):
+        return Subjects(namespace)
+
+    @pytest_asyncio.fixture
+    async def make_driver(self, nats_server, namespace, tmp_path):
+        settings = Settings(
+            driver="stack",
+            stack=("log", "nats"),
+            nats_url=nats_server.url,
+            namespace=namespace,
+            history_bytes=4 * 1024**2,
+            log_path=str(tmp_path / "audit.log"),
+        )
+        async with AsyncExitStack() as exits:
+
+            async def make():
+                stack = create_driver(settings)
+                exits.push_async_callback(stack.aclose)
+                await stack.open()
+                return stack
+
+            yield make
+
+
+async def test_every_driver_gets_every_message_in_order(opened):
+    one, two = Faulty("one"), Faulty("two")
+    stack = await opened(one, two, required=["one", "two"])
+    for i in range(50):
+        await stack.publish(SUBJECTS.event("a"), str(i).encode())
+    assert one.taken == two.taken == [str(i).encode() for i in range(50)]
+
+
+async def test_message_is_given_to_all_at_the_same_time(opened):
+    one, two = Faulty("one"), Faulty("two")
+    stack = await opened(one, two, required=["one", "two"])
+    one.gate.clear()
+    publishing = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"x"))
+    await until(lambda: two.taken)
+    assert not publishing.done()
+    one.gate.set()
+    await publishing
+    assert one.taken == [b"x"]
+
+
+async def test_positions_history_and_messages_are_the_readers(opened):
+    plain = Faulty("plain", history=False)
+    reader = Faulty("reader")
+    stack = await opened(plain, reader, required=["plain", "reader"])
+    inbox = Inbox()
+    await reader.publish(SUBJECTS.event("a"), b"before")
+    subscription = await stack.subscribe(SUBJECTS.live("a"), inbox)
+    published = await stack.publish(SUBJECTS.event("a"), b"x")
+    assert stack.capabilities == {Capability.HISTORY}
+    assert published.position == (2, reader.broker.epoch)
+    assert subscription.position == (1, reader.broker.epoch)
+    await inbox.until(1)
+    assert inbox.payloads == [b"x"], "and not twice, though two drivers have it"
+    page = await stack.read(SUBJECTS.live("a"), after=None, limit=10)
+    assert [message.payload for message in page.messages] == [b"before", b"x"]
+
+
+async def test_stack_without_history_listens_to_its_first_and_says_that_it_cannot_read(opened):
+    first, second = Faulty("first", history=False), NullDriver()
+    stack = await opened(first, second, required=["first"])
+    inbox = Inbox()
+    await stack.subscribe(SUBJECTS.live("a"), inbox)
+    await stack.publish(SUBJECTS.live("a"), b"x")
+    await inbox.until(1)
+    with pytest.raises(NotSupported, match="no driver of the stack first, null keeps history"):
+        await stack.read(SUBJECTS.live("a"), after=None, limit=1)
+
+
+async def test_failure_of_a_required_driver_names_it_and_the_others_have_the_message(opened):
+    good = Faulty("good")
+    bad = Faulty("bad", publishing=PublishFailed("no answer within 15 s", driver="bad"))
+    stack = await opened(good, bad, required=["good", "bad"])
+    with pytest.raises(PublishFailed, match=r"eb\.event\.a was not taken by bad: no answer") as e:
+        await stack.publish(SUBJECTS.event("a"), b"x")
+    assert e.value.driver == "bad"
+    assert e.value.__cause__ is bad.publishing
+    assert good.taken == [b"x"]
+    assert stack.counters == {}, "what is raised is not counted as an optional driver's"
+
+
+async def test_failure_of_several_names_them_all(opened):
+    stack = await opened(
+        Faulty("one", publishing=PublishFailed("slow", driver="one")),
+        Faulty("two", publishing=RuntimeError("broken")),
+        required=["one", "two"],
+    )
+    with pytest.raises(PublishFailed, match="by one: slow; two: broken") as caught:
+        await stack.publish(SUBJECTS.event("a"), b"x")
+    assert caught.value.driver == "one,two"
+
+
+async def test_message_that_a_required_driver_will_never_take_is_told_as_such(opened):
+    stack = await opened(
+        Faulty("one"), Faulty("two", publishing=EncodingError("too large")), required=["two"]
+    )
+    with pytest.raises(EncodingError, match="two: too large"):
+        await stack.publish(SUBJECTS.event("a"), b"x")
+
+
+@pytest.mark.parametrize(
+    "fault", [PublishFailed("disk full", driver="audit"), RuntimeError("a bug")], ids=repr
+)
+async def test_optional_drivers_fault_is_counted_and_logged_once_and_never_raised(
+    opened, caplog, fault
+):
+    main, audit = Faulty("main"), Faulty("audit", publishing=fault)
+    stack = await opened(main, audit, required=["main"])
+    for _ in range(5):
+        assert (await stack.publish(SUBJECTS.event("a"), b"x")).position.epoch
+    await until(lambda: stack.counters["audit.errors"] == 5)
+    told = [r for r in caplog.records if r.name == stack_module.__name__]
+    assert len(told) == 1, "a broken disk must not fill the log too"
+    assert f"the stack's driver audit did not take a message: {fault}" in told[0].getMessage()
+    assert bool(told[0].exc_info) == isinstance(fault, RuntimeError), "a bug has its traceback"
+
+
+async def test_slow_optional_driver_delays_nobody_and_gets_its_messages_at_the_close():
+    main, audit = Faulty("main"), Faulty("audit")
+    stack = stack_of(main, audit, required=["main"])
+    await stack.open()
+    audit.gate.clear()
+    for i in range(10):
+        await stack.publish(SUBJECTS.event("a"), str(i).encode())
+    assert len(main.taken) == 10
+    assert audit.taken == []
+    closing = asyncio.create_task(stack.aclose())
+    await asyncio.sleep(0)
+    audit.gate.set()
+    await closing
+    assert audit.taken == main.taken
+    assert (main.closed, audit.closed) == (1, 1)
+
+
+async def test_close_does_not_wait_for_ever_for_an_optional_driver(caplog):
+    main, audit = Faulty("main"), Faulty("audit")
+    stack = stack_of(main, audit, required=["main"], close_timeout=0.05)
+    await stack.open()
+    audit.gate.clear()
+    await stack.publish(SUBJECTS.event("a"), b"x")
+    await stack.aclose()
+    assert "closes with 1 messages not yet taken" in caplog.text
+    assert (main.closed, audit.closed) == (1, 1)
+
+
+async def test_messages_for_a_driver_that_hangs_are_bounded(opened, monkeypatch, caplog):
+    monkeypatch.setattr(stack_module, "MAX_BEHIND", 3)
+    main, audit = Faulty("main"), Faulty("audit")
+    stack = await opened(main, audit, required=["main"])
+    audit.gate.clear()
+    for i in range(5):
+        await stack.publish(SUBJECTS.event("a"), str(i).encode())
+    assert stack.counters == {"audit.errors": 2}
+    assert "audit is 3 messages behind, and does not get this one" in caplog.text
+    audit.gate.set()
+    await until(lambda: len(audit.taken) == 3)
+    assert audit.taken == [b"0", b"1", b"2"]
+
+
+async def test_any_is_content_with_one_and_does_not_wait_for_the_rest(opened):
+    slow, good = Faulty("slow"), Faulty("good")
+    bad = Faulty("bad", publishing=PublishFailed("no", driver="bad"))
+    stack = await opened(bad, slow, good, required="any")
+    slow.gate.clear()
+    assert await stack.publish(SUBJECTS.event("a"), b"x") is None, "bad is the reader"
+    assert good.taken == [b"x"]
+    assert stack.counters["bad.errors"] == 1
+    slow.gate.set()
+
+
+async def test_any_fails_when_all_do_and_names_them(opened):
+    stack = await opened(
+        Faulty("one", publishing=PublishFailed("no", driver="one")),
+        Faulty("two", publishing=PublishFailed("neither", driver="two")),
+        required="any",
+    )
+    with pytest.raises(PublishFailed, match="one: no; two: neither"):
+        await stack.publish(SUBJECTS.event("a"), b"x")
+
+
+async def test_required_driver_that_does_not_open_fails_the_start_and_closes_the_others():
+    good = Faulty("good")
+    fault = StreamMismatch("its stream is another's", driver="bad")
+    bad = Faulty("bad", opening=fault)
+    stack = stack_of(good, bad, required=["bad"])
+    with pytest.raises(StreamMismatch, match="another's"):
+        await stack.open()
+    assert (good.closed, good.is_connected, stack.is_connected) == (1, False, False)
+    with pytest.raises(ConnectionFailed, match="not open"):
+        await stack.publish(SUBJECTS.event("a"), b"x")
+
+
+async def test_several_that_do_not_open_are_all_named():
+    stack = stack_of(
+        Faulty("one", opening=OSError("refused")),
+        Faulty("two", opening=ConnectionFailed("gone", driver="two")),
+        required=["one", "two"],
+    )
+    with pytest.raises(ConnectionFailed, match="cannot open: one: refused; two: gone") as caught:
+        await stack.open()
+    assert caught.value.driver == "one,two"
+
+
+async def test_wrong_setting_fails_the_start_even_of_an_optional_driver(tmp_path):
+    settings = Settings(
+        stack=("memory", "log"),
+        stack_required=("memory",),
+        driver="stack",
+        log_path=str(tmp_path / "no" / "file.log"),
+    )
+    with pytest.raises(ConfigError, match="BROADCAST_LOG_PATH") as caught:
+        await EventBus(settings).open()
+    assert caught.value.variable == "BROADCAST_LOG_PATH"
+
+
+async def test_optional_driver_that_does_not_open_is_tried_until_it_does(
+    opened, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(stack_module, "_FIRST_PAUSE_S", 0.01)
+    made = []
+
+    def audit():
+        refused = ConnectionFailed("refused", driver="audit") if len(made) < 3 else None
+        made.append(Faulty("audit", opening=refused))
+        return made[-1]
+
+    main = Faulty("main")
+    stack = StackDriver({"main": lambda: main, "audit": audit}, ["main"])
+    await stack.open()
+    try:
+        assert stack.is_connected
+        assert "audit" not in stack.drivers
+        assert "audit did not open, and is tried again: refused" in caplog.text
+        await until(lambda: "audit" in stack.drivers)
+        await stack.publish(SUBJECTS.event("a"), b"x")
+        await until(lambda: made[-1].taken == [b"x"])
+        assert len(made) == 4
+        assert [driver.closed for driver in made] == [1, 1, 1, 0], "none is left behind half open"
+    finally:
+        await stack.aclose()
+    assert [driver.closed for driver in made] == [1, 1, 1, 1]
+
+
+async def test_stack_whose_optional_reader_is_not_open_publishes_and_says_that_none_is_heard(
+    opened,
+):
+    reader = Faulty("reader", opening=ConnectionFailed("refused", driver="reader"))
+    log = Faulty("log", history=False)
+    stack = await opened(reader, log, required=["log"])
+    assert await stack.publish(SUBJECTS.event("a"), b"x") is None
+    assert log.taken == [b"x"]
+    assert not stack.is_connected
+    with pytest.raises(ConnectionFailed, match="reader, which is not open yet") as caught:
+        await stack.subscribe(SUBJECTS.live("a"), Inbox())
+    assert caught.value.driver == "reader"
+
+
+async def test_any_fails_the_start_only_when_none_opens(opened):
+    refused = ConnectionFailed("refused", driver="one")
+    stack = await opened(Faulty("one", opening=refused), Faulty("two"), required="any")
+    assert list(stack.drivers) == ["two"]
+    with pytest.raises(ConnectionFailed, match="refused"):
+        await opened(Faulty("one", opening=refused), required="any")
+
+
+async def test_driver_that_fails_to_close_does_not_keep_the_others_open(caplog):
+    class Stuck(Faulty):
+        async def aclose(self):
+            raise RuntimeError("stuck")
+
+    good = Faulty("good")
+    stack = stack_of(Stuck("stuck"), good, required=["good"])
+    await stack.open()
+    await stack.aclose()
+    await stack.aclose()
+    assert good.closed == 1
+    assert "stuck could not be closed" in caplog.text
+
+
+STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable", "told"),
+    [
+        ({}, STACK, "BROADCAST_DRIVER=stack needs BROADCAST_STACK"),
+        ({STACK: "memory,stack"}, STACK, "a stack cannot stand in a stack"),
+        ({STACK: "memory,memory"}, STACK, "names a driver twice"),
+        ({STACK: "nats,websocket"}, STACK, "names a driver twice"),
+        ({STACK: "memory,kafka"}, STACK, "'kafka' is no driver; allowed: memory, "),
+        ({STACK: "memory,log", REQUIRED: "nats"}, REQUIRED, "BROADCAST_STACK: memory, log"),
+        ({STACK: "memory,log", REQUIRED: "all,log"}, REQUIRED, "'all,log'; allowed: all, any"),
+        ({STACK: "memory,log", REQUIRED: ","}, REQUIRED, "allowed: all, any"),
+    ],
+)
+def test_setting_that_cannot_be_is_refused_with_its_name(environ, variable, told):
+    with pytest.raises(ConfigError) as caught:
+        EventBus.from_env({"BROADCAST_DRIVER": "stack", **environ})
+    assert told in str(caught.value)
+    assert caught.value.variable == variable
+
+
+async def test_required_comes_from_the_setting(tmp_path):
+    environ = {
+        "BROADCAST_DRIVER": "stack",
+        STACK: "memory,log",
+        "BROADCAST_LOG_PATH": "/dev/full",
+    }
+    async with EventBus.from_env({**environ, REQUIRED: "memory"}) as bus:
+        assert (await bus.publish("general", "news", 1)).offset == 1
+    async with EventBus.from_env(environ) as bus:
+        with pytest.raises(PublishFailed, match=r"by log: .*No space left on device"):
+            await bus.publish("general", "news", 1)
