@@ -2,10 +2,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
 import sys
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import aiohttp
@@ -14,7 +16,7 @@ from edge.app import serve
 from edge.config import EdgeSettings
 from eventbus.bus import EventBus
 from eventbus.config import Settings
-from eventbus.errors import EventBusError
+from eventbus.errors import EventBusError, ServerError
 from eventbus.server import NatsServer
 from scripts.demo import once
 from scripts.demo.page import extend, guest_token, new_guest
@@ -100,8 +102,7 @@ async def _run(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + options.timeout
     died: asyncio.Future[None] = loop.create_future()
-    nats = NatsServer(port=0 if options.once else _free(NATS_PORT), on_death=died.set_exception)
-    async with nats:
+    async with _nats(0 if options.once else NATS_PORT, died.set_exception) as nats:
         settings = Settings(nats_url=nats.url)
         async with EventBus(settings), asyncio.TaskGroup() as tasks:
             secret = secrets.token_urlsafe(48)
@@ -129,6 +130,23 @@ async def _run(options: argparse.Namespace) -> None:
                 await edge
                 serving.cancel()
             watch.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _nats(port: int, on_death: Callable[[ServerError], None]) -> AsyncIterator[NatsServer]:
+    """A server on `port`, or on a free one where another program has it."""
+    nats = NatsServer(port=_free(port), on_death=on_death)
+    try:
+        await nats.start()
+    except ServerError:
+        if not nats.port or _free(port):
+            raise
+        nats = NatsServer(on_death=on_death)  # the other program came between
+        await nats.start()
+    try:
+        yield nats
+    finally:
+        await nats.stop()
 
 
 async def _until(died: asyncio.Future[None]) -> None:
