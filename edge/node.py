@@ -64,7 +64,10 @@ class Node:
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
         self._arriving = 0
-        self.background = Background(_MAX_BACKGROUND, self.metrics.background_dropped.inc)
+        dropped = self.metrics.background_dropped.inc
+        self.background = Background(_MAX_BACKGROUND, dropped)
+        # Apart: a flood of bad payloads and a drain of many must not get in each other's way.
+        self.closing = Background(settings.max_connections, dropped)
         self.hub = Hub(asyncio.get_running_loop().call_soon, self._too_slow)
         self._bus = bus
         self._verifier = verifier
@@ -113,6 +116,7 @@ class Node:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._clock
         await self.background.aclose()
+        await self.closing.aclose()
         await self._interest.aclose()
 
     def require_ready(self) -> None:

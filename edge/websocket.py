@@ -150,7 +150,7 @@ class _Socket:
         self.write(PING)
 
     def close(self, code: int, reason: str) -> None:
-        if not self._node.background.start(self._close(code, reason), "closing a connection"):
+        if not self._node.closing.start(self._close(code, reason), "closing a connection"):
             self._transport.abort()
 
     async def _close(self, code: int, reason: str) -> None:

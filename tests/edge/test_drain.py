@@ -109,6 +109,18 @@ async def test_who_is_still_shaking_hands_when_draining_begins_is_refused(start_
     assert (status, problem["code"]) == (503, "unavailable")
 
 
+async def test_a_node_that_is_busy_with_quarantine_still_closes_with_the_right_code(edge):
+    client = await edge.connect()
+
+    async def wait():
+        await asyncio.Event().wait()
+
+    while edge.node.background.start(wait(), "a publish that hangs"):
+        pass
+    await edge.node.drain()
+    assert await client.closed() == 4200
+
+
 # Limits
 
 
