@@ -197,4 +197,6 @@ async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     task.cancel()
-    await asyncio.gather(task, waiting, return_exceptions=True)
+    await asyncio.wait({task, waiting})
+    if not task.cancelled():
+        task.result()  # raises what it raised

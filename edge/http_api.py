@@ -5,6 +5,7 @@ import ipaddress
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -17,6 +18,8 @@ from edge.problem import PROBLEM_JSON, Problem
 __all__ = ["healthz", "metrics", "problems", "readyz"]
 
 _log = logging.getLogger(__name__)
+
+_PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 
 
 @web.middleware
@@ -72,7 +75,8 @@ def require_key(request: web.Request, key: str) -> None:
     Raises Problem.
     """
     if not key:
-        if not _is_loopback(request.remote):
+        # A proxy on this host makes everybody's address a loopback one.
+        if not _is_loopback(request.remote) or any(name in request.headers for name in _PROXIED):
             message = "no BROADCAST_API_KEY is configured: loopback clients only"
             raise Problem("forbidden", message)
         return

@@ -87,6 +87,12 @@ async def test_without_a_key_only_loopback_clients_see_the_metrics(edge):
         require_key(Request, "")
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+async def test_without_a_key_who_comes_through_a_proxy_is_no_loopback_client(edge, header):
+    status, code, _ = await problem(edge, "/metrics", **{header: "for=203.0.113.7"})
+    assert (status, code) == (403, "forbidden")
+
+
 async def test_the_metrics_can_be_opened_to_all(start_edge, bus):
     edge = await start_edge(bus, api_key=KEY, metrics_open=True)
     assert (await get(edge, "/metrics"))[0] == 200
