@@ -1,0 +1,143 @@
+"""One try of one job, from its bytes to its end: done, tried again, failed or handed back."""
+
+import asyncio
+import logging
+from typing import Final
+
+import msgspec
+
+from eventbus.bus import EventBus
+from eventbus.drivers.base import Taken
+from eventbus.errors import EventBusError, InvalidPayload
+from eventbus.events import Event
+from eventbus.jobs import (
+    Job,
+    JobTimeout,
+    UnknownEvent,
+    WorkerLost,
+    event_of,
+    failed_job,
+    failure_of,
+    read_job,
+)
+
+__all__ = ["Counters", "JobRunner", "is_cancelled"]
+
+_log = logging.getLogger(__name__)
+
+STUBBORN_S: Final = 5.0
+"""After its timeout, how long a job that does not let itself be cancelled keeps its lease."""
+
+
+class Counters(msgspec.Struct):
+    """What a worker has done since it was made; each job ends in one of the last four."""
+
+    taken: int = 0
+    done: int = 0
+    retried: int = 0
+    failed: int = 0
+    handed_back: int = 0
+
+
+class JobRunner:
+    """Runs jobs on a bus, as many at once as it is asked to."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self.counters = Counters()
+        self._bus = bus
+        self._leases: dict[Taken, float] = {}
+        """The jobs under way, and the loop's time to which their leases may be extended."""
+
+    async def run(self, taken: Taken) -> None:
+        """One try of one job, to its end."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        self._leases[taken] = float("inf")
+        job: Job | None = None
+        try:
+            job = read_job(taken.payload)
+            if taken.attempt > job.tries:
+                raise WorkerLost(  # noqa: TRY301 - it ends as what the listeners raise does
+                    f"taken {taken.attempt - 1} times, and never brought to an end: its workers "
+                    "were killed, or lost their connection"
+                )
+            event = event_of(job)
+            self._leases[taken] = begun + job.timeout + STUBBORN_S
+            await self._process(event, job.timeout)
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_cancelled():
+                await self.hand_back(taken)
+                raise
+            await self._failed(taken, job, exc, loop.time() - begun)
+        else:
+            await taken.done()
+            self.counters.done += 1
+            _log.info("%s done in %.3f s", _name(taken, job), loop.time() - begun)
+        finally:
+            del self._leases[taken]
+
+    async def _process(self, event: Event, seconds: float) -> None:
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                await self._bus.process(event)
+        except TimeoutError:
+            if not limit.expired():  # the listener's own
+                raise
+        if limit.expired():  # also when a listener swallowed it
+            raise JobTimeout(f"not done within {seconds:g} s")
+
+    async def _failed(self, taken: Taken, job: Job | None, exc: BaseException, took: float) -> None:
+        final = isinstance(exc, InvalidPayload | UnknownEvent | WorkerLost)
+        if job is not None and not final and taken.attempt < job.tries:
+            pause = job.pause_after(taken.attempt)
+            await taken.retry(pause)
+            self.counters.retried += 1
+            _log.warning(
+                "%s failed in %.3f s, next try in %g s: %s",
+                _name(taken, job), took, pause, _short(exc),
+            )  # fmt: skip
+            return
+        attempts = taken.attempt - isinstance(exc, WorkerLost)
+        failed = failed_job(exc, job=job, key=taken.key, queue=taken.queue, attempts=attempts)
+        await taken.fail(failure_of(failed, taken.payload))
+        self.counters.failed += 1
+        _log.error("%s failed for good in %.3f s: %s", _name(taken, job), took, _short(exc))
+
+    async def hand_back(self, taken: Taken) -> None:
+        await taken.hand_back()
+        self.counters.handed_back += 1
+        _log.info("a job of queue %s is handed back", taken.queue)
+
+    async def keep_leases(self, lease: float) -> None:
+        """Extend the leases of the jobs that are under way."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(lease / 3)
+            for taken, until in list(self._leases.items()):
+                if loop.time() < until:
+                    await taken.touch()
+
+
+def is_cancelled() -> bool:
+    """Whether somebody wants this task to end; a listener may raise CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _name(taken: Taken, job: Job | None) -> str:
+    """A job as the log speaks of it: never its data."""
+    if job is None:
+        return f"job {taken.key} of queue {taken.queue}, attempt {taken.attempt},"
+    return (
+        f"event {job.event!r}, id {job.meta.id}, queue {taken.queue}, "
+        f"attempt {taken.attempt} of {job.tries},"
+    )
+
+
+def _short(exc: BaseException) -> str:
+    """An exception's type, and its message where it is ours: others' may hold anybody's data."""
+    if isinstance(exc, BaseExceptionGroup):
+        return ", ".join(_short(one) for one in exc.exceptions)
+    name = type(exc).__qualname__
+    return f"{name}: {exc}" if isinstance(exc, EventBusError) else name
