@@ -23,7 +23,7 @@ from eventbus.drivers.base import (
     Page,
     Published,
 )
-from eventbus.drivers.redis_errors import DRIVER, mapped
+from eventbus.drivers.redis_errors import DRIVER, Refused, mapped
 from eventbus.drivers.redis_node import Node
 from eventbus.drivers.redis_nodes import CHECK_S, Nodes
 from eventbus.drivers.redis_publish import Publisher
@@ -152,6 +152,8 @@ class RedisDriver:
                     await self._nodes.wait(subject.encode())
                     try:
                         return await self._read(subject, after, limit)
+                    except Refused:
+                        raise
                     except ConnectionFailed as exc:
                         failure = exc
                     await asyncio.sleep(_RETRY_S)
@@ -229,6 +231,8 @@ class RedisDriver:
                             else:
                                 cursor.release(page.position.offset)
                         return
+                    except Refused:
+                        raise
                     except ConnectionFailed as exc:
                         failure = exc
                         self._unsettled.set()

@@ -1,5 +1,9 @@
 """Errors of redis-py as eventbus's own; nothing else leaves the driver. Each says what to do."""
 
+import errno
+import os
+import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -99,12 +103,21 @@ _PERMANENT: Final = (
 def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError:
     """The error to raise in place of `exc`; `doing` says what failed, `otherwise` hints."""
     kind = next((KINDS[base] for base in type(exc).__mro__ if base in KINDS), ConnectionFailed)
-    text = str(exc).rstrip(". ") or type(exc).__name__
+    text = _text_of(exc)
     lower = text.lower()
     if any(part in lower for part in _PERMANENT):
         kind = Refused
     hint = next((hint for part, hint in _HINTS.items() if part in lower), otherwise)
     return kind(f"{doing}: {text}" + (f" ({hint})" if hint else ""), driver=DRIVER)
+
+
+def _text_of(exc: BaseException) -> str:
+    """The error in words; the system's own, where redis-py has wrapped them in others."""
+    cause = exc.__context__
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+        known = cause.errno in errno.errorcode and not isinstance(cause, socket.gaierror)
+        return os.strerror(cause.errno) if known else str(cause.strerror or cause)
+    return str(exc).rstrip(". ") or type(exc).__name__
 
 
 @contextmanager

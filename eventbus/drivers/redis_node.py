@@ -71,8 +71,9 @@ class Node:
         except TimeoutError:
             await self.aclose()
             raise ConnectionFailed(
-                f"Redis at {self.address} does not answer "
-                "(check BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT)",
+                f"Redis at {self.address} does not answer (check BROADCAST_REDIS_HOST and "
+                "BROADCAST_REDIS_PORT; and BROADCAST_REDIS_TLS, which is "
+                f"{'false' if self._target.tls is None else 'true'})",
                 driver=DRIVER,
             ) from None
         except BaseException:

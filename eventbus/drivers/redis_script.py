@@ -48,7 +48,9 @@ class Script(NamedTuple):
     sha: str
 
 
-def _script(text: str) -> Script:
+def _script(text: str, flags: str = "") -> Script:
+    """With its first line, Redis refuses a script when memory is full, before its first write."""
+    text = f"#!lua{flags}\n{text}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -153,11 +155,12 @@ else
   if m[7] and a > tonumber(m[7]) and a < tonumber(m[8]) then complete = 0 end
 end
 return {epoch, text(given), complete, entries}
-"""
+""",
+    " flags=allow-oom",
 )
 """What is kept; gives the epoch, the offset given last, whether nothing is missing, the entries."""
 
-PUBLISH_SHARDED: Final = _script(_SEND + "send(KEYS[1], ARGV[1], '1') return 1")
+PUBLISH_SHARDED: Final = _script(_SEND + "send(KEYS[1], ARGV[1], '1') return 1", " flags=allow-oom")
 """Send one message, on a cluster, to its shard, and to filters where there are any."""
 
 SCRIPTS: Final = (STORE, READ, PUBLISH_SHARDED)

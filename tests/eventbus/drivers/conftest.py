@@ -7,15 +7,19 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from eventbus.channels import Subjects
 from eventbus.config import Settings
+from eventbus.drivers.redis import RedisDriver
 
 START_S = 10.0
+MakeRedis = Callable[..., Awaitable[RedisDriver]]
 
 
 def free_port() -> int:
@@ -178,6 +182,11 @@ async def redis_cluster(redis_folder) -> AsyncIterator[RedisCluster]:
 
 
 @pytest.fixture
+def subjects(namespace) -> Subjects:
+    return Subjects(namespace)
+
+
+@pytest.fixture
 def redis_settings(redis_server, namespace) -> Settings:
     return Settings(driver="redis", redis_port=redis_server.port, namespace=namespace)
 
@@ -193,11 +202,38 @@ def cluster_settings(redis_cluster, namespace) -> Settings:
 
 
 @pytest_asyncio.fixture
+async def start_redis(tmp_path) -> AsyncIterator[Callable[..., Awaitable[RedisServer]]]:
+    """Servers of this test alone, with options of their own."""
+    servers: list[RedisServer] = []
+
+    async def start(*options: str, **how: object) -> RedisServer:
+        servers.append(RedisServer(tmp_path / f"redis-{len(servers)}", *options, **how))
+        await servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        await server.kill()
+
+
+@pytest_asyncio.fixture
 async def own_redis(tmp_path) -> AsyncIterator[RedisServer]:
     """A server of this test alone, with an append-only file, to be killed and started again."""
     server = RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always")
     await server.start()
     yield server
-    with contextlib.suppress(ProcessLookupError, AssertionError):
-        server.signal(signal.SIGCONT)
     await server.kill()
+
+
+@pytest_asyncio.fixture
+async def make_redis(redis_settings) -> AsyncIterator[MakeRedis]:
+    """Opened drivers, for the shared server or for other settings, with some fields changed."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(settings: Settings = redis_settings, **changes: object) -> RedisDriver:
+            driver = RedisDriver(msgspec.structs.replace(settings, **changes))
+            stack.push_async_callback(driver.aclose)
+            await driver.open()
+            return driver
+
+        yield make
