@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eventbus.cli import nodes, tokens
+from eventbus.cli import nodes, queue, tokens
 
 __all__ = ["app", "main"]
 
@@ -16,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(nodes.app, name="edge")
+app.add_typer(queue.app, name="queue")
 app.add_typer(tokens.app, name="token")
 app.command("dev")(nodes.dev)
 

@@ -1,0 +1,308 @@
+"""`eventbus queue`: a worker in this process, and what waits in the queues or has failed."""
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from eventbus.bus import EventBus
+from eventbus.cli.output import fail
+from eventbus.drivers.base import QueueStore
+from eventbus.errors import ConfigError, EventBusError
+from eventbus.jobs import FailedJob, failed_jobs
+from eventbus.worker import Worker
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Work on queued events, and look after them.", no_args_is_help=True)
+
+T = TypeVar("T")
+Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+Connection = Annotated[
+    str | None,
+    typer.Option(help="The driver whose queues they are; the configured one by default."),
+]
+Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", show_default=False)]
+
+SHOWN_MESSAGE = 60
+
+
+@app.command("work")
+def work(
+    application: Annotated[
+        list[str] | None,
+        typer.Option("--app", help="A module that defines events and listeners; repeatable."),
+    ] = None,
+    queue: Annotated[
+        str, typer.Option(help="Queues, the most urgent first, separated by commas.")
+    ] = "default",
+    concurrency: Annotated[int, typer.Option(min=1, help="How many jobs run at once.")] = 16,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds for what is under way, when it is to stop.")
+    ] = 30.0,
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="Stop after as many jobs.")] = None,
+    max_time: Annotated[
+        float | None, typer.Option(min=0, help="Stop after as many seconds.")
+    ] = None,
+    connection: Connection = None,
+) -> None:
+    """Run queued events until SIGTERM or SIGINT; a second signal does not wait for the grace time.
+
+    Settings come from the environment.
+
+    Example: eventbus queue work --app shop.events --queue high_priority,default --concurrency 16
+    """
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    for module in application or ():
+        _import(module)
+    queues = [name for name in (part.strip() for part in queue.split(",")) if name]
+
+    async def run() -> None:
+        async with EventBus.from_env() as bus:
+            try:
+                worker = Worker(
+                    bus,
+                    queues=queues,
+                    concurrency=concurrency,
+                    connection=connection,
+                    grace=grace,
+                    max_jobs=max_jobs,
+                    max_time=max_time,
+                )
+            except ValueError as exc:
+                fail(f"--queue: {exc}", code=2)
+            with _stopped_by_signals(worker.stop):
+                await worker.run()
+
+    _run(run())
+
+
+@app.command("stats")
+def stats(json: Json = False, connection: Connection = None) -> None:
+    """Show how many jobs each queue has, and how many have failed.
+
+    Example: eventbus queue stats --json
+    """
+
+    async def ask() -> tuple[list[dict[str, Any]], int]:
+        async with _store(connection) as store:
+            rows = [each._asdict() for each in await store.stats()]
+            return rows, await store.failure_count()
+
+    rows, failed = _run(ask())
+    if json:
+        _write({"queues": rows, "failed": failed})
+        return
+    columns = ("queue", "ready", "taken", "delayed")
+    _table(columns, [[str(row[column]) for column in columns] for row in rows])
+    typer.echo(f"failed: {failed}")
+
+
+@app.command("failed")
+def failed(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, oldest first.")] = 100,
+    json: Json = False,
+    connection: Connection = None,
+) -> None:
+    """List the jobs that failed for good, the oldest first; --json shows their tracebacks too.
+
+    Example: eventbus queue failed --limit 20
+    """
+
+    async def ask() -> list[FailedJob]:
+        async with _store(connection) as store:
+            return await failed_jobs(store, limit)
+
+    jobs = _run(ask())
+    if json:
+        _write(jobs)
+        return
+    _table(
+        ("id", "queue", "event", "attempts", "failed at", "error"),
+        [
+            [
+                job.id,
+                job.queue,
+                job.event or "?",
+                str(job.attempts),
+                job.failed_at.strftime("%Y-%m-%d %H:%M:%SZ"),
+                _shown(f"{job.error}: {job.message}"),
+            ]
+            for job in jobs
+        ],
+    )
+
+
+@app.command("retry")
+def retry(
+    ids: Ids = None,
+    every: Annotated[bool, typer.Option("--all", help="All that have failed.")] = False,
+    json: Json = False,
+    connection: Connection = None,
+) -> None:
+    """Queue failed jobs again, with all their tries.
+
+    Example: eventbus queue retry 01a209d5-bb7d-74f2-a426-e7fa10d2806d
+    """
+    _require_ids(ids, every=every)
+
+    async def again() -> tuple[list[str], list[str]]:
+        async with _store(connection) as store:
+            wanted = ids or [failure.id for failure in await store.failures(10_000)]
+            return await _each(store.retry, wanted)
+
+    _report("retried", *_run(again()), json=json)
+
+
+@app.command("forget")
+def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -> None:
+    """Drop failed jobs.
+
+    Example: eventbus queue forget 01a209d5-bb7d-74f2-a426-e7fa10d2806d
+    """
+    _require_ids(ids, every=False)
+
+    async def drop() -> tuple[list[str], list[str]]:
+        async with _store(connection) as store:
+            return await _each(store.forget, ids or [])
+
+    _report("forgotten", *_run(drop()), json=json)
+
+
+@app.command("flush")
+def flush(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
+    connection: Connection = None,
+) -> None:
+    """Drop all failed jobs.
+
+    Example: eventbus queue flush --yes
+    """
+    if not yes:
+        typer.confirm("Drop all failed jobs?", abort=True)
+
+    async def drop() -> int:
+        async with _store(connection) as store:
+            return await store.flush()
+
+    count = _run(drop())
+    if json:
+        _write({"flushed": count})
+    else:
+        typer.echo(f"flushed {count} failed jobs")
+
+
+def _import(module: str) -> None:
+    """Import an application's module, also from the working folder, as `python -m` does."""
+    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds strings
+        sys.path.insert(0, here)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+            raise
+        fail(f"--app {module}: there is no such module (looked in {here} too)", code=2)
+    except EventBusError as exc:
+        fail(f"--app {module}: {exc}", code=2)
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(main)
+    except ConfigError as exc:
+        fail(str(exc), code=2)
+    except EventBusError as exc:
+        fail(str(exc))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+@contextlib.asynccontextmanager
+async def _store(connection: str | None) -> AsyncIterator[QueueStore]:
+    async with EventBus.from_env() as bus:
+        yield await bus.queues(connection)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: Callable[..., None]) -> Any:
+    """The first signal asks for an end, the second does not wait."""
+    asked = False
+
+    def on_signal() -> None:
+        nonlocal asked
+        stop(at_once=asked)
+        asked = True
+
+    loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+    try:
+        for each in signals:
+            loop.add_signal_handler(each, on_signal)
+    except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt
+        yield
+        return
+    try:
+        yield
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+
+async def _each(
+    call: Callable[[str], Coroutine[Any, Any, bool]], ids: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The ids for which the call said yes, and the others."""
+    done: list[str] = []
+    unknown: list[str] = []
+    for job_id in dict.fromkeys(ids):
+        (done if await call(job_id) else unknown).append(job_id)
+    return done, unknown
+
+
+def _require_ids(ids: list[str] | None, *, every: bool) -> None:
+    if bool(ids) == every:
+        fail("give the ids of failed jobs (see `eventbus queue failed`), or --all to retry", code=2)
+
+
+def _report(what: str, done: list[str], unknown: list[str], *, json: bool) -> None:
+    if json:
+        _write({what: done, "unknown": unknown})
+    else:
+        for job_id in done:
+            typer.echo(f"{what} {job_id}")
+    if unknown:
+        fail(f"no failed job has the id {', '.join(unknown)}")
+
+
+def _write(value: Any) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def _shown(text: str) -> str:
+    """Text as one short line of a table."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= SHOWN_MESSAGE else f"{line[: SHOWN_MESSAGE - 1]}…"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())
