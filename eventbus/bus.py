@@ -12,6 +12,7 @@ from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers
+from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NotSupported
 from eventbus.events import Event, event_definition
 from eventbus.headers import check_headers, check_id
@@ -22,6 +23,7 @@ from eventbus.outgoing import headers_of, messages_of
 from eventbus.queue import ShouldQueue
 from eventbus.receipts import gather_receipts
 from eventbus.transaction import Transaction
+from eventbus.using import OtherDrivers, Using
 
 __all__ = ["BusState", "EventBus"]
 
@@ -40,6 +42,8 @@ class _Outgoing(NamedTuple):
     message: Message
     volatile: bool
     headers: Headers
+    via: str | None = None
+    """The driver that carries it, where it is not the bus's own."""
 
 
 class EventBus:
@@ -65,6 +69,7 @@ class EventBus:
         self.settings = settings
         self.subjects = Subjects(settings.namespace)
         self.driver = create_driver(settings) if driver is None else driver
+        self._others = OtherDrivers(settings, self.driver)
         self.listeners = Listeners(listeners)
         self.listen = self.listeners.listen
         self.until = self.listeners.until
@@ -139,7 +144,20 @@ class EventBus:
     ) -> None:
         await self.aclose()
 
-    async def dispatch(self, *events: Event, raise_errors: bool = False) -> tuple[Receipt, ...]:
+    def using(self, driver: str) -> Using:
+        """The same bus through another driver, by its name: `bus.using("log").publish(…)`.
+
+        The bus opens it with its own settings on first use, and closes it with itself. Raises
+        ConfigError for a name that is no driver's.
+        """
+        self._others.check(driver)
+        return Using(self, driver)
+
+    register_driver = staticmethod(register)
+
+    async def dispatch(
+        self, *events: Event, raise_errors: bool = False, via: str | None = None
+    ) -> tuple[Receipt, ...]:
         """Publish events on the channels they name; returns when every message is safe and every
         listener in this process has run.
 
@@ -156,6 +174,9 @@ class EventBus:
         anything could not be published, none has run. What one raises is logged, and with
         `raise_errors` raised in the end, as an ExceptionGroup (see `Listeners.run`).
 
+        `via` names another driver to publish through, as `using` does; a queued event takes none,
+        for its worker publishes it.
+
         Raises EventFieldError, EncodingError, InvalidChannel, InvalidEventName (nothing was sent),
         DriverError, DispatchFailed, BusStateError.
         """
@@ -164,9 +185,15 @@ class EventBus:
         to_run: list[Event] = []
         for event in events:
             if not isinstance(event, ShouldQueue):
-                outgoing += _outgoing_of(event)
+                outgoing += _outgoing_of(event, via)
                 to_run.append(event)
                 continue
+            if via is not None:
+                raise NotSupported(
+                    f"event {event_definition(type(event)).name!r} is queued: the driver of its "
+                    "worker publishes it, and none can be chosen here",
+                    driver=via,
+                )
             job = job_of(event)
             if not (event.queue_after_commit() and Transaction.hold(self, event)):
                 outgoing.append(job)
@@ -202,13 +229,15 @@ class EventBus:
         except_connection: str | None = None,
         id: str | None = None,  # noqa: A002 - the field's name on the wire
         headers: Headers = NO_HEADERS,
+        via: str | None = None,
     ) -> Receipt:
         """Publish one message; returns when it is safe, or handed over when it is volatile.
 
         `data` is anything that msgspec encodes as JSON. `except_connection` names the client
         connection that must not get it. A message whose `id` was published on this channel lately
         is not stored again. `headers` go to the bus's own listeners, never to clients; names that
-        begin with Nats- or Eb- are refused (one of them would purge a stream).
+        begin with Nats- or Eb- are refused (one of them would purge a stream). `via` names another
+        driver to publish through, as `using` does.
 
         Raises InvalidChannel, InvalidEventName, InvalidName (id or header), EncodingError,
         DriverError, BusStateError.
@@ -221,7 +250,7 @@ class EventBus:
         if except_connection is not None:
             extra[HEADER_EXCEPT] = check_id("a connection's id", except_connection)
         message = Message.create(channel, event, data, id=id)
-        return await self._send(_Outgoing(message, volatile, extra))
+        return await self._send(_Outgoing(message, volatile, extra, via))
 
     async def _send_all(self, outgoing: Sequence[_Outgoing | Job]) -> tuple[Receipt, ...]:
         told = [
@@ -242,7 +271,8 @@ class EventBus:
                 self._idle.set()
 
     async def _publish(self, outgoing: _Outgoing) -> Receipt:
-        message, volatile, headers = outgoing
+        message, volatile, headers, via = outgoing
+        driver = self.driver if via is None else await self._others.get(via)
         channel = message.channel
         if volatile:
             subject = self.subjects.live(channel)
@@ -250,7 +280,7 @@ class EventBus:
             subject = self.subjects.event(channel)
             # A stream knows ids, not channels: one event on two channels is two messages to it.
             headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        stored = await self.driver.publish(subject, message.encode(), headers)
+        stored = await driver.publish(subject, message.encode(), headers)
         if stored is None:
             return Receipt(channel, message.id, None, None)
         position = stored.position
@@ -269,7 +299,10 @@ class EventBus:
         self._state = BusState.CLOSED
         try:
             if self._loop is not None:
-                await self.driver.aclose()
+                try:
+                    await self._others.aclose()
+                finally:
+                    await self.driver.aclose()
         finally:
             self._closed.set()
 
@@ -287,6 +320,6 @@ class EventBus:
         return str(self._state)
 
 
-def _outgoing_of(event: Event) -> list[_Outgoing]:
+def _outgoing_of(event: Event, via: str | None = None) -> list[_Outgoing]:
     volatile, headers = event_definition(type(event)).volatile, headers_of(event)
-    return [_Outgoing(message, volatile, headers) for message in messages_of(event)]
+    return [_Outgoing(message, volatile, headers, via) for message in messages_of(event)]

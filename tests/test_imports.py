@@ -25,7 +25,7 @@ LAYERS = [
     },
     {"eventbus.drivers", "eventbus.events", "eventbus.queue"},
     {"eventbus.outgoing"},
-    {"eventbus.listeners", "eventbus.subscriptions"},
+    {"eventbus.listeners", "eventbus.using", "eventbus.subscriptions"},
     {"eventbus.bus"},
     {"eventbus.broadcasting", "eventbus.contracts", "eventbus.client"},
     {"eventbus.testing"},

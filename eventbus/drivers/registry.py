@@ -17,6 +17,7 @@ __all__ = [
     "ENTRY_POINTS",
     "Factory",
     "canonical_name",
+    "check_name",
     "create",
     "create_driver",
     "driver_names",
@@ -147,6 +148,17 @@ def driver_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *installed)))
 
 
+def check_name(name: str, variable: str) -> None:
+    """Raises ConfigError, naming `variable`, for a name that nobody offers."""
+    known = name in _ALIASES or name in _BUILT_IN or name in _registered
+    if not known and name not in driver_names():
+        raise ConfigError(
+            f"{variable}={name!r} is no driver; allowed: {', '.join(driver_names())}, or the name "
+            f"of an entry point in the group {ENTRY_POINTS}",
+            variable=variable,
+        )
+
+
 def register(name: str, factory: Factory) -> None:
     """Offer a driver in this process; `name` is 1 to 32 of a-z 0-9 _ - that begin with a letter.
 
@@ -188,14 +200,9 @@ def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER")
         return built_in(settings)
     if (registered := _registered.get(name)) is not None:
         return _make(registered, settings, f"{variable}={name!r}: the registered driver", variable)
+    check_name(name, variable)
     entries = tuple(entry_points(group=ENTRY_POINTS).select(name=name))
     offers = sorted({entry.value for entry in entries})
-    if not offers:
-        raise ConfigError(
-            f"{variable}={name!r} is no driver; allowed: {', '.join(driver_names())}, or the name "
-            f"of an entry point in the group {ENTRY_POINTS}",
-            variable=variable,
-        )
     if len(offers) > 1:
         raise ConfigError(
             f"{variable}={name!r} is offered by several packages: {', '.join(offers)}; "

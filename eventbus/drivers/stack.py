@@ -18,7 +18,15 @@ from eventbus.drivers.base import (
     HistoryDriver,
     Page,
     Published,
+    QueueDriver,
+    QueueStore,
     Subscription,
+)
+from eventbus.drivers.base_consumer import (
+    Consumer,
+    ConsumerDriver,
+    ConsumerSettings,
+    GroupDriver,
 )
 from eventbus.errors import (
     ConfigError,
@@ -34,7 +42,9 @@ __all__ = ["StackDriver"]
 
 _log = logging.getLogger(__name__)
 
-_PASSED_ON: Final = frozenset({Capability.HISTORY})
+_PASSED_ON: Final = frozenset(
+    {Capability.HISTORY, Capability.QUEUE, Capability.GROUPS, Capability.CONSUMERS}
+)
 """What a stack can do beside carrying messages, where its reader can."""
 MAX_BEHIND: Final = 1000
 """Messages that an optional driver may be behind by; it does not get those beyond."""
@@ -84,9 +94,21 @@ class StackDriver:
         self._quiet_until: dict[str, float] = {}
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its drivers, in their order."""
+        return tuple(self._drivers)
+
+    @property
     def drivers(self) -> Mapping[str, Driver]:
         """The drivers that are open, by name."""
         return self._open
+
+    def member(self, name: str) -> Driver:
+        """One of its drivers. Raises ConnectionFailed where that is not open."""
+        self._require_open()
+        if (driver := self._open.get(name)) is None:
+            raise ConnectionFailed(f"the stack's driver {name} is not open yet", driver=name)
+        return driver
 
     @property
     def is_connected(self) -> bool:
@@ -152,16 +174,27 @@ class StackDriver:
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Listen through the reader. Raises ConnectionFailed where that is not open."""
-        return await self._require_reader().subscribe(subject, handler)
+        return await self.member(self._reader).subscribe(subject, handler)
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
-        """What the reader has stored; see HistoryDriver.read. NotSupported without HISTORY."""
-        reader = self._require_reader()
-        if Capability.HISTORY not in self.capabilities:
-            raise NotSupported(
-                f"no driver of the stack {', '.join(self._drivers)} keeps history", driver=self.name
-            )
-        return await cast(HistoryDriver, reader).read(subject, after=after, limit=limit)
+        """What the reader has stored; see HistoryDriver.read."""
+        reader = cast(HistoryDriver, self._able(Capability.HISTORY))
+        return await reader.read(subject, after=after, limit=limit)
+
+    async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Subscription:
+        """Listen in a group of the reader's; see GroupDriver."""
+        reader = cast(GroupDriver, self._able(Capability.GROUPS))
+        return await reader.subscribe_group(subject, group, handler)
+
+    async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> Consumer:
+        """Join a consumer of the reader's; see ConsumerDriver."""
+        reader = cast(ConsumerDriver, self._able(Capability.CONSUMERS))
+        return await reader.consume(name, subject, settings)
+
+    @property
+    def queues(self) -> QueueStore:
+        """The reader's queues; see QueueDriver."""
+        return cast(QueueDriver, self._able(Capability.QUEUE)).queues
 
     async def aclose(self) -> None:
         """Give drivers that are behind `close_timeout` seconds, and close all."""
@@ -187,11 +220,13 @@ class StackDriver:
         if not self._is_open:
             raise ConnectionFailed("the stack driver is not open", driver=self.name)
 
-    def _require_reader(self) -> Driver:
-        self._require_open()
-        if (reader := self._open.get(self._reader)) is None:
-            raise ConnectionFailed(
-                f"the stack listens through its driver {self._reader}, which is not open yet",
+    def _able(self, capability: Capability) -> Driver:
+        """The reader, which is open. Raises NotSupported where it cannot do what is asked."""
+        reader = self.member(self._reader)
+        if capability not in self.capabilities:
+            raise NotSupported(
+                f"the stack's driver {self._reader}, through which it listens, has no "
+                f"{capability.value}",
                 driver=self._reader,
             )
         return reader
