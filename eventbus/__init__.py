@@ -7,6 +7,7 @@ own, which are imported by those who need them.
 from eventbus.bus import BusState, EventBus
 from eventbus.channels import ChannelKind, Pattern, Subjects, validate_channel
 from eventbus.config import Settings
+from eventbus.decoding import EventContext
 from eventbus.drivers import create_driver
 from eventbus.errors import (
     BusStateError,
@@ -39,6 +40,7 @@ from eventbus.events import (
 )
 from eventbus.listeners import Listeners, listen
 from eventbus.message import Message, Receipt, validate_event_name
+from eventbus.subscriptions import EventSubscription
 
 __all__ = [
     "BusState",
@@ -52,10 +54,12 @@ __all__ = [
     "Event",
     "EventBus",
     "EventBusError",
+    "EventContext",
     "EventDefinition",
     "EventDefinitionError",
     "EventFieldError",
     "EventMeta",
+    "EventSubscription",
     "InvalidChannel",
     "InvalidEventName",
     "InvalidName",

@@ -22,6 +22,7 @@ from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
 from eventbus.outgoing import headers_of, messages_of
 from eventbus.queue import ShouldQueue
 from eventbus.receipts import gather_receipts
+from eventbus.subscriptions import Subscriptions
 from eventbus.transaction import Transaction
 from eventbus.using import OtherDrivers, Using
 
@@ -75,10 +76,14 @@ class EventBus:
         self.until = self.listeners.until
         self.forget = self.listeners.forget
         self.has_listeners = self.listeners.has_listeners
+        self.subscriptions = Subscriptions(self.driver, self.subjects)
+        self.subscribe = self.subscriptions.subscribe
+        self.ready = self.subscriptions.ready
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_flight = 0
         self._idle = asyncio.Event()
+        self._closing = False
         self._closed = asyncio.Event()
 
     @classmethod
@@ -92,7 +97,7 @@ class EventBus:
         return self._state
 
     async def open(self) -> None:
-        """Connect, and become the current bus of this event loop.
+        """Connect, become the current bus of this event loop, and begin the subscriptions.
 
         Raises what the driver raises when it cannot: then the bus is closed, and another try takes
         a new one. Raises BusStateError when it has been opened before.
@@ -110,16 +115,30 @@ class EventBus:
             raise BusStateError("the bus was closed while it was opening")
         self._state = BusState.OPEN
         current.enter(self)
+        try:
+            await self.subscriptions.open()
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def aclose(self) -> None:
-        """Refuse new messages, let those on their way arrive, and let the driver go.
+        """End the subscriptions, refuse new messages, let those on their way arrive, and let the
+        driver go.
 
-        It waits for them at most `settings.publish_timeout` seconds. Closing again, or before
-        opening, is harmless; a second caller returns when the first is done.
+        Handlers of subscriptions may finish, and publish, for up to 10 seconds; messages have
+        `settings.publish_timeout`. Closing again, or before opening, is harmless; a second caller
+        returns when the first is done.
         """
-        if self._state is BusState.CLOSED:
+        if self._closing or self._state is BusState.CLOSED:
             await self._closed.wait()
             return
+        self._closing = True
+        try:
+            await self.subscriptions.aclose()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self._state = BusState.CLOSED
         current.leave(self)
         try:

@@ -22,13 +22,14 @@ MODULES = sorted(
 )
 
 EXPORTED = {
-    "BusState", "BusStateError", "ChannelKind", "ConfigError", "ConnectionFailed",
-    "DispatchFailed", "DriverError", "EncodingError", "Event", "EventBus", "EventBusError",
-    "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta", "InvalidChannel",
-    "InvalidEventName", "InvalidName", "InvalidPattern", "InvalidPayload", "Listeners", "Message",
-    "NotSupported", "Pattern", "PublishFailed", "Receipt", "ServerError", "Settings",
-    "ShouldBroadcast", "StreamMismatch", "Subjects", "create_driver", "event_definition",
-    "event_type", "event_types", "listen", "validate_channel", "validate_event_name",
+    "BusState", "BusStateError", "ChannelKind", "ConfigError", "ConnectionFailed", "DispatchFailed",
+    "DriverError", "EncodingError", "Event", "EventBus", "EventBusError", "EventContext",
+    "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta", "EventSubscription",
+    "InvalidChannel", "InvalidEventName", "InvalidName", "InvalidPattern", "InvalidPayload",
+    "Listeners", "Message", "NotSupported", "Pattern", "PublishFailed", "Receipt", "ServerError",
+    "Settings", "ShouldBroadcast", "StreamMismatch", "Subjects", "create_driver",
+    "event_definition", "event_type", "event_types", "listen", "validate_channel",
+    "validate_event_name",
 }  # fmt: skip
 
 

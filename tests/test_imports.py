@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("edge", "eventbus", "schemas")
 
 LAYERS = [
-    {"eventbus.errors", "eventbus.server_guard"},
+    {"eventbus.errors", "eventbus.pool", "eventbus.server_guard"},
     {"eventbus.channels", "eventbus.server_lock"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
@@ -24,8 +24,8 @@ LAYERS = [
         "eventbus.templates",
     },
     {"eventbus.drivers", "eventbus.events", "eventbus.queue"},
-    {"eventbus.outgoing"},
-    {"eventbus.listeners", "eventbus.using", "eventbus.subscriptions"},
+    {"eventbus.decoding", "eventbus.outgoing"},
+    {"eventbus.listeners", "eventbus.subscriptions", "eventbus.using"},
     {"eventbus.bus"},
     {"eventbus.broadcasting", "eventbus.contracts", "eventbus.client"},
     {"eventbus.testing"},

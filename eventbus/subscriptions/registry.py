@@ -1,0 +1,113 @@
+"""The subscriptions of a bus."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, Unpack, overload
+
+from eventbus.channels import Subjects
+from eventbus.decoding import EventContext, EventReader
+from eventbus.drivers.base import Driver
+from eventbus.errors import BusStateError, EventDefinitionError
+from eventbus.events import Event
+from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
+from eventbus.subscriptions.subscription import EventSubscription, Handler
+
+__all__ = ["Subscriptions"]
+
+E = TypeVar("E", bound=Event)
+R = TypeVar("R")
+
+
+class _Decorator(Protocol[E]):
+    @overload
+    def __call__(self, handler: Callable[[E], R], /) -> Callable[[E], R]: ...
+
+    @overload
+    def __call__(
+        self, handler: Callable[[E, EventContext], R], /
+    ) -> Callable[[E, EventContext], R]: ...
+
+
+class Subscriptions:
+    """The subscriptions of one bus: they begin when it opens, and end when it closes."""
+
+    def __init__(self, driver: Driver, subjects: Subjects) -> None:
+        self._driver = driver
+        self._subjects = subjects
+        self._all: list[EventSubscription[Any]] = []
+        self._open = self._closed = False
+
+    @overload
+    def subscribe(
+        self, event: type[E], /, **options: Unpack[SubscribeOptions]
+    ) -> _Decorator[E]: ...
+
+    @overload
+    def subscribe(
+        self, event: type[E], handler: Handler[E], /, **options: Unpack[SubscribeOptions]
+    ) -> EventSubscription[E]: ...
+
+    def subscribe(
+        self,
+        event: type[E],
+        handler: Handler[E] | None = None,
+        /,
+        **options: Unpack[SubscribeOptions],
+    ) -> EventSubscription[E] | _Decorator[E]:
+        """Get the events of a type from the bus, whoever publishes them.
+
+        As a decorator it gives the handler back; with a handler, a subscription, which can be
+        awaited and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or
+        plain, takes the event, and an EventContext where it has a second parameter. Made before the
+        bus opens, a subscription begins with it, and `open` raises what it raises; in an open bus
+        it begins in the background: `await bus.ready()`, or await it.
+
+        Raises EventDefinitionError for a type that cannot be subscribed to, InvalidName for a bad
+        group, ConfigError for other bad options, and when it begins, DriverError.
+        """
+        checked = check_options(event, options)
+        reader = EventReader(event, checked.channel, checked.name)
+        if handler is not None:
+            return self._add(reader, handler, checked)
+
+        def register(handler: Any) -> Any:
+            self._add(reader, handler, checked)
+            return handler
+
+        return register
+
+    async def ready(self) -> None:
+        """Wait until all that were made stand; raises what the first of them raised."""
+        await asyncio.gather(*self._all)
+
+    async def open(self) -> None:
+        """Begin."""
+        self._open = True
+        for subscription in self._all:
+            subscription.start()
+        await self.ready()
+
+    async def aclose(self) -> None:
+        """End them all, at once."""
+        self._open, self._closed = False, True
+        subscriptions, self._all = self._all, []
+        if subscriptions:
+            await asyncio.gather(*(subscription.aclose() for subscription in subscriptions))
+
+    def _add(
+        self, reader: EventReader[E], handler: Handler[E], options: Options
+    ) -> EventSubscription[E]:
+        if self._closed:
+            raise BusStateError("the bus is closed: nothing can be subscribed to")
+        new = EventSubscription(self._driver, self._subjects, reader, handler, options)
+        self._all = [one for one in self._all if not one._closed]  # noqa: SLF001 - of this module
+        taken = [one for one in self._all if one.consumer_name == new.consumer_name]
+        if options.group and taken:
+            raise EventDefinitionError(
+                f"two handlers of one bus would share the events {new.reader.name!r} of group "
+                f"{options.group!r}: each event would reach one of them; take another group"
+            )
+        self._all.append(new)
+        if self._open:
+            new.start()
+        return new
