@@ -4,11 +4,20 @@ import asyncio
 import collections
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edge.auth import TokenRejected
+from edge.history import CaughtUp
+from edge.hub import Backlog
 from edge.outbox import Outbox
-from edge.protocols.vocabulary import Authenticate, Command, Failed, Reply, Subscribe
+from edge.protocols.vocabulary import (
+    Authenticate,
+    ChannelMessage,
+    Command,
+    Failed,
+    Reply,
+    Subscribe,
+)
 from edge.rules import Allowed, Ask, Rule
 from edge.session import (
     Close,
@@ -28,7 +37,12 @@ from eventbus.errors import EventBusError
 if TYPE_CHECKING:
     from edge.node import Node
 
-__all__ = ["Connection", "Peer"]
+__all__ = ["CLOSE_TOO_SLOW", "Connection", "Peer", "let_go"]
+
+CLOSE_TOO_SLOW: Final = 4201
+DRAIN_PATIENCE_S: Final = 10.0
+"""How long a client may take for half of its bound of unsent bytes, while it catches up."""
+_DRAIN_POLL_S: Final = 0.01
 
 
 class Peer(Protocol):
@@ -166,14 +180,50 @@ class Connection:
             position = await self._node.acquire(channel)
         except EventBusError as exc:
             return self.session.not_joined(command, f"the bus cannot be listened to: {exc}")
-        if self.is_closing:
-            self._node.release(channel)
-            return []
-        for effect in self.session.joined(command, rule, position, _recovered(command, position)):
+        backlog = self._node.hold(channel)
+        try:
+            caught_up = await self._node.catch_up(command, position)
+            if not self.is_closing:
+                await self._begin(command, rule, caught_up, backlog)
+        except EventBusError as exc:
+            return self.session.not_joined(command, f"the bus cannot be read: {exc}")
+        finally:
+            self._node.hub.release(backlog)
+            if channel not in self.session.channels:
+                self._node.release(channel)
+        return []
+
+    async def _begin(
+        self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog
+    ) -> None:
+        """Answer, give what was missed, and let the hub deliver from exactly there on."""
+        start, recovered = caught_up.start, caught_up.recovered
+        for effect in self.session.joined(command, rule, start, recovered):
             assert isinstance(effect, Send)
             self._send(effect.reply)
-        self._node.hub.add(channel, self.outbox)
-        return []
+        for message in caught_up.messages:
+            self._give(message)
+            await self._drained()
+        if backlog.overflowed:
+            self.close(CLOSE_TOO_SLOW, "too slow: more passed than may wait while catching up")
+            return
+        # No await from here on: what the hub delivers next follows what is given here.
+        for message in caught_up.live(backlog):
+            if message.exclude != self.id:
+                self._give(message)
+        self._node.hub.add(command.channel, self.outbox)
+
+    def _give(self, message: ChannelMessage) -> None:
+        self._node.hub.push(self.outbox, self.outbox.format.message(message))
+        self._node.metrics.messages_out.inc()
+
+    async def _drained(self) -> None:
+        """Wait while much is unsent: a long history must not look like a slow client."""
+        patience = time.monotonic() + DRAIN_PATIENCE_S
+        while self.outbox.waiting > self.outbox.limit // 2 and not self.is_closing:
+            if time.monotonic() > patience:
+                self.close(CLOSE_TOO_SLOW, "too slow: the history could not be sent")
+            await asyncio.sleep(_DRAIN_POLL_S)
 
 
 def _recovered(command: Subscribe, position: Position | None) -> bool | None:

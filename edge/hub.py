@@ -6,9 +6,28 @@ from typing import Final
 from edge.outbox import Outbox, State
 from edge.protocols.vocabulary import ChannelMessage, WireFormat
 
-__all__ = ["Hub"]
+__all__ = ["Backlog", "Hub"]
 
 _NOBODY: Final[dict[str, Outbox]] = {}
+
+
+class Backlog:
+    """The messages of a channel that pass while somebody reads its history; bounded in bytes."""
+
+    def __init__(self, channel: str, limit: int) -> None:
+        self.channel = channel
+        self.messages: list[ChannelMessage] = []
+        self.overflowed = False
+        self._room = limit
+
+    def add(self, message: ChannelMessage) -> None:
+        """Keep a message; beyond the limit none, and `overflowed` says so."""
+        self._room -= len(message.body)
+        if self._room < 0:
+            self.overflowed = True
+            self.messages.clear()
+        if not self.overflowed:
+            self.messages.append(message)
 
 
 class Hub:
@@ -27,6 +46,7 @@ class Hub:
         self._on_too_slow = on_too_slow
         self._channels: dict[str, dict[str, Outbox]] = {}
         self._dirty: list[Outbox] = []
+        self._backlogs: dict[str, list[Backlog]] = {}
 
     def add(self, channel: str, outbox: Outbox) -> None:
         """Let a connection hear a channel; twice is as once."""
@@ -40,6 +60,19 @@ class Hub:
             if not outboxes:
                 del self._channels[channel]
 
+    def hold(self, channel: str, limit: int) -> Backlog:
+        """Keep the channel's messages from now on, until `release`, for who catches up."""
+        backlog = Backlog(channel, limit)
+        self._backlogs.setdefault(channel, []).append(backlog)
+        return backlog
+
+    def release(self, backlog: Backlog) -> None:
+        """Keep no more of a channel's messages."""
+        backlogs = self._backlogs[backlog.channel]
+        backlogs.remove(backlog)
+        if not backlogs:
+            del self._backlogs[backlog.channel]
+
     def count(self, channel: str) -> int:
         """How many connections hear a channel."""
         return len(self._channels.get(channel, _NOBODY))
@@ -51,6 +84,8 @@ class Hub:
 
     def deliver(self, message: ChannelMessage) -> int:
         """Push a message to all that hear its channel; returns how many got it."""
+        for backlog in self._backlogs.get(message.channel, ()):
+            backlog.add(message)
         outboxes = self._channels.get(message.channel)
         if not outboxes:
             return 0

@@ -64,6 +64,12 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        self.resumes = Counter(
+            "eventbus_edge_resumes",
+            "Subscriptions that asked to resume, by whether nothing was missing.",
+            ["recovered"],
+            registry=registry,
+        )
         self.join_seconds = Histogram(
             "eventbus_edge_join_seconds",
             "How long joining a channel took, the bus included.",

@@ -17,14 +17,15 @@ from edge.auth import Claims, TokenRejected, TokenVerifier
 from edge.authorize import ask
 from edge.background import Background
 from edge.config import EdgeSettings
-from edge.connection import Connection, Peer, let_go
+from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
-from edge.hub import Hub
+from edge.history import CaughtUp, History
+from edge.hub import Backlog, Hub
 from edge.interest import Interest
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
 from edge.problem import Problem, retry_after
-from edge.protocols.vocabulary import ChannelMessage, Whisper, WireFormat
+from edge.protocols.vocabulary import ChannelMessage, Subscribe, Whisper, WireFormat
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
 from eventbus.bus import EventBus
@@ -38,7 +39,6 @@ __all__ = ["Node"]
 _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
-CLOSE_TOO_SLOW: Final = 4201
 CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _MAX_BACKGROUND: Final = 1000
 _LOG_EVERY_S: Final = 10.0
@@ -82,6 +82,7 @@ class Node:
         self._interest = Interest(
             bus.driver, bus.subjects, self._on_delivery, settings.unsubscribe_after
         )
+        self._history = History(bus.driver, bus.subjects, _stored_message)
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
         self._clock: asyncio.Task[None] | None = None
@@ -235,6 +236,19 @@ class Node:
         self.metrics.subscriptions.inc()
         return position
 
+    def hold(self, channel: str) -> Backlog:
+        """Keep what passes on a channel, for a client that catches up; see Hub.release."""
+        return self.hub.hold(channel, self.settings.max_unsent_bytes)
+
+    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
+        """What a new subscription gets first; see History.catch_up."""
+        if command.resume is None and not command.history:
+            return CaughtUp(position, [], None, 0)
+        caught_up = await self._history.catch_up(command, position)
+        if caught_up.recovered is not None:
+            self.metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        return caught_up
+
     def release(self, channel: str) -> None:
         """Undo one `acquire`."""
         self._interest.release(channel)
@@ -274,23 +288,11 @@ class Node:
     def _on_delivery(self, channel: str, delivery: Delivery) -> None:
         """The hot path: one message from the bus to all connections of its channel."""
         self.metrics.messages_in.inc()
-        headers, position = delivery.headers, delivery.position
-        message_id = headers.get(HEADER_ID)
-        if message_id is None and position is not None:
-            message_id = f"{position.epoch}-{position.offset}"
         try:
-            envelope = read_payload(
-                channel,
-                delivery.payload,
-                event=headers.get(HEADER_EVENT),
-                id=message_id,
-                timestamp=delivery.time,
-            )
+            message = _to_message(channel, delivery)
         except InvalidPayload as exc:
             self._quarantine(channel, delivery.payload, exc)
             return
-        exclude = headers.get(HEADER_EXCEPT)
-        message = ChannelMessage(channel, envelope.event, envelope.body, position, exclude)
         self.metrics.messages_out.inc(self.hub.deliver(message))
 
     def _quarantine(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
@@ -315,6 +317,31 @@ class Node:
             await self._bus.driver.publish(subject, payload, {HEADER_REASON: reason})
         except EventBusError as exc:
             _log.warning("could not publish to %s: %s", subject, exc)
+
+
+def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
+    """Check a payload, once for all who get it. Raises InvalidPayload."""
+    headers, position = delivery.headers, delivery.position
+    message_id = headers.get(HEADER_ID)
+    if message_id is None and position is not None:
+        message_id = f"{position.epoch}-{position.offset}"
+    envelope = read_payload(
+        channel,
+        delivery.payload,
+        event=headers.get(HEADER_EVENT),
+        id=message_id,
+        timestamp=delivery.time,
+    )
+    exclude = headers.get(HEADER_EXCEPT)
+    return ChannelMessage(channel, envelope.event, envelope.body, position, exclude)
+
+
+def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
+    """A message that is read again; what was put into quarantine when it was live is skipped."""
+    try:
+        return _to_message(channel, delivery)
+    except InvalidPayload:
+        return None
 
 
 def _node_id() -> str:

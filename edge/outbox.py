@@ -66,6 +66,11 @@ class Outbox:
             if self._sink.unsent() > self.limit:
                 self.state = State.TOO_SLOW
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that are pending, or that the peer's socket has not accepted yet."""
+        return self._pending_bytes + self._sink.unsent()
+
     def close(self) -> None:
         """Take no more; what was not flushed is dropped."""
         self.state = State.CLOSED

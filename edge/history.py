@@ -1,0 +1,116 @@
+"""A channel's stored messages for clients that come back: read once for all who ask meanwhile."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, NamedTuple, cast
+
+from edge.hub import Backlog
+from edge.protocols.vocabulary import ChannelMessage, Subscribe
+from eventbus.channels import Subjects
+from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
+from eventbus.errors import EventBusError
+
+__all__ = ["CaughtUp", "History"]
+
+PAGE: Final = 500
+_TURNS: Final = 16
+_MAX_PAGES: Final = 1000
+
+_Key = tuple[str, int | None, int]
+ToMessage = Callable[[str, Delivery], ChannelMessage | None]
+
+
+class CaughtUp(NamedTuple):
+    """Where a subscription begins, the stored messages after that, and whether none is missing."""
+
+    start: Position | None
+    messages: list[ChannelMessage]
+    recovered: bool | None
+    """None when no resume was asked for."""
+    last: int
+    """Live messages up to this offset are among `messages`, or before `start`."""
+
+    def live(self, backlog: Backlog) -> list[ChannelMessage]:
+        """What passed meanwhile and is not among `messages`, volatile messages included."""
+        return [
+            message
+            for message in backlog.messages
+            if message.position is None or message.position.offset > self.last
+        ]
+
+
+class History:
+    """Reads stored messages through the driver, where it keeps any."""
+
+    def __init__(self, driver: Driver, subjects: Subjects, to_message: ToMessage) -> None:
+        """`to_message` checks a delivery and makes it a message; None for one that is none."""
+        keeps = Capability.HISTORY in driver.capabilities
+        self._driver = cast(HistoryDriver, driver) if keeps else None
+        self._subjects = subjects
+        self._to_message = to_message
+        self._waiting: dict[_Key, asyncio.Task[Page]] = {}
+        # A channel's reads take turns, so that those who come meanwhile share the next one.
+        self._turns = [asyncio.Lock() for _ in range(_TURNS)]
+
+    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
+        """What a client that resumes, or asks for history, is to get first.
+
+        `position` is where the channel stands. The caller keeps what passes from before the call,
+        in a Backlog, so that nothing falls between. Raises an EventBusError.
+        """
+        resume = command.resume
+        if self._driver is None or position is None:
+            return CaughtUp(position, [], None if resume is None else False, 0)
+        if resume is None:
+            return await self._last(command)
+        return await self._after(command.channel, resume)
+
+    async def _last(self, command: Subscribe) -> CaughtUp:
+        page = await self._read((command.channel, None, command.history))
+        last = page.position
+        if not page.messages or page.messages[0].position is None:
+            return CaughtUp(last, [], None, last.offset)
+        start = Position(page.messages[0].position.offset - 1, last.epoch)
+        return CaughtUp(start, self._messages(command.channel, page), None, last.offset)
+
+    async def _after(self, channel: str, resume: Position) -> CaughtUp:
+        messages: list[ChannelMessage] = []
+        after = resume.offset
+        for number in range(_MAX_PAGES):
+            page = await self._read((channel, after, PAGE))
+            last = page.position
+            is_ours = resume.epoch == last.epoch and resume.offset <= last.offset
+            if not is_ours or (number == 0 and not page.complete):
+                return CaughtUp(last, [], recovered=False, last=last.offset)
+            messages += self._messages(channel, page)
+            if len(page.messages) < PAGE:
+                return CaughtUp(resume, messages, recovered=True, last=last.offset)
+            position = page.messages[-1].position
+            assert position is not None, "a stored message has a position"
+            after = position.offset
+        raise EventBusError(f"{channel} has more than {_MAX_PAGES * PAGE} messages to resume")
+
+    def _messages(self, channel: str, page: Page) -> list[ChannelMessage]:
+        made = (self._to_message(channel, delivery) for delivery in page.messages)
+        return [message for message in made if message is not None]
+
+    async def _read(self, key: _Key) -> Page:
+        """A page that is read after this call; those who wait for the same one share it."""
+        task = self._waiting.get(key)
+        if task is None:
+            task = self._waiting[key] = asyncio.create_task(self._run(key))
+            task.add_done_callback(_retrieve)
+        return await asyncio.shield(task)
+
+    async def _run(self, key: _Key) -> Page:
+        channel, after, limit = key
+        async with self._turns[hash(channel) % _TURNS]:
+            del self._waiting[key]  # from here on, it is too old for those who ask
+            assert self._driver is not None
+            return await self._driver.read(self._subjects.live(channel), after=after, limit=limit)
+
+
+def _retrieve(task: "asyncio.Task[Page]") -> None:
+    """Mark an exception as seen: those who wait raise it, and there may be none left."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,182 @@
+"""History and resume: exactly what was missed, in order, then live; or a plain word that not."""
+
+import asyncio
+import random
+
+import msgspec
+import pytest
+
+from edge.history import History
+from edge.protocols.vocabulary import Subscribe
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.drivers.base import Position
+from eventbus.drivers.memory import MemoryDriver
+
+
+@pytest.fixture
+def kept():
+    """How many messages of a channel are kept."""
+    return 100
+
+
+@pytest.fixture(params=["memory", "nats"])
+async def bus(request, settings, kept):
+    if request.param == "memory":
+        settings = msgspec.structs.replace(settings, driver="memory")
+    async with EventBus(msgspec.structs.replace(settings, history_messages=kept)) as opened:
+        yield opened
+
+
+async def publish(bus, numbers, channel="general"):
+    receipts = [await bus.publish(channel, "tick", number) for number in numbers]
+    return Position(receipts[-1].offset, receipts[-1].epoch) if receipts else None
+
+
+async def messages(client, count):
+    return [await client.next() for _ in range(count)]
+
+
+def data_of(frames):
+    return [frame["data"] for frame in frames]
+
+
+async def test_resuming_client_gets_what_it_missed_in_order_then_live_messages(edge, bus):
+    cursor = await publish(bus, [0])
+    await publish(bus, range(1, 51))
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"offset": cursor.offset, "epoch": cursor.epoch})
+    assert told["recovered"] is True
+    assert told["offset"] == cursor.offset
+    await publish(bus, [51])
+    frames = await messages(client, 51)
+    assert data_of(frames) == list(range(1, 52))
+    offsets = [frame["offset"] for frame in frames]
+    assert offsets == sorted(set(offsets))
+    assert {frame["epoch"] for frame in frames} == {cursor.epoch}
+    assert await client.hears_nothing()
+
+
+async def test_client_that_missed_nothing_is_recovered_with_nothing(edge, bus):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1], channel="announcements")
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is True
+    assert await client.hears_nothing()
+
+
+async def test_evicted_messages_are_told_as_not_recovered_and_live_goes_on(edge, bus):
+    cursor = await publish(bus, [0])
+    last = await publish(bus, range(1, 150))
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is False
+    assert (told["offset"], told["epoch"]) == last
+    await publish(bus, [150])
+    assert (await client.next())["data"] == 150
+
+
+@pytest.mark.parametrize("change", [{"epoch": "another"}, {"offset": 10**9}])
+async def test_foreign_epoch_or_offset_is_not_recovered(edge, bus, change):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1])
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict() | change)
+    assert told["recovered"] is False
+    assert await client.hears_nothing()
+
+
+async def test_history_gives_the_last_few_then_live_messages(edge, bus):
+    await publish(bus, range(10))
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"history": 3})
+    assert "recovered" not in told
+    await publish(bus, [10])
+    frames = await messages(client, 4)
+    assert data_of(frames) == [7, 8, 9, 10]
+    assert told["offset"] < frames[0]["offset"]
+
+
+async def test_history_of_an_empty_channel_is_empty(edge, bus):
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"history": 5})
+    assert told["kind"] == "public"
+    assert await client.hears_nothing()
+
+
+async def test_payload_in_quarantine_is_not_replayed(edge, bus):
+    cursor = await publish(bus, [0])
+    await bus.driver.publish(bus.subjects.event("general"), b"not json")
+    await publish(bus, [1])
+    client = await edge.connect()
+    await client.subscribe("general", data=cursor._asdict())
+    assert data_of(await messages(client, 1)) == [1]
+    assert await client.hears_nothing()
+
+
+async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(start_edge, bus):
+    edge = await start_edge(bus, max_unsent_bytes=16_384)
+    cursor = await publish(bus, [0])
+    for _ in range(40):
+        await bus.publish("general", "tick", "x" * 4000)
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is True
+    assert len(await messages(client, 40)) == 40
+
+
+@pytest.mark.parametrize("kept", [2000])
+async def test_many_random_disconnects_leave_no_gap_and_no_double(edge, bus, kept):
+    total, clients, rounds = kept, 10, 30
+
+    async def feed():
+        for number in range(total):
+            await bus.publish("general", "tick", number)
+            if number % 20 == 0:
+                await asyncio.sleep(0)  # the memory driver never waits, and others have to run
+
+    async def follow(seed):
+        rng = random.Random(seed)
+        heard, cursor = [], None
+        for turn in range(rounds):
+            client = await edge.connect()
+            asked = {} if cursor is None else {"data": cursor}
+            told = await client.subscribe("general", **asked)
+            assert told.get("recovered", True), f"{seed} was {len(heard)} in at turn {turn}"
+            cursor = {"offset": told["offset"], "epoch": told["epoch"]}
+            for _ in range(rng.randrange(50)):
+                if cursor["offset"] == total:  # offsets begin at 1 and are this channel's alone
+                    break
+                frame = await client.next()
+                heard.append(frame["data"])
+                cursor = {"offset": frame["offset"], "epoch": frame["epoch"]}
+            client.socket.transport.abort()  # a disconnect, not a goodbye
+        return heard
+
+    lists, _ = await asyncio.gather(
+        asyncio.gather(*(follow(seed) for seed in range(clients))), feed()
+    )
+    for heard in lists:
+        assert heard
+        assert heard == list(range(heard[0], heard[0] + len(heard)))
+
+
+async def test_reads_for_clients_that_come_together_are_shared():
+    reads = []
+
+    class Counting(MemoryDriver):
+        async def read(self, subject, *, after, limit):
+            reads.append(after)
+            await asyncio.sleep(0.01)
+            return await super().read(subject, after=after, limit=limit)
+
+    driver = Counting()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        await publish(bus, [1])
+        history = History(driver, bus.subjects, lambda channel, delivery: None)
+        command = Subscribe("general", cursor, 0, None)
+        results = await asyncio.gather(*(history.catch_up(command, cursor) for _ in range(100)))
+    assert all(result.recovered for result in results)
+    assert len(reads) <= 2
