@@ -277,3 +277,35 @@ class QueueDriver(Driver, Protocol):
     @property
     def queues(self) -> QueueStore:
         """Its queues. Raises ConnectionFailed when the driver is not open."""
+
+
+class StateDriver(Driver, Protocol):
+    """A driver with PRESENCE: small entries that every process of the cluster sees.
+
+    Keys are dot-separated tokens as channels are, and may be as long as a subject. What is kept is
+    what nodes say of themselves: it may be lost with the broker's memory; then they say it again.
+    """
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
+        """Set an entry; it ends after `ttl_s` seconds (at least 1) unless it is set again.
+
+        Raises PublishFailed.
+        """
+
+    async def delete(self, key: str) -> None:
+        """End an entry; one that is not there is no error. Raises PublishFailed."""
+
+    async def entries(self, pattern: str) -> Mapping[str, bytes]:
+        """The entries whose keys match a filter, as of now. Raises ConnectionFailed."""
+
+    async def watch(self, pattern: str, handler: "StateHandler") -> Subscription:
+        """Be told of each change from now on: key and value, None where an entry has ended.
+
+        An entry whose time is over is told within a second. Changes that pass while there is no
+        connection are not told: who watches reads `entries` again after a loss. Raises
+        ConnectionFailed.
+        """
+
+
+StateHandler = Callable[[str, bytes | None], None]
+"""Called in the event loop for each change, in the order of each key's changes."""
