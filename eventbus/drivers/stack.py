@@ -6,8 +6,8 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Final, Literal, NoReturn, cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Literal, cast
 
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -28,11 +28,18 @@ from eventbus.drivers.base_consumer import (
     ConsumerSettings,
     GroupDriver,
 )
+from eventbus.drivers.stack_calls import (
+    close,
+    fault_of,
+    first_success,
+    give,
+    raise_failures,
+    succeeded,
+)
 from eventbus.errors import (
     ConfigError,
     ConnectionFailed,
     DriverError,
-    EncodingError,
     EventBusError,
     NotSupported,
     PublishFailed,
@@ -158,19 +165,25 @@ class StackDriver:
             if name not in self._musts and len(behind) >= MAX_BEHIND:
                 self._count(name, f"is {MAX_BEHIND} messages behind, and does not get this one")
                 continue
-            tasks[name] = task = asyncio.create_task(_give(driver, subject, payload, headers))
+            tasks[name] = task = asyncio.create_task(give(driver, subject, payload, headers))
             behind.add(task)
             task.add_done_callback(functools.partial(self._settle, name))
+        if not tasks:
+            raise PublishFailed(
+                f"a message on {subject} was not taken: {', '.join(self._open)} are each "
+                f"{MAX_BEHIND} messages behind",
+                driver=",".join(self._open),
+            )
         if self._required == "any":
-            await _first_success(tasks.values())
-            waited = {} if any(map(_succeeded, tasks.values())) else tasks
+            await first_success(tasks.values())
+            waited = {} if any(map(succeeded, tasks.values())) else tasks
         else:
             waited = {name: task for name, task in tasks.items() if name in self._musts}
             await asyncio.wait(waited.values())
-        if failures := {n: e for n, task in waited.items() if (e := task.exception()) is not None}:
-            _raise(subject, failures)
+        if failures := {n: e for n, task in waited.items() if (e := fault_of(task)) is not None}:
+            raise_failures(subject, failures)
         reader = tasks.get(self._reader)
-        return reader.result() if reader is not None and _succeeded(reader) else None
+        return reader.result() if reader is not None and succeeded(reader) else None
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Listen through the reader. Raises ConnectionFailed where that is not open."""
@@ -278,7 +291,7 @@ class StackDriver:
         while name not in self._open:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(2 * pause, _MAX_PAUSE_S)
-            await _close(name, self._drivers[name])
+            await close(name, self._drivers[name])
             try:
                 driver = self._drivers[name] = self._factories[name]()
                 await driver.open()
@@ -290,41 +303,4 @@ class StackDriver:
 
     async def _close_drivers(self) -> None:
         self._open = {}
-        await asyncio.gather(*(_close(name, driver) for name, driver in self._drivers.items()))
-
-
-async def _give(driver: Driver, subject: str, payload: bytes, headers: Headers) -> Published | None:
-    try:
-        return await driver.publish(subject, payload, headers)
-    except asyncio.CancelledError as exc:
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise
-        raise PublishFailed("the driver has given the message up", driver=driver.name) from exc
-
-
-async def _first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if any(map(_succeeded, done)):
-            return
-
-
-def _succeeded(task: asyncio.Task[Published | None]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None
-
-
-def _raise(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
-    told = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
-    message = f"a message on {subject} was not taken by {told}"
-    cause = next(iter(failures.values()))
-    if any(isinstance(failure, EncodingError) for failure in failures.values()):
-        raise EncodingError(message) from cause
-    raise PublishFailed(message, driver=",".join(failures)) from cause
-
-
-async def _close(name: str, driver: Driver) -> None:
-    try:
-        await driver.aclose()
-    except Exception:  # noqa: BLE001 - the others are to be closed all the same
-        _log.exception("the stack's driver %s could not be closed", name)
+        await asyncio.gather(*(close(name, driver) for name, driver in self._drivers.items()))

@@ -12,6 +12,7 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers import create_driver, stack as stack_module
 from eventbus.drivers.base import NO_HEADERS, Capability
+from eventbus.drivers.base_consumer import ConsumerSettings
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 from eventbus.drivers.null import NullDriver
 from eventbus.drivers.stack import StackDriver
@@ -266,6 +267,68 @@ async def test_messages_for_a_driver_that_hangs_are_bounded(opened, monkeypatch,
     audit.gate.set()
     await until(lambda: len(audit.taken) == 3)
     assert audit.taken == [b"0", b"1", b"2"]
+
+
+async def test_message_that_no_driver_can_take_in_time_is_not_lost_in_silence(opened, monkeypatch):
+    monkeypatch.setattr(stack_module, "MAX_BEHIND", 1)
+    one = Faulty("one")
+    stack = await opened(one, required="any")
+    one.gate.clear()
+    first = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"1"))
+    await asyncio.sleep(0)
+    with pytest.raises(PublishFailed, match="one are each 1 messages behind") as caught:
+        await stack.publish(SUBJECTS.event("a"), b"2")
+    assert caught.value.driver == "one"
+    one.gate.set()
+    await first
+    assert one.taken == [b"1"]
+
+
+async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_answers():
+    main = Faulty("main")
+    stack = stack_of(main, required=["main"], close_timeout=0.05)
+    await stack.open()
+    main.gate.clear()
+    publishing = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"x"))
+    await asyncio.sleep(0)
+    await stack.aclose()
+    with pytest.raises(PublishFailed, match="by main: the stack was closed meanwhile"):
+        await publishing
+
+
+async def test_driver_that_cancels_a_message_itself_has_failed(opened):
+    main = Faulty("main", publishing=asyncio.CancelledError())
+    stack = await opened(main, required=["main"])
+    with pytest.raises(PublishFailed, match="by main: the driver has given the message up"):
+        await stack.publish(SUBJECTS.event("a"), b"x")
+
+
+async def test_queues_groups_and_consumers_are_the_readers(opened):
+    main = Faulty("main")
+    stack = await opened(NullDriver(), main, required=["main"])
+    inboxes = [Inbox(), Inbox()]
+    for inbox in inboxes:
+        await stack.subscribe_group(SUBJECTS.live("a"), "workers", inbox)
+    consumer = await stack.consume("billing", SUBJECTS.live("a"), ConsumerSettings())
+    await stack.publish(SUBJECTS.event("a"), b"x")
+    [held] = await consumer.take(10)
+    assert held.delivery.payload == b"x"
+    await held.ack()
+    await until(lambda: sum(len(inbox.deliveries) for inbox in inboxes) == 1)
+    assert stack.queues is main.queues
+    await consumer.aclose()
+
+
+async def test_what_the_reader_cannot_do_is_not_supported(opened):
+    stack = await opened(NullDriver(), required=["null"])
+    assert stack.capabilities == frozenset()
+    with pytest.raises(NotSupported, match="has no groups") as caught:
+        await stack.subscribe_group(SUBJECTS.live("a"), "workers", Inbox())
+    assert caught.value.driver == "null"
+    with pytest.raises(NotSupported, match="has no consumers"):
+        await stack.consume("a", SUBJECTS.live("a"), ConsumerSettings())
+    with pytest.raises(NotSupported, match="has no queue"):
+        _ = stack.queues
 
 
 async def test_any_is_content_with_one_and_does_not_wait_for_the_rest(opened):
