@@ -24,10 +24,13 @@ from eventbus.errors import (
     InvalidName,
     InvalidPattern,
     InvalidPayload,
+    JobTimeout,
     NotSupported,
     PublishFailed,
     ServerError,
     StreamMismatch,
+    UnknownEvent,
+    WorkerLost,
 )
 from eventbus.events import (
     Event,
@@ -38,9 +41,12 @@ from eventbus.events import (
     event_type,
     event_types,
 )
+from eventbus.jobs import FailedJob
 from eventbus.listeners import Listeners, listen
 from eventbus.message import Message, Receipt, validate_event_name
+from eventbus.queue import QueuePolicy, ShouldQueue
 from eventbus.subscriptions import EventSubscription
+from eventbus.worker import Worker
 
 __all__ = [
     "BusState",
@@ -60,22 +66,29 @@ __all__ = [
     "EventFieldError",
     "EventMeta",
     "EventSubscription",
+    "FailedJob",
     "InvalidChannel",
     "InvalidEventName",
     "InvalidName",
     "InvalidPattern",
     "InvalidPayload",
+    "JobTimeout",
     "Listeners",
     "Message",
     "NotSupported",
     "Pattern",
     "PublishFailed",
+    "QueuePolicy",
     "Receipt",
     "ServerError",
     "Settings",
     "ShouldBroadcast",
+    "ShouldQueue",
     "StreamMismatch",
     "Subjects",
+    "UnknownEvent",
+    "Worker",
+    "WorkerLost",
     "create_driver",
     "event_definition",
     "event_type",

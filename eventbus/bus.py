@@ -11,12 +11,12 @@ from eventbus import current
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
-from eventbus.drivers.base import NO_HEADERS, Driver, Headers
+from eventbus.drivers.base import NO_HEADERS, Driver, Headers, QueueStore
 from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NotSupported
 from eventbus.events import Event, event_definition
 from eventbus.headers import check_headers, check_id
-from eventbus.jobs import Job, job_of, push
+from eventbus.jobs import Job, job_of, push, queue_store
 from eventbus.listeners import Listeners, default_listeners
 from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
 from eventbus.outgoing import headers_of, messages_of
@@ -231,6 +231,14 @@ class EventBus:
         await self.listeners.run(event, raise_errors=True)
         return receipts
 
+    async def queues(self, connection: str | None = None) -> QueueStore:
+        """The queues of a driver: the bus's own, or that of the name `connection`.
+
+        Raises NotSupported for a driver without queues, ConfigError, ConnectionFailed.
+        """
+        driver = self.driver if connection is None else await self._others.get(connection)
+        return queue_store(driver)
+
     def transaction(self) -> Transaction:
         """`async with bus.transaction():` holds events that are queued `after_commit`.
 
@@ -282,7 +290,7 @@ class EventBus:
         self._in_flight += 1
         try:
             if isinstance(outgoing, Job):
-                return await push(self._driver_of(outgoing), outgoing)
+                return await push(await self.queues(outgoing.connection), outgoing)
             return await self._publish(outgoing)
         finally:
             self._in_flight -= 1
@@ -304,15 +312,6 @@ class EventBus:
             return Receipt(channel, message.id, None, None)
         position = stored.position
         return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
-
-    def _driver_of(self, job: Job) -> Driver:
-        if job.connection in (None, self.driver.name):
-            return self.driver
-        raise NotSupported(
-            f"event {job.event!r} has queue_connection={job.connection!r}, and this bus has the "
-            f"driver {self.driver.name} alone",
-            driver=self.driver.name,
-        )
 
     async def _finish(self) -> None:
         self._state = BusState.CLOSED

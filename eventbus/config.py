@@ -130,6 +130,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal[1, 3, 5],
         Var("BROADCAST_HISTORY_REPLICAS", "copies of the stream in a NATS cluster", "1, 3 or 5"),
     ] = 1
+    queue_lease: Annotated[
+        Annotated[float, msgspec.Meta(ge=1, le=3600)],
+        Var(
+            "BROADCAST_QUEUE_LEASE",
+            "how soon the jobs of a worker that died are given to another",
+            "1 to 3600 seconds",
+        ),
+    ] = 30.0
+    queue_bytes: Annotated[
+        Count,
+        Var("BROADCAST_QUEUE_BYTES", "bytes of all queues; jobs are refused beyond", "1 or more"),
+    ] = 1024**3
+    failed_bytes: Annotated[
+        Count,
+        Var("BROADCAST_FAILED_BYTES", "bytes of failed jobs; the oldest go beyond", "1 or more"),
+    ] = 64 * 1024**2
     redis_enabled: Annotated[
         bool,
         Var("BROADCAST_REDIS_ENABLED", "whether the redis driver may be used", "true or false"),

@@ -12,6 +12,9 @@
     ├── EncodingError               data that cannot be made JSON, or a message over the size limit
     ├── BusStateError               no bus is open, or this one is not
     ├── DispatchFailed              some of several messages were not published; holds each failure
+    ├── JobTimeout                  a queued event's listeners took longer than its `timeout`
+    ├── UnknownEvent                a queued event of a type that the worker does not know
+    ├── WorkerLost                  a queued event whose workers were lost at every try
     └── DriverError                 a driver's fault; `driver` names it
         ├── ConnectionFailed        the broker cannot be reached, or refuses us
         ├── PublishFailed           a message that the broker has not acknowledged
@@ -39,10 +42,13 @@ __all__ = [
     "InvalidName",
     "InvalidPattern",
     "InvalidPayload",
+    "JobTimeout",
     "NotSupported",
     "PublishFailed",
     "ServerError",
     "StreamMismatch",
+    "UnknownEvent",
+    "WorkerLost",
 ]
 
 
@@ -120,6 +126,18 @@ class DispatchFailed(EventBusError):
         super().__init__(message)
         self.failures = failures
         self.receipts = receipts
+
+
+class JobTimeout(EventBusError):
+    """The listeners and the broadcast of a queued event took longer than its `timeout`."""
+
+
+class UnknownEvent(EventBusError):
+    """A queued event is of a type that the worker which took it does not know."""
+
+
+class WorkerLost(EventBusError):
+    """Each worker that took a queued event ended, or lost its connection, before it was done."""
 
 
 class DriverError(EventBusError):

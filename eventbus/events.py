@@ -106,7 +106,7 @@ _types: dict[str, "type[Event]"] = {}
 _RESERVED_FIELDS: Final = frozenset(
     {
         *("dispatch", "dispatch_if", "dispatch_unless", "event_meta", "to_others", "with_meta"),
-        *(name for name in vars(ShouldBroadcast) if name[0] != "_"),
+        *(name for name in (*vars(ShouldBroadcast), *vars(ShouldQueue)) if name[0] != "_"),
     }
 )
 

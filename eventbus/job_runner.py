@@ -8,13 +8,10 @@ import msgspec
 
 from eventbus.bus import EventBus
 from eventbus.drivers.base import Taken
-from eventbus.errors import EventBusError, InvalidPayload
+from eventbus.errors import EventBusError, InvalidPayload, JobTimeout, UnknownEvent, WorkerLost
 from eventbus.events import Event
 from eventbus.jobs import (
     Job,
-    JobTimeout,
-    UnknownEvent,
-    WorkerLost,
     event_of,
     failed_job,
     failure_of,

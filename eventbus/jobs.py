@@ -9,7 +9,7 @@ from typing import Final, cast
 import msgspec
 
 from eventbus.drivers.base import Capability, Driver, Failure, QueueDriver, QueueStore
-from eventbus.errors import EventBusError, InvalidPayload, NotSupported
+from eventbus.errors import InvalidPayload, NotSupported, UnknownEvent
 from eventbus.events import (
     Event,
     EventMeta,
@@ -25,9 +25,6 @@ from eventbus.queue import ShouldQueue, pause_after, policy_of
 __all__ = [
     "FailedJob",
     "Job",
-    "JobTimeout",
-    "UnknownEvent",
-    "WorkerLost",
     "event_of",
     "failed_job",
     "failed_jobs",
@@ -40,20 +37,11 @@ __all__ = [
 ]
 
 MAX_TRACEBACK: Final = 4000
+MAX_LINE: Final = 500
 MAX_MESSAGE: Final = 1000
+MAX_INFO: Final = 15_000
+"""Characters of what is written of a failure; escaped, some take twelve."""
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-
-
-class UnknownEvent(EventBusError):
-    """A job's event type is not known to the worker that took it."""
-
-
-class WorkerLost(EventBusError):
-    """Every worker that took the job ended, or lost its connection, before the job was done."""
-
-
-class JobTimeout(EventBusError):
-    """The listeners and the broadcast of a job took longer than its `timeout`."""
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -167,10 +155,10 @@ def queue_store(driver: Driver) -> QueueStore:
     return cast(QueueDriver, driver).queues
 
 
-async def push(driver: Driver, job: Job) -> Receipt:
+async def push(store: QueueStore, job: Job) -> Receipt:
     """Store a job; returns when it is safe. Raises DriverError and EncodingError."""
     payload = _encoder.encode(msgspec.structs.replace(job, delay=0.0, connection=None))
-    stored = await queue_store(driver).push(job.queue, job.meta.id, payload, job.delay)
+    stored = await store.push(job.queue, job.meta.id, payload, job.delay)
     offset, epoch = stored.position
     return Receipt("", job.meta.id, offset, epoch, stored.duplicate, job.queue)
 
@@ -180,7 +168,7 @@ def failed_job(
 ) -> FailedJob:
     """What is to be known of a job that ended with `exc`; `key` is its id where it has none."""
     cls = type(exc)
-    text = "".join(traceback.format_exception(exc))
+    lines = [_cut(line, MAX_LINE) for line in "".join(traceback.format_exception(exc)).split("\n")]
     return FailedJob(
         id=key if job is None else job.meta.id,
         queue=queue,
@@ -189,14 +177,15 @@ def failed_job(
         failed_at=utc_now(),
         error=cls.__qualname__ if cls.__module__ == "builtins" else qualified_name(cls),
         message=_cut(_told(exc), MAX_MESSAGE),
-        traceback=text[-MAX_TRACEBACK:],
+        traceback="\n".join(lines)[-MAX_TRACEBACK:],
     )
 
 
 def failure_of(failed: FailedJob, payload: bytes) -> Failure:
     """A failed job as drivers keep it."""
-    # msgspec does not write ASCII alone, which a header's value has to be.
-    info = json.dumps(msgspec.to_builtins(failed), separators=(",", ":"))
+    while len(info := _ascii(failed)) > MAX_INFO:
+        half = len(failed.traceback) // 2 + 1
+        failed = msgspec.structs.replace(failed, traceback=failed.traceback[half:])
     return Failure(failed.id, failed.queue, info, payload)
 
 
@@ -220,6 +209,11 @@ def read_failure(failure: Failure) -> FailedJob:
 async def failed_jobs(store: QueueStore, limit: int = 100) -> list[FailedJob]:
     """The oldest failed jobs, up to `limit`. Raises ConnectionFailed."""
     return [read_failure(failure) for failure in await store.failures(limit)]
+
+
+def _ascii(failed: FailedJob) -> str:
+    # msgspec does not write ASCII alone, which a header's value has to be.
+    return json.dumps(msgspec.to_builtins(failed), separators=(",", ":"))
 
 
 def _told(exc: BaseException) -> str:

@@ -22,7 +22,6 @@ from eventbus.bus import EventBus
 from eventbus.drivers.base import QueueReader, Taken
 from eventbus.errors import DriverError
 from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, is_cancelled
-from eventbus.jobs import queue_store
 from eventbus.queue import DEFAULT_QUEUE, validate_queue
 
 __all__ = ["Counters", "Worker"]
@@ -43,6 +42,7 @@ class Worker:
         *,
         queues: Iterable[str] = (DEFAULT_QUEUE,),
         concurrency: int = 16,
+        connection: str | None = None,
         grace: float = 30.0,
         max_jobs: int | None = None,
         max_time: float | None = None,
@@ -50,11 +50,13 @@ class Worker:
         """Nothing is taken yet.
 
         queues: their names, the most urgent first; the next one is looked at when all before it
-        are empty. concurrency: how many jobs run at once. grace: the seconds in which those under
+        are empty. concurrency: how many jobs run at once. connection: the name of the driver
+        whose queues they are, the bus's own by default; what is broadcast goes through the bus's.
+        grace: the seconds in which those under
         way may finish when the worker stops. max_jobs, max_time: stop after as many jobs taken, or
         seconds.
 
-        Raises ValueError for what is not allowed, and NotSupported for a driver without queues.
+        Raises ValueError for what is not allowed.
         """
         self.queues = tuple(dict.fromkeys(map(validate_queue, queues)))
         if not self.queues:
@@ -70,7 +72,7 @@ class Worker:
         self._grace = grace
         self._max_jobs = max_jobs
         self._max_time = max_time
-        self._store = queue_store(bus.driver)
+        self._connection = connection
         self._readers: dict[str, QueueReader] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
         self._held: dict[str, collections.deque[Taken]] = {}
@@ -85,12 +87,14 @@ class Worker:
         """Work until `stop`, `max_jobs` or `max_time`; what is under way then is finished.
 
         Faults of the broker are logged and waited out. Cancelling it hands back what it holds.
+        Raises NotSupported for a driver without queues.
         """
-        self._readers = {queue: self._store.reader(queue) for queue in self.queues}
+        store = await self.bus.queues(self._connection)
+        self._readers = {queue: store.reader(queue) for queue in self.queues}
         self._held = {queue: collections.deque() for queue in self.queues}
         loop = asyncio.get_running_loop()
         timer = None if self._max_time is None else loop.call_later(self._max_time, self.stop)
-        keeper = asyncio.create_task(self._runner.keep_leases(self._store.lease))
+        keeper = asyncio.create_task(self._runner.keep_leases(store.lease))
         _log.info("working on %s, %d at once", ", ".join(self.queues), self.concurrency)
         try:
             await self._work()

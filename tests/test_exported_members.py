@@ -22,14 +22,15 @@ MODULES = sorted(
 )
 
 EXPORTED = {
-    "BusState", "BusStateError", "ChannelKind", "ConfigError", "ConnectionFailed", "DispatchFailed",
-    "DriverError", "EncodingError", "Event", "EventBus", "EventBusError", "EventContext",
-    "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta", "EventSubscription",
-    "InvalidChannel", "InvalidEventName", "InvalidName", "InvalidPattern", "InvalidPayload",
-    "Listeners", "Message", "NotSupported", "Pattern", "PublishFailed", "Receipt", "ServerError",
-    "Settings", "ShouldBroadcast", "StreamMismatch", "Subjects", "create_driver",
-    "event_definition", "event_type", "event_types", "listen", "validate_channel",
-    "validate_event_name",
+    "BusState", "BusStateError", "ChannelKind", "ConfigError", "ConnectionFailed",
+    "DispatchFailed", "DriverError", "EncodingError", "Event", "EventBus", "EventBusError",
+    "EventContext", "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta",
+    "EventSubscription", "FailedJob", "InvalidChannel", "InvalidEventName", "InvalidName",
+    "InvalidPattern", "InvalidPayload", "JobTimeout", "Listeners", "Message", "NotSupported",
+    "Pattern", "PublishFailed", "QueuePolicy", "Receipt", "ServerError", "Settings",
+    "ShouldBroadcast", "ShouldQueue", "StreamMismatch", "Subjects", "UnknownEvent", "Worker",
+    "WorkerLost", "create_driver", "event_definition", "event_type", "event_types", "listen",
+    "validate_channel", "validate_event_name",
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ class MemoryReader:
     async def fetch(self, limit: int) -> Sequence[MemoryTaken]:
         """What is ready now."""
         queue = self._queues.queue(self._name)
-        taken = []
+        taken: list[MemoryTaken] = []
         while queue.ready and len(taken) < limit:
             stored = queue.ready.popleft()
             stored.attempts += 1

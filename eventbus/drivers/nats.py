@@ -53,7 +53,9 @@ class NatsDriver:
     """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
 
     name = DRIVER
-    capabilities = frozenset({Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE})
+    capabilities = frozenset(
+        {Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE}
+    )
 
     def __init__(self, settings: Settings) -> None:
         """Without `nats_url`, a nats-server is started, and ended with the driver."""

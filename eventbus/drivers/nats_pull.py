@@ -202,7 +202,7 @@ class _Inlet:
             # A client that has lost its connection has forgotten the subscription already.
             with contextlib.suppress(nats_errors.Error, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
-                    await subscription.drain()
+                    await subscription.drain()  # type: ignore[no-untyped-call]
 
     async def _listen(self) -> Client:
         client = self._connection.client

@@ -67,6 +67,7 @@ class NatsQueues:
         self._epoch = ""
         self._why_no_delay = ""
         self._making = asyncio.Lock()
+        self._order = asyncio.Lock()
         self._consumers: set[str] = set()
         self._readers: set[NatsReader] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,16 +88,21 @@ class NatsQueues:
             "duplicate_window": int(_DUPLICATES_S * _NANO),
         }
 
+    @property
+    def _is_made(self) -> bool:
+        return bool(self._epoch)
+
     async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
         """Store a job; see `QueueStore.push`."""
-        await self._ensure_streams()
+        async with self._order:  # of concurrent pushes, the first to come is the first to be sent
+            await self._ensure_streams()
+            await self._check_room(queue)
         limit = self.connection.max_payload - ROOM_FOR_FAILURE
         if len(payload) > limit:
             raise EncodingError(
                 f"a job of {len(payload)} bytes for queue {queue} is too large: the server's "
                 f"max_payload leaves {limit} bytes"
             )
-        await self._check_room(queue)
         subject, headers = f"{self._root}{queue}", {HEADER_ID: id}
         if delay > 0:
             self._require_schedules()
@@ -236,10 +242,10 @@ class NatsQueues:
         return Published(Position(ack.seq, self._epoch), ack.duplicate)
 
     async def _ensure_streams(self) -> None:
-        if self._epoch:
+        if self._is_made:
             return
         async with self._making:
-            if self._epoch:
+            if self._is_made:
                 return
             seconds = self._settings.connect_timeout
             what = f"STREAM.CREATE.{self.name}"
