@@ -21,6 +21,8 @@ __all__ = [
     "QueueReader",
     "QueueStats",
     "QueueStore",
+    "StateDriver",
+    "StateHandler",
     "Subscription",
     "Taken",
 ]
