@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 import msgspec
 import pytest
 import pytest_asyncio
-from hypothesis import given, strategies as st
+from hypothesis import given, settings as bounds, strategies as st
 
 from eventbus.bus import EventBus
 from eventbus.channels import Subjects
@@ -250,6 +250,7 @@ def masked(value):
     return [masked(each) for each in value] if isinstance(value, list) else value
 
 
+@bounds(deadline=None)
 @given(VALUES, st.booleans(), st.sampled_from([None, 2]))
 def test_masking_any_json_masks_its_secrets_and_keeps_the_rest(value, ascii_only, indent):
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
