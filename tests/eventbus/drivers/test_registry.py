@@ -15,6 +15,11 @@ from eventbus.errors import ConfigError
 BUILT_IN = ("memory", "nats", "redis", "log", "stack", "null")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+
 @pytest.fixture
 def registered():
     """Registers drivers, and takes them back."""
