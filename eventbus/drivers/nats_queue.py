@@ -88,7 +88,6 @@ class NatsQueues:
             "duplicate_window": int(_DUPLICATES_S * _NANO),
         }
 
-    @property
     def _is_made(self) -> bool:
         return bool(self._epoch)
 
@@ -242,10 +241,10 @@ class NatsQueues:
         return Published(Position(ack.seq, self._epoch), ack.duplicate)
 
     async def _ensure_streams(self) -> None:
-        if self._is_made:
+        if self._is_made():
             return
         async with self._making:
-            if self._is_made:
+            if self._is_made():
                 return
             seconds = self._settings.connect_timeout
             what = f"STREAM.CREATE.{self.name}"
