@@ -1,0 +1,247 @@
+"""`eventbus queue`: what its commands print, for people and for programs, and how they fail."""
+
+import asyncio
+import datetime
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.drivers.base import QueueStore
+from eventbus.jobs import FailedJob, failure_of
+
+HERE = Path(__file__).parent
+APPS = HERE.parent
+ROOT = APPS.parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def environment(settings: Settings) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "NATS_URL": settings.nats_url,
+        "BROADCAST_CHANNELS_PREFIX": settings.namespace,
+        "BROADCAST_HISTORY_BYTES": str(settings.history_bytes),
+        "BROADCAST_FAILED_BYTES": "1000000",
+        "NO_COLOR": "1",
+    }
+
+
+@pytest.fixture
+def run(environment) -> Run:
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "queue"]
+        options = {"env": environment, "cwd": APPS, **options}
+        return subprocess.run(
+            [*command, *arguments], check=False, capture_output=True, text=True, timeout=30,
+            **options,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def with_queues(settings) -> Callable[..., None]:
+    """Calls something with the queues of the test's namespace."""
+
+    def call(use) -> None:
+        async def main() -> None:
+            changed = msgspec.structs.replace(settings, failed_bytes=1_000_000)
+            async with EventBus(changed) as bus:
+                await use(await bus.queues())
+
+        asyncio.run(main())
+
+    return call
+
+
+def _failed(number: int, **changes) -> FailedJob:
+    fields = {
+        "id": f"job-{number}",
+        "queue": "invoices",
+        "event": "SendInvoice",
+        "attempts": 3,
+        "failed_at": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+        "error": "ValueError",
+        "message": "no such order",
+        "traceback": "Traceback …",
+    }
+    return FailedJob(**{**fields, **changes})
+
+
+async def _fail(store: QueueStore, *failed: FailedJob) -> None:
+    reader = store.reader("invoices")
+    for each in failed:
+        await store.push("invoices", each.id, b"{}", 0)
+        (taken,) = await reader.fetch(1)
+        await taken.fail(failure_of(each, taken.payload))
+
+
+def test_stats_show_each_queue_and_the_failures(run, with_queues):
+    async def fill(store: QueueStore) -> None:
+        for n in range(12):
+            await store.push("high_priority", f"h{n}", b"{}", 0)
+        await store.push("default", "d", b"{}", 0)
+        await store.push("default", "later", b"{}", 300)
+        await _fail(store, _failed(1))
+
+    with_queues(fill)
+    shown = run("stats")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == (
+        "queue          ready  taken  delayed\n"
+        "default        1      0      1\n"
+        "high_priority  12     0      0\n"
+        "invoices       0      0      0\n"
+        "failed: 1\n"
+    )
+    told = json.loads(run("stats", "--json").stdout)
+    assert told["failed"] == 1
+    assert {"queue": "default", "ready": 1, "taken": 0, "delayed": 1} in told["queues"]
+
+
+def test_stats_of_no_queues(run):
+    assert run("stats").stdout == "queue  ready  taken  delayed\nfailed: 0\n"
+
+
+def test_failed_jobs_are_listed_in_a_table_and_as_json(run, with_queues):
+    odd = _failed(2, event="", error="mod.Odd", message="line\nbreak \x1b[31m" + "x" * 100)
+    with_queues(lambda store: _fail(store, _failed(1), odd))
+    shown = run("failed")
+    assert shown.returncode == 0, shown.stderr
+    header, first, second = shown.stdout.splitlines()
+    assert header.split("  ")[0] == "id"
+    assert first == (
+        "job-1  invoices  SendInvoice  3         2026-01-02 03:04:05Z  ValueError: no such order"
+    )
+    assert second.startswith("job-2  invoices  ?            3         2026-01-02 03:04:05Z  ")
+    assert second.endswith("…")
+    assert "\x1b" not in shown.stdout
+
+    told = json.loads(run("failed", "--json", "--limit", "1").stdout)
+    assert [each["id"] for each in told] == ["job-1"]
+    assert told[0]["traceback"] == "Traceback …"
+
+
+def test_failed_job_is_queued_again_by_its_id(run, with_queues):
+    with_queues(lambda store: _fail(store, _failed(1), _failed(2)))
+    shown = run("retry", "job-1")
+    assert (shown.returncode, shown.stdout) == (0, "retried job-1\n")
+    told = json.loads(run("stats", "--json").stdout)
+    assert told == {
+        "queues": [{"queue": "invoices", "ready": 1, "taken": 0, "delayed": 0}],
+        "failed": 1,
+    }
+    assert json.loads(run("retry", "--all", "--json").stdout) == {
+        "retried": ["job-2"],
+        "unknown": [],
+    }
+
+
+def test_failed_jobs_are_forgotten_and_flushed(run, with_queues):
+    with_queues(lambda store: _fail(store, _failed(1), _failed(2), _failed(3)))
+    assert run("forget", "job-1").stdout == "forgotten job-1\n"
+    assert run("flush", input="n\n").returncode == 1
+    assert json.loads(run("stats", "--json").stdout)["failed"] == 2
+    assert run("flush", "--yes").stdout == "flushed 2 failed jobs\n"
+    assert json.loads(run("flush", "--yes", "--json").stdout) == {"flushed": 0}
+
+
+@pytest.mark.parametrize("command", ["retry", "forget"])
+def test_unknown_id_is_told_and_the_others_are_done(run, with_queues, command):
+    with_queues(lambda store: _fail(store, _failed(1)))
+    shown = run(command, "nobody", "job-1")
+    assert shown.returncode == 1
+    assert "job-1" in shown.stdout
+    assert "no failed job has the id nobody" in shown.stderr
+    assert json.loads(run("stats", "--json").stdout)["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["retry"], "or --all"),
+        (["retry", "--all", "job-1"], "or --all"),
+        (["forget"], "give the ids"),
+        (["work", "--queue", "a b"], "--queue: 'a b' is not a queue's name"),
+        (["work", "--queue", ","], "--queue: a worker needs a queue"),
+        (["work", "--concurrency", "0"], "concurrency"),
+        (["work", "--app", "no_such_app"], "--app no_such_app: there is no such module"),
+        (["stats", "--connection", "nonsense"], "'nonsense' is no driver"),
+    ],
+)
+def test_wrong_usage_is_told_with_exit_code_2(run, arguments, told):
+    shown = run(*arguments)
+    assert shown.returncode == 2
+    assert told in " ".join(shown.stderr.split())
+    assert "Traceback" not in shown.stderr
+
+
+def test_module_that_lacks_a_module_itself_shows_where(run, tmp_path):
+    (tmp_path / "broken_app.py").write_text("import no_such_dependency\n")
+    shown = run("work", "--app", "broken_app", cwd=tmp_path)
+    assert shown.returncode == 1
+    assert "No module named 'no_such_dependency'" in shown.stderr
+    assert "broken_app.py" in shown.stderr
+
+
+def test_driver_without_queues_is_told(run, environment):
+    shown = run("work", env={**environment, "BROADCAST_DRIVER": "null"})
+    assert shown.returncode == 1
+    assert "the driver null has no queue: set BROADCAST_DRIVER" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_broker_that_is_not_there_is_told(run, environment):
+    shown = run(
+        "stats",
+        env={**environment, "NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"},
+    )
+    assert shown.returncode == 1
+    assert "cannot connect to nats://127.0.0.1:1" in shown.stderr
+
+
+def test_worker_works_on_what_an_application_defines_and_says_so(run, settings):
+    spec = importlib.util.spec_from_file_location("queue_app", APPS / "queue_app.py")
+    app = sys.modules.get("queue_app")
+    if app is None:
+        app = sys.modules["queue_app"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(app)
+
+    async def main() -> None:
+        async with EventBus(settings) as bus:
+            await bus.dispatch(app.WorkerSleeps(n=1), app.WorkerSleeps(n=2))
+
+    asyncio.run(main())
+    shown = run("work", "--app", "queue_app", "--max-jobs", "2", "--queue", " high , default ,")
+    assert shown.returncode == 0, shown.stderr
+    assert "working on high, default, 16 at once" in shown.stderr
+    assert shown.stderr.count("event 'WorkerSleeps'") == 2
+    assert "2 taken, 2 done, 0 retried, 0 failed, 0 handed_back" in shown.stderr
+
+
+def test_worker_that_is_idle_ends_at_a_signal(environment):
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from eventbus.cli.app import main; main()", "queue", "work"],
+        env=environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        assert any("working on default" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
