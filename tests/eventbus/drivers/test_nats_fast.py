@@ -196,6 +196,22 @@ def test_headers_are_a_mapping_parsed_once_when_asked():
         headers["C"]
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"NATS/1.0\r\nA: 1\r\nAB: 2\r\nB:3\r\nA: 4\r\nC:\xc3\xa4 \xff\r\n\r\n",
+        b"NATS/1.0 503 No Responders\r\nA: 1\r\n\r\n",
+        b"NATS/1.0\r\nA: cut",
+        b"",
+    ],
+)
+def test_one_header_is_found_without_parsing_as_it_is_with(raw):
+    for key in ("A", "AB", "B", "C", "D", "Status", "Description", "NATS/1.0", "", "ä"):
+        alone, all_of_them = RawHeaders(raw), dict(RawHeaders(raw))
+        assert alone.get(key) == all_of_them.get(key), key
+        assert alone.get(key, "-") == all_of_them.get(key, "-"), key
+
+
 @pytest.mark.parametrize("raw", [b"", b"NATS/1.0", b"NATS/1.0\r\n\r\n", b"\xff\xff", b"NATS/1.0 "])
 def test_broken_headers_are_empty_or_a_status_and_never_an_error(raw):
     headers = RawHeaders(raw)
