@@ -30,7 +30,13 @@ from eventbus.drivers.redis_publish import Publisher
 from eventbus.drivers.redis_store import Store
 from eventbus.drivers.redis_subscription import Cursor, RedisSubscription
 from eventbus.drivers.redis_target import Target
-from eventbus.drivers.redis_wire import decode, glob_of, validate_filter, validate_subject
+from eventbus.drivers.redis_wire import (
+    REPEATED_PREFIX,
+    decode,
+    glob_of,
+    validate_filter,
+    validate_subject,
+)
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["RedisDriver"]
@@ -204,8 +210,14 @@ class RedisDriver:
     def _on_message(self, node: Node, glob: bytes | None, channel: bytes, data: bytes) -> None:
         key = (self._exact, channel) if glob is None else ("PSUBSCRIBE", glob)
         listeners = self._interests.get(key)
-        if not listeners or (glob is not None and not self._nodes.tells(node, channel)):
+        if not listeners:
             return
+        if glob is not None and self._nodes.layout.slots is not None:
+            run = b""
+            if data.startswith(REPEATED_PREFIX):
+                run, _, data = data[len(REPEATED_PREFIX) :].partition(b" ")
+            if not self._nodes.tells(node, channel, run):
+                return
         subject = channel.decode(errors="replace")
         delivery = decode(subject, data)
         if delivery.position is not None and not subject.startswith(self._live):

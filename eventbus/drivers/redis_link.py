@@ -85,8 +85,10 @@ class Link(ABC):
         tasks = [task for task in self._tasks if task is not current]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._disconnect()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:  # also when the one who closes is cancelled
+            await self._disconnect()
 
     def _send(self, *args: bytes | str | int) -> None:
         if self.error is not None:
@@ -208,10 +210,15 @@ class ListenLink(Link):
         address: str,
         on_lost: Callable[[], None],
         on_message: OnMessage,
+        on_moved: Callable[[], None],
     ) -> None:
-        """`on_message` is called for each message; it must not raise."""
+        """`on_message` is called for each message, and must not raise; `on_moved` when the server
+
+        has ended subscriptions, for their slot is another node's now.
+        """
         super().__init__(connection, address, on_lost)
         self._on_message = on_message
+        self._on_moved = on_moved
         self._confirmed: dict[tuple[str, bytes], asyncio.Future[None]] = {}
         self._asked: dict[bytes, collections.deque[asyncio.Future[None]]] = {}
 
@@ -238,8 +245,8 @@ class ListenLink(Link):
             self._send(command.replace("SUB", "UNSUB"), name)
 
     def _take(self, reply: Any) -> None:
-        if isinstance(reply, exceptions.RedisError):  # to a subscription: the slot has moved, ...
-            raise reply
+        if isinstance(reply, exceptions.RedisError):
+            raise reply  # to a subscription, and it does not say which: all are made anew
         match reply:
             case [b"message" | b"smessage", channel, data]:
                 self._on_message(None, channel, data)
@@ -247,12 +254,9 @@ class ListenLink(Link):
                 self._on_message(glob, channel, data)
             case [b"subscribe" | b"psubscribe" | b"ssubscribe" as kind, name, _]:
                 self._confirm(kind + b" " + name)
-            case [b"sunsubscribe", name, _] if ("SSUBSCRIBE", name) in self._confirmed and (
-                b"ssubscribe " + name not in self._asked
-            ):
-                raise exceptions.ClusterDownError(
-                    f"the slot of {name.decode(errors='replace')} has moved to another node"
-                )
+            case [b"sunsubscribe", name, _] if b"ssubscribe " + name not in self._asked:
+                if self._confirmed.pop(("SSUBSCRIBE", name), None) is not None:
+                    self._on_moved()
 
     def _confirm(self, reply: bytes) -> None:
         asked = self._asked[reply]

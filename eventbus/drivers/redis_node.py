@@ -29,8 +29,9 @@ class Node:
         address: Address,
         on_message: OnNodeMessage,
         on_lost: Callable[["Node"], None],
+        on_moved: Callable[[], None],
     ) -> None:
-        """`on_lost` is called once, when the node is lost by itself."""
+        """`on_lost` is called once, when the node is lost by itself; `on_moved`: see ListenLink."""
         self.address = address
         self.run = ""
         """The server's run: another after each of its starts."""
@@ -45,6 +46,7 @@ class Node:
             str(address),
             self._lose,
             lambda glob, channel, data: on_message(self, glob, channel, data),
+            on_moved,
         )
 
     @property
@@ -90,7 +92,10 @@ class Node:
     async def aclose(self) -> None:
         """Let go of both connections."""
         self._lost = True
-        await asyncio.gather(self.commands.aclose(), self.messages.aclose())
+        try:
+            await self.commands.aclose()
+        finally:  # also when the one who closes is cancelled
+            await self.messages.aclose()
 
     def _lose(self) -> None:
         if not self._lost:

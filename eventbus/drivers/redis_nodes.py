@@ -67,10 +67,14 @@ class Nodes:
             raise ConnectionFailed(str(node.error), driver=DRIVER)
         return node
 
-    def tells(self, node: Node, channel: bytes) -> bool:
-        """Whether this node is the one that speaks for a channel: others repeat what it says."""
-        if self.layout.slots is None:
-            return True
+    def tells(self, node: Node, channel: bytes, run: bytes) -> bool:
+        """Whether this node is the one to hear on a channel: the others repeat what it says.
+
+        It is the one whose `run` it is; for what anybody else has sent, the one of the channel.
+        """
+        runs = {other.run.encode() for other in self._nodes.values()}
+        if run in runs:
+            return node.run.encode() == run
         try:
             return self.layout.address_of(channel) == node.address
         except ConnectionFailed:
@@ -164,7 +168,7 @@ class Nodes:
             await node.aclose()
 
     async def _connect(self, address: Address) -> None:
-        node = Node(self.target, address, self._on_message, self._lose)
+        node = Node(self.target, address, self._on_message, self._lose, self.doubt)
         await node.open()
         if self._closed:
             await node.aclose()

@@ -139,15 +139,26 @@ class Publisher:
                     if self._nodes.layout.slots is None:
                         await self._nodes.of(channel).commands.call("PUBLISH", channel, frame)
                     else:
-                        await self._nodes.evaluate(
-                            channel, PUBLISH_SHARDED, [channel], lambda _node: (frame,)
-                        )
+                        await self._send_sharded(channel, frame)
                 finally:
                     self._window.give(len(frame))
         except TimeoutError:
             raise self._failed(subject, None, f"within {self._timeout:g} s") from None
         except (ConnectionFailed, exceptions.RedisError, exceptions.RedisClusterException) as exc:
             raise self._failed(subject, exc, "") from exc
+
+    async def _send_sharded(self, channel: bytes, frame: bytes) -> None:
+        while True:
+            try:
+                await self._nodes.evaluate(
+                    channel, PUBLISH_SHARDED, [], lambda node: (channel, frame, node.run)
+                )
+                return
+            except exceptions.ResponseError as exc:
+                if "non local" not in str(exc):  # what Redis says in a script in place of MOVED
+                    raise
+            self._nodes.doubt()
+            await asyncio.sleep(_FIRST_PAUSE_S)
 
     async def drain(self, seconds: float) -> bool:
         """Whether all that is in flight has an end within that time."""

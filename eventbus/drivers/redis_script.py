@@ -90,15 +90,17 @@ redis.call('EXPIRE', meta, keep)
 ).replace("LEAP", str(LEAP))
 
 _SEND: Final = """
-local function send(channel, frame, sharded)
+local function send(channel, frame, sharded, run)
   if sharded ~= '1' then
     redis.call('PUBLISH', channel, frame)
     return
   end
   redis.call('SPUBLISH', channel, frame)
-  -- A filter listens on every node, and takes what the channel's own node tells: a PUBLISH, which
-  -- the whole cluster hears, is for the one case that somebody has a filter.
-  if redis.call('PUBSUB', 'NUMPAT') > 0 then redis.call('PUBLISH', channel, frame) end
+  -- A filter listens on every node, and takes what comes from the node that it listens on: a
+  -- PUBLISH, which the whole cluster hears, is for the one case that somebody has a filter.
+  if redis.call('PUBSUB', 'NUMPAT') > 0 then
+    redis.call('PUBLISH', channel, table.concat({'\\0ebn', run, frame}, ' '))
+  end
 end
 """
 
@@ -122,7 +124,7 @@ local micros = text(now)
 redis.call('XADD', stream, 'MAXLEN', '=', count, offset .. '-' .. micros, 'b', body, 'p', before)
 redis.call('EXPIRE', stream, math.ceil(tonumber(age)))
 redis.call('HSET', meta, 'o', offset, 'l', offset, 'g', text(began))
-send(channel, table.concat({'\\0eb1', epoch, offset, before, micros, body}, ' '), sharded)
+send(channel, table.concat({'\\0eb1', epoch, offset, before, micros, body}, ' '), sharded, run)
 return {epoch, offset, 0}
 """
 )
@@ -160,7 +162,13 @@ return {epoch, text(given), complete, entries}
 )
 """What is kept; gives the epoch, the offset given last, whether nothing is missing, the entries."""
 
-PUBLISH_SHARDED: Final = _script(_SEND + "send(KEYS[1], ARGV[1], '1') return 1", " flags=allow-oom")
-"""Send one message, on a cluster, to its shard, and to filters where there are any."""
+PUBLISH_SHARDED: Final = _script(
+    _SEND + "send(ARGV[1], ARGV[2], '1', ARGV[3]) return 1", " flags=allow-oom"
+)
+"""Send one message, on a cluster, to its shard, and to filters where there are any.
+
+It has no key: while a slot is moved, a key that is not there would send it to the slot's next node,
+and the listeners are still at the present one.
+"""
 
 SCRIPTS: Final = (STORE, READ, PUBLISH_SHARDED)

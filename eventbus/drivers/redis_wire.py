@@ -3,6 +3,9 @@ r"""Messages as bytes on Redis: a line that says their place, then headers and p
     \0eb1 <epoch> <offset> <previous> <µs> <n>\n<n bytes of headers><payload>      stored
     \0eb0 <n>\n<n bytes of headers><payload>                                       others
 
+A cluster repeats a message to filters on all nodes, as `\0ebn <run> ` and the above, with the run
+of the server that sends it.
+
 The headers are a JSON object. What follows `<µs> ` is the body: publishers make it, the stream
 keeps it, and the script puts the place before it. No JSON begins with a zero byte: whatever else
 anybody publishes (`redis-cli PUBLISH eb.live.general '{"hello":1}'`) is a bare payload.
@@ -19,6 +22,7 @@ from eventbus.drivers.base import NO_HEADERS, Delivery, Headers, Position
 
 __all__ = [
     "MAX_MESSAGE",
+    "REPEATED_PREFIX",
     "STORED_PREFIX",
     "VOLATILE_PREFIX",
     "decode",
@@ -31,6 +35,7 @@ __all__ = [
 
 STORED_PREFIX: Final = b"\0eb1 "
 VOLATILE_PREFIX: Final = b"\0eb0 "
+REPEATED_PREFIX: Final = b"\0ebn "
 MAX_MESSAGE: Final = 8 * 1024**2
 """Bytes, headers included. Redis cuts a subscriber off at 32 MiB of unsent output by default
 (client-output-buffer-limit), so that a message near it would disconnect every listener."""

@@ -118,8 +118,8 @@ class Sentinel(RedisServer):
 class RedisCluster:
     """Three masters."""
 
-    def __init__(self, folder: Path) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+    def __init__(self, folder: Path, *more: str) -> None:
+        options = (*more, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
                    "--cluster-require-full-coverage", "no")  # fmt: skip
         self.nodes = [RedisServer(folder / str(i), *options) for i in range(3)]
 
@@ -137,6 +137,23 @@ class RedisCluster:
             for node in self.nodes:
                 while not self._whole(await node.command("CLUSTER", "INFO")):  # noqa: ASYNC110 - theirs
                     await asyncio.sleep(0.05)
+
+    async def node_of(self, channel: str) -> RedisServer:
+        """The master of a channel's slot."""
+        slot = int(await self.nodes[0].command("CLUSTER", "KEYSLOT", channel))
+        shares = await self.nodes[0].command("CLUSTER", "NODES")
+        for line in shares.splitlines():
+            (
+                _,
+                address,
+                *_,
+            ) = parts = line.split()
+            for share in parts[8:]:
+                low, _, high = share.partition("-")
+                if int(low) <= slot <= int(high or low):
+                    port = int(address.split("@")[0].rsplit(":", 1)[1])
+                    return next(node for node in self.nodes if node.port == port)
+        raise AssertionError(shares)
 
     @staticmethod
     def _whole(info: str) -> bool:
@@ -179,6 +196,30 @@ async def redis_cluster(redis_folder) -> AsyncIterator[RedisCluster]:
     await cluster.start()
     yield cluster
     await cluster.kill()
+
+
+@pytest_asyncio.fixture
+async def own_cluster(tmp_path) -> AsyncIterator[RedisCluster]:
+    """A cluster of this test alone."""
+    cluster = RedisCluster(tmp_path / "cluster", "--appendonly", "yes", "--appendfsync", "always")
+    await cluster.start()
+    yield cluster
+    await cluster.kill()
+
+
+@pytest_asyncio.fixture
+async def start_sentinel(tmp_path) -> AsyncIterator[Callable[[int], Awaitable[Sentinel]]]:
+    """Sentinels of this test alone, for a master's port."""
+    sentinels: list[Sentinel] = []
+
+    async def start(master: int) -> Sentinel:
+        sentinels.append(Sentinel(tmp_path / f"sentinel-{len(sentinels)}", master))
+        await sentinels[-1].start()
+        return sentinels[-1]
+
+    yield start
+    for sentinel in sentinels:
+        await sentinel.kill()
 
 
 @pytest.fixture
