@@ -43,7 +43,8 @@ LAYERS = [
 
 DOORS = {
     "aiohttp": {
-        "edge.app", "edge.http_api", "edge.keys", "edge.problem", "edge.websocket",
+        "edge.api", "edge.app", "edge.entrance", "edge.http_api", "edge.keys", "edge.problem",
+        "edge.sse", "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.auth"},
@@ -61,7 +62,8 @@ DOORS = {
 }  # fmt: skip
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 
-PURE = ("edge.session", "edge.hub", "edge.outbox", "edge.protocols", "edge.deadlines", "edge.rules")
+PURE = ("edge.session", "edge.hub", "edge.outbox", "edge.protocols", "edge.deadlines", "edge.rules",
+        "edge.limits", "edge.addresses")
 """The edge's ring without input and output, tested without sockets."""
 RING = (*PURE, "edge.auth")  # auth is pure but for reading its keys
 IMPURE = {"asyncio", "socket", "ssl", "threading", "aiohttp", "nats", "redis", "prometheus_client"}
