@@ -8,7 +8,7 @@ import msgspec
 
 from eventbus.bus import EventBus
 from eventbus.drivers.base import Taken
-from eventbus.errors import EventBusError, InvalidPayload, JobTimeout, UnknownEvent, WorkerLost
+from eventbus.errors import EventBusError, InvalidPayload, JobTimeout, WorkerLost
 from eventbus.events import Event
 from eventbus.jobs import (
     Job,
@@ -44,28 +44,43 @@ class JobRunner:
         self._bus = bus
         self._leases: dict[Taken, float] = {}
         """The jobs under way, and the loop's time to which their leases may be extended."""
+        self._keys: set[tuple[str, str]] = set()
 
     async def run(self, taken: Taken) -> None:
         """One try of one job, to its end."""
+        # A broker that was killed may have forgotten that it gave us the job; it has one end.
+        key = (taken.queue, taken.key)
+        if key in self._keys:
+            _log.warning(
+                "job %s of queue %s came again while it is under way", taken.key, taken.queue
+            )
+            return
+        self._keys.add(key)
+        try:
+            await self._run(taken)
+        finally:
+            self._keys.discard(key)
+
+    async def _run(self, taken: Taken) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         self._leases[taken] = float("inf")
         job: Job | None = None
+        hopeless = True
         try:
             job = read_job(taken.payload)
-            if taken.attempt > job.tries:
-                raise WorkerLost(  # noqa: TRY301 - it ends as what the listeners raise does
-                    f"taken {taken.attempt - 1} times, and never brought to an end: its workers "
-                    "were killed, or lost their connection"
-                )
-            event = event_of(job)
+            event = _event_for(taken, job)
+            hopeless = False
             self._leases[taken] = begun + job.timeout + STUBBORN_S
             await self._process(event, job.timeout)
         except (Exception, asyncio.CancelledError) as exc:
             if is_cancelled():
                 await self.hand_back(taken)
                 raise
-            await self._failed(taken, job, exc, loop.time() - begun)
+            if job is None or hopeless or taken.attempt >= job.tries:
+                await self._fail(taken, job, exc, loop.time() - begun)
+            else:
+                await self._retry(taken, job, exc, loop.time() - begun)
         else:
             await taken.done()
             self.counters.done += 1
@@ -84,17 +99,16 @@ class JobRunner:
         if limit.expired():  # also when a listener swallowed it
             raise JobTimeout(f"not done within {seconds:g} s")
 
-    async def _failed(self, taken: Taken, job: Job | None, exc: BaseException, took: float) -> None:
-        final = isinstance(exc, InvalidPayload | UnknownEvent | WorkerLost)
-        if job is not None and not final and taken.attempt < job.tries:
-            pause = job.pause_after(taken.attempt)
-            await taken.retry(pause)
-            self.counters.retried += 1
-            _log.warning(
-                "%s failed in %.3f s, next try in %g s: %s",
-                _name(taken, job), took, pause, _short(exc),
-            )  # fmt: skip
-            return
+    async def _retry(self, taken: Taken, job: Job, exc: BaseException, took: float) -> None:
+        pause = job.pause_after(taken.attempt)
+        await taken.retry(pause)
+        self.counters.retried += 1
+        _log.warning(
+            "%s failed in %.3f s, next try in %g s: %s",
+            _name(taken, job), took, pause, _short(exc),
+        )  # fmt: skip
+
+    async def _fail(self, taken: Taken, job: Job | None, exc: BaseException, took: float) -> None:
         attempts = taken.attempt - isinstance(exc, WorkerLost)
         failed = failed_job(exc, job=job, key=taken.key, queue=taken.queue, attempts=attempts)
         await taken.fail(failure_of(failed, taken.payload))
@@ -122,6 +136,16 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+def _event_for(taken: Taken, job: Job) -> Event:
+    """The event, unless the job has been taken too often. Raises what no further try can help."""
+    if taken.attempt > job.tries:
+        raise WorkerLost(
+            f"taken {taken.attempt - 1} times, and never brought to an end: its workers were "
+            "killed, or lost their connection"
+        )
+    return event_of(job)
+
+
 def _name(taken: Taken, job: Job | None) -> str:
     """A job as the log speaks of it: never its data."""
     if job is None:
@@ -137,4 +161,6 @@ def _short(exc: BaseException) -> str:
     if isinstance(exc, BaseExceptionGroup):
         return ", ".join(_short(one) for one in exc.exceptions)
     name = type(exc).__qualname__
+    if isinstance(exc, InvalidPayload):
+        return f"{name}: {exc.reason}"
     return f"{name}: {exc}" if isinstance(exc, EventBusError) else name

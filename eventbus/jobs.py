@@ -9,7 +9,7 @@ from typing import Final, cast
 import msgspec
 
 from eventbus.drivers.base import Capability, Driver, Failure, QueueDriver, QueueStore
-from eventbus.errors import InvalidPayload, NotSupported, UnknownEvent
+from eventbus.errors import InvalidName, InvalidPayload, NotSupported, UnknownEvent
 from eventbus.events import (
     Event,
     EventMeta,
@@ -88,9 +88,15 @@ _decode_failed: Final = msgspec.json.Decoder(FailedJob).decode
 def job_of(event: Event) -> Job:
     """The job that an event which is ShouldQueue makes; its policy is asked for now.
 
-    Raises EventDefinitionError, EventFieldError, EncodingError.
+    Raises EventDefinitionError, EventFieldError, EncodingError, InvalidName (its id).
     """
     check_dispatchable(event)
+    if not _JOB_ID.fullmatch(event.event_meta.id):  # one that came from elsewhere
+        raise InvalidName(
+            f"an event of id {event.event_meta.id[:80]!r} cannot be queued: 1 to 100 of "
+            "A-Z a-z 0-9 _ - are allowed",
+            name=event.event_meta.id[:80],
+        )
     where = qualified_name(type(event))
     policy = policy_of(cast(ShouldQueue, event), where)
     definition = event_definition(type(event))
@@ -166,7 +172,12 @@ async def push(store: QueueStore, job: Job) -> Receipt:
 def failed_job(
     exc: BaseException, *, job: Job | None, key: str, queue: str, attempts: int
 ) -> FailedJob:
-    """What is to be known of a job that ended with `exc`; `key` is its id where it has none."""
+    """What is to be known of a job that ended with `exc`; `key` is its id where it has none.
+
+    A group of one exception, which is what a listener's becomes, is told as that one.
+    """
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
     cls = type(exc)
     lines = [_cut(line, MAX_LINE) for line in "".join(traceback.format_exception(exc)).split("\n")]
     return FailedJob(

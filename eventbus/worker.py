@@ -174,7 +174,13 @@ class Worker:
     def _poll(self, queue: str) -> None:
         task = asyncio.create_task(self._next_of(queue))
         self._polls[queue] = task
-        task.add_done_callback(lambda _: self._polls.pop(queue, None))
+        task.add_done_callback(lambda done: self._poll_ended(queue, done))
+
+    def _poll_ended(self, queue: str, task: asyncio.Task[None]) -> None:
+        self._polls.pop(queue, None)
+        self._changed.set()
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _log.error("waiting for jobs of queue %s", queue, exc_info=exc)
 
     async def _next_of(self, queue: str) -> None:
         try:
@@ -185,7 +191,6 @@ class Worker:
         else:
             if taken is not None:
                 self._hold(taken)
-        self._changed.set()
 
     def _hold(self, taken: Taken) -> None:
         """Keep a job for which there may be no place; it is started soon, or handed back."""

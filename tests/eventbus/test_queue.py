@@ -18,13 +18,14 @@ from eventbus.errors import (
     EncodingError,
     EventDefinitionError,
     EventFieldError,
+    InvalidName,
     InvalidPayload,
     NotSupported,
     PublishFailed,
     StreamMismatch,
     UnknownEvent,
 )
-from eventbus.events import Event, ShouldBroadcast, event_definition
+from eventbus.events import Event, ShouldBroadcast, event_definition, with_event_meta
 from eventbus.jobs import (
     event_of,
     failed_job,
@@ -194,6 +195,13 @@ def test_event_keeps_its_id_time_and_metadata_through_a_job():
 def test_invalid_event_is_refused_before_it_is_queued():
     with pytest.raises(EventFieldError, match="order_id"):
         job_of(QueuedInvoice(order_id="seven"))  # type: ignore[arg-type]
+
+
+def test_event_of_a_foreign_id_that_no_queue_takes_is_refused():
+    event = QueuedInvoice(order_id=7)
+    meta = msgspec.structs.replace(event.event_meta, id="a.b c")
+    with pytest.raises(InvalidName, match=r"'a\.b c' cannot be queued"):
+        job_of(with_event_meta(event, meta))
 
 
 @pytest.mark.parametrize(
