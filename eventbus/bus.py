@@ -5,7 +5,7 @@ import enum
 import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from eventbus import current
 from eventbus.channels import Subjects, validate_channel
@@ -19,7 +19,7 @@ from eventbus.headers import check_headers, check_id
 from eventbus.jobs import Job, job_of, push, queue_store
 from eventbus.listeners import Listeners, default_listeners
 from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
-from eventbus.outgoing import headers_of, messages_of
+from eventbus.outgoing import Outgoing, outgoing_of
 from eventbus.queue import ShouldQueue
 from eventbus.receipts import gather_receipts
 from eventbus.subscriptions import Subscriptions
@@ -37,14 +37,6 @@ class BusState(enum.StrEnum):
     UNOPENED = "unopened"
     OPEN = "open"
     CLOSED = "closed"
-
-
-class _Outgoing(NamedTuple):
-    message: Message
-    volatile: bool
-    headers: Headers
-    via: str | None = None
-    """The driver that carries it, where it is not the bus's own."""
 
 
 class EventBus:
@@ -200,12 +192,10 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        outgoing: list[_Outgoing | Job] = []
-        to_run: list[Event] = []
+        checked: list[tuple[Event, Sequence[Outgoing | Job]]] = []
         for event in events:
             if not isinstance(event, ShouldQueue):
-                outgoing += _outgoing_of(event, via)
-                to_run.append(event)
+                checked.append((event, outgoing_of(event, via)))
                 continue
             if via is not None:
                 raise NotSupported(
@@ -215,7 +205,14 @@ class EventBus:
                 )
             job = job_of(event)
             if not (event.queue_after_commit() and Transaction.hold(self, event)):
-                outgoing.append(job)
+                checked.append((event, [job]))
+        outgoing: list[Outgoing | Job | Receipt] = []
+        to_run: list[Event] = []
+        for event, sends in checked:
+            fake = current.fake_for(type(event))
+            outgoing += sends if fake is None else fake.keep(event, sends)
+            if fake is None and not isinstance(event, ShouldQueue):
+                to_run.append(event)
         receipts = await self._send_all(outgoing)
         await self.listeners.run(*to_run, raise_errors=raise_errors)
         return receipts
@@ -227,7 +224,11 @@ class EventBus:
         Raises as `dispatch` does.
         """
         self._require_open()
-        receipts = await self._send_all(_outgoing_of(event))
+        sends = outgoing_of(event)
+        fake = current.fake_for(type(event))
+        receipts = await self._send_all(
+            sends if fake is None else fake.keep(event, sends, dispatched=False)
+        )
         await self.listeners.run(event, raise_errors=True)
         return receipts
 
@@ -277,16 +278,20 @@ class EventBus:
         if except_connection is not None:
             extra[HEADER_EXCEPT] = check_id("a connection's id", except_connection)
         message = Message.create(channel, event, data, id=id)
-        return await self._send(_Outgoing(message, volatile, extra, via))
+        outgoing = Outgoing(message, volatile, extra, via)
+        fake = current.fake_for(None)
+        return await self._send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
 
-    async def _send_all(self, outgoing: Sequence[_Outgoing | Job]) -> tuple[Receipt, ...]:
+    async def _send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
         told = [
-            f"queue {each.queue}" if isinstance(each, Job) else each.message.channel
+            each.message.channel if isinstance(each, Outgoing) else f"queue {each.queue}"
             for each in outgoing
         ]
         return await gather_receipts(told, [self._send(each) for each in outgoing])
 
-    async def _send(self, outgoing: _Outgoing | Job) -> Receipt:
+    async def _send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
+        if isinstance(outgoing, Receipt):  # of a fake: there is nothing to send
+            return outgoing
         self._in_flight += 1
         try:
             if isinstance(outgoing, Job):
@@ -297,7 +302,7 @@ class EventBus:
             if not self._in_flight:
                 self._idle.set()
 
-    async def _publish(self, outgoing: _Outgoing) -> Receipt:
+    async def _publish(self, outgoing: Outgoing) -> Receipt:
         message, volatile, headers, via = outgoing
         driver = self.driver if via is None else await self._others.get(via)
         channel = message.channel
@@ -336,8 +341,3 @@ class EventBus:
         if self._state is BusState.UNOPENED:
             return "opening" if self._loop else "not open yet"
         return str(self._state)
-
-
-def _outgoing_of(event: Event, via: str | None = None) -> list[_Outgoing]:
-    volatile, headers = event_definition(type(event)).volatile, headers_of(event)
-    return [_Outgoing(message, volatile, headers, via) for message in messages_of(event)]

@@ -3,18 +3,32 @@
 A list of the process, not a context variable: a web framework's request handlers do not inherit
 the context in which its start-up opened the bus. Entries are kept by event loop, since a bus is
 tied to the loop that opened it, and each thread may run one.
+
+Here too, by the same reasons: the fakes that tests put in place of sending (`eventbus.testing`).
 """
 
 import asyncio
+import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from eventbus.errors import BusStateError
 from eventbus.message import Receipt
 
-__all__ = ["Dispatcher", "Publisher", "current_bus", "enter", "entered", "leave"]
+__all__ = [
+    "Dispatcher",
+    "Fake",
+    "Publisher",
+    "current_bus",
+    "enter",
+    "enter_fake",
+    "entered",
+    "fake_for",
+    "leave",
+    "leave_fake",
+]
 
 
 class Publisher(Protocol):
@@ -43,7 +57,31 @@ class Dispatcher(Publisher, Protocol):
         """Another driver, by its name."""
 
 
+class Fake(Protocol):
+    """Takes what a bus would send, while a test has it in place."""
+
+    @property
+    def bus(self) -> Dispatcher:
+        """What is current where no bus is open."""
+
+    def takes(self, event: type | None) -> bool:
+        """Whether it takes events of this type; None stands for a plain message."""
+
+    def keep(
+        self, event: Any, sends: Sequence[Any], *, dispatched: bool = True
+    ) -> Sequence[Receipt]:
+        """Keep what has been checked and would now be sent: each is an Outgoing or a Job.
+
+        Gives their receipts. `event` is None for a plain message; without `dispatched` it came out
+        of a queue.
+        """
+
+
 _entries: list[tuple[asyncio.AbstractEventLoop, Dispatcher]] = []
+_fakes: list[tuple[asyncio.AbstractEventLoop | None, Fake]] = []
+_fakes_of_task: contextvars.ContextVar[tuple[Fake, ...]] = contextvars.ContextVar(
+    "eventbus_fakes", default=()
+)
 _lock = threading.Lock()
 
 
@@ -73,14 +111,67 @@ def entered(bus: Dispatcher) -> Iterator[None]:
 
 
 def current_bus() -> Dispatcher:
-    """The bus opened last, of those still open in the running loop; BusStateError for none."""
+    """The bus opened last, of those still open in the running loop.
+
+    Where there is none, the outermost fake's stand-in; BusStateError where there is none either.
+    """
     loop = asyncio.get_running_loop()
     with _lock:
         for owner, bus in reversed(_entries):
             if owner is loop:
                 return bus
         elsewhere = bool(_entries)
+    if fakes := _fakes_here():
+        return fakes[-1].bus
     raise BusStateError(
         "no bus is open: open one with `async with EventBus.from_env()`"
         + (" in this event loop (one is open in another)" if elsewhere else "")
     )
+
+
+def enter_fake(fake: Fake) -> None:
+    """Put a fake in place, inside those that are; with or without a running event loop."""
+    with _lock:
+        _fakes.append((_running_loop(), fake))
+    _fakes_of_task.set((*_fakes_of_task.get(), fake))
+
+
+def leave_fake(fake: Fake) -> None:
+    """Take a fake away, wherever it stands."""
+    with _lock:
+        _fakes[:] = [entry for entry in _fakes if entry[1] is not fake]
+    _fakes_of_task.set(tuple(one for one in _fakes_of_task.get() if one is not fake))
+
+
+def fake_for(event: type | None) -> Fake | None:
+    """The innermost fake that takes events of this type (None: plain messages), if there is any."""
+    if not _fakes:
+        return None
+    return next((fake for fake in _fakes_here() if fake.takes(event)), None)
+
+
+def _fakes_here() -> list[Fake]:
+    """The fakes that hold for the caller, the innermost first.
+
+    Those that the task, or what started it, has put in place, and those put in place outside of
+    any event loop. A task that knows none of its own (it is older than the fake, or of a server's
+    start-up) has those of its loop, and in a loop without any, all: nothing is to slip through.
+    """
+    with _lock:
+        entries = _fakes[::-1]
+    if not entries:
+        return []
+    mine = _fakes_of_task.get()
+    here = [fake for loop, fake in entries if loop is None or fake in mine]
+    if any(fake in mine for fake in here):
+        return here
+    running = _running_loop()
+    of_loop = [fake for loop, fake in entries if loop is None or loop is running]
+    return of_loop or [fake for _, fake in entries]
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

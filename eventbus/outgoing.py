@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from eventbus.channels import validate_channel
+from eventbus.drivers.base import Headers
 from eventbus.errors import EventDefinitionError, EventFieldError
 from eventbus.events import Event, ShouldBroadcast, event_definition, qualified_name
 from eventbus.headers import encode_metadata
@@ -19,7 +21,31 @@ from eventbus.message import (
     validate_event_name,
 )
 
-__all__ = ["check_dispatchable", "encode_event", "event_decoder", "headers_of", "messages_of"]
+__all__ = [
+    "Outgoing",
+    "check_dispatchable",
+    "encode_event",
+    "event_decoder",
+    "headers_of",
+    "messages_of",
+    "outgoing_of",
+]
+
+
+class Outgoing(NamedTuple):
+    """A message that has been checked, and how it is to be published."""
+
+    message: Message
+    volatile: bool
+    headers: Headers
+    via: str | None = None
+    """The driver that carries it, where it is not the bus's own."""
+
+
+def outgoing_of(event: Event, via: str | None = None) -> list[Outgoing]:
+    """What dispatching `event` publishes. Raises as `messages_of` and `headers_of` do."""
+    volatile, headers = event_definition(type(event)).volatile, headers_of(event)
+    return [Outgoing(message, volatile, headers, via) for message in messages_of(event)]
 
 
 def messages_of(event: Event) -> tuple[Message, ...]:
