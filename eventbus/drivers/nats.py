@@ -25,6 +25,7 @@ from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
 from eventbus.drivers.nats_consumer import NatsConsumer
 from eventbus.drivers.nats_errors import DRIVER, to_error
 from eventbus.drivers.nats_history import StreamReader
+from eventbus.drivers.nats_listeners import NatsListeners
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
 from eventbus.drivers.nats_stream import EventStream, StreamState
@@ -33,7 +34,6 @@ from eventbus.drivers.nats_wire import validate_filter, validate_subject
 from eventbus.errors import (
     ConnectionFailed,
     DriverError,
-    EventBusError,
     InvalidPattern,
     PublishFailed,
     ServerError,
@@ -62,16 +62,11 @@ class NatsDriver:
         self.subjects = Subjects(settings.namespace)
         self.server: NatsServer | None = None
         """The embedded server, where there is one."""
-        self.certain = True
-        """False from the loss of a connection until the stream is known to be the same."""
         self._settings = settings
         self._event = f"{settings.namespace}.event."
         self._live = f"{settings.namespace}.live."
-        self._subscriptions: set[NatsSubscription] = set()
-        self._doubting: set[NatsSubscription] = set()
+        self._listeners = NatsListeners(lambda: self._connection, lambda: self._stream)
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
-        self._doubted = asyncio.Event()
-        self._losses = 0
         self._highest = 0
         self._state = "new"
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,13 +78,15 @@ class NatsDriver:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Totals since the start: errors, rebuilt clients, and retried publishes."""
-        if self._state == "new":
-            return {"errors": 0, "rebuilds": 0, "publish_retries": 0}
+        """Totals since the start, by what they count."""
+        opened = self._state != "new"
         return {
-            "errors": self._connection.errors,
-            "rebuilds": self._connection.rebuilds,
-            "publish_retries": self._publisher.retries,
+            "errors": self._connection.errors if opened else 0,
+            "losses": self._listeners.losses,
+            "rebuilds": self._connection.rebuilds if opened else 0,
+            "publish_retries": self._publisher.retries if opened else 0,
+            "filled": self._listeners.filled,
+            "gaps": self._listeners.gaps,
         }
 
     @property
@@ -134,7 +131,7 @@ class NatsDriver:
             await self._let_go()
             raise
         self._state = "open"
-        self._start(self._keep_certain())
+        self._start(self._listeners.run())
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
@@ -167,10 +164,14 @@ class NatsDriver:
         validate_filter(subject)
         in_stream = subject.startswith(self._live)
         subscription = NatsSubscription(
-            self, subject, handler, self._stream.name.encode() if in_stream else b""
+            self._listeners,
+            subject,
+            handler,
+            self._stream.name.encode() if in_stream else b"",
+            group=group,
         )
         subscription.listening = await self._connection.listen(subject, subscription.receive, group)
-        self._subscriptions.add(subscription)
+        self._listeners.add(subscription)
         try:
             # Asked on the same connection, and so after the server has taken the subscription.
             if in_stream:
@@ -221,18 +222,6 @@ class NatsDriver:
             await self._let_go()
         self._state = "closed"
 
-    async def leave(self, subscription: NatsSubscription) -> None:
-        """Unsubscribe at the server."""
-        self._subscriptions.discard(subscription)
-        self._doubting.discard(subscription)
-        if subscription.listening is not None:
-            await self._connection.unlisten(subscription.listening)
-
-    def doubt(self, subscription: NatsSubscription) -> None:
-        """Ask the stream who it is, then call `subscription.release`."""
-        self._doubting.add(subscription)
-        self._doubted.set()
-
     def _require_open(self) -> None:
         if self._state != "open":
             raise ConnectionFailed(f"the nats driver is not open ({self._state})", driver=self.name)
@@ -276,40 +265,17 @@ class NatsDriver:
         )
 
     def _on_back(self) -> None:
-        self._doubted.set()
+        self._listeners.on_back()
         self._queues.on_back()
 
     def _on_lost(self) -> None:
-        self._losses += 1
-        self.certain = False
+        self._listeners.on_lost()
         for consumer in list(self._consumers):
             consumer.doubt()
 
     def _on_new_epoch(self) -> None:
         self._highest = 0
-        for subscription in self._subscriptions:
-            subscription.restart(self._stream.epoch)
-
-    async def _keep_certain(self) -> None:
-        """Whenever there is doubt, ask the stream; then let go what was held for the answer."""
-        while True:
-            await self._doubted.wait()
-            self._doubted.clear()
-            # Those that doubt from here on wait for the next answer: this one may be too old.
-            held, self._doubting = self._doubting, set()
-            lost, losses = not self.certain, self._losses
-            try:
-                state = await (self._stream.ensure() if lost else self._stream.state())
-            except EventBusError as exc:
-                _log.error("%s", exc)
-                self._doubting |= held
-                self._doubted.set()
-                await asyncio.sleep(_MAX_PAUSE_S)
-                continue
-            if losses == self._losses:
-                self.certain = True
-            for subscription in held:
-                subscription.release(state)
+        self._listeners.on_new_epoch()
 
     def _on_death(self, _error: ServerError) -> None:
         if self._state in {"opening", "open"}:
@@ -339,10 +305,7 @@ class NatsDriver:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for subscription in self._subscriptions:
-            subscription.detach()
-        self._subscriptions.clear()
-        self._doubting.clear()
+        self._listeners.detach()
         if self._state != "new":
             await self._stream.aclose()
             await self._connection.aclose()

@@ -27,7 +27,7 @@ class Place(Protocol):
     """Whether the stream is known to be the one whose epoch is known."""
 
     def doubt(self, subscription: "NatsSubscription") -> None:
-        """Ask the stream who it is, then call `subscription.release`."""
+        """Ask the stream who it is, read what was missed, then call `subscription.release`."""
 
     async def leave(self, subscription: "NatsSubscription") -> None:
         """Unsubscribe at the server."""
@@ -37,24 +37,31 @@ class NatsSubscription:
     """One listener. A stored message is never delivered to it twice or out of order."""
 
     __slots__ = (
-        "__weakref__", "_epoch", "_exact", "_handler", "_held", "_last", "_place", "_seen",
-        "_stream", "listening", "position", "subject",
+        "__weakref__", "_epoch", "_handler", "_held", "_place", "_seen", "_stream", "_unsure",
+        "_whole", "last", "listening", "position", "subject",
     )  # fmt: skip
 
-    def __init__(self, place: Place, subject: str, handler: Handler, stream: bytes) -> None:
-        """`stream` is the name of the stream whose messages come here; empty for none."""
+    def __init__(
+        self, place: Place, subject: str, handler: Handler, stream: bytes, *, group: str = ""
+    ) -> None:
+        """`stream` is the name of the stream whose messages come here; empty for none.
+
+        A member of a `group` gets a part of the messages, and so cannot tell what it missed.
+        """
+        self.last = 0
+        """No message up to this offset is delivered any more."""
         self.subject = subject
         self.position: Position | None = None
         self.listening: Listening | None = None
         self._place = place
         self._handler: Handler | None = handler
         self._stream = stream
-        self._exact = "*" not in subject and ">" not in subject
+        self._whole = bool(stream) and not group and "*" not in subject and ">" not in subject
         self._epoch = ""
-        self._last = 0
-        """No message up to this offset is delivered any more."""
         self._seen = 0
         """The offset delivered last, 0 before the first."""
+        self._unsure = False
+        """The connection was lost, and the stream has grown since."""
         self._held: collections.deque[_Held] | None = None
         if stream:
             self._held = collections.deque(maxlen=MAX_HELD)  # until begin() says from where
@@ -70,43 +77,67 @@ class NatsSubscription:
             self._held.append((subject, payload, headers, stamp))
         elif (
             not self._place.certain
-            or stamp.sequence <= self._last
-            or (self._exact and stamp.previous < self._seen)
+            or stamp.sequence <= self.last
+            or (self._whole and not self._seen <= stamp.previous <= self.last)
         ):
             # An offset that goes back is a copy, or of a stream that was made anew. What a subject
             # retained going back is expiry, or a stream made anew that has grown past the old one.
+            # What it retained beyond the last that came here was missed.
             self._held = collections.deque([(subject, payload, headers, stamp)], MAX_HELD)
             self._place.doubt(self)
         else:
-            self._deliver(subject, payload, headers, stamp)
+            self.last = self._seen = stamp.sequence
+            self._handler(self._delivery(subject, payload, headers, stamp))
 
     def begin(self, state: StreamState) -> None:
         """Deliver from after the stream's state, which was asked for after subscribing."""
         self.position = Position(state.last, state.epoch)
         self._epoch = state.epoch
-        self._last = state.last
+        self.last = state.last
         self.release(state)
 
     def restart(self, epoch: str) -> None:
         """The stream is another one: its offsets begin again."""
         self._epoch = epoch
-        self._last = self._seen = 0
+        self.last = self._seen = 0
 
     def release(self, state: StreamState) -> None:
         """Deliver what was held, now that the stream's identity and last offset are known."""
         held, self._held = self._held, None
+        self._unsure = False
         if not held:
             return
-        if self._last > state.last:
+        if self.last > state.last:
             # No stream wrote the offset that we saw last: anyone may publish what looks like it.
             _log.warning("%s carried an offset that its stream does not have", self.subject)
-            self._last = self._seen = held[0][3].sequence - 1
+            self.last = self._seen = held[0][3].sequence - 1
         for subject, payload, headers, stamp in held:
-            if self._handler is not None and stamp.sequence > self._last:
-                try:
-                    self._deliver(subject, payload, headers, stamp)
-                except Exception:  # noqa: BLE001 - a handler may raise anything
-                    _log.exception("a handler failed on a message of %s", subject)
+            if self._handler is not None and stamp.sequence > self.last:
+                self.last = self._seen = stamp.sequence
+                self._call(self._delivery(subject, payload, headers, stamp))
+
+    def is_behind(self, state: StreamState) -> bool:
+        """Whether messages may have been missed: it is to be read after `last`, up to the state."""
+        if not self._whole or self._handler is None or state.last <= self.last:
+            return False
+        return self._unsure or bool(self._held and self._held[0][3].previous > self.last)
+
+    def hold_if_behind(self, state: StreamState) -> bool:
+        """After a loss: hold what comes, if the stream has grown meanwhile."""
+        if not self._whole or self._handler is None or state.last <= self.last:
+            return False
+        self._unsure = True
+        if self._held is None:
+            self._held = collections.deque(maxlen=MAX_HELD)
+        return True
+
+    def catch_up(self, delivery: Delivery) -> None:
+        """Deliver a message that was read from the stream, while what comes live is held."""
+        assert delivery.position is not None
+        if self._handler is None or delivery.position.offset <= self.last:
+            return
+        self.last = self._seen = delivery.position.offset
+        self._call(delivery)
 
     async def aclose(self) -> None:
         """Stop: the handler is not called once this is called."""
@@ -120,8 +151,16 @@ class NatsSubscription:
         self._handler = None
         self._held = None
 
-    def _deliver(self, subject: str, payload: bytes, headers: WireHeaders, stamp: Stamp) -> None:
-        assert self._handler is not None
-        self._last = self._seen = stamp.sequence
+    def _delivery(
+        self, subject: str, payload: bytes, headers: WireHeaders, stamp: Stamp
+    ) -> Delivery:
         position = Position(stamp.sequence, self._epoch)
-        self._handler(Delivery(subject, payload, headers, position, stamp.previous, stamp.time))
+        return Delivery(subject, payload, headers, position, stamp.previous, stamp.time)
+
+    def _call(self, delivery: Delivery) -> None:
+        """Call the handler outside of the client, which logs what a handler raises."""
+        assert self._handler is not None
+        try:
+            self._handler(delivery)
+        except Exception:  # noqa: BLE001 - a handler may raise anything
+            _log.exception("a handler failed on a message of %s", delivery.subject)

@@ -1,0 +1,163 @@
+"""All subscriptions of a driver, and what they wait for: who the stream is, and what was missed."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from eventbus.drivers.base import Delivery
+from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_history import StreamReader
+from eventbus.drivers.nats_stream import EventStream, StreamState
+from eventbus.drivers.nats_subscription import NatsSubscription
+from eventbus.errors import EventBusError
+
+__all__ = ["NatsListeners"]
+
+_log = logging.getLogger(__name__)
+
+_PAGE: Final = 500
+_READS: Final = 16
+_PAUSE_S: Final = 5.0
+
+
+class NatsListeners:
+    """Keeps each subscription's messages in order, whole, and of one stream.
+
+    After the loss of a connection, and where a message tells that the one before it never came,
+    what was missed is read from the stream before anything further is delivered.
+    """
+
+    def __init__(
+        self, connection: Callable[[], NatsConnection], stream: Callable[[], EventStream]
+    ) -> None:
+        """`connection` and `stream` are those of an opened driver."""
+        self.certain = True
+        """False from the loss of a connection until the stream is known to be the same."""
+        self.losses = 0
+        """How often the connection was lost."""
+        self.filled = 0
+        """How many missed messages were read from the stream."""
+        self.gaps = 0
+        """How often messages were missed that the stream may not have any more."""
+        self._connection = connection
+        self._stream = stream
+        self._all: set[NatsSubscription] = set()
+        self._doubting: set[NatsSubscription] = set()
+        self._doubted = asyncio.Event()
+        self._slots = asyncio.Semaphore(_READS)
+        self._filling: set[asyncio.Task[None]] = set()
+
+    def add(self, subscription: NatsSubscription) -> None:
+        """Look after a subscription until it leaves."""
+        self._all.add(subscription)
+
+    async def leave(self, subscription: NatsSubscription) -> None:
+        """Unsubscribe at the server."""
+        self._all.discard(subscription)
+        self._doubting.discard(subscription)
+        if subscription.listening is not None:
+            await self._connection().unlisten(subscription.listening)
+
+    def doubt(self, subscription: NatsSubscription) -> None:
+        """Ask the stream who it is, read what was missed, then call `subscription.release`."""
+        self._doubting.add(subscription)
+        self._doubted.set()
+
+    def on_lost(self) -> None:
+        """The connection is lost: nothing that comes later is certain."""
+        self.losses += 1
+        self.certain = False
+
+    def on_back(self) -> None:
+        """There is a connection again."""
+        self._doubted.set()
+
+    def on_new_epoch(self) -> None:
+        """The stream is another one."""
+        for subscription in self._all:
+            subscription.restart(self._stream().epoch)
+
+    async def run(self) -> None:
+        """Settle doubts until cancelled."""
+        while True:
+            await self._doubted.wait()
+            self._doubted.clear()
+            # Those that doubt from here on wait for the next answer: this one may be too old.
+            held, self._doubting = self._doubting, set()
+            lost, losses = not self.certain, self.losses
+            try:
+                state = await (self._stream().ensure() if lost else self._stream().state())
+            except EventBusError as exc:
+                _log.error("%s", exc)
+                self._again(held)
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            if lost:
+                held |= {each for each in self._all if each.hold_if_behind(state)}
+            if losses == self.losses:
+                self.certain = True
+            for subscription in held:
+                if subscription.is_behind(state):
+                    self._start_filling(subscription, state)
+                else:
+                    subscription.release(state)
+
+    def detach(self) -> None:
+        """Stop all, without a word to the server, whose connection is closing."""
+        for task in self._filling:
+            task.cancel()
+        for subscription in self._all:
+            subscription.detach()
+        self._all.clear()
+        self._doubting.clear()
+
+    def _again(self, held: set[NatsSubscription]) -> None:
+        self._doubting |= held & self._all
+        self._doubted.set()
+
+    def _start_filling(self, subscription: NatsSubscription, state: StreamState) -> None:
+        task = asyncio.create_task(self._fill(subscription, state), name="eventbus-fill")
+        self._filling.add(task)
+        task.add_done_callback(self._filling.discard)
+
+    async def _fill(self, subscription: NatsSubscription, state: StreamState) -> None:
+        """Deliver what was missed, then what was held."""
+        try:
+            async with self._slots:
+                await self._read(subscription, state.epoch)
+        except EventBusError as exc:
+            _log.warning("reading what %s missed: %s", subscription.subject, exc)
+            await asyncio.sleep(_PAUSE_S)
+            self._again({subscription})
+            return
+        # What was held may be newer than the state that was asked for before.
+        subscription.release(StreamState(state.epoch, max(state.last, subscription.last)))
+
+    async def _read(self, subscription: NatsSubscription, epoch: str) -> None:
+        reader = StreamReader(self._connection(), self._stream())
+        while True:
+            after = subscription.last
+            page = await reader.read(subscription.subject, after=after, limit=_PAGE)
+            if page.position.epoch != epoch:
+                return  # made anew meanwhile: the release that follows finds new offsets
+            if not page.complete:
+                self.gaps += 1
+                _log.warning("messages of %s were missed and are gone", subscription.subject)
+            for i, delivery in enumerate(page.messages):
+                subscription.catch_up(
+                    _after(delivery, after, page.complete) if i == 0 else delivery
+                )
+            self.filled += len(page.messages)
+            if len(page.messages) < _PAGE:
+                return
+
+
+def _after(delivery: Delivery, after: int, complete: bool) -> Delivery:
+    """The first message of a page, which the stream gives without the offset of the one before.
+
+    Where messages are gone, it names one that the listener cannot have seen.
+    """
+    assert delivery.position is not None, "a stored message has a position"
+    previous = after if complete else delivery.position.offset - 1
+    return delivery._replace(previous=previous)
