@@ -23,6 +23,7 @@ __all__ = [
     "QueueStore",
     "StateDriver",
     "StateHandler",
+    "StateStore",
     "Subscription",
     "Taken",
 ]
@@ -281,21 +282,29 @@ class QueueDriver(Driver, Protocol):
         """Its queues. Raises ConnectionFailed when the driver is not open."""
 
 
-class StateDriver(Driver, Protocol):
-    """A driver with PRESENCE: small entries that every process of the cluster sees.
+class StateStore(Protocol):
+    """Small entries that every process of the cluster sees.
 
-    Keys are dot-separated tokens as channels are, and may be as long as a subject. What is kept is
-    what nodes say of themselves: it may be lost with the broker's memory; then they say it again.
+    Keys are dot-separated tokens as channels are, and may have 300 bytes. What is kept is what
+    nodes say of themselves: it may be lost with the broker's memory; then they say it again.
+    Writes of one key must be made one after another; those of others may be concurrent.
     """
+
+    @property
+    def losses(self) -> int:
+        """How often, since the start, changes may have passed untold or entries may be lost.
+
+        Whoever watches looks at it from time to time, and when it has risen reads `entries` again.
+        """
 
     async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
         """Set an entry; it ends after `ttl_s` seconds (at least 1) unless it is set again.
 
-        Raises PublishFailed.
+        Raises PublishFailed, and InvalidPattern for what is no key.
         """
 
     async def delete(self, key: str) -> None:
-        """End an entry; one that is not there is no error. Raises PublishFailed."""
+        """End an entry; one that is not there is no error. Raises as `put` does."""
 
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
         """The entries whose keys match a filter, as of now. Raises ConnectionFailed."""
@@ -303,10 +312,17 @@ class StateDriver(Driver, Protocol):
     async def watch(self, pattern: str, handler: "StateHandler") -> Subscription:
         """Be told of each change from now on: key and value, None where an entry has ended.
 
-        An entry whose time is over is told within a second. Changes that pass while there is no
-        connection are not told: who watches reads `entries` again after a loss. Raises
-        ConnectionFailed.
+        An entry whose time is over is told within a second; an end may be told twice. Changes that
+        pass while there is no connection are not told: see `losses`. Raises ConnectionFailed.
         """
+
+
+class StateDriver(Driver, Protocol):
+    """A driver with PRESENCE: it keeps what nodes say of themselves."""
+
+    @property
+    def state(self) -> StateStore:
+        """Its entries. Raises ConnectionFailed when the driver is not open."""
 
 
 StateHandler = Callable[[str, bytes | None], None]

@@ -26,6 +26,7 @@ from eventbus.drivers.base import (
 from eventbus.drivers.base_consumer import ConsumerSettings
 from eventbus.drivers.memory_consumer import ConsumerPlace, MemoryConsumer
 from eventbus.drivers.memory_queue import MemoryQueues
+from eventbus.drivers.memory_state import MemoryState
 from eventbus.errors import ConnectionFailed
 from eventbus.message import HEADER_ID
 
@@ -78,6 +79,7 @@ class MemoryBroker:
         self.epoch = uuid_utils.uuid4().hex[:12]
         self.last_offset = 0
         self.queues = MemoryQueues()
+        self.state = MemoryState()
         self._history_messages = history_messages
         self._history_seconds = history_seconds
         self._channels: dict[str, _Channel] = {}  # in the order of their last messages
@@ -246,9 +248,7 @@ class MemoryDriver:
     """A driver over a MemoryBroker; drivers of one broker see each other's messages."""
 
     name = "memory"
-    capabilities = frozenset(
-        {Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE}
-    )
+    capabilities = frozenset(Capability)
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         """Without `broker`, the driver has one of its own."""
@@ -262,6 +262,12 @@ class MemoryDriver:
         """The broker's queues."""
         self._require_open()
         return self.broker.queues
+
+    @property
+    def state(self) -> MemoryState:
+        """The broker's entries."""
+        self._require_open()
+        return self.broker.state
 
     async def open(self) -> None:
         """Nothing to connect to."""

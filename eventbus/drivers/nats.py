@@ -28,6 +28,7 @@ from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_listeners import NatsListeners
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
+from eventbus.drivers.nats_state import NatsState
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.drivers.nats_wire import validate_filter, validate_subject
@@ -53,9 +54,7 @@ class NatsDriver:
     """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
 
     name = DRIVER
-    capabilities = frozenset(
-        {Capability.HISTORY, Capability.GROUPS, Capability.CONSUMERS, Capability.QUEUE}
-    )
+    capabilities = frozenset(Capability)
 
     def __init__(self, settings: Settings) -> None:
         """Without `nats_url`, a nats-server is started, and ended with the driver."""
@@ -95,6 +94,12 @@ class NatsDriver:
         self._require_open()
         return self._queues
 
+    @property
+    def state(self) -> NatsState:
+        """What nodes say of themselves; see `StateDriver.state`."""
+        self._require_open()
+        return self._entries
+
     async def open(self) -> None:
         """Connect, and make or check the stream.
 
@@ -124,6 +129,7 @@ class NatsDriver:
             self._reader = StreamReader(self._connection, self._stream)
             self._publisher = Publisher(self._connection, settings.publish_timeout)
             self._queues = NatsQueues(self._connection, self._publisher, settings)
+            self._entries = NatsState(self._connection, settings, self._settle)
             self._state = "opening"
             await self._connection.open()
             await self._stream.ensure()

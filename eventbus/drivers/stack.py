@@ -20,6 +20,8 @@ from eventbus.drivers.base import (
     Published,
     QueueDriver,
     QueueStore,
+    StateDriver,
+    StateStore,
     Subscription,
 )
 from eventbus.drivers.base_consumer import (
@@ -49,10 +51,6 @@ __all__ = ["StackDriver"]
 
 _log = logging.getLogger(__name__)
 
-_PASSED_ON: Final = frozenset(
-    {Capability.HISTORY, Capability.QUEUE, Capability.GROUPS, Capability.CONSUMERS}
-)
-"""What a stack can do beside carrying messages, where its reader can."""
 MAX_BEHIND: Final = 1000
 """Messages that an optional driver may be behind by; it does not get those beyond."""
 _FIRST_PAUSE_S: Final = 1.0
@@ -91,7 +89,7 @@ class StackDriver:
             (n for n, d in self._drivers.items() if Capability.HISTORY in d.capabilities),
             next(iter(self._drivers)),
         )
-        self.capabilities = self._drivers[self._reader].capabilities & _PASSED_ON
+        self.capabilities = self._drivers[self._reader].capabilities
         self.counters: collections.Counter[str] = collections.Counter()
         """Faults of optional drivers since the start, as `<driver>.errors`."""
         self._open: dict[str, Driver] = {}
@@ -208,6 +206,11 @@ class StackDriver:
     def queues(self) -> QueueStore:
         """The reader's queues; see QueueDriver."""
         return cast(QueueDriver, self._able(Capability.QUEUE)).queues
+
+    @property
+    def state(self) -> StateStore:
+        """What nodes say of themselves, at the reader; see StateDriver."""
+        return cast(StateDriver, self._able(Capability.PRESENCE)).state
 
     async def aclose(self) -> None:
         """Give drivers that are behind `close_timeout` seconds, and close all."""

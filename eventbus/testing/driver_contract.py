@@ -30,12 +30,13 @@ from eventbus.drivers.base import (
     Handler,
     HistoryDriver,
     Position,
+    StateDriver,
     Subscription,
 )
 from eventbus.errors import DriverError
 from eventbus.message import HEADER_EVENT, HEADER_ID, new_id
 
-__all__ = ["DriverContract", "Inbox", "MakeDriver"]
+__all__ = ["Changes", "DriverContract", "Inbox", "MakeDriver"]
 
 MakeDriver = Callable[[], Awaitable[Driver]]
 TIMEOUT_S: Final = 10.0
@@ -77,6 +78,28 @@ class Inbox:
                     await self._arrived.wait()
         except TimeoutError:
             raise AssertionError(f"only {len(self.deliveries)} messages came") from None
+
+
+class Changes:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bytes | None]] = []
+        self._arrived = asyncio.Event()
+
+    def __call__(self, key: str, value: bytes | None) -> None:
+        self.told.append((key, value))
+        self._arrived.set()
+
+    async def until(self, key: str, value: bytes | None) -> None:
+        """Wait until that change was told."""
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while (key, value) not in self.told:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            raise AssertionError(f"{key} {value!r} is not in {self.told}") from None
 
 
 class DriverContract:
@@ -490,3 +513,71 @@ class DriverContract:
             page = await history.read(live, after=after, limit=1000)
             assert page.complete is complete, after
             assert len(page.messages) == min(100, all_.position.offset - after)
+
+    async def test_entries_are_seen_by_all_and_told_to_who_watches(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes, others = await make_driver(), await make_driver(), Changes(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        key = "node.0-A." + "x" * 200 + "." + "=" * 60
+        await mine.put("room.before", b"0")
+        await mine.put(key, bytes(range(256)))
+        subscription = await theirs.watch("room.*", changes)
+        await theirs.watch("other.>", others)
+        await mine.put("room.a", b"1")
+        await mine.put("room.a", b"")
+        await mine.put("room.a.b", b"deeper")
+        await mine.delete("room.never")
+        await mine.delete("room.before")
+        await changes.until("room.before", None)
+        assert [told for told in changes.told if told != ("room.never", None)] == [
+            ("room.a", b"1"), ("room.a", b""), ("room.before", None),
+        ]  # fmt: skip
+        assert await theirs.entries("room.*") == {"room.a": b""}
+        assert await theirs.entries("room.>") == {"room.a": b"", "room.a.b": b"deeper"}
+        assert await theirs.entries("*.0-A.>") == {key: bytes(range(256))}
+        assert await theirs.entries("nothing.>") == {}
+        assert mine.losses == theirs.losses == 0
+        await subscription.aclose()
+        await subscription.aclose()
+        count = len(changes.told)
+        last = Changes()
+        await theirs.watch("room.*", last)
+        await mine.put("room.late", b"x")
+        await last.until("room.late", b"x")
+        assert len(changes.told) == count
+        assert others.told == []
+
+    async def test_an_entry_with_a_time_ends_unless_it_is_set_again(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes = await make_driver(), await make_driver(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        await mine.put("node.before", b"1", ttl_s=1)
+        await theirs.watch("node.*", changes)
+        loop = asyncio.get_running_loop()
+        await mine.put("node.short", b"1", ttl_s=1)
+        start = loop.time()
+        await mine.put("node.long", b"1", ttl_s=1)
+        await mine.put("node.long", b"2", ttl_s=30)
+        await mine.put("node.kept", b"1", ttl_s=1)
+        await mine.put("node.kept", b"2")
+        await changes.until("node.short", None)
+        assert 0.9 < loop.time() - start < 2.5
+        await changes.until("node.before", None)
+        assert await theirs.entries("node.*") == {"node.long": b"2", "node.kept": b"2"}
+        assert ("node.long", None) not in changes.told
+        assert ("node.kept", None) not in changes.told
+
+    async def test_thousands_of_entries_are_read_whole(self, make_driver: MakeDriver) -> None:
+        driver = await make_driver()
+        if Capability.PRESENCE not in driver.capabilities:
+            return
+        state = cast(StateDriver, driver).state
+        expected = {f"many.{i}": str(i).encode() for i in range(_MANY + 7)}
+        await asyncio.gather(*(state.put(key, value) for key, value in expected.items()))
+        assert await state.entries("many.*") == expected

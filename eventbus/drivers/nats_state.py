@@ -1,0 +1,231 @@
+"""What nodes say of themselves: a KV bucket in memory, which republishes its changes.
+
+Watchers are plain subscriptions to what the bucket republishes, ends and expiries included, and
+leave nothing at the server. The layout is that of NATS's ADR-8 (`nats kv ls <NAMESPACE>_STATE`
+shows the entries), expiry is that of ADR-43 and ADR-48.
+"""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from eventbus.channels import Pattern
+from eventbus.config import Settings
+from eventbus.drivers.base import NO_HEADERS, Headers, Position, StateHandler
+from eventbus.drivers.base_state import validate_key
+from eventbus.drivers.nats_api import NAME_IN_USE, ask
+from eventbus.drivers.nats_connection import Listening, NatsConnection
+from eventbus.drivers.nats_errors import DRIVER
+from eventbus.drivers.nats_publish import Ack, Publisher
+from eventbus.drivers.nats_wire import WireHeaders
+from eventbus.errors import ConnectionFailed, PublishFailed, StreamMismatch
+
+__all__ = ["NatsState", "NatsWatch"]
+
+MAX_ENTRIES: Final = 500_000
+MAX_ENTRY_BYTES: Final = 64 * 1024
+MARKER_S: Final = 60
+"""How long the mark of an ended entry stays, for who reads in that moment."""
+_PUT_S: Final = 1.0
+"""After so long without an acknowledgement, the bucket itself is looked at."""
+_PAUSE_S: Final = 0.1
+_BATCH: Final = 500
+_NANO: Final = 1_000_000_000
+_ENDS: Final = ("204", "404")
+_MUST_FIT: Final = ("subjects", "republish", "allow_direct", "allow_msg_ttl")
+
+
+class NatsState:
+    """The bucket `<NAMESPACE>_STATE`, made when it is first needed."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        settings: Settings,
+        settle: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """`settle` waits until the server has taken a subscription to what it is given."""
+        self.losses = 0
+        namespace = settings.namespace
+        bucket = f"{namespace.upper()}_STATE"
+        self.name = f"KV_{bucket}"
+        self._root = f"$KV.{bucket}."
+        self._told = f"{namespace}.state."
+        self._connection = connection
+        self._publisher = Publisher(connection, _PUT_S)
+        self._settle = settle
+        self._timeout = settings.connect_timeout
+        self._put_timeout = settings.publish_timeout
+        self._created = ""
+        self._last = 0
+        self._breaks = 0
+        self._sure = False
+        self._making = asyncio.Lock()
+        self._config: dict[str, Any] = {
+            "name": self.name,
+            "subjects": [f"{self._root}>"],
+            "republish": {"src": f"{self._root}>", "dest": f"{self._told}>"},
+            "storage": "memory",
+            "discard": "new",
+            "max_msgs": MAX_ENTRIES,
+            "max_msg_size": MAX_ENTRY_BYTES,
+            "max_msgs_per_subject": 1,
+            "num_replicas": settings.history_replicas,
+            "allow_direct": True,
+            "allow_rollup_hdrs": True,
+            "allow_msg_ttl": True,
+            "subject_delete_marker_ttl": MARKER_S * _NANO,
+            "deny_delete": True,
+            "duplicate_window": 10 * _NANO,
+        }
+
+    def on_lost(self) -> None:
+        """The connection was lost: changes pass untold, and the bucket may be gone."""
+        self.losses += 1
+        self._breaks += 1
+        self._sure = False
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
+        """Set an entry; see `StateStore.put`. A time to live is rounded up to whole seconds."""
+        headers = NO_HEADERS if ttl_s is None else {"Nats-TTL": f"{max(1, math.ceil(ttl_s))}s"}
+        await self._write(key, value, headers)
+
+    async def delete(self, key: str) -> None:
+        """End an entry; see `StateStore.delete`."""
+        await self._write(key, b"", {"KV-Operation": "DEL", "Nats-TTL": f"{MARKER_S}s"})
+
+    async def entries(self, pattern: str) -> Mapping[str, bytes]:
+        """Entries by their keys; see `StateStore.entries`. Raises StreamMismatch too."""
+        subject = self._root + Pattern(pattern).filter
+        found: dict[str, bytes] = {}
+        start = 1
+        while True:
+            batch = await self._get(subject, start)
+            for payload, headers in batch:
+                key = headers.get("Nats-Subject", "").removeprefix(self._root)
+                if _is_end(headers):
+                    found.pop(key, None)
+                else:
+                    found[key] = payload
+            if len(batch) < _BATCH:
+                return found
+            start = int(batch[-1][1].get("Nats-Sequence", "0")) + 1
+
+    async def watch(self, pattern: str, handler: StateHandler) -> "NatsWatch":
+        """Listen to what the bucket republishes; see `StateStore.watch`."""
+        subject = self._told + Pattern(pattern).filter
+        await self._ensure()
+        stream, skip = self.name.encode(), len(self._told)
+
+        def receive(told: str, payload: bytes, headers: WireHeaders) -> None:
+            if not watch.is_closed and headers.stamp(stream) is not None:
+                handler(told[skip:], None if _is_end(headers) else payload)
+
+        watch = NatsWatch(self._connection)
+        watch.listening = await self._connection.listen(subject, receive)
+        try:
+            await self._settle(subject)
+        except BaseException:
+            await watch.aclose()
+            raise
+        return watch
+
+    async def _write(self, key: str, value: bytes, headers: Headers) -> None:
+        subject = self._root + validate_key(key)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._put_timeout
+        while True:
+            try:
+                await self._ensure()
+                self._take(await self._publisher.publish(subject, value, headers))
+                return
+            except PublishFailed:
+                self._sure = False  # without its memory, the server has no bucket either
+                if loop.time() > deadline:
+                    raise
+            except ConnectionFailed as exc:
+                raise PublishFailed(f"setting {key}: {exc}", driver=DRIVER) from exc
+            await asyncio.sleep(_PAUSE_S)
+
+    def _take(self, ack: Ack) -> None:
+        if ack.seq <= self._last and not ack.duplicate:  # the bucket was made anew meanwhile
+            self.losses += 1
+            self._last = 0
+        self._last = max(self._last, ack.seq)
+
+    def _is_made(self) -> bool:
+        return self._sure
+
+    async def _ensure(self) -> None:
+        """Make the bucket where there is none. Raises ConnectionFailed and StreamMismatch."""
+        if self._is_made():
+            return
+        async with self._making:
+            if self._is_made():
+                return
+            breaks = self._breaks
+            answer = await self._ask("CREATE", self._config)
+            if answer.error_code == NAME_IN_USE:  # with other bounds: an operator's choice
+                answer = await self._ask("INFO", None)
+            if answer.error is not None:
+                raise StreamMismatch(
+                    f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
+                )
+            found = answer.body.get("config", {})
+            if wrong := [name for name in _MUST_FIT if found.get(name) != self._config[name]]:
+                raise StreamMismatch(
+                    f"stream {self.name} exists with settings that cannot work: "
+                    f"{', '.join(wrong)}. Remove it, or set BROADCAST_CHANNELS_PREFIX to another "
+                    "namespace",
+                    driver=DRIVER,
+                )
+            created = str(answer.body.get("created", ""))
+            if self._created not in {"", created}:
+                self.losses += 1
+                self._last = 0
+            self._created = created
+            self._sure = breaks == self._breaks
+
+    async def _ask(self, what: str, question: dict[str, Any] | None) -> Any:
+        return await ask(self._connection, f"STREAM.{what}.{self.name}", question, self._timeout)
+
+    async def _get(self, subject: str, start: int) -> list[tuple[bytes, WireHeaders]]:
+        """A batch of direct gets (NATS ADR-31), in the order of their last change."""
+        question = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": _BATCH})
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        while loop.time() < deadline:
+            await self._ensure()
+            parts: list[tuple[bytes, WireHeaders]] = []
+            name = f"$JS.API.DIRECT.GET.{self.name}"
+            reply = await self._connection.request(name, question, parts)
+            if reply is not None and reply.status in _ENDS:
+                return parts
+            self._sure = False
+            await asyncio.sleep(_PAUSE_S)
+        raise ConnectionFailed(f"stream {self.name} could not be read", driver=DRIVER)
+
+
+class NatsWatch:
+    """One who watches."""
+
+    position: Position | None = None
+
+    def __init__(self, connection: NatsConnection) -> None:
+        self.listening: Listening | None = None
+        self.is_closed = False
+        self._connection = connection
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        if not self.is_closed:
+            self.is_closed = True
+            if self.listening is not None:
+                await self._connection.unlisten(self.listening)
+
+
+def _is_end(headers: WireHeaders) -> bool:
+    return "KV-Operation" in headers or "Nats-Marker-Reason" in headers
