@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from edge.outbox import Outbox, State
-from edge.protocols.vocabulary import ChannelMessage, WireFormat
+from edge.protocols.vocabulary import ChannelMessage, Reply, WireFormat
 
 __all__ = ["Backlog", "Hub"]
 
@@ -101,6 +101,16 @@ class Hub:
             self.push(outbox, frame)
             sent += 1
         return sent
+
+    def announce(self, channel: str, reply: Reply, *, exclude: str | None = None) -> None:
+        """Push a system event to all that hear a channel, in order with its messages."""
+        encoded: dict[WireFormat, bytes] = {}
+        for connection_id, outbox in self._channels.get(channel, _NOBODY).items():
+            if connection_id != exclude:
+                frame = encoded.get(outbox.format)
+                if frame is None:
+                    frame = encoded[outbox.format] = outbox.format.reply(reply)
+                self.push(outbox, frame)
 
     def push(self, outbox: Outbox, frame: bytes) -> None:
         """Push one frame to one connection, in order with what the hub delivers to it."""

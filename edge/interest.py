@@ -13,6 +13,7 @@ __all__ = ["Interest"]
 _log = logging.getLogger(__name__)
 
 OnDelivery = Callable[[str, Delivery], None]
+OnGap = Callable[[str, Position], None]
 
 
 class _Channel:
@@ -36,11 +37,23 @@ class Interest:
     """
 
     def __init__(
-        self, driver: Driver, subjects: Subjects, on_delivery: OnDelivery, linger_s: float
+        self,
+        driver: Driver,
+        subjects: Subjects,
+        on_delivery: OnDelivery,
+        linger_s: float,
+        *,
+        on_gap: OnGap | None = None,
     ) -> None:
+        """`on_gap` is called before a delivery that comes after messages that were lost.
+
+        It gets the position from which the channel goes on. Drivers read again what they missed:
+        it is called where the broker does not have that any more.
+        """
         self._driver = driver
         self._subjects = subjects
         self._on_delivery = on_delivery
+        self._on_gap = on_gap
         self._linger_s = linger_s
         self._channels: dict[str, _Channel] = {}
 
@@ -69,8 +82,11 @@ class Interest:
 
     async def _subscribe(self, channel: str, entry: _Channel) -> None:
         def receive(delivery: Delivery) -> None:
-            if delivery.position is not None:
-                entry.position = delivery.position
+            position = delivery.position
+            if position is not None:
+                if self._on_gap and _is_gap(delivery, position, entry.position):
+                    self._on_gap(channel, Position(position.offset - 1, position.epoch))
+                entry.position = position
             self._on_delivery(channel, delivery)
 
         subscription = await self._driver.subscribe(self._subjects.live(channel), receive)
@@ -122,3 +138,12 @@ class Interest:
                 entry.expiry.cancel()
             if entry.subscription is not None:
                 await self._close(channel, entry.subscription)
+
+
+def _is_gap(delivery: Delivery, position: Position, last: Position | None) -> bool:
+    """Whether messages that were stored between the last delivery and this one did not come."""
+    if last is None:
+        return False
+    if position.epoch != last.epoch:
+        return True
+    return delivery.previous is not None and delivery.previous > last.offset

@@ -29,6 +29,16 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.limits_reached = Counter(
+            "eventbus_edge_limits_reached",
+            "Connections and client events refused, by the limit: connections, address, user, "
+            "memory, whispers. What one connection has reached is told by its errors.",
+            ["limit"],
+            registry=registry,
+        )
+        self.memory = Gauge(
+            "eventbus_edge_memory_bytes", "Resident memory of the process.", registry=registry
+        )
         self.errors = Counter(
             "eventbus_edge_client_errors",
             "Error frames sent to clients, by error code.",
@@ -62,6 +72,11 @@ class Metrics:
             "eventbus_edge_authorizer_faults",
             "Authorizers that raised or took too long, by kind.",
             ["kind"],
+            registry=registry,
+        )
+        self.gaps = Counter(
+            "eventbus_edge_gaps",
+            "Times that messages of a channel were lost for good, and its clients told so.",
             registry=registry,
         )
         self.resumes = Counter(

@@ -8,11 +8,13 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Final
 
 import msgspec
 
+from edge.admission import Admission
 from edge.auth import Claims, TokenRejected, TokenVerifier
 from edge.authorize import ask
 from edge.background import Background
@@ -22,10 +24,11 @@ from edge.deadlines import Deadlines
 from edge.history import CaughtUp, History
 from edge.hub import Backlog, Hub
 from edge.interest import Interest
+from edge.limits import Place
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
 from edge.problem import Problem, retry_after
-from edge.protocols.vocabulary import ChannelMessage, Subscribe, Whisper, WireFormat
+from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper, WireFormat
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
 from eventbus.bus import EventBus
@@ -63,7 +66,7 @@ class Node:
         self.metrics = Metrics()
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
-        self._arriving = 0
+        self.admission = Admission(settings, self.metrics)
         dropped = self.metrics.background_dropped.inc
         self.background = Background(_MAX_BACKGROUND, dropped)
         # Apart: a flood of bad payloads and a drain of many must not get in each other's way.
@@ -78,9 +81,15 @@ class Node:
             token_required=settings.auth_required,
             token_timeout_s=settings.auth_timeout,
             token_grace_s=settings.token_grace,
+            actions_per_s=settings.max_actions_per_second,
+            action_burst=settings.action_burst,
         )
         self._interest = Interest(
-            bus.driver, bus.subjects, self._on_delivery, settings.unsubscribe_after
+            bus.driver,
+            bus.subjects,
+            self._on_delivery,
+            settings.unsubscribe_after,
+            on_gap=self._on_gap,
         )
         self._history = History(bus.driver, bus.subjects, _stored_message)
         self._deadlines = Deadlines()
@@ -135,34 +144,27 @@ class Node:
 
     # Connections
 
-    @contextlib.contextmanager
-    def arrival(self) -> Iterator[None]:
-        """Keep a place for one more connection while it shakes hands. Raises Problem."""
+    def arrival(
+        self, peer: str | None, headers: Mapping[str, str]
+    ) -> AbstractContextManager[Place]:
+        """A place for one more connection, from its handshake to its end. Raises Problem.
+
+        `peer` is the address at the other end of the socket; see ClientAddresses.of.
+        """
         self.require_ready()
-        if len(self.connections) + self._arriving >= self.settings.max_connections:
-            raise Problem(
-                "limit_exceeded",
-                f"this node holds {self.settings.max_connections} connections, its limit",
-                status=429,
-                headers=retry_after(10),
-            )
-        self._arriving += 1
-        try:
-            yield
-        finally:
-            self._arriving -= 1
+        return self.admission.arrival(peer, headers)
 
     def connect(
-        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None
+        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None, place: Place
     ) -> Connection:
-        """Take a new connection."""
+        """Take a new connection, which holds its place until that is left."""
         connection_id = secrets.token_urlsafe(16)
         now = time.monotonic()
         session = Session(connection_id, self.rules, self._limits, now)
         if claims is not None:
             session.authenticate(claims, claims.exp - time.time(), now)
         outbox = Outbox(connection_id, wire, sink, self.settings.max_unsent_bytes)
-        connection = Connection(self, session, outbox, peer)
+        connection = Connection(self, session, outbox, peer, place)
         self.connections[connection_id] = connection
         self.metrics.connections.inc()
         self.metrics.connections_opened.inc()
@@ -199,6 +201,7 @@ class Node:
                 if connection is not None and not connection.is_closing:
                     self._tick(connection, now)
             self.metrics.channels.set(len(self._interest))
+            self.admission.look(now)
             await asyncio.sleep(resolution)
 
     def _tick(self, connection: Connection, now: float) -> None:
@@ -294,6 +297,13 @@ class Node:
             self._quarantine(channel, delivery.payload, exc)
             return
         self.metrics.messages_out.inc(self.hub.deliver(message))
+
+    def _on_gap(self, channel: str, position: Position) -> None:
+        """Messages are lost for good: tell those who listen, that they need not guess."""
+        self.metrics.gaps.inc()
+        _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
+        kind = self.rules.find(channel).kind
+        self.hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
 
     def _quarantine(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
         self.metrics.quarantined.labels(fault.reason).inc()

@@ -1,7 +1,9 @@
 """History and resume: exactly what was missed, in order, then live; or a plain word that not."""
 
 import asyncio
+import os
 import random
+import signal
 
 import msgspec
 import pytest
@@ -180,3 +182,46 @@ async def test_reads_for_clients_that_come_together_are_shared():
         results = await asyncio.gather(*(history.catch_up(command, cursor) for _ in range(100)))
     assert all(result.recovered for result in results)
     assert len(reads) <= 2
+
+
+async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge, own_nats_server):
+    settings = Settings(
+        nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=1000
+    )
+    async with EventBus(settings) as bus:
+        edge = await start_edge(settings)
+        client = await edge.connect("/ws/general")
+        await client.next()
+        await publish(bus, range(20))
+        publishing = asyncio.create_task(publish(bus, range(20, 300)))
+        await messages(client, 60)
+        os.kill(own_nats_server.pid, signal.SIGKILL)
+        await own_nats_server.stop()
+        await own_nats_server.start()
+        await publishing
+        assert data_of(await messages(client, 240)) == list(range(60, 300))
+        assert await client.hears_nothing()
+
+
+async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
+    start_edge, own_nats_server, monkeypatch
+):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=3)
+    async with EventBus(settings) as bus, EventBus(settings) as away:
+        edge = await start_edge(away)
+        client = await edge.connect("/ws/general")
+        await client.next()
+        await publish(bus, [0])
+        assert (await client.next())["data"] == 0
+        await away.driver._connection.client.force_reconnect()
+        last = await publish(bus, range(1, 11))
+        told = await client.next()
+        assert told["event"] == "eb:subscribed"
+        assert told["data"] == {
+            "kind": "public",
+            "offset": last.offset - 3,
+            "epoch": last.epoch,
+            "recovered": False,
+        }
+        assert data_of(await messages(client, 3)) == [8, 9, 10]
