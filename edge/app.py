@@ -28,6 +28,8 @@ __all__ = ["STATIC", "create_app", "make_runner", "serve"]
 _log = logging.getLogger(__name__)
 
 STATIC: Final = Path(__file__).parent / "static"
+MAX_HEADERS: Final = 64
+"""Header lines of a request, each of at most 8 KiB, as is the request's first line."""
 _SHUTDOWN_S: Final = 5.0
 """How long requests that are not WebSockets may take to end, once the node has drained."""
 
@@ -140,7 +142,7 @@ async def serve(
     app = create_app(settings, bus)
     if extend is not None:
         extend(app)
-    runner = make_runner(app)
+    runner = make_runner(app, settings.request_timeout)
     stop = _signals()
     await runner.setup()
     try:
@@ -167,11 +169,22 @@ async def serve(
         await runner.cleanup()
 
 
-def make_runner(app: web.Application) -> web.AppRunner:
-    """A runner of the application whose logs hold no URLs: a token may stand in one."""
+def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:
+    """A runner of the application whose logs hold no URLs: a token may stand in one.
+
+    A connection whose next request's head has not come within `request_timeout` seconds is closed,
+    bytes that trickle in or not: aiohttp's keep-alive time begins with the connection.
+    """
     server_log = logging.getLogger("edge.server")
     server_log.addFilter(_is_no_bad_request)
-    return web.AppRunner(app, access_log=None, logger=server_log, shutdown_timeout=_SHUTDOWN_S)
+    return web.AppRunner(
+        app,
+        access_log=None,
+        logger=server_log,
+        shutdown_timeout=_SHUTDOWN_S,
+        keepalive_timeout=request_timeout,
+        max_headers=MAX_HEADERS,
+    )
 
 
 def _is_no_bad_request(record: logging.LogRecord) -> bool:

@@ -120,6 +120,75 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_connections: Annotated[
         Count, Var("BROADCAST_MAX_CONNECTIONS", "connections of this node", "1 or more")
     ] = 50_000
+    max_connections_per_address: Annotated[
+        Count,
+        Var(
+            "BROADCAST_MAX_CONNECTIONS_PER_ADDRESS",
+            "connections of this node from one address; of IPv6, from one /64",
+            "1 or more",
+        ),
+    ] = 1_000
+    max_connections_per_user: Annotated[
+        Count,
+        Var(
+            "BROADCAST_MAX_CONNECTIONS_PER_USER",
+            "connections of this node by one user",
+            "1 or more",
+        ),
+    ] = 100
+    max_actions_per_second: Annotated[
+        Positive,
+        Var("BROADCAST_MAX_ACTIONS_PER_SECOND", "actions a second of a connection", "above 0"),
+    ] = 50.0
+    action_burst: Annotated[
+        Count,
+        Var(
+            "BROADCAST_ACTION_BURST",
+            "actions that a rested connection may send at once",
+            "1 or more",
+        ),
+    ] = 100
+    max_whispers_per_channel: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_MAX_WHISPERS_PER_CHANNEL",
+            "client events a second that this node takes for one channel",
+            "above 0",
+        ),
+    ] = 200.0
+    max_memory: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        Var(
+            "BROADCAST_MAX_MEMORY",
+            "resident memory of the process from which on it takes no new connections; 0: no bound",
+            "0 or more",
+        ),
+    ] = 0
+    request_timeout: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_REQUEST_TIMEOUT",
+            "how long a request's head may take to come, and how long an idle HTTP connection is "
+            "kept; let it be longer than a proxy in front keeps idle connections",
+            "above 0",
+        ),
+    ] = 75.0
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Var(
+            "BROADCAST_TRUSTED_PROXIES",
+            "proxies that are believed about their clients' addresses",
+            "addresses and networks, such as 10.0.0.7 or 10.0.0.0/8, separated by commas",
+        ),
+    ] = ()
+    forwarded_header: Annotated[
+        Literal["X-Forwarded-For", "Forwarded"],
+        Var(
+            "BROADCAST_FORWARDED_HEADER",
+            "the header in which those proxies tell the address; the other one is not read",
+            "X-Forwarded-For or Forwarded",
+        ),
+    ] = "X-Forwarded-For"
     max_unsent_bytes: Annotated[
         Count,
         Var("BROADCAST_MAX_UNSENT_BYTES", "what may wait for a slow client", "1 or more"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from edge.auth import TokenRejected
 from edge.history import CaughtUp
 from edge.hub import Backlog
+from edge.limits import Full, Place
 from edge.outbox import Outbox
 from edge.protocols.vocabulary import (
     Authenticate,
@@ -17,6 +18,7 @@ from edge.protocols.vocabulary import (
     Failed,
     Reply,
     Subscribe,
+    Whisper,
 )
 from edge.rules import Allowed, Ask, Rule
 from edge.session import (
@@ -62,13 +64,16 @@ class Connection:
     their order, and a client that sends faster than it is served is slowed by its own socket.
     """
 
-    def __init__(self, node: "Node", session: Session, outbox: Outbox, peer: Peer) -> None:
+    def __init__(
+        self, node: "Node", session: Session, outbox: Outbox, peer: Peer, place: Place
+    ) -> None:
         self.id = session.connection_id
         self.session = session
         self.outbox = outbox
         self.is_closing = False
         self._node = node
         self._peer = peer
+        self._place = place
 
     async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
         """Greet the client, then join the channels that its URL asked for and was allowed."""
@@ -145,8 +150,7 @@ class Connection:
                 case Leave(channel):
                     self._node.leave(channel, self)
                 case WhisperOut(command, event, user_id):
-                    fault = await self._node.whisper(command, event, user_id, self.id)
-                    queue.extend(self.session.whispered(command, fault))
+                    queue.extend(await self._whisper(command, event, user_id))
                 case Heartbeat():
                     self._peer.ping()
 
@@ -160,8 +164,20 @@ class Connection:
             claims = await self._node.verify(command.token)
         except TokenRejected as exc:
             return self.session.token_rejected(exc.code, str(exc), command.ref)
+        if self.session.claims is None:
+            try:
+                self._node.admission.claim(self._place, claims.user_id)
+            except Full as exc:
+                return self.session.refused("limit_exceeded", str(exc), None, command.ref)
         left = claims.exp - time.time()
         return self.session.verified(claims, left, command.ref, time.monotonic())
+
+    async def _whisper(self, command: Whisper, event: str, user_id: str | None) -> list[Effect]:
+        if not self._node.admission.may_whisper(command.channel):
+            message = "too many client events on this channel: wait a moment"
+            return self.session.refused("rate_limited", message, command.channel, command.ref)
+        fault = await self._node.whisper(command, event, user_id, self.id)
+        return self.session.whispered(command, fault)
 
     async def _consult(self, command: Subscribe, question: Ask) -> list[Effect]:
         claims = self.session.claims

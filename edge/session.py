@@ -8,6 +8,7 @@ handled strictly one after another. Times are monotonic seconds, but for a token
 from typing import Final, NamedTuple
 
 from edge.auth import Claims
+from edge.limits import STRIKES, Pace, Verdict
 from edge.protocols.vocabulary import (
     Acknowledged,
     Authenticate,
@@ -61,6 +62,8 @@ class SessionLimits(NamedTuple):
     token_required: bool = False
     token_timeout_s: float = 10.0
     token_grace_s: float = 10.0
+    actions_per_s: float = 50.0
+    action_burst: int = 100
 
 
 class Send(NamedTuple):
@@ -130,6 +133,7 @@ class Session:
         self._rules = rules
         self._limits = limits
         self._bad_tokens = 0
+        self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
         self._opened = now
         self._last_seen = now
         self._asked_at: float | None = None
@@ -143,6 +147,9 @@ class Session:
     def receive(self, command: Command, now: float) -> list[Effect]:
         """Answer one command."""
         self.heard(now)
+        verdict = self._pace.judge(now)
+        if verdict is not Verdict.SERVE:
+            return self._too_fast(command.ref, is_last=verdict is Verdict.END)
         match command:
             case Ping(data, ref):
                 return [Send(Pong(data, ref))]
@@ -156,6 +163,21 @@ class Session:
                 return self._whisper(command, now)
             case Malformed(code, message, ref):
                 return [_failed(code, message, None, ref)]
+
+    def refused(self, code: str, message: str, channel: str | None, ref: Ref) -> list[Effect]:
+        """The node does not carry a command out; the connection goes on as it was."""
+        return [_failed(code, message, channel, ref)]
+
+    def _too_fast(self, ref: Ref, *, is_last: bool) -> list[Effect]:
+        limits = self._limits
+        message = (
+            f"too many actions: {limits.actions_per_s:g} a second are allowed, "
+            f"{limits.action_burst} at once after a rest"
+        )
+        effects: list[Effect] = [_failed("rate_limited", message, None, ref)]
+        if is_last:
+            effects.append(Close(4008, f"{STRIKES} actions were too many"))
+        return effects
 
     def heard(self, now: float) -> None:
         """The client is there: a frame came, of whatever kind."""

@@ -11,16 +11,14 @@ from typing import Final
 
 from aiohttp import WSMsgType, web
 
-from edge.auth import Claims, TokenRejected
 from edge.connection import Connection
-from edge.handshake import check_origin, read_handshake
+from edge.entrance import admit
 from edge.keys import NODE
 from edge.node import Node
-from edge.problem import Problem, bad_token
+from edge.problem import Problem
 from edge.protocols.framing import MAX_CLOSE_REASON, PING, pong_frame
 from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
-from edge.protocols.vocabulary import Malformed, Subscribe
-from edge.rules import Allowed, Ask, Denied
+from edge.protocols.vocabulary import Malformed
 
 __all__ = ["native_websocket"]
 
@@ -35,17 +33,17 @@ _BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in 
 async def native_websocket(request: web.Request) -> web.StreamResponse:
     """GET /ws and /ws/{channel}: what is wrong before the upgrade is raised as a Problem."""
     node = request.app[NODE]
-    with node.arrival():
-        claims, channels = await _admit(node, request)
+    with node.arrival(request.remote, request.headers) as place:
+        claims, channels = await admit(node, request, place, _raw_channel(request))
         ws, socket = await _upgrade(node, request)
         if socket is None:  # the client has left during the handshake
             return ws
-        connection = node.connect(_NATIVE, socket, socket, claims)
-    try:
-        await connection.open(channels)
-        await _serve(ws, connection)
-    finally:
-        node.disconnect(connection)
+        connection = node.connect(_NATIVE, socket, socket, claims, place)
+        try:
+            await connection.open(channels)
+            await _serve(ws, connection)
+        finally:
+            node.disconnect(connection)
     return ws
 
 
@@ -63,47 +61,6 @@ async def _upgrade(
         raise Problem("bad_request", "this address takes WebSocket connections only")
     await ws.prepare(request)
     return ws, _Socket(node, ws, request.transport) if request.transport else None
-
-
-async def _admit(
-    node: Node, request: web.Request
-) -> tuple[Claims | None, list[tuple[Subscribe, Allowed]]]:
-    """Who asks, and the channels of the URL with what allows each. Raises Problem."""
-    origin = request.headers.get("Origin")
-    if not check_origin(origin, request.host, node.settings.cors_allowed_origins):
-        raise Problem("forbidden", "the request's origin is not allowed")
-    handshake = read_handshake(
-        raw_path_channel=_raw_channel(request),
-        query=list(request.query.items()),
-        headers=request.headers,
-        max_channels=node.settings.max_channels_per_connection,
-    )
-    claims = None
-    if handshake.token is not None:
-        claims = await _verify(node, handshake.token)
-    channels = []
-    for channel in handshake.channels:
-        decision = await _decide(node, channel, claims)
-        if isinstance(decision, Denied):
-            raise Problem(decision.code, decision.message)
-        channels.append((Subscribe(channel, None, 0, None), decision))
-    node.require_ready()  # it may have begun to drain while others were asked
-    return claims, channels
-
-
-async def _verify(node: Node, token: str) -> Claims:
-    try:
-        return await node.verify(token)
-    except TokenRejected as exc:
-        raise bad_token(exc.code, str(exc)) from None
-
-
-async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | Denied:
-    decision = node.rules.decide(channel, claims)
-    if isinstance(decision, Ask):
-        assert claims is not None, "an authorizer is asked about a user"
-        return await node.consult(decision, claims)
-    return decision
 
 
 def _raw_channel(request: web.Request) -> str | None:

@@ -171,7 +171,7 @@ async def start_edge(settings, clients):
                 | edge_settings
             )
             app = create_app(made, settings if bus is None else bus, rules=rules or ChannelRules())
-            runner = make_runner(app)
+            runner = make_runner(app, made.request_timeout)
             await runner.setup()
             nodes.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", 0).start()

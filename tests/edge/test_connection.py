@@ -50,7 +50,7 @@ async def node(bus):
 
 async def connect(node, *channels):
     socket = Socket()
-    connection = node.connect(NATIVE, socket, socket, None)
+    connection = node.connect(NATIVE, socket, socket, None, node.admission.places.enter("a"))
     await connection.open([])
     for channel in channels:
         await connection.handle(Subscribe(channel, None, 0, None))

@@ -229,7 +229,8 @@ ACTION = b"\x81\x91\x00\x00\x00\x00" + b'{"action":"ping"}'
 
 @pytest.mark.parametrize("frame", [PING, ACTION], ids=["ping frames", "actions"])
 async def test_a_client_that_asks_and_does_not_read_the_answers_is_cut(start_edge, bus, frame):
-    edge = await start_edge(bus, max_unsent_bytes=64 * 1024)
+    pace = {"max_actions_per_second": 1e6, "action_burst": 1_000_000}
+    edge = await start_edge(bus, max_unsent_bytes=64 * 1024, **pace)
     _, writer = await raw_websocket(edge.port)
     for _ in range(200):
         if not edge.node.connections:

@@ -1,0 +1,195 @@
+"""How much one client may take: places on the node, and a pace for what it sends. Pure.
+
+Times are monotonic seconds. A node counts its own: two nodes together hold twice as much.
+"""
+
+import enum
+from collections import Counter
+from typing import Final, Literal, NamedTuple, TypeAlias
+
+__all__ = [
+    "STRIKES",
+    "Full",
+    "Pace",
+    "Paces",
+    "Place",
+    "PlaceLimits",
+    "Places",
+    "TokenBucket",
+    "Verdict",
+]
+
+Limit: TypeAlias = Literal["connections", "address", "user"]
+
+STRIKES: Final = 100
+"""Refusals, without a rest between them, after which a client is not served any longer."""
+
+
+class TokenBucket:
+    """Lets `rate` takes a second pass, and `burst` at once after a rest."""
+
+    __slots__ = ("_at", "_burst", "_rate", "_tokens")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._rate = rate
+        self._burst = self._tokens = burst
+        self._at = now
+
+    def take(self, now: float) -> bool:
+        """Whether there was a token; if so, it is gone."""
+        self._fill(now)
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def is_full(self, now: float) -> bool:
+        """Whether it is as if nothing had ever been taken."""
+        self._fill(now)
+        return self._tokens >= self._burst
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._burst, self._tokens + max(now - self._at, 0.0) * self._rate)
+        self._at = max(now, self._at)
+
+
+class Verdict(enum.Enum):
+    """What becomes of an action."""
+
+    SERVE = "serve"
+    REFUSE = "refuse"
+    END = "end"
+    """Refuse it, and end the connection: it has been refused again and again."""
+
+
+class Pace:
+    """The actions of one connection. Refusals count until it has rested, its bucket being full."""
+
+    __slots__ = ("_bucket", "_strikes")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._bucket = TokenBucket(rate, burst, now)
+        self._strikes = 0
+
+    def judge(self, now: float) -> Verdict:
+        """Count one action."""
+        if self._strikes and self._bucket.is_full(now):
+            self._strikes = 0
+        if self._bucket.take(now):
+            return Verdict.SERVE
+        self._strikes += 1
+        return Verdict.END if self._strikes >= STRIKES else Verdict.REFUSE
+
+
+class Paces:
+    """A bucket for each key; those that are full again are forgotten."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._buckets: dict[str, TokenBucket] = {}
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, key: str, now: float) -> bool:
+        """Whether there was a token for `key`."""
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+        return bucket.take(now)
+
+    def sweep(self, now: float) -> None:
+        """Forget the keys that have rested. Call it now and then: it is what bounds the memory."""
+        rested = [key for key, bucket in self._buckets.items() if bucket.is_full(now)]
+        for key in rested:
+            del self._buckets[key]
+
+
+class Full(Exception):
+    """There is no place for one more."""
+
+    def __init__(self, limit: Limit, message: str) -> None:
+        super().__init__(message)
+        self.limit: Limit = limit
+
+
+class PlaceLimits(NamedTuple):
+    """How many connections there may be; the defaults are those of the wire protocol."""
+
+    connections: int = 50_000
+    per_address: int = 1_000
+    per_user: int = 100
+
+
+class Places:
+    """Connections in all, of each address and of each user."""
+
+    def __init__(self, limits: PlaceLimits) -> None:
+        self._limits = limits
+        self._total = 0
+        self._addresses: Counter[str] = Counter()
+        self._users: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def enter(self, address: str) -> "Place":
+        """Take a place, until it is left. Raises Full."""
+        limits = self._limits
+        if self._total >= limits.connections:
+            raise Full(
+                "connections", f"this node holds {limits.connections} connections, its limit"
+            )
+        if self._addresses[address] >= limits.per_address:
+            raise Full(
+                "address",
+                f"{address} has {limits.per_address} connections, the limit for an address",
+            )
+        self._total += 1
+        self._addresses[address] += 1
+        return Place(self, address)
+
+    def _claim(self, user_id: str) -> None:
+        if self._users[user_id] >= self._limits.per_user:
+            raise Full(
+                "user", f"this user has {self._limits.per_user} connections, the limit for a user"
+            )
+        self._users[user_id] += 1
+
+    def _leave(self, address: str, user_id: str | None) -> None:
+        self._total -= 1
+        _drop(self._addresses, address)
+        if user_id is not None:
+            _drop(self._users, user_id)
+
+
+class Place:
+    """One connection's place, from its handshake to its end."""
+
+    __slots__ = ("_places", "_user_id", "address", "is_left")
+
+    def __init__(self, places: Places, address: str) -> None:
+        self.address = address
+        self.is_left = False
+        self._places = places
+        self._user_id: str | None = None
+
+    def claim(self, user_id: str) -> None:
+        """Count the connection as the user's; again for the same one is as once. Raises Full."""
+        if self._user_id is None:
+            self._places._claim(user_id)  # noqa: SLF001 - a place is a part of its places
+            self._user_id = user_id
+
+    def leave(self) -> None:
+        """Give the place free; twice is as once."""
+        if not self.is_left:
+            self.is_left = True
+            self._places._leave(self.address, self._user_id)  # noqa: SLF001 - as above
+
+
+def _drop(counts: Counter[str], key: str) -> None:
+    """Count one less; what is at nothing is forgotten."""
+    counts[key] -= 1
+    if counts[key] <= 0:
+        del counts[key]
