@@ -4,6 +4,15 @@ What a service imports. Drivers, the embedded server and the testing support hav
 own, which are imported by those who need them.
 """
 
+from eventbus.broadcasting import (
+    AlertLevel,
+    Broadcast,
+    broadcast,
+    broadcast_to_channel,
+    broadcast_to_organization,
+    broadcast_to_team,
+    broadcast_to_user,
+)
 from eventbus.bus import BusState, EventBus
 from eventbus.channels import ChannelKind, Pattern, Subjects, validate_channel
 from eventbus.config import Settings
@@ -49,6 +58,8 @@ from eventbus.subscriptions import EventSubscription
 from eventbus.worker import Worker
 
 __all__ = [
+    "AlertLevel",
+    "Broadcast",
     "BusState",
     "BusStateError",
     "ChannelKind",
@@ -89,6 +100,11 @@ __all__ = [
     "UnknownEvent",
     "Worker",
     "WorkerLost",
+    "broadcast",
+    "broadcast_to_channel",
+    "broadcast_to_organization",
+    "broadcast_to_team",
+    "broadcast_to_user",
     "create_driver",
     "event_definition",
     "event_type",

@@ -16,6 +16,7 @@ import msgspec
 
 from eventbus.channels import Pattern, validate_channel
 from eventbus.current import current_bus
+from eventbus.delayed import DelayedBroadcast, DelayedVolatileBroadcast
 from eventbus.errors import EventFieldError
 from eventbus.events import Event
 from eventbus.message import Receipt, new_id, utc_now, validate_event_name
@@ -119,12 +120,21 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         """Use another driver than the bus's own, by its name."""
         return self._with(_driver=driver)
 
+    def after(self, delay: float | datetime.timedelta) -> "PendingBroadcast":
+        """Send it later, in seconds: it is stored in the queue, and a worker sends it.
+
+        Needs a driver with queues, and a running worker: `eventbus queue work`.
+        """
+        seconds = delay.total_seconds() if isinstance(delay, datetime.timedelta) else delay
+        return self._with(_delay_s=seconds)
+
     async def send(self) -> tuple[Receipt, ...]:
         """Publish on all channels concurrently, through the current bus.
 
-        Gives a receipt for each channel, in their order. With one channel its error is raised as
-        it is; with several, DispatchFailed holds each channel's. Raises ValueError when channel or
-        event are missing, and what `EventBus.publish` raises.
+        Gives a receipt for each channel, in their order; of the queue, for a delayed one. With one
+        channel its error is raised as it is; with several, DispatchFailed holds each channel's.
+        Raises ValueError when channel or event are missing, or `via` and `after` are both given,
+        and what `EventBus.publish` raises.
         """
         if not self._channels or not self._event:
             lacking = "a channel" if not self._channels else "an event"
@@ -132,6 +142,8 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
                 f"this broadcast lacks {lacking}: name both, as in "
                 'broadcast().channel("general").event("news").with_({...}).send()'
             )
+        if self._delay_s:
+            return await self._send_later()
         bus = current_bus()
         target = bus if self._driver is None else bus.using(self._driver)
         shared = new_id()
@@ -149,6 +161,19 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
                 for channel in self._channels
             ],
         )
+
+    async def _send_later(self) -> tuple[Receipt, ...]:
+        if self._driver is not None:
+            raise ValueError(
+                "via() and after() do not go together: the queue's worker sends through its driver"
+            )
+        kind = DelayedVolatileBroadcast if self._volatile else DelayedBroadcast
+        event: DelayedBroadcast = kind(
+            channels=self._channels, event=self._event, data=self._data, delay_s=self._delay_s
+        )
+        if self._except is not None:
+            event = event.to_others(self._except)
+        return await current_bus().dispatch(event)
 
     def __await__(self) -> Generator[Any, None, tuple[Receipt, ...]]:
         return self.send().__await__()

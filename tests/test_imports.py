@@ -25,7 +25,7 @@ LAYERS = [
         "eventbus.templates",
     },
     {"eventbus.drivers", "eventbus.events"},
-    {"eventbus.decoding", "eventbus.outgoing"},
+    {"eventbus.decoding", "eventbus.delayed", "eventbus.outgoing"},
     {
         "eventbus.jobs",
         "eventbus.listeners",

@@ -1,4 +1,5 @@
 import asyncio
+import datetime
 import json
 
 import pytest
@@ -23,8 +24,10 @@ from eventbus.broadcasting import (
     broadcast_to_team,
     broadcast_to_user,
 )
+from eventbus.current import current_bus
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.message import HEADER_EXCEPT
+from eventbus.worker import Worker
 
 
 class ParcelSent(Event, ShouldBroadcast, channel="parcels.{parcel_id}"):
@@ -145,6 +148,35 @@ async def test_alert_of_another_level_is_refused_and_nothing_is_sent(heard):
 async def test_id_that_is_no_token_is_refused_and_nothing_is_sent(heard, user_id):
     with pytest.raises(InvalidChannel):
         await broadcast_to_user(user_id, "e", 1)
+    assert await envelopes(heard) == []
+
+
+async def test_delayed_broadcast_is_stored_and_sent_by_a_worker_with_its_options(heard):
+    pending = broadcast().channels(["general", "admin"]).event("later").with_({"n": 1})
+    await pending.to_others("connection-1").after(datetime.timedelta(milliseconds=20))
+    await pending.volatile().after(0.02)
+    assert await envelopes(heard) == []
+    worker = Worker(current_bus(), max_jobs=2)
+    await worker.run()
+    sent = await envelopes(heard)
+    assert [message["channel"] for message in sent] == ["general", "admin"] * 2
+    assert {message["event"] for message in sent} == {"later"}
+    assert all(message["data"] == {"n": 1} for message in sent)
+    assert [delivery.headers.get(HEADER_EXCEPT) for delivery in heard] == ["connection-1"] * 2 + [
+        None
+    ] * 2
+    assert [delivery.position is None for delivery in heard] == [False, False, True, True]
+
+
+async def test_delayed_broadcast_cannot_choose_a_driver(heard):
+    with pytest.raises(ValueError, match="via\\(\\) and after\\(\\) do not go together"):
+        await broadcast("general", "e").via("null").after(1)
+    assert await envelopes(heard) == []
+
+
+async def test_via_sends_through_another_driver_and_not_the_bus_own(heard):
+    [receipt] = await broadcast("general", "e").via("null")
+    assert receipt.offset is None
     assert await envelopes(heard) == []
 
 
