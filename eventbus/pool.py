@@ -4,11 +4,11 @@ import asyncio
 import collections
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any
 
 __all__ = ["Pool", "Work"]
 
-_log: Final = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Work = Callable[[], Awaitable[object]]
 
@@ -46,18 +46,21 @@ class Pool:
             self._changed.clear()
             await self._changed.wait()
 
-    async def aclose(self, seconds: float) -> int:
-        """Let all finish within that time, then cancel; how many never began."""
+    async def aclose(self, seconds: float, caller: "asyncio.Task[Any] | None" = None) -> int:
+        """Let all finish within that time, then cancel; how many never began.
+
+        `caller` is neither waited for nor cancelled: it may be one that runs here.
+        """
         try:
             async with asyncio.timeout(seconds):
-                while self._waiting or self._tasks:
+                while self._waiting or self._tasks - {caller}:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             _log.warning("%s: %d did not finish and are cancelled", self._name, len(self._tasks))
         left = len(self._waiting)
         self._waiting.clear()
-        tasks = list(self._tasks)
+        tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

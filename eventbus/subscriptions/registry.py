@@ -10,7 +10,7 @@ from eventbus.drivers.base import Driver
 from eventbus.errors import BusStateError, EventDefinitionError
 from eventbus.events import Event
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
-from eventbus.subscriptions.subscription import EventSubscription, Handler
+from eventbus.subscriptions.subscription import CLOSE_S, EventSubscription, Handler
 
 __all__ = ["Subscriptions"]
 
@@ -78,7 +78,7 @@ class Subscriptions:
 
     async def ready(self) -> None:
         """Wait until all that were made stand; raises what the first of them raised."""
-        await asyncio.gather(*self._all)
+        await asyncio.gather(*(one for one in self._all if not one.is_closed))
 
     async def open(self) -> None:
         """Begin."""
@@ -92,7 +92,8 @@ class Subscriptions:
         self._open, self._closed = False, True
         subscriptions, self._all = self._all, []
         if subscriptions:
-            await asyncio.gather(*(subscription.aclose() for subscription in subscriptions))
+            caller = asyncio.current_task()  # it may be a handler's, which must not wait for itself
+            await asyncio.gather(*(one.end(CLOSE_S, caller) for one in subscriptions))
 
     def _add(
         self, reader: EventReader[E], handler: Handler[E], options: Options
@@ -100,7 +101,7 @@ class Subscriptions:
         if self._closed:
             raise BusStateError("the bus is closed: nothing can be subscribed to")
         new = EventSubscription(self._driver, self._subjects, reader, handler, options)
-        self._all = [one for one in self._all if not one._closed]  # noqa: SLF001 - of this module
+        self._all = [one for one in self._all if not one.is_closed]
         taken = [one for one in self._all if one.consumer_name == new.consumer_name]
         if options.group and taken:
             raise EventDefinitionError(

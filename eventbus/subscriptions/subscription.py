@@ -83,6 +83,11 @@ class EventSubscription(Generic[E]):
     def __await__(self) -> "Generator[Any, None, EventSubscription[E]]":
         return self._ready().__await__()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return self._closed
+
     def start(self) -> None:
         """Subscribe in the background."""
         self._starting = asyncio.create_task(self._start())
@@ -91,8 +96,13 @@ class EventSubscription(Generic[E]):
     async def aclose(self, seconds: float = CLOSE_S) -> None:
         """Take no more events; handlers may finish within that time, then they are cancelled.
 
-        What they did not finish is handed back where it is durable. Closing twice is harmless.
+        What they did not finish is handed back where it is durable. Closing twice is harmless. A
+        handler may close its own subscription.
         """
+        await self.end(seconds, asyncio.current_task())
+
+    async def end(self, seconds: float, caller: "asyncio.Task[Any] | None") -> None:
+        """As `aclose`, called by that task."""
         if self._closed:
             return
         self._closed = True
@@ -103,7 +113,7 @@ class EventSubscription(Generic[E]):
         for source in (self._live, self._consumer):
             if source is not None:
                 await source.aclose()
-        if left := await self._pool.aclose(seconds):
+        if left := await self._pool.aclose(seconds, caller):
             _log.warning("%s: %d events were not handled before the close", self._told, left)
 
     async def _ready(self) -> "EventSubscription[E]":
@@ -285,9 +295,13 @@ def _takes_context(handler: Callable[..., Any]) -> bool:
     if not callable(handler):
         raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(handler).parameters
+    except ValueError:  # some built-in functions have none to be known
+        return False
     wanted = [
         parameter
-        for parameter in inspect.signature(handler).parameters.values()
+        for parameter in parameters.values()
         if parameter.kind in positional and parameter.default is parameter.empty
     ]
     return len(wanted) > 1

@@ -239,6 +239,14 @@ async def test_closed_subscription_gets_nothing_more(services):
     await subscriber.subscribe(Shipped, closed, group="g")  # the group's place is free again
 
 
+async def test_bus_is_ready_though_a_subscription_was_closed_before_it_stood(services):
+    _, subscriber = services
+    closed = subscriber.subscribe(Shipped, print)
+    await closed.aclose()
+    await subscriber.ready()
+    assert closed.is_closed
+
+
 async def test_no_more_handlers_run_at_once_than_are_allowed_and_all_run(services):
     publisher, subscriber = services
     running, most, gate, inbox = 0, 0, asyncio.Semaphore(0), Inbox()
@@ -521,6 +529,28 @@ async def test_closing_bus_lets_handlers_finish_and_publish(make_bus):
             await again.subscribe(Shipped, inbox, group="g", durable=True)
             await publisher.dispatch(Shipped(2))
             assert await inbox.until(1) == [Shipped(2)]  # the first is done
+
+
+@pytest.mark.parametrize("options", [{}, {"group": "g", "durable": True}])
+async def test_handler_may_close_its_subscription_and_its_bus(make_bus, options):
+    bus, other, inbox = make_bus(), make_bus(), Inbox()
+    await bus.open()
+
+    async def handler(event):
+        await subscription.aclose()
+        await bus.aclose()
+        inbox.put(event)
+
+    async def waits(event):
+        await asyncio.sleep(0.1)
+        inbox.put(event)
+
+    subscription = await bus.subscribe(Shipped, handler, **options)
+    await bus.subscribe(Cancelled, waits)
+    async with other:
+        await other.dispatch(Cancelled(1), Shipped(1))
+        assert await inbox.until(2) == [Cancelled(1), Shipped(1)]
+    assert bus.state == "closed"
 
 
 async def test_what_a_closing_subscription_did_not_finish_goes_to_another(make_bus):
