@@ -104,9 +104,9 @@ class Node:
 
     async def _check(self) -> None:
         with mapped(f"asking Redis at {self.address} what it is"):
-            info = _parse(await self.commands.call("INFO"))
-            for script in SCRIPTS:
+            for script in SCRIPTS:  # first, for while it reads its data a server takes none,
                 await self.commands.call("SCRIPT", "LOAD", script.text)
+            info = _parse(await self.commands.call("INFO"))  # and says that it has no AOF
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MIN_VERSION:
             raise self._refused(f"is version {version}: 7.0 or later is needed")

@@ -7,6 +7,7 @@ from typing import Final
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Page, Position
+from eventbus.drivers.redis_wire import glob_of
 
 __all__ = ["Cursor", "RedisSubscription"]
 
@@ -111,8 +112,8 @@ class RedisSubscription:
         self.subject = pattern.text
         self.pattern = pattern
         self.position: Position | None = None
-        self.command = ""
-        self.name = b""
+        self.command = "SUBSCRIBE" if pattern.is_exact else "PSUBSCRIBE"
+        self.name = pattern.text.encode() if pattern.is_exact else glob_of(pattern)
         self._handler: Handler | None = handler
         self._live = live
         self._doubt = doubt
@@ -123,19 +124,14 @@ class RedisSubscription:
             self._cursors[pattern.text].held = collections.deque(maxlen=MAX_HELD)
 
     @property
-    def is_closed(self) -> bool:
-        """Whether the handler is called no more."""
-        return self._handler is None
+    def key(self) -> tuple[str, bytes]:
+        """What the server is asked for."""
+        return self.command, self.name
 
     @property
     def cursor(self) -> Cursor | None:
         """The place in the one stream of an exact subscription; None for others."""
         return self._cursors.get(self.subject)
-
-    @property
-    def cursors(self) -> list[Cursor]:
-        """The places in all streams that it follows."""
-        return list(self._cursors.values())
 
     def receive(self, delivery: Delivery) -> None:
         """Take a message of a subject that the subscription's name or glob has."""

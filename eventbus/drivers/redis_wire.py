@@ -61,8 +61,7 @@ def glob_of(pattern: Pattern) -> bytes:
     """The narrowest PSUBSCRIBE glob that holds all that a filter matches (and more: a `*` of Redis
     does not stop at a dot).
 
-    Its other characters are escaped, for a token may hold none of them but a namespace's rule may
-    change.
+    No token may hold a character that means something to it; it is escaped all the same.
     """
     tokens = pattern.filter.split(".")
     return ".".join(

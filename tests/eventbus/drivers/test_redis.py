@@ -267,7 +267,7 @@ async def test_unsubscribed_channels_are_not_sent(make_redis, redis_server, subj
     again = await driver.subscribe(subjects.live("other"), Inbox())  # after what was asked before
     assert (await redis_server.command(*numsub)).split()[-1] == "0"
     await again.aclose()
-    assert driver._interests == {}
+    assert driver._listeners._listeners == {}
 
 
 async def test_listening_and_leaving_at_once_ends_as_the_last_word_says(make_redis, subjects):
