@@ -308,21 +308,25 @@ async def jetstream(nats_server):
     await client.close()
 
 
+async def _consumer_says(jetstream, stream, condition):
+    """Wait until the server says so of consumer `c`: it tells only who asks."""
+    async with asyncio.timeout(TIMEOUT):
+        while not condition(await jetstream.consumer_info(stream, "c")):  # noqa: ASYNC110 - a server is asked
+            await asyncio.sleep(0.01)
+
+
 async def test_deleted_consumer_is_made_anew_where_it_was(
     nats_driver, jetstream, monkeypatch, caplog
 ):
     monkeypatch.setattr(nats_consumer, "_LOOK_S", 0.0)
     subjects, stream = nats_driver.subjects, f"{nats_driver.subjects.namespace.upper()}_EVENTS"
     consumer = await nats_driver.consume("c", subjects.live("a.1"), ALL)
-    await _publish(nats_driver, subjects, b"1", b"2")
-    for held in await _take(consumer, 2):
+    await _publish(nats_driver, subjects, b"1", b"2", b"3")
+    for held in await _take(consumer, 3):
         await held.ack()
-    taking = asyncio.create_task(_take(consumer, 1))
-    await asyncio.sleep(0.2)
-    await _publish(nats_driver, subjects, b"3")
-    await (await taking)[0].ack()
-    taking = asyncio.create_task(_take(consumer, 1))
-    await asyncio.sleep(0.2)
+    await _consumer_says(jetstream, stream, lambda info: info.ack_floor.stream_seq == 3)
+    taking = asyncio.create_task(_take(consumer, 1))  # looks for its place, and pulls
+    await _consumer_says(jetstream, stream, lambda info: info.num_waiting == 1)
     assert await jetstream.delete_consumer(stream, "c")
     await _publish(nats_driver, subjects, b"4")
     (held,) = await taking
@@ -339,7 +343,7 @@ async def test_consumer_of_a_stream_made_anew_gets_all_of_the_new_one(nats_drive
     (old,) = await _take(consumer)
     await old.ack()
     taking = asyncio.create_task(_take(consumer, 1))
-    await asyncio.sleep(0.2)
+    await _consumer_says(jetstream, stream, lambda info: info.num_waiting == 1)
     await jetstream.delete_stream(stream)
     async with asyncio.timeout(TIMEOUT):
         await _publish(nats_driver, subjects, b"new")
