@@ -4,7 +4,8 @@ The fixtures are in `eventbus.testing.plugin`, which pytest finds by itself; `dr
 the suite for authors of drivers.
 """
 
+from eventbus.testing.errors import Refused
 from eventbus.testing.faking import EventFake, fake
 from eventbus.testing.records import RecordedMessage
 
-__all__ = ["EventFake", "RecordedMessage", "fake"]
+__all__ = ["EventFake", "RecordedMessage", "Refused", "fake"]
