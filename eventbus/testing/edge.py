@@ -1,0 +1,109 @@
+"""A real edge in the test's own process and event loop, on a free port."""
+
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiohttp import web
+
+from edge.app import create_app, make_runner
+from edge.config import EdgeSettings
+from edge.rules import ChannelRules
+from eventbus.bus import EventBus
+from eventbus.cli.tokens import issue_token
+from eventbus.testing.websocket import WebSocketClient
+
+__all__ = ["EdgeServer"]
+
+_HOST: Final = "127.0.0.1"
+
+
+class EdgeServer:
+    """`async with EdgeServer(settings, bus) as edge:` listens at `edge.url` until the end."""
+
+    def __init__(
+        self, settings: EdgeSettings, bus: EventBus, *, rules: ChannelRules | None = None
+    ) -> None:
+        """Listen on the loopback interface, on a free port whatever the settings say.
+
+        `bus` is open and stays the caller's. Without `rules`, those of `edge.channels` hold, into
+        which the module `settings.app` puts the application's. Raises ConfigError.
+        """
+        self.settings = settings
+        self.bus = bus
+        self.port = 0
+        self._runner = make_runner(create_app(settings, bus, rules=rules))
+        self._clients: list[WebSocketClient] = []
+
+    @property
+    def url(self) -> str:
+        """The address for HTTP."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def websocket_url(self) -> str:
+        """The address for WebSockets."""
+        return f"ws://{_HOST}:{self.port}/ws"
+
+    async def start(self) -> None:
+        """Listen. Raises what the bus raises when the edge cannot use it."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, _HOST, 0).start()
+        self.port = self._runner.addresses[0][1]
+
+    async def aclose(self) -> None:
+        """Close the clients that `connect` made, then the edge."""
+        try:
+            for client in self._clients:
+                await client.aclose()
+        finally:
+            await self._runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def token(self, user: str, **claims: Any) -> str:
+        """A token that this edge accepts.
+
+        `claims` are name, roles, permissions, channels (names and patterns granted) and lifetime_s.
+        """
+        if not self.settings.jwt_secret:
+            raise ValueError("the edge's settings have no jwt_secret to sign with: give `token=`")
+        return issue_token(
+            self.settings.jwt_secret,
+            user,
+            audience=self.settings.jwt_audience,
+            algorithm=self.settings.jwt_algorithms[0],
+            **claims,
+        )
+
+    async def connect(
+        self, *channels: str, user: str | None = None, token: str | None = None, **claims: Any
+    ) -> WebSocketClient:
+        """A client that has joined the channels; it is closed with the edge.
+
+        With `user` (and `claims`, as `token` takes them) it has a token made for it, otherwise the
+        given one or none. Raises Refused where it may not join.
+        """
+        if user is not None:
+            token = self.token(user, **claims)
+        elif claims:
+            raise TypeError(f"{', '.join(claims)} are claims of a user: give `user=` as well")
+        client = WebSocketClient(self.websocket_url)
+        self._clients.append(client)
+        await client.open(token)
+        for channel in channels:
+            await client.subscribe(channel)
+        return client
