@@ -1,8 +1,9 @@
 """Fixtures for all tests: real servers on free ports, one namespace for each test."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,11 +14,10 @@ from eventbus.server import NatsServer
 MAX_PAYLOAD = 65_536
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def nats_server() -> AsyncIterator[NatsServer]:
-    """One server for all tests of a worker, which part by `namespace`; do not stop it."""
-    async with NatsServer(config={"max_payload": MAX_PAYLOAD}) as server:
-        yield server
+@pytest.fixture(scope="session")
+def nats_server_config() -> Mapping[str, Any]:
+    """Of the fixture `nats_server` (eventbus.testing.plugin), which the tests of a worker share."""
+    return {"max_payload": MAX_PAYLOAD}
 
 
 @pytest.fixture
