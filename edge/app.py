@@ -18,6 +18,7 @@ from edge.http_api import healthz, metrics, problems, readyz
 from edge.keys import NODE
 from edge.node import Node
 from edge.rules import ChannelRules, channels
+from edge.rules_file import read_rules
 from edge.websocket import native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -50,6 +51,8 @@ def create_app(
     if rules is None:
         _import_app(settings.app)
         rules = channels
+    if settings.rules_file:
+        rules = rules.preceded_by(read_rules(settings.rules_file))
     app = web.Application(middlewares=[problems])
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier))
     app.on_shutdown.append(_drain)

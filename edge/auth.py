@@ -97,6 +97,11 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether a grant covers `channel`, which must be a valid channel name."""
         return any(grant.match(channel) is not None for grant in self.grants)
 
+    def says_the_same_as(self, other: "Claims") -> bool:
+        """Whether the two differ in nothing but their times and their id: one is a refresh."""
+        times = {"exp": 0.0, "iat": None, "nbf": None, "jti": None}
+        return msgspec.structs.replace(self, **times) == msgspec.structs.replace(other, **times)
+
     def presence_info(self) -> dict[str, Any]:
         """What the members of a presence channel see: `info`, with `name` when it has none."""
         if self.name is None or "name" in self.info:

@@ -37,6 +37,14 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
             "a dotted module name, such as myapp.channels",
         ),
     ] = ""
+    rules_file: Annotated[
+        str,
+        Var(
+            "BROADCAST_RULES",
+            "a file with your channel rules, which come before those of EDGE_APP",
+            "the path of a TOML file",
+        ),
+    ] = ""
     cors_allowed_origins: Annotated[
         tuple[str, ...],
         Var(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from edge.auth import TokenRejected
+from edge.auth import Claims, TokenRejected
 from edge.history import CaughtUp
 from edge.hub import Backlog
 from edge.limits import Full, Place
@@ -28,6 +28,7 @@ from edge.session import (
     Heartbeat,
     Join,
     Leave,
+    Recheck,
     Send,
     Session,
     Verify,
@@ -119,6 +120,17 @@ class Connection:
             self.outbox.close()
             self._peer.close(code, reason)
 
+    def revoke(self, channel: str) -> None:
+        """Take a channel away, at once; the client is told, and the connection goes on."""
+        for effect in self.session.revoke(channel):
+            match effect:
+                case Send(reply):
+                    self._send(reply)
+                case Leave(channel):
+                    self._node.leave(channel, self)
+                case _:
+                    raise AssertionError(f"revoking cannot ask for {effect}")
+
     def ended(self, code: int | None) -> None:
         """The other side, or the protocol's own checks, ended it; None for the other side."""
         if not self.is_closing:
@@ -149,6 +161,9 @@ class Connection:
                     queue.extend(await self._join(command, rule))
                 case Leave(channel):
                     self._node.leave(channel, self)
+                case Recheck(channel, question):
+                    decision = await self._node.consult(question, self._user)
+                    queue.extend(self.session.rechecked(channel, decision))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
                 case Heartbeat():
@@ -180,10 +195,14 @@ class Connection:
         return self.session.whispered(command, fault)
 
     async def _consult(self, command: Subscribe, question: Ask) -> list[Effect]:
+        decision = await self._node.consult(question, self._user)
+        return self.session.consulted(command, decision)
+
+    @property
+    def _user(self) -> Claims:
         claims = self.session.claims
         assert claims is not None, "an authorizer is asked about a user"
-        decision = await self._node.consult(question, claims)
-        return self.session.consulted(command, decision)
+        return claims
 
     async def _join(self, command: Subscribe, rule: Rule) -> list[Effect]:
         """Listen, answer, and let the hub deliver: without an await after the position is known."""

@@ -181,9 +181,17 @@ class ChannelRules:
         self, own: Iterable[Rule] = (), *, defaults: Iterable[Rule] = DEFAULT_RULES
     ) -> None:
         """`own` rules come before `defaults`."""
+        self._before: tuple[Rule, ...] = ()
         self._own = list(own)
         self._defaults = tuple(defaults)
         self._authorizers: list[Authorizer] = []
+
+    def preceded_by(self, rules: Iterable[Rule]) -> "ChannelRules":
+        """These rules, and `rules` before the own ones; what is added later is added to both."""
+        made = ChannelRules(defaults=self._defaults)
+        made._before = tuple(rules) + self._before
+        made._own, made._authorizers = self._own, self._authorizers
+        return made
 
     def add(self, *rules: Rule) -> None:
         """Add own rules, after those there are and before the defaults."""
@@ -246,7 +254,7 @@ class ChannelRules:
 
     def _resolve(self, channel: str) -> tuple[Rule, Mapping[str, str], Authorizer | None]:
         """The rule, its captures, and the authorizer when it is that which decides."""
-        own = _first(self._own, channel)
+        own = _first(self._before, channel) or _first(self._own, channel)
         if own is not None and own[0].join is not None:
             return (*own, None)
         rule, captures = own or _first(self._defaults, channel) or (_NO_RULE, _NOTHING)

@@ -41,6 +41,7 @@ __all__ = [
     "Heartbeat",
     "Join",
     "Leave",
+    "Recheck",
     "Send",
     "Session",
     "SessionLimits",
@@ -99,6 +100,13 @@ class Leave(NamedTuple):
     channel: str
 
 
+class Recheck(NamedTuple):
+    """Ask an authorizer again about a channel that is joined, then call `rechecked`."""
+
+    channel: str
+    question: Ask
+
+
 class WhisperOut(NamedTuple):
     """Carry a client's event to the others of its channel, then call `whispered`."""
 
@@ -118,7 +126,7 @@ class Close(NamedTuple):
     reason: str
 
 
-Effect = Send | Verify | Consult | Join | Leave | WhisperOut | Heartbeat | Close
+Effect = Send | Verify | Consult | Join | Leave | Recheck | WhisperOut | Heartbeat | Close
 
 
 class Session:
@@ -197,9 +205,34 @@ class Session:
         if self.claims is not None and self.claims.user_id != claims.user_id:
             message = "the token is another user's: open a connection of its own for it"
             return [_failed("forbidden", message, None, ref)]
+        before = self.claims
         self.authenticate(claims, expires_in, now)
         self._bad_tokens = 0
-        return [Send(Authenticated(claims.user_id, claims.exp, ref))]
+        effects: list[Effect] = [Send(Authenticated(claims.user_id, claims.exp, ref))]
+        if before is None or not claims.says_the_same_as(before):
+            effects += self._recheck()
+        return effects
+
+    def _recheck(self) -> list[Effect]:
+        """Drop the channels that a token which says something else does not allow."""
+        effects: list[Effect] = []
+        for channel in list(self.channels):
+            match self._rules.decide(channel, self.claims):
+                case Ask() as question:
+                    effects.append(Recheck(channel, question))
+                case decision:
+                    effects += self.rechecked(channel, decision)
+        return effects
+
+    def rechecked(self, channel: str, decision: Allowed | Denied) -> list[Effect]:
+        """It is decided anew who may join a channel; without the right to it, it is dropped."""
+        return [] if isinstance(decision, Allowed) else self.revoke(channel)
+
+    def revoke(self, channel: str) -> list[Effect]:
+        """Take a channel away, and tell the client; nothing where it is not joined."""
+        if self.channels.pop(channel, None) is None:
+            return []
+        return [Leave(channel), Send(Unsubscribed(channel, None, "revoked"))]
 
     def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
         """A token that the client gave by a command is not; the connection goes on as it was."""
@@ -217,10 +250,10 @@ class Session:
             validate_channel(channel)
         except InvalidChannel as exc:
             return [_failed("invalid_channel", str(exc), None, command.ref)]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
         if channel in self.channels:
             return [Join(command, self.channels[channel])]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
         if len(self.channels) >= self._limits.max_channels:
             message = f"a connection may have {self._limits.max_channels} channels: leave one first"
             return [_failed("limit_exceeded", message, channel, command.ref)]

@@ -169,8 +169,8 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             if recovered is not None:
                 data["recovered"] = recovered
             return channel, "eb:subscribed", data
-        case Unsubscribed(channel):
-            return channel, "eb:unsubscribed", {}
+        case Unsubscribed(channel, reason=reason):
+            return channel, "eb:unsubscribed", {} if reason is None else {"reason": reason}
         case Pong(echo):
             return None, "pong", {"timestamp": _now(), "echo_data": echo}
         case Acknowledged(channel):

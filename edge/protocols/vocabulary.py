@@ -114,10 +114,11 @@ class Subscribed(NamedTuple):
 
 
 class Unsubscribed(NamedTuple):
-    """A subscription has ended."""
+    """A subscription has ended: the client wanted it, or `reason` tells why."""
 
     channel: str
     ref: Ref
+    reason: str | None = None
 
 
 class Pong(NamedTuple):

@@ -465,7 +465,7 @@ class AnyOrder(RuleBasedStateMachine):
         allowed = {"general"} | ({"chat.1", "chat.2", f"user.{self.user}"} if self.user else set())
         expired = self.expires is not None and self.now >= self.expires
         full = len(self.joined) >= 2 and channel not in self.joined
-        if channel in allowed | self.joined and not expired and not full:
+        if channel in self.joined or (channel in allowed and not expired and not full):
             assert isinstance(effect, Join)
             self.session.joined(effect.command, effect.rule, AT, recovered=None)
             self.joined.add(channel)

@@ -221,3 +221,57 @@ async def test_no_token_and_no_secret_is_in_any_log(start_edge, bus, token, capl
     for secret in (good, bad, good.split(".")[2], bad.split(".")[1], "the-api-key-of-this-test"):
         assert secret not in told
     assert edge.node.settings.jwt_secret not in told
+
+
+# A token that is refreshed
+
+
+async def test_a_refreshed_token_with_fewer_rights_drops_what_it_does_not_allow(edge, bus, token):
+    rich = token("7", channels=["orders.*", "team.9"], roles=["admin"])
+    client = await edge.connect("/ws/orders.1?channel=user.7&channel=admin", token=rich)
+    await client.next(), await client.next(), await client.next()
+    poor = token("7", channels=["team.9"])
+    assert (await client.ask("auth", data={"token": poor}))["event"] == "eb:authenticated"
+    dropped = [await client.next(), await client.next()]
+    assert {d["channel"] for d in dropped} == {"orders.1", "admin"}
+    assert {d["event"] for d in dropped} == {"eb:unsubscribed"}
+    assert [d["data"] for d in dropped] == [{"reason": "revoked"}] * 2
+    await bus.publish("orders.1", "e", 1)
+    await bus.publish("user.7", "e", 2)
+    assert (await client.next())["data"] == 2
+    assert await client.error("subscribe", channel="orders.1") == "forbidden"
+
+
+async def test_an_authorizer_is_asked_again_only_when_the_token_says_something_else(
+    start_edge, bus, token
+):
+    rules, asked = ChannelRules(), []
+
+    @rules.authorize("team.{team_id}")
+    async def member(user, team_id):
+        asked.append(team_id)
+        return "member" in user.roles
+
+    edge = await start_edge(bus, rules)
+    client = await edge.connect("/ws/team.1", token=token("7", roles=["member"]))
+    await client.next()
+    same = token("7", roles=["member"], lifetime_s=7200)
+    assert (await client.ask("auth", data={"token": same}))["event"] == "eb:authenticated"
+    assert await client.hears_nothing()
+    assert asked == ["1"]
+    assert (await client.ask("auth", data={"token": token("7")}))["event"] == "eb:authenticated"
+    dropped = await client.next()
+    assert (dropped["event"], dropped["channel"]) == ("eb:unsubscribed", "team.1")
+    assert asked == ["1", "1"]
+
+
+async def test_a_channel_that_one_has_is_answered_again_in_the_tokens_grace_time(
+    start_edge, bus, token
+):
+    edge = await start_edge(bus, token_grace=5.0, jwt_leeway=0.0)
+    client = await edge.connect("/ws/user.7", token=token("7", lifetime_s=2))
+    await client.next()
+    notice = await client.next()
+    await asyncio.sleep(notice["data"]["in_s"] + 0.05)
+    assert await client.error("subscribe", channel="chat.1") == "token_expired"
+    await client.subscribe("user.7")
