@@ -1,11 +1,12 @@
 """`python -m edge`: one node, by the environment's settings, until SIGTERM."""
 
 import asyncio
-import logging
 import sys
 
-from edge.app import serve
 from edge.config import EdgeSettings
+from edge.logs import configure
+from edge.serving import serve
+from edge.supervisor import READY, Supervisor
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, EventBusError
 
@@ -19,12 +20,13 @@ else:
 
 def main() -> int:
     """Run a node; 0 when it was asked to end, 1 when it failed, 2 for settings that cannot be."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
     try:
         settings, bus_settings = EdgeSettings.from_env(), Settings.from_env()
+        configure(settings.log_format, settings.log_level)
         with asyncio.Runner(loop_factory=new_loop) as runner:
+            if settings.workers > 1:
+                supervisor = Supervisor(settings, bus_settings, on_ready=_announce)
+                return runner.run(supervisor.run())
             runner.run(serve(settings, bus_settings, on_ready=_announce))
     except ConfigError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
@@ -37,7 +39,7 @@ def main() -> int:
 
 def _announce(address: str) -> None:
     socket = address.replace("http", "ws", 1)
-    print(f"edge ready on {address} (WebSocket at {socket}/ws)", flush=True)  # noqa: T201
+    print(f"{READY}{address} (WebSocket at {socket}/ws)", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

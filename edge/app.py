@@ -1,9 +1,7 @@
 """The application: routes, and what starts and ends with it."""
 
-import asyncio
 import importlib
 import logging
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from edge.api import add_api
 from edge.auth import TokenPolicy, TokenVerifier, read_public_key
 from edge.config import EdgeSettings
 from edge.http_api import healthz, metrics, problems, readyz
@@ -24,7 +23,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
 
-__all__ = ["STATIC", "create_app", "make_runner", "serve"]
+__all__ = ["STATIC", "create_app", "make_runner"]
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +58,7 @@ def create_app(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
+    add_api(app)
     if settings.websocket_enabled:
         app.router.add_get("/ws", native_websocket)
         app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)
@@ -131,47 +131,6 @@ async def _drain(app: web.Application) -> None:
     await node.let_the_rest_go()
 
 
-async def serve(
-    settings: EdgeSettings,
-    bus: EventBus | Settings,
-    *,
-    on_ready: Callable[[str], None] | None = None,
-    extend: Callable[[web.Application], None] | None = None,
-) -> None:
-    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
-
-    `on_ready` is called with the node's address once it listens; `extend` may add routes.
-    """
-    app = create_app(settings, bus)
-    if extend is not None:
-        extend(app)
-    runner = make_runner(app, settings.request_timeout)
-    stop = _signals()
-    await runner.setup()
-    try:
-        if app[NODE].verifies_no_tokens:
-            _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
-        site = web.TCPSite(runner, settings.host, settings.port)
-        try:
-            await site.start()
-        except OSError as exc:
-            raise ConfigError(
-                f"BROADCAST_WEBSOCKET_PORT={settings.port}: cannot listen on {settings.host}: "
-                f"{exc.strerror or exc}; allowed: a free port, or 0 to take one",
-                variable="BROADCAST_WEBSOCKET_PORT",
-            ) from None
-        host, port = runner.addresses[0][:2]
-        address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-        _log.info("node %s listens on %s", app[NODE].id, address)
-        if on_ready is not None:
-            on_ready(address)
-        await stop.wait()
-        drain = asyncio.create_task(app[NODE].drain())
-        await _either(drain, _signals())
-    finally:
-        await runner.cleanup()
-
-
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:
     """A runner of the application whose logs hold no URLs: a token may stand in one.
 
@@ -193,26 +152,3 @@ def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppR
 def _is_no_bad_request(record: logging.LogRecord) -> bool:
     """A request that cannot be parsed is its sender's fault, and aiohttp quotes its line."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-def _signals() -> asyncio.Event:
-    """An event that the next SIGTERM or SIGINT sets."""
-    event = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        try:
-            loop.add_signal_handler(number, event.set)
-        except NotImplementedError:  # Windows has no loop handlers: Ctrl-C ends the process
-            break
-    return event
-
-
-async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Wait until a task has ended, or an event is set, in which case the task is cancelled."""
-    waiting = asyncio.create_task(event.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    task.cancel()
-    await asyncio.wait({task, waiting})
-    if not task.cancelled():
-        task.result()  # raises what it raised

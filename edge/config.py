@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge.logs import LogFormat
 from eventbus.config import Count, Port, Positive, Var, load
 
 __all__ = ["EdgeSettings"]
@@ -29,6 +30,42 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         Port,
         Var("BROADCAST_WEBSOCKET_PORT", "the port to listen on; 0 takes a free one", "0 to 65535"),
     ] = 8080
+    workers: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=256)],
+        Var("BROADCAST_WORKERS", "processes that share the port", "1 to 256"),
+    ] = 1
+    supervised: Annotated[
+        bool,
+        Var(
+            "EDGE_SUPERVISED",
+            "set by the process that starts the workers; not for you",
+            "true or false",
+        ),
+    ] = False
+    tls_cert: Annotated[
+        str,
+        Var(
+            "BROADCAST_TLS_CERT",
+            "the certificate for wss:// and https://, read again at SIGHUP",
+            "the path of a PEM file",
+        ),
+    ] = ""
+    tls_key: Annotated[
+        str,
+        Var(
+            "BROADCAST_TLS_KEY",
+            "the certificate's private key; empty when it stands in the same file",
+            "the path of a PEM file",
+        ),
+    ] = ""
+    log_format: Annotated[
+        LogFormat,
+        Var("EDGE_LOG_FORMAT", "how the node's log is written, to stderr", "console or json"),
+    ] = "console"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Var("EDGE_LOG_LEVEL", "what the node's log holds", "debug, info, warning or error"),
+    ] = "info"
     app: Annotated[
         str,
         Var(
@@ -125,6 +162,29 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_channels_per_connection: Annotated[
         Count, Var("BROADCAST_MAX_CHANNELS_PER_CONNECTION", "channels of a connection", "1 or more")
     ] = 100
+    presence_grace: Annotated[
+        NotNegative,
+        Var(
+            "BROADCAST_PRESENCE_GRACE",
+            "how long a member whose connection was lost stays one",
+            "0 or more",
+        ),
+    ] = 15.0
+    presence_ttl: Annotated[
+        Annotated[float, msgspec.Meta(ge=1, le=3600)],
+        Var(
+            "BROADCAST_PRESENCE_TTL",
+            "how long a node that gives no sign of life still has members",
+            "1 to 3600",
+        ),
+    ] = 10.0
+    presence_max_members: Annotated[
+        Count, Var("BROADCAST_PRESENCE_MAX_MEMBERS", "members of a channel", "1 or more")
+    ] = 10_000
+    presence_max_info_bytes: Annotated[
+        Annotated[int, msgspec.Meta(ge=2, le=32 * 1024)],
+        Var("BROADCAST_PRESENCE_MAX_INFO_BYTES", "the largest info of a member", "2 to 32768"),
+    ] = 2048
     max_connections: Annotated[
         Count, Var("BROADCAST_MAX_CONNECTIONS", "connections of this node", "1 or more")
     ] = 50_000

@@ -15,7 +15,7 @@ import msgspec
 from eventbus.channels import DEFAULT_NAMESPACE, Subjects
 from eventbus.errors import ConfigError
 
-__all__ = ["Settings", "Var", "Variable", "load", "variables"]
+__all__ = ["Settings", "Var", "Variable", "child_environment", "load", "variables"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -270,6 +270,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         settings = load(cls, environ)
         Subjects(settings.namespace)
         return settings
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with `changes`, for a process that it starts."""
+    return {**os.environ, **changes}
 
 
 def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:

@@ -44,7 +44,7 @@ LAYERS = [
 DOORS = {
     "aiohttp": {
         "edge.api", "edge.app", "edge.entrance", "edge.http_api", "edge.keys", "edge.problem",
-        "edge.sse", "edge.websocket",
+        "edge.serving", "edge.sse", "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.auth"},

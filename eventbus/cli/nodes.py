@@ -25,7 +25,14 @@ Port = Annotated[
 
 
 @app.command("run")
-def run(host: Host = None, port: Port = None) -> None:
+def run(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Processes on one port.  [BROADCAST_WORKERS]"),
+    ] = None,
+) -> None:
     """Run an edge node: WebSockets on one side, the bus on the other.
 
     Settings come from the environment. SIGTERM drains it.
@@ -34,6 +41,7 @@ def run(host: Host = None, port: Port = None) -> None:
     """
     _set("BROADCAST_WEBSOCKET_HOST", host)
     _set("BROADCAST_WEBSOCKET_PORT", port)
+    _set("BROADCAST_WORKERS", workers)
     runpy.run_module("edge", run_name="__main__", alter_sys=True)
 
 

@@ -12,8 +12,8 @@ from typing import Final
 
 import aiohttp
 
-from edge.app import serve
 from edge.config import EdgeSettings
+from edge.serving import serve
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import EventBusError, ServerError

@@ -231,7 +231,7 @@ async def start_process(nats_server, namespace):
         started.append(process)
         async with asyncio.timeout(20):
             line = (await process.stdout.readline()).decode()
-        address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
         if address is None:
             out, err = await process.communicate()
             raise AssertionError(f"the edge did not start: {line}{out.decode()}{err.decode()}")

@@ -1,0 +1,87 @@
+"""The node's log: lines for people, or one JSON object a line for machines; never a token."""
+
+import datetime
+import logging
+import re
+import sys
+from typing import Final, Literal, TextIO
+
+import msgspec
+
+__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure"]
+
+LogFormat = Literal["console", "json"]
+
+# A JWT is three parts of base64url, of which the first two begin as '{"' does (RFC 7519, 3).
+_TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
+_HIDDEN: Final = "<token>"
+_COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
+_PLAIN: Final = "\x1b[0m"
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def configure(form: LogFormat, level: str, stream: TextIO | None = None) -> None:
+    """Send all of the process's log to `stream` (stderr when None)."""
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    coloured = stream.isatty()
+    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter(colour=coloured))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+class ConsoleFormatter(logging.Formatter):
+    """`12:00:00.123 WARNING edge.node: … [connection=…]`."""
+
+    def __init__(self, *, colour: bool = False) -> None:
+        super().__init__()
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback's below it."""
+        time = datetime.datetime.fromtimestamp(record.created).astimezone()
+        level = f"{record.levelname:<7}"
+        if self._colour and record.levelname in _COLOURS:
+            level = f"{_COLOURS[record.levelname]}{level}{_PLAIN}"
+        text = f"{time:%H:%M:%S}.{int(record.msecs):03d} {level} {record.name}: {_text(record)}"
+        if (connection := _connection(record)) is not None:
+            text += f" [connection={connection}]"
+        if record.exc_info:
+            text += f"\n{_hide(self.formatException(record.exc_info))}"
+        return text
+
+
+class JsonFormatter(logging.Formatter):
+    """One object: time (RFC 3339, UTC), level, logger, message, connection and exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        fields: dict[str, object] = {
+            "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _text(record),
+        }
+        if (connection := _connection(record)) is not None:
+            fields["connection"] = connection
+        if record.exc_info:
+            fields["exception"] = _hide(self.formatException(record.exc_info))
+        return _encode(fields).decode()
+
+
+def _text(record: logging.LogRecord) -> str:
+    # Line breaks within a message would let what it quotes pass for lines of their own.
+    text = _hide(record.getMessage())
+    return (
+        text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
+    )
+
+
+def _connection(record: logging.LogRecord) -> str | None:
+    value = getattr(record, "connection", None)
+    return value if isinstance(value, str) else None
+
+
+def _hide(text: str) -> str:
+    return _TOKEN.sub(_HIDDEN, text)

@@ -1,0 +1,104 @@
+import io
+import json
+import logging
+
+import pytest
+
+from edge.logs import ConsoleFormatter, JsonFormatter, configure
+from eventbus.cli.tokens import issue_token
+
+SECRET = "a-secret-of-tests-that-is-32-bytes-long"
+
+
+@pytest.fixture
+def log():
+    """A logger of its own, whose records come out as a formatter makes them."""
+    logger = logging.getLogger("edge.test_logs")
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+
+    def use(formatter):
+        handler.setFormatter(formatter)
+        return logger, stream
+
+    yield use
+    logger.removeHandler(handler)
+
+
+def test_json_line_has_time_level_logger_message_and_connection(log):
+    logger, stream = log(JsonFormatter())
+    logger.warning("slow by %d ms", 7, extra={"connection": "c1"})
+    line = json.loads(stream.getvalue())
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "warning",
+        "logger": "edge.test_logs",
+        "message": "slow by 7 ms",
+        "connection": "c1",
+    }
+
+
+def test_exception_is_one_json_line_and_a_traceback_on_the_console(log):
+    for formatter, lines in ((JsonFormatter(), 1), (ConsoleFormatter(), 4)):
+        logger, stream = log(formatter)
+        stream.truncate(0)
+        stream.seek(0)
+        try:
+            int("no")
+        except ValueError:
+            logger.exception("failed")
+        assert "ValueError: invalid literal" in stream.getvalue()
+        assert len(stream.getvalue().splitlines()) >= lines
+        if lines == 1:
+            assert len(stream.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()])
+def test_token_is_hidden_in_message_and_in_traceback(log, formatter):
+    token = issue_token(SECRET, "7")
+    logger, stream = log(formatter)
+    logger.warning("GET /ws?auth_token=%s", token)
+    try:
+        int(token)
+    except ValueError:
+        logger.exception("refused %s", token)
+    assert "<token>" in stream.getvalue()
+    for part in token.split("."):
+        assert part not in stream.getvalue()
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()])
+def test_what_a_message_quotes_cannot_pass_for_a_line_of_its_own(formatter):
+    # Made by hand: no other handler of the test run should have to write such a text.
+    forged = "a\r\n12:00:00 ERROR forged \ud800"
+    record = logging.LogRecord("edge", logging.WARNING, "", 0, "channel %s", (forged,), None)
+    line = formatter.format(record)
+    assert len(line.splitlines()) == 1
+    line.encode()
+
+
+def test_console_is_coloured_for_a_terminal_only(log):
+    for colour in (True, False):
+        logger, stream = log(ConsoleFormatter(colour=colour))
+        logger.error("x")
+        assert ("\x1b[31m" in stream.getvalue()) is colour
+        stream.truncate(0)
+        stream.seek(0)
+
+
+def test_configure_takes_the_place_of_what_was_configured_before():
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    stream = io.StringIO()
+    try:
+        configure("json", "info", stream)
+        configure("json", "warning", stream)
+        logging.getLogger("edge.x").info("unheard")
+        logging.getLogger("edge.x").warning("heard")
+        assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["heard"]
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
