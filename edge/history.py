@@ -1,7 +1,7 @@
 """A channel's stored messages for clients that come back: read once for all who ask meanwhile."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, cast
 
 from edge.hub import Backlog
@@ -10,14 +10,24 @@ from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
 from eventbus.errors import EventBusError
 
-__all__ = ["CaughtUp", "History"]
+__all__ = ["CaughtUp", "History", "HistoryRead"]
 
 PAGE: Final = 500
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 _TURNS: Final = 16
 _MAX_PAGES: Final = 1000
 
 _Key = tuple[str, int | None, int]
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
+
+
+class HistoryRead(NamedTuple):
+    """Stored messages; `position` is None where none are kept, else where the stream stands."""
+
+    messages: list[ChannelMessage]
+    position: Position | None
+    complete: bool
+    """False when messages after the asked offset are no longer held, or may not be."""
 
 
 class CaughtUp(NamedTuple):
@@ -51,6 +61,23 @@ class History:
         self._waiting: dict[_Key, asyncio.Task[Page]] = {}
         # A channel's reads take turns, so that those who come meanwhile share the next one.
         self._turns = [asyncio.Lock() for _ in range(_TURNS)]
+
+    async def page(
+        self, channel: str, since: int | None, limit: int, *, max_bytes: int = MAX_PAGE_BYTES
+    ) -> HistoryRead:
+        """The first `limit` messages after the offset `since`; without it, the last `limit`.
+
+        Only as many as fit into `max_bytes`, but always one. Raises an EventBusError.
+        """
+        if self._driver is None:
+            return HistoryRead([], None, complete=True)
+        page = await self._read((channel, since, limit))
+        messages = self._messages(channel, page)
+        if since is None:
+            fitting = _fitting(reversed(messages), max_bytes)[::-1]
+        else:
+            fitting = _fitting(messages, max_bytes)
+        return HistoryRead(fitting, page.position, page.complete)
 
     async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
         """What a client that resumes, or asks for history, is to get first.
@@ -108,6 +135,16 @@ class History:
             del self._waiting[key]  # from here on, it is too old for those who ask
             assert self._driver is not None
             return await self._driver.read(self._subjects.live(channel), after=after, limit=limit)
+
+
+def _fitting(messages: Iterable[ChannelMessage], room: int) -> list[ChannelMessage]:
+    fitting: list[ChannelMessage] = []
+    for message in messages:
+        room -= len(message.body)
+        if fitting and room < 0:
+            break
+        fitting.append(message)
+    return fitting
 
 
 def _retrieve(task: "asyncio.Task[Page]") -> None:

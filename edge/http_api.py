@@ -11,14 +11,21 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from edge.auth import TokenRejected
 from edge.keys import NODE
 from edge.metrics import CONTENT_TYPE_LATEST
-from edge.problem import PROBLEM_JSON, Problem
+from edge.problem import PROBLEM_JSON, Problem, bad_token
 
-__all__ = ["healthz", "metrics", "problems", "readyz"]
+__all__ = ["healthz", "metrics", "problems", "readyz", "require_admin"]
 
 _log = logging.getLogger(__name__)
 
+_CODES: Final[Mapping[int, str]] = {
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
+}
+_DOTS_OF_A_JWT: Final = 2
 _PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 
 
@@ -33,9 +40,15 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPException as exc:
         if exc.status < HTTPStatus.BAD_REQUEST:
             raise
-        code = "not_found" if exc.status == HTTPStatus.NOT_FOUND else "bad_request"
+        code = _CODES.get(exc.status, "bad_request")
         allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
         return _response(Problem(code, exc.reason, status=exc.status, headers=allow))
+    except Exception:
+        # What has begun to be answered, such as an upgrade, cannot become a problem.
+        if request.writer.output_size:
+            raise
+        _log.exception("%s failed", request.match_info.handler.__name__)
+        return _response(Problem("internal", "an internal error: the log of the node tells more"))
 
 
 def _response(problem: Problem) -> web.Response:
@@ -63,10 +76,30 @@ async def metrics(request: web.Request) -> web.Response:
     """What the node has counted, for Prometheus."""
     node = request.app[NODE]
     if not node.settings.metrics_open:
-        require_key(request, node.settings.api_key)
+        await require_admin(request)
     return web.Response(
         body=node.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
+
+
+async def require_admin(request: web.Request) -> None:
+    """Let only those in who know the API key, or whose token has the role or permission admin.
+
+    Without a key configured, loopback clients only. Raises Problem.
+    """
+    node = request.app[NODE]
+    key = node.settings.api_key
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    given = given.strip()
+    if not key or scheme.lower() != "bearer" or given.count(".") != _DOTS_OF_A_JWT or given == key:
+        require_key(request, key)
+        return
+    try:
+        claims = await node.verify(given)
+    except TokenRejected as exc:
+        raise bad_token(exc.code, str(exc)) from None
+    if not claims.is_admin:
+        raise Problem("forbidden", "the token has neither the role nor the permission admin")
 
 
 def require_key(request: web.Request, key: str) -> None:

@@ -77,6 +77,9 @@ class Hub:
         """How many connections hear a channel."""
         return len(self._channels.get(channel, _NOBODY))
 
+    def __len__(self) -> int:
+        return len(self._channels)
+
     @property
     def channels(self) -> Iterable[str]:
         """The channels that somebody hears."""

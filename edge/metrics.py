@@ -91,6 +91,16 @@ class Metrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
+        self.cluster_faults = Counter(
+            "eventbus_edge_cluster_faults",
+            "Questions between nodes that went wrong, by what did.",
+            ["fault"],
+            registry=registry,
+        )
+
+    def total(self, name: str) -> int:
+        """The present value of a metric without labels, by its name in the exposition."""
+        return int(self.registry.get_sample_value(name) or 0)
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus's text format."""

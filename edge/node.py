@@ -18,6 +18,7 @@ from edge.admission import Admission
 from edge.auth import Claims, TokenRejected, TokenVerifier
 from edge.authorize import ask
 from edge.background import Background
+from edge.census import Census
 from edge.config import EdgeSettings
 from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
@@ -84,6 +85,7 @@ class Node:
             actions_per_s=settings.max_actions_per_second,
             action_burst=settings.action_burst,
         )
+        self.census = Census(self, bus)
         self._interest = Interest(
             bus.driver,
             bus.subjects,
@@ -92,6 +94,8 @@ class Node:
             on_gap=self._on_gap,
         )
         self._history = History(bus.driver, bus.subjects, _stored_message)
+        self.read_history = self._history.page
+        self.publish = bus.publish
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
         self._clock: asyncio.Task[None] | None = None
@@ -101,7 +105,8 @@ class Node:
     # Life
 
     async def start(self) -> None:
-        """Begin to keep time."""
+        """Join the cluster, and begin to keep time. Raises a DriverError."""
+        await self.census.open()
         self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
 
     async def drain(self) -> None:
@@ -125,6 +130,7 @@ class Node:
             self._clock.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._clock
+        await self.census.aclose()
         await self.background.aclose()
         await self.closing.aclose()
         await self._interest.aclose()

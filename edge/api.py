@@ -1,0 +1,280 @@
+"""The HTTP API: /api/broadcast/…, answering for the whole cluster."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from edge.api_types import (
+    Channels,
+    ChannelStats,
+    Disconnect,
+    Disconnected,
+    HistoryPage,
+    HistoryQuery,
+    ListQuery,
+    Member,
+    Members,
+    NoQuery,
+    Publish,
+    Published,
+    PublishedMessage,
+    Stats,
+)
+from edge.cluster import ClusterBusy
+from edge.handshake import check_origin
+from edge.http_api import require_admin
+from edge.keys import NODE
+from edge.node import Node
+from edge.openapi import Parameter, Route, describe
+from edge.problem import Problem, retry_after
+from edge.protocols.native import encode_message
+from eventbus.channels import ChannelKind, Pattern, validate_channel
+from eventbus.errors import (
+    BusStateError,
+    DispatchFailed,
+    DriverError,
+    EncodingError,
+    InvalidChannel,
+    InvalidName,
+    InvalidPattern,
+    NotSupported,
+)
+from eventbus.message import new_id
+from eventbus.receipts import gather_receipts
+
+__all__ = ["ROUTES", "add_api", "document"]
+
+_log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+B = TypeVar("B")
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+MAX_KEY: Final = 255
+_JSON: Final = "application/json"
+_COME_AGAIN_S: Final = 2.0
+_decode_members: Final = msgspec.json.Decoder(list[Member]).decode
+
+
+class _Call(NamedTuple, Generic[Q, B]):
+    """One request, its parts validated by the types of its route."""
+
+    node: Node
+    path: Mapping[str, str]
+    query: Q
+    body: B
+    headers: Mapping[str, str]
+
+    @property
+    def channel(self) -> str:
+        """The path's channel. Raises InvalidChannel."""
+        return validate_channel(self.path["name"])
+
+
+async def _stats(call: _Call[ListQuery, None]) -> Stats:
+    Pattern(call.query.pattern)
+    return await call.node.census.stats(call.query)
+
+
+async def _channels(call: _Call[ListQuery, None]) -> Channels:
+    Pattern(call.query.pattern)
+    return await call.node.census.channels(call.query)
+
+
+async def _channel(call: _Call[NoQuery, None]) -> ChannelStats:
+    return await call.node.census.channel(call.channel)
+
+
+async def _members(call: _Call[NoQuery, None]) -> Members:
+    channel = call.channel
+    if call.node.rules.find(channel).kind is not ChannelKind.PRESENCE:
+        raise Problem("not_found", f"{channel} is not a presence channel: it has no members")
+    members, count = await call.node.presence.look(channel)
+    return Members(channel=channel, members=_decode_members(members), count=count)
+
+
+async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
+    query = call.query
+    page = await call.node.read_history(call.channel, query.since, query.limit)
+    offset, epoch = page.position or (None, None)
+    return HistoryPage(
+        messages=[msgspec.Raw(encode_message(message)) for message in page.messages],
+        offset=offset,
+        epoch=epoch,
+        complete=page.complete,
+    )
+
+
+async def _publish(call: _Call[NoQuery, Publish]) -> Published:
+    asked = call.body
+    if (asked.channel is None) == (asked.channels is None):
+        raise Problem("bad_request", "give either channel or channels")
+    channels = asked.channels or [asked.channel or ""]
+    for channel in channels:
+        validate_channel(channel)
+    if len(set(channels)) < len(channels):
+        raise Problem("bad_request", "channels has a channel twice")
+    message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=asked.volatile)
+    sends = [
+        call.node.publish(
+            channel,
+            asked.event,
+            asked.data,
+            volatile=asked.volatile,
+            except_connection=asked.except_,
+            id=message_id,
+        )
+        for channel in channels
+    ]
+    receipts = await gather_receipts(channels, sends)
+    return Published(
+        messages=[
+            PublishedMessage(channel=r.channel, id=r.id, offset=r.offset, epoch=r.epoch)
+            for r in receipts
+        ]
+    )
+
+
+def _message_id(key: str | None, *, volatile: bool) -> str:
+    """The same id for the same key, so that the stream drops what it holds already."""
+    if key is None:
+        return new_id()
+    if volatile:
+        message = f"{IDEMPOTENCY_KEY} cannot be honoured for a volatile message: nothing stores it"
+        raise Problem("bad_request", message)
+    if not 1 <= len(key) <= MAX_KEY:
+        raise Problem("bad_request", f"{IDEMPOTENCY_KEY} must have 1 to {MAX_KEY} characters")
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
+    whom = call.body
+    if whom.criteria() != 1:
+        raise Problem("bad_request", "give exactly one of user_id, connection_id, jti and channel")
+    if whom.channel is not None:
+        validate_channel(whom.channel)
+        if whom.reconnect:
+            raise Problem("bad_request", "reconnect means nothing for a channel: leave it out")
+    return await call.node.census.disconnect(whom)
+
+
+_BASE: Final = "/api/broadcast"
+_KEY: Final = Parameter(
+    IDEMPOTENCY_KEY,
+    "Publishing again with the same key, on the same channels, stores nothing twice while the "
+    "stream remembers it (two minutes by default); the answer is the first one's.",
+)
+
+ROUTES: Final[tuple[Route[Any, Any], ...]] = (
+    Route("GET", f"{_BASE}/stats", "The cluster: nodes, channels, sums",
+          _stats, ListQuery, None, Stats, (503,)),
+    Route("GET", f"{_BASE}/channels", "Channels that somebody hears",
+          _channels, ListQuery, None, Channels, (503,)),
+    Route("GET", f"{_BASE}/channels/{{name}}", "One channel",
+          _channel, NoQuery, None, ChannelStats, (503,)),
+    Route("GET", f"{_BASE}/channels/{{name}}/members", "Who is present in a channel",
+          _members, NoQuery, None, Members, (404, 503)),
+    Route("GET", f"{_BASE}/channels/{{name}}/history", "Stored messages of a channel",
+          _history, HistoryQuery, None, HistoryPage, (503,)),
+    Route("POST", f"{_BASE}/events", "Publish a message",
+          _publish, NoQuery, Publish, Published, (413, 415, 503), (_KEY,)),
+    Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
+          _disconnect, NoQuery, Disconnect, Disconnected, (413, 415, 503)),
+)  # fmt: skip
+"""Every operation: what is validated, what is described and what is served are one list."""
+
+
+def add_api(app: web.Application) -> None:
+    """Add the API's routes, and its description at /api/openapi.json."""
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _serve(route))
+    app.router.add_get("/api/openapi.json", _openapi)
+
+
+def document() -> dict[str, Any]:
+    """The API's OpenAPI document."""
+    try:
+        number = version("eventbus")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        number = "0"
+    return describe(
+        ROUTES,
+        title="eventbus",
+        version=number,
+        description="Publish to channels, and see and steer who listens, on all nodes.",
+    )
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    await _let_in(request)
+    return web.Response(body=msgspec.json.encode(document()), content_type=_JSON)
+
+
+def _serve(route: Route[Any, Any]) -> Any:
+    decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
+
+    async def handle(request: web.Request) -> web.Response:
+        await _let_in(request)
+        query = _query(request, route.query)
+        body = None if decode is None else await _body(request, decode)
+        call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
+        try:
+            answer = await route.handler(call)
+        except InvalidChannel as exc:
+            raise Problem("invalid_channel", str(exc)) from None
+        except (InvalidName, InvalidPattern) as exc:
+            raise Problem("bad_request", str(exc)) from None
+        except EncodingError as exc:
+            raise Problem("payload_too_large", str(exc)) from None
+        except NotSupported as exc:
+            raise Problem("not_found", str(exc)) from None
+        except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
+            raise Problem("unavailable", str(exc), headers=retry_after(_COME_AGAIN_S)) from exc
+        return web.Response(
+            body=msgspec.json.encode(answer),
+            content_type=_JSON,
+            headers={"Cache-Control": "no-store"},
+        )
+
+    return handle
+
+
+async def _let_in(request: web.Request) -> None:
+    """Raises Problem. A page of another origin must not use a browser's place on this host."""
+    allowed = request.app[NODE].settings.cors_allowed_origins
+    if not check_origin(request.headers.get("Origin"), request.host, allowed):
+        raise Problem("forbidden", "the request's origin is not allowed")
+    await require_admin(request)
+
+
+def _query(request: web.Request, type_: type[Q]) -> Q:
+    given = request.query
+    if len(set(given)) < len(given):
+        raise Problem("bad_request", "a parameter is given more than once")
+    try:
+        return msgspec.convert(dict(given), type_, strict=False)
+    except msgspec.ValidationError as exc:
+        raise Problem("bad_request", f"the parameters are not valid: {exc}") from None
+
+
+async def _body(request: web.Request, decode: Any) -> Any:
+    if request.content_type != _JSON:
+        # Another type could come from a form of any page, without the browser asking first.
+        raise Problem(
+            "bad_request",
+            f"the body must be of type {_JSON}",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        )
+    body = await request.read()
+    try:
+        return decode(body.decode())  # as text: msgspec does not look at UTF-8 within a Raw
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+    except RecursionError:
+        raise Problem("bad_request", "the body's JSON is nested too deeply") from None

@@ -1,0 +1,226 @@
+"""What the HTTP API takes and answers: validated by these types, and described by them."""
+
+import datetime
+from typing import Annotated, Any
+
+import msgspec
+
+from eventbus.channels import MAX_CHANNEL_BYTES, ChannelKind
+
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_LISTED",
+    "ChannelStats",
+    "Channels",
+    "Disconnect",
+    "Disconnected",
+    "HistoryPage",
+    "HistoryQuery",
+    "ListQuery",
+    "Member",
+    "Members",
+    "NoQuery",
+    "NodeStats",
+    "Publish",
+    "Published",
+    "PublishedMessage",
+    "Stats",
+]
+
+MAX_CHANNELS = 100
+"""Channels of one request to publish."""
+MAX_LISTED = 10_000
+MAX_HISTORY = 1000
+
+Channel = Annotated[
+    str,
+    msgspec.Meta(
+        description="A channel: dot-separated tokens of letters, digits and _ = @ , ; - with no "
+        f"empty token, at most {MAX_CHANNEL_BYTES} bytes.",
+        examples=["orders.42"],
+    ),
+]
+Missing = Annotated[
+    list[str],
+    msgspec.Meta(description="Nodes that are known and did not answer in time; mostly none."),
+]
+
+
+class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One node, since it was started."""
+
+    id: str
+    started_at: datetime.datetime
+    uptime_s: float
+    connections: int
+    channels: Annotated[int, msgspec.Meta(description="Channels that somebody here hears.")]
+    messages_in: Annotated[int, msgspec.Meta(description="Messages received from the bus.")]
+    messages_out: Annotated[int, msgspec.Meta(description="Messages pushed to clients.")]
+
+
+class ChannelStats(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel, on all nodes."""
+
+    channel: Channel
+    kind: ChannelKind
+    connections: int
+    members: Annotated[
+        int | msgspec.UnsetType, msgspec.Meta(description="Of a presence channel only.")
+    ] = msgspec.UNSET
+
+
+class Channels(msgspec.Struct, frozen=True, kw_only=True):
+    """The channels that somebody hears, those with most connections first."""
+
+    channels: list[ChannelStats]
+    truncated: Annotated[
+        bool, msgspec.Meta(description="Whether there are, or may be, more than were asked for.")
+    ]
+    missing: Missing
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster: its nodes, its channels, and sums over all nodes."""
+
+    driver: str
+    nodes: list[NodeStats]
+    connections: int
+    channels: list[ChannelStats]
+    truncated: Annotated[bool, msgspec.Meta(description="As in the list of channels.")]
+    messages_in: int
+    messages_out: int
+    missing: Missing
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A user who is present, by however many connections."""
+
+    user_id: str
+    info: Any
+
+
+class Members(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is present in a channel."""
+
+    channel: Channel
+    members: list[Member]
+    count: int
+
+
+class HistoryPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Stored messages of a channel, in order."""
+
+    messages: Annotated[
+        list[msgspec.Raw], msgspec.Meta(description="Whole envelopes, as clients receive them.")
+    ]
+    offset: Annotated[
+        int | None,
+        msgspec.Meta(description="Where the stream stands; null where the driver keeps none."),
+    ]
+    epoch: str | None
+    complete: Annotated[
+        bool,
+        msgspec.Meta(
+            description="False when messages after `since` are no longer held, or may not be."
+        ),
+    ]
+
+
+class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One message for one or several channels. One of `channel` and `channels` is needed."""
+
+    channel: Channel | None = None
+    channels: (
+        Annotated[list[Channel], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)] | None
+    ) = None
+    event: Annotated[str, msgspec.Meta(examples=["order.shipped"])]
+    data: Annotated[msgspec.Raw, msgspec.Meta(description="Any JSON.")]
+    except_: Annotated[
+        str | None,
+        msgspec.Meta(description="The id of the connection that must not get it: the sender's."),
+    ] = msgspec.field(name="except", default=None)
+    volatile: Annotated[
+        bool, msgspec.Meta(description="Only for those who listen now: it is not stored.")
+    ] = False
+
+
+class PublishedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that is safe; offset and epoch are null when nothing has stored it."""
+
+    channel: Channel
+    id: str
+    offset: int | None
+    epoch: str | None
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """A message for each channel, in the order that was given."""
+
+    messages: list[PublishedMessage]
+
+
+class Disconnect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom to let go: exactly one of the four is needed."""
+
+    user_id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    connection_id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    jti: (
+        Annotated[str, msgspec.Meta(min_length=1, description="The id of the token that was used.")]
+        | None
+    ) = None
+    channel: (
+        Annotated[
+            str,
+            msgspec.Meta(
+                description="Its subscribers get eb:unsubscribed with the reason revoked, and keep "
+                "their connections."
+            ),
+        ]
+        | None
+    ) = None
+    reconnect: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether they are to come back: close code 4200, or else 4003. Nothing "
+            "for a channel."
+        ),
+    ] = False
+
+    def criteria(self) -> int:
+        """How many of the four are given."""
+        given = (self.user_id, self.connection_id, self.jti, self.channel)
+        return sum(criterion is not None for criterion in given)
+
+
+class Disconnected(msgspec.Struct, frozen=True, kw_only=True):
+    """How many connections it was, on all nodes."""
+
+    count: int
+    missing: Missing
+
+
+class NoQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class ListQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which channels to list."""
+
+    limit: Annotated[
+        int, msgspec.Meta(ge=1, le=MAX_LISTED, description="How many channels at most.")
+    ] = 1000
+    pattern: Annotated[
+        str, msgspec.Meta(description="Only channels that match: * one token, > the rest.")
+    ] = ">"
+
+
+class HistoryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which messages: the first `limit` after `since`, or the last `limit`."""
+
+    limit: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1, le=MAX_HISTORY, description="How many at most; fewer when they are large."
+        ),
+    ] = 100
+    since: Annotated[int, msgspec.Meta(ge=0, description="An offset, exclusive.")] | None = None
