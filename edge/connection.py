@@ -11,6 +11,7 @@ from edge.history import CaughtUp
 from edge.hub import Backlog
 from edge.limits import Full, Place
 from edge.outbox import Outbox
+from edge.presence_keeper import PresenceRefused
 from edge.protocols.vocabulary import (
     Authenticate,
     ChannelMessage,
@@ -22,6 +23,7 @@ from edge.protocols.vocabulary import (
 )
 from edge.rules import Allowed, Ask, Rule
 from edge.session import (
+    Attend,
     Close,
     Consult,
     Effect,
@@ -34,6 +36,7 @@ from edge.session import (
     Verify,
     WhisperOut,
 )
+from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 from eventbus.errors import EventBusError
 
@@ -72,6 +75,7 @@ class Connection:
         self.session = session
         self.outbox = outbox
         self.is_closing = False
+        self._may_return = True
         self._node = node
         self._peer = peer
         self._place = place
@@ -114,6 +118,7 @@ class Connection:
         """Begin to end the connection, once."""
         if not self.is_closing:
             self.is_closing = True
+            self._may_return = not 4000 <= code < 4100  # the protocol's band of no reconnecting
             self._node.metrics.closes.labels(str(code)).inc()
             # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
             self.outbox.flush()
@@ -142,13 +147,13 @@ class Connection:
         self.is_closing = True
         self.outbox.close()
         for channel in self.session.channels:
-            self._node.leave(channel, self)
+            self._node.leave(channel, self, lost=self._may_return)
         self.session.channels.clear()
 
     async def _carry_out(self, effects: list[Effect]) -> None:
         queue = collections.deque(effects)
         while queue and not self.is_closing:
-            match queue.popleft():
+            match effect := queue.popleft():
                 case Send(reply):
                     self._send(reply)
                 case Close(code, reason):
@@ -157,8 +162,8 @@ class Connection:
                     queue.extend(await self._verify(Authenticate(token, ref)))
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
-                case Join(command, rule):
-                    queue.extend(await self._join(command, rule))
+                case Join():
+                    queue.extend(await self._join(effect))
                 case Leave(channel):
                     self._node.leave(channel, self)
                 case Recheck(channel, question):
@@ -166,6 +171,8 @@ class Connection:
                     queue.extend(self.session.rechecked(channel, decision))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
+                case Attend(presence):
+                    self._send(self._node.presence.answer(presence, self._user, self.id))
                 case Heartbeat():
                     self._peer.ping()
 
@@ -204,13 +211,15 @@ class Connection:
         assert claims is not None, "an authorizer is asked about a user"
         return claims
 
-    async def _join(self, command: Subscribe, rule: Rule) -> list[Effect]:
+    async def _join(self, effect: Join) -> list[Effect]:
         """Listen, answer, and let the hub deliver: without an await after the position is known."""
+        command, rule, info = effect
         channel = command.channel
         if channel in self.session.channels:
             position = self._node.position(channel)
             recovered = _recovered(command, position)
-            return self.session.joined(command, rule, position, recovered)
+            members = self._node.presence.members(channel)[0] if _has_members(rule) else None
+            return self.session.joined(command, rule, position, recovered, members)
         try:
             position = await self._node.acquire(channel)
         except EventBusError as exc:
@@ -218,13 +227,19 @@ class Connection:
         backlog = self._node.hold(channel)
         try:
             caught_up = await self._node.catch_up(command, position)
+            if _has_members(rule):
+                await self._node.presence.enter(channel, self._user, info, self.id)
+                await self._drained()  # a long list must not look like a slow client
             if not self.is_closing:
                 await self._begin(command, rule, caught_up, backlog)
+        except PresenceRefused as exc:
+            return self.session.refused(exc.code, str(exc), channel, command.ref)
         except EventBusError as exc:
             return self.session.not_joined(command, f"the bus cannot be read: {exc}")
         finally:
             self._node.hub.release(backlog)
             if channel not in self.session.channels:
+                self._node.presence.leave(channel, self.session.claims, self.id, lost=True)
                 self._node.release(channel)
         return []
 
@@ -233,7 +248,10 @@ class Connection:
     ) -> None:
         """Answer, give what was missed, and let the hub deliver from exactly there on."""
         start, recovered = caught_up.start, caught_up.recovered
-        for effect in self.session.joined(command, rule, start, recovered):
+        members = None
+        if _has_members(rule):
+            members = self._node.presence.begin(command.channel, backlog)
+        for effect in self.session.joined(command, rule, start, recovered, members):
             assert isinstance(effect, Send)
             self._send(effect.reply)
         for message in caught_up.messages:
@@ -259,6 +277,10 @@ class Connection:
             if time.monotonic() > patience:
                 self.close(CLOSE_TOO_SLOW, "too slow: the history could not be sent")
             await asyncio.sleep(_DRAIN_POLL_S)
+
+
+def _has_members(rule: Rule) -> bool:
+    return rule.kind is ChannelKind.PRESENCE
 
 
 def _recovered(command: Subscribe, position: Position | None) -> bool | None:

@@ -28,6 +28,7 @@ from edge.interest import Interest
 from edge.limits import Place
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
+from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper, WireFormat
 from edge.rules import Allowed, Ask, ChannelRules, Denied
@@ -93,6 +94,7 @@ class Node:
             settings.unsubscribe_after,
             on_gap=self._on_gap,
         )
+        self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
         self._history = History(bus.driver, bus.subjects, _stored_message)
         self.read_history = self._history.page
         self.publish = bus.publish
@@ -133,6 +135,7 @@ class Node:
         await self.census.aclose()
         await self.background.aclose()
         await self.closing.aclose()
+        await self.presence.aclose()
         await self._interest.aclose()
 
     def require_ready(self) -> None:
@@ -267,9 +270,10 @@ class Node:
         """Where a channel that is listened to stands."""
         return self._interest.position(channel)
 
-    def leave(self, channel: str, connection: Connection) -> None:
-        """Deliver no more of a channel to a connection."""
+    def leave(self, channel: str, connection: Connection, *, lost: bool = False) -> None:
+        """Deliver no more of a channel to a connection; one that is lost may come back."""
         self.hub.remove(channel, connection.id)
+        self.presence.leave(channel, connection.session.claims, connection.id, lost=lost)
         self.release(channel)
 
     async def whisper(

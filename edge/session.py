@@ -5,7 +5,9 @@ The node carries effects out in their order, and brings back what it learned thr
 handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
 """
 
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from edge.auth import Claims
 from edge.limits import STRIKES, Pace, Verdict
@@ -19,6 +21,7 @@ from edge.protocols.vocabulary import (
     Malformed,
     Ping,
     Pong,
+    Presence,
     Ref,
     Reply,
     Subscribe,
@@ -29,12 +32,13 @@ from edge.protocols.vocabulary import (
     Whisper,
 )
 from edge.rules import Allowed, Ask, ChannelRules, Denied, Rule
-from eventbus.channels import validate_channel
+from eventbus.channels import ChannelKind, validate_channel
 from eventbus.drivers.base import Position
 from eventbus.errors import InvalidChannel, InvalidEventName
 from eventbus.message import validate_event_name
 
 __all__ = [
+    "Attend",
     "Close",
     "Consult",
     "Effect",
@@ -52,6 +56,9 @@ __all__ = [
 CLIENT_EVENT_PREFIX: Final = "client-"
 EXPIRY_NOTICE_S: Final = 60.0
 BAD_TOKENS: Final = 3
+
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class SessionLimits(NamedTuple):
@@ -92,6 +99,8 @@ class Join(NamedTuple):
 
     command: Subscribe
     rule: Rule
+    info: Mapping[str, Any] = _NOTHING
+    """What an authorizer adds to the presence info."""
 
 
 class Leave(NamedTuple):
@@ -115,6 +124,12 @@ class WhisperOut(NamedTuple):
     user_id: str | None
 
 
+class Attend(NamedTuple):
+    """Answer the action `presence`, after changing the user's info where that is asked for."""
+
+    command: Presence
+
+
 class Heartbeat(NamedTuple):
     """Ask the client whether it is there."""
 
@@ -126,7 +141,7 @@ class Close(NamedTuple):
     reason: str
 
 
-Effect = Send | Verify | Consult | Join | Leave | Recheck | WhisperOut | Heartbeat | Close
+Effect = Send | Verify | Consult | Join | Leave | Recheck | WhisperOut | Attend | Heartbeat | Close
 
 
 class Session:
@@ -169,6 +184,8 @@ class Session:
                 return self._unsubscribe(channel, ref)
             case Whisper():
                 return self._whisper(command, now)
+            case Presence():
+                return self._presence(command, now)
             case Malformed(code, message, ref):
                 return [_failed(code, message, None, ref)]
 
@@ -268,18 +285,23 @@ class Session:
     def consulted(self, command: Subscribe, decision: Allowed | Denied) -> list[Effect]:
         """The application's authorizer has decided."""
         match decision:
-            case Allowed(rule):
-                return [Join(command, rule)]
+            case Allowed(rule, info):
+                return [Join(command, rule, info)]
             case Denied(code, message):
                 return [_failed(code, message, command.channel, command.ref)]
 
     def joined(
-        self, command: Subscribe, rule: Rule, position: Position | None, recovered: bool | None
+        self,
+        command: Subscribe,
+        rule: Rule,
+        position: Position | None,
+        recovered: bool | None,
+        members: bytes | None = None,
     ) -> list[Effect]:
         """The channel is listened to: what follows is exactly its messages after `position`."""
         channel = command.channel
         self.channels[channel] = rule
-        return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref))]
+        return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref, members))]
 
     def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
         """The bus could not be listened to."""
@@ -293,6 +315,24 @@ class Session:
         if self.channels.pop(channel, None) is None:
             return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
         return [Leave(channel), Send(Unsubscribed(channel, ref))]
+
+    def _presence(self, command: Presence, now: float) -> list[Effect]:
+        channel, changes, ref = command
+        try:
+            validate_channel(channel)
+        except InvalidChannel as exc:
+            return [_failed("invalid_channel", str(exc), None, ref)]
+        rule = self.channels.get(channel) or self._rules.find(channel)
+        if rule.kind is not ChannelKind.PRESENCE:
+            message = (
+                f"{channel} is a {rule.kind.value} channel: only presence channels have members"
+            )
+            return [_failed("bad_request", message, channel, ref)]
+        if channel not in self.channels:
+            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
+        if changes is not None and self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, channel, ref)]
+        return [Attend(command)]
 
     # Client events
 

@@ -17,6 +17,8 @@ from edge.protocols.vocabulary import (
     Malformed,
     Ping,
     Pong,
+    Presence,
+    PresenceMembers,
     Ref,
     Reply,
     Subscribe,
@@ -33,7 +35,16 @@ __all__ = ["ACTIONS", "BEARER_PREFIX", "PROTOCOL", "NativeWebSocket", "decode", 
 PROTOCOL: Final = "eventbus.v1"
 BEARER_PREFIX: Final = "eventbus.bearer."
 
-ACTIONS: Final = ("ping", "auth", "subscribe", "join", "unsubscribe", "leave", "whisper")
+ACTIONS: Final = (
+    "ping",
+    "auth",
+    "subscribe",
+    "join",
+    "unsubscribe",
+    "leave",
+    "whisper",
+    "presence",
+)
 _MAX_HISTORY: Final = 1000
 
 
@@ -66,6 +77,7 @@ _decode_frame: Final = msgspec.json.Decoder(_Frame).decode
 _decode_ref: Final = msgspec.json.Decoder(_RefOnly).decode
 _decode_auth: Final = msgspec.json.Decoder(_AuthData).decode
 _decode_subscribe: Final = msgspec.json.Decoder(_SubscribeData).decode
+_decode_info: Final = msgspec.json.Decoder(dict[str, Any]).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -100,6 +112,9 @@ def _command(frame: _Frame) -> Command:
             if frame.event is None:
                 raise _Refused("the field event is missing: a string is needed")
             return Whisper(_channel(frame), frame.event, bytes(_data(frame)), frame.ref)
+        case "presence":
+            changes = None if frame.data == _NO_DATA else _decode_info(frame.data)
+            return Presence(_channel(frame), changes, frame.ref)
         case _:
             allowed = ", ".join(ACTIONS)
             shown = frame.action[:40]
@@ -163,16 +178,20 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             return None, "eb:connected", about | {"heartbeat_s": heartbeat_s, "protocol": PROTOCOL}
         case Authenticated(user_id, expires_at):
             return None, "eb:authenticated", {"user_id": user_id, "expires_at": _time(expires_at)}
-        case Subscribed(channel, kind, position, recovered):
+        case Subscribed(channel, kind, position, recovered, members=members):
             offset, epoch = position or (None, None)
-            data = {"kind": kind.value, "offset": offset, "epoch": epoch}
+            data: dict[str, Any] = {"kind": kind.value, "offset": offset, "epoch": epoch}
             if recovered is not None:
                 data["recovered"] = recovered
+            if members is not None:
+                data["members"] = msgspec.Raw(members)
             return channel, "eb:subscribed", data
         case Unsubscribed(channel, reason=reason):
             return channel, "eb:unsubscribed", {} if reason is None else {"reason": reason}
         case Pong(echo):
             return None, "pong", {"timestamp": _now(), "echo_data": echo}
+        case PresenceMembers(channel, members, total):
+            return channel, "eb:presence", {"members": msgspec.Raw(members), "count": total}
         case Acknowledged(channel):
             return channel, "eb:ack", {}
         case TokenExpiring(expires_at, in_s):

@@ -4,7 +4,8 @@ A protocol turns a client's frames into commands, and replies and messages into 
 turns commands into effects. Nothing here knows how any of it looks on the wire.
 """
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -22,6 +23,8 @@ __all__ = [
     "Malformed",
     "Ping",
     "Pong",
+    "Presence",
+    "PresenceMembers",
     "Ref",
     "Reply",
     "Subscribe",
@@ -76,6 +79,14 @@ class Whisper(NamedTuple):
     ref: Ref
 
 
+class Presence(NamedTuple):
+    """Asks who is in a presence channel; with `changes`, changes the sender's info first."""
+
+    channel: str
+    changes: Mapping[str, Any] | None
+    ref: Ref
+
+
 class Malformed(NamedTuple):
     """A frame that is no command: the error to answer it with."""
 
@@ -84,7 +95,7 @@ class Malformed(NamedTuple):
     ref: Ref
 
 
-Command = Ping | Authenticate | Subscribe | Unsubscribe | Whisper | Malformed
+Command = Ping | Authenticate | Subscribe | Unsubscribe | Whisper | Presence | Malformed
 
 
 class Connected(NamedTuple):
@@ -111,6 +122,8 @@ class Subscribed(NamedTuple):
     position: Position | None
     recovered: bool | None
     ref: Ref
+    members: bytes | None = None
+    """Of a presence channel: a JSON array."""
 
 
 class Unsubscribed(NamedTuple):
@@ -125,6 +138,15 @@ class Pong(NamedTuple):
     """The answer to a ping."""
 
     data: msgspec.Raw
+    ref: Ref
+
+
+class PresenceMembers(NamedTuple):
+    """Who is in a presence channel; `members` is a JSON array."""
+
+    channel: str
+    members: bytes
+    total: int
     ref: Ref
 
 
@@ -157,6 +179,7 @@ Reply = (
     | Subscribed
     | Unsubscribed
     | Pong
+    | PresenceMembers
     | Acknowledged
     | TokenExpiring
     | Failed

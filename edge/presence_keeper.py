@@ -1,0 +1,463 @@
+"""Presence on a node: reads what the other nodes say, and says who is here."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, cast
+
+import msgspec
+
+from edge.deadlines import Deadlines
+from edge.presence import Change, Entry, Room, Stays, decode_entry, encode_entry, token_of
+from edge.presence_writer import EntryWriter
+from eventbus.drivers.base import Capability, Driver, StateDriver, Subscription
+from eventbus.errors import DriverError, EventBusError
+
+__all__ = ["PresenceKeeper", "PresenceRefused", "PresenceSettings"]
+
+_log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+WRITTEN_S: Final = 5.0
+"""How long a joining client waits for its entry to be on the bus."""
+MAX_INFO_DEPTH: Final = 16
+_CLOSE_S: Final = 2.0
+_READS_AT_ONCE: Final = 16
+_encode: Final = msgspec.json.Encoder().encode
+
+Tell = Callable[[str, Change, str | None], None]
+"""Gets a channel, what its clients are to hear, and the connection that is not to hear it."""
+
+
+class PresenceRefused(Exception):
+    """A channel has as many members as it may, or a member's info is not what it may be."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Times in seconds; `linger_s` is how long a channel that nobody here is in is still kept."""
+
+    grace_s: float = 15.0
+    ttl_s: float = 10.0
+    linger_s: float = 1.0
+    max_members: int = 10_000
+    max_info_bytes: int = 2048
+    max_list_bytes: int = 1024 * 1024
+    """What a list of members may have: a client is sent it at once."""
+
+
+class _Watched:
+    """A channel that has members on this node, or had some a moment ago."""
+
+    def __init__(self, live: set[str]) -> None:
+        self.room = Room(live)
+        self.stays = Stays()
+        self.lock = asyncio.Lock()
+        self.subscription: Subscription | None = None
+        self.is_read = False
+        self.joining = 0
+        self.touched: set[tuple[str, str]] = set()
+        """What was told since a reading began: the reading is older."""
+
+
+class PresenceKeeper:
+    """The presence channels of one node.
+
+    With a driver that keeps no state, members are those of this node alone.
+    """
+
+    def __init__(self, driver: Driver, node: str, settings: PresenceSettings, tell: Tell) -> None:
+        self._node = node
+        self._settings = settings
+        self._tell = tell
+        self._shares = Capability.PRESENCE in driver.capabilities
+        self._driver = cast(StateDriver, driver)
+        self._writer = EntryWriter(self._driver)
+        self._live = {node}
+        self._live_touched: set[str] = set()
+        self._watched: dict[str, _Watched] = {}
+        self._deadlines = Deadlines()
+        self._starting = asyncio.Lock()
+        self._watch: Subscription | None = None
+        self._losses = 0
+        self._beat_now = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    # What connections ask for
+
+    async def join(
+        self, channel: str, user_id: str, info: Mapping[str, Any], connection_id: str
+    ) -> None:
+        """A connection joins; from here on its user is among `members`.
+
+        Raises PresenceRefused, and a DriverError when the other nodes' members cannot be read.
+        """
+        await self._start()
+        watched = self._watched.get(channel)
+        if watched is None:
+            watched = self._watched[channel] = _Watched(self._live)
+        watched.joining += 1
+        try:
+            async with watched.lock:
+                if not watched.is_read:
+                    await self._begin(channel, watched)
+            token = token_of(user_id)
+            self._admit(channel, watched, Entry(user_id, self._info(info), _now()), connection_id)
+        finally:
+            watched.joining -= 1
+            self._let_linger(channel, watched)
+        if self._shares and not await self._writer.written(
+            _key(self._node, channel, token), WRITTEN_S
+        ):
+            _log.warning("a member of %s is not on the bus yet", channel)
+
+    def leave(self, channel: str, user_id: str, connection_id: str, *, lost: bool) -> None:
+        """A connection leaves: at once, or after the grace time when it was lost."""
+        watched = self._watched.get(channel)
+        if watched is None:
+            return
+        token, now = token_of(user_id), time.monotonic()
+        grace = self._settings.grace_s if lost else 0.0
+        until = watched.stays.leave(token, connection_id, now=now, grace_s=grace)
+        if until is None:
+            return
+        if until > now:
+            self._deadlines.set(f"{channel} {token}", until)
+        else:
+            self._end(channel, watched, token, now)
+
+    def update(
+        self, channel: str, user_id: str, changes: Mapping[str, Any], connection_id: str
+    ) -> None:
+        """Change members of a user's info; a null takes one away. Raises PresenceRefused."""
+        watched = self._watched[channel]
+        token = token_of(user_id)
+        member = watched.room.member(token)
+        assert member is not None, "who is subscribed is a member"
+        merged = {**msgspec.json.decode(member.info), **changes}
+        info = self._info({name: value for name, value in merged.items() if value is not None})
+        entry = Entry(user_id, info, max(_now(), member.at + 1))
+        self._say(channel, watched, token, entry, connection_id)
+
+    def members(self, channel: str) -> tuple[bytes, int]:
+        """The members of a channel that somebody here is in, as a JSON array, and their number."""
+        watched = self._watched.get(channel)
+        return (watched.room.members, len(watched.room)) if watched is not None else (b"[]", 0)
+
+    async def look(self, channel: str) -> tuple[bytes, int]:
+        """The same for any channel, read when nobody here is in it. Raises a DriverError."""
+        watched = self._watched.get(channel)
+        if (watched is not None and watched.is_read) or not self._shares:
+            return self.members(channel)
+        nodes = await self._driver.state.entries("node.*")
+        room = Room({key.removeprefix("node.") for key in nodes})
+        for key, value in (await self._driver.state.entries(_pattern(channel))).items():
+            node, token = _parts(key)
+            if (entry := decode_entry(token, value)) is not None:
+                room.put(node, token, entry)
+        return room.members, len(room)
+
+    async def aclose(self) -> None:
+        """Stop. The members stay for the grace time: clients of a node that ends go to another."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._writer.aclose()
+        subscriptions = [self._watch, *(w.subscription for w in self._watched.values())]
+        self._watched.clear()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                for subscription in subscriptions:
+                    if subscription is not None:
+                        await subscription.aclose()
+                if self._watch is not None:
+                    await self._say_goodbye()
+        except (TimeoutError, EventBusError) as exc:
+            _log.warning("presence was not closed in order: %s", exc)
+
+    # Members of this node
+
+    def _info(self, info: Mapping[str, Any]) -> bytes:
+        if not _is_flat_enough(info, MAX_INFO_DEPTH):
+            raise PresenceRefused(
+                "bad_request", f"the presence info is nested deeper than {MAX_INFO_DEPTH} levels"
+            )
+        encoded = _encode(dict(info))
+        limit = self._settings.max_info_bytes
+        if len(encoded) > limit:
+            raise PresenceRefused(
+                "payload_too_large",
+                f"the presence info has {len(encoded)} bytes: at most {limit} are allowed",
+            )
+        return encoded
+
+    def _admit(self, channel: str, watched: _Watched, entry: Entry, connection_id: str) -> None:
+        token = token_of(entry.user_id)
+        known = watched.room.member(token)
+        limit = self._settings.max_members
+        if known is None and len(watched.room) >= limit:
+            raise PresenceRefused(
+                "limit_exceeded", f"{channel} has {limit} members, as many as are allowed"
+            )
+        if len(watched.room.members) > self._settings.max_list_bytes:
+            raise PresenceRefused(
+                "limit_exceeded",
+                f"the list of the members of {channel} has {len(watched.room.members)} bytes, more "
+                "than may be sent to a client",
+            )
+        watched.stays.join(token, connection_id)
+        # Another tab, or a reload, does not take back what the user has said since.
+        self._say(channel, watched, token, known or entry, connection_id)
+
+    def _say(
+        self, channel: str, watched: _Watched, token: str, entry: Entry, connection_id: str | None
+    ) -> None:
+        """Say it to the own clients, and to the other nodes."""
+        changes = watched.room.put(self._node, token, entry)
+        if self._shares:
+            self._writer.put(_key(self._node, channel, token), encode_entry(entry))
+        for change in changes:
+            self._tell(channel, change, connection_id)
+
+    def _end(self, channel: str, watched: _Watched, token: str, now: float) -> None:
+        """End a member that no connection of this node holds any more."""
+        if not watched.stays.end(token, now):
+            return
+        changes = watched.room.remove(self._node, token)
+        if self._shares:
+            self._writer.delete(_key(self._node, channel, token))
+        for change in changes:
+            self._tell(channel, change, None)
+        self._let_linger(channel, watched)
+
+    def _let_linger(self, channel: str, watched: _Watched) -> None:
+        if not watched.stays and not watched.joining:
+            self._deadlines.set(channel, time.monotonic() + self._settings.linger_s)
+
+    # The other nodes
+
+    async def _start(self) -> None:
+        """At the first join of all: say that this node is alive, and learn which others are."""
+        if self._tasks:
+            return
+        async with self._starting:
+            if self._tasks:
+                return
+            if self._shares:
+                state = self._driver.state
+                self._losses = state.losses
+                if self._watch is None:
+                    self._watch = await state.watch("node.*", self._on_node)
+                await self._beat()
+                await self._read_nodes(keep_missing=False)
+                self._run(self._keep_beating(), "presence: signs of life")
+                self._run(self._keep_in_step(), "presence: losses")
+            self._run(self._keep_time(), "presence: time")
+
+    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def _begin(self, channel: str, watched: _Watched) -> None:
+        """Watch a channel, then read it: what changes between is told."""
+        if self._shares:
+            if watched.subscription is None:
+
+                def on_change(key: str, value: bytes | None) -> None:
+                    self._on_entry(channel, watched, key, value)
+
+                watched.subscription = await self._driver.state.watch(_pattern(channel), on_change)
+            await self._read(channel, watched, keep_missing=False)
+        watched.is_read = True
+
+    def _on_node(self, key: str, value: bytes | None) -> None:
+        node = key.removeprefix("node.")
+        self._live_touched.add(node)
+        self._set_alive(node, alive=value is not None)
+
+    def _set_alive(self, node: str, *, alive: bool) -> None:
+        if node == self._node or alive == (node in self._live):
+            return
+        if alive:
+            self._live.add(node)
+        else:
+            self._live.discard(node)
+        for channel, watched in self._watched.items():
+            self._announce(channel, watched, watched.room.refresh(node))
+
+    def _on_entry(self, channel: str, watched: _Watched, key: str, value: bytes | None) -> None:
+        node, token = _parts(key)
+        watched.touched.add((node, token))
+        self._take(channel, watched, node, token, value)
+
+    def _take(
+        self, channel: str, watched: _Watched, node: str, token: str, value: bytes | None
+    ) -> None:
+        """Take in what a node says of a user; what this node says, it knows itself."""
+        room = watched.room
+        if node == self._node:
+            return
+        if value is None:
+            self._announce(channel, watched, room.remove(node, token))
+            return
+        entry = decode_entry(token, value)
+        if entry is None or len(entry.info) > self._settings.max_info_bytes:
+            _log.warning("%s is ignored: it is no presence entry", _key(node, channel, token))
+            return
+        is_new = room.entry(node, token) is None
+        self._announce(channel, watched, room.put(node, token, entry))
+        own = room.entry(self._node, token)
+        if own is None or node not in self._live:
+            return
+        if entry.at > own.at:  # said there last, it must outlast that connection
+            self._say(channel, watched, token, own._replace(info=entry.info, at=entry.at), None)
+        if is_new:  # whoever was lost here has returned there
+            watched.stays.returned(token)
+            self._end(channel, watched, token, time.monotonic())
+
+    def _announce(self, channel: str, watched: _Watched, changes: list[Change]) -> None:
+        if watched.is_read:  # before, nobody has been told who is here
+            for change in changes:
+                self._tell(channel, change, None)
+
+    async def _read(self, channel: str, watched: _Watched, *, keep_missing: bool) -> None:
+        watched.touched.clear()
+        entries = await self._driver.state.entries(_pattern(channel))
+        found = {_parts(key): value for key, value in entries.items()}
+        for (node, token), value in found.items():
+            if (node, token) not in watched.touched:
+                self._take(channel, watched, node, token, value)
+        if not keep_missing:
+            for node, token in set(watched.room.keys()) - found.keys() - watched.touched:
+                self._take(channel, watched, node, token, None)
+        watched.touched.clear()
+
+    async def _read_nodes(self, *, keep_missing: bool) -> None:
+        self._live_touched.clear()
+        entries = await self._driver.state.entries("node.*")
+        found = {key.removeprefix("node.") for key in entries} - self._live_touched
+        for node in found:
+            self._set_alive(node, alive=True)
+        if not keep_missing:
+            for node in self._live - found - self._live_touched:
+                self._set_alive(node, alive=False)
+
+    # Time
+
+    async def _beat(self) -> None:
+        await self._driver.state.put(f"node.{self._node}", b"", ttl_s=self._settings.ttl_s)
+
+    async def _say_goodbye(self) -> None:
+        key, grace = f"node.{self._node}", self._settings.grace_s
+        if len(self._writer) and grace > 0:
+            await self._driver.state.put(key, b"", ttl_s=grace)
+        else:
+            await self._driver.state.delete(key)
+
+    async def _keep_beating(self) -> None:
+        while True:
+            self._beat_now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.ttl_s / 3):
+                    await self._beat_now.wait()
+            try:
+                await self._beat()
+            except EventBusError as exc:
+                _log.warning("this node could not say that it is alive: %s", exc)
+
+    async def _keep_in_step(self) -> None:
+        """After a loss, put back what is ours, and take what is missing for gone only in the end.
+
+        The other nodes may have had the same loss: until the time is over in which a dead one
+        would be missed, presence is stale rather than empty.
+        """
+        certain_at: float | None = None
+        while True:
+            await asyncio.sleep(TICK_S)
+            is_due = certain_at is not None and time.monotonic() >= certain_at
+            try:
+                losses = self._driver.state.losses
+                if losses == self._losses and not is_due:
+                    continue
+                if losses != self._losses:
+                    self._beat_now.set()
+                    await self._synchronize(keep_missing=True)
+                    self._losses = losses
+                    certain_at = time.monotonic() + self._settings.ttl_s
+                else:
+                    await self._synchronize(keep_missing=False)
+                    certain_at = None
+            except EventBusError as exc:
+                _log.warning("presence is stale: %s", exc)
+                await asyncio.sleep(1.0)
+
+    async def _synchronize(self, *, keep_missing: bool) -> None:
+        self._writer.repair(await self._driver.state.entries(f"members.{self._node}.>"))
+        await self._read_nodes(keep_missing=keep_missing)
+        turns = asyncio.Semaphore(_READS_AT_ONCE)
+
+        async def read(channel: str, watched: _Watched) -> None:
+            async with turns, watched.lock:
+                if watched.is_read:
+                    await self._read(channel, watched, keep_missing=keep_missing)
+
+        await asyncio.gather(*(read(*each) for each in list(self._watched.items())))
+
+    async def _keep_time(self) -> None:
+        while True:
+            now = time.monotonic()
+            for key in self._deadlines.due(now):
+                channel, _, token = key.partition(" ")
+                watched = self._watched.get(channel)
+                if watched is None:
+                    continue
+                if token:
+                    self._end(channel, watched, token, now)
+                else:
+                    await self._forget(channel, watched)
+            self._writer.refresh(now)
+            await asyncio.sleep(TICK_S)
+
+    async def _forget(self, channel: str, watched: _Watched) -> None:
+        async with watched.lock:
+            if watched.stays or watched.joining:
+                return
+            del self._watched[channel]
+            if watched.subscription is not None:
+                try:
+                    await watched.subscription.aclose()
+                except DriverError as exc:
+                    _log.warning("could not end watching %s: %s", channel, exc)
+
+
+def _is_flat_enough(value: object, levels: int) -> bool:
+    """Whether objects and arrays lie at most `levels` deep in each other."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return levels > 0 and all(_is_flat_enough(each, levels - 1) for each in value)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _key(node: str, channel: str, token: str) -> str:
+    return f"members.{node}.{channel}.{token}"
+
+
+def _pattern(channel: str) -> str:
+    return f"members.*.{channel}.*"
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Node and token of an entry's key."""
+    parts = key.split(".")
+    return parts[1], parts[-1]
