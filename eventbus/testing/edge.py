@@ -1,7 +1,8 @@
 """A real edge in the test's own process and event loop, on a free port."""
 
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from aiohttp import web
 
@@ -74,33 +75,55 @@ class EdgeServer:
     ) -> None:
         await self.aclose()
 
-    def token(self, user: str, **claims: Any) -> str:
-        """A token that this edge accepts.
+    def token(
+        self,
+        user: str,
+        *,
+        name: str | None = None,
+        roles: Sequence[str] = (),
+        permissions: Sequence[str] = (),
+        grants: Sequence[str] = (),
+        lifetime_s: int = 3600,
+    ) -> str:
+        """A token that this edge accepts; `grants` are names and patterns of channels.
 
-        `claims` are name, roles, permissions, channels (names and patterns granted) and lifetime_s.
+        Raises ValueError where the edge's settings have no secret.
         """
         if not self.settings.jwt_secret:
             raise ValueError("the edge's settings have no jwt_secret to sign with: give `token=`")
         return issue_token(
             self.settings.jwt_secret,
             user,
+            name=name,
+            roles=list(roles),
+            permissions=list(permissions),
+            channels=list(grants),
+            lifetime_s=lifetime_s,
             audience=self.settings.jwt_audience,
             algorithm=self.settings.jwt_algorithms[0],
-            **claims,
         )
 
     async def connect(
-        self, *channels: str, user: str | None = None, token: str | None = None, **claims: Any
+        self,
+        *channels: str,
+        user: str | None = None,
+        name: str | None = None,
+        roles: Sequence[str] = (),
+        permissions: Sequence[str] = (),
+        grants: Sequence[str] = (),
+        token: str | None = None,
     ) -> WebSocketClient:
         """A client that has joined the channels; it is closed with the edge.
 
-        With `user` (and `claims`, as `token` takes them) it has a token made for it, otherwise the
-        given one or none. Raises Refused where it may not join.
+        With `user` it has a token made for it, otherwise the one given, or none. Raises Refused
+        where it may not connect or join.
         """
         if user is not None:
-            token = self.token(user, **claims)
-        elif claims:
-            raise TypeError(f"{', '.join(claims)} are claims of a user: give `user=` as well")
+            token = self.token(user, name=name, roles=roles, permissions=permissions, grants=grants)
+        elif name or roles or permissions or grants:
+            raise TypeError(
+                "name, roles, permissions and grants are a user's: give `user=` as well"
+            )
         client = WebSocketClient(self.websocket_url)
         self._clients.append(client)
         await client.open(token)

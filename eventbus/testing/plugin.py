@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -28,7 +28,7 @@ from eventbus.testing.faking import EventFake, fake
 if TYPE_CHECKING:  # they load aiohttp and the edge, which a test that does not use them is spared
     from edge.config import EdgeSettings
     from eventbus.testing.edge import EdgeServer
-    from eventbus.testing.websocket import WebSocketClient
+    from eventbus.testing.websocket import Connect
 
 try:
     from pytest_asyncio import fixture as async_fixture
@@ -128,7 +128,7 @@ async def edge_server(
 
 
 @pytest.fixture
-def websocket_client(edge_server: "EdgeServer") -> "Callable[..., Awaitable[WebSocketClient]]":
+def websocket_client(edge_server: "EdgeServer") -> "Connect":
     """Make a client of `edge_server` that has joined channels: see `EdgeServer.connect`."""
     return edge_server.connect
 

@@ -4,14 +4,15 @@ import asyncio
 import collections
 import itertools
 import json
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import aiohttp
 
 from eventbus.testing.errors import Refused
 
-__all__ = ["WebSocketClient"]
+__all__ = ["Connect", "WebSocketClient"]
 
 TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 10_000
@@ -131,6 +132,22 @@ class WebSocketClient:
         if self._socket is None:
             raise ConnectionError("the client is not connected: open() it")
         return self._socket
+
+
+class Connect(Protocol):
+    """What the fixture `websocket_client` is: see `eventbus.testing.edge.EdgeServer.connect`."""
+
+    async def __call__(
+        self,
+        *channels: str,
+        user: str | None = None,
+        name: str | None = None,
+        roles: Sequence[str] = (),
+        permissions: Sequence[str] = (),
+        grants: Sequence[str] = (),
+        token: str | None = None,
+    ) -> WebSocketClient:
+        """Connect a client that has joined the channels. Raises Refused."""
 
 
 def _is_system(frame: Frame) -> bool:

@@ -52,7 +52,7 @@ class EdgeServerTests:
 
     async def test_roles_and_grants_of_a_client_hold(self, websocket_client):
         await websocket_client("admin", user="1", roles=["admin"])
-        await websocket_client("team.3", user="1", channels=["team.*"])
+        await websocket_client("team.3", user="1", grants=["team.*"])
         for may_not in ({}, {"user": "1"}, {"user": "1", "roles": ["guest"]}):
             with pytest.raises(Refused, match=r"^subscribe admin was refused: ") as caught:
                 await websocket_client("admin", **may_not)
@@ -167,7 +167,7 @@ async def test_token_of_another_edge_is_refused(edge_server, websocket_client):
 
 
 async def test_claims_without_a_user_are_a_mistake(websocket_client):
-    with pytest.raises(TypeError, match="roles are claims of a user"):
+    with pytest.raises(TypeError, match=r"a user's: give `user=`"):
         await websocket_client("general", roles=["admin"])
 
 

@@ -92,7 +92,7 @@ from eventbus.testing import Refused
 
 {mark}
 async def test_memory(websocket_client, event_bus):
-    client = await websocket_client("lamps", user="1", channels=["lamps"])
+    client = await websocket_client("lamps", user="1", grants=["lamps"])
     await LampLit(number=1).dispatch()
     assert (await client.receive())["data"] == {{"number": 1}}
     assert event_bus.driver.name == "memory"
@@ -104,7 +104,7 @@ class TestNats:
 
     {mark}
     async def test_nats(self, websocket_client, event_bus):
-        client = await websocket_client("lamps", user="1", channels=["lamps"])
+        client = await websocket_client("lamps", user="1", grants=["lamps"])
         await LampLit(number=1).dispatch()
         assert (await client.receive())["data"] == {{"number": 1}}
         assert event_bus.driver.name == "nats"
