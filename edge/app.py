@@ -11,7 +11,6 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from edge.api import add_api
-from edge.api import add_api
 from edge.auth import TokenPolicy, TokenVerifier, read_public_key
 from edge.config import EdgeSettings
 from edge.http_api import healthz, metrics, problems, readyz
@@ -59,7 +58,6 @@ def create_app(
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
-    add_api(app)
     add_api(app)
     if settings.websocket_enabled:
         app.router.add_get("/ws", native_websocket)
