@@ -273,7 +273,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment with `changes`, for a process that it starts."""
+    """The environment of the process with `changes`, for one that it starts."""
     return {**os.environ, **changes}
 
 

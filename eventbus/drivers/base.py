@@ -45,7 +45,8 @@ class Capability(enum.Enum):
 class Position(NamedTuple):
     """A place in a stream: the offset of a message, and the epoch that says which stream it is.
 
-    Offsets start again when a stream is made anew; then its epoch is another.
+    Offsets start again when a stream is made anew; then its epoch is another. A stream may hold one
+    channel or all of them: offsets compare within a channel.
     """
 
     offset: int

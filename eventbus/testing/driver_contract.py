@@ -366,15 +366,17 @@ class DriverContract:
         for channel in ("a", "b", "a", "b", "a"):
             result = await driver.publish(subjects.event(channel), b"x")
             assert result is not None
-            published.append(result.position)
-        assert [p.offset - start.offset for p in published] == [1, 2, 3, 4, 5]
+            if channel == "a":
+                published.append(result.position)
+        # A stream may be all channels' or each channel's own: offsets compare within a channel.
+        assert start.offset < published[0].offset < published[1].offset < published[2].offset
         assert {p.epoch for p in published} == {start.epoch}
         await inbox.until(3)
-        assert [d.position for d in inbox.deliveries] == published[::2]
+        assert [d.position for d in inbox.deliveries] == published
         first, second, third = inbox.deliveries
         assert first.previous == 0
         assert second.previous == published[0].offset
-        assert third.previous == published[2].offset
+        assert third.previous == published[1].offset
 
     async def test_second_message_of_one_id_is_flagged_and_stored_once(
         self, make_driver: MakeDriver, subjects: Subjects
@@ -455,14 +457,13 @@ class DriverContract:
         offsets = []
         end = Position(0, "")
         for i in range(10):
-            for channel in ("read", "other"):
+            for channel in ("other", "read"):
                 published = await driver.publish(
                     subjects.event(channel), str(i).encode(), {HEADER_EVENT: "größe"}
                 )
                 assert published is not None
                 end = published.position
-                if channel == "read":
-                    offsets.append(end.offset)
+            offsets.append(end.offset)
         live = subjects.live("read")
 
         last = await history.read(live, after=None, limit=3)
@@ -488,7 +489,7 @@ class DriverContract:
             assert none.complete
         empty = await history.read(subjects.live("never"), after=None, limit=100)
         assert empty.messages == ()
-        assert empty.position == end
+        assert empty.complete
 
     async def test_reading_says_when_messages_may_have_been_evicted(
         self, make_driver: MakeDriver, subjects: Subjects

@@ -10,7 +10,7 @@ from eventbus.drivers import redis_store
 from eventbus.drivers.base import Position
 from eventbus.drivers.redis_wire import MAX_MESSAGE
 from eventbus.errors import ConnectionFailed, EncodingError, InvalidChannel, InvalidPattern
-from eventbus.message import HEADER_EVENT, HEADER_ID
+from eventbus.message import HEADER_ID
 from eventbus.testing.driver_contract import DriverContract, Inbox
 
 
@@ -24,61 +24,6 @@ class TestContractOnOneServer(DriverContract):
     @pytest.fixture
     def make_driver(self, make_redis):
         return make_redis
-
-    async def test_positions_of_stored_messages_rise_and_name_what_came_before(
-        self, make_driver, subjects
-    ):
-        driver, inbox = await make_driver(), Inbox()
-        start = (await driver.subscribe(subjects.live("a"), inbox)).position
-        published = {"a": [], "b": []}
-        for channel in ("a", "b", "a", "b", "a"):
-            published[channel].append(
-                (await driver.publish(subjects.event(channel), b"x")).position
-            )
-        assert [p.offset - start.offset for p in published["a"]] == [1, 2, 3]
-        assert {p.epoch for p in published["a"]} == {start.epoch}
-        assert len({p.epoch for p in published["b"]}) == 1
-        await inbox.until(3)
-        assert [d.position for d in inbox.deliveries] == published["a"]
-        assert [d.previous for d in inbox.deliveries] == [0, 1, 2]
-
-    async def test_stored_messages_can_be_read_from_an_offset_or_from_the_end(
-        self, make_driver, subjects
-    ):
-        driver, offsets, end = await make_driver(), [], Position(0, "")
-        for i in range(10):
-            for channel in ("other", "read"):
-                published = await driver.publish(
-                    subjects.event(channel), str(i).encode(), {HEADER_EVENT: "größe"}
-                )
-            end = published.position
-            offsets.append(end.offset)
-        live = subjects.live("read")
-
-        last = await driver.read(live, after=None, limit=3)
-        assert [d.payload for d in last.messages] == [b"7", b"8", b"9"]
-        assert last.complete
-        assert last.position == end
-
-        page = await driver.read(live, after=offsets[3], limit=4)
-        assert [d.position for d in page.messages] == [
-            Position(offset, end.epoch) for offset in offsets[4:8]
-        ]
-        assert {d.subject for d in page.messages} == {live}
-        assert {d.headers[HEADER_EVENT] for d in page.messages} == {"größe"}
-        assert [d.previous for d in page.messages] == offsets[3:7]
-        assert all(d.time for d in page.messages)
-        assert page.complete
-
-        assert len((await driver.read(live, after=None, limit=100)).messages) == 10
-        assert len((await driver.read(live, after=0, limit=100)).messages) == 10
-        for after in (offsets[-1], offsets[-1] + 1):
-            none = await driver.read(live, after=after, limit=100)
-            assert none.messages == ()
-            assert none.complete
-        empty = await driver.read(subjects.live("never"), after=None, limit=100)
-        assert empty.messages == ()
-        assert empty.position.offset == 0
 
 
 class TestContractOnACluster(TestContractOnOneServer):
