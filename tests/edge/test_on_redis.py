@@ -1,0 +1,110 @@
+"""An edge whose whole backbone is Redis: the same as over NATS."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from eventbus.config import Settings
+
+pytestmark = pytest.mark.redis
+
+
+class Redis:
+    """A redis-server that keeps what it has acknowledged."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+            self.port = free.getsockname()[1]
+
+    async def start(self):
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
+        keep = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+        self.process = await asyncio.create_subprocess_exec(
+            "redis-server", *options, *keep, stdout=asyncio.subprocess.DEVNULL
+        )
+
+    async def kill(self):
+        self.process.kill()
+        await self.process.wait()
+
+
+@pytest.fixture
+async def redis(tmp_path):
+    server = Redis(tmp_path)
+    await server.start()
+    yield server
+    await server.kill()
+
+
+@pytest.fixture
+def settings(redis, namespace):
+    return Settings(
+        driver="redis", redis_port=redis.port, namespace=namespace, history_messages=1000
+    )
+
+
+async def data_of(client, count):
+    return [(await client.next())["data"] for _ in range(count)]
+
+
+async def test_event_reaches_clients_of_two_nodes_with_its_offset(start_edge, bus, settings):
+    edges = [await start_edge(bus), await start_edge(settings)]
+    clients = [await edge.connect("/ws/general") for edge in edges]
+    told = [(await client.next())["data"] for client in clients]
+    receipt = await bus.publish("general", "greeting", {"hello": 1})
+    for client, start in zip(clients, told, strict=True):
+        message = await client.next()
+        assert (message["event"], message["data"]) == ("greeting", {"hello": 1})
+        assert (message["offset"], message["epoch"]) == (receipt.offset, receipt.epoch)
+        assert start["epoch"] == receipt.epoch
+
+
+async def test_rules_and_tokens_hold(edge, bus, token):
+    assert (await edge.refusal("/ws/user.7"))[0] == 401
+    client = await edge.connect("/ws/user.7", token=token("7"))
+    await client.next()
+    await bus.publish("user.7", "note", 1)
+    assert (await client.next())["data"] == 1
+
+
+async def test_whisper_reaches_the_other_node_and_not_its_sender(start_edge, bus, settings, token):
+    edges = [await start_edge(bus), await start_edge(settings)]
+    clients = [await edge.connect("/ws/chat.lobby", token=token("7")) for edge in edges]
+    for client in clients:
+        await client.next()
+    await clients[0].send("whisper", channel="chat.lobby", event="typing", data={"on": True})
+    assert (await clients[1].next())["event"] == "client-typing"
+    assert await clients[0].hears_nothing()
+
+
+async def test_resuming_client_gets_what_it_missed(edge, bus):
+    first = await bus.publish("general", "tick", 0)
+    for number in range(1, 30):
+        await bus.publish("general", "tick", number)
+    client = await edge.connect()
+    cursor = {"offset": first.offset, "epoch": first.epoch}
+    assert (await client.subscribe("general", data=cursor))["recovered"] is True
+    assert await data_of(client, 29) == list(range(1, 30))
+
+
+async def test_clients_see_no_gap_when_redis_is_killed_and_comes_back(
+    start_edge, bus, settings, redis
+):
+    edge = await start_edge(settings)
+    client = await edge.connect("/ws/general")
+    await client.next()
+
+    async def publish():
+        for number in range(200):
+            await bus.publish("general", "tick", number)
+
+    publishing = asyncio.create_task(publish())
+    assert await data_of(client, 50) == list(range(50))
+    await redis.kill()
+    await redis.start()
+    await publishing
+    assert await data_of(client, 150) == list(range(50, 200))
+    assert await client.hears_nothing()
