@@ -185,29 +185,6 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=2, le=32 * 1024)],
         Var("BROADCAST_PRESENCE_MAX_INFO_BYTES", "the largest info of a member", "2 to 32768"),
     ] = 2048
-    presence_grace: Annotated[
-        NotNegative,
-        Var(
-            "BROADCAST_PRESENCE_GRACE",
-            "how long a member whose connection was lost stays one",
-            "0 or more",
-        ),
-    ] = 15.0
-    presence_ttl: Annotated[
-        Annotated[float, msgspec.Meta(ge=1, le=3600)],
-        Var(
-            "BROADCAST_PRESENCE_TTL",
-            "how long a node that gives no sign of life still has members",
-            "1 to 3600",
-        ),
-    ] = 10.0
-    presence_max_members: Annotated[
-        Count, Var("BROADCAST_PRESENCE_MAX_MEMBERS", "members of a channel", "1 or more")
-    ] = 10_000
-    presence_max_info_bytes: Annotated[
-        Annotated[int, msgspec.Meta(ge=2, le=32 * 1024)],
-        Var("BROADCAST_PRESENCE_MAX_INFO_BYTES", "the largest info of a member", "2 to 32768"),
-    ] = 2048
     max_connections: Annotated[
         Count, Var("BROADCAST_MAX_CONNECTIONS", "connections of this node", "1 or more")
     ] = 50_000
