@@ -27,6 +27,7 @@ from eventbus.broadcasting import (
     broadcast_to_team,
     broadcast_to_user,
 )
+from eventbus.delayed import DelayedBroadcast
 from eventbus.drivers.log import LogDriver
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.queue import ShouldQueue
@@ -153,6 +154,15 @@ async def test_queued_event_is_kept_and_not_stored_nor_broadcast(maybe_bus):
     events.assert_queued(BillDue, lambda event: event.amount == 5, queue="billing")
     events.assert_dispatched(BillDue, times=1)
     assert events.broadcasts() == []
+
+
+async def test_delayed_broadcast_is_kept_as_a_queued_event(maybe_bus):
+    with fake() as events:
+        await broadcast("general", "hello", {"a": 1}).after(30).send()
+    [delayed] = events.queued(DelayedBroadcast)
+    assert (delayed.channels, delayed.event, delayed.data) == (("general",), "hello", {"a": 1})
+    with pytest.raises(AssertionError, match=r"DelayedBroadcast\(channels=\('general',\).* 30 s"):
+        events.assert_broadcast_on("general")
 
 
 async def test_bus_held_by_the_service_is_faked(bus, driver):
