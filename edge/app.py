@@ -18,6 +18,7 @@ from edge.keys import NODE
 from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
+from edge.sse import preflight, server_sent_events
 from edge.websocket import native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -59,6 +60,8 @@ def create_app(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     add_api(app)
+    app.router.add_get("/sse", server_sent_events, allow_head=False)
+    app.router.add_options("/sse", preflight)
     if settings.websocket_enabled:
         app.router.add_get("/ws", native_websocket)
         app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)

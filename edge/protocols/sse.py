@@ -1,0 +1,187 @@
+"""Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Pure.
+
+Each event is a whole envelope in `data:`, without an `event:` field, so that `onmessage` hears all
+of them. `id:` is a cursor over all channels of the request; the browser gives it back in
+Last-Event-ID when it comes again, by itself, to the same URL.
+"""
+
+import base64
+import binascii
+import datetime
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from edge.protocols.native import encode_message, encode_reply
+from edge.protocols.vocabulary import ChannelMessage, Reply, Subscribed
+from eventbus.drivers.base import Position
+
+__all__ = [
+    "COMMENT",
+    "MAX_CURSOR",
+    "NOWHERE",
+    "ManyChannels",
+    "OneChannel",
+    "closing",
+    "decode_cursor",
+    "encode_cursor",
+]
+
+COMMENT: Final = b":\n\n"
+MAX_CURSOR: Final = 8192
+"""Characters of a cursor that is read: some thirty for each of two hundred channels."""
+NOWHERE: Final = Position(0, "")
+"""Where a client stands whose cursor tells nothing: no stream has this epoch."""
+_RETRY_AT_ONCE_MS: Final = 1000
+_RETRY_LATER_MS: Final = 30_000
+_encode_json: Final = msgspec.json.Encoder().encode
+
+
+class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Positions in the alphabetical order of the request's channels, which are not named.
+
+    All channels mostly have one epoch, and offsets that are not far apart: so each is told as the
+    place of its epoch, and its distance from the highest offset; None where nothing is known.
+    """
+
+    channels: int
+    """A checksum of their names: a cursor of other channels is none of these."""
+    epochs: list[str]
+    highest: int
+    places: list[tuple[int, int] | None]
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(_Cursor).decode
+
+
+def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) -> bytes:
+    """The cursor of a request for `channels`, those without a position included."""
+    names = sorted(channels)
+    known = [positions.get(name) for name in names]
+    epochs = list(dict.fromkeys(position.epoch for position in known if position))
+    highest = max((position.offset for position in known if position), default=0)
+    places = [p and (epochs.index(p.epoch), highest - p.offset) for p in known]
+    packed = _pack(_Cursor(_checksum(names), epochs, highest, places))
+    return base64.urlsafe_b64encode(packed).rstrip(b"=")
+
+
+def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
+    """The positions that a cursor tells of `channels`; None for one that cannot be read."""
+    names = sorted(channels)
+    if len(text) > MAX_CURSOR or not text.isascii():
+        return None
+    try:
+        packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        cursor = _unpack(packed)
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if cursor.channels != _checksum(names) or len(cursor.places) != len(names):
+        return None
+    positions = {}
+    for name, place in zip(names, cursor.places, strict=True):
+        if place is not None:
+            epoch, distance = place
+            if not (0 <= epoch < len(cursor.epochs) and 0 <= distance <= cursor.highest):
+                return None
+            positions[name] = Position(cursor.highest - distance, cursor.epochs[epoch])
+    return positions
+
+
+def _checksum(names: list[str]) -> int:
+    return zlib.crc32(",".join(names).encode())
+
+
+class OneChannel:
+    """The format of all streams of a single channel: a message is one event for all of them."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope; one without a position leaves the cursor as it is."""
+        data = _data(encode_message(message))
+        if message.position is None:
+            return data
+        return _id(encode_cursor((message.channel,), {message.channel: message.position})) + data
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        data = _data(encode_reply(reply))
+        if isinstance(reply, Subscribed) and reply.position is not None:
+            return _id(encode_cursor((reply.channel,), {reply.channel: reply.position})) + data
+        return data
+
+
+class ManyChannels:
+    """The format of one stream of several channels: its cursor is its own, the rest is shared."""
+
+    def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
+        """`positions` are those that the client stands at already."""
+        self._channels = sorted(channels)
+        self._positions = dict(positions)
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope; one without a position leaves the cursor as it is."""
+        data = _shared.data(message)
+        if message.position is None:
+            return data
+        self._positions[message.channel] = message.position
+        return self._id() + data
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        data = _data(encode_reply(reply))
+        if isinstance(reply, Subscribed):
+            if reply.position is None:
+                self._positions.pop(reply.channel, None)
+            else:
+                self._positions[reply.channel] = reply.position
+            return self._id() + data
+        return data
+
+    def _id(self) -> bytes:
+        return _id(encode_cursor(self._channels, self._positions))
+
+
+class _Shared:
+    """The data of the last message: its fan-out asks for it once for each stream, in a row."""
+
+    def __init__(self) -> None:
+        self._message: ChannelMessage | None = None
+        self._made = b""
+
+    def data(self, message: ChannelMessage) -> bytes:
+        if message is not self._message:
+            self._message, self._made = message, _data(encode_message(message))
+        return self._made
+
+
+_shared: Final = _Shared()
+
+
+def closing(code: int, reason: str) -> bytes:
+    """The last event: why the stream ends, by the close codes of WebSockets; and when to return.
+
+    A browser returns by itself whatever the code; who must not is told by `code`, and to others
+    `retry:` says how soon.
+    """
+    body = {
+        "channel": None,
+        "event": "eb:closing",
+        "data": {"code": code, "reason": reason},
+        "timestamp": datetime.datetime.now(datetime.UTC),
+    }
+    soon = 4200 <= code < 4300
+    retry = _RETRY_AT_ONCE_MS if soon else _RETRY_LATER_MS
+    return b"retry: %d\n%b" % (retry, _data(_encode_json(body)))
+
+
+def _id(cursor: bytes) -> bytes:
+    return b"id: %b\n" % cursor
+
+
+def _data(body: bytes) -> bytes:
+    # An envelope is forwarded as it came, and may have line ends between its tokens.
+    if b"\n" in body or b"\r" in body:
+        body = b"\ndata: ".join(body.splitlines())
+    return b"data: %b\n\n" % body

@@ -1,0 +1,166 @@
+"""GET /sse: Server-Sent Events for whatever WebSockets may do but send.
+
+Events are written past aiohttp's writer, as frames are to WebSockets, so that an event made once
+serves every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's own are.
+"""
+
+import asyncio
+import logging
+from typing import Any, Final, cast
+
+from aiohttp import HttpVersion11, web
+
+from edge.auth import Claims
+from edge.connection import Connection
+from edge.entrance import admit
+from edge.handshake import check_origin
+from edge.keys import NODE
+from edge.node import Node
+from edge.outbox import Sink
+from edge.problem import Problem
+from edge.protocols.sse import (
+    COMMENT,
+    NOWHERE,
+    ManyChannels,
+    OneChannel,
+    closing,
+    decode_cursor,
+)
+from edge.protocols.vocabulary import WireFormat
+from eventbus.drivers.base import Position
+
+__all__ = ["preflight", "server_sent_events"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S: Final = 3.0
+"""How long a peer may take for what is unsent when its stream has ended."""
+_ONE: Final = OneChannel()
+_HEADERS: Final = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would hold events back
+    "Connection": "close",
+}
+_MAX_AGE_S: Final = 600
+
+
+async def server_sent_events(request: web.Request) -> web.StreamResponse:
+    """GET /sse?channel=…: what is wrong before the stream begins is raised as a Problem."""
+    node = request.app[NODE]
+    cors = _cors(node, request)
+    try:
+        with node.arrival(request.remote, request.headers) as place:
+            claims, asked = await admit(node, request, place, None)
+            names = [command.channel for command, _ in asked]
+            _check(node, claims, names)
+            positions = _positions(request, names)
+            wire: WireFormat = _ONE
+            if len(names) > 1:
+                wire = ManyChannels(names, positions or {})
+            response = web.StreamResponse(headers=_HEADERS | cors)
+            await response.prepare(request)
+            transport = request.transport
+            if transport is None:  # the client has left meanwhile
+                return response
+            stream = _Stream(transport, chunked=request.version >= HttpVersion11)
+            # aiohttp tells of the end of a connection only to who reads from it.
+            request.protocol.set_parser(cast(Any, stream))
+            connection = node.connect(wire, cast(Sink, stream), stream, claims, place)
+            stream.connection = connection
+            try:
+                if positions is not None:
+                    resumed = ((c, positions.get(c.channel, NOWHERE), a) for c, a in asked)
+                    asked = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
+                await connection.open(asked)
+                await stream.ended.wait()
+                connection.ended(None)
+            finally:
+                node.disconnect(connection)
+                stream.finish()
+    except Problem as problem:
+        problem.headers.update(cors)
+        raise
+    return response
+
+
+async def preflight(request: web.Request) -> web.Response:
+    """OPTIONS /sse: what a page of an allowed origin may ask for (fetch.spec.whatwg.org)."""
+    cors = _cors(request.app[NODE], request)
+    if "Access-Control-Allow-Origin" not in cors:
+        raise Problem("forbidden", "the request's origin is not allowed", headers=cors)
+    allowed = {
+        "Access-Control-Allow-Methods": "GET",
+        "Access-Control-Allow-Headers": "Authorization, Cache-Control, Last-Event-ID",
+        "Access-Control-Max-Age": str(_MAX_AGE_S),
+    }
+    return web.Response(status=204, headers=cors | allowed)
+
+
+def _check(node: Node, claims: Claims | None, channels: list[str]) -> None:
+    """What a client could still make good on a WebSocket. Raises Problem."""
+    if not channels:
+        raise Problem("bad_request", "no channel is asked for: give one or more as channel=")
+    if claims is None and node.settings.auth_required:
+        raise Problem("unauthorized", "this node needs a token")
+
+
+def _cors(node: Node, request: web.Request) -> dict[str, str]:
+    origin = request.headers.get("Origin")
+    headers = {"Vary": "Origin"}
+    if origin and check_origin(origin, request.host, node.settings.cors_allowed_origins):
+        headers["Access-Control-Allow-Origin"] = origin
+    return headers
+
+
+def _positions(request: web.Request, channels: list[str]) -> dict[str, Position] | None:
+    """Where the client stands in each channel; None when it does not resume."""
+    # The header is newer: a browser sends it when it comes again to a URL with the parameter.
+    text = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
+    if not text:
+        return None
+    return decode_cursor(text, channels) or {}
+
+
+class _Stream:
+    """The sink that an outbox writes to, the peer that a connection ends, the reader of its end."""
+
+    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+        self.ended = asyncio.Event()
+        self.connection: Connection | None = None
+        self._transport = transport
+        self._chunked = chunked
+
+    # Sink
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def unsent(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    # Peer
+
+    def ping(self) -> None:
+        """Keep proxies from closing a silent stream. There is no answer to wait for."""
+        if self.connection is not None:
+            self.connection.write(COMMENT)
+            self.connection.heard()
+
+    def close(self, code: int, reason: str) -> None:
+        self.write(closing(code, reason))
+        self.ended.set()
+
+    # What aiohttp calls, having been given this as a parser
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:  # noqa: ARG002 - none is asked for
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self.ended.set()
+
+    def finish(self) -> None:
+        """A peer that is behind gets some time to read the rest, and no more."""
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
