@@ -161,7 +161,11 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
         validate_channel(whom.channel)
         if whom.reconnect:
             raise Problem("bad_request", "reconnect means nothing for a channel: leave it out")
-    return await call.node.census.disconnect(whom)
+    disconnected = await call.node.census.disconnect(whom)
+    if not whom.reconnect and whom.connection_id is None:
+        # Those who were to come back may; others stay out until their tokens have expired.
+        await call.node.revoke(user_id=whom.user_id, jti=whom.jti, channel=whom.channel)
+    return disconnected
 
 
 _BASE: Final = "/api/broadcast"

@@ -145,6 +145,14 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         Positive,
         Var("BROADCAST_AUTHORIZER_TIMEOUT", "how long an authorizer may take", "above 0"),
     ] = 5.0
+    revocation_time: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_REVOCATION_TIME",
+            "how long a revocation is kept: as long as your tokens can live",
+            "above 0",
+        ),
+    ] = 86_400.0
     token_grace: Annotated[
         NotNegative,
         Var("BROADCAST_TOKEN_GRACE", "how long an expired token still holds", "0 or more"),

@@ -79,6 +79,8 @@ class Connection:
         self._node = node
         self._peer = peer
         self._place = place
+        self._joining: str | None = None
+        self._is_taken = False
 
     async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
         """Greet the client, then join the channels that its URL asked for and was allowed."""
@@ -127,6 +129,9 @@ class Connection:
 
     def revoke(self, channel: str) -> None:
         """Take a channel away, at once; the client is told, and the connection goes on."""
+        if channel == self._joining:
+            self._is_taken = True  # the join ends first: it has begun to hold what revoking frees
+            return
         for effect in self.session.revoke(channel):
             match effect:
                 case Send(reply):
@@ -163,7 +168,9 @@ class Connection:
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
                 case Join():
+                    self._joining = effect.command.channel
                     queue.extend(await self._join(effect))
+                    queue.extend(self._settle())
                 case Leave(channel):
                     self._node.leave(channel, self)
                 case Recheck(channel, question):
@@ -180,6 +187,16 @@ class Connection:
         if isinstance(reply, Failed):
             self._node.metrics.errors.labels(reply.code).inc()
         self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+
+    def _settle(self) -> list[Effect]:
+        """A join has ended; what was taken away meanwhile goes now."""
+        channel, self._joining = self._joining, None
+        is_taken, self._is_taken = self._is_taken, False
+        if channel is None or channel not in self.session.channels:
+            return []
+        if is_taken or self._node.revoker.forbids(channel, self.session.claims):
+            return self.session.revoke(channel)
+        return []
 
     async def _verify(self, command: Authenticate) -> list[Effect]:
         try:

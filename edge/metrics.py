@@ -36,6 +36,9 @@ class Metrics:
             ["limit"],
             registry=registry,
         )
+        self.revocations = Gauge(
+            "eventbus_edge_revocations", "Revocations that the node knows of.", registry=registry
+        )
         self.memory = Gauge(
             "eventbus_edge_memory_bytes", "Resident memory of the process.", registry=registry
         )

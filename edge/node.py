@@ -31,6 +31,8 @@ from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper, WireFormat
+from edge.revocation import Revocation
+from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
 from eventbus.bus import EventBus
@@ -64,7 +66,8 @@ class Node:
         """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused."""
         self.id = _node_id()
         self.settings = settings
-        self.rules = rules
+        self.revoker = Revoker(bus.driver, bus.subjects, self._carry_out_revocation)
+        self.rules = rules.guarded(self.revoker.forbids)
         self.metrics = Metrics()
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
@@ -109,6 +112,7 @@ class Node:
     async def start(self) -> None:
         """Join the cluster, and begin to keep time. Raises a DriverError."""
         await self.census.open()
+        await self.revoker.start()
         self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
 
     async def drain(self) -> None:
@@ -132,6 +136,7 @@ class Node:
             self._clock.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._clock
+        await self.revoker.aclose()
         await self.census.aclose()
         await self.background.aclose()
         await self.closing.aclose()
@@ -178,6 +183,8 @@ class Node:
         self.metrics.connections.inc()
         self.metrics.connections_opened.inc()
         self.expect(connection)
+        if claims is not None and self.revoker.forbids_token(claims):  # during its handshake
+            connection.close(CLOSE_REVOKED, "revoked")
         return connection
 
     def disconnect(self, connection: Connection) -> None:
@@ -211,6 +218,9 @@ class Node:
                     self._tick(connection, now)
             self.metrics.channels.set(len(self._interest))
             self.admission.look(now)
+            self.metrics.revocations.set(len(self.revoker.known))
+            if self.revoker.is_due(now):
+                self.background.start(self.revoker.resync(), "reading the revocations")
             await asyncio.sleep(resolution)
 
     def _tick(self, connection: Connection, now: float) -> None:
@@ -232,7 +242,40 @@ class Node:
         """The claims of a token. Raises TokenRejected."""
         if self._verifier is None:
             raise TokenRejected("unauthorized", "this node has no key to check tokens with")
-        return await self._verifier.verify(token)
+        claims = await self._verifier.verify(token)
+        if self.revoker.forbids_token(claims):
+            raise TokenRejected("unauthorized", "the token has been revoked")
+        return claims
+
+    async def revoke(
+        self,
+        *,
+        user_id: str | None = None,
+        jti: str | None = None,
+        connection_id: str | None = None,
+        channel: str | None = None,
+    ) -> None:
+        """End what is named, on every node, and refuse it until the tokens would have expired.
+
+        Give one of user, token id and connection, or a channel; a channel beside a user or a token
+        takes only that away from them. Raises ValueError, and an EventBusError when it could not be
+        told to all: on this node it holds then all the same.
+        """
+        now = time.time()
+        await self.revoker.revoke(
+            Revocation(
+                at=now,
+                until=now + self.settings.revocation_time,
+                user_id=user_id,
+                jti=jti,
+                connection_id=connection_id,
+                channel=channel,
+            )
+        )
+
+    def _carry_out_revocation(self, revocation: Revocation) -> None:
+        count = drop(revocation, list(self.connections.values()))
+        _log.info("a revocation has ended %d connections or subscriptions", count)
 
     async def consult(self, question: Ask, claims: Claims) -> Allowed | Denied:
         """Ask an authorizer of the application; one that fails, or takes too long, denies."""

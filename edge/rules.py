@@ -182,6 +182,7 @@ class ChannelRules:
     ) -> None:
         """`own` rules come before `defaults`."""
         self._before: tuple[Rule, ...] = ()
+        self._is_taken: Callable[[str, Claims | None], bool] | None = None
         self._own = list(own)
         self._defaults = tuple(defaults)
         self._authorizers: list[Authorizer] = []
@@ -191,6 +192,13 @@ class ChannelRules:
         made = ChannelRules(defaults=self._defaults)
         made._before = tuple(rules) + self._before
         made._own, made._authorizers = self._own, self._authorizers
+        made._is_taken = self._is_taken
+        return made
+
+    def guarded(self, is_taken: Callable[[str, Claims | None], bool]) -> "ChannelRules":
+        """These rules, but for whom `is_taken` tells that a channel has been taken away."""
+        made = self.preceded_by(())
+        made._is_taken = is_taken  # noqa: SLF001 - of the same class
         return made
 
     def add(self, *rules: Rule) -> None:
@@ -231,6 +239,8 @@ class ChannelRules:
 
     def decide(self, channel: str, claims: Claims | None) -> Decision:
         """Whether the bearer of `claims` (None: no token) may join `channel`."""
+        if self._is_taken is not None and self._is_taken(channel, claims):
+            return Denied("forbidden", f"{channel!r} has been taken away from this token")
         rule, captures, authorizer = self._resolve(channel)
         if rule.join is not None and rule.join.includes(claims, captures):
             return Allowed(rule)

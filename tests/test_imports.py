@@ -64,7 +64,8 @@ DOORS = {
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 
 PURE = ("edge.session", "edge.hub", "edge.outbox", "edge.protocols", "edge.deadlines", "edge.rules",
-        "edge.limits", "edge.addresses", "edge.presence")
+        "edge.limits", "edge.addresses", "edge.presence",
+        "edge.revocation", "edge.rules_file")
 """The edge's ring without input and output, tested without sockets."""
 RING = (*PURE, "edge.auth")  # auth is pure but for reading its keys
 IMPURE = {"asyncio", "socket", "ssl", "threading", "aiohttp", "nats", "redis", "prometheus_client"}

@@ -1,0 +1,156 @@
+"""Revocations in a cluster: told to every node at once, and kept for those that come later."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from edge.auth import Claims
+from edge.revocation import Revocation, Revocations
+from eventbus.channels import Subjects
+from eventbus.drivers.base import (
+    Capability,
+    Delivery,
+    Driver,
+    StateDriver,
+    StateStore,
+    Subscription,
+)
+
+if TYPE_CHECKING:
+    from edge.connection import Connection
+
+__all__ = ["CLOSE_REVOKED", "Revoker", "drop", "tell"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_REVOKED: Final = 4003
+_KEYS: Final = "revocation"
+_RESYNC_S: Final = 30.0
+_encode: Final = msgspec.json.Encoder().encode
+_decode: Final = msgspec.json.Decoder(Revocation).decode
+
+
+def _store(driver: Driver) -> StateStore | None:
+    can = Capability.PRESENCE in driver.capabilities
+    return cast(StateDriver, driver).state if can else None
+
+
+async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
+    """Make a revocation known to every node, and to those that start before it ends.
+
+    Nodes carry it out when it arrives. Where the driver keeps no state, only the present nodes know
+    of it. Raises an EventBusError when one of the two could not be done; the other may be.
+    """
+    payload = _encode(revocation)
+    works: list[Coroutine[Any, Any, object]] = [driver.publish(subjects.control("revoke"), payload)]
+    if revocation.is_kept and (store := _store(driver)) is not None:
+        works.append(_keep(store, revocation))
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _keep(store: StateStore, revocation: Revocation) -> None:
+    left = revocation.until - time.time()
+    if left > 0:
+        key = f"{_KEYS}.{revocation.key}"
+        await store.put(key, _encode(revocation), ttl_s=max(left, 1.0))
+
+
+class Revoker:
+    """A node's part: hears of revocations, knows those that hold, and has them carried out."""
+
+    def __init__(
+        self, driver: Driver, subjects: Subjects, carry_out: Callable[[Revocation], None]
+    ) -> None:
+        """`carry_out` ends what a revocation that is new concerns on this node."""
+        self.known = Revocations()
+        self._driver = driver
+        self._subjects = subjects
+        self._carry_out = carry_out
+        self._store: StateStore | None = None
+        self._subscription: Subscription | None = None
+        self._resynced = 0.0
+        self._losses = 0
+
+    async def start(self) -> None:
+        """Listen, then read what was revoked before. Raises an EventBusError."""
+        self._store = _store(self._driver)
+        subject = self._subjects.control("revoke")
+        self._subscription = await self._driver.subscribe(subject, self._on_delivery)
+        await self.resync()
+
+    async def aclose(self) -> None:
+        """Listen no more."""
+        if self._subscription is not None:
+            await self._subscription.aclose()
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Carry a revocation out here and have it carried out everywhere; see `tell`."""
+        self._take(revocation)
+        await tell(self._driver, self._subjects, revocation)
+
+    def forbids_token(self, claims: Claims) -> bool:
+        """Whether a token has been revoked."""
+        return self.known.forbids_token(claims, time.time())
+
+    def forbids(self, channel: str, claims: Claims | None) -> bool:
+        """Whether a channel has been taken away from the bearer of `claims`."""
+        return self.known.forbids(channel, claims, time.time())
+
+    def is_due(self, now: float) -> bool:
+        """Whether `resync` should be called: sometimes, and at once where something was lost."""
+        lost = self._store is not None and self._store.losses != self._losses
+        return self._store is not None and (lost or now - self._resynced >= _RESYNC_S)
+
+    async def resync(self) -> None:
+        """Read what is kept, and put back what the broker has lost. Raises an EventBusError."""
+        self._resynced = time.monotonic()
+        if self._store is None:
+            return
+        self._losses = self._store.losses
+        kept = await self._store.entries(f"{_KEYS}.*")
+        for payload in kept.values():
+            self._read(payload)
+        self.known.sweep(time.time())
+        for revocation in self.known.all():
+            if f"{_KEYS}.{revocation.key}" not in kept:
+                await _keep(self._store, revocation)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        self._read(delivery.payload)
+
+    def _read(self, payload: bytes) -> None:
+        try:
+            revocation = _decode(payload)
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+            # Whoever may publish to the bus may publish anything.
+            _log.warning("a revocation that cannot be read was left out: %s", exc)
+            return
+        self._take(revocation)
+
+    def _take(self, revocation: Revocation) -> None:
+        if self.known.add(revocation, time.time()) or not revocation.is_kept:
+            self._carry_out(revocation)
+
+
+def drop(revocation: Revocation, connections: "list[Connection]") -> int:
+    """End the connections, or the subscriptions, that a revocation concerns; how many."""
+    count = 0
+    for connection in connections:
+        if connection.is_closing or not revocation.concerns(
+            connection.id, connection.session.claims
+        ):
+            continue
+        if revocation.channel is None:
+            connection.close(CLOSE_REVOKED, "revoked")
+        elif revocation.channel in connection.session.channels:
+            connection.revoke(revocation.channel)
+        else:
+            continue
+        count += 1
+    return count

@@ -1,0 +1,267 @@
+"""Revocations: what they concern, how long they are kept, and that every node keeps to them."""
+
+import asyncio
+import time
+
+import jwt
+import msgspec
+import pytest
+from hypothesis import given, strategies as st
+
+from edge.auth import Claims
+from edge.revocation import Revocation, Revocations
+from edge.revoking import tell
+from edge.rules import ChannelRules
+
+T = 1_000_000.0
+
+
+def claims(user="7", iat=T - 10, **more):
+    return Claims(sub=user, exp=T + 3600, iat=iat, **more)
+
+
+def revocation(at=T, until=T + 3600, **about):
+    return Revocation(at=at, until=until, **about)
+
+
+# What they concern
+
+
+def test_a_users_older_tokens_are_refused_and_newer_ones_are_not():
+    known = Revocations()
+    assert known.add(revocation(user_id="7"), T)
+    assert known.forbids_token(claims("7"), T)
+    assert known.forbids_token(claims("7", iat=T), T)
+    assert known.forbids_token(claims("7", iat=None), T)
+    assert not known.forbids_token(claims("7", iat=T + 1), T)
+    assert not known.forbids_token(claims("8"), T)
+    assert not known.forbids("chat.1", claims("7"), T)  # the token is refused, not the channel
+
+
+def test_a_token_is_refused_by_its_id_whenever_it_was_issued():
+    known = Revocations()
+    known.add(revocation(jti="a"), T)
+    assert known.forbids_token(claims(jti="a", iat=T + 5), T)
+    assert not known.forbids_token(claims(jti="b"), T)
+    assert not known.forbids_token(claims(jti=None), T)
+
+
+def test_a_channel_is_refused_to_older_tokens_only_and_to_nobody_without_one():
+    known = Revocations()
+    known.add(revocation(channel="chat.1"), T)
+    assert known.forbids("chat.1", claims(), T)
+    assert not known.forbids("chat.2", claims(), T)
+    assert not known.forbids("chat.1", claims(iat=T + 1), T)
+    assert not known.forbids("chat.1", None, T)
+    assert not known.forbids_token(claims(), T)
+
+
+def test_a_channel_may_be_taken_from_one_user_or_one_token():
+    known = Revocations()
+    known.add(revocation(channel="chat.1", user_id="7"), T)
+    known.add(revocation(channel="chat.1", jti="a"), T)
+    assert known.forbids("chat.1", claims("7"), T)
+    assert known.forbids("chat.1", claims("8", jti="a"), T)
+    assert not known.forbids("chat.1", claims("8"), T)
+    assert not known.forbids_token(claims("7"), T)
+
+
+def test_the_later_of_two_about_the_same_counts_and_neither_ends_the_other_early():
+    known = Revocations()
+    assert known.add(revocation(user_id="7", at=T, until=T + 100), T)
+    assert known.add(revocation(user_id="7", at=T + 5, until=T + 50), T)
+    assert not known.add(revocation(user_id="7", at=T, until=T + 50), T)
+    assert known.forbids_token(claims(iat=T + 5), T + 99)
+    assert not known.forbids_token(claims(iat=T + 5), T + 100)
+    assert len(known) == 1
+
+
+def test_one_that_is_over_is_forgotten():
+    known = Revocations()
+    known.add(revocation(user_id="7", until=T + 10), T)
+    known.sweep(T + 10)
+    assert len(known) == 0
+    assert not known.add(revocation(user_id="8", until=T), T)
+
+
+def test_their_number_is_bounded_and_those_that_end_first_go():
+    known = Revocations(limit=3)
+    for n in range(10):
+        known.add(revocation(user_id=str(n), until=T + 100 - n), T)
+    assert [known.forbids_token(claims(str(n)), T) for n in range(4)] == [True, True, True, False]
+    assert len(known) == 3
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50), st.integers(0, 20))))
+def test_one_holds_as_long_as_any_that_was_made_about_the_same(made):
+    known, ends, now = Revocations(), dict.fromkeys("abc", T), T
+    for user, life, pause in made:
+        now += pause
+        known.add(revocation(user_id=user, at=now, until=now + life), now)
+        ends[user] = max(ends[user], now + life)
+        for name, end in ends.items():
+            assert known.forbids_token(claims(name), now) == (end > now)
+        assert len(known) == sum(end > now for end in ends.values())
+        assert len(known._ends) <= 2 * len(known) + 16
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"user_id": "7", "jti": "a"},
+        {"user_id": "7", "connection_id": "c"},
+        {"connection_id": "c", "channel": "chat.1"},
+        {"channel": "a b"},
+    ],
+)
+def test_what_a_revocation_cannot_be_about_is_refused(about):
+    with pytest.raises(ValueError):
+        revocation(**about)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(msgspec.json.encode({"at": 1, "until": 2} | about), type=Revocation)
+
+
+# On the wire
+
+
+@pytest.fixture
+async def two(start_edge, settings):
+    """Two nodes, each with a connection to the bus of its own."""
+    return [await start_edge(settings) for _ in range(2)]
+
+
+async def ends_within_a_second(client):
+    start = time.monotonic()
+    code = await client.closed()
+    assert time.monotonic() - start < 1
+    return code
+
+
+async def test_a_revoked_user_is_closed_on_every_node_and_stays_out_with_the_old_token(two, token):
+    old = token("7")
+    clients = [await node.connect(token=old) for node in two]
+    other = await two[1].connect(token=token("8"))
+    await two[0].node.revoke(user_id="7")
+    assert [await ends_within_a_second(c) for c in clients] == [4003, 4003]
+    for node in two:
+        status, headers, problem = await node.refusal(token=old)
+        assert (status, problem["code"]) == (401, "unauthorized")
+        assert 'error="invalid_token"' in headers["WWW-Authenticate"]
+    late = await two[1].connect()
+    assert await late.error("auth", data={"token": old}) == "unauthorized"
+    await other.subscribe("user.8")
+
+
+async def test_a_user_who_logs_in_again_is_let_in(two, token):
+    await two[0].node.revoke(user_id="7")
+    await asyncio.sleep(1.1)  # iat has whole seconds
+    client = await two[0].connect(token=token("7"))
+    await client.subscribe("user.7")
+
+
+async def test_a_node_that_starts_later_refuses_too(two, start_edge, settings, token):
+    old = token("7")
+    jti = jwt.decode(old, options={"verify_signature": False})["jti"]
+    await two[0].node.revoke(jti=jti)
+    later = await start_edge(settings)
+    assert (await later.refusal(token=old))[0] == 401
+    await later.connect(token=token("7"))
+
+
+async def test_a_revoked_connection_is_closed_wherever_it_is_and_its_user_may_come_back(two, token):
+    client, same_user = [await two[1].connect(token=token("7")) for _ in range(2)]
+    await two[0].node.revoke(connection_id=client.greeting["data"]["connection_id"])
+    assert await ends_within_a_second(client) == 4003
+    assert await same_user.hears_nothing()
+    await two[1].connect(token=token("7"))
+
+
+async def test_a_revoked_channel_is_dropped_and_the_connection_goes_on(two, bus, token):
+    old = token("7")
+    clients = [await node.connect("/ws/chat.1?channel=chat.2", token=old) for node in two]
+    for client in clients:
+        await client.next(), await client.next()
+    await two[0].node.revoke(channel="chat.1")
+    for client in clients:
+        dropped = await client.next()
+        assert (dropped["event"], dropped["channel"]) == ("eb:unsubscribed", "chat.1")
+        assert dropped["data"] == {"reason": "revoked"}
+        assert await client.error("subscribe", channel="chat.1") == "forbidden"
+    await bus.publish("chat.1", "e", 1)
+    await bus.publish("chat.2", "e", 2)
+    assert [(await client.next())["data"] for client in clients] == [2, 2]
+    assert (await two[1].refusal("/ws/chat.1", token=old))[0] == 403
+
+
+async def test_a_channel_is_taken_from_one_user_only(two, token):
+    mine, others = [await two[1].connect("/ws/chat.1", token=token(u)) for u in "78"]
+    await mine.next(), await others.next()
+    await two[0].node.revoke(user_id="7", channel="chat.1")
+    assert (await mine.next())["event"] == "eb:unsubscribed"
+    assert await others.hears_nothing()
+
+
+async def test_who_is_shaking_hands_while_it_is_revoked_does_not_stay(start_edge, bus, token):
+    rules, asked, answer = ChannelRules(), asyncio.Event(), asyncio.Event()
+
+    @rules.authorize("team.{team_id}")
+    async def wait(user, team_id):
+        asked.set()
+        await answer.wait()
+        return True
+
+    edge = await start_edge(bus, rules)
+    connecting = asyncio.ensure_future(edge.connect("/ws/team.1", token=token("7"), greeted=False))
+    await asked.wait()
+    await edge.node.revoke(user_id="7")
+    answer.set()
+    assert await (await connecting).closed() == 4003
+
+
+async def test_a_channel_that_is_taken_while_it_is_being_joined_does_not_stay(
+    start_edge, bus, token
+):
+    rules, asked, answer = ChannelRules(), asyncio.Event(), asyncio.Event()
+
+    @rules.authorize("team.{team_id}")
+    async def wait(user, team_id):
+        asked.set()
+        await answer.wait()
+        return True
+
+    edge = await start_edge(bus, rules)
+    client = await edge.connect(token=token("7"))
+    await client.send("subscribe", channel="team.1")
+    await asked.wait()
+    await edge.node.revoke(user_id="7", channel="team.1")
+    answer.set()
+    assert [(await client.next())["event"] for _ in "12"] == ["eb:subscribed", "eb:unsubscribed"]
+    await bus.publish("team.1", "e", 1)
+    assert await client.hears_nothing()
+    assert edge.node.hub.count("team.1") == 0
+
+
+async def test_what_cannot_be_read_on_the_control_subject_is_left_out(edge, nats, namespace, token):
+    client = await edge.connect(token=token("7"))
+    for payload in (b"\xff", b"{}", b'{"at":1,"until":9e9}', b"[" * 50_000):
+        await nats.publish(f"{namespace}.control.revoke", payload)
+    await nats.flush()
+    await edge.node.revoke(user_id="8")
+    assert await client.hears_nothing()
+    assert len(edge.node.revoker.known) == 1
+
+
+async def test_a_process_that_is_no_node_may_revoke(two, bus, token):
+    client = await two[0].connect(token=token("7"))
+    now = time.time()
+    await tell(bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7"))
+    assert await ends_within_a_second(client) == 4003
+
+
+async def test_what_the_broker_has_lost_is_put_back(edge, bus):
+    await edge.node.revoke(user_id="7")
+    [key] = await bus.driver.state.entries("revocation.*")
+    await bus.driver.state.delete(key)
+    await edge.node.revoker.resync()
+    assert list(await bus.driver.state.entries("revocation.*")) == [key]
