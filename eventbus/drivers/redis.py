@@ -24,6 +24,7 @@ from eventbus.drivers.redis_errors import DRIVER, Refused
 from eventbus.drivers.redis_listeners import Listeners
 from eventbus.drivers.redis_nodes import CHECK_S, Nodes
 from eventbus.drivers.redis_publish import Publisher
+from eventbus.drivers.redis_state import RedisState
 from eventbus.drivers.redis_store import Store
 from eventbus.drivers.redis_subscription import RedisSubscription
 from eventbus.drivers.redis_target import Target
@@ -49,7 +50,7 @@ class RedisDriver:
     """
 
     name = DRIVER
-    capabilities = frozenset({Capability.HISTORY})
+    capabilities = frozenset({Capability.HISTORY, Capability.PRESENCE})
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError, naming the variable, for settings that cannot be."""
@@ -62,6 +63,13 @@ class RedisDriver:
         store = Store(self._nodes, settings)
         self._listeners.attach(self._nodes, store)
         self._publisher = Publisher(self._nodes, store, settings.publish_timeout)
+        self._entries = RedisState(
+            self._nodes,
+            self._publisher,
+            settings.namespace,
+            subscribe=self.subscribe,
+            attempt=self._try,
+        )
         self._state = "new"
         self._keeper: asyncio.Task[None] | None = None
 
@@ -78,6 +86,12 @@ class RedisDriver:
             "publish_retries": self._publisher.retries,
             "gaps": self._listeners.gaps,
         }
+
+    @property
+    def state(self) -> RedisState:
+        """What nodes say of themselves; see `StateDriver.state`."""
+        self._require_open()
+        return self._entries
 
     async def open(self) -> None:
         """Connect, and check the server. Raises ConnectionFailed naming the setting to look at."""
@@ -148,6 +162,7 @@ class RedisDriver:
             if self._keeper is not None:
                 self._keeper.cancel()
                 await asyncio.gather(self._keeper, return_exceptions=True)
+            await self._entries.aclose()
             self._listeners.clear()
             await self._nodes.aclose()
         self._state = "closed"

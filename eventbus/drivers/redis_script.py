@@ -31,6 +31,7 @@ __all__ = [
     "STORE",
     "WINDOW_S",
     "Script",
+    "make_script",
 ]
 
 META_S: Final = 86_400
@@ -48,7 +49,7 @@ class Script(NamedTuple):
     sha: str
 
 
-def _script(text: str, flags: str = "") -> Script:
+def make_script(text: str, flags: str = "") -> Script:
     """With its first line, Redis refuses a script when memory is full, before its first write."""
     text = f"#!lua{flags}\n{text}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
@@ -104,7 +105,7 @@ local function send(channel, frame, sharded, run)
 end
 """
 
-STORE: Final = _script(
+STORE: Final = make_script(
     _SEND
     + _BEGIN
     + """
@@ -130,7 +131,7 @@ return {epoch, offset, 0}
 )
 """Store and send one message; gives the epoch, the offset, and whether its id was known."""
 
-READ: Final = _script(
+READ: Final = make_script(
     _BEGIN
     + """
 local after, count = ARGV[6], tonumber(ARGV[7])
@@ -162,7 +163,7 @@ return {epoch, text(given), complete, entries}
 )
 """What is kept; gives the epoch, the offset given last, whether nothing is missing, the entries."""
 
-PUBLISH_SHARDED: Final = _script(
+PUBLISH_SHARDED: Final = make_script(
     _SEND + "send(ARGV[1], ARGV[2], '1', ARGV[3]) return 1", " flags=allow-oom"
 )
 """Send one message, on a cluster, to its shard, and to filters where there are any.
