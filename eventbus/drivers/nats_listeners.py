@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 _PAGE: Final = 500
 _READS: Final = 16
 _PAUSE_S: Final = 5.0
+_RETRY_S: Final = 0.2
 
 
 class NatsListeners:
@@ -46,7 +47,7 @@ class NatsListeners:
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
         self._slots = asyncio.Semaphore(_READS)
-        self._filling: set[asyncio.Task[None]] = set()
+        self._filling: dict[NatsSubscription, asyncio.Task[None]] = {}
 
     def add(self, subscription: NatsSubscription) -> None:
         """Look after a subscription until it leaves."""
@@ -98,14 +99,16 @@ class NatsListeners:
             if losses == self.losses:
                 self.certain = True
             for subscription in held:
+                if subscription in self._filling:
+                    continue  # it looks itself whether the connection was lost meanwhile
                 if subscription.is_behind(state):
-                    self._start_filling(subscription, state)
+                    self._start_filling(subscription, state, losses)
                 else:
                     subscription.release(state)
 
     def detach(self) -> None:
         """Stop all, without a word to the server, whose connection is closing."""
-        for task in self._filling:
+        for task in self._filling.values():
             task.cancel()
         for subscription in self._all:
             subscription.detach()
@@ -116,20 +119,24 @@ class NatsListeners:
         self._doubting |= held & self._all
         self._doubted.set()
 
-    def _start_filling(self, subscription: NatsSubscription, state: StreamState) -> None:
-        task = asyncio.create_task(self._fill(subscription, state), name="eventbus-fill")
-        self._filling.add(task)
-        task.add_done_callback(self._filling.discard)
+    def _start_filling(
+        self, subscription: NatsSubscription, state: StreamState, losses: int
+    ) -> None:
+        task = asyncio.create_task(self._fill(subscription, state, losses), name="eventbus-fill")
+        self._filling[subscription] = task
+        task.add_done_callback(lambda _: self._filling.pop(subscription, None))
 
-    async def _fill(self, subscription: NatsSubscription, state: StreamState) -> None:
+    async def _fill(self, subscription: NatsSubscription, state: StreamState, losses: int) -> None:
         """Deliver what was missed, then what was held."""
         try:
             async with self._slots:
                 await self._read(subscription, state.epoch)
         except EventBusError as exc:
             _log.warning("reading what %s missed: %s", subscription.subject, exc)
-            await asyncio.sleep(_PAUSE_S)
-            self._again({subscription})
+            await asyncio.sleep(_RETRY_S)
+            losses = -1
+        if losses != self.losses:  # what is held may have a gap of its own
+            asyncio.get_running_loop().call_soon(self._again, {subscription})
             return
         # What was held may be newer than the state that was asked for before.
         subscription.release(StreamState(state.epoch, max(state.last, subscription.last)))
@@ -150,6 +157,7 @@ class NatsListeners:
                 )
             self.filled += len(page.messages)
             if len(page.messages) < _PAGE:
+                subscription.has_read(page.position.offset)
                 return
 
 

@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 MAX_HELD: Final = 10_000
 """Messages that wait while the stream's identity is asked for; the oldest are dropped beyond, which
 a listener sees by `Delivery.previous`."""
+_MAX_DOUBTS: Final = 3
 
 _Held = tuple[str, bytes, WireHeaders, Stamp]
 
@@ -37,7 +38,7 @@ class NatsSubscription:
     """One listener. A stored message is never delivered to it twice or out of order."""
 
     __slots__ = (
-        "__weakref__", "_epoch", "_handler", "_held", "_place", "_seen", "_stream", "_unsure",
+        "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_seen", "_stream", "_unsure",
         "_whole", "last", "listening", "position", "subject",
     )  # fmt: skip
 
@@ -60,6 +61,8 @@ class NatsSubscription:
         self._epoch = ""
         self._seen = 0
         """The offset delivered last, 0 before the first."""
+        self._doubts = 0
+        """How often in a row a held message was not delivered for a gap before it."""
         self._unsure = False
         """The connection was lost, and the stream has grown since."""
         self._held: collections.deque[_Held] | None = None
@@ -111,8 +114,17 @@ class NatsSubscription:
             # No stream wrote the offset that we saw last: anyone may publish what looks like it.
             _log.warning("%s carried an offset that its stream does not have", self.subject)
             self.last = self._seen = held[0][3].sequence - 1
-        for subject, payload, headers, stamp in held:
-            if self._handler is not None and stamp.sequence > self.last:
+        while held and self._handler is not None:
+            subject, payload, headers, stamp = held.popleft()
+            if self._whole and stamp.previous > self.last and self._doubts < _MAX_DOUBTS:
+                # Another was missed meanwhile; or the number is forged, and will never be true.
+                self._doubts += 1
+                held.appendleft((subject, payload, headers, stamp))
+                self._held = held
+                self._place.doubt(self)
+                return
+            self._doubts = 0
+            if stamp.sequence > self.last:
                 self.last = self._seen = stamp.sequence
                 self._call(self._delivery(subject, payload, headers, stamp))
 
@@ -138,6 +150,10 @@ class NatsSubscription:
             return
         self.last = self._seen = delivery.position.offset
         self._call(delivery)
+
+    def has_read(self, offset: int) -> None:
+        """All that the stream has up to an offset was delivered: what is missing is gone."""
+        self.last = max(self.last, offset)
 
     async def aclose(self) -> None:
         """Stop: the handler is not called once this is called."""
