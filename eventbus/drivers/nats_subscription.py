@@ -38,8 +38,8 @@ class NatsSubscription:
     """One listener. A stored message is never delivered to it twice or out of order."""
 
     __slots__ = (
-        "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_seen", "_stream", "_unsure",
-        "_whole", "last", "listening", "position", "subject",
+        "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_seen", "_stream",
+        "_unsure", "_whole", "last", "listening", "position", "subject",
     )  # fmt: skip
 
     def __init__(
