@@ -51,9 +51,10 @@ def outgoing_of(event: Event, via: str | None = None) -> list[Outgoing]:
 def messages_of(event: Event) -> tuple[Message, ...]:
     """The messages that dispatching `event` publishes: one for each channel, the data encoded once.
 
-    None for an event that is not broadcast. The event is validated against its type first, since
-    Python code can construct a struct with anything in its fields. Raises EventFieldError,
-    EventDefinitionError, EncodingError, InvalidChannel and InvalidEventName.
+    None for an event that is not broadcast: it stays in the process, and may hold anything. Any
+    other is validated against its type first, since Python code can construct a struct with
+    anything in its fields. Raises EventFieldError, EventDefinitionError, EncodingError,
+    InvalidChannel and InvalidEventName.
     """
     check_dispatchable(event)
     if not isinstance(event, ShouldBroadcast):
