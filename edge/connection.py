@@ -11,7 +11,7 @@ from edge.history import CaughtUp
 from edge.hub import Backlog
 from edge.limits import Full, Place
 from edge.outbox import Outbox
-from edge.presence_keeper import PresenceRefused
+from edge.presence import PresenceRefused
 from edge.protocols.vocabulary import (
     Authenticate,
     ChannelMessage,

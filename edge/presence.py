@@ -6,13 +6,27 @@ for its own clients: nothing is announced twice, and nobody has to announce it t
 """
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["Change", "Entry", "Room", "Stays", "decode_entry", "encode_entry", "token_of"]
+__all__ = [
+    "Change",
+    "Entry",
+    "PresenceRefused",
+    "Room",
+    "Stays",
+    "decode_entry",
+    "encode_entry",
+    "encode_info",
+    "key_of",
+    "keys_of",
+    "parts_of",
+    "token_of",
+]
 
+MAX_INFO_DEPTH: Final = 16
 _MAX_AT: Final = 2**53 - 1
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -25,6 +39,14 @@ class Entry(NamedTuple):
     info: bytes
     at: int
     """When the info was given, in Unix milliseconds: the newest one holds."""
+
+
+class PresenceRefused(Exception):
+    """A channel has as many members as it may, or a member's info is not what it may be."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Change(NamedTuple):
@@ -52,6 +74,46 @@ _decode: Final = msgspec.json.Decoder(_Wire).decode
 def token_of(user_id: str) -> str:
     """A user's token in keys: ids may hold what keys cannot, and be longer than keys may be."""
     return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def key_of(node: str, channel: str, token: str) -> str:
+    """The key under which a node says that a user is in a channel."""
+    return f"members.{node}.{channel}.{token}"
+
+
+def keys_of(channel: str) -> str:
+    """A filter over the keys of one channel: `*` stands for one token, so of no other."""
+    return f"members.*.{channel}.*"
+
+
+def parts_of(key: str) -> tuple[str, str]:
+    """Node and token of a key."""
+    parts = key.split(".")
+    return parts[1], parts[-1]
+
+
+def encode_info(info: Mapping[str, Any], limit: int) -> bytes:
+    """An info as JSON. Raises PresenceRefused where it is too large, or nested too deeply."""
+    if not _is_flat_enough(info, MAX_INFO_DEPTH):
+        raise PresenceRefused(
+            "bad_request", f"the presence info is nested deeper than {MAX_INFO_DEPTH} levels"
+        )
+    encoded = _encode(dict(info))
+    if len(encoded) > limit:
+        raise PresenceRefused(
+            "payload_too_large",
+            f"the presence info has {len(encoded)} bytes: at most {limit} are allowed",
+        )
+    return encoded
+
+
+def _is_flat_enough(value: object, levels: int) -> bool:
+    """Whether objects and arrays lie at most `levels` deep in each other."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return True
+    return levels > 0 and all(_is_flat_enough(each, levels - 1) for each in value)
 
 
 def encode_entry(entry: Entry) -> bytes:

@@ -9,8 +9,8 @@ import msgspec
 from edge.auth import Claims
 from edge.config import EdgeSettings
 from edge.hub import Backlog, Hub
-from edge.presence import Change
-from edge.presence_keeper import PresenceKeeper, PresenceRefused, PresenceSettings
+from edge.presence import Change, PresenceRefused
+from edge.presence_keeper import PresenceKeeper, PresenceSettings
 from edge.protocols.vocabulary import ChannelMessage, Failed, Presence, PresenceMembers, Reply
 from eventbus.drivers.base import Driver
 

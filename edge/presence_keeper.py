@@ -1,7 +1,6 @@
 """Presence on a node: reads what the other nodes say, and says who is here."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -10,33 +9,37 @@ from typing import Any, Final, cast
 import msgspec
 
 from edge.deadlines import Deadlines
-from edge.presence import Change, Entry, Room, Stays, decode_entry, encode_entry, token_of
+from edge.presence import (
+    Change,
+    Entry,
+    PresenceRefused,
+    Room,
+    Stays,
+    decode_entry,
+    encode_entry,
+    encode_info,
+    key_of,
+    keys_of,
+    parts_of,
+    token_of,
+)
+from edge.presence_nodes import LiveNodes
 from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import Capability, Driver, StateDriver, Subscription
 from eventbus.errors import DriverError, EventBusError
 
-__all__ = ["PresenceKeeper", "PresenceRefused", "PresenceSettings"]
+__all__ = ["PresenceKeeper", "PresenceSettings"]
 
 _log = logging.getLogger(__name__)
 
 TICK_S: Final = 0.1
 WRITTEN_S: Final = 5.0
 """How long a joining client waits for its entry to be on the bus."""
-MAX_INFO_DEPTH: Final = 16
 _CLOSE_S: Final = 2.0
 _READS_AT_ONCE: Final = 16
-_encode: Final = msgspec.json.Encoder().encode
 
 Tell = Callable[[str, Change, str | None], None]
 """Gets a channel, what its clients are to hear, and the connection that is not to hear it."""
-
-
-class PresenceRefused(Exception):
-    """A channel has as many members as it may, or a member's info is not what it may be."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,15 +57,15 @@ class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
 class _Watched:
     """A channel that has members on this node, or had some a moment ago."""
 
-    def __init__(self, live: set[str]) -> None:
-        self.room = Room(live)
+    def __init__(self, room: Room) -> None:
+        self.room = room
         self.stays = Stays()
         self.lock = asyncio.Lock()
         self.subscription: Subscription | None = None
         self.is_read = False
         self.joining = 0
-        self.touched: set[tuple[str, str]] = set()
-        """What was told since a reading began: the reading is older."""
+        self.told: set[tuple[str, str]] | None = None
+        """While entries are read: what was told meanwhile is newer."""
 
 
 class PresenceKeeper:
@@ -78,16 +81,12 @@ class PresenceKeeper:
         self._shares = Capability.PRESENCE in driver.capabilities
         self._driver = cast(StateDriver, driver)
         self._writer = EntryWriter(self._driver)
-        self._live = {node}
-        self._live_touched: set[str] = set()
+        self._nodes = LiveNodes(self._driver, node, settings.ttl_s, self._on_node)
         self._watched: dict[str, _Watched] = {}
         self._deadlines = Deadlines()
         self._starting = asyncio.Lock()
-        self._watch: Subscription | None = None
         self._losses = 0
-        self._beat_now = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._closed = False
 
     # What connections ask for
 
@@ -101,19 +100,24 @@ class PresenceKeeper:
         await self._start()
         watched = self._watched.get(channel)
         if watched is None:
-            watched = self._watched[channel] = _Watched(self._live)
+            watched = self._watched[channel] = _Watched(Room(self._nodes.ids))
         watched.joining += 1
         try:
             async with watched.lock:
                 if not watched.is_read:
                     await self._begin(channel, watched)
             token = token_of(user_id)
-            self._admit(channel, watched, Entry(user_id, self._info(info), _now()), connection_id)
+            self._admit(
+                channel,
+                watched,
+                Entry(user_id, encode_info(info, self._settings.max_info_bytes), _now()),
+                connection_id,
+            )
         finally:
             watched.joining -= 1
             self._let_linger(channel, watched)
         if self._shares and not await self._writer.written(
-            _key(self._node, channel, token), WRITTEN_S
+            key_of(self._node, channel, token), WRITTEN_S
         ):
             _log.warning("a member of %s is not on the bus yet", channel)
 
@@ -141,7 +145,8 @@ class PresenceKeeper:
         member = watched.room.member(token)
         assert member is not None, "who is subscribed is a member"
         merged = {**msgspec.json.decode(member.info), **changes}
-        info = self._info({name: value for name, value in merged.items() if value is not None})
+        kept = {name: value for name, value in merged.items() if value is not None}
+        info = encode_info(kept, self._settings.max_info_bytes)
         entry = Entry(user_id, info, max(_now(), member.at + 1))
         self._say(channel, watched, token, entry, connection_id)
 
@@ -155,48 +160,31 @@ class PresenceKeeper:
         watched = self._watched.get(channel)
         if (watched is not None and watched.is_read) or not self._shares:
             return self.members(channel)
-        nodes = await self._driver.state.entries("node.*")
-        room = Room({key.removeprefix("node.") for key in nodes})
-        for key, value in (await self._driver.state.entries(_pattern(channel))).items():
-            node, token = _parts(key)
+        room = Room(await self._nodes.signs())
+        for key, value in (await self._driver.state.entries(keys_of(channel))).items():
+            node, token = parts_of(key)
             if (entry := decode_entry(token, value)) is not None:
                 room.put(node, token, entry)
         return room.members, len(room)
 
     async def aclose(self) -> None:
         """Stop. The members stay for the grace time: clients of a node that ends go to another."""
-        self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.aclose()
-        subscriptions = [self._watch, *(w.subscription for w in self._watched.values())]
+        subscriptions = [watched.subscription for watched in self._watched.values()]
         self._watched.clear()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 for subscription in subscriptions:
                     if subscription is not None:
                         await subscription.aclose()
-                if self._watch is not None:
-                    await self._say_goodbye()
+                await self._nodes.aclose(self._settings.grace_s if len(self._writer) else 0.0)
         except (TimeoutError, EventBusError) as exc:
             _log.warning("presence was not closed in order: %s", exc)
 
     # Members of this node
-
-    def _info(self, info: Mapping[str, Any]) -> bytes:
-        if not _is_flat_enough(info, MAX_INFO_DEPTH):
-            raise PresenceRefused(
-                "bad_request", f"the presence info is nested deeper than {MAX_INFO_DEPTH} levels"
-            )
-        encoded = _encode(dict(info))
-        limit = self._settings.max_info_bytes
-        if len(encoded) > limit:
-            raise PresenceRefused(
-                "payload_too_large",
-                f"the presence info has {len(encoded)} bytes: at most {limit} are allowed",
-            )
-        return encoded
 
     def _admit(self, channel: str, watched: _Watched, entry: Entry, connection_id: str) -> None:
         token = token_of(entry.user_id)
@@ -222,7 +210,7 @@ class PresenceKeeper:
         """Say it to the own clients, and to the other nodes."""
         changes = watched.room.put(self._node, token, entry)
         if self._shares:
-            self._writer.put(_key(self._node, channel, token), encode_entry(entry))
+            self._writer.put(key_of(self._node, channel, token), encode_entry(entry))
         for change in changes:
             self._tell(channel, change, connection_id)
 
@@ -232,7 +220,7 @@ class PresenceKeeper:
             return
         changes = watched.room.remove(self._node, token)
         if self._shares:
-            self._writer.delete(_key(self._node, channel, token))
+            self._writer.delete(key_of(self._node, channel, token))
         for change in changes:
             self._tell(channel, change, None)
         self._let_linger(channel, watched)
@@ -251,13 +239,9 @@ class PresenceKeeper:
             if self._tasks:
                 return
             if self._shares:
-                state = self._driver.state
-                self._losses = state.losses
-                if self._watch is None:
-                    self._watch = await state.watch("node.*", self._on_node)
-                await self._beat()
-                await self._read_nodes(keep_missing=False)
-                self._run(self._keep_beating(), "presence: signs of life")
+                self._losses = self._driver.state.losses
+                await self._nodes.start()
+                self._run(self._nodes.keep_beating(), "presence: signs of life")
                 self._run(self._keep_in_step(), "presence: losses")
             self._run(self._keep_time(), "presence: time")
 
@@ -272,28 +256,18 @@ class PresenceKeeper:
                 def on_change(key: str, value: bytes | None) -> None:
                     self._on_entry(channel, watched, key, value)
 
-                watched.subscription = await self._driver.state.watch(_pattern(channel), on_change)
+                watched.subscription = await self._driver.state.watch(keys_of(channel), on_change)
             await self._read(channel, watched, keep_missing=False)
         watched.is_read = True
 
-    def _on_node(self, key: str, value: bytes | None) -> None:
-        node = key.removeprefix("node.")
-        self._live_touched.add(node)
-        self._set_alive(node, alive=value is not None)
-
-    def _set_alive(self, node: str, *, alive: bool) -> None:
-        if node == self._node or alive == (node in self._live):
-            return
-        if alive:
-            self._live.add(node)
-        else:
-            self._live.discard(node)
+    def _on_node(self, node: str) -> None:
         for channel, watched in self._watched.items():
             self._announce(channel, watched, watched.room.refresh(node))
 
     def _on_entry(self, channel: str, watched: _Watched, key: str, value: bytes | None) -> None:
-        node, token = _parts(key)
-        watched.touched.add((node, token))
+        node, token = parts_of(key)
+        if watched.told is not None:
+            watched.told.add((node, token))
         self._take(channel, watched, node, token, value)
 
     def _take(
@@ -308,12 +282,12 @@ class PresenceKeeper:
             return
         entry = decode_entry(token, value)
         if entry is None or len(entry.info) > self._settings.max_info_bytes:
-            _log.warning("%s is ignored: it is no presence entry", _key(node, channel, token))
+            _log.warning("%s is ignored: it is no presence entry", key_of(node, channel, token))
             return
         is_new = room.entry(node, token) is None
         self._announce(channel, watched, room.put(node, token, entry))
         own = room.entry(self._node, token)
-        if own is None or node not in self._live:
+        if own is None or node not in self._nodes.ids:
             return
         if entry.at > own.at:  # said there last, it must outlast that connection
             self._say(channel, watched, token, own._replace(info=entry.info, at=entry.at), None)
@@ -327,49 +301,20 @@ class PresenceKeeper:
                 self._tell(channel, change, None)
 
     async def _read(self, channel: str, watched: _Watched, *, keep_missing: bool) -> None:
-        watched.touched.clear()
-        entries = await self._driver.state.entries(_pattern(channel))
-        found = {_parts(key): value for key, value in entries.items()}
-        for (node, token), value in found.items():
-            if (node, token) not in watched.touched:
-                self._take(channel, watched, node, token, value)
+        told: set[tuple[str, str]] = set()
+        watched.told = told
+        try:
+            entries = await self._driver.state.entries(keys_of(channel))
+        finally:
+            watched.told = None
+        found = {parts_of(key): value for key, value in entries.items()}
+        for node, token in found.keys() - told:
+            self._take(channel, watched, node, token, found[node, token])
         if not keep_missing:
-            for node, token in set(watched.room.keys()) - found.keys() - watched.touched:
+            for node, token in set(watched.room.keys()) - found.keys() - told:
                 self._take(channel, watched, node, token, None)
-        watched.touched.clear()
-
-    async def _read_nodes(self, *, keep_missing: bool) -> None:
-        self._live_touched.clear()
-        entries = await self._driver.state.entries("node.*")
-        found = {key.removeprefix("node.") for key in entries} - self._live_touched
-        for node in found:
-            self._set_alive(node, alive=True)
-        if not keep_missing:
-            for node in self._live - found - self._live_touched:
-                self._set_alive(node, alive=False)
 
     # Time
-
-    async def _beat(self) -> None:
-        await self._driver.state.put(f"node.{self._node}", b"", ttl_s=self._settings.ttl_s)
-
-    async def _say_goodbye(self) -> None:
-        key, grace = f"node.{self._node}", self._settings.grace_s
-        if len(self._writer) and grace > 0:
-            await self._driver.state.put(key, b"", ttl_s=grace)
-        else:
-            await self._driver.state.delete(key)
-
-    async def _keep_beating(self) -> None:
-        while True:
-            self._beat_now.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.ttl_s / 3):
-                    await self._beat_now.wait()
-            try:
-                await self._beat()
-            except EventBusError as exc:
-                _log.warning("this node could not say that it is alive: %s", exc)
 
     async def _keep_in_step(self) -> None:
         """After a loss, put back what is ours, and take what is missing for gone only in the end.
@@ -386,7 +331,7 @@ class PresenceKeeper:
                 if losses == self._losses and not is_due:
                     continue
                 if losses != self._losses:
-                    self._beat_now.set()
+                    self._nodes.beat_now()
                     await self._synchronize(keep_missing=True)
                     self._losses = losses
                     certain_at = time.monotonic() + self._settings.ttl_s
@@ -399,7 +344,7 @@ class PresenceKeeper:
 
     async def _synchronize(self, *, keep_missing: bool) -> None:
         self._writer.repair(await self._driver.state.entries(f"members.{self._node}.>"))
-        await self._read_nodes(keep_missing=keep_missing)
+        await self._nodes.read(keep_missing=keep_missing)
         turns = asyncio.Semaphore(_READS_AT_ONCE)
 
         async def read(channel: str, watched: _Watched) -> None:
@@ -436,28 +381,5 @@ class PresenceKeeper:
                     _log.warning("could not end watching %s: %s", channel, exc)
 
 
-def _is_flat_enough(value: object, levels: int) -> bool:
-    """Whether objects and arrays lie at most `levels` deep in each other."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, list):
-        return True
-    return levels > 0 and all(_is_flat_enough(each, levels - 1) for each in value)
-
-
 def _now() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _key(node: str, channel: str, token: str) -> str:
-    return f"members.{node}.{channel}.{token}"
-
-
-def _pattern(channel: str) -> str:
-    return f"members.*.{channel}.*"
-
-
-def _parts(key: str) -> tuple[str, str]:
-    """Node and token of an entry's key."""
-    parts = key.split(".")
-    return parts[1], parts[-1]
