@@ -11,14 +11,16 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from edge.api import add_api
-from edge.auth import TokenPolicy, TokenVerifier, read_public_key
+from edge.auth import TokenVerifier
 from edge.config import EdgeSettings
 from edge.http_api import healthz, metrics, problems, readyz
+from edge.jwks import Jwks
 from edge.keys import NODE
 from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events
+from edge.token_keys import TokenPolicy, read_public_key
 from edge.websocket import native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -47,7 +49,8 @@ def create_app(
     opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules that
     it has put into `edge.channels` hold. Raises ConfigError.
     """
-    verifier = _verifier(settings)
+    keys = _fetched_keys(settings)
+    verifier = _verifier(settings, keys)
     if rules is None:
         _import_app(settings.app)
         rules = channels
@@ -55,6 +58,8 @@ def create_app(
         rules = rules.preceded_by(read_rules(settings.rules_file))
     app = web.Application(middlewares=[problems])
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier))
+    if keys is not None:
+        app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -69,8 +74,20 @@ def create_app(
     return app
 
 
-def _verifier(settings: EdgeSettings) -> TokenVerifier | None:
-    if not (settings.jwt_secret or settings.jwt_public_key):
+def _fetched_keys(settings: EdgeSettings) -> Jwks | None:
+    if not settings.jwt_jwks_url:
+        return None
+    return Jwks(
+        settings.jwt_jwks_url,
+        frozenset(settings.jwt_algorithms),
+        max_age_s=settings.jwt_jwks_max_age,
+        cooldown_s=settings.jwt_jwks_cooldown,
+        timeout_s=settings.jwt_jwks_timeout,
+    )
+
+
+def _verifier(settings: EdgeSettings, keys: Jwks | None) -> TokenVerifier | None:
+    if keys is None and not (settings.jwt_secret or settings.jwt_public_key):
         return None
     public_key = read_public_key(settings.jwt_public_key) if settings.jwt_public_key else ""
     return TokenVerifier(
@@ -81,8 +98,21 @@ def _verifier(settings: EdgeSettings) -> TokenVerifier | None:
             audience=settings.jwt_audience,
             issuer=settings.jwt_issuer,
             leeway_s=settings.jwt_leeway,
-        )
+        ),
+        keys=keys,
     )
+
+
+def _fetching(keys: Jwks) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def lifetime(app: web.Application) -> AsyncIterator[None]:
+        fetches = app[NODE].metrics.jwks_fetches
+        try:
+            await keys.open(lambda result: fetches.labels(result).inc())
+            yield
+        finally:
+            await keys.aclose()
+
+    return lifetime
 
 
 def _import_app(name: str) -> None:

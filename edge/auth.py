@@ -5,46 +5,42 @@ this module is written against.
 """
 
 import functools
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn, Protocol
 
 import jwt
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from edge.token_keys import TokenPolicy, check_fetched_keys, key_of
 from eventbus.channels import Pattern
-from eventbus.errors import ConfigError
 
 __all__ = [
     "MAX_TOKEN_BYTES",
     "Claims",
-    "TokenPolicy",
+    "KeySource",
     "TokenRejected",
     "TokenVerifier",
-    "read_public_key",
 ]
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
 _MAX_INFO_DEPTH: Final = 16
-_MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 _NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
-_HMAC: Final = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
-_CURVES: Final = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
 
-Rejection = Literal["unauthorized", "token_expired"]
+_NO_JWT: Final = "the token is not a JWT: its header or encoding cannot be used"
+
+Rejection = Literal["unauthorized", "token_expired", "unavailable"]
 # RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.
 Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
 
 
 class TokenRejected(Exception):
-    """A token that is not accepted. The message says why, and never contains the token."""
+    """A token that is not accepted. The message says why, and never contains the token.
+
+    With the code `unavailable` the token may be good: there are no keys to check it with.
+    """
 
     def __init__(self, code: Rejection, message: str) -> None:
         super().__init__(message)
@@ -109,30 +105,35 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return {**self.info, "name": self.name}
 
 
-class TokenPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Which tokens are accepted. Give a secret or a public key (the text of a PEM), not both."""
+class KeySource(Protocol):
+    """Where public keys come from that are known by their ids."""
 
-    algorithms: tuple[str, ...] = ("HS256",)
-    secret: str = ""
-    public_key: str = ""
-    audience: str = "websocket"
-    issuer: str = ""
-    """What `iss` must be; empty accepts any."""
-    leeway_s: float = 5.0
+    async def find(self, kid: str | None, algorithm: str) -> Any:
+        """The key of an id, in PyJWT's form, if it may be used with the algorithm.
 
-    def __repr__(self) -> str:
-        """Without the secret: settings end in logs and tracebacks."""
-        return f"TokenPolicy(algorithms={self.algorithms!r}, audience={self.audience!r})"
+        Without an id, the only key that fits the algorithm. Raises TokenRejected.
+        """
 
 
 class TokenVerifier:
     """Checks tokens against one policy."""
 
-    def __init__(self, policy: TokenPolicy, *, clock: Callable[[], float] = time.time) -> None:
-        """Raises ConfigError for keys and algorithms that do not fit, or are too weak."""
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        *,
+        keys: KeySource | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """With `keys` the policy has none. Raises ConfigError for keys and algorithms that do not
+        fit, or are too weak.
+        """
         self._policy = policy
         self._algorithms = list(policy.algorithms)
-        self._key = _key_of(policy)
+        self._keys = keys
+        if keys is not None:
+            check_fetched_keys(policy)
+        self._key = key_of(policy) if keys is None else None
         self._clock = clock
         self._signatures = jwt.PyJWS()
 
@@ -142,23 +143,37 @@ class TokenVerifier:
         The signature is checked before anything of the payload is read.
         """
         _check_shape(token)
-        claims = _read_claims(self._check_signature(token))
+        key = self._key if self._keys is None else await self._find_key(self._keys, token)
+        claims = _read_claims(self._check_signature(token, key))
         self._check_claims(claims)
         return claims
 
-    def _check_signature(self, token: str) -> bytes:
+    async def _find_key(self, keys: KeySource, token: str) -> Any:
+        """The key that a token names; the token only chooses among the keys that we have."""
         try:
-            decoded = self._signatures.decode_complete(
-                token, key=self._key, algorithms=self._algorithms
-            )
+            header = self._signatures.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            _reject(_NO_JWT)
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if algorithm not in self._algorithms:
+            self._reject_algorithm()
+        if kid is not None and not (isinstance(kid, str) and kid):
+            _reject("the token's kid is no name of a key: a string is")
+        return await keys.find(kid, algorithm)
+
+    def _reject_algorithm(self) -> NoReturn:
+        _reject(f"the token's algorithm is not allowed; allowed: {', '.join(self._algorithms)}")
+
+    def _check_signature(self, token: str, key: Any) -> bytes:
+        try:
+            decoded = self._signatures.decode_complete(token, key=key, algorithms=self._algorithms)
         except jwt.InvalidAlgorithmError:
-            allowed = ", ".join(self._algorithms)
-            _reject(f"the token's algorithm is not allowed; allowed: {allowed}")
+            self._reject_algorithm()
         except jwt.InvalidSignatureError:
             _reject("the token's signature does not verify")
         except (jwt.PyJWTError, ValueError, RecursionError):
             # PyJWT's own texts may quote the header, which is a part of the token.
-            _reject("the token is not a JWT: its header or encoding cannot be used")
+            _reject(_NO_JWT)
         payload: bytes = decoded["payload"]
         return payload
 
@@ -173,17 +188,6 @@ class TokenVerifier:
             _reject("the token is not valid yet: its nbf lies in the future")
         if claims.exp <= now - policy.leeway_s:
             raise TokenRejected("token_expired", "the token has expired")
-
-
-def read_public_key(path: str) -> str:
-    """The text of a PEM file. Raises ConfigError when it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except (OSError, ValueError) as exc:
-        raise ConfigError(
-            f"JWT_PUBLIC_KEY={path!r}: {exc}; allowed: the path of a PEM file",
-            variable="JWT_PUBLIC_KEY",
-        ) from None
 
 
 def _reject(message: str) -> NoReturn:
@@ -224,76 +228,3 @@ def _is_deeper(value: object, levels: int) -> bool:
     if not isinstance(value, list):
         return False
     return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
-
-
-def _key_of(policy: TokenPolicy) -> Any:
-    """The one key that a policy's tokens are checked with, in PyJWT's form."""
-    if not policy.algorithms:
-        _misconfigured("JWT_ALGORITHMS", "names no algorithm")
-    if policy.secret and policy.public_key:
-        _misconfigured("JWT_PUBLIC_KEY", "is set beside JWT_SECRET; a node has keys of one family")
-    if not policy.secret and not policy.public_key:
-        _misconfigured("JWT_SECRET", "is empty, and so is JWT_PUBLIC_KEY: one of them is needed")
-    return _check_secret(policy) if policy.secret else _check_public_key(policy)
-
-
-def _check_secret(policy: TokenPolicy) -> bytes:
-    for algorithm in policy.algorithms:
-        if algorithm not in _HMAC:
-            _misconfigured(
-                "JWT_ALGORITHMS",
-                f"has {algorithm!r}, but JWT_SECRET is set; with a secret allowed are "
-                f"{', '.join(_HMAC)}, anything else needs JWT_PUBLIC_KEY",
-            )
-    secret = policy.secret.encode()
-    # A public key is known to everybody: taken for a secret, it would sign anyone's tokens.
-    is_key = "-----BEGIN" in policy.secret
-    try:
-        jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).prepare_key(secret)
-    except jwt.InvalidKeyError:
-        is_key = True
-    if is_key:
-        _misconfigured("JWT_SECRET", "holds a key of another family; such belong in JWT_PUBLIC_KEY")
-    for algorithm in policy.algorithms:
-        needed = _HMAC[algorithm]().digest_size
-        if len(secret) < needed:  # RFC 7518 §3.2
-            _misconfigured(
-                "JWT_SECRET",
-                f"has {len(secret)} bytes; {algorithm} needs at least {needed}, taken at random",
-            )
-    return secret
-
-
-def _check_public_key(policy: TokenPolicy) -> Any:
-    if "PRIVATE KEY" in policy.public_key:
-        _misconfigured("JWT_PUBLIC_KEY", "is a private key; a node needs the public one only")
-    try:
-        key = load_pem_public_key(policy.public_key.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        _misconfigured("JWT_PUBLIC_KEY", "is not the PEM of a public key (-----BEGIN PUBLIC KEY-)")
-    fitting: tuple[str, ...] = ()
-    if isinstance(key, rsa.RSAPublicKey):
-        fitting = ("RS256", "RS384", "RS512")
-        if key.key_size < _MIN_RSA_BITS:
-            _misconfigured(
-                "JWT_PUBLIC_KEY", f"has {key.key_size} bits; RSA needs at least {_MIN_RSA_BITS}"
-            )
-    elif isinstance(key, ec.EllipticCurvePublicKey):
-        fitting = _CURVES.get(key.curve.name, ())
-    elif isinstance(key, ed25519.Ed25519PublicKey):
-        fitting = ("EdDSA",)
-    if not fitting:
-        _misconfigured(
-            "JWT_PUBLIC_KEY", "is of a kind that is not known; allowed: RSA, P-256 to 521, Ed25519"
-        )
-    for algorithm in policy.algorithms:
-        if algorithm not in fitting:
-            _misconfigured(
-                "JWT_ALGORITHMS",
-                f"has {algorithm!r}; with the key in JWT_PUBLIC_KEY allowed: {', '.join(fitting)}",
-            )
-    return key
-
-
-def _misconfigured(variable: str, problem: str) -> NoReturn:
-    raise ConfigError(f"{variable} {problem}", variable=variable) from None

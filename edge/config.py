@@ -124,6 +124,34 @@ class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
             "HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512 or EdDSA",
         ),
     ] = ("HS256",)
+    jwt_jwks_url: Annotated[
+        str,
+        Var(
+            "JWT_JWKS_URL",
+            "where the public keys of signed tokens are, in place of a secret or a file; "
+            "JWT_ALGORITHMS may then be of several families",
+            "an https:// or http:// address of a JWK set",
+        ),
+    ] = ""
+    jwt_jwks_max_age: Annotated[
+        Positive,
+        Var(
+            "JWT_JWKS_MAX_AGE",
+            "how old those keys may become before they are read again",
+            "above 0",
+        ),
+    ] = 300.0
+    jwt_jwks_cooldown: Annotated[
+        Positive,
+        Var(
+            "JWT_JWKS_COOLDOWN",
+            "how soon they may be read again for a token that names an unknown key",
+            "above 0",
+        ),
+    ] = 10.0
+    jwt_jwks_timeout: Annotated[
+        Positive, Var("JWT_JWKS_TIMEOUT", "how long reading them may take", "above 0")
+    ] = 5.0
     jwt_audience: Annotated[
         str, Var("JWT_AUDIENCE", "what a token's aud must contain", "a string")
     ] = "websocket"

@@ -36,6 +36,12 @@ class Metrics:
             ["limit"],
             registry=registry,
         )
+        self.jwks_fetches = Counter(
+            "eventbus_edge_jwks_fetches",
+            "Fetches of the keys of tokens, by result: ok, failed.",
+            ["result"],
+            registry=registry,
+        )
         self.revocations = Gauge(
             "eventbus_edge_revocations", "Revocations that the node knows of.", registry=registry
         )

@@ -11,6 +11,8 @@ __all__ = ["PROBLEM_JSON", "STATUS", "Problem", "ProblemDetails", "bad_token", "
 
 PROBLEM_JSON: Final = "application/problem+json"
 
+_KEYS_AGAIN_S: Final = 5.0
+
 STATUS: Final[Mapping[str, int]] = {
     # The codes of wire-protocol.md, "Errors".
     "bad_request": 400,
@@ -80,7 +82,12 @@ class Problem(Exception):
 
 
 def bad_token(code: str, detail: str) -> Problem:
-    """A 401 for a token that was given and is not accepted (RFC 6750 §3.1)."""
+    """A 401 for a token that was given and is not accepted (RFC 6750 §3.1).
+
+    A 503 when it is `unavailable` what the token would be checked with.
+    """
+    if code == "unavailable":
+        return Problem(code, detail, headers=retry_after(_KEYS_AGAIN_S))
     return Problem(code, detail, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 

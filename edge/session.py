@@ -253,7 +253,7 @@ class Session:
 
     def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
         """A token that the client gave by a command is not; the connection goes on as it was."""
-        self._bad_tokens += 1
+        self._bad_tokens += code != "unavailable"  # that is not the client's fault
         effects: list[Effect] = [_failed(code, message, None, ref)]
         if self._bad_tokens >= BAD_TOKENS:
             effects.append(Close(4001, f"{BAD_TOKENS} tokens were refused"))

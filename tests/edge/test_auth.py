@@ -20,11 +20,10 @@ from cryptography.hazmat.primitives.serialization import (
 from edge.auth import (
     MAX_TOKEN_BYTES,
     Claims,
-    TokenPolicy,
     TokenRejected,
     TokenVerifier,
-    read_public_key,
 )
+from edge.token_keys import TokenPolicy, read_public_key
 from eventbus.channels import Pattern
 from eventbus.errors import ConfigError
 
