@@ -7,22 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from edge.auth import Claims, TokenRejected
-from edge.history import CaughtUp
-from edge.hub import Backlog
-from edge.limits import Full, Place
-from edge.outbox import Outbox
-from edge.presence import PresenceRefused
-from edge.protocols.vocabulary import (
-    Authenticate,
-    ChannelMessage,
-    Command,
-    Failed,
-    Reply,
-    Subscribe,
-    Whisper,
-)
-from edge.rules import Allowed, Ask, Rule
-from edge.session import (
+from edge.effects import (
     Attend,
     Close,
     Consult,
@@ -30,12 +15,31 @@ from edge.session import (
     Heartbeat,
     Join,
     Leave,
+    Read,
     Recheck,
     Send,
-    Session,
+    Survey,
     Verify,
     WhisperOut,
 )
+from edge.history import CaughtUp
+from edge.hub import Backlog
+from edge.limits import Full, Place
+from edge.look_up import look_up
+from edge.outbox import Outbox
+from edge.presence import PresenceRefused
+from edge.protocols.vocabulary import (
+    Authenticate,
+    ChannelMessage,
+    Command,
+    Failed,
+    ReadHistory,
+    Reply,
+    Subscribe,
+    Whisper,
+)
+from edge.rules import Allowed, Ask, Rule
+from edge.session import Session
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 from eventbus.errors import EventBusError
@@ -180,6 +184,8 @@ class Connection:
                     queue.extend(await self._whisper(command, event, user_id))
                 case Attend(presence):
                     self._send(self._node.presence.answer(presence, self._user, self.id))
+                case Read() | Survey():
+                    self._send(await look_up(self._node, effect, self.outbox.limit // 2))
                 case Heartbeat():
                     self._peer.ping()
 
@@ -218,7 +224,7 @@ class Connection:
         fault = await self._node.whisper(command, event, user_id, self.id)
         return self.session.whispered(command, fault)
 
-    async def _consult(self, command: Subscribe, question: Ask) -> list[Effect]:
+    async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._node.consult(question, self._user)
         return self.session.consulted(command, decision)
 

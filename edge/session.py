@@ -5,14 +5,28 @@ The node carries effects out in their order, and brings back what it learned thr
 handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from edge.auth import Claims
+from edge.effects import (
+    Attend,
+    Close,
+    Consult,
+    Effect,
+    Heartbeat,
+    Join,
+    Leave,
+    Read,
+    Recheck,
+    Send,
+    Survey,
+    Verify,
+    WhisperOut,
+)
 from edge.limits import STRIKES, Pace, Verdict
 from edge.protocols.vocabulary import (
     Acknowledged,
+    AskStats,
     Authenticate,
     Authenticated,
     Command,
@@ -22,8 +36,8 @@ from edge.protocols.vocabulary import (
     Ping,
     Pong,
     Presence,
+    ReadHistory,
     Ref,
-    Reply,
     Subscribe,
     Subscribed,
     TokenExpiring,
@@ -45,10 +59,12 @@ __all__ = [
     "Heartbeat",
     "Join",
     "Leave",
+    "Read",
     "Recheck",
     "Send",
     "Session",
     "SessionLimits",
+    "Survey",
     "Verify",
     "WhisperOut",
 ]
@@ -56,9 +72,6 @@ __all__ = [
 CLIENT_EVENT_PREFIX: Final = "client-"
 EXPIRY_NOTICE_S: Final = 60.0
 BAD_TOKENS: Final = 3
-
-
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class SessionLimits(NamedTuple):
@@ -72,76 +85,6 @@ class SessionLimits(NamedTuple):
     token_grace_s: float = 10.0
     actions_per_s: float = 50.0
     action_burst: int = 100
-
-
-class Send(NamedTuple):
-    """Give the client a reply."""
-
-    reply: Reply
-
-
-class Verify(NamedTuple):
-    """Check a token, then call `verified` or `token_rejected`."""
-
-    token: str
-    ref: Ref
-
-
-class Consult(NamedTuple):
-    """Ask an authorizer of the application, then call `consulted`."""
-
-    command: Subscribe
-    question: Ask
-
-
-class Join(NamedTuple):
-    """Listen to the channel, then call `joined` or `not_joined`; only then deliver its messages."""
-
-    command: Subscribe
-    rule: Rule
-    info: Mapping[str, Any] = _NOTHING
-    """What an authorizer adds to the presence info."""
-
-
-class Leave(NamedTuple):
-    """Deliver no more of the channel."""
-
-    channel: str
-
-
-class Recheck(NamedTuple):
-    """Ask an authorizer again about a channel that is joined, then call `rechecked`."""
-
-    channel: str
-    question: Ask
-
-
-class WhisperOut(NamedTuple):
-    """Carry a client's event to the others of its channel, then call `whispered`."""
-
-    command: Whisper
-    event: str
-    user_id: str | None
-
-
-class Attend(NamedTuple):
-    """Answer the action `presence`, after changing the user's info where that is asked for."""
-
-    command: Presence
-
-
-class Heartbeat(NamedTuple):
-    """Ask the client whether it is there."""
-
-
-class Close(NamedTuple):
-    """End the connection with a close code."""
-
-    code: int
-    reason: str
-
-
-Effect = Send | Verify | Consult | Join | Leave | Recheck | WhisperOut | Attend | Heartbeat | Close
 
 
 class Session:
@@ -186,6 +129,10 @@ class Session:
                 return self._whisper(command, now)
             case Presence():
                 return self._presence(command, now)
+            case ReadHistory():
+                return self._history(command, now)
+            case AskStats(ref):
+                return self._stats(ref, now)
             case Malformed(code, message, ref):
                 return [_failed(code, message, None, ref)]
 
@@ -282,13 +229,17 @@ class Session:
             case Ask() as question:
                 return [Consult(command, question)]
 
-    def consulted(self, command: Subscribe, decision: Allowed | Denied) -> list[Effect]:
+    def consulted(
+        self, command: Subscribe | ReadHistory, decision: Allowed | Denied
+    ) -> list[Effect]:
         """The application's authorizer has decided."""
         match decision:
-            case Allowed(rule, info):
-                return [Join(command, rule, info)]
             case Denied(code, message):
                 return [_failed(code, message, command.channel, command.ref)]
+            case Allowed() if isinstance(command, ReadHistory):
+                return [Read(command)]
+            case Allowed(rule, info):
+                return [Join(command, rule, info)]
 
     def joined(
         self,
@@ -306,6 +257,32 @@ class Session:
     def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
         """The bus could not be listened to."""
         return [_failed("unavailable", message, command.channel, command.ref)]
+
+    def _history(self, command: ReadHistory, now: float) -> list[Effect]:
+        channel = command.channel
+        try:
+            validate_channel(channel)
+        except InvalidChannel as exc:
+            return [_failed("invalid_channel", str(exc), None, command.ref)]
+        if channel in self.channels:
+            return [Read(command)]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
+        match self._rules.decide(channel, self.claims):
+            case Ask() as question:
+                return [Consult(command, question)]
+            case decision:
+                return self.consulted(command, decision)
+
+    def _stats(self, ref: Ref, now: float) -> list[Effect]:
+        if self.claims is None:
+            return [_failed("unauthorized", "stats need a token", None, ref)]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, None, ref)]
+        if not self.claims.is_admin:
+            message = "stats need a token with the role or permission admin"
+            return [_failed("forbidden", message, None, ref)]
+        return [Survey(ref)]
 
     def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
         try:

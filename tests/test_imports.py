@@ -63,9 +63,20 @@ DOORS = {
 }  # fmt: skip
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 
-PURE = ("edge.session", "edge.hub", "edge.outbox", "edge.protocols", "edge.deadlines", "edge.rules",
-        "edge.limits", "edge.addresses", "edge.presence",
-        "edge.revocation", "edge.rules_file")
+PURE = (
+    "edge.effects",
+    "edge.session",
+    "edge.hub",
+    "edge.outbox",
+    "edge.protocols",
+    "edge.deadlines",
+    "edge.rules",
+    "edge.limits",
+    "edge.addresses",
+    "edge.presence",
+    "edge.revocation",
+    "edge.rules_file",
+)
 """The edge's ring without input and output, tested without sockets."""
 RING = (*PURE, "edge.auth", "edge.token_keys")  # pure, but for reading the keys
 IMPURE = {"asyncio", "socket", "ssl", "threading", "aiohttp", "nats", "redis", "prometheus_client"}

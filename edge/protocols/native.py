@@ -8,9 +8,11 @@ import msgspec
 from edge.protocols.framing import text_frame
 from edge.protocols.vocabulary import (
     Acknowledged,
+    AskStats,
     Authenticate,
     Authenticated,
     ChannelMessage,
+    ClusterStats,
     Command,
     Connected,
     Failed,
@@ -19,8 +21,10 @@ from edge.protocols.vocabulary import (
     Pong,
     Presence,
     PresenceMembers,
+    ReadHistory,
     Ref,
     Reply,
+    StoredMessages,
     Subscribe,
     Subscribed,
     TokenExpiring,
@@ -44,8 +48,11 @@ ACTIONS: Final = (
     "leave",
     "whisper",
     "presence",
+    "history",
+    "stats",
 )
 _MAX_HISTORY: Final = 1000
+_MAX_OFFSET: Final = 2**63 - 1
 
 
 _NO_DATA: Final = msgspec.Raw(b"null")
@@ -73,6 +80,12 @@ class _SubscribeData(msgspec.Struct):
     history: int | None = None
 
 
+class _HistoryData(msgspec.Struct):
+    limit: int = 100
+    since: int | None = None
+
+
+_decode_history: Final = msgspec.json.Decoder(_HistoryData).decode
 _decode_frame: Final = msgspec.json.Decoder(_Frame).decode
 _decode_ref: Final = msgspec.json.Decoder(_RefOnly).decode
 _decode_auth: Final = msgspec.json.Decoder(_AuthData).decode
@@ -115,6 +128,10 @@ def _command(frame: _Frame) -> Command:
         case "presence":
             changes = None if frame.data == _NO_DATA else _decode_info(frame.data)
             return Presence(_channel(frame), changes, frame.ref)
+        case "history":
+            return _history(frame)
+        case "stats":
+            return AskStats(frame.ref)
         case _:
             allowed = ", ".join(ACTIONS)
             shown = frame.action[:40]
@@ -138,6 +155,16 @@ def _subscribe(frame: _Frame) -> Subscribe:
     if asked.offset is not None and asked.epoch is not None:
         resume = Position(asked.offset, asked.epoch)
     return Subscribe(channel, resume, asked.history or 0, frame.ref)
+
+
+def _history(frame: _Frame) -> ReadHistory:
+    channel = _channel(frame)
+    asked = _HistoryData() if frame.data == _NO_DATA else _decode_history(frame.data)
+    if not 1 <= asked.limit <= _MAX_HISTORY:
+        raise _Refused(f"data.limit must be 1 to {_MAX_HISTORY}")
+    if asked.since is not None and not 0 <= asked.since <= _MAX_OFFSET:
+        raise _Refused(f"data.since must be 0 to {_MAX_OFFSET}")
+    return ReadHistory(channel, asked.since, asked.limit, frame.ref)
 
 
 def _channel(frame: _Frame) -> str:
@@ -190,14 +217,28 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             return channel, "eb:unsubscribed", {} if reason is None else {"reason": reason}
         case Pong(echo):
             return None, "pong", {"timestamp": _now(), "echo_data": echo}
-        case PresenceMembers(channel, members, total):
-            return channel, "eb:presence", {"members": msgspec.Raw(members), "count": total}
+        case PresenceMembers() | StoredMessages() | ClusterStats():
+            return _looked_up(reply)
         case Acknowledged(channel):
             return channel, "eb:ack", {}
         case TokenExpiring(expires_at, in_s):
             return None, "eb:token.expiring", {"expires_at": _time(expires_at), "in_s": in_s}
         case Failed(code, message, channel):
             return channel, "eb:error", {"code": code, "message": message}
+
+
+def _looked_up(
+    reply: PresenceMembers | StoredMessages | ClusterStats,
+) -> tuple[str | None, str, dict[str, Any]]:
+    match reply:
+        case PresenceMembers(channel, members, total):
+            return channel, "eb:presence", {"members": msgspec.Raw(members), "count": total}
+        case StoredMessages(channel, messages, position):
+            offset, epoch = position or (None, None)
+            raw = [msgspec.Raw(encode_message(message)) for message in messages]
+            return channel, "eb:history", {"messages": raw, "offset": offset, "epoch": epoch}
+        case ClusterStats(stats):
+            return None, "eb:stats", dict(stats)
 
 
 def _now() -> datetime.datetime:

@@ -4,7 +4,7 @@ A protocol turns a client's frames into commands, and replies and messages into 
 turns commands into effects. Nothing here knows how any of it looks on the wire.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -14,9 +14,11 @@ from eventbus.drivers.base import Position
 
 __all__ = [
     "Acknowledged",
+    "AskStats",
     "Authenticate",
     "Authenticated",
     "ChannelMessage",
+    "ClusterStats",
     "Command",
     "Connected",
     "Failed",
@@ -25,8 +27,10 @@ __all__ = [
     "Pong",
     "Presence",
     "PresenceMembers",
+    "ReadHistory",
     "Ref",
     "Reply",
+    "StoredMessages",
     "Subscribe",
     "Subscribed",
     "TokenExpiring",
@@ -87,6 +91,21 @@ class Presence(NamedTuple):
     ref: Ref
 
 
+class ReadHistory(NamedTuple):
+    """Asks for stored messages: the first `limit` after the offset `since`, or the last ones."""
+
+    channel: str
+    since: int | None
+    limit: int
+    ref: Ref
+
+
+class AskStats(NamedTuple):
+    """Asks what the whole cluster holds."""
+
+    ref: Ref
+
+
 class Malformed(NamedTuple):
     """A frame that is no command: the error to answer it with."""
 
@@ -95,7 +114,17 @@ class Malformed(NamedTuple):
     ref: Ref
 
 
-Command = Ping | Authenticate | Subscribe | Unsubscribe | Whisper | Presence | Malformed
+Command = (
+    Ping
+    | Authenticate
+    | Subscribe
+    | Unsubscribe
+    | Whisper
+    | Presence
+    | ReadHistory
+    | AskStats
+    | Malformed
+)
 
 
 class Connected(NamedTuple):
@@ -150,6 +179,13 @@ class PresenceMembers(NamedTuple):
     ref: Ref
 
 
+class ClusterStats(NamedTuple):
+    """What the whole cluster holds: an object of JSON."""
+
+    stats: Mapping[str, Any]
+    ref: Ref
+
+
 class Acknowledged(NamedTuple):
     """A command without an answer of its own was carried out."""
 
@@ -173,19 +209,6 @@ class Failed(NamedTuple):
     ref: Ref
 
 
-Reply = (
-    Connected
-    | Authenticated
-    | Subscribed
-    | Unsubscribed
-    | Pong
-    | PresenceMembers
-    | Acknowledged
-    | TokenExpiring
-    | Failed
-)
-
-
 class ChannelMessage(NamedTuple):
     """A message on its way to a channel's subscribers; `body` is its checked envelope."""
 
@@ -195,6 +218,30 @@ class ChannelMessage(NamedTuple):
     position: Position | None
     exclude: str | None
     """The id of the connection that must not receive it."""
+
+
+class StoredMessages(NamedTuple):
+    """Some of a channel's history; `position` is where its stream stands, None without one."""
+
+    channel: str
+    messages: Sequence[ChannelMessage]
+    position: Position | None
+    ref: Ref
+
+
+Reply = (
+    Connected
+    | Authenticated
+    | Subscribed
+    | Unsubscribed
+    | Pong
+    | PresenceMembers
+    | ClusterStats
+    | StoredMessages
+    | Acknowledged
+    | TokenExpiring
+    | Failed
+)
 
 
 class WireFormat(Protocol):

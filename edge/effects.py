@@ -1,0 +1,121 @@
+"""What a session asks its node to do: plain values, in the order in which they are to be done."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from edge.protocols.vocabulary import Presence, ReadHistory, Ref, Reply, Subscribe, Whisper
+from edge.rules import Ask, Rule
+
+__all__ = [
+    "Attend",
+    "Close",
+    "Consult",
+    "Effect",
+    "Heartbeat",
+    "Join",
+    "Leave",
+    "Read",
+    "Recheck",
+    "Send",
+    "Survey",
+    "Verify",
+    "WhisperOut",
+]
+
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+class Send(NamedTuple):
+    """Give the client a reply."""
+
+    reply: Reply
+
+
+class Verify(NamedTuple):
+    """Check a token, then call `verified` or `token_rejected`."""
+
+    token: str
+    ref: Ref
+
+
+class Consult(NamedTuple):
+    """Ask an authorizer of the application, then call `consulted`."""
+
+    command: Subscribe | ReadHistory
+    question: Ask
+
+
+class Join(NamedTuple):
+    """Listen to the channel, then call `joined` or `not_joined`; only then deliver its messages."""
+
+    command: Subscribe
+    rule: Rule
+    info: Mapping[str, Any] = _NOTHING
+    """What an authorizer adds to the presence info."""
+
+
+class Leave(NamedTuple):
+    """Deliver no more of the channel."""
+
+    channel: str
+
+
+class Recheck(NamedTuple):
+    """Ask an authorizer again about a channel that is joined, then call `rechecked`."""
+
+    channel: str
+    question: Ask
+
+
+class WhisperOut(NamedTuple):
+    """Carry a client's event to the others of its channel, then call `whispered`."""
+
+    command: Whisper
+    event: str
+    user_id: str | None
+
+
+class Attend(NamedTuple):
+    """Answer the action `presence`, after changing the user's info where that is asked for."""
+
+    command: Presence
+
+
+class Read(NamedTuple):
+    """Read a channel's history, and answer with it."""
+
+    command: ReadHistory
+
+
+class Survey(NamedTuple):
+    """Ask all nodes what they hold, and answer with it."""
+
+    ref: Ref
+
+
+class Heartbeat(NamedTuple):
+    """Ask the client whether it is there."""
+
+
+class Close(NamedTuple):
+    """End the connection with a close code."""
+
+    code: int
+    reason: str
+
+
+Effect = (
+    Send
+    | Verify
+    | Consult
+    | Join
+    | Leave
+    | Recheck
+    | WhisperOut
+    | Attend
+    | Read
+    | Survey
+    | Heartbeat
+    | Close
+)
