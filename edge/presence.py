@@ -22,6 +22,7 @@ __all__ = [
     "encode_info",
     "key_of",
     "keys_of",
+    "own_keys_of",
     "parts_of",
     "token_of",
 ]
@@ -84,6 +85,11 @@ def key_of(node: str, channel: str, token: str) -> str:
 def keys_of(channel: str) -> str:
     """A filter over the keys of one channel: `*` stands for one token, so of no other."""
     return f"members.*.{channel}.*"
+
+
+def own_keys_of(node: str) -> str:
+    """A filter over the keys of one node."""
+    return f"members.{node}.>"
 
 
 def parts_of(key: str) -> tuple[str, str]:

@@ -14,25 +14,25 @@ from edge.presence import (
     Entry,
     PresenceRefused,
     Room,
-    Stays,
     decode_entry,
     encode_entry,
     encode_info,
     key_of,
     keys_of,
+    own_keys_of,
     parts_of,
     token_of,
 )
 from edge.presence_nodes import LiveNodes
+from edge.presence_watch import TICK_S, WatchedRoom, keep_in_step
 from edge.presence_writer import EntryWriter
-from eventbus.drivers.base import Capability, Driver, StateDriver, Subscription
-from eventbus.errors import DriverError, EventBusError
+from eventbus.drivers.base import Capability, Driver, StateDriver
+from eventbus.errors import EventBusError
 
 __all__ = ["PresenceKeeper", "PresenceSettings"]
 
 _log = logging.getLogger(__name__)
 
-TICK_S: Final = 0.1
 WRITTEN_S: Final = 5.0
 """How long a joining client waits for its entry to be on the bus."""
 _CLOSE_S: Final = 2.0
@@ -54,20 +54,6 @@ class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a list of members may have: a client is sent it at once."""
 
 
-class _Watched:
-    """A channel that has members on this node, or had some a moment ago."""
-
-    def __init__(self, room: Room) -> None:
-        self.room = room
-        self.stays = Stays()
-        self.lock = asyncio.Lock()
-        self.subscription: Subscription | None = None
-        self.is_read = False
-        self.joining = 0
-        self.told: set[tuple[str, str]] | None = None
-        """While entries are read: what was told meanwhile is newer."""
-
-
 class PresenceKeeper:
     """The presence channels of one node.
 
@@ -82,10 +68,9 @@ class PresenceKeeper:
         self._driver = cast(StateDriver, driver)
         self._writer = EntryWriter(self._driver)
         self._nodes = LiveNodes(self._driver, node, settings.ttl_s, self._on_node)
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, WatchedRoom] = {}
         self._deadlines = Deadlines()
         self._starting = asyncio.Lock()
-        self._losses = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     # What connections ask for
@@ -100,26 +85,19 @@ class PresenceKeeper:
         await self._start()
         watched = self._watched.get(channel)
         if watched is None:
-            watched = self._watched[channel] = _Watched(Room(self._nodes.ids))
+            watched = WatchedRoom(channel, Room(self._nodes.ids), self._take)
+            self._watched[channel] = watched
         watched.joining += 1
         try:
-            async with watched.lock:
-                if not watched.is_read:
-                    await self._begin(channel, watched)
-            token = token_of(user_id)
-            self._admit(
-                channel,
-                watched,
-                Entry(user_id, encode_info(info, self._settings.max_info_bytes), _now()),
-                connection_id,
-            )
+            await watched.begin(self._driver if self._shares else None)
+            encoded = encode_info(info, self._settings.max_info_bytes)
+            self._admit(watched, Entry(user_id, encoded, _now()), connection_id)
         finally:
             watched.joining -= 1
-            self._let_linger(channel, watched)
-        if self._shares and not await self._writer.written(
-            key_of(self._node, channel, token), WRITTEN_S
-        ):
-            _log.warning("a member of %s is not on the bus yet", channel)
+            self._let_linger(watched)
+        # So that whoever joins after this client's answer has it in the list; should the bus not
+        # take it now, it is brought there later, and the others are told then.
+        await self._writer.written(key_of(self._node, channel, token_of(user_id)), WRITTEN_S)
 
     def leave(self, channel: str, user_id: str, connection_id: str, *, lost: bool) -> None:
         """A connection leaves: at once, or after the grace time when it was lost."""
@@ -134,7 +112,7 @@ class PresenceKeeper:
         if until > now:
             self._deadlines.set(f"{channel} {token}", until)
         else:
-            self._end(channel, watched, token, now)
+            self._end(watched, token, now)
 
     def update(
         self, channel: str, user_id: str, changes: Mapping[str, Any], connection_id: str
@@ -148,7 +126,7 @@ class PresenceKeeper:
         kept = {name: value for name, value in merged.items() if value is not None}
         info = encode_info(kept, self._settings.max_info_bytes)
         entry = Entry(user_id, info, max(_now(), member.at + 1))
-        self._say(channel, watched, token, entry, connection_id)
+        self._say(watched, token, entry, connection_id)
 
     def members(self, channel: str) -> tuple[bytes, int]:
         """The members of a channel that somebody here is in, as a JSON array, and their number."""
@@ -173,23 +151,22 @@ class PresenceKeeper:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._writer.aclose()
-        subscriptions = [watched.subscription for watched in self._watched.values()]
+        rooms = list(self._watched.values())
         self._watched.clear()
         try:
             async with asyncio.timeout(_CLOSE_S):
-                for subscription in subscriptions:
-                    if subscription is not None:
-                        await subscription.aclose()
+                for watched in rooms:
+                    await watched.aclose()
                 await self._nodes.aclose(self._settings.grace_s if len(self._writer) else 0.0)
         except (TimeoutError, EventBusError) as exc:
             _log.warning("presence was not closed in order: %s", exc)
 
     # Members of this node
 
-    def _admit(self, channel: str, watched: _Watched, entry: Entry, connection_id: str) -> None:
+    def _admit(self, watched: WatchedRoom, entry: Entry, connection_id: str) -> None:
         token = token_of(entry.user_id)
         known = watched.room.member(token)
-        limit = self._settings.max_members
+        channel, limit = watched.channel, self._settings.max_members
         if known is None and len(watched.room) >= limit:
             raise PresenceRefused(
                 "limit_exceeded", f"{channel} has {limit} members, as many as are allowed"
@@ -202,32 +179,32 @@ class PresenceKeeper:
             )
         watched.stays.join(token, connection_id)
         # Another tab, or a reload, does not take back what the user has said since.
-        self._say(channel, watched, token, known or entry, connection_id)
+        self._say(watched, token, known or entry, connection_id)
 
     def _say(
-        self, channel: str, watched: _Watched, token: str, entry: Entry, connection_id: str | None
+        self, watched: WatchedRoom, token: str, entry: Entry, connection_id: str | None
     ) -> None:
         """Say it to the own clients, and to the other nodes."""
         changes = watched.room.put(self._node, token, entry)
         if self._shares:
-            self._writer.put(key_of(self._node, channel, token), encode_entry(entry))
+            self._writer.put(key_of(self._node, watched.channel, token), encode_entry(entry))
         for change in changes:
-            self._tell(channel, change, connection_id)
+            self._tell(watched.channel, change, connection_id)
 
-    def _end(self, channel: str, watched: _Watched, token: str, now: float) -> None:
+    def _end(self, watched: WatchedRoom, token: str, now: float) -> None:
         """End a member that no connection of this node holds any more."""
         if not watched.stays.end(token, now):
             return
         changes = watched.room.remove(self._node, token)
         if self._shares:
-            self._writer.delete(key_of(self._node, channel, token))
+            self._writer.delete(key_of(self._node, watched.channel, token))
         for change in changes:
-            self._tell(channel, change, None)
-        self._let_linger(channel, watched)
+            self._tell(watched.channel, change, None)
+        self._let_linger(watched)
 
-    def _let_linger(self, channel: str, watched: _Watched) -> None:
-        if not watched.stays and not watched.joining:
-            self._deadlines.set(channel, time.monotonic() + self._settings.linger_s)
+    def _let_linger(self, watched: WatchedRoom) -> None:
+        if not watched.is_in_use:
+            self._deadlines.set(watched.channel, time.monotonic() + self._settings.linger_s)
 
     # The other nodes
 
@@ -239,120 +216,67 @@ class PresenceKeeper:
             if self._tasks:
                 return
             if self._shares:
-                self._losses = self._driver.state.losses
+                losses = self._driver.state.losses
                 await self._nodes.start()
                 self._run(self._nodes.keep_beating(), "presence: signs of life")
-                self._run(self._keep_in_step(), "presence: losses")
+                step = keep_in_step(
+                    self._driver, losses, self._synchronize, certain_s=self._settings.ttl_s
+                )
+                self._run(step, "presence: losses")
             self._run(self._keep_time(), "presence: time")
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
 
-    async def _begin(self, channel: str, watched: _Watched) -> None:
-        """Watch a channel, then read it: what changes between is told."""
-        if self._shares:
-            if watched.subscription is None:
-
-                def on_change(key: str, value: bytes | None) -> None:
-                    self._on_entry(channel, watched, key, value)
-
-                watched.subscription = await self._driver.state.watch(keys_of(channel), on_change)
-            await self._read(channel, watched, keep_missing=False)
-        watched.is_read = True
-
     def _on_node(self, node: str) -> None:
-        for channel, watched in self._watched.items():
-            self._announce(channel, watched, watched.room.refresh(node))
+        for watched in self._watched.values():
+            self._announce(watched, watched.room.refresh(node))
 
-    def _on_entry(self, channel: str, watched: _Watched, key: str, value: bytes | None) -> None:
-        node, token = parts_of(key)
-        if watched.told is not None:
-            watched.told.add((node, token))
-        self._take(channel, watched, node, token, value)
-
-    def _take(
-        self, channel: str, watched: _Watched, node: str, token: str, value: bytes | None
-    ) -> None:
+    def _take(self, watched: WatchedRoom, node: str, token: str, value: bytes | None) -> None:
         """Take in what a node says of a user; what this node says, it knows itself."""
         room = watched.room
         if node == self._node:
             return
         if value is None:
-            self._announce(channel, watched, room.remove(node, token))
+            self._announce(watched, room.remove(node, token))
             return
         entry = decode_entry(token, value)
         if entry is None or len(entry.info) > self._settings.max_info_bytes:
-            _log.warning("%s is ignored: it is no presence entry", key_of(node, channel, token))
+            _log.warning(
+                "%s is ignored: it is no presence entry", key_of(node, watched.channel, token)
+            )
             return
         is_new = room.entry(node, token) is None
-        self._announce(channel, watched, room.put(node, token, entry))
+        self._announce(watched, room.put(node, token, entry))
         own = room.entry(self._node, token)
         if own is None or node not in self._nodes.ids:
             return
         if entry.at > own.at:  # said there last, it must outlast that connection
-            self._say(channel, watched, token, own._replace(info=entry.info, at=entry.at), None)
+            self._say(watched, token, own._replace(info=entry.info, at=entry.at), None)
         if is_new:  # whoever was lost here has returned there
             watched.stays.returned(token)
-            self._end(channel, watched, token, time.monotonic())
+            self._end(watched, token, time.monotonic())
 
-    def _announce(self, channel: str, watched: _Watched, changes: list[Change]) -> None:
+    def _announce(self, watched: WatchedRoom, changes: list[Change]) -> None:
         if watched.is_read:  # before, nobody has been told who is here
             for change in changes:
-                self._tell(channel, change, None)
-
-    async def _read(self, channel: str, watched: _Watched, *, keep_missing: bool) -> None:
-        told: set[tuple[str, str]] = set()
-        watched.told = told
-        try:
-            entries = await self._driver.state.entries(keys_of(channel))
-        finally:
-            watched.told = None
-        found = {parts_of(key): value for key, value in entries.items()}
-        for node, token in found.keys() - told:
-            self._take(channel, watched, node, token, found[node, token])
-        if not keep_missing:
-            for node, token in set(watched.room.keys()) - found.keys() - told:
-                self._take(channel, watched, node, token, None)
+                self._tell(watched.channel, change, None)
 
     # Time
 
-    async def _keep_in_step(self) -> None:
-        """After a loss, put back what is ours, and take what is missing for gone only in the end.
-
-        The other nodes may have had the same loss: until the time is over in which a dead one
-        would be missed, presence is stale rather than empty.
-        """
-        certain_at: float | None = None
-        while True:
-            await asyncio.sleep(TICK_S)
-            is_due = certain_at is not None and time.monotonic() >= certain_at
-            try:
-                losses = self._driver.state.losses
-                if losses == self._losses and not is_due:
-                    continue
-                if losses != self._losses:
-                    self._nodes.beat_now()
-                    await self._synchronize(keep_missing=True)
-                    self._losses = losses
-                    certain_at = time.monotonic() + self._settings.ttl_s
-                else:
-                    await self._synchronize(keep_missing=False)
-                    certain_at = None
-            except EventBusError as exc:
-                _log.warning("presence is stale: %s", exc)
-                await asyncio.sleep(1.0)
-
-    async def _synchronize(self, *, keep_missing: bool) -> None:
-        self._writer.repair(await self._driver.state.entries(f"members.{self._node}.>"))
+    async def _synchronize(self, keep_missing: bool) -> None:
+        """Put back what is ours, and take in what the others say."""
+        self._nodes.beat_now()
+        own = await self._driver.state.entries(own_keys_of(self._node))
+        self._writer.repair(own)
         await self._nodes.read(keep_missing=keep_missing)
         turns = asyncio.Semaphore(_READS_AT_ONCE)
 
-        async def read(channel: str, watched: _Watched) -> None:
-            async with turns, watched.lock:
-                if watched.is_read:
-                    await self._read(channel, watched, keep_missing=keep_missing)
+        async def read(watched: WatchedRoom) -> None:
+            async with turns:
+                await watched.read_again(self._driver, keep_missing=keep_missing)
 
-        await asyncio.gather(*(read(*each) for each in list(self._watched.items())))
+        await asyncio.gather(*map(read, list(self._watched.values())))
 
     async def _keep_time(self) -> None:
         while True:
@@ -363,22 +287,19 @@ class PresenceKeeper:
                 if watched is None:
                     continue
                 if token:
-                    self._end(channel, watched, token, now)
+                    self._end(watched, token, now)
                 else:
-                    await self._forget(channel, watched)
+                    await self._forget(watched)
             self._writer.refresh(now)
             await asyncio.sleep(TICK_S)
 
-    async def _forget(self, channel: str, watched: _Watched) -> None:
-        async with watched.lock:
-            if watched.stays or watched.joining:
-                return
-            del self._watched[channel]
-            if watched.subscription is not None:
-                try:
-                    await watched.subscription.aclose()
-                except DriverError as exc:
-                    _log.warning("could not end watching %s: %s", channel, exc)
+    async def _forget(self, watched: WatchedRoom) -> None:
+        if watched.is_in_use:
+            return
+        async with watched.lock:  # it may be being read again
+            if not watched.is_in_use:
+                del self._watched[watched.channel]
+                await watched.aclose()
 
 
 def _now() -> int:

@@ -1,0 +1,119 @@
+"""One presence channel as the bus has it: watched, read, and read again after a loss."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from edge.presence import Room, Stays, keys_of, parts_of
+from eventbus.drivers.base import StateDriver, Subscription
+from eventbus.errors import DriverError, EventBusError
+
+__all__ = ["WatchedRoom", "keep_in_step"]
+
+_log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.1
+_PAUSE_S: Final = 1.0
+
+Take = Callable[["WatchedRoom", str, str, bytes | None], None]
+"""Gets node and token of an entry, and its value: None where it has ended."""
+
+
+class WatchedRoom:
+    """A channel that has members on this node, or had some a moment ago."""
+
+    def __init__(self, channel: str, room: Room, take: Take) -> None:
+        """`take` gets what is told and what is read, without awaiting anything."""
+        self.channel = channel
+        self.room = room
+        self.stays = Stays()
+        self.joining = 0
+        self.lock = asyncio.Lock()
+        self.is_read = False
+        """Whether the entries of the other nodes are known."""
+        self._take = take
+        self._subscription: Subscription | None = None
+        self._told: set[tuple[str, str]] | None = None
+        """While entries are read: what was told meanwhile is newer."""
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether somebody here is a member, or is about to be."""
+        return bool(self.stays) or self.joining > 0
+
+    async def begin(self, driver: StateDriver | None) -> None:
+        """Watch, then read: what changes between is told. Raises a DriverError."""
+        async with self.lock:
+            if self.is_read:
+                return
+            if driver is not None:
+                if self._subscription is None:
+                    pattern = keys_of(self.channel)
+                    self._subscription = await driver.state.watch(pattern, self._on_change)
+                await self._read(driver, keep_missing=False)
+            self.is_read = True
+
+    async def read_again(self, driver: StateDriver, *, keep_missing: bool) -> None:
+        """Take in all entries; with `keep_missing`, those that are not there are not gone yet."""
+        async with self.lock:
+            if self.is_read:
+                await self._read(driver, keep_missing=keep_missing)
+
+    async def aclose(self) -> None:
+        """Watch no more."""
+        if self._subscription is not None:
+            try:
+                await self._subscription.aclose()
+            except DriverError as exc:
+                _log.warning("could not end watching %s: %s", self.channel, exc)
+
+    async def _read(self, driver: StateDriver, *, keep_missing: bool) -> None:
+        told: set[tuple[str, str]] = set()
+        self._told = told
+        try:
+            entries = await driver.state.entries(keys_of(self.channel))
+        finally:
+            self._told = None
+        found = {parts_of(key): value for key, value in entries.items()}
+        for node, token in found.keys() - told:
+            self._take(self, node, token, found[node, token])
+        if not keep_missing:
+            for node, token in set(self.room.keys()) - found.keys() - told:
+                self._take(self, node, token, None)
+
+    def _on_change(self, key: str, value: bytes | None) -> None:
+        node, token = parts_of(key)
+        if self._told is not None:
+            self._told.add((node, token))
+        self._take(self, node, token, value)
+
+
+async def keep_in_step(
+    driver: StateDriver,
+    known: int,
+    synchronize: Callable[[bool], Awaitable[None]],
+    *,
+    certain_s: float,
+) -> None:
+    """After each loss beyond the `known` ones, call `synchronize` with True, and later with False.
+
+    That is `certain_s` seconds later. The argument says whether to keep what is missing: the other nodes may have had the same loss,
+    and until the time is over in which a dead one is missed, presence is stale rather than empty.
+    """
+    certain_at: float | None = None
+    while True:
+        await asyncio.sleep(TICK_S)
+        try:
+            losses = driver.state.losses
+            if losses != known:
+                await synchronize(True)
+                known = losses
+                certain_at = time.monotonic() + certain_s
+            elif certain_at is not None and time.monotonic() >= certain_at:
+                await synchronize(False)
+                certain_at = None
+        except EventBusError as exc:
+            _log.warning("presence is stale: %s", exc)
+            await asyncio.sleep(_PAUSE_S)
