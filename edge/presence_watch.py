@@ -99,8 +99,9 @@ async def keep_in_step(
 ) -> None:
     """After each loss beyond the `known` ones, call `synchronize` with True, and later with False.
 
-    That is `certain_s` seconds later. The argument says whether to keep what is missing: the other nodes may have had the same loss,
-    and until the time is over in which a dead one is missed, presence is stale rather than empty.
+    That is `certain_s` seconds later. The argument says whether to keep what is missing: the other
+    nodes may have had the same loss, and until the time is over in which a dead one is missed,
+    presence is stale rather than empty.
     """
     certain_at: float | None = None
     while True:
