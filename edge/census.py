@@ -22,7 +22,7 @@ from edge.api_types import (
 from edge.cluster import Cluster
 from edge.gather import Question
 from eventbus.bus import EventBus
-from eventbus.channels import Pattern
+from eventbus.channels import ChannelKind, Pattern
 
 if TYPE_CHECKING:
     from edge.connection import Connection
@@ -135,7 +135,11 @@ class Census:
     async def channel(self, channel: str) -> ChannelStats:
         """One channel; nobody may hear it."""
         gathered = await self._cluster.ask(_CHANNEL, _ChannelQuestion(channel))
-        return self._told(channel, sum(part.count for part in gathered.all))
+        told = self._told(channel, sum(part.count for part in gathered.all))
+        if told.kind is ChannelKind.PRESENCE:
+            _, members = await self._node.presence.look(channel)
+            return msgspec.structs.replace(told, members=members)
+        return told
 
     async def disconnect(self, whom: Disconnect) -> Disconnected:
         """Let connections go on whichever node they are, or subscribers of a channel."""

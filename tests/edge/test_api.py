@@ -163,6 +163,19 @@ async def test_history_is_whole_envelopes_from_an_offset_or_the_last(nodes):
     assert page["complete"] is True
 
 
+async def test_members_are_told_by_every_node_each_user_once(nodes, token):
+    for api, user in ((nodes[0], "a"), (nodes[1], "a"), (nodes[1], "b")):
+        await joined(api.edge, "presence.room", token=token(user, name=user.upper()))
+    for api in nodes:
+        told = await api.get("/channels/presence.room/members")
+        assert (told["channel"], told["count"]) == ("presence.room", 2)
+        members = {member["user_id"]: member["info"] for member in told["members"]}
+        assert members == {"a": {"name": "A"}, "b": {"name": "B"}}
+        channel = await api.get("/channels/presence.room")
+        assert (channel["connections"], channel["members"]) == (3, 2)
+    assert (await nodes[0].get("/channels/presence.empty/members"))["members"] == []
+
+
 # Publishing
 
 
