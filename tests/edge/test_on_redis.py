@@ -108,3 +108,18 @@ async def test_clients_see_no_gap_when_redis_is_killed_and_comes_back(
     await publishing
     assert await data_of(client, 150) == list(range(50, 200))
     assert await client.hears_nothing()
+
+
+async def test_members_of_two_nodes_see_each_other_come_and_go(start_edge, bus, settings, token):
+    edges = [await start_edge(bus), await start_edge(settings)]
+    ann = await edges[0].connect(token=token("ann", name="Ann"))
+    told = await ann.subscribe("presence.room")
+    assert [member["user_id"] for member in told["members"]] == ["ann"]
+    bob = await edges[1].connect(token=token("bob", name="Bob"))
+    told = await bob.subscribe("presence.room")
+    assert sorted(member["user_id"] for member in told["members"]) == ["ann", "bob"]
+    joined = await ann.next()
+    assert (joined["event"], joined["data"]["user_id"]) == ("eb:presence.joined", "bob")
+    await bob.ask("unsubscribe", channel="presence.room")
+    left = await ann.next()
+    assert (left["event"], left["data"]["user_id"]) == ("eb:presence.left", "bob")
