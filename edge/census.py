@@ -1,5 +1,6 @@
 """What the whole cluster holds: nodes, channels, connections; and letting some of them go."""
 
+import asyncio
 import datetime
 import heapq
 import time
@@ -101,9 +102,10 @@ class Census:
 
     async def stats(self, query: ListQuery) -> Stats:
         """Nodes and channels, and sums over all nodes."""
-        gathered = await self._cluster.ask(_NODE, _NoBody())
+        gathered, listed = await asyncio.gather(
+            self._cluster.ask(_NODE, _NoBody()), self.channels(query)
+        )
         nodes = list(gathered.all)
-        listed = await self.channels(query)
         return Stats(
             driver=self._driver_name,
             nodes=nodes,

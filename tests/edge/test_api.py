@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import time
 
 import aiohttp
 import msgspec
@@ -109,6 +110,27 @@ async def test_stats_are_those_of_the_whole_cluster_whichever_node_is_asked(node
         assert all(0 <= node["uptime_s"] < 60 for node in stats["nodes"])
         assert stats["driver"] in {"nats", "memory"}
     assert sum(node["messages_in"] for node in stats["nodes"]) == stats["messages_in"]
+
+
+async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
+    start_edge, start_process, settings, http
+):
+    nodes = [Api(http, await start_edge(settings, api_key=KEY)) for _ in range(2)]
+    process = await start_process(BROADCAST_API_KEY=KEY)
+    stats = await nodes[0].get("/stats")
+    third = {node["id"] for node in stats["nodes"]} - {api.edge.node.id for api in nodes}
+    assert (len(third), stats["missing"]) == (1, [])
+    process.process.kill()
+    await process.process.wait()
+    for api in nodes:
+        started = time.monotonic()
+        stats = await api.get("/stats")
+        assert time.monotonic() - started < 4  # a second is waited
+        assert {node["id"] for node in stats["nodes"]} == {each.edge.node.id for each in nodes}
+        assert set(stats["missing"]) == third
+    async with asyncio.timeout(20):
+        while (await nodes[0].get("/stats"))["missing"]:  # noqa: ASYNC110 - a client can only ask
+            await asyncio.sleep(0.2)
 
 
 async def test_channels_can_be_filtered_and_limited(nodes, token):
