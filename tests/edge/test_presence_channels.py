@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 
 import jwt
@@ -28,7 +29,9 @@ class Attendee:
 
     async def hear(self):
         """Take in the next frame, which must be a change of the room's members."""
-        frame = await self.client.next()
+        return self.take(await self.client.next())
+
+    def take(self, frame):
         assert frame["channel"] == self.room, frame
         assert frame["timestamp"].endswith("Z")
         kind, user = frame["event"].removeprefix("eb:presence."), frame["data"]["user_id"]
@@ -456,6 +459,50 @@ async def test_members_that_come_and_go_while_nats_is_away_are_told_when_it_is_b
     await watcher.until("watcher", "stays")
     assert watcher.told[-1] == ("left", "gone")
     assert await watcher.client.hears_nothing()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_all_end_with_the_same_members(start_edge, attend, seed):
+    """Users with several tabs come, go, vanish, and change, on three nodes, at random."""
+    chance = random.Random(seed)
+    nodes = [await start_edge(presence_grace=0.3) for _ in range(3)]
+    watchers = [await attend(node, f"w{i}") for i, node in enumerate(nodes)]
+    tabs, infos = [], {}
+    for step in range(60):
+        match chance.choice(["join", "join", "leave", "vanish", "change"]) if tabs else "join":
+            case "join":
+                user = f"u{chance.randrange(6)}"
+                tabs.append((user, await attend(chance.choice(nodes), user)))
+            case "change":
+                user, tab = chance.choice(tabs)
+                infos[user] = {"step": step}
+                await tab.client.send("presence", channel=ROOM, data=infos[user])
+                while (await tab.client.next())["event"] != "eb:presence":
+                    pass
+            case what:
+                user, tab = tabs.pop(chance.randrange(len(tabs)))
+                if what == "leave":
+                    await tab.client.send("unsubscribe", channel=ROOM)
+                else:
+                    tab.client.socket.transport.abort()
+    present = {user for user, _ in tabs} | {"w0", "w1", "w2"}
+    lists = [{}]
+    async with asyncio.timeout(10):
+        while lists[0].keys() != present or any(each != lists[0] for each in lists):
+            await asyncio.sleep(0.05)
+            lists = [await answered(watcher) for watcher in watchers]
+    for watcher in watchers:
+        assert watcher.members == lists[0], "the events add up to the list"
+
+
+async def answered(attendee):
+    """The room's members by a query, with the events before it taken in."""
+    await attendee.client.send("presence", channel=attendee.room)
+    while True:
+        frame = await attendee.client.next()
+        if frame["event"] == "eb:presence":
+            return {m["user_id"]: m["info"] for m in frame["data"]["members"]}
+        attendee.take(frame)
 
 
 async def test_a_join_costs_the_others_one_event_each_and_no_list(nodes, attend):
