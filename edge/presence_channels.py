@@ -33,7 +33,7 @@ class PresenceChannels:
             linger_s=settings.unsubscribe_after,
             max_members=settings.presence_max_members,
             max_info_bytes=settings.presence_max_info_bytes,
-            max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, 0),
+            max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, _ROOM_FOR_REST // 2),
         )
         self._keeper = PresenceKeeper(driver, node, own, self._tell)
 
