@@ -93,6 +93,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether a grant covers `channel`, which must be a valid channel name."""
         return any(grant.match(channel) is not None for grant in self.grants)
 
+    def is_granted_all(self, pattern: Pattern) -> bool:
+        """Whether one grant covers every channel that `pattern` matches."""
+        return any(grant.contains(pattern) for grant in self.grants)
+
     def says_the_same_as(self, other: "Claims") -> bool:
         """Whether the two differ in nothing but their times and their id: one is a refresh."""
         times = {"exp": 0.0, "iat": None, "nbf": None, "jti": None}

@@ -14,7 +14,9 @@ from edge.effects import (
     Effect,
     Heartbeat,
     Join,
+    JoinPattern,
     Leave,
+    LeavePattern,
     Read,
     Recheck,
     Send,
@@ -131,19 +133,27 @@ class Connection:
             self.outbox.close()
             self._peer.close(code, reason)
 
-    def revoke(self, channel: str) -> None:
-        """Take a channel away, at once; the client is told, and the connection goes on."""
+    def revoke(self, channel: str) -> bool:
+        """Take a channel away, at once, and the patterns that match it; whether there was any.
+
+        The client is told, and the connection goes on.
+        """
         if channel == self._joining:
             self._is_taken = True  # the join ends first: it has begun to hold what revoking frees
-            return
-        for effect in self.session.revoke(channel):
+            return True
+        effects = self.session.revoke(channel)
+        for pattern in list(self.session.patterns.values()):
+            if pattern.match(channel) is not None:
+                effects += self.session.revoke_pattern(pattern)
+        for effect in effects:
             match effect:
                 case Send(reply):
                     self._send(reply)
-                case Leave(channel):
-                    self._node.leave(channel, self)
+                case Leave() | LeavePattern():
+                    self._leave(effect)
                 case _:
                     raise AssertionError(f"revoking cannot ask for {effect}")
+        return bool(effects)
 
     def ended(self, code: int | None) -> None:
         """The other side, or the protocol's own checks, ended it; None for the other side."""
@@ -158,6 +168,9 @@ class Connection:
         for channel in self.session.channels:
             self._node.leave(channel, self, lost=self._may_return)
         self.session.channels.clear()
+        for pattern in self.session.patterns.values():
+            self._node.wildcards.leave(pattern, self.id)
+        self.session.patterns.clear()
 
     async def _carry_out(self, effects: list[Effect]) -> None:
         queue = collections.deque(effects)
@@ -171,12 +184,10 @@ class Connection:
                     queue.extend(await self._verify(Authenticate(token, ref)))
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
-                case Join():
-                    self._joining = effect.command.channel
-                    queue.extend(await self._join(effect))
-                    queue.extend(self._settle())
-                case Leave(channel):
-                    self._node.leave(channel, self)
+                case Join() | JoinPattern():
+                    queue.extend(await self._enter(effect))
+                case Leave() | LeavePattern():
+                    self._leave(effect)
                 case Recheck(channel, question):
                     decision = await self._node.consult(question, self._user)
                     queue.extend(self.session.rechecked(channel, decision))
@@ -193,6 +204,21 @@ class Connection:
         if isinstance(reply, Failed):
             self._node.metrics.errors.labels(reply.code).inc()
         self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+
+    async def _enter(self, effect: Join | JoinPattern) -> list[Effect]:
+        match effect:
+            case Join():
+                self._joining = effect.command.channel
+                return [*await self._join(effect), *self._settle()]
+            case JoinPattern():
+                return await self._join_pattern(effect)
+
+    def _leave(self, effect: Leave | LeavePattern) -> None:
+        match effect:
+            case Leave(channel):
+                self._node.leave(channel, self)
+            case LeavePattern(pattern):
+                self._node.wildcards.leave(pattern, self.id)
 
     def _settle(self) -> list[Effect]:
         """A join has ended; what was taken away meanwhile goes now."""
@@ -248,6 +274,7 @@ class Connection:
         except EventBusError as exc:
             return self.session.not_joined(command, f"the bus cannot be listened to: {exc}")
         backlog = self._node.hold(channel)
+        self._node.wildcards.mute(channel, self.id)
         try:
             caught_up = await self._node.catch_up(command, position)
             if _has_members(rule):
@@ -261,10 +288,24 @@ class Connection:
             return self.session.not_joined(command, f"the bus cannot be read: {exc}")
         finally:
             self._node.hub.release(backlog)
+            self._node.wildcards.unmute(channel, self.id)
             if channel not in self.session.channels:
                 self._node.presence.leave(channel, self.session.claims, self.id, lost=True)
                 self._node.release(channel)
         return []
+
+    async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
+        command, pattern = effect
+        try:
+            await self._node.wildcards.join(pattern, self.outbox)
+        except EventBusError as exc:
+            message = f"the bus cannot be listened to: {exc}"
+            return self.session.refused("unavailable", message, None, command.ref)
+        if self.is_closing or self._node.revoker.forbids_any(pattern, self._user):
+            self._node.wildcards.leave(pattern, self.id)
+            message = f"a channel of {pattern.text!r} has been taken away from this token"
+            return self.session.refused("forbidden", message, None, command.ref)
+        return self.session.joined_pattern(command, pattern)
 
     async def _begin(
         self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog

@@ -4,8 +4,17 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from edge.protocols.vocabulary import Presence, ReadHistory, Ref, Reply, Subscribe, Whisper
+from edge.protocols.vocabulary import (
+    Presence,
+    ReadHistory,
+    Ref,
+    Reply,
+    Subscribe,
+    SubscribePattern,
+    Whisper,
+)
 from edge.rules import Ask, Rule
+from eventbus.channels import Pattern
 
 __all__ = [
     "Attend",
@@ -14,7 +23,9 @@ __all__ = [
     "Effect",
     "Heartbeat",
     "Join",
+    "JoinPattern",
     "Leave",
+    "LeavePattern",
     "Read",
     "Recheck",
     "Send",
@@ -53,6 +64,19 @@ class Join(NamedTuple):
     rule: Rule
     info: Mapping[str, Any] = _NOTHING
     """What an authorizer adds to the presence info."""
+
+
+class JoinPattern(NamedTuple):
+    """Listen to the channels of a pattern, then call `joined_pattern` or `not_joined_pattern`."""
+
+    command: SubscribePattern
+    pattern: Pattern
+
+
+class LeavePattern(NamedTuple):
+    """Deliver no more of a pattern."""
+
+    pattern: Pattern
 
 
 class Leave(NamedTuple):
@@ -110,7 +134,9 @@ Effect = (
     | Verify
     | Consult
     | Join
+    | JoinPattern
     | Leave
+    | LeavePattern
     | Recheck
     | WhisperOut
     | Attend

@@ -73,6 +73,10 @@ class Hub:
         if not backlogs:
             del self._backlogs[backlog.channel]
 
+    def hears(self, channel: str, connection_id: str) -> bool:
+        """Whether a connection hears a channel."""
+        return connection_id in self._channels.get(channel, _NOBODY)
+
     def count(self, channel: str) -> int:
         """How many connections hear a channel."""
         return len(self._channels.get(channel, _NOBODY))

@@ -44,14 +44,16 @@ class Interest:
         linger_s: float,
         *,
         on_gap: OnGap | None = None,
+        subject_of: Callable[[str], str] | None = None,
     ) -> None:
         """`on_gap` is called before a delivery that comes after messages that were lost.
 
         It gets the position from which the channel goes on. Drivers read again what they missed:
-        it is called where the broker does not have that any more.
+        it is called where the broker does not have that any more. `subject_of` gives the subject
+        of what is held, where that is no channel's name.
         """
         self._driver = driver
-        self._subjects = subjects
+        self._subject_of = subject_of or subjects.live
         self._on_delivery = on_delivery
         self._on_gap = on_gap
         self._linger_s = linger_s
@@ -89,7 +91,7 @@ class Interest:
                 entry.position = position
             self._on_delivery(channel, delivery)
 
-        subscription = await self._driver.subscribe(self._subjects.live(channel), receive)
+        subscription = await self._driver.subscribe(self._subject_of(channel), receive)
         entry.subscription = subscription
         # Messages that came while the subscription was being made have moved the position already.
         entry.position = entry.position or subscription.position

@@ -35,6 +35,7 @@ from edge.revocation import Revocation
 from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
+from edge.wildcards import Wildcards
 from eventbus.bus import EventBus
 from eventbus.drivers.base import Delivery, Position
 from eventbus.envelope import read_payload
@@ -98,6 +99,14 @@ class Node:
             on_gap=self._on_gap,
         )
         self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
+        self.wildcards = Wildcards(
+            bus.driver,
+            bus.subjects,
+            self.hub,
+            self._matched_message,
+            self.metrics.messages_out.inc,
+            linger_s=settings.unsubscribe_after,
+        )
         self._history = History(bus.driver, bus.subjects, _stored_message)
         self.read_history = self._history.page
         self.publish = bus.publish
@@ -142,6 +151,7 @@ class Node:
         await self.closing.aclose()
         await self.presence.aclose()
         await self._interest.aclose()
+        await self.wildcards.aclose()
 
     def require_ready(self) -> None:
         """Whether the node can serve. Raises Problem, 503."""
@@ -357,6 +367,15 @@ class Node:
         _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
         kind = self.rules.find(channel).kind
         self.hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
+
+    def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
+        """One message to those who hear a pattern; what none is, the channel's own way tells."""
+        try:
+            return _to_message(channel, delivery)
+        except InvalidPayload as exc:
+            if not self.hub.count(channel):
+                self._quarantine(channel, delivery.payload, exc)
+            return None
 
     def _quarantine(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
         self.metrics.quarantined.labels(fault.reason).inc()

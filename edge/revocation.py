@@ -13,7 +13,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from edge.auth import Claims, Seconds
-from eventbus.channels import validate_channel
+from eventbus.channels import Pattern, validate_channel
 
 __all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
 
@@ -140,6 +140,16 @@ class Revocations:
         user_id, jti = claims.user_id, claims.jti
         about: list[Key] = [(None, None, channel), (user_id, None, channel), (None, jti, channel)]
         return self._meets(about, claims, now)
+
+    def forbids_any(self, pattern: Pattern, claims: Claims, now: float) -> bool:
+        """Whether the bearer of `claims` is refused one of the channels of a pattern."""
+        return any(
+            revocation.channel is not None
+            and pattern.match(revocation.channel) is not None
+            and revocation.until > now
+            and revocation.concerns(None, claims)
+            for revocation in self._held.values()
+        )
 
     def _meets(self, about: list[Key], claims: Claims, now: float) -> bool:
         found = (self._held.get(key) for key in about)

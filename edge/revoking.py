@@ -10,7 +10,7 @@ import msgspec
 
 from edge.auth import Claims
 from edge.revocation import Revocation, Revocations
-from eventbus.channels import Subjects
+from eventbus.channels import Pattern, Subjects
 from eventbus.drivers.base import (
     Capability,
     Delivery,
@@ -102,6 +102,10 @@ class Revoker:
         """Whether a channel has been taken away from the bearer of `claims`."""
         return self.known.forbids(channel, claims, time.time())
 
+    def forbids_any(self, pattern: Pattern, claims: Claims) -> bool:
+        """Whether one of the channels of a pattern has been taken away from them."""
+        return self.known.forbids_any(pattern, claims, time.time())
+
     def is_due(self, now: float) -> bool:
         """Whether `resync` should be called: sometimes, and at once where something was lost."""
         lost = self._store is not None and self._store.losses != self._losses
@@ -148,9 +152,7 @@ def drop(revocation: Revocation, connections: "list[Connection]") -> int:
             continue
         if revocation.channel is None:
             connection.close(CLOSE_REVOKED, "revoked")
-        elif revocation.channel in connection.session.channels:
-            connection.revoke(revocation.channel)
-        else:
+        elif not connection.revoke(revocation.channel):
             continue
         count += 1
     return count

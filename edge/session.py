@@ -15,7 +15,9 @@ from edge.effects import (
     Effect,
     Heartbeat,
     Join,
+    JoinPattern,
     Leave,
+    LeavePattern,
     Read,
     Recheck,
     Send,
@@ -40,15 +42,19 @@ from edge.protocols.vocabulary import (
     Ref,
     Subscribe,
     Subscribed,
+    SubscribedPattern,
+    SubscribePattern,
     TokenExpiring,
     Unsubscribe,
     Unsubscribed,
+    UnsubscribedPattern,
+    UnsubscribePattern,
     Whisper,
 )
 from edge.rules import Allowed, Ask, ChannelRules, Denied, Rule
-from eventbus.channels import ChannelKind, validate_channel
+from eventbus.channels import ChannelKind, Pattern, validate_channel
 from eventbus.drivers.base import Position
-from eventbus.errors import InvalidChannel, InvalidEventName
+from eventbus.errors import InvalidChannel, InvalidEventName, InvalidPattern
 from eventbus.message import validate_event_name
 
 __all__ = [
@@ -96,6 +102,8 @@ class Session:
         self.connection_id = connection_id
         self.claims: Claims | None = None
         self.channels: dict[str, Rule] = {}
+        self.patterns: dict[str, Pattern] = {}
+        """By their filters: a name that a pattern gives a token means nothing here."""
         self._rules = rules
         self._limits = limits
         self._bad_tokens = 0
@@ -125,6 +133,10 @@ class Session:
                 return self._subscribe(command, now)
             case Unsubscribe(channel, ref):
                 return self._unsubscribe(channel, ref)
+            case SubscribePattern():
+                return self._subscribe_pattern(command, now)
+            case UnsubscribePattern(text, ref):
+                return self._unsubscribe_pattern(text, ref)
             case Whisper():
                 return self._whisper(command, now)
             case Presence():
@@ -180,6 +192,9 @@ class Session:
     def _recheck(self) -> list[Effect]:
         """Drop the channels that a token which says something else does not allow."""
         effects: list[Effect] = []
+        for pattern in list(self.patterns.values()):
+            if self.claims is None or not self.claims.is_granted_all(pattern):
+                effects += self.revoke_pattern(pattern)
         for channel in list(self.channels):
             match self._rules.decide(channel, self.claims):
                 case Ask() as question:
@@ -218,9 +233,8 @@ class Session:
             return [Join(command, self.channels[channel])]
         if self._has_expired(now):
             return [_failed("token_expired", _EXPIRED, channel, command.ref)]
-        if len(self.channels) >= self._limits.max_channels:
-            message = f"a connection may have {self._limits.max_channels} channels: leave one first"
-            return [_failed("limit_exceeded", message, channel, command.ref)]
+        if self._is_full:
+            return [_failed("limit_exceeded", self._full, channel, command.ref)]
         match self._rules.decide(channel, self.claims):
             case Allowed(rule):
                 return [Join(command, rule)]
@@ -310,6 +324,56 @@ class Session:
         if changes is not None and self._has_expired(now):
             return [_failed("token_expired", _EXPIRED, channel, ref)]
         return [Attend(command)]
+
+    # Patterns of channels
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.channels) + len(self.patterns) >= self._limits.max_channels
+
+    @property
+    def _full(self) -> str:
+        return f"a connection may have {self._limits.max_channels} channels: leave one first"
+
+    def _subscribe_pattern(self, command: SubscribePattern, now: float) -> list[Effect]:
+        ref = command.ref
+        try:
+            pattern = Pattern(command.pattern)
+        except InvalidPattern as exc:
+            return [_failed("invalid_channel", str(exc), None, ref)]
+        if pattern.filter in self.patterns:
+            return [Send(SubscribedPattern(pattern.text, ref))]
+        if self._has_expired(now):
+            return [_failed("token_expired", _EXPIRED, None, ref)]
+        if self._is_full:
+            return [_failed("limit_exceeded", self._full, None, ref)]
+        if self.claims is None:
+            return [_failed("unauthorized", "patterns need a token", None, ref)]
+        if not self.claims.is_granted_all(pattern):
+            message = f"no grant in the token's channels contains {pattern.text!r}"
+            return [_failed("forbidden", message, None, ref)]
+        return [JoinPattern(command, pattern)]
+
+    def joined_pattern(self, command: SubscribePattern, pattern: Pattern) -> list[Effect]:
+        """The channels of a pattern are listened to."""
+        self.patterns[pattern.filter] = pattern
+        return [Send(SubscribedPattern(pattern.text, command.ref))]
+
+    def revoke_pattern(self, pattern: Pattern) -> list[Effect]:
+        """Take a pattern away, and tell the client; nothing where it is not joined."""
+        joined = self.patterns.pop(pattern.filter, None)
+        if joined is None:
+            return []
+        return [LeavePattern(joined), Send(UnsubscribedPattern(joined.text, None, "revoked"))]
+
+    def _unsubscribe_pattern(self, text: str, ref: Ref) -> list[Effect]:
+        try:
+            pattern = Pattern(text)
+        except InvalidPattern as exc:
+            return [_failed("invalid_channel", str(exc), None, ref)]
+        if self.patterns.pop(pattern.filter, None) is None:
+            return [_failed("not_subscribed", _not_subscribed(text), None, ref)]
+        return [LeavePattern(pattern), Send(UnsubscribedPattern(text, ref))]
 
     # Client events
 

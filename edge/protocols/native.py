@@ -27,11 +27,16 @@ from edge.protocols.vocabulary import (
     StoredMessages,
     Subscribe,
     Subscribed,
+    SubscribedPattern,
+    SubscribePattern,
     TokenExpiring,
     Unsubscribe,
     Unsubscribed,
+    UnsubscribedPattern,
+    UnsubscribePattern,
     Whisper,
 )
+from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 
 __all__ = ["ACTIONS", "BEARER_PREFIX", "PROTOCOL", "NativeWebSocket", "decode", "encode_reply"]
@@ -61,6 +66,7 @@ _NO_DATA: Final = msgspec.Raw(b"null")
 class _Frame(msgspec.Struct):
     action: str
     channel: str | None = None
+    pattern: str | None = None
     event: str | None = None
     data: msgspec.Raw = _NO_DATA
     ref: Ref = None
@@ -120,7 +126,7 @@ def _command(frame: _Frame) -> Command:
         case "subscribe" | "join":
             return _subscribe(frame)
         case "unsubscribe" | "leave":
-            return Unsubscribe(_channel(frame), frame.ref)
+            return _unsubscribe(frame)
         case "whisper":
             if frame.event is None:
                 raise _Refused("the field event is missing: a string is needed")
@@ -140,7 +146,17 @@ def _command(frame: _Frame) -> Command:
             )
 
 
-def _subscribe(frame: _Frame) -> Subscribe:
+def _unsubscribe(frame: _Frame) -> Unsubscribe | UnsubscribePattern:
+    if frame.pattern is None:
+        return Unsubscribe(_channel(frame), frame.ref)
+    return UnsubscribePattern(_pattern(frame), frame.ref)
+
+
+def _subscribe(frame: _Frame) -> Subscribe | SubscribePattern:
+    if frame.pattern is not None:
+        if frame.data != _NO_DATA:
+            raise _Refused("a pattern has neither a history nor a place to resume: leave data out")
+        return SubscribePattern(_pattern(frame), frame.ref)
     channel = _channel(frame)
     asked = _SubscribeData() if frame.data == _NO_DATA else _decode_subscribe(frame.data)
     if (asked.offset is None) != (asked.epoch is None):
@@ -165,6 +181,12 @@ def _history(frame: _Frame) -> ReadHistory:
     if asked.since is not None and not 0 <= asked.since <= _MAX_OFFSET:
         raise _Refused(f"data.since must be 0 to {_MAX_OFFSET}")
     return ReadHistory(channel, asked.since, asked.limit, frame.ref)
+
+
+def _pattern(frame: _Frame) -> str:
+    if frame.pattern is None or frame.channel is not None:
+        raise _Refused("there are channel and pattern: either is allowed, not both")
+    return frame.pattern
 
 
 def _channel(frame: _Frame) -> str:
@@ -213,6 +235,8 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             if members is not None:
                 data["members"] = msgspec.Raw(members)
             return channel, "eb:subscribed", data
+        case SubscribedPattern() | UnsubscribedPattern():
+            return _of_pattern(reply)
         case Unsubscribed(channel, reason=reason):
             return channel, "eb:unsubscribed", {} if reason is None else {"reason": reason}
         case Pong(echo):
@@ -239,6 +263,17 @@ def _looked_up(
             return channel, "eb:history", {"messages": raw, "offset": offset, "epoch": epoch}
         case ClusterStats(stats):
             return None, "eb:stats", dict(stats)
+
+
+def _of_pattern(
+    reply: SubscribedPattern | UnsubscribedPattern,
+) -> tuple[None, str, dict[str, Any]]:
+    match reply:
+        case SubscribedPattern(pattern):
+            return None, "eb:subscribed", {"pattern": pattern, "kind": ChannelKind.PRIVATE.value}
+        case UnsubscribedPattern(pattern, reason=reason):
+            told = {"pattern": pattern}
+            return None, "eb:unsubscribed", told if reason is None else told | {"reason": reason}
 
 
 def _now() -> datetime.datetime:

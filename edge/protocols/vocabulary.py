@@ -32,10 +32,14 @@ __all__ = [
     "Reply",
     "StoredMessages",
     "Subscribe",
+    "SubscribePattern",
     "Subscribed",
+    "SubscribedPattern",
     "TokenExpiring",
     "Unsubscribe",
+    "UnsubscribePattern",
     "Unsubscribed",
+    "UnsubscribedPattern",
     "Whisper",
     "WireFormat",
 ]
@@ -64,6 +68,20 @@ class Subscribe(NamedTuple):
     channel: str
     resume: Position | None
     history: int
+    ref: Ref
+
+
+class SubscribePattern(NamedTuple):
+    """Asks for the messages of all channels that a pattern matches."""
+
+    pattern: str
+    ref: Ref
+
+
+class UnsubscribePattern(NamedTuple):
+    """Wants no more of a pattern."""
+
+    pattern: str
     ref: Ref
 
 
@@ -119,6 +137,8 @@ Command = (
     | Authenticate
     | Subscribe
     | Unsubscribe
+    | SubscribePattern
+    | UnsubscribePattern
     | Whisper
     | Presence
     | ReadHistory
@@ -153,6 +173,21 @@ class Subscribed(NamedTuple):
     ref: Ref
     members: bytes | None = None
     """Of a presence channel: a JSON array."""
+
+
+class SubscribedPattern(NamedTuple):
+    """A subscription to a pattern stands; what is published from now on follows."""
+
+    pattern: str
+    ref: Ref
+
+
+class UnsubscribedPattern(NamedTuple):
+    """A subscription to a pattern has ended: the client wanted it, or `reason` tells why."""
+
+    pattern: str
+    ref: Ref
+    reason: str | None = None
 
 
 class Unsubscribed(NamedTuple):
@@ -234,6 +269,8 @@ Reply = (
     | Authenticated
     | Subscribed
     | Unsubscribed
+    | SubscribedPattern
+    | UnsubscribedPattern
     | Pong
     | PresenceMembers
     | ClusterStats
