@@ -31,6 +31,7 @@ from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper, WireFormat
+from edge.quarantine import Quarantine
 from edge.revocation import Revocation
 from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
@@ -40,7 +41,7 @@ from eventbus.bus import EventBus
 from eventbus.drivers.base import Delivery, Position
 from eventbus.envelope import read_payload
 from eventbus.errors import EventBusError, InvalidPayload
-from eventbus.message import HEADER_EVENT, HEADER_EXCEPT, HEADER_ID, HEADER_REASON
+from eventbus.message import HEADER_EVENT, HEADER_EXCEPT, HEADER_ID
 
 __all__ = ["Node"]
 
@@ -49,7 +50,6 @@ _log = logging.getLogger(__name__)
 CLOSE_DRAINING: Final = 4200
 CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _MAX_BACKGROUND: Final = 1000
-_LOG_EVERY_S: Final = 10.0
 _TICK_S: Final = 0.25
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -113,8 +113,7 @@ class Node:
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
         self._clock: asyncio.Task[None] | None = None
-        self._last_quarantine_log = 0.0
-        self._quarantined_unlogged = 0
+        self.quarantine = Quarantine(bus.driver, bus.subjects, self.background, self.metrics)
 
     # Life
 
@@ -357,7 +356,7 @@ class Node:
         try:
             message = _to_message(channel, delivery)
         except InvalidPayload as exc:
-            self._quarantine(channel, delivery.payload, exc)
+            self.quarantine.put(channel, delivery.payload, exc)
             return
         self.metrics.messages_out.inc(self.hub.deliver(message))
 
@@ -374,31 +373,8 @@ class Node:
             return _to_message(channel, delivery)
         except InvalidPayload as exc:
             if not self.hub.count(channel):
-                self._quarantine(channel, delivery.payload, exc)
+                self.quarantine.put(channel, delivery.payload, exc)
             return None
-
-    def _quarantine(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
-        self.metrics.quarantined.labels(fault.reason).inc()
-        self._quarantined_unlogged += 1
-        now = time.monotonic()
-        if now - self._last_quarantine_log >= _LOG_EVERY_S:
-            _log.warning(
-                "%d payloads put into quarantine; the last on %s: %s",
-                self._quarantined_unlogged,
-                channel,
-                fault,
-            )
-            self._last_quarantine_log, self._quarantined_unlogged = now, 0
-        subject = self._bus.subjects.quarantine(channel)
-        self.background.start(
-            self._publish_quarantined(subject, payload, fault.reason), f"quarantine of {channel}"
-        )
-
-    async def _publish_quarantined(self, subject: str, payload: bytes, reason: str) -> None:
-        try:
-            await self._bus.driver.publish(subject, payload, {HEADER_REASON: reason})
-        except EventBusError as exc:
-            _log.warning("could not publish to %s: %s", subject, exc)
 
 
 def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
