@@ -61,6 +61,7 @@ def create_app(
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
+    app.on_response_prepare.append(_name_no_versions)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
@@ -155,6 +156,11 @@ def _node(
                 await own.aclose()
 
     return lifetime
+
+
+async def _name_no_versions(_request: web.Request, response: web.StreamResponse) -> None:
+    """Versions in the header Server are of use to attackers only (RFC 9110, 10.2.4)."""
+    response.headers["Server"] = "eventbus"
 
 
 async def _drain(app: web.Application) -> None:

@@ -96,7 +96,9 @@ class Rule(msgspec.Struct, frozen=True):
     whisper: Who = NOBODY
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rule that could never do what it says."""
+        """Raises ValueError for a rule that could never do what it says, TypeError for no Pattern."""
+        if not isinstance(self.pattern, Pattern):
+            raise TypeError(f"{self.pattern!r} is no Pattern: give Pattern({self.pattern!r})")
         for who in (self.join, self.whisper):
             if who is not None and who.user and who.user not in self.pattern.names:
                 raise ValueError(
@@ -161,6 +163,8 @@ DEFAULT_RULES: Final = (
     _rule("public", ChannelKind.PUBLIC, ANYONE),
     _rule("announcements", ChannelKind.PUBLIC, ANYONE),
     _rule("notifications", ChannelKind.PRIVATE, AUTHENTICATED),
+    # The catalogue's UserRegistered: a user who is called "registered" must not hear of all others.
+    _rule("user.registered", ChannelKind.PRIVATE, _ADMINS),
     _rule("user.{user_id}", ChannelKind.PRIVATE, Who(user="user_id")),
     _rule("admin", ChannelKind.PRIVATE, _ADMINS),
     _rule("admin.>", ChannelKind.PRIVATE, _ADMINS),

@@ -123,3 +123,13 @@ async def test_a_node_without_websockets_has_no_such_route(start_edge, bus):
     edge = await start_edge(bus, websocket_enabled=False)
     assert (await problem(edge, "/ws"))[:2] == (404, "not_found")
     assert (await get(edge, "/readyz"))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/ws", "/static/eventbus.js"])
+async def test_no_answer_tells_versions_of_what_serves_it(edge, path):
+    assert (await get(edge, path))[1]["Server"] == "eventbus"
+
+
+async def test_an_upgrade_does_not_tell_them_either(edge):
+    client = await edge.connect()
+    assert client.socket.response.headers["Server"] == "eventbus"

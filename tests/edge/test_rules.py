@@ -332,3 +332,15 @@ def test_without_a_token_only_public_channels_are_open():
 def test_shared_rules_are_the_default_ones():
     assert isinstance(channels, ChannelRules)
     assert outcome(channels.decide("general", None)) == "allowed"
+
+
+def test_user_who_is_called_registered_does_not_hear_who_registers():
+    rules = ChannelRules()
+    assert isinstance(rules.decide("user.registered", user("registered")), Denied)
+    assert isinstance(rules.decide("user.registered", user("7", roles=("admin",))), Allowed)
+    assert isinstance(rules.decide("user.register", user("register")), Allowed)
+
+
+def test_rule_with_a_plain_string_for_its_pattern_is_refused_at_once():
+    with pytest.raises(TypeError, match="give Pattern"):
+        Rule("orders.*")
