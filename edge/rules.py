@@ -96,7 +96,7 @@ class Rule(msgspec.Struct, frozen=True):
     whisper: Who = NOBODY
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rule that could never do what it says, TypeError for no Pattern."""
+        """Raises ValueError for a rule that contradicts itself, TypeError for no Pattern."""
         if not isinstance(self.pattern, Pattern):
             raise TypeError(f"{self.pattern!r} is no Pattern: give Pattern({self.pattern!r})")
         for who in (self.join, self.whisper):
