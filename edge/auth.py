@@ -79,9 +79,11 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return "admin" in self.roles or "admin" in self.permissions
 
     def has_role(self, role: str) -> bool:
+        """Whether the bearer has a role."""
         return role in self.roles
 
     def has_permission(self, permission: str) -> bool:
+        """Whether the bearer has a permission."""
         return permission in self.permissions
 
     @functools.cached_property

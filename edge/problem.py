@@ -69,6 +69,7 @@ class Problem(Exception):
             self.headers.setdefault("WWW-Authenticate", "Bearer")
 
     def details(self) -> ProblemDetails:
+        """What the body says."""
         return ProblemDetails(
             title=responses.get(self.status, "Error"),
             status=self.status,
