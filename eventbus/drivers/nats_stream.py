@@ -3,16 +3,17 @@
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from eventbus.channels import Subjects
 from eventbus.config import Settings
+from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
-from eventbus.errors import ConnectionFailed, PublishFailed, StreamMismatch
+from eventbus.errors import ConnectionFailed, StreamMismatch
 
 __all__ = ["EventStream", "StreamState", "SubjectState", "epoch_of"]
 
@@ -20,10 +21,6 @@ _log = logging.getLogger(__name__)
 
 DUPLICATE_WINDOW_S: Final = 120.0
 _NANO: Final = 1_000_000_000
-_PAUSE_S: Final = 0.2
-_NOT_FOUND: Final = 10059
-_NAME_IN_USE: Final = 10058
-_NO_JETSTREAM: Final = (10039, 10076)
 _HINTS: Final = {
     10047: "BROADCAST_HISTORY_BYTES is more than the server has left",
     10023: "BROADCAST_HISTORY_BYTES is more than the server has left",
@@ -75,9 +72,6 @@ class _Answer(msgspec.Struct):
     error: ApiError | None = None
 
 
-_decoder: Final = msgspec.json.Decoder(_Answer)
-
-
 class EventStream:
     """`<NAMESPACE>_EVENTS`, which captures the event subjects and republishes to the live ones."""
 
@@ -107,9 +101,9 @@ class EventStream:
         ConnectionFailed. Limits that differ are logged. Nothing is altered.
         """
         answer = await self._ask("INFO")
-        if answer.error is not None and answer.error.err_code == _NOT_FOUND:
-            answer = await self._ask("CREATE", msgspec.json.encode(self._config))
-            if answer.error is not None and answer.error.err_code == _NAME_IN_USE:
+        if answer.error is not None and answer.error.err_code == STREAM_NOT_FOUND:
+            answer = await self._ask("CREATE", self._config)
+            if answer.error is not None and answer.error.err_code == NAME_IN_USE:
                 answer = await self._ask("INFO")  # another process was first
             elif answer.error is None:
                 _log.info("stream %s was made", self.name)
@@ -141,7 +135,7 @@ class EventStream:
 
     async def of_subject(self, subject: str) -> SubjectState:
         """The state of what is stored on one event subject. Raises ConnectionFailed."""
-        answer = await self._ask("INFO", msgspec.json.encode({"subjects_filter": subject}))
+        answer = await self._ask("INFO", {"subjects_filter": subject})
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
         stream = self._take(answer)
@@ -174,33 +168,11 @@ class EventStream:
             self._on_new_epoch()
         return state
 
-    async def _ask(self, what: str, payload: bytes = b"") -> _Answer:
-        """The API's answer, retried while the server is not ready for as long as a start may be."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.connect_timeout
-        subject = f"$JS.API.STREAM.{what}.{self.name}"
-        failure = "no answer"
-        while (left := deadline - loop.time()) > 0:
-            if not await self._connection.wait_connected(left):
-                break
-            try:
-                reply = await self._connection.request(subject, payload)
-            except PublishFailed as exc:
-                raise ConnectionFailed(str(exc), driver=DRIVER) from exc
-            if reply is not None and reply.status == "503":
-                failure = "the server has no JetStream (start it with -js)"
-            elif reply is not None:
-                answer = _decoder.decode(reply.payload)
-                error = answer.error
-                if error is None or error.code != 503:
-                    return answer
-                failure = str(error)
-                if error.err_code in _NO_JETSTREAM:
-                    break
-            await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
-        raise ConnectionFailed(
-            f"asking {self._connection.address} about stream {self.name}: {failure}", driver=DRIVER
-        )
+    async def _ask(self, what: str, question: Mapping[str, Any] | None = None) -> _Answer:
+        """The API's answer, waited for as long as a start may take."""
+        request = f"STREAM.{what}.{self.name}"
+        answer = await ask(self._connection, request, question, self._settings.connect_timeout)
+        return msgspec.convert(answer.body, _Answer)
 
     def _check(self, found: dict[str, Any]) -> None:
         wrong = [line for name in _MUST_FIT if (line := self._difference(name, found))]
