@@ -38,10 +38,10 @@ from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
 from edge.wildcards import Wildcards
 from eventbus.bus import EventBus
+from eventbus.decoding import read_delivery
 from eventbus.drivers.base import Delivery, Position
-from eventbus.envelope import read_payload
 from eventbus.errors import EventBusError, InvalidPayload
-from eventbus.message import HEADER_EVENT, HEADER_EXCEPT, HEADER_ID
+from eventbus.message import HEADER_EXCEPT
 
 __all__ = ["Node"]
 
@@ -379,19 +379,9 @@ class Node:
 
 def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
     """Check a payload, once for all who get it. Raises InvalidPayload."""
-    headers, position = delivery.headers, delivery.position
-    message_id = headers.get(HEADER_ID)
-    if message_id is None and position is not None:
-        message_id = f"{position.epoch}-{position.offset}"
-    envelope = read_payload(
-        channel,
-        delivery.payload,
-        event=headers.get(HEADER_EVENT),
-        id=message_id,
-        timestamp=delivery.time,
-    )
-    exclude = headers.get(HEADER_EXCEPT)
-    return ChannelMessage(channel, envelope.event, envelope.body, position, exclude)
+    envelope = read_delivery(channel, delivery)
+    exclude = delivery.headers.get(HEADER_EXCEPT)
+    return ChannelMessage(channel, envelope.event, envelope.body, delivery.position, exclude)
 
 
 def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:

@@ -24,7 +24,7 @@ from eventbus.events import (
 from eventbus.headers import decode_metadata, decode_tags
 from eventbus.message import HEADER_EVENT, HEADER_ID, HEADER_VERSION, new_id, utc_now
 
-__all__ = ["EventContext", "EventReader"]
+__all__ = ["EventContext", "EventReader", "read_delivery"]
 
 E = TypeVar("E", bound=Event)
 
@@ -54,6 +54,24 @@ class _Body(msgspec.Struct):
 
 
 _decode_body: Final = msgspec.json.Decoder(_Body).decode
+
+
+def read_delivery(channel: str, delivery: Delivery) -> Envelope:
+    """Check a delivery's payload; what it lacks comes from its headers and its place in the stream.
+
+    Raises InvalidPayload: see `read_payload`.
+    """
+    headers, position = delivery.headers, delivery.position
+    message_id = headers.get(HEADER_ID)
+    if message_id is None and position is not None:
+        message_id = f"{position.epoch}-{position.offset}"
+    return read_payload(
+        channel,
+        delivery.payload,
+        event=headers.get(HEADER_EVENT),
+        id=message_id,
+        timestamp=delivery.time,
+    )
 
 
 class EventReader(Generic[E]):
@@ -114,16 +132,7 @@ class EventReader(Generic[E]):
         Raises InvalidPayload: with the reasons of `read_payload`, `bad_data` and `bad_metadata`.
         """
         headers, position = delivery.headers, delivery.position
-        message_id = headers.get(HEADER_ID)
-        if message_id is None and position is not None:
-            message_id = f"{position.epoch}-{position.offset}"
-        envelope = read_payload(
-            channel,
-            delivery.payload,
-            event=headers.get(HEADER_EVENT),
-            id=message_id,
-            timestamp=delivery.time,
-        )
+        envelope = read_delivery(channel, delivery)
         if envelope.event != self.name:
             return None
         body = _decode_body(envelope.body)
