@@ -235,13 +235,14 @@ class Session:
             return [_failed("token_expired", _EXPIRED, channel, command.ref)]
         if self._is_full:
             return [_failed("limit_exceeded", self._full, channel, command.ref)]
-        match self._rules.decide(channel, self.claims):
-            case Allowed(rule):
-                return [Join(command, rule)]
-            case Denied(code, message):
-                return [_failed(code, message, channel, command.ref)]
+        return self._decide(command)
+
+    def _decide(self, command: Subscribe | ReadHistory) -> list[Effect]:
+        match self._rules.decide(command.channel, self.claims):
             case Ask() as question:
                 return [Consult(command, question)]
+            case decision:
+                return self.consulted(command, decision)
 
     def consulted(
         self, command: Subscribe | ReadHistory, decision: Allowed | Denied
@@ -282,11 +283,7 @@ class Session:
             return [Read(command)]
         if self._has_expired(now):
             return [_failed("token_expired", _EXPIRED, channel, command.ref)]
-        match self._rules.decide(channel, self.claims):
-            case Ask() as question:
-                return [Consult(command, question)]
-            case decision:
-                return self.consulted(command, decision)
+        return self._decide(command)
 
     def _stats(self, ref: Ref, now: float) -> list[Effect]:
         if self.claims is None:

@@ -16,7 +16,7 @@ from edge.entrance import admit
 from edge.keys import NODE
 from edge.node import Node
 from edge.problem import Problem
-from edge.protocols.framing import MAX_CLOSE_REASON, PING, pong_frame
+from edge.protocols.framing import PING, close_reason, pong_frame
 from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
 from edge.protocols.vocabulary import Malformed
 
@@ -111,7 +111,7 @@ class _Socket:
             self._transport.abort()
 
     async def _close(self, code: int, reason: str) -> None:
-        message = reason.encode()[:MAX_CLOSE_REASON]
+        message = close_reason(reason)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._ws.close(code=code, message=message, drain=False)

@@ -3,11 +3,10 @@
 import struct
 from typing import Final
 
-__all__ = ["MAX_CLOSE_REASON", "PING", "close_frame", "pong_frame", "text_frame"]
+__all__ = ["MAX_CLOSE_REASON", "PING", "close_reason", "pong_frame", "text_frame"]
 
 _FIN: Final = 0x80
 _TEXT: Final = 0x1
-_CLOSE: Final = 0x8
 _PING: Final = 0x9
 _PONG: Final = 0xA
 _MAX_SHORT: Final = 125
@@ -22,10 +21,9 @@ def text_frame(payload: bytes) -> bytes:
     return _frame(_TEXT, payload)
 
 
-def close_frame(code: int, reason: str = "") -> bytes:
-    """A close frame; a longer reason is cut at a character's end."""
-    text = reason.encode()[:MAX_CLOSE_REASON].decode(errors="ignore")
-    return _frame(_CLOSE, struct.pack("!H", code) + text.encode())
+def close_reason(text: str) -> bytes:
+    """A reason as a close frame holds it; a longer one is cut at a character's end."""
+    return text.encode()[:MAX_CLOSE_REASON].decode(errors="ignore").encode()
 
 
 def pong_frame(payload: bytes) -> bytes:
