@@ -19,7 +19,7 @@ from edge.keys import NODE
 from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
-from edge.sse import preflight, server_sent_events
+from edge.sse import preflight, server_sent_events, streamed_commands
 from edge.token_keys import TokenPolicy, read_public_key
 from edge.websocket import native_websocket
 from eventbus.bus import EventBus
@@ -67,6 +67,7 @@ def create_app(
     app.router.add_get("/metrics", metrics)
     add_api(app)
     app.router.add_get("/sse", server_sent_events, allow_head=False)
+    app.router.add_post("/sse", streamed_commands)
     app.router.add_options("/sse", preflight)
     if settings.websocket_enabled:
         app.router.add_get("/ws", native_websocket)

@@ -1,4 +1,4 @@
-"""GET /sse: Server-Sent Events for whatever WebSockets may do but send.
+"""GET and POST /sse: Server-Sent Events for whatever WebSockets may do but send.
 
 Events are written past aiohttp's writer, as frames are to WebSockets, so that an event made once
 serves every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's own are.
@@ -6,13 +6,14 @@ serves every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, web
 
-from edge.auth import Claims
 from edge.connection import Connection
-from edge.entrance import admit
+from edge.entrance import Admitted, admit
 from edge.handshake import check_origin
 from edge.keys import NODE
 from edge.node import Node
@@ -21,21 +22,26 @@ from edge.problem import Problem
 from edge.protocols.sse import (
     COMMENT,
     NOWHERE,
+    InvalidCommands,
     ManyChannels,
     OneChannel,
+    WithoutCursor,
     closing,
+    decode_commands,
     decode_cursor,
 )
-from edge.protocols.vocabulary import WireFormat
+from edge.protocols.vocabulary import Command, WireFormat
 from eventbus.drivers.base import Position
 
-__all__ = ["preflight", "server_sent_events"]
+__all__ = ["preflight", "server_sent_events", "streamed_commands"]
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take for what is unsent when its stream has ended."""
 _ONE: Final = OneChannel()
+_WITHOUT_CURSOR: Final = WithoutCursor()
+_JSON: Final = "application/json"
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -45,19 +51,31 @@ _HEADERS: Final = {
 _MAX_AGE_S: Final = 600
 
 
+_Begin = Callable[[Connection], Awaitable[None]]
+"""What a stream starts with, once its connection is there."""
+
+
 async def server_sent_events(request: web.Request) -> web.StreamResponse:
     """GET /sse?channel=…: what is wrong before the stream begins is raised as a Problem."""
+    return await _answer(request, _by_url)
+
+
+async def streamed_commands(request: web.Request) -> web.StreamResponse:
+    """POST /sse: the body's commands are answered in the stream, as they are over WebSockets."""
+    return await _answer(request, _by_body)
+
+
+async def _answer(
+    request: web.Request,
+    read: Callable[[Node, web.Request, Admitted], Awaitable[tuple[WireFormat, _Begin]]],
+) -> web.StreamResponse:
     node = request.app[NODE]
     cors = _cors(node, request)
     try:
         with node.arrival(request.remote, request.headers) as place:
-            claims, asked = await admit(node, request, place, None)
-            names = [command.channel for command, _ in asked]
-            _check(node, claims, names)
-            positions = _positions(request, names)
-            wire: WireFormat = _ONE
-            if len(names) > 1:
-                wire = ManyChannels(names, positions or {})
+            admitted = await admit(node, request, place, None)
+            _check(node, admitted)
+            wire, begin = await read(node, request, admitted)
             response = web.StreamResponse(headers=_HEADERS | cors)
             await response.prepare(request)
             transport = request.transport
@@ -66,13 +84,10 @@ async def server_sent_events(request: web.Request) -> web.StreamResponse:
             stream = _Stream(transport, chunked=request.version >= HttpVersion11)
             # aiohttp tells of the end of a connection only to who reads from it.
             request.protocol.set_parser(cast(Any, stream))
-            connection = node.connect(wire, cast(Sink, stream), stream, claims, place)
+            connection = node.connect(wire, cast(Sink, stream), stream, admitted.claims, place)
             stream.connection = connection
             try:
-                if positions is not None:
-                    resumed = ((c, positions.get(c.channel, NOWHERE), a) for c, a in asked)
-                    asked = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
-                await connection.open(asked)
+                await begin(connection)
                 await stream.ended.wait()
                 connection.ended(None)
             finally:
@@ -84,25 +99,77 @@ async def server_sent_events(request: web.Request) -> web.StreamResponse:
     return response
 
 
+def _check(node: Node, admitted: Admitted) -> None:
+    """What a client could still make good on a WebSocket, by the action auth. Raises Problem."""
+    if admitted.claims is None and node.settings.auth_required:
+        raise Problem("unauthorized", "this node needs a token")
+
+
+async def _by_url(
+    _node: Node, request: web.Request, admitted: Admitted
+) -> tuple[WireFormat, _Begin]:
+    asked = admitted.channels
+    names = [command.channel for command, _ in asked]
+    if not names:
+        raise Problem("bad_request", "no channel is asked for: give one or more as channel=")
+    positions = _positions(request, names)
+    if positions is not None:
+        resumed = ((c, positions.get(c.channel, NOWHERE), a) for c, a in asked)
+        asked = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
+    wire = _ONE if len(names) == 1 else ManyChannels(names, positions or {})
+
+    async def begin(connection: Connection) -> None:
+        await connection.open(asked)
+
+    return wire, begin
+
+
+async def _by_body(
+    node: Node, request: web.Request, admitted: Admitted
+) -> tuple[WireFormat, _Begin]:
+    if admitted.channels:
+        raise Problem("bad_request", "a POST names its channels in the body, not as channel=")
+    commands = await _commands(node, request)
+    node.require_ready()  # it may have begun to drain while the body came
+
+    async def begin(connection: Connection) -> None:
+        await connection.open(())
+        for command in commands:
+            await connection.handle(command)
+
+    return _WITHOUT_CURSOR, begin
+
+
+async def _commands(node: Node, request: web.Request) -> list[Command]:
+    if request.content_type != _JSON:
+        raise Problem(
+            "bad_request",
+            f"the body must be of type {_JSON}",
+            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        )
+    try:
+        async with asyncio.timeout(node.settings.request_timeout):
+            body = await request.read()
+        return [*decode_commands(body.decode(), node.settings.max_channels_per_connection)]
+    except TimeoutError:
+        raise Problem("bad_request", "the body did not come in time", status=408) from None
+    except (InvalidCommands, UnicodeDecodeError) as exc:
+        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+
+
 async def preflight(request: web.Request) -> web.Response:
     """OPTIONS /sse: what a page of an allowed origin may ask for (fetch.spec.whatwg.org)."""
     cors = _cors(request.app[NODE], request)
     if "Access-Control-Allow-Origin" not in cors:
         raise Problem("forbidden", "the request's origin is not allowed", headers=cors)
     allowed = {
-        "Access-Control-Allow-Methods": "GET",
-        "Access-Control-Allow-Headers": "Authorization, Cache-Control, Last-Event-ID",
+        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Headers": (
+            "Authorization, Cache-Control, Content-Type, Last-Event-ID"
+        ),
         "Access-Control-Max-Age": str(_MAX_AGE_S),
     }
     return web.Response(status=204, headers=cors | allowed)
-
-
-def _check(node: Node, claims: Claims | None, channels: list[str]) -> None:
-    """What a client could still make good on a WebSocket. Raises Problem."""
-    if not channels:
-        raise Problem("bad_request", "no channel is asked for: give one or more as channel=")
-    if claims is None and node.settings.auth_required:
-        raise Problem("unauthorized", "this node needs a token")
 
 
 def _cors(node: Node, request: web.Request) -> dict[str, str]:

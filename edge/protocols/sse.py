@@ -2,7 +2,8 @@
 
 Each event is a whole envelope in `data:`, without an `event:` field, so that `onmessage` hears all
 of them. `id:` is a cursor over all channels of the request; the browser gives it back in
-Last-Event-ID when it comes again, by itself, to the same URL.
+Last-Event-ID when it comes again, by itself, to the same URL. A stream that was asked for by POST
+has no cursor: its client says in the body where each channel goes on.
 """
 
 import base64
@@ -14,17 +15,27 @@ from typing import Final
 
 import msgspec
 
-from edge.protocols.native import encode_message, encode_reply
-from edge.protocols.vocabulary import ChannelMessage, Reply, Subscribed
+from edge.protocols.native import decode, encode_message, encode_reply
+from edge.protocols.vocabulary import (
+    ChannelMessage,
+    Malformed,
+    Reply,
+    Subscribe,
+    Subscribed,
+    SubscribePattern,
+)
 from eventbus.drivers.base import Position
 
 __all__ = [
     "COMMENT",
     "MAX_CURSOR",
     "NOWHERE",
+    "InvalidCommands",
     "ManyChannels",
     "OneChannel",
+    "WithoutCursor",
     "closing",
+    "decode_commands",
     "decode_cursor",
     "encode_cursor",
 ]
@@ -94,6 +105,36 @@ def _checksum(names: list[str]) -> int:
     return zlib.crc32(",".join(names).encode())
 
 
+class InvalidCommands(Exception):
+    """The body of a POST is not what it must be; the message says what is wrong with it."""
+
+
+_decode_frames: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def decode_commands(text: str, most: int) -> list[Subscribe | SubscribePattern | Malformed]:
+    """The commands in a POST's body: a JSON array of what a WebSocket's client sends as frames.
+
+    A single one that is malformed is answered within the stream, as it is over WebSockets. Raises
+    InvalidCommands for anything but an array of 1 to `most` commands to subscribe.
+    """
+    try:
+        frames = _decode_frames(text)
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise InvalidCommands(f"it is not a JSON array of commands: {exc}") from None
+    except RecursionError:
+        raise InvalidCommands("its JSON is nested too deeply") from None
+    if not 1 <= len(frames) <= most:
+        raise InvalidCommands(f"it has {len(frames)} commands: 1 to {most} are allowed")
+    commands: list[Subscribe | SubscribePattern | Malformed] = []
+    for number, frame in enumerate(frames):
+        command = decode(bytes(frame).decode())
+        if not isinstance(command, Subscribe | SubscribePattern | Malformed):
+            raise InvalidCommands(f"command {number} is no subscribe: only those are allowed here")
+        commands.append(command)
+    return commands
+
+
 class OneChannel:
     """The format of all streams of a single channel: a message is one event for all of them."""
 
@@ -141,6 +182,18 @@ class ManyChannels:
 
     def _id(self) -> bytes:
         return _id(encode_cursor(self._channels, self._positions))
+
+
+class WithoutCursor:
+    """The format of all streams by POST: a message is one event for all of them."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope."""
+        return _shared.data(message)
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        return _data(encode_reply(reply))
 
 
 class _Shared:

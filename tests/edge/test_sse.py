@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 
 import aiohttp
@@ -343,4 +344,148 @@ async def test_streams_of_one_channel_share_their_format_so_that_a_message_is_ma
 ):
     for channel in ("general", "general", "public"):
         await listen(edge, channel)
+    assert len({id(c.outbox.format) for c in edge.node.connections.values()}) == 1
+
+
+@pytest.fixture
+def command(http, clients):
+    """Open a stream by POST: `await command(edge, {"action": "subscribe", …}, …)`."""
+
+    async def open_one(edge, *commands, token=None):
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        request = http.post(edge.url + "/sse", json=commands, headers=headers)
+        stream = Stream(await clients.enter_async_context(request))
+        assert stream.response.status == 200, await stream.response.text()
+        assert (await stream.next())["event"] == "eb:connected"
+        return stream
+
+    return open_one
+
+
+def subscribe(channel, ref=None, **data):
+    return {"action": "subscribe", "channel": channel, "data": data, "ref": ref}
+
+
+async def test_commands_of_a_post_are_answered_as_a_websocket_answers_them(
+    edge, bus, command, token
+):
+    for number in range(3):
+        at = await bus.publish("general", "e", number)
+    grants = token("7", channels=["orders.*"])
+    commands = (
+        subscribe("user.7", "mine"),
+        subscribe("user.8", "not mine"),
+        subscribe("general", "resumed", offset=at.offset - 1, epoch=at.epoch),
+        {"action": "subscribe", "pattern": "orders.*", "ref": "pattern"},
+        subscribe("a b", "no name"),
+        {"action": "subscribe", "ref": "malformed"},
+    )
+    stream = await command(edge, *commands, token=grants)
+    socket = await edge.connect("/ws", token=grants)
+    for each in commands:
+        await socket.send(**each)
+    told = [await stream.next() for _ in range(7)]
+    alike = [
+        [{**message, "timestamp": None} for message in messages]
+        for messages in (told, [await socket.next() for _ in range(7)])
+    ]
+    assert alike[0] == alike[1]
+    assert [message["data"].get("code") for message in told if message["event"] == "eb:error"] == [
+        "forbidden",
+        "invalid_channel",
+        "bad_request",
+    ]
+    assert [message["data"] for message in told if message["event"] == "e"] == [2]
+    await bus.publish("orders.42", "e", "by the pattern")
+    await bus.publish("general", "e", "live")
+    assert {(await stream.next())["data"] for _ in "12"} == {"by the pattern", "live"}
+
+
+async def test_stream_by_post_resumes_each_channel_where_its_client_says(edge, bus, command):
+    first = [await bus.publish(name, "e", [name, 0]) for name in ("general", "public")]
+    for number in range(1, 4):
+        for name in ("general", "public"):
+            last = await bus.publish(name, "e", [name, number])
+    stream = await command(
+        edge,
+        subscribe("general", offset=first[0].offset, epoch=last.epoch),
+        subscribe("public", offset=last.offset, epoch="another"),
+        subscribe("announcements"),
+    )
+    heard, recovered = [], {}
+    while len(recovered) < 3 or len(heard) < 3:
+        told = await stream.next()
+        if told["event"] == "eb:subscribed":
+            recovered[told["channel"]] = told["data"].get("recovered")
+        else:
+            heard.append(told["data"])
+    assert recovered == {"general": True, "public": False, "announcements": None}
+    assert heard == [["general", 1], ["general", 2], ["general", 3]]
+
+
+@pytest.mark.parametrize(
+    ("body", "query", "expected"),
+    [
+        (b"[]", "", 400),
+        (b"{}", "", 400),
+        (b"[1", "", 400),
+        (b"\xff", "", 400),
+        (b"[" * 100_000, "", 400),
+        (json.dumps([subscribe("general")] * 3).encode(), "", 400),
+        (json.dumps([{"action": "ping"}]).encode(), "", 400),
+        (json.dumps([subscribe("general")]).encode(), "?channel=general", 400),
+        (json.dumps([subscribe("general")]).encode(), "?auth_token=x", 401),
+        (b" " * 2_000_000, "", 413),
+    ],
+)
+async def test_body_that_is_no_list_of_subscribes_opens_no_stream(
+    start_edge, bus, http, body, query, expected
+):
+    edge = await start_edge(bus, max_channels_per_connection=2)
+    headers = {"Content-Type": "application/json"}
+    async with http.post(
+        edge.url + "/sse" + query, data=io.BytesIO(body), headers=headers
+    ) as response:
+        assert response.status == expected
+        assert response.content_type == "application/problem+json"
+    assert edge.node.connections == {}
+
+
+async def test_body_of_another_type_or_origin_is_refused(edge, http):
+    for headers, expected in (
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/json", "Origin": "https://evil.example"}, 403),
+    ):
+        body = json.dumps([subscribe("general")])
+        async with http.post(edge.url + "/sse", data=body, headers=headers) as response:
+            assert response.status == expected
+
+
+async def test_body_that_does_not_come_is_not_waited_for(start_edge, bus):
+    edge = await start_edge(bus, request_timeout=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
+    writer.write(
+        b"POST /sse HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 50\r\n\r\n["
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    writer.transport.abort()
+    with contextlib.suppress(ConnectionError):
+        await reader.read(-1)
+
+
+async def test_node_that_wants_tokens_takes_commands_only_with_one(
+    start_edge, bus, http, command, token
+):
+    edge = await start_edge(bus, auth_required=True)
+    async with http.post(edge.url + "/sse", json=[subscribe("general")]) as response:
+        assert response.status == 401
+    stream = await command(edge, subscribe("general"), token=token("7"))
+    assert (await stream.subscribed())["channel"] == "general"
+
+
+async def test_streams_by_post_share_their_format_so_that_a_message_is_made_once(edge, command):
+    for names in (("general",), ("general", "public")):
+        await command(edge, *map(subscribe, names))
     assert len({id(c.outbox.format) for c in edge.node.connections.values()}) == 1
