@@ -101,7 +101,7 @@ async def _members(call: _Call[NoQuery, None]) -> Members:
 
 async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
     query = call.query
-    page = await call.node.read_history(call.channel, query.since, query.limit)
+    page = await call.node.traffic.read_history(call.channel, query.since, query.limit)
     offset, epoch = page.position or (None, None)
     return HistoryPage(
         messages=[msgspec.Raw(encode_message(message)) for message in page.messages],

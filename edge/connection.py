@@ -169,7 +169,7 @@ class Connection:
             self._node.leave(channel, self, lost=self._may_return)
         self.session.channels.clear()
         for pattern in self.session.patterns.values():
-            self._node.wildcards.leave(pattern, self.id)
+            self._node.traffic.wildcards.leave(pattern, self.id)
         self.session.patterns.clear()
 
     async def _carry_out(self, effects: list[Effect]) -> None:
@@ -218,7 +218,7 @@ class Connection:
             case Leave(channel):
                 self._node.leave(channel, self)
             case LeavePattern(pattern):
-                self._node.wildcards.leave(pattern, self.id)
+                self._node.traffic.wildcards.leave(pattern, self.id)
 
     def _settle(self) -> list[Effect]:
         """A join has ended; what was taken away meanwhile goes now."""
@@ -247,7 +247,7 @@ class Connection:
         if not self._node.admission.may_whisper(command.channel):
             message = "too many client events on this channel: wait a moment"
             return self.session.refused("rate_limited", message, command.channel, command.ref)
-        fault = await self._node.whisper(command, event, user_id, self.id)
+        fault = await self._node.traffic.whisper(command, event, user_id, self.id)
         return self.session.whispered(command, fault)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
@@ -265,18 +265,18 @@ class Connection:
         command, rule, info = effect
         channel = command.channel
         if channel in self.session.channels:
-            position = self._node.position(channel)
+            position = self._node.traffic.position(channel)
             recovered = _recovered(command, position)
             members = self._node.presence.members(channel)[0] if _has_members(rule) else None
             return self.session.joined(command, rule, position, recovered, members)
         try:
-            position = await self._node.acquire(channel)
+            position = await self._node.traffic.acquire(channel)
         except EventBusError as exc:
             return self.session.not_joined(command, f"the bus cannot be listened to: {exc}")
-        backlog = self._node.hold(channel)
-        self._node.wildcards.mute(channel, self.id)
+        backlog = self._node.traffic.hold(channel)
+        self._node.traffic.wildcards.mute(channel, self.id)
         try:
-            caught_up = await self._node.catch_up(command, position)
+            caught_up = await self._node.traffic.catch_up(command, position)
             if _has_members(rule):
                 await self._node.presence.enter(channel, self._user, info, self.id)
                 await self._drained()  # a long list must not look like a slow client
@@ -288,21 +288,21 @@ class Connection:
             return self.session.not_joined(command, f"the bus cannot be read: {exc}")
         finally:
             self._node.hub.release(backlog)
-            self._node.wildcards.unmute(channel, self.id)
+            self._node.traffic.wildcards.unmute(channel, self.id)
             if channel not in self.session.channels:
                 self._node.presence.leave(channel, self.session.claims, self.id, lost=True)
-                self._node.release(channel)
+                self._node.traffic.release(channel)
         return []
 
     async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
         command, pattern = effect
         try:
-            await self._node.wildcards.join(pattern, self.outbox)
+            await self._node.traffic.wildcards.join(pattern, self.outbox)
         except EventBusError as exc:
             message = f"the bus cannot be listened to: {exc}"
             return self.session.refused("unavailable", message, None, command.ref)
         if self.is_closing or self._node.revoker.forbids_any(pattern, self._user):
-            self._node.wildcards.leave(pattern, self.id)
+            self._node.traffic.wildcards.leave(pattern, self.id)
             message = f"a channel of {pattern.text!r} has been taken away from this token"
             return self.session.refused("forbidden", message, None, command.ref)
         return self.session.joined_pattern(command, pattern)

@@ -31,7 +31,7 @@ async def look_up(node: "Node", effect: Read | Survey, room: int) -> Reply:
 async def _history(node: "Node", command: ReadHistory, room: int) -> Reply:
     channel, since, limit, ref = command
     try:
-        page = await node.read_history(channel, since, limit, max_bytes=room)
+        page = await node.traffic.read_history(channel, since, limit, max_bytes=room)
     except EventBusError as exc:
         return Failed("unavailable", f"the bus cannot be read: {exc}", channel, ref)
     return StoredMessages(channel, page.messages, page.position, ref)

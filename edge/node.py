@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import re
 import secrets
@@ -12,8 +11,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Final
 
-import msgspec
-
 from edge.admission import Admission
 from edge.auth import Claims, TokenRejected, TokenVerifier
 from edge.authorize import ask
@@ -22,26 +19,20 @@ from edge.census import Census
 from edge.config import EdgeSettings
 from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
-from edge.history import CaughtUp, History
-from edge.hub import Backlog, Hub
-from edge.interest import Interest
+from edge.hub import Hub
 from edge.limits import Place
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
-from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper, WireFormat
+from edge.protocols.vocabulary import WireFormat
 from edge.quarantine import Quarantine
 from edge.revocation import Revocation
 from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session, SessionLimits
-from edge.wildcards import Wildcards
+from edge.traffic import Traffic
 from eventbus.bus import EventBus
-from eventbus.decoding import read_delivery
-from eventbus.drivers.base import Delivery, Position
-from eventbus.errors import EventBusError, InvalidPayload
-from eventbus.message import HEADER_EXCEPT
 
 __all__ = ["Node"]
 
@@ -51,7 +42,6 @@ CLOSE_DRAINING: Final = 4200
 CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _MAX_BACKGROUND: Final = 1000
 _TICK_S: Final = 0.25
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class Node:
@@ -91,29 +81,15 @@ class Node:
             action_burst=settings.action_burst,
         )
         self.census = Census(self, bus)
-        self._interest = Interest(
-            bus.driver,
-            bus.subjects,
-            self._on_delivery,
-            settings.unsubscribe_after,
-            on_gap=self._on_gap,
+        quarantine = Quarantine(bus.driver, bus.subjects, self.background, self.metrics)
+        self.traffic = Traffic(
+            bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
         self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
-        self.wildcards = Wildcards(
-            bus.driver,
-            bus.subjects,
-            self.hub,
-            self._matched_message,
-            self.metrics.messages_out.inc,
-            linger_s=settings.unsubscribe_after,
-        )
-        self._history = History(bus.driver, bus.subjects, _stored_message)
-        self.read_history = self._history.page
         self.publish = bus.publish
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
         self._clock: asyncio.Task[None] | None = None
-        self.quarantine = Quarantine(bus.driver, bus.subjects, self.background, self.metrics)
 
     # Life
 
@@ -149,8 +125,7 @@ class Node:
         await self.background.aclose()
         await self.closing.aclose()
         await self.presence.aclose()
-        await self._interest.aclose()
-        await self.wildcards.aclose()
+        await self.traffic.aclose()
 
     def require_ready(self) -> None:
         """Whether the node can serve. Raises Problem, 503."""
@@ -225,7 +200,7 @@ class Node:
                 connection = self.connections.get(connection_id)
                 if connection is not None and not connection.is_closing:
                     self._tick(connection, now)
-            self.metrics.channels.set(len(self._interest))
+            self.metrics.channels.set(self.traffic.channels)
             self.admission.look(now)
             self.metrics.revocations.set(len(self.revoker.known))
             if self.revoker.is_due(now):
@@ -293,103 +268,11 @@ class Node:
             self.metrics.authorizer_faults.labels(decision.fault).inc()
         return decision
 
-    async def acquire(self, channel: str) -> Position | None:
-        """Listen to a channel; see Interest.acquire."""
-        with self.metrics.join_seconds.time():
-            position = await self._interest.acquire(channel)
-        self.metrics.subscriptions.inc()
-        return position
-
-    def hold(self, channel: str) -> Backlog:
-        """Keep what passes on a channel, for a client that catches up; see Hub.release."""
-        return self.hub.hold(channel, self.settings.max_unsent_bytes)
-
-    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
-        """What a new subscription gets first; see History.catch_up."""
-        if command.resume is None and not command.history:
-            return CaughtUp(position, [], None, 0)
-        caught_up = await self._history.catch_up(command, position)
-        if caught_up.recovered is not None:
-            self.metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
-        return caught_up
-
-    def release(self, channel: str) -> None:
-        """Undo one `acquire`."""
-        self._interest.release(channel)
-        self.metrics.subscriptions.dec()
-
-    def position(self, channel: str) -> Position | None:
-        """Where a channel that is listened to stands."""
-        return self._interest.position(channel)
-
     def leave(self, channel: str, connection: Connection, *, lost: bool = False) -> None:
         """Deliver no more of a channel to a connection; one that is lost may come back."""
         self.hub.remove(channel, connection.id)
         self.presence.leave(channel, connection.session.claims, connection.id, lost=lost)
-        self.release(channel)
-
-    async def whisper(
-        self, command: Whisper, event: str, user_id: str | None, sender: str
-    ) -> str | None:
-        """Carry a client's event to the channel's other connections; a fault comes back as text."""
-        body = _encode(
-            {
-                "channel": command.channel,
-                "event": event,
-                "data": msgspec.Raw(command.data),
-                "timestamp": datetime.datetime.now(datetime.UTC),
-                "user_id": user_id,
-            }
-        )
-        subject = self._bus.subjects.live(command.channel)
-        try:
-            await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})
-        except EventBusError as exc:
-            return f"the bus did not take it: {exc}"
-        return None
-
-    # Messages
-
-    def _on_delivery(self, channel: str, delivery: Delivery) -> None:
-        """The hot path: one message from the bus to all connections of its channel."""
-        self.metrics.messages_in.inc()
-        try:
-            message = _to_message(channel, delivery)
-        except InvalidPayload as exc:
-            self.quarantine.put(channel, delivery.payload, exc)
-            return
-        self.metrics.messages_out.inc(self.hub.deliver(message))
-
-    def _on_gap(self, channel: str, position: Position) -> None:
-        """Messages are lost for good: tell those who listen, that they need not guess."""
-        self.metrics.gaps.inc()
-        _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
-        kind = self.rules.find(channel).kind
-        self.hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
-
-    def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
-        """One message to those who hear a pattern; what none is, the channel's own way tells."""
-        try:
-            return _to_message(channel, delivery)
-        except InvalidPayload as exc:
-            if not self.hub.count(channel):
-                self.quarantine.put(channel, delivery.payload, exc)
-            return None
-
-
-def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
-    """Check a payload, once for all who get it. Raises InvalidPayload."""
-    envelope = read_delivery(channel, delivery)
-    exclude = delivery.headers.get(HEADER_EXCEPT)
-    return ChannelMessage(channel, envelope.event, envelope.body, delivery.position, exclude)
-
-
-def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
-    """A message that is read again; what was put into quarantine when it was live is skipped."""
-    try:
-        return _to_message(channel, delivery)
-    except InvalidPayload:
-        return None
+        self.traffic.release(channel)
 
 
 def _node_id() -> str:

@@ -257,7 +257,7 @@ async def test_leaving_clients_leave_nothing_behind(edge, bus):
             await client.next()
             await client.socket.close()
     async with asyncio.timeout(5):
-        while edge.node.connections or len(edge.node._interest):  # noqa: ASYNC110 - no event tells
+        while edge.node.connections or edge.node.traffic.channels:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     assert list(edge.node.hub.channels) == []
     assert edge.node.metrics.subscriptions._value.get() == 0

@@ -100,7 +100,7 @@ async def test_a_channel_of_the_url_that_may_not_be_joined_refuses_the_connectio
     assert (refused, problem["code"]) == (status, code)
     assert headers.get("WWW-Authenticate") == ("Bearer" if status == 401 else None)
     assert len(edge.node.connections) == 0
-    assert len(edge.node._interest) == 0  # the allowed channel beside it was not joined either
+    assert edge.node.traffic.channels == 0  # the allowed channel beside it was not joined either
 
 
 async def test_roles_and_grants_open_what_they_say(edge, token):

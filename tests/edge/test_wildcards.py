@@ -98,7 +98,7 @@ async def test_twice_the_same_pattern_is_answered_again_and_not_doubled(granted,
     await bus.publish("orders.1", "e", 1)
     await granted.next()
     assert await granted.hears_nothing()
-    assert len(edge.node.wildcards) == 1
+    assert len(edge.node.traffic.wildcards) == 1
 
 
 async def test_what_is_not_subscribed_cannot_be_unsubscribed(granted):
@@ -134,18 +134,18 @@ async def test_a_node_listens_once_for_all_who_hear_a_pattern_and_not_without_th
     clients = [await edge.connect(token=token("7", channels=["orders.>"])) for _ in range(3)]
     for client in clients:
         await watch(client, "orders.*")
-    assert len(edge.node.wildcards) == 1
+    assert len(edge.node.traffic.wildcards) == 1
     await bus.publish("orders.1", "e", 1)
     assert [(await client.next())["data"] for client in clients] == [1, 1, 1]
     await clients[0].ask("unsubscribe", pattern="orders.*")
     for client in clients:
         await client.socket.close()
     async with asyncio.timeout(5):
-        while len(edge.node.wildcards):  # noqa: ASYNC110 - no event tells
+        while len(edge.node.traffic.wildcards):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
-    assert not edge.node.wildcards._patterns
-    assert not edge.node.wildcards._listeners
-    assert not edge.node.wildcards._muted
+    assert not edge.node.traffic.wildcards._patterns
+    assert not edge.node.traffic.wildcards._listeners
+    assert not edge.node.traffic.wildcards._muted
 
 
 async def test_a_refreshed_token_without_the_grant_drops_the_pattern(granted, bus, token):

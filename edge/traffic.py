@@ -1,0 +1,170 @@
+"""The messages of a node's channels: from the bus to its clients, and of clients to the bus."""
+
+import datetime
+import logging
+from typing import Final
+
+import msgspec
+
+from edge.config import EdgeSettings
+from edge.history import CaughtUp, History
+from edge.hub import Backlog, Hub
+from edge.interest import Interest
+from edge.metrics import Metrics
+from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper
+from edge.quarantine import Quarantine
+from edge.rules import ChannelRules
+from edge.wildcards import Wildcards
+from eventbus.bus import EventBus
+from eventbus.decoding import read_delivery
+from eventbus.drivers.base import Delivery, Position
+from eventbus.errors import EventBusError, InvalidPayload
+from eventbus.message import HEADER_EXCEPT
+
+__all__ = ["Traffic"]
+
+_log = logging.getLogger(__name__)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Traffic:
+    """Listens to the channels in use, and hands each message to the hub, checked once."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        settings: EdgeSettings,
+        hub: Hub,
+        metrics: Metrics,
+        *,
+        quarantine: Quarantine,
+        rules: ChannelRules,
+    ) -> None:
+        """`bus` is opened and closed by the caller."""
+        self._bus = bus
+        self._hub = hub
+        self._metrics = metrics
+        self._quarantine = quarantine
+        self._rules = rules
+        self._max_backlog = settings.max_unsent_bytes
+        self._interest = Interest(
+            bus.driver,
+            bus.subjects,
+            self._on_delivery,
+            settings.unsubscribe_after,
+            on_gap=self._on_gap,
+        )
+        self.wildcards = Wildcards(
+            bus.driver,
+            bus.subjects,
+            hub,
+            self._matched_message,
+            metrics.messages_out.inc,
+            linger_s=settings.unsubscribe_after,
+        )
+        self._history = History(bus.driver, bus.subjects, _stored_message)
+        self.read_history = self._history.page
+
+    @property
+    def channels(self) -> int:
+        """How many channels are listened to."""
+        return len(self._interest)
+
+    async def aclose(self) -> None:
+        """Listen to nothing any more."""
+        await self._interest.aclose()
+        await self.wildcards.aclose()
+
+    # What connections ask for
+
+    async def acquire(self, channel: str) -> Position | None:
+        """Listen to a channel; see Interest.acquire."""
+        with self._metrics.join_seconds.time():
+            position = await self._interest.acquire(channel)
+        self._metrics.subscriptions.inc()
+        return position
+
+    def release(self, channel: str) -> None:
+        """Undo one `acquire`."""
+        self._interest.release(channel)
+        self._metrics.subscriptions.dec()
+
+    def position(self, channel: str) -> Position | None:
+        """Where a channel that is listened to stands."""
+        return self._interest.position(channel)
+
+    def hold(self, channel: str) -> Backlog:
+        """Keep what passes on a channel, for a client that catches up; see Hub.release."""
+        return self._hub.hold(channel, self._max_backlog)
+
+    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
+        """What a new subscription gets first; see History.catch_up."""
+        if command.resume is None and not command.history:
+            return CaughtUp(position, [], None, 0)
+        caught_up = await self._history.catch_up(command, position)
+        if caught_up.recovered is not None:
+            self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        return caught_up
+
+    async def whisper(
+        self, command: Whisper, event: str, user_id: str | None, sender: str
+    ) -> str | None:
+        """Carry a client's event to the channel's other connections; a fault comes back as text."""
+        body = _encode(
+            {
+                "channel": command.channel,
+                "event": event,
+                "data": msgspec.Raw(command.data),
+                "timestamp": datetime.datetime.now(datetime.UTC),
+                "user_id": user_id,
+            }
+        )
+        subject = self._bus.subjects.live(command.channel)
+        try:
+            await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})
+        except EventBusError as exc:
+            return f"the bus did not take it: {exc}"
+        return None
+
+    # Messages from the bus
+
+    def _on_delivery(self, channel: str, delivery: Delivery) -> None:
+        """The hot path: one message from the bus to all connections of its channel."""
+        self._metrics.messages_in.inc()
+        try:
+            message = _to_message(channel, delivery)
+        except InvalidPayload as exc:
+            self._quarantine.put(channel, delivery.payload, exc)
+            return
+        self._metrics.messages_out.inc(self._hub.deliver(message))
+
+    def _on_gap(self, channel: str, position: Position) -> None:
+        """Messages are lost for good: tell those who listen, that they need not guess."""
+        self._metrics.gaps.inc()
+        _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
+        kind = self._rules.find(channel).kind
+        self._hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
+
+    def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
+        """One message to those who hear a pattern; what none is, the channel's own way tells."""
+        try:
+            return _to_message(channel, delivery)
+        except InvalidPayload as exc:
+            if not self._hub.count(channel):
+                self._quarantine.put(channel, delivery.payload, exc)
+            return None
+
+
+def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
+    """Check a payload, once for all who get it. Raises InvalidPayload."""
+    envelope = read_delivery(channel, delivery)
+    exclude = delivery.headers.get(HEADER_EXCEPT)
+    return ChannelMessage(channel, envelope.event, envelope.body, delivery.position, exclude)
+
+
+def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
+    """A message that is read again; what was put into quarantine when it was live is skipped."""
+    try:
+        return _to_message(channel, delivery)
+    except InvalidPayload:
+        return None
