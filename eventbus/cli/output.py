@@ -1,13 +1,84 @@
-"""How commands speak: results to stdout, what went wrong to stderr with an exit code."""
+"""How commands speak: results to stdout, what went wrong to stderr with an exit code.
 
-from typing import NoReturn
+For people there are tables, cut to the terminal's width; for programs there is `--json`, and what
+is written into a pipe is never cut.
+"""
 
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
+
+import msgspec
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-__all__ = ["fail"]
+__all__ = ["Json", "console", "fail", "one_line", "print_table", "write_json"]
+
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
+"""The option of every command that has results."""
+
+_NO_LIMIT: Final = 100_000
+"""The width of what is no terminal: lines are as long as what stands in them."""
 
 
 def fail(message: str, *, code: int = 1) -> NoReturn:
     """Say what is wrong, and end with `code`: 1 for a failure, 2 for wrong usage or settings."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)
+
+
+def write_json(value: Any, *, indent: bool = True) -> None:
+    """Write a value, msgspec structs included, as JSON; without `indent` on one line, flushed."""
+    encoded = msgspec.json.encode(value)
+    typer.echo((msgspec.json.format(encoded) if indent else encoded).decode())
+    if not indent:
+        sys.stdout.flush()
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Rich's console on the present stdout or stderr: colours and widths are the terminal's."""
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    return made if made.is_terminal else _unlimited(stderr=stderr)
+
+
+def _unlimited(*, stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=_NO_LIMIT)
+
+
+def one_line(text: str, limit: int = 60) -> str:
+    """Text from outside as one short line: no control characters, which could move a terminal."""
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str = "",
+    right: Sequence[str] = (),
+) -> None:
+    """Write rows under their columns' names; `empty` stands for a table without rows.
+
+    `right` names the columns of numbers. A cell may be a rich Text; anything else is shown by
+    `str`, as it is: markup means nothing in it.
+    """
+    if not rows and empty:
+        typer.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    writer = console()
+    with writer.capture() as captured:
+        writer.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

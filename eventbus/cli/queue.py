@@ -2,21 +2,16 @@
 
 import asyncio
 import contextlib
-import importlib
 import logging
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 import typer
 
-from eventbus.bus import EventBus
-from eventbus.cli.output import fail
+from eventbus.cli.output import Json, fail, one_line, print_table, write_json
+from eventbus.cli.running import import_application, opened_bus, run as run_command
 from eventbus.drivers.base import QueueStore
-from eventbus.errors import ConfigError, EventBusError
 from eventbus.jobs import FailedJob, failed_jobs
 from eventbus.worker import Worker
 
@@ -25,14 +20,11 @@ __all__ = ["app"]
 app = typer.Typer(help="Work on queued events, and look after them.", no_args_is_help=True)
 
 T = TypeVar("T")
-Json = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 Connection = Annotated[
     str | None,
     typer.Option(help="The driver whose queues they are; the configured one by default."),
 ]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", show_default=False)]
-
-SHOWN_MESSAGE = 60
 
 
 @app.command("work")
@@ -64,11 +56,11 @@ def work(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     for module in application or ():
-        _import(module)
+        import_application(module)
     queues = [name for name in (part.strip() for part in queue.split(",")) if name]
 
     async def run() -> None:
-        async with EventBus.from_env() as bus:
+        async with opened_bus() as bus:
             try:
                 worker = Worker(
                     bus,
@@ -84,7 +76,7 @@ def work(
             with _stopped_by_signals(worker.stop):
                 await worker.run()
 
-    _run(run())
+    run_command(run())
 
 
 @app.command("stats")
@@ -99,12 +91,12 @@ def stats(json: Json = False, connection: Connection = None) -> None:
             rows = [each._asdict() for each in await store.stats()]
             return rows, await store.failure_count()
 
-    rows, failed = _run(ask())
+    rows, failed = run_command(ask())
     if json:
-        _write({"queues": rows, "failed": failed})
+        write_json({"queues": rows, "failed": failed})
         return
     columns = ("queue", "ready", "taken", "delayed")
-    _table(columns, [[str(row[column]) for column in columns] for row in rows])
+    print_table(columns, [[row[column] for column in columns] for row in rows], right=columns[1:])
     typer.echo(f"failed: {failed}")
 
 
@@ -123,11 +115,11 @@ def failed(
         async with _store(connection) as store:
             return await failed_jobs(store, limit)
 
-    jobs = _run(ask())
+    jobs = run_command(ask())
     if json:
-        _write(jobs)
+        write_json(jobs)
         return
-    _table(
+    print_table(
         ("id", "queue", "event", "attempts", "failed at", "error"),
         [
             [
@@ -136,7 +128,7 @@ def failed(
                 job.event or "?",
                 str(job.attempts),
                 job.failed_at.strftime("%Y-%m-%d %H:%M:%SZ"),
-                _shown(f"{job.error}: {job.message}"),
+                one_line(f"{job.error}: {job.message}"),
             ]
             for job in jobs
         ],
@@ -161,7 +153,7 @@ def retry(
             wanted = ids or [failure.id for failure in await store.failures(10_000)]
             return await _each(store.retry, wanted)
 
-    _report("retried", *_run(again()), json=json)
+    _report("retried", *run_command(again()), json=json)
 
 
 @app.command("forget")
@@ -176,7 +168,7 @@ def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -
         async with _store(connection) as store:
             return await _each(store.forget, ids or [])
 
-    _report("forgotten", *_run(drop()), json=json)
+    _report("forgotten", *run_command(drop()), json=json)
 
 
 @app.command("flush")
@@ -196,48 +188,16 @@ def flush(
         async with _store(connection) as store:
             return await store.flush()
 
-    count = _run(drop())
+    count = run_command(drop())
     if json:
-        _write({"flushed": count})
+        write_json({"flushed": count})
     else:
         typer.echo(f"flushed {count} failed jobs")
 
 
-def _import(module: str) -> None:
-    """Import an application's module, also from the working folder, as `python -m` does."""
-    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, here)
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
-            raise
-        fail(f"--app {module}: there is no such module (looked in {here} too)", code=2)
-    except EventBusError as exc:
-        fail(f"--app {module}: {exc}", code=2)
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(main)
-    except ConfigError as exc:
-        fail(str(exc), code=2)
-    except EventBusError as exc:
-        fail(str(exc))
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    try:
-        import uvloop  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return asyncio.new_event_loop
-    return uvloop.new_event_loop
-
-
 @contextlib.asynccontextmanager
 async def _store(connection: str | None) -> AsyncIterator[QueueStore]:
-    async with EventBus.from_env() as bus:
+    async with opened_bus() as bus:
         yield await bus.queues(connection)
 
 
@@ -283,26 +243,9 @@ def _require_ids(ids: list[str] | None, *, every: bool) -> None:
 
 def _report(what: str, done: list[str], unknown: list[str], *, json: bool) -> None:
     if json:
-        _write({what: done, "unknown": unknown})
+        write_json({what: done, "unknown": unknown})
     else:
         for job_id in done:
             typer.echo(f"{what} {job_id}")
     if unknown:
         fail(f"no failed job has the id {', '.join(unknown)}")
-
-
-def _write(value: Any) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
-
-
-def _shown(text: str) -> str:
-    """Text as one short line of a table."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= SHOWN_MESSAGE else f"{line[: SHOWN_MESSAGE - 1]}…"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())

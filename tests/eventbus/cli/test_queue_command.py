@@ -101,9 +101,9 @@ def test_stats_show_each_queue_and_the_failures(run, with_queues):
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == (
         "queue          ready  taken  delayed\n"
-        "default        1      0      1\n"
-        "high_priority  12     0      0\n"
-        "invoices       0      0      0\n"
+        "default            1      0        1\n"
+        "high_priority     12      0        0\n"
+        "invoices           0      0        0\n"
         "failed: 1\n"
     )
     told = json.loads(run("stats", "--json").stdout)
