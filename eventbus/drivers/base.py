@@ -304,6 +304,13 @@ class StateStore(Protocol):
         Raises PublishFailed, and InvalidPattern for what is no key.
         """
 
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value; whether it has this one now.
+
+        Of several that claim one key at once, one succeeds: with a value of its own, each can hold
+        a lease so, and prolong it by claiming it again. Raises as `put` and `entries` do.
+        """
+
     async def delete(self, key: str) -> None:
         """End an entry; one that is not there is no error. Raises as `put` does."""
 

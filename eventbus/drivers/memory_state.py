@@ -36,6 +36,13 @@ class MemoryState:
             self._timers[key] = loop.call_later(max(ttl_s, 1.0), self._end, key)
         self._tell(key, value)
 
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value."""
+        if self._values.get(key, value) != value:
+            return False
+        await self.put(key, value, ttl_s=ttl_s)
+        return True
+
     async def delete(self, key: str) -> None:
         """End an entry."""
         validate_key(key)

@@ -35,6 +35,7 @@ _PAUSE_S: Final = 0.1
 _BATCH: Final = 500
 _NANO: Final = 1_000_000_000
 _ENDS: Final = ("204", "404")
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _MUST_FIT: Final = ("subjects", "republish", "allow_direct", "allow_msg_ttl")
 
 
@@ -92,6 +93,32 @@ class NatsState:
         """Set an entry; see `StateStore.put`. A time to live is rounded up to whole seconds."""
         headers = NO_HEADERS if ttl_s is None else {"Nats-TTL": f"{max(1, math.ceil(ttl_s))}s"}
         await self._write(key, value, headers)
+
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value; see `StateStore.claim`.
+
+        It is written on the condition that nobody has written since it was read (the header
+        Nats-Expected-Last-Subject-Sequence).
+        """
+        subject = self._root + validate_key(key)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        while True:
+            held, last = value, "0"
+            for payload, headers in await self._get(subject, 1):
+                last = headers.get("Nats-Sequence", "0")
+                held = value if _is_end(headers) else payload
+            if held != value:
+                return False
+            condition = {"Nats-TTL": f"{max(1, math.ceil(ttl_s))}s", _EXPECTED: last}
+            try:
+                self._take(await self._publisher.publish(subject, value, condition))
+                return True
+            except PublishFailed:  # somebody was quicker, or the bucket is gone
+                self._sure = False
+                if loop.time() > deadline:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
 
     async def delete(self, key: str) -> None:
         """End an entry; see `StateStore.delete`."""

@@ -56,6 +56,20 @@ return redis.call('GET', KEYS[3])
 """
 )
 """Set an entry; gives the generation."""
+CLAIM: Final = make_script(
+    _NOW
+    + """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if held and held ~= ARGV[2] and not (ends and tonumber(ends) <= now) then return '' end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('SET', KEYS[3], ARGV[4], 'NX')
+for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
+return redis.call('GET', KEYS[3])
+"""
+)
+"""Set an entry unless it has another value; gives the generation, or nothing where it has."""
 REMOVE: Final = make_script(
     _NOW
     + """
@@ -116,6 +130,19 @@ class RedisState:
         ttl = "" if ttl_s is None else str(round(max(ttl_s, 1.0) * 1000))
         name = key.encode()
         generation = await self._write(key, PUT, name, value, ttl, secrets.token_hex(6), LIFE_S)
+        await self._written(key, value, generation)
+
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value; see `StateStore.claim`."""
+        validate_key(key)
+        ttl = str(round(max(ttl_s, 1.0) * 1000))
+        name = key.encode()
+        generation = await self._write(key, CLAIM, name, value, ttl, secrets.token_hex(6), LIFE_S)
+        if generation:
+            await self._written(key, value, generation)
+        return bool(generation)
+
+    async def _written(self, key: str, value: bytes, generation: bytes) -> None:
         if self._generation not in {b"", generation}:
             self._lost += 1
         self._generation = generation

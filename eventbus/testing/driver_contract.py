@@ -574,6 +574,39 @@ class DriverContract:
         assert ("node.long", None) not in changes.told
         assert ("node.kept", None) not in changes.told
 
+    async def test_of_all_who_claim_an_entry_at_once_one_has_it_until_its_time_is_over(
+        self, make_driver: MakeDriver
+    ) -> None:
+        drivers = [await make_driver() for _ in range(3)]
+        if Capability.PRESENCE not in drivers[0].capabilities:
+            return
+        states = [cast(StateDriver, driver).state for driver in drivers]
+        changes, loop = Changes(), asyncio.get_running_loop()
+        await states[0].watch("lease.*", changes)
+        for turn in range(5):
+            key = f"lease.{turn}"
+            results = await asyncio.gather(
+                *(
+                    state.claim(key, f"{i}-{again}".encode(), ttl_s=30)
+                    for i, state in enumerate(states)
+                    for again in range(3)
+                )
+            )
+            assert results.count(True) == 1
+        assert not await states[0].claim("lease.0", b"late", ttl_s=30)
+        await states[0].delete("lease.0")
+        assert await states[1].claim("lease.0", b"next", ttl_s=30)
+        await changes.until("lease.0", b"next")
+        assert await states[0].claim("lease.short", b"mine", ttl_s=1)
+        await asyncio.sleep(0.5)
+        start = loop.time()
+        assert await states[0].claim("lease.short", b"mine", ttl_s=1), "it is prolonged"
+        while not await states[1].claim("lease.short", b"other", ttl_s=30):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert 0.8 < loop.time() - start < 2.5
+        assert not await states[0].claim("lease.short", b"mine", ttl_s=1)
+        assert await states[2].entries("lease.short") == {"lease.short": b"other"}
+
     async def test_thousands_of_entries_are_read_whole(self, make_driver: MakeDriver) -> None:
         driver = await make_driver()
         if Capability.PRESENCE not in driver.capabilities:
