@@ -103,7 +103,7 @@ class Connection:
 
     def heard(self) -> None:
         """The client gave a sign of life that is no command."""
-        self.session.heard(time.monotonic())
+        self.session.time.heard(time.monotonic())
 
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
@@ -111,7 +111,7 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Do what the passing of time asks for."""
-        for effect in self.session.tick(now):
+        for effect in self.session.time.tick(now):
             match effect:
                 case Send(reply):
                     self._send(reply)
@@ -142,9 +142,9 @@ class Connection:
             self._is_taken = True  # the join ends first: it has begun to hold what revoking frees
             return True
         effects = self.session.revoke(channel)
-        for pattern in list(self.session.patterns.values()):
+        for pattern in self.session.patterns:
             if pattern.match(channel) is not None:
-                effects += self.session.revoke_pattern(pattern)
+                effects += self.session.patterns.revoke(pattern)
         for effect in effects:
             match effect:
                 case Send(reply):
@@ -168,7 +168,7 @@ class Connection:
         for channel in self.session.channels:
             self._node.leave(channel, self, lost=self._may_return)
         self.session.channels.clear()
-        for pattern in self.session.patterns.values():
+        for pattern in self.session.patterns:
             self._node.traffic.wildcards.leave(pattern, self.id)
         self.session.patterns.clear()
 
@@ -305,7 +305,7 @@ class Connection:
             self._node.traffic.wildcards.leave(pattern, self.id)
             message = f"a channel of {pattern.text!r} has been taken away from this token"
             return self.session.refused("forbidden", message, None, command.ref)
-        return self.session.joined_pattern(command, pattern)
+        return self.session.patterns.joined(command, pattern)
 
     async def _begin(
         self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from edge.protocols.vocabulary import (
+    Failed,
     Presence,
     ReadHistory,
     Ref,
@@ -32,6 +33,8 @@ __all__ = [
     "Survey",
     "Verify",
     "WhisperOut",
+    "failed",
+    "not_subscribed",
 ]
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -145,3 +148,13 @@ Effect = (
     | Heartbeat
     | Close
 )
+
+
+def failed(code: str, message: str, channel: str | None, ref: Ref) -> Send:
+    """Tell the client that its command is not carried out; see the protocol for the codes."""
+    return Send(Failed(code, message, channel, ref))
+
+
+def not_subscribed(name: str) -> str:
+    """What a client hears that speaks of a channel, or a pattern, which it has not joined."""
+    return f"this connection is not subscribed to {name}"

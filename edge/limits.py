@@ -15,6 +15,7 @@ __all__ = [
     "Place",
     "PlaceLimits",
     "Places",
+    "SessionLimits",
     "TokenBucket",
     "Verdict",
 ]
@@ -23,6 +24,19 @@ Limit: TypeAlias = Literal["connections", "address", "user"]
 
 STRIKES: Final = 100
 """Refusals, without a rest between them, after which a client is not served any longer."""
+
+
+class SessionLimits(NamedTuple):
+    """What a connection may do; the defaults are those of the wire protocol."""
+
+    heartbeat_s: float = 25.0
+    max_channels: int = 100
+    max_whisper_bytes: int = 10 * 1024
+    token_required: bool = False
+    token_timeout_s: float = 10.0
+    token_grace_s: float = 10.0
+    actions_per_s: float = 50.0
+    action_burst: int = 100
 
 
 class TokenBucket:

@@ -20,7 +20,7 @@ from edge.config import EdgeSettings
 from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
 from edge.hub import Hub
-from edge.limits import Place
+from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
@@ -30,7 +30,7 @@ from edge.quarantine import Quarantine
 from edge.revocation import Revocation
 from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
-from edge.session import Session, SessionLimits
+from edge.session import Session
 from edge.traffic import Traffic
 from eventbus.bus import EventBus
 
@@ -186,7 +186,7 @@ class Node:
         Its deadline mostly moves further away; then the one that is set already serves, and the
         connection is looked at in vain.
         """
-        due = connection.session.deadline()
+        due = connection.session.time.deadline()
         if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
             self._due[connection.id] = due
             self._deadlines.set(connection.id, due)

@@ -5,7 +5,7 @@ The node carries effects out in their order, and brings back what it learned thr
 handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from edge.auth import Claims
 from edge.effects import (
@@ -13,19 +13,18 @@ from edge.effects import (
     Close,
     Consult,
     Effect,
-    Heartbeat,
     Join,
-    JoinPattern,
     Leave,
-    LeavePattern,
     Read,
     Recheck,
     Send,
     Survey,
     Verify,
     WhisperOut,
+    failed,
+    not_subscribed,
 )
-from edge.limits import STRIKES, Pace, Verdict
+from edge.limits import STRIKES, Pace, SessionLimits, Verdict
 from edge.protocols.vocabulary import (
     Acknowledged,
     AskStats,
@@ -33,7 +32,6 @@ from edge.protocols.vocabulary import (
     Authenticated,
     Command,
     Connected,
-    Failed,
     Malformed,
     Ping,
     Pong,
@@ -42,55 +40,24 @@ from edge.protocols.vocabulary import (
     Ref,
     Subscribe,
     Subscribed,
-    SubscribedPattern,
     SubscribePattern,
-    TokenExpiring,
     Unsubscribe,
     Unsubscribed,
-    UnsubscribedPattern,
     UnsubscribePattern,
     Whisper,
 )
 from edge.rules import Allowed, Ask, ChannelRules, Denied, Rule
-from eventbus.channels import ChannelKind, Pattern, validate_channel
+from edge.session_patterns import Hindrance, SessionPatterns
+from edge.session_time import SessionTime
+from eventbus.channels import ChannelKind, validate_channel
 from eventbus.drivers.base import Position
-from eventbus.errors import InvalidChannel, InvalidEventName, InvalidPattern
+from eventbus.errors import InvalidChannel, InvalidEventName
 from eventbus.message import validate_event_name
 
-__all__ = [
-    "Attend",
-    "Close",
-    "Consult",
-    "Effect",
-    "Heartbeat",
-    "Join",
-    "Leave",
-    "Read",
-    "Recheck",
-    "Send",
-    "Session",
-    "SessionLimits",
-    "Survey",
-    "Verify",
-    "WhisperOut",
-]
+__all__ = ["Session"]
 
 CLIENT_EVENT_PREFIX: Final = "client-"
-EXPIRY_NOTICE_S: Final = 60.0
 BAD_TOKENS: Final = 3
-
-
-class SessionLimits(NamedTuple):
-    """What a connection may do; the defaults are those of the wire protocol."""
-
-    heartbeat_s: float = 25.0
-    max_channels: int = 100
-    max_whisper_bytes: int = 10 * 1024
-    token_required: bool = False
-    token_timeout_s: float = 10.0
-    token_grace_s: float = 10.0
-    actions_per_s: float = 50.0
-    action_burst: int = 100
 
 
 class Session:
@@ -102,17 +69,12 @@ class Session:
         self.connection_id = connection_id
         self.claims: Claims | None = None
         self.channels: dict[str, Rule] = {}
-        self.patterns: dict[str, Pattern] = {}
-        """By their filters: a name that a pattern gives a token means nothing here."""
+        self.patterns = SessionPatterns()
+        self.time = SessionTime(limits, now)
         self._rules = rules
         self._limits = limits
         self._bad_tokens = 0
         self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
-        self._opened = now
-        self._last_seen = now
-        self._asked_at: float | None = None
-        self._expires: float | None = None
-        self._notice: float | None = None
 
     def open(self, node: str) -> list[Effect]:
         """What a new connection hears first."""
@@ -120,7 +82,7 @@ class Session:
 
     def receive(self, command: Command, now: float) -> list[Effect]:
         """Answer one command."""
-        self.heard(now)
+        self.time.heard(now)
         verdict = self._pace.judge(now)
         if verdict is not Verdict.SERVE:
             return self._too_fast(command.ref, is_last=verdict is Verdict.END)
@@ -134,9 +96,9 @@ class Session:
             case Unsubscribe(channel, ref):
                 return self._unsubscribe(channel, ref)
             case SubscribePattern():
-                return self._subscribe_pattern(command, now)
-            case UnsubscribePattern(text, ref):
-                return self._unsubscribe_pattern(text, ref)
+                return self.patterns.subscribe(command, self.claims, self._hindrance(now))
+            case UnsubscribePattern():
+                return self.patterns.unsubscribe(command)
             case Whisper():
                 return self._whisper(command, now)
             case Presence():
@@ -146,11 +108,11 @@ class Session:
             case AskStats(ref):
                 return self._stats(ref, now)
             case Malformed(code, message, ref):
-                return [_failed(code, message, None, ref)]
+                return [failed(code, message, None, ref)]
 
     def refused(self, code: str, message: str, channel: str | None, ref: Ref) -> list[Effect]:
         """The node does not carry a command out; the connection goes on as it was."""
-        return [_failed(code, message, channel, ref)]
+        return [failed(code, message, channel, ref)]
 
     def _too_fast(self, ref: Ref, *, is_last: bool) -> list[Effect]:
         limits = self._limits
@@ -158,29 +120,23 @@ class Session:
             f"too many actions: {limits.actions_per_s:g} a second are allowed, "
             f"{limits.action_burst} at once after a rest"
         )
-        effects: list[Effect] = [_failed("rate_limited", message, None, ref)]
+        effects: list[Effect] = [failed("rate_limited", message, None, ref)]
         if is_last:
             effects.append(Close(4008, f"{STRIKES} actions were too many"))
         return effects
-
-    def heard(self, now: float) -> None:
-        """The client is there: a frame came, of whatever kind."""
-        self._last_seen = now
-        self._asked_at = None
 
     # Tokens
 
     def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
         """Take a verified token; `expires_in` is what is left of its life, in seconds."""
         self.claims = claims
-        self._expires = now + expires_in
-        self._notice = self._expires - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
+        self.time.authenticate(claims, expires_in, now)
 
     def verified(self, claims: Claims, expires_in: float, ref: Ref, now: float) -> list[Effect]:
         """A token that the client gave by a command is good."""
         if self.claims is not None and self.claims.user_id != claims.user_id:
             message = "the token is another user's: open a connection of its own for it"
-            return [_failed("forbidden", message, None, ref)]
+            return [failed("forbidden", message, None, ref)]
         before = self.claims
         self.authenticate(claims, expires_in, now)
         self._bad_tokens = 0
@@ -192,9 +148,9 @@ class Session:
     def _recheck(self) -> list[Effect]:
         """Drop the channels that a token which says something else does not allow."""
         effects: list[Effect] = []
-        for pattern in list(self.patterns.values()):
+        for pattern in self.patterns:
             if self.claims is None or not self.claims.is_granted_all(pattern):
-                effects += self.revoke_pattern(pattern)
+                effects += self.patterns.revoke(pattern)
         for channel in list(self.channels):
             match self._rules.decide(channel, self.claims):
                 case Ask() as question:
@@ -216,7 +172,7 @@ class Session:
     def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
         """A token that the client gave by a command is not; the connection goes on as it was."""
         self._bad_tokens += code != "unavailable"  # that is not the client's fault
-        effects: list[Effect] = [_failed(code, message, None, ref)]
+        effects: list[Effect] = [failed(code, message, None, ref)]
         if self._bad_tokens >= BAD_TOKENS:
             effects.append(Close(4001, f"{BAD_TOKENS} tokens were refused"))
         return effects
@@ -228,14 +184,22 @@ class Session:
         try:
             validate_channel(channel)
         except InvalidChannel as exc:
-            return [_failed("invalid_channel", str(exc), None, command.ref)]
+            return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
             return [Join(command, self.channels[channel])]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
-        if self._is_full:
-            return [_failed("limit_exceeded", self._full, channel, command.ref)]
+        if (hindrance := self._hindrance(now)) is not None:
+            return [failed(hindrance.code, hindrance.message, channel, command.ref)]
         return self._decide(command)
+
+    def _hindrance(self, now: float) -> Hindrance | None:
+        """Why nothing more may be joined at the moment, if so."""
+        if self.time.has_expired(now):
+            return Hindrance("token_expired", _EXPIRED)
+        limit = self._limits.max_channels
+        if len(self.channels) + len(self.patterns) >= limit:
+            message = f"a connection may have {limit} channels: leave one first"
+            return Hindrance("limit_exceeded", message)
+        return None
 
     def _decide(self, command: Subscribe | ReadHistory) -> list[Effect]:
         match self._rules.decide(command.channel, self.claims):
@@ -250,7 +214,7 @@ class Session:
         """The application's authorizer has decided."""
         match decision:
             case Denied(code, message):
-                return [_failed(code, message, command.channel, command.ref)]
+                return [failed(code, message, command.channel, command.ref)]
             case Allowed() if isinstance(command, ReadHistory):
                 return [Read(command)]
             case Allowed(rule, info):
@@ -271,37 +235,37 @@ class Session:
 
     def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
         """The bus could not be listened to."""
-        return [_failed("unavailable", message, command.channel, command.ref)]
+        return [failed("unavailable", message, command.channel, command.ref)]
 
     def _history(self, command: ReadHistory, now: float) -> list[Effect]:
         channel = command.channel
         try:
             validate_channel(channel)
         except InvalidChannel as exc:
-            return [_failed("invalid_channel", str(exc), None, command.ref)]
+            return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
             return [Read(command)]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, channel, command.ref)]
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, command.ref)]
         return self._decide(command)
 
     def _stats(self, ref: Ref, now: float) -> list[Effect]:
         if self.claims is None:
-            return [_failed("unauthorized", "stats need a token", None, ref)]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, None, ref)]
+            return [failed("unauthorized", "stats need a token", None, ref)]
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, None, ref)]
         if not self.claims.is_admin:
             message = "stats need a token with the role or permission admin"
-            return [_failed("forbidden", message, None, ref)]
+            return [failed("forbidden", message, None, ref)]
         return [Survey(ref)]
 
     def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
         try:
             validate_channel(channel)
         except InvalidChannel as exc:
-            return [_failed("invalid_channel", str(exc), None, ref)]
+            return [failed("invalid_channel", str(exc), None, ref)]
         if self.channels.pop(channel, None) is None:
-            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
         return [Leave(channel), Send(Unsubscribed(channel, ref))]
 
     def _presence(self, command: Presence, now: float) -> list[Effect]:
@@ -309,68 +273,18 @@ class Session:
         try:
             validate_channel(channel)
         except InvalidChannel as exc:
-            return [_failed("invalid_channel", str(exc), None, ref)]
+            return [failed("invalid_channel", str(exc), None, ref)]
         rule = self.channels.get(channel) or self._rules.find(channel)
         if rule.kind is not ChannelKind.PRESENCE:
             message = (
                 f"{channel} is a {rule.kind.value} channel: only presence channels have members"
             )
-            return [_failed("bad_request", message, channel, ref)]
+            return [failed("bad_request", message, channel, ref)]
         if channel not in self.channels:
-            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
-        if changes is not None and self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, channel, ref)]
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
+        if changes is not None and self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, ref)]
         return [Attend(command)]
-
-    # Patterns of channels
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self.channels) + len(self.patterns) >= self._limits.max_channels
-
-    @property
-    def _full(self) -> str:
-        return f"a connection may have {self._limits.max_channels} channels: leave one first"
-
-    def _subscribe_pattern(self, command: SubscribePattern, now: float) -> list[Effect]:
-        ref = command.ref
-        try:
-            pattern = Pattern(command.pattern)
-        except InvalidPattern as exc:
-            return [_failed("invalid_channel", str(exc), None, ref)]
-        if pattern.filter in self.patterns:
-            return [Send(SubscribedPattern(pattern.text, ref))]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, None, ref)]
-        if self._is_full:
-            return [_failed("limit_exceeded", self._full, None, ref)]
-        if self.claims is None:
-            return [_failed("unauthorized", "patterns need a token", None, ref)]
-        if not self.claims.is_granted_all(pattern):
-            message = f"no grant in the token's channels contains {pattern.text!r}"
-            return [_failed("forbidden", message, None, ref)]
-        return [JoinPattern(command, pattern)]
-
-    def joined_pattern(self, command: SubscribePattern, pattern: Pattern) -> list[Effect]:
-        """The channels of a pattern are listened to."""
-        self.patterns[pattern.filter] = pattern
-        return [Send(SubscribedPattern(pattern.text, command.ref))]
-
-    def revoke_pattern(self, pattern: Pattern) -> list[Effect]:
-        """Take a pattern away, and tell the client; nothing where it is not joined."""
-        joined = self.patterns.pop(pattern.filter, None)
-        if joined is None:
-            return []
-        return [LeavePattern(joined), Send(UnsubscribedPattern(joined.text, None, "revoked"))]
-
-    def _unsubscribe_pattern(self, text: str, ref: Ref) -> list[Effect]:
-        try:
-            pattern = Pattern(text)
-        except InvalidPattern as exc:
-            return [_failed("invalid_channel", str(exc), None, ref)]
-        if self.patterns.pop(pattern.filter, None) is None:
-            return [_failed("not_subscribed", _not_subscribed(text), None, ref)]
-        return [LeavePattern(pattern), Send(UnsubscribedPattern(text, ref))]
 
     # Client events
 
@@ -379,73 +293,30 @@ class Session:
         try:
             validate_channel(channel)
         except InvalidChannel as exc:
-            return [_failed("invalid_channel", str(exc), None, ref)]
+            return [failed("invalid_channel", str(exc), None, ref)]
         try:
             name = _client_event(event)
         except InvalidEventName as exc:
-            return [_failed("bad_request", str(exc), channel, ref)]
+            return [failed("bad_request", str(exc), channel, ref)]
         if channel not in self.channels:
-            return [_failed("not_subscribed", _not_subscribed(channel), channel, ref)]
-        if self._has_expired(now):
-            return [_failed("token_expired", _EXPIRED, channel, ref)]
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, ref)]
         match self._rules.decide_whisper(channel, self.claims):
             case Denied(code, message):
-                return [_failed(code, message, channel, ref)]
+                return [failed(code, message, channel, ref)]
         limit = self._limits.max_whisper_bytes
         if len(data) > limit:
             message = f"the data has {len(data)} bytes: at most {limit} are allowed"
-            return [_failed("payload_too_large", message, channel, ref)]
+            return [failed("payload_too_large", message, channel, ref)]
         user_id = self.claims.user_id if self.claims else None
         return [WhisperOut(command, name, user_id)]
 
     def whispered(self, command: Whisper, fault: str | None) -> list[Effect]:
         """The client event is on the bus, or `fault` says why not."""
         if fault is not None:
-            return [_failed("unavailable", fault, command.channel, command.ref)]
+            return [failed("unavailable", fault, command.channel, command.ref)]
         return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]
-
-    # Time
-
-    def deadline(self) -> float:
-        """When `tick` is to be called next, if nothing happens before."""
-        asked = self._asked_at if self._asked_at is not None else self._last_seen
-        times = [asked + self._limits.heartbeat_s]
-        if self._notice is not None:
-            times.append(self._notice)
-        elif self._expires is not None:
-            times.append(self._expires + self._limits.token_grace_s)
-        if self._token_is_late_at is not None:
-            times.append(self._token_is_late_at)
-        return min(times)
-
-    def tick(self, now: float) -> list[Effect]:
-        """What the passing of time asks for."""
-        if self._token_is_late_at is not None and now >= self._token_is_late_at:
-            return [Close(4001, f"no token within {self._limits.token_timeout_s:g} s")]
-        if self._expires is not None and now >= self._expires + self._limits.token_grace_s:
-            return [Close(4202, "the token has expired and was not refreshed")]
-        effects: list[Effect] = []
-        if self._notice is not None and now >= self._notice:
-            self._notice = None
-            if self.claims is not None and self._expires is not None and now < self._expires:
-                left = round(self._expires - now, 1)
-                effects.append(Send(TokenExpiring(self.claims.exp, left)))
-        if self._asked_at is not None:
-            if now >= self._asked_at + self._limits.heartbeat_s:
-                return [*effects, Close(4203, "no answer to the heartbeat")]
-        elif now >= self._last_seen + self._limits.heartbeat_s:
-            self._asked_at = now
-            effects.append(Heartbeat())
-        return effects
-
-    @property
-    def _token_is_late_at(self) -> float | None:
-        if self._limits.token_required and self.claims is None:
-            return self._opened + self._limits.token_timeout_s
-        return None
-
-    def _has_expired(self, now: float) -> bool:
-        return self._expires is not None and now >= self._expires
 
 
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
@@ -459,11 +330,3 @@ def _client_event(event: str) -> str:
         raise InvalidEventName(f"{event!r} is only the prefix of an event name", name=event)
     # Again, for the prefix counts: a name too long would be put in quarantine where it arrives.
     return validate_event_name(CLIENT_EVENT_PREFIX + bare)
-
-
-def _not_subscribed(channel: str) -> str:
-    return f"this connection is not subscribed to {channel}"
-
-
-def _failed(code: str, message: str, channel: str | None, ref: Ref) -> Send:
-    return Send(Failed(code, message, channel, ref))

@@ -66,6 +66,8 @@ DOORS = {
 PURE = (
     "edge.effects",
     "edge.session",
+    "edge.session_patterns",
+    "edge.session_time",
     "edge.hub",
     "edge.outbox",
     "edge.protocols",

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from edge.auth import Claims
+from edge.limits import SessionLimits
 from edge.protocols.native import decode, encode_reply
 from edge.protocols.vocabulary import (
     Malformed,
@@ -15,7 +16,7 @@ from edge.protocols.vocabulary import (
     Unsubscribe,
 )
 from edge.rules import Allowed, ChannelRules
-from edge.session import Session, SessionLimits
+from edge.session import Session
 from eventbus.channels import ChannelKind
 
 MEMBERS = b'[{"user_id":"7","info":{}}]'

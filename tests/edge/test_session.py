@@ -5,6 +5,17 @@ from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule as step
 
 from edge.auth import Claims
+from edge.effects import (
+    Close,
+    Consult,
+    Heartbeat,
+    Join,
+    Leave,
+    Send,
+    Verify,
+    WhisperOut,
+)
+from edge.limits import SessionLimits
 from edge.protocols.vocabulary import (
     Acknowledged,
     Authenticate,
@@ -22,18 +33,7 @@ from edge.protocols.vocabulary import (
     Whisper,
 )
 from edge.rules import ANYONE, AUTHENTICATED, Allowed, Ask, ChannelRules, Denied, Rule
-from edge.session import (
-    Close,
-    Consult,
-    Heartbeat,
-    Join,
-    Leave,
-    Send,
-    Session,
-    SessionLimits,
-    Verify,
-    WhisperOut,
-)
+from edge.session import Session
 from eventbus.channels import ChannelKind, Pattern
 from eventbus.drivers.base import Position
 from eventbus.message import MAX_EVENT_NAME
@@ -145,8 +145,8 @@ def test_a_token_of_the_same_user_is_a_refresh():
     newer = claims(roles=frozenset({"admin"}))
     assert it.verified(newer, 3600.0, None, 15.0) == [Send(Authenticated("7", EXP, None))]
     assert it.claims is newer
-    it.heard(40.0)
-    assert it.tick(40.0) == []  # the first token's end is no more
+    it.time.heard(40.0)
+    assert it.time.tick(40.0) == []  # the first token's end is no more
 
 
 @pytest.mark.parametrize(
@@ -154,56 +154,56 @@ def test_a_token_of_the_same_user_is_a_refresh():
 )
 def test_the_end_of_a_token_is_announced_60_s_before_or_at_half_its_life(life, notice):
     it = session(user="7", life=life, heartbeat_s=1e6)
-    assert it.deadline() == notice
-    assert it.tick(notice - 0.01) == []
-    (effect,) = it.tick(notice)
+    assert it.time.deadline() == notice
+    assert it.time.tick(notice - 0.01) == []
+    (effect,) = it.time.tick(notice)
     assert effect == Send(TokenExpiring(EXP, round(life - notice, 1)))
-    assert it.tick(notice + 0.01) == []  # once
+    assert it.time.tick(notice + 0.01) == []  # once
 
 
 def test_an_expired_token_holds_for_the_grace_time_for_old_subscriptions_only():
     it = session(user="7", life=10.0, token_grace_s=10.0, heartbeat_s=1e6)
     join(it, "chat.1")
-    it.tick(5.0)
-    assert it.deadline() == 20.0
-    assert it.tick(10.0) == []
-    assert it.tick(19.99) == []
+    it.time.tick(5.0)
+    assert it.time.deadline() == 20.0
+    assert it.time.tick(10.0) == []
+    assert it.time.tick(19.99) == []
     assert list(it.channels) == ["chat.1"]
     assert code_of(it.receive(subscribe("chat.2"), 10.0)) == "token_expired"
     assert code_of(it.receive(subscribe("general"), 10.0)) == "token_expired"
     assert code_of(it.receive(Whisper("chat.1", "e", b"1", None), 10.0)) == "token_expired"
-    (close,) = it.tick(20.0)
+    (close,) = it.time.tick(20.0)
     assert (type(close), close.code) == (Close, 4202)
 
 
 def test_a_token_refreshed_within_the_grace_time_holds_on():
     it = session(user="7", life=10.0, heartbeat_s=1e6)
     it.verified(claims(), 100.0, None, 15.0)
-    assert it.tick(20.0) == []
+    assert it.time.tick(20.0) == []
     assert isinstance(it.receive(subscribe("chat.2"), 20.0)[0], Join)
 
 
 def test_a_token_that_comes_just_expired_is_not_announced_and_ends_by_its_grace():
     it = session(user="7", life=-2.0, token_grace_s=10.0, heartbeat_s=1e6)
-    assert it.tick(0.0) == []
-    assert [effect.code for effect in it.tick(8.0)] == [4202]
+    assert it.time.tick(0.0) == []
+    assert [effect.code for effect in it.time.tick(8.0)] == [4202]
 
 
 def test_a_connection_without_the_token_that_is_required_is_closed_in_time():
     it = session(token_required=True, token_timeout_s=3.0, heartbeat_s=1e6)
-    assert it.deadline() == 3.0
-    assert it.tick(2.99) == []
-    assert [effect.code for effect in it.tick(3.0)] == [4001]
+    assert it.time.deadline() == 3.0
+    assert it.time.tick(2.99) == []
+    assert [effect.code for effect in it.time.tick(3.0)] == [4001]
 
 
 def test_a_connection_that_gave_its_token_in_time_stays():
     it = session(token_required=True, token_timeout_s=3.0, heartbeat_s=1e6)
     it.verified(claims(), 3600.0, None, 2.0)
-    assert it.tick(3.0) == []
+    assert it.time.tick(3.0) == []
 
 
 def test_no_token_is_asked_for_where_none_is_required():
-    assert session(token_timeout_s=3.0, heartbeat_s=1e6).tick(3.0) == []
+    assert session(token_timeout_s=3.0, heartbeat_s=1e6).time.tick(3.0) == []
 
 
 # Subscriptions
@@ -405,18 +405,18 @@ def test_a_whisper_is_acknowledged_only_when_it_has_a_ref():
 
 def test_a_silent_client_is_asked_and_then_closed_with_4203():
     it = session(heartbeat_s=25.0)
-    assert it.deadline() == 25.0
-    assert it.tick(24.9) == []
-    assert it.tick(25.0) == [Heartbeat()]
-    assert it.deadline() == 50.0
-    assert it.tick(49.9) == []  # asked once, not at every tick
-    assert [effect.code for effect in it.tick(50.0)] == [4203]
+    assert it.time.deadline() == 25.0
+    assert it.time.tick(24.9) == []
+    assert it.time.tick(25.0) == [Heartbeat()]
+    assert it.time.deadline() == 50.0
+    assert it.time.tick(49.9) == []  # asked once, not at every tick
+    assert [effect.code for effect in it.time.tick(50.0)] == [4203]
 
 
 @pytest.mark.parametrize(
     "sign",
     [
-        lambda it: it.heard(30.0),
+        lambda it: it.time.heard(30.0),
         lambda it: it.receive(Ping(None, None), 30.0),
         lambda it: it.receive(Malformed("bad_request", "no", None), 30.0),
     ],
@@ -424,16 +424,16 @@ def test_a_silent_client_is_asked_and_then_closed_with_4203():
 )
 def test_any_frame_answers_the_heartbeat(sign):
     it = session(heartbeat_s=25.0)
-    it.tick(25.0)
+    it.time.tick(25.0)
     sign(it)
-    assert it.deadline() == 55.0
-    assert it.tick(50.0) == []
-    assert it.tick(55.0) == [Heartbeat()]
+    assert it.time.deadline() == 55.0
+    assert it.time.tick(50.0) == []
+    assert it.time.tick(55.0) == [Heartbeat()]
 
 
 def test_the_notice_of_a_token_does_not_keep_the_heartbeat_from_being_asked():
     it = session(user="7", life=50.0, heartbeat_s=25.0)
-    assert it.tick(25.0) == [Send(TokenExpiring(EXP, 25.0)), Heartbeat()]
+    assert it.time.tick(25.0) == [Send(TokenExpiring(EXP, 25.0)), Heartbeat()]
 
 
 # All of it, in any order
@@ -497,15 +497,15 @@ class AnyOrder(RuleBasedStateMachine):
     @step()
     def pong(self):
         self.last_seen, self.asked_at = self.now, None
-        self.session.heard(self.now)
+        self.session.time.heard(self.now)
 
     @step(seconds=st.floats(0.1, 30.0))
     def pass_time(self, seconds):
         """To the next deadline at most, as the node's clock does."""
         if self.closed:
             return
-        self.now = max(self.now, min(self.now + seconds, self.session.deadline()))
-        effects = self.session.tick(self.now)
+        self.now = max(self.now, min(self.now + seconds, self.session.time.deadline()))
+        effects = self.session.time.tick(self.now)
         codes = [effect.code for effect in effects if isinstance(effect, Close)]
         if self.expires is not None and self.now >= self.expires + 5.0:
             assert codes == [4202]
@@ -525,7 +525,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def looks_ahead(self):
-        assert self.closed or self.session.deadline() >= self.now
+        assert self.closed or self.session.time.deadline() >= self.now
 
 
 AnyOrder.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
