@@ -4,7 +4,7 @@ import asyncio
 import collections
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edge.auth import Claims, TokenRejected
 from edge.effects import (
@@ -24,15 +24,12 @@ from edge.effects import (
     Verify,
     WhisperOut,
 )
-from edge.history import CaughtUp
-from edge.hub import Backlog
+from edge.joining import CLOSE_TOO_SLOW, Joiner
 from edge.limits import Full, Place
 from edge.look_up import look_up
 from edge.outbox import Outbox
-from edge.presence import PresenceRefused
 from edge.protocols.vocabulary import (
     Authenticate,
-    ChannelMessage,
     Command,
     Failed,
     ReadHistory,
@@ -40,21 +37,13 @@ from edge.protocols.vocabulary import (
     Subscribe,
     Whisper,
 )
-from edge.rules import Allowed, Ask, Rule
+from edge.rules import Allowed, Ask
 from edge.session import Session
-from eventbus.channels import ChannelKind
-from eventbus.drivers.base import Position
-from eventbus.errors import EventBusError
 
 if TYPE_CHECKING:
     from edge.node import Node
 
 __all__ = ["CLOSE_TOO_SLOW", "Connection", "Peer", "let_go"]
-
-CLOSE_TOO_SLOW: Final = 4201
-DRAIN_PATIENCE_S: Final = 10.0
-"""How long a client may take for half of its bound of unsent bytes, while it catches up."""
-_DRAIN_POLL_S: Final = 0.01
 
 
 class Peer(Protocol):
@@ -85,8 +74,7 @@ class Connection:
         self._node = node
         self._peer = peer
         self._place = place
-        self._joining: str | None = None
-        self._is_taken = False
+        self._joiner = Joiner(node, self)
 
     async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
         """Greet the client, then join the channels that its URL asked for and was allowed."""
@@ -105,6 +93,19 @@ class Connection:
         """The client gave a sign of life that is no command."""
         self.session.time.heard(time.monotonic())
 
+    @property
+    def user(self) -> Claims:
+        """Who the client is, for what only an authenticated one can reach."""
+        claims = self.session.claims
+        assert claims is not None, "an authorizer is asked about a user"
+        return claims
+
+    def send(self, reply: Reply) -> None:
+        """Give the client a reply, in order with the messages of its channels."""
+        if isinstance(reply, Failed):
+            self._node.metrics.errors.labels(reply.code).inc()
+        self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
         self._node.hub.push(self.outbox, frame)
@@ -114,7 +115,7 @@ class Connection:
         for effect in self.session.time.tick(now):
             match effect:
                 case Send(reply):
-                    self._send(reply)
+                    self.send(reply)
                 case Heartbeat():
                     self._peer.ping()
                 case Close(code, reason):
@@ -138,8 +139,7 @@ class Connection:
 
         The client is told, and the connection goes on.
         """
-        if channel == self._joining:
-            self._is_taken = True  # the join ends first: it has begun to hold what revoking frees
+        if self._joiner.revoke(channel):
             return True
         effects = self.session.revoke(channel)
         for pattern in self.session.patterns:
@@ -148,7 +148,7 @@ class Connection:
         for effect in effects:
             match effect:
                 case Send(reply):
-                    self._send(reply)
+                    self.send(reply)
                 case Leave() | LeavePattern():
                     self._leave(effect)
                 case _:
@@ -177,7 +177,7 @@ class Connection:
         while queue and not self.is_closing:
             match effect := queue.popleft():
                 case Send(reply):
-                    self._send(reply)
+                    self.send(reply)
                 case Close(code, reason):
                     self.close(code, reason)
                 case Verify(token, ref):
@@ -185,33 +185,20 @@ class Connection:
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
                 case Join() | JoinPattern():
-                    queue.extend(await self._enter(effect))
+                    queue.extend(await self._joiner.enter(effect))
                 case Leave() | LeavePattern():
                     self._leave(effect)
                 case Recheck(channel, question):
-                    decision = await self._node.consult(question, self._user)
+                    decision = await self._node.consult(question, self.user)
                     queue.extend(self.session.rechecked(channel, decision))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
                 case Attend(presence):
-                    self._send(self._node.presence.answer(presence, self._user, self.id))
+                    self.send(self._node.presence.answer(presence, self.user, self.id))
                 case Read() | Survey():
-                    self._send(await look_up(self._node, effect, self.outbox.limit // 2))
+                    self.send(await look_up(self._node, effect, self.outbox.limit // 2))
                 case Heartbeat():
                     self._peer.ping()
-
-    def _send(self, reply: Reply) -> None:
-        if isinstance(reply, Failed):
-            self._node.metrics.errors.labels(reply.code).inc()
-        self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
-
-    async def _enter(self, effect: Join | JoinPattern) -> list[Effect]:
-        match effect:
-            case Join():
-                self._joining = effect.command.channel
-                return [*await self._join(effect), *self._settle()]
-            case JoinPattern():
-                return await self._join_pattern(effect)
 
     def _leave(self, effect: Leave | LeavePattern) -> None:
         match effect:
@@ -219,16 +206,6 @@ class Connection:
                 self._node.leave(channel, self)
             case LeavePattern(pattern):
                 self._node.traffic.wildcards.leave(pattern, self.id)
-
-    def _settle(self) -> list[Effect]:
-        """A join has ended; what was taken away meanwhile goes now."""
-        channel, self._joining = self._joining, None
-        is_taken, self._is_taken = self._is_taken, False
-        if channel is None or channel not in self.session.channels:
-            return []
-        if is_taken or self._node.revoker.forbids(channel, self.session.claims):
-            return self.session.revoke(channel)
-        return []
 
     async def _verify(self, command: Authenticate) -> list[Effect]:
         try:
@@ -251,107 +228,8 @@ class Connection:
         return self.session.whispered(command, fault)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
-        decision = await self._node.consult(question, self._user)
+        decision = await self._node.consult(question, self.user)
         return self.session.consulted(command, decision)
-
-    @property
-    def _user(self) -> Claims:
-        claims = self.session.claims
-        assert claims is not None, "an authorizer is asked about a user"
-        return claims
-
-    async def _join(self, effect: Join) -> list[Effect]:
-        """Listen, answer, and let the hub deliver: without an await after the position is known."""
-        command, rule, info = effect
-        channel = command.channel
-        if channel in self.session.channels:
-            position = self._node.traffic.position(channel)
-            recovered = _recovered(command, position)
-            members = self._node.presence.members(channel)[0] if _has_members(rule) else None
-            return self.session.joined(command, rule, position, recovered, members)
-        try:
-            position = await self._node.traffic.acquire(channel)
-        except EventBusError as exc:
-            return self.session.not_joined(command, f"the bus cannot be listened to: {exc}")
-        backlog = self._node.traffic.hold(channel)
-        self._node.traffic.wildcards.mute(channel, self.id)
-        try:
-            caught_up = await self._node.traffic.catch_up(command, position)
-            if _has_members(rule):
-                await self._node.presence.enter(channel, self._user, info, self.id)
-                await self._drained()  # a long list must not look like a slow client
-            if not self.is_closing:
-                await self._begin(command, rule, caught_up, backlog)
-        except PresenceRefused as exc:
-            return self.session.refused(exc.code, str(exc), channel, command.ref)
-        except EventBusError as exc:
-            return self.session.not_joined(command, f"the bus cannot be read: {exc}")
-        finally:
-            self._node.hub.release(backlog)
-            self._node.traffic.wildcards.unmute(channel, self.id)
-            if channel not in self.session.channels:
-                self._node.presence.leave(channel, self.session.claims, self.id, lost=True)
-                self._node.traffic.release(channel)
-        return []
-
-    async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
-        command, pattern = effect
-        try:
-            await self._node.traffic.wildcards.join(pattern, self.outbox)
-        except EventBusError as exc:
-            message = f"the bus cannot be listened to: {exc}"
-            return self.session.refused("unavailable", message, None, command.ref)
-        if self.is_closing or self._node.revoker.forbids_any(pattern, self._user):
-            self._node.traffic.wildcards.leave(pattern, self.id)
-            message = f"a channel of {pattern.text!r} has been taken away from this token"
-            return self.session.refused("forbidden", message, None, command.ref)
-        return self.session.patterns.joined(command, pattern)
-
-    async def _begin(
-        self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog
-    ) -> None:
-        """Answer, give what was missed, and let the hub deliver from exactly there on."""
-        start, recovered = caught_up.start, caught_up.recovered
-        members = None
-        if _has_members(rule):
-            members = self._node.presence.begin(command.channel, backlog)
-        for effect in self.session.joined(command, rule, start, recovered, members):
-            assert isinstance(effect, Send)
-            self._send(effect.reply)
-        for message in caught_up.messages:
-            self._give(message)
-            await self._drained()
-        if backlog.overflowed:
-            self.close(CLOSE_TOO_SLOW, "too slow: more passed than may wait while catching up")
-            return
-        # No await from here on: what the hub delivers next follows what is given here.
-        for message in caught_up.live(backlog):
-            if message.exclude != self.id:
-                self._give(message)
-        self._node.hub.add(command.channel, self.outbox)
-
-    def _give(self, message: ChannelMessage) -> None:
-        self._node.hub.push(self.outbox, self.outbox.format.message(message))
-        self._node.metrics.messages_out.inc()
-
-    async def _drained(self) -> None:
-        """Wait while much is unsent: a long history must not look like a slow client."""
-        patience = time.monotonic() + DRAIN_PATIENCE_S
-        while self.outbox.waiting > self.outbox.limit // 2 and not self.is_closing:
-            if time.monotonic() > patience:
-                self.close(CLOSE_TOO_SLOW, "too slow: the history could not be sent")
-            await asyncio.sleep(_DRAIN_POLL_S)
-
-
-def _has_members(rule: Rule) -> bool:
-    return rule.kind is ChannelKind.PRESENCE
-
-
-def _recovered(command: Subscribe, position: Position | None) -> bool | None:
-    """Whether a client that resumes has missed nothing: it stands where the stream stands."""
-    if command.resume is None:
-        return None
-    return position == command.resume
 
 
 async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:
