@@ -9,10 +9,13 @@
     ├── EventDefinitionError        an event class that cannot be: two of one name, a bad template
     ├── EventFieldError             an event whose field does not fit its type or channel template
     ├── InvalidPayload              bytes from the bus that are no message; `reason` is for machines
+    ├── InvalidWebhook              a posted request not to be trusted; `reason` is for machines
     ├── EncodingError               data that cannot be made JSON, or a message over the size limit
     ├── BusStateError               no bus is open, or this one is not
     ├── DispatchFailed              some of several messages were not published; holds each failure
     ├── JobTimeout                  a queued event's listeners took longer than its `timeout`
+    ├── JobRejected                 raised by a listener: the job fails, and is not tried again
+    ├── JobRetry                    raised by a listener: the job is tried again after `after_s`
     ├── UnknownEvent                a queued event of a type that the worker does not know
     ├── WorkerLost                  a queued event whose workers were lost at every try
     └── DriverError                 a driver's fault; `driver` names it
@@ -42,6 +45,9 @@ __all__ = [
     "InvalidName",
     "InvalidPattern",
     "InvalidPayload",
+    "InvalidWebhook",
+    "JobRejected",
+    "JobRetry",
     "JobTimeout",
     "NotSupported",
     "PublishFailed",
@@ -105,6 +111,14 @@ class InvalidPayload(EventBusError, ValueError):
         self.reason = reason
 
 
+class InvalidWebhook(EventBusError, ValueError):
+    """A request that is not to be trusted. `reason` is `headers`, `signature`, `time` or `body`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class EncodingError(EventBusError, ValueError):
     """Data that cannot be encoded as JSON, or a message larger than the broker takes."""
 
@@ -130,6 +144,21 @@ class DispatchFailed(EventBusError):
 
 class JobTimeout(EventBusError):
     """The listeners and the broadcast of a queued event took longer than its `timeout`."""
+
+
+class JobRejected(EventBusError):
+    """A listener raises it to say that no further try can help: the job is kept as failed."""
+
+
+class JobRetry(EventBusError):
+    """A listener raises it to have the job tried again no sooner than after `after_s` seconds.
+
+    The back-off holds where it is longer, and the number of tries in any case.
+    """
+
+    def __init__(self, message: str, *, after_s: float) -> None:
+        super().__init__(message)
+        self.after_s = after_s
 
 
 class UnknownEvent(EventBusError):

@@ -2,13 +2,19 @@
 
 import asyncio
 import logging
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
-from eventbus.bus import EventBus
 from eventbus.drivers.base import Taken
-from eventbus.errors import EventBusError, InvalidPayload, JobTimeout, WorkerLost
+from eventbus.errors import (
+    EventBusError,
+    InvalidPayload,
+    JobRejected,
+    JobRetry,
+    JobTimeout,
+    WorkerLost,
+)
 from eventbus.events import Event
 from eventbus.jobs import (
     Job,
@@ -18,7 +24,7 @@ from eventbus.jobs import (
     read_job,
 )
 
-__all__ = ["Counters", "JobRunner", "is_cancelled"]
+__all__ = ["Counters", "JobRunner", "Processor", "is_cancelled"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +42,17 @@ class Counters(msgspec.Struct):
     handed_back: int = 0
 
 
+class Processor(Protocol):
+    """What carries out a queued event: a bus, or somebody who knows what to do with one type."""
+
+    async def process(self, event: Event) -> object:
+        """Carry out one event; what it raises is the job's failure."""
+
+
 class JobRunner:
     """Runs jobs on a bus, as many at once as it is asked to."""
 
-    def __init__(self, bus: EventBus) -> None:
+    def __init__(self, bus: Processor) -> None:
         self.counters = Counters()
         self._bus = bus
         self._leases: dict[Taken, float] = {}
@@ -77,10 +90,12 @@ class JobRunner:
             if is_cancelled():
                 await self.hand_back(taken)
                 raise
+            cause = _only(exc)
+            hopeless = hopeless or isinstance(cause, JobRejected)
             if job is None or hopeless or taken.attempt >= job.tries:
-                await self._fail(taken, job, exc, loop.time() - begun)
+                await self._fail(taken, job, cause, loop.time() - begun)
             else:
-                await self._retry(taken, job, exc, loop.time() - begun)
+                await self._retry(taken, job, cause, loop.time() - begun)
         else:
             await taken.done()
             self.counters.done += 1
@@ -101,6 +116,8 @@ class JobRunner:
 
     async def _retry(self, taken: Taken, job: Job, exc: BaseException, took: float) -> None:
         pause = job.pause_after(taken.attempt)
+        if isinstance(exc, JobRetry):
+            pause = max(pause, exc.after_s)
         await taken.retry(pause)
         self.counters.retried += 1
         _log.warning(
@@ -134,6 +151,13 @@ def is_cancelled() -> bool:
     """Whether somebody wants this task to end; a listener may raise CancelledError by itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _only(exc: BaseException) -> BaseException:
+    """What one listener raised, where it was the only one."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
 
 
 def _event_for(taken: Taken, job: Job) -> Event:

@@ -21,7 +21,7 @@ import msgspec
 from eventbus.bus import EventBus
 from eventbus.drivers.base import QueueReader, Taken
 from eventbus.errors import DriverError
-from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, is_cancelled
+from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, Processor, is_cancelled
 from eventbus.queue import DEFAULT_QUEUE, validate_queue
 
 __all__ = ["Counters", "Worker"]
@@ -46,6 +46,7 @@ class Worker:
         grace: float = 30.0,
         max_jobs: int | None = None,
         max_time: float | None = None,
+        processor: Processor | None = None,
     ) -> None:
         """Nothing is taken yet.
 
@@ -54,7 +55,7 @@ class Worker:
         whose queues they are, the bus's own by default; what is broadcast goes through the bus's.
         grace: the seconds in which those under
         way may finish when the worker stops. max_jobs, max_time: stop after as many jobs taken, or
-        seconds.
+        seconds. processor: what carries the events out, in place of the bus.
 
         Raises ValueError for what is not allowed.
         """
@@ -67,7 +68,7 @@ class Worker:
         _at_least("max_time", max_time, 0)
         self.bus = bus
         self.concurrency = concurrency
-        self._runner = JobRunner(bus)
+        self._runner = JobRunner(bus if processor is None else processor)
         self.counters = self._runner.counters
         self._grace = grace
         self._max_jobs = max_jobs

@@ -18,7 +18,7 @@ import pytest_asyncio
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery
-from eventbus.errors import InvalidPayload, NotSupported
+from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.job_runner import JobRunner
 from eventbus.jobs import FailedJob, failed_jobs, job_of
@@ -210,6 +210,39 @@ async def test_invalid_payload_that_a_listener_raises_is_tried_again(bus):
     async with working(bus):
         await failures(bus)
     assert tries == [1, 1, 1]
+
+
+@pytest.mark.parametrize("in_several", [False, True])
+async def test_a_listener_may_say_that_no_further_try_can_help(bus, in_several):
+    tries = []
+
+    @bus.listen(WorkedOn, stop_on_error=not in_several)
+    def listener(event):
+        tries.append(event.n)
+        raise JobRejected("the account is closed")
+
+    await bus.dispatch(WorkedOn(n=1))
+    async with working(bus) as worker:
+        (failed,) = await failures(bus)
+    assert (tries, failed.attempts, worker.counters.retried) == ([1], 1, 0)
+    assert failed.error == "eventbus.errors.JobRejected"
+    assert failed.message == "the account is closed"
+
+
+async def test_a_listener_may_say_when_to_try_again(bus):
+    times = []
+
+    @bus.listen(WorkedOn)
+    def listener(event):
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise JobRetry("too many requests", after_s=0.8)
+
+    await bus.dispatch(WorkedOn(n=1))
+    async with working(bus) as worker:
+        await all_done(bus)
+    assert 0.75 < times[1] - times[0] < 5
+    assert (worker.counters.retried, worker.counters.done) == (1, 1)
 
 
 async def test_failed_job_that_is_retried_has_all_its_tries_and_its_id(bus):

@@ -1,0 +1,163 @@
+"""What happens to channels and members: heard on the bus, or received as a webhook.
+
+A web service that receives what edge nodes post checks each request:
+
+    events = verify(request.headers, body, secret)
+
+A service on the bus hears the same events without HTTP:
+
+    await listen_lifecycle(bus, handler)
+"""
+
+import datetime
+import hashlib
+import hmac
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from eventbus.bus import EventBus
+from eventbus.channels import Subjects
+from eventbus.drivers.base import Delivery, Subscription
+from eventbus.errors import InvalidWebhook
+
+__all__ = [
+    "HEADER_DELIVERY",
+    "HEADER_SIGNATURE",
+    "HEADER_TIMESTAMP",
+    "LIFECYCLE_EVENTS",
+    "LifecycleName",
+    "WebhookEvent",
+    "encode_event",
+    "encode_events",
+    "lifecycle_subject",
+    "listen_lifecycle",
+    "sign",
+    "verify",
+]
+
+_log = logging.getLogger(__name__)
+
+LifecycleName = Literal["channel_occupied", "channel_vacated", "member_joined", "member_left"]
+LIFECYCLE_EVENTS: Final[tuple[LifecycleName, ...]] = get_args(LifecycleName)
+
+HEADER_DELIVERY: Final = "Eventbus-Delivery"
+"""The id of a request, the same at each try."""
+HEADER_TIMESTAMP: Final = "Eventbus-Timestamp"
+"""When the request was signed, in whole Unix seconds."""
+HEADER_SIGNATURE: Final = "Eventbus-Signature"
+"""`v1=` and the HMAC-SHA256, in hexadecimal, of the timestamp, a full stop, and the body."""
+_SCHEME: Final = "v1="
+_TOPIC: Final = "lifecycle"
+_MAX_TIME: Final = 10**12
+
+
+class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of the four events; `user_id` and `info` are a member's."""
+
+    id: str
+    """The same wherever and however often the event is told."""
+    event: LifecycleName
+    channel: str
+    timestamp: datetime.datetime
+    user_id: str | None = None
+    info: dict[str, Any] | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    events: list[WebhookEvent]
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+_decode_event: Final = msgspec.json.Decoder(WebhookEvent).decode
+
+
+def encode_event(event: WebhookEvent) -> bytes:
+    """An event as it is published on its control subject."""
+    return _encode(event)
+
+
+def encode_events(events: list[WebhookEvent]) -> bytes:
+    """The body of a request."""
+    return _encode(_Body(events))
+
+
+def sign(body: bytes, secret: str, timestamp: int) -> str:
+    """What stands in the header Eventbus-Signature of a request."""
+    signed = b"%d.%b" % (timestamp, body)
+    return _SCHEME + hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+
+
+def verify(
+    headers: Mapping[str, str], body: bytes, secret: str, tolerance_s: float = 300.0
+) -> list[WebhookEvent]:
+    """The events of a request that an edge node has posted.
+
+    `headers` are the request's, their names in any case; `body` is as it was received, before
+    anything has read it as JSON. A request signed more than `tolerance_s` seconds ago, or ahead, is
+    refused: whoever recorded it could post it again. Within that time, and when a node posts again
+    what it does not know to have arrived, the events' ids tell what has been seen.
+
+    Raises InvalidWebhook, with a `reason`: `headers`, `signature`, `time` or `body`. ValueError for
+    an empty secret.
+    """
+    if not secret:
+        raise ValueError("an empty secret would make anybody's signature a good one")
+    given = {name.lower(): value for name, value in headers.items()}
+    stamp, signatures = given.get(HEADER_TIMESTAMP.lower()), given.get(HEADER_SIGNATURE.lower())
+    if stamp is None or signatures is None:
+        raise InvalidWebhook("headers", f"it lacks {HEADER_TIMESTAMP} or {HEADER_SIGNATURE}")
+    if not (stamp.isascii() and stamp.isdigit() and int(stamp[:20]) < _MAX_TIME):
+        raise InvalidWebhook("headers", f"{HEADER_TIMESTAMP} is no time in Unix seconds")
+    expected = sign(body, secret, int(stamp)).encode()
+    # Several, separated by commas, may come while a secret is being replaced.
+    matches = [
+        hmac.compare_digest(expected, each.strip().encode(errors="replace"))
+        for each in signatures.split(",")
+    ]
+    if not any(matches):
+        raise InvalidWebhook("signature", "the signature is not one of this secret and body")
+    age = time.time() - int(stamp)
+    if math.fabs(age) > tolerance_s:
+        raise InvalidWebhook("time", f"it was signed {age:.0f} s ago: {tolerance_s:g} are allowed")
+    try:
+        return _decode_body(body).events
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidWebhook("body", f"the body has no events: {exc}") from None
+
+
+def lifecycle_subject(subjects: Subjects, event: LifecycleName) -> str:
+    """Where one of the events is published: `<namespace>.control.lifecycle.<event>`."""
+    return subjects.control(f"{_TOPIC}.{event}")
+
+
+async def listen_lifecycle(
+    bus: EventBus,
+    handler: Callable[[WebhookEvent], None],
+    *,
+    events: Collection[LifecycleName] = LIFECYCLE_EVENTS,
+) -> Subscription:
+    """Hear the events from now on, until the subscription is closed.
+
+    Edge nodes publish them where BROADCAST_LIFECYCLE is on. They are not stored: what passes while
+    nobody listens, or while there is no connection, is not heard later. `handler` is called in the
+    event loop, in order; it must not block. Raises ConnectionFailed.
+    """
+    wanted = frozenset(events)
+
+    def receive(delivery: Delivery) -> None:
+        try:
+            event = _decode_event(delivery.payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            # Whoever may publish to the bus may publish anything.
+            _log.warning("not an event, on %s: %s", delivery.subject, exc)
+            return
+        if event.event in wanted:
+            handler(event)
+
+    return await bus.driver.subscribe(f"{bus.subjects.control(_TOPIC)}.*", receive)
