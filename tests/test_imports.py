@@ -35,7 +35,13 @@ LAYERS = [
     },
     {"eventbus.bus"},
     {"eventbus.job_runner"},
-    {"eventbus.broadcasting", "eventbus.contracts", "eventbus.client", "eventbus.worker"},
+    {
+        "eventbus.broadcasting",
+        "eventbus.contracts",
+        "eventbus.client",
+        "eventbus.webhooks",
+        "eventbus.worker",
+    },
     {"eventbus.cli"},
     {"eventbus.testing"},
 ]
