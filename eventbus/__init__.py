@@ -20,6 +20,10 @@ from eventbus.decoding import EventContext
 from eventbus.drivers import create_driver
 from eventbus.errors import (
     BusStateError,
+    ClientClosed,
+    ClientDisconnected,
+    ClientError,
+    ClientRefused,
     ConfigError,
     ConnectionFailed,
     DispatchFailed,
@@ -66,6 +70,10 @@ __all__ = [
     "BusState",
     "BusStateError",
     "ChannelKind",
+    "ClientClosed",
+    "ClientDisconnected",
+    "ClientError",
+    "ClientRefused",
     "ConfigError",
     "ConnectionFailed",
     "DispatchFailed",

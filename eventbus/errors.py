@@ -18,6 +18,10 @@
     ├── JobRetry                    raised by a listener: the job is tried again after `after_s`
     ├── UnknownEvent                a queued event of a type that the worker does not know
     ├── WorkerLost                  a queued event whose workers were lost at every try
+    ├── ClientError                 a fault of a client of an edge (eventbus.client)
+    │   ├── ClientClosed            the client is closed: by its owner, or the edge says to stay away
+    │   ├── ClientDisconnected      there is no connection, or no answer came by it
+    │   └── ClientRefused           the edge refuses; `code` is one of the wire protocol's
     └── DriverError                 a driver's fault; `driver` names it
         ├── ConnectionFailed        the broker cannot be reached, or refuses us
         ├── PublishFailed           a message that the broker has not acknowledged
@@ -32,6 +36,10 @@ from collections.abc import Mapping, Sequence
 
 __all__ = [
     "BusStateError",
+    "ClientClosed",
+    "ClientDisconnected",
+    "ClientError",
+    "ClientRefused",
     "ConfigError",
     "ConnectionFailed",
     "DispatchFailed",
@@ -167,6 +175,38 @@ class UnknownEvent(EventBusError):
 
 class WorkerLost(EventBusError):
     """Each worker that took a queued event ended, or lost its connection, before it was done."""
+
+
+class ClientError(EventBusError):
+    """A fault of a client of an edge."""
+
+
+class ClientClosed(ClientError):
+    """The client is closed and will not connect again; `close_code` is the WebSocket's."""
+
+    def __init__(self, message: str, *, close_code: int) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class ClientDisconnected(ClientError):
+    """There is no connection, it was lost before the answer, or the answer did not come in time.
+
+    What was asked may have been done.
+    """
+
+
+class ClientRefused(ClientError):
+    """The edge refuses what was asked.
+
+    `code` is one of docs/wire-protocol.md's ("Errors"), `revoked` for a channel that was taken
+    away, or `http_<status>` for a refused connection; `channel` is what it concerns, if anything.
+    """
+
+    def __init__(self, message: str, *, code: str, channel: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.channel = channel
 
 
 class DriverError(EventBusError):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("edge", "eventbus", "schemas")
 
 LAYERS = [
-    {"eventbus.errors", "eventbus.pool", "eventbus.server_guard"},
+    {"eventbus.errors", "eventbus.pool", "eventbus.server_guard", "eventbus.signatures"},
     {"eventbus.channels", "eventbus.server_lock"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
@@ -57,7 +57,7 @@ DOORS = {
     "jwt": {"edge.auth", "edge.jwks", "edge.token_keys", "eventbus.cli.tokens"},
     "msgspec": set(PACKAGES),
     "nats": {"eventbus.drivers.nats*", "eventbus.queue", "eventbus.listeners"},
-    "prometheus_client": {"edge.metrics"},
+    "prometheus_client": {"edge.metrics*"},
     "psutil": {"eventbus.cli"},
     "pytest": {"eventbus.testing"},
     "pytest_asyncio": {"eventbus.testing"},
@@ -76,6 +76,8 @@ PURE = (
     "edge.session_time",
     "edge.hub",
     "edge.outbox",
+    "edge.tally",
+    "edge.lag",
     "edge.protocols",
     "edge.deadlines",
     "edge.rules",

@@ -28,6 +28,7 @@ from eventbus.errors import (
 from eventbus.events import Event
 from eventbus.message import HEADER_REASON
 from eventbus.pool import Pool, Work
+from eventbus.signatures import takes_context
 from eventbus.subscriptions.options import Options, consumer_name
 
 __all__ = ["EventSubscription", "Handler"]
@@ -69,7 +70,7 @@ class EventSubscription(Generic[E]):
         self._driver = driver
         self._subjects = subjects
         self._handler: Callable[..., Any] = handler
-        self._with_context = _takes_context(handler)
+        self._with_context = takes_context(handler)
         self._told = f"subscription to {self.reader.name!r}" + (
             f" of group {options.group!r}" if options.group else ""
         )
@@ -288,20 +289,3 @@ class EventSubscription(Generic[E]):
             _log.warning("the %s cannot put a payload into quarantine: %s", self._told, exc)
             return False
         return True
-
-
-def _takes_context(handler: Callable[..., Any]) -> bool:
-    """Whether the handler has a second parameter for the context."""
-    if not callable(handler):
-        raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(handler).parameters
-    except ValueError:  # some built-in functions have none to be known
-        return False
-    wanted = [
-        parameter
-        for parameter in parameters.values()
-        if parameter.kind in positional and parameter.default is parameter.empty
-    ]
-    return len(wanted) > 1
