@@ -32,6 +32,21 @@ _NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
 _NO_JWT: Final = "the token is not a JWT: its header or encoding cannot be used"
 
 Rejection = Literal["unauthorized", "token_expired", "unavailable"]
+Reason = Literal[
+    "malformed",
+    "unsigned",
+    "algorithm",
+    "signature",
+    "unknown_key",
+    "claims",
+    "audience",
+    "issuer",
+    "not_yet_valid",
+    "expired",
+    "revoked",
+    "keys_unavailable",
+    "no_key",
+]
 # RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.
 Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
 
@@ -39,12 +54,14 @@ Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
 class TokenRejected(Exception):
     """A token that is not accepted. The message says why, and never contains the token.
 
-    With the code `unavailable` the token may be good: there are no keys to check it with.
+    With the code `unavailable` the token may be good: there are no keys to check it with. The
+    client is told code and message; the reason is for counting.
     """
 
-    def __init__(self, code: Rejection, message: str) -> None:
+    def __init__(self, code: Rejection, message: str, reason: Reason) -> None:
         super().__init__(message)
         self.code: Rejection = code
+        self.reason: Reason = reason
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -164,11 +181,12 @@ class TokenVerifier:
         if algorithm not in self._algorithms:
             self._reject_algorithm()
         if kid is not None and not (isinstance(kid, str) and kid):
-            _reject("the token's kid is no name of a key: a string is")
+            _reject("the token's kid is no name of a key: a string is", "unknown_key")
         return await keys.find(kid, algorithm)
 
     def _reject_algorithm(self) -> NoReturn:
-        _reject(f"the token's algorithm is not allowed; allowed: {', '.join(self._algorithms)}")
+        allowed = ", ".join(self._algorithms)
+        _reject(f"the token's algorithm is not allowed; allowed: {allowed}", "algorithm")
 
     def _check_signature(self, token: str, key: Any) -> bytes:
         try:
@@ -176,7 +194,7 @@ class TokenVerifier:
         except jwt.InvalidAlgorithmError:
             self._reject_algorithm()
         except jwt.InvalidSignatureError:
-            _reject("the token's signature does not verify")
+            _reject("the token's signature does not verify", "signature")
         except (jwt.PyJWTError, ValueError, RecursionError):
             # PyJWT's own texts may quote the header, which is a part of the token.
             _reject(_NO_JWT)
@@ -187,17 +205,19 @@ class TokenVerifier:
         policy, now = self._policy, self._clock()
         audiences = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
         if policy.audience not in audiences:
-            _reject(f"the token is not meant for us: its aud must contain {policy.audience!r}")
+            message = f"the token is not meant for us: its aud must contain {policy.audience!r}"
+            _reject(message, "audience")
         if policy.issuer and claims.iss != policy.issuer:
-            _reject(f"the token is of another issuer: its iss must be {policy.issuer!r}")
+            message = f"the token is of another issuer: its iss must be {policy.issuer!r}"
+            _reject(message, "issuer")
         if claims.nbf is not None and claims.nbf > now + policy.leeway_s:
-            _reject("the token is not valid yet: its nbf lies in the future")
+            _reject("the token is not valid yet: its nbf lies in the future", "not_yet_valid")
         if claims.exp <= now - policy.leeway_s:
-            raise TokenRejected("token_expired", "the token has expired")
+            raise TokenRejected("token_expired", "the token has expired", "expired")
 
 
-def _reject(message: str) -> NoReturn:
-    raise TokenRejected("unauthorized", message) from None
+def _reject(message: str, reason: Reason = "malformed") -> NoReturn:
+    raise TokenRejected("unauthorized", message, reason) from None
 
 
 def _check_shape(token: str) -> None:
@@ -206,7 +226,7 @@ def _check_shape(token: str) -> None:
     if len(token) > MAX_TOKEN_BYTES:
         _reject(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
     if _NO_SIGNATURE.fullmatch(token):
-        _reject("the token is not signed")
+        _reject("the token is not signed", "unsigned")
     if not _COMPACT.fullmatch(token):
         _reject("the token is not a JWT: that is three parts of base64url, joined by dots")
 
@@ -219,12 +239,13 @@ def _read_claims(payload: bytes) -> Claims:
         claims = _decode_claims(payload)
         claims.grants  # noqa: B018 - parsed once, here, where a bad one can still be refused
     except RecursionError:
-        _reject("the token's claims are nested too deeply")
+        _reject("the token's claims are nested too deeply", "claims")
     except (msgspec.DecodeError, ValueError) as exc:
         # InvalidPattern and UnicodeDecodeError are ValueErrors.
-        _reject(f"the token's claims cannot be used: {exc}")
+        _reject(f"the token's claims cannot be used: {exc}", "claims")
     if _is_deeper(claims.info, _MAX_INFO_DEPTH):
-        _reject(f"the token's info is nested more than {_MAX_INFO_DEPTH} levels deep")
+        message = f"the token's info is nested more than {_MAX_INFO_DEPTH} levels deep"
+        _reject(message, "claims")
     return claims
 
 

@@ -85,6 +85,7 @@ class Census:
         self._cluster = Cluster(
             bus.driver, bus.subjects, node.id, lambda word: fault.labels(word).inc()
         )
+        self.lag = self._cluster.lag
         self._cluster.answer(_NODE, lambda _: [self._own_stats()])
         self._cluster.answer(_CHANNELS, self._own_channels)
         self._cluster.answer(_CHANNEL, lambda asked: [_Count(node.hub.count(asked.channel))])
@@ -163,8 +164,8 @@ class Census:
             uptime_s=round(time.time() - self._started, 1),
             connections=len(node.connections),
             channels=len(node.hub),
-            messages_in=node.metrics.total("eventbus_edge_messages_in_total"),
-            messages_out=node.metrics.total("eventbus_edge_messages_out_total"),
+            messages_in=node.metrics.tally.messages_in,
+            messages_out=node.metrics.tally.messages_out,
         )
 
     def _own_channels(self, asked: _ChannelsQuestion) -> Sequence[_Channels]:

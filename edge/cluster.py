@@ -16,6 +16,7 @@ import msgspec
 
 from edge.background import Background
 from edge.gather import MAX_NODES, Gather, Gathered, Question
+from edge.lag import BusLag
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Subscription
 from eventbus.errors import DriverError, EventBusError, InvalidChannel
@@ -94,6 +95,8 @@ class Cluster:
         A node that has not been heard of for two and a half times `hello_s` is forgotten.
         """
         self.node_id = node_id
+        self.lag = BusLag()
+        """What the hellos to all, which reach the node itself too, tell of the bus."""
         self._driver = driver
         self._all = subjects.control("nodes")
         self._subjects = subjects
@@ -186,14 +189,15 @@ class Cluster:
     def _receive(self, delivery: Delivery) -> None:
         try:
             message = _decode(delivery.payload)
-            self._handle(message)
+            if message.node != self.node_id:
+                self._handle(message)
+            elif isinstance(message, _Hello):
+                self.lag.heard(self._now())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidChannel) as exc:
             self._on_fault("malformed")
             _log.debug("not a word of the cluster's, on %s: %s", delivery.subject, exc)
 
     def _handle(self, message: _Hello | _Look | _Bye | _Ask | _Answer | _Unanswered) -> None:
-        if message.node == self.node_id:
-            return
         match message:
             case _Hello(node):
                 if self._hear(node) and self._is_node:
@@ -264,6 +268,7 @@ class Cluster:
 
     async def _announce(self) -> None:
         while True:
+            self.lag.sent(self._now())
             await self._publish(self._all, _encode(_Hello(self.node_id)))
             if not self._driver.is_connected:
                 self._unsettle(_MISSED_HELLOS * self._hello_s)

@@ -34,16 +34,19 @@ class Hub:
     """Channels to outboxes. Pure: it arranges its flush through the `schedule` that it is given.
 
     `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow`
-    gets each outbox that passed its bound, after the fan-out.
+    gets each outbox that passed its bound, after the fan-out; `on_written` how many bytes a flush
+    has given to all.
     """
 
     def __init__(
         self,
         schedule: Callable[[Callable[[], None]], object],
         on_too_slow: Callable[[Outbox], None],
+        on_written: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._schedule = schedule
         self._on_too_slow = on_too_slow
+        self._on_written = on_written
         self._channels: dict[str, dict[str, Outbox]] = {}
         self._dirty: list[Outbox] = []
         self._backlogs: dict[str, list[Backlog]] = {}
@@ -129,8 +132,12 @@ class Hub:
     def flush(self) -> None:
         """Write what this turn has gathered."""
         dirty, self._dirty = self._dirty, []
+        written = 0
         for outbox in dirty:
             outbox.flush()
+            written += outbox.written
+            outbox.written = 0
             if outbox.state is State.TOO_SLOW:
                 outbox.close()
                 self._on_too_slow(outbox)
+        self._on_written(written)

@@ -140,7 +140,7 @@ class Joiner:
 
     def _give(self, message: ChannelMessage) -> None:
         self._node.hub.push(self._outbox, self._outbox.format.message(message))
-        self._node.metrics.messages_out.inc()
+        self._node.metrics.tally.went(1)
 
     async def _drained(self) -> None:
         """Wait while much is unsent: a long history must not look like a slow client."""

@@ -140,12 +140,15 @@ class Jwks:
             await self._refresh()
             found = self._find(kid, algorithm)
         if not self._keys:
-            raise TokenRejected("unavailable", "the keys to check tokens with cannot be had now")
+            message = "the keys to check tokens with cannot be had now"
+            raise TokenRejected("unavailable", message, "keys_unavailable")
         if len(found) == 1:
             return found[0].key
         if found:
-            raise TokenRejected("unauthorized", "the token names no key, and several would fit")
-        raise TokenRejected("unauthorized", "the token's key is not one of the known ones")
+            message = "the token names no key, and several would fit"
+            raise TokenRejected("unauthorized", message, "unknown_key")
+        message = "the token's key is not one of the known ones"
+        raise TokenRejected("unauthorized", message, "unknown_key")
 
     def _find(self, kid: str | None, algorithm: str) -> list[Key]:
         return [

@@ -1,7 +1,12 @@
 """What a node counts, for Prometheus (names by https://prometheus.io/docs/practices/naming/)."""
 
+from collections.abc import Callable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from edge.metrics_read import ReadCounter, ReadHistogram
+from edge.tally import Tally
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -9,8 +14,10 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 class Metrics:
     """One node's metrics, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, bus_counters: Callable[[], Mapping[str, int]] = dict) -> None:
+        """`bus_counters` gives what the driver counts; see `counters_of`."""
         registry = self.registry = CollectorRegistry()
+        tally = self.tally = Tally()
         self.connections = Gauge(
             "eventbus_edge_connections", "Open client connections.", registry=registry
         )
@@ -34,6 +41,14 @@ class Metrics:
             "Connections and client events refused, by the limit: connections, address, user, "
             "memory, whispers. What one connection has reached is told by its errors.",
             ["limit"],
+            registry=registry,
+        )
+        self.auth_failures = Counter(
+            "eventbus_edge_auth_failures",
+            "Tokens that were not accepted, by reason: malformed, unsigned, algorithm, signature, "
+            "unknown_key, claims, audience, issuer, not_yet_valid, expired, revoked, "
+            "keys_unavailable (none could be fetched), no_key (none is configured).",
+            ["reason"],
             registry=registry,
         )
         self.jwks_fetches = Counter(
@@ -60,11 +75,44 @@ class Metrics:
         self.subscriptions = Gauge(
             "eventbus_edge_subscriptions", "Channel subscriptions of clients.", registry=registry
         )
-        self.messages_in = Counter(
-            "eventbus_edge_messages_in", "Messages received from the bus.", registry=registry
+        self.messages_in = ReadCounter(
+            "eventbus_edge_messages_in",
+            "Messages received from the bus.",
+            lambda: tally.messages_in,
+            registry=registry,
         )
-        self.messages_out = Counter(
-            "eventbus_edge_messages_out", "Messages pushed to clients.", registry=registry
+        self.messages_out = ReadCounter(
+            "eventbus_edge_messages_out",
+            "Messages pushed to clients.",
+            lambda: tally.messages_out,
+            registry=registry,
+        )
+        self.bytes_in = ReadCounter(
+            "eventbus_edge_received_bytes",
+            "Bytes of the messages received from the bus, without headers.",
+            lambda: tally.bytes_in,
+            registry=registry,
+        )
+        self.bytes_out = ReadCounter(
+            "eventbus_edge_sent_bytes",
+            "Bytes of all frames given to the sockets of clients, before TLS.",
+            lambda: tally.bytes_out,
+            registry=registry,
+        )
+        self.latency = ReadHistogram(
+            "eventbus_edge_delivery_latency_seconds",
+            "How long messages took from their publishing (for stored ones, from their storing) "
+            "until they were given to the clients of the node: once for each message. The clocks "
+            "of both machines are in it. More than an hour counts as an hour.",
+            tally.latencies,
+            registry=registry,
+        )
+        self.dropped_frames = Counter(
+            "eventbus_edge_dropped_frames",
+            "Frames that were not given to a client's socket any more, by why its connection was "
+            "ending: slow_client, closing.",
+            ["reason"],
+            registry=registry,
         )
         self.quarantined = Counter(
             "eventbus_edge_quarantined",
@@ -104,6 +152,59 @@ class Metrics:
             "eventbus_edge_cluster_faults",
             "Questions between nodes that went wrong, by what did.",
             ["fault"],
+            registry=registry,
+        )
+
+        self.loop_lag = Histogram(
+            "eventbus_edge_loop_lag_seconds",
+            "How much later than it was due the node's clock ran, some four times a second: how "
+            "long anything waits for the process.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+            registry=registry,
+        )
+        self.bus_lag = Gauge(
+            "eventbus_edge_bus_lag_seconds",
+            "How long a word to itself over the bus takes the node, every 2 s; while one is on its "
+            "way for longer, since when it is. It queues behind all messages for the node.",
+            registry=registry,
+        )
+        self.bus_connected = Gauge(
+            "eventbus_edge_bus_connected",
+            "Whether the node has the bus: 1 or 0.",
+            registry=registry,
+        )
+        self.bus_losses = ReadCounter(
+            "eventbus_edge_bus_connection_losses",
+            "How often the connection to the bus was lost, to be made again.",
+            lambda: bus_counters().get("losses", 0),
+            registry=registry,
+        )
+        self.bus_errors = ReadCounter(
+            "eventbus_edge_bus_errors",
+            "Errors that the bus's client reported (only NATS's reports them).",
+            lambda: bus_counters().get("errors", 0),
+            registry=registry,
+        )
+        self.bus_publish_retries = ReadCounter(
+            "eventbus_edge_bus_publish_retries",
+            "Publishes tried again because the bus had not confirmed them.",
+            lambda: bus_counters().get("publish_retries", 0),
+            registry=registry,
+        )
+        self.bus_filled = ReadCounter(
+            "eventbus_edge_bus_filled_messages",
+            "Messages that came late, because they were missed and read from the stream.",
+            lambda: bus_counters().get("filled", 0),
+            registry=registry,
+        )
+        self.presence_channels = Gauge(
+            "eventbus_edge_presence_channels",
+            "Presence channels that the node knows the members of.",
+            registry=registry,
+        )
+        self.presence_members = Gauge(
+            "eventbus_edge_presence_members",
+            "Members of those channels, on whichever node they are.",
             registry=registry,
         )
 

@@ -19,6 +19,7 @@ from edge.census import Census
 from edge.config import EdgeSettings
 from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
+from edge.gauges import read_gauges
 from edge.hub import Hub
 from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
@@ -33,6 +34,7 @@ from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session
 from edge.traffic import Traffic
 from eventbus.bus import EventBus
+from eventbus.drivers.base import counters_of
 
 __all__ = ["Node"]
 
@@ -56,10 +58,12 @@ class Node:
     ) -> None:
         """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused."""
         self.id = _node_id()
+        self.address = ""
+        """Where it listens, as a URL, once it does."""
         self.settings = settings
         self.revoker = Revoker(bus.driver, bus.subjects, self._carry_out_revocation)
         self.rules = rules.guarded(self.revoker.forbids)
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
         self.admission = Admission(settings, self.metrics)
@@ -67,7 +71,9 @@ class Node:
         self.background = Background(_MAX_BACKGROUND, dropped)
         # Apart: a flood of bad payloads and a drain of many must not get in each other's way.
         self.closing = Background(settings.max_connections, dropped)
-        self.hub = Hub(asyncio.get_running_loop().call_soon, self._too_slow)
+        self.hub = Hub(
+            asyncio.get_running_loop().call_soon, self._too_slow, self.metrics.tally.wrote
+        )
         self._bus = bus
         self._verifier = verifier
         self._limits = SessionLimits(
@@ -86,6 +92,7 @@ class Node:
             bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
         self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
+        read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.publish = bus.publish
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
@@ -175,6 +182,9 @@ class Node:
         """Forget a connection that has ended."""
         if self.connections.pop(connection.id, None) is not None:
             connection.gone()
+            if dropped := connection.outbox.dropped:
+                reason = "slow_client" if connection.outbox.was_too_slow else "closing"
+                self.metrics.dropped_frames.labels(reason).inc(dropped)
             self._deadlines.cancel(connection.id)
             self._due.pop(connection.id, None)
             self.metrics.connections.dec()
@@ -206,6 +216,7 @@ class Node:
             if self.revoker.is_due(now):
                 self.background.start(self.revoker.resync(), "reading the revocations")
             await asyncio.sleep(resolution)
+            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - now - resolution))
 
     def _tick(self, connection: Connection, now: float) -> None:
         try:
@@ -224,11 +235,19 @@ class Node:
 
     async def verify(self, token: str) -> Claims:
         """The claims of a token. Raises TokenRejected."""
+        try:
+            return await self._verify(token)
+        except TokenRejected as exc:
+            self.metrics.auth_failures.labels(exc.reason).inc()
+            raise
+
+    async def _verify(self, token: str) -> Claims:
         if self._verifier is None:
-            raise TokenRejected("unauthorized", "this node has no key to check tokens with")
+            message = "this node has no key to check tokens with"
+            raise TokenRejected("unauthorized", message, "no_key")
         claims = await self._verifier.verify(token)
         if self.revoker.forbids_token(claims):
-            raise TokenRejected("unauthorized", "the token has been revoked")
+            raise TokenRejected("unauthorized", "the token has been revoked", "revoked")
         return claims
 
     async def revoke(

@@ -34,13 +34,21 @@ class Outbox:
     connection costs at most its bound (and what one turn added), and nobody waits for it.
     """
 
-    __slots__ = ("_pending", "_pending_bytes", "_sink", "connection_id", "format", "limit", "state")
+    __slots__ = (
+        "_pending", "_pending_bytes", "_sink", "connection_id", "dropped", "format", "limit",
+        "state", "was_too_slow", "written",
+    )  # fmt: skip
 
     def __init__(self, connection_id: str, wire: WireFormat, sink: Sink, limit: int) -> None:
         self.connection_id = connection_id
         self.format = wire
         self.limit = limit
         self.state = State.OPEN
+        self.written = 0
+        """Bytes given to the sink; the hub takes them off when it counts them."""
+        self.dropped = 0
+        """Frames that were not taken any more, or not written."""
+        self.was_too_slow = False
         self._sink = sink
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -48,6 +56,7 @@ class Outbox:
     def push(self, frame: bytes) -> bool:
         """Add a frame; True when it is the first of its turn, so that a flush must be arranged."""
         if self.state is not State.OPEN:
+            self.dropped += 1
             return False
         first = not self._pending
         self._pending.append(frame)
@@ -60,11 +69,13 @@ class Outbox:
         """Write what is pending, in one go; then look whether the connection keeps up."""
         if self._pending and self.state is State.OPEN:
             frames = self._pending
+            self.written += self._pending_bytes
             self._pending = []
             self._pending_bytes = 0
             self._sink.write(frames[0] if len(frames) == 1 else b"".join(frames))
             if self._sink.unsent() > self.limit:
                 self.state = State.TOO_SLOW
+                self.was_too_slow = True
 
     @property
     def waiting(self) -> int:
@@ -74,5 +85,6 @@ class Outbox:
     def close(self) -> None:
         """Take no more; what was not flushed is dropped."""
         self.state = State.CLOSED
+        self.dropped += len(self._pending)
         self._pending.clear()
         self._pending_bytes = 0

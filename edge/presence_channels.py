@@ -77,6 +77,10 @@ class PresenceChannels:
         members, count = self._keeper.members(command.channel)
         return PresenceMembers(command.channel, members, count, command.ref)
 
+    def counts(self) -> tuple[int, int]:
+        """How many channels' members are known here, and how many members those have."""
+        return self._keeper.counts()
+
     async def aclose(self) -> None:
         """Stop; see PresenceKeeper.aclose."""
         await self._keeper.aclose()

@@ -133,6 +133,10 @@ class PresenceKeeper:
         watched = self._watched.get(channel)
         return (watched.room.members, len(watched.room)) if watched is not None else (b"[]", 0)
 
+    def counts(self) -> tuple[int, int]:
+        """How many channels' members are known here, and how many members those have."""
+        return len(self._watched), sum(len(watched.room) for watched in self._watched.values())
+
     async def look(self, channel: str) -> tuple[bytes, int]:
         """The same for any channel, read when nobody here is in it. Raises a DriverError."""
         watched = self._watched.get(channel)

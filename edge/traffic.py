@@ -21,7 +21,7 @@ from eventbus.drivers.base import Delivery, Position
 from eventbus.errors import EventBusError, InvalidPayload
 from eventbus.message import HEADER_EXCEPT
 
-__all__ = ["Traffic"]
+__all__ = ["Traffic", "to_message"]
 
 _log = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
@@ -44,13 +44,14 @@ class Traffic:
         self._bus = bus
         self._hub = hub
         self._metrics = metrics
+        self._tally = metrics.tally
         self._quarantine = quarantine
         self._rules = rules
         self._max_backlog = settings.max_unsent_bytes
         self._interest = Interest(
             bus.driver,
             bus.subjects,
-            self._on_delivery,
+            self.take,
             settings.unsubscribe_after,
             on_gap=self._on_gap,
         )
@@ -59,7 +60,7 @@ class Traffic:
             bus.subjects,
             hub,
             self._matched_message,
-            metrics.messages_out.inc,
+            metrics.tally.went,
             linger_s=settings.unsubscribe_after,
         )
         self._history = History(bus.driver, bus.subjects, _stored_message)
@@ -128,15 +129,18 @@ class Traffic:
 
     # Messages from the bus
 
-    def _on_delivery(self, channel: str, delivery: Delivery) -> None:
+    def take(self, channel: str, delivery: Delivery) -> None:
         """The hot path: one message from the bus to all connections of its channel."""
-        self._metrics.messages_in.inc()
+        tally = self._tally
+        tally.came(len(delivery.payload))
         try:
-            message = _to_message(channel, delivery)
+            message = to_message(channel, delivery)
         except InvalidPayload as exc:
             self._quarantine.put(channel, delivery.payload, exc)
             return
-        self._metrics.messages_out.inc(self._hub.deliver(message))
+        tally.went(self._hub.deliver(message))
+        if message.published is not None:
+            tally.latencies.since(message.published)
 
     def _on_gap(self, channel: str, position: Position) -> None:
         """Messages are lost for good: tell those who listen, that they need not guess."""
@@ -147,24 +151,33 @@ class Traffic:
 
     def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
         """One message to those who hear a pattern; what none is, the channel's own way tells."""
+        tally = self._tally
+        tally.came(len(delivery.payload))
+        is_first = not self._hub.count(channel)
         try:
-            return _to_message(channel, delivery)
+            message = to_message(channel, delivery)
         except InvalidPayload as exc:
-            if not self._hub.count(channel):
+            if is_first:
                 self._quarantine.put(channel, delivery.payload, exc)
             return None
+        if is_first and message.published is not None:
+            tally.latencies.since(message.published)
+        return message
 
 
-def _to_message(channel: str, delivery: Delivery) -> ChannelMessage:
+def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
     """Check a payload, once for all who get it. Raises InvalidPayload."""
     envelope = read_delivery(channel, delivery)
     exclude = delivery.headers.get(HEADER_EXCEPT)
-    return ChannelMessage(channel, envelope.event, envelope.body, delivery.position, exclude)
+    published = delivery.time or envelope.timestamp
+    return ChannelMessage(
+        channel, envelope.event, envelope.body, delivery.position, exclude, published
+    )
 
 
 def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
     """A message that is read again; what was put into quarantine when it was live is skipped."""
     try:
-        return _to_message(channel, delivery)
+        return to_message(channel, delivery)
     except InvalidPayload:
         return None

@@ -24,6 +24,8 @@ class Envelope(NamedTuple):
     event: str
     body: bytes
     id: str | None
+    timestamp: str | None = None
+    """The publisher's own, as it came."""
 
 
 class _Wire(msgspec.Struct):
@@ -103,7 +105,7 @@ def _read(
         body = _build(channel, wire.event, bytes(wire.data), own_id, stamp)
         return Envelope(wire.event, body, own_id)
     if wire.channel and wire.id and wire.timestamp:
-        return Envelope(wire.event, payload, own_id)
+        return Envelope(wire.event, payload, own_id, wire.timestamp)
     lacking: dict[str, Any] = {}
     if not wire.channel:
         lacking["channel"] = channel
@@ -112,8 +114,9 @@ def _read(
     if not wire.id and id_:
         lacking["id"] = id_
     if not lacking:
-        return Envelope(wire.event, payload, own_id)
-    return Envelope(wire.event, payload.rstrip()[:-1] + b"," + _encode(lacking)[1:], own_id)
+        return Envelope(wire.event, payload, own_id, wire.timestamp or None)
+    body = payload.rstrip()[:-1] + b"," + _encode(lacking)[1:]
+    return Envelope(wire.event, body, own_id, wire.timestamp or None)
 
 
 def _wrap(

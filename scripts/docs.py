@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from prometheus_client import Counter
 from prometheus_client.metrics import MetricWrapperBase
 
 from edge.config import EdgeSettings
 from edge.metrics import Metrics
+from edge.metrics_read import ReadMetric
 from eventbus.config import Settings, variables
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -29,10 +29,12 @@ def metrics_table() -> Iterator[str]:
     yield "| metric | type | labels | what |"
     yield "|---|---|---|---|"
     for metric in vars(Metrics()).values():
-        if isinstance(metric, MetricWrapperBase):
+        if isinstance(metric, MetricWrapperBase | ReadMetric):
             [family] = metric.describe()
-            name = family.name + ("_total" if isinstance(metric, Counter) else "")
-            labels = ", ".join(metric._labelnames) or "none"  # noqa: SLF001 - has no public name
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = "none"
+            if isinstance(metric, MetricWrapperBase) and metric._labelnames:  # noqa: SLF001 - no public name
+                labels = ", ".join(metric._labelnames)  # noqa: SLF001
             yield f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |"
 
 

@@ -253,6 +253,8 @@ class ChannelMessage(NamedTuple):
     position: Position | None
     exclude: str | None
     """The id of the connection that must not receive it."""
+    published: str | None = None
+    """When it was stored, or published where no stream has it, RFC 3339; None where nobody says."""
 
 
 class StoredMessages(NamedTuple):

@@ -3,11 +3,12 @@
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
     "NO_HEADERS",
     "Capability",
+    "CountingDriver",
     "Delivery",
     "Driver",
     "Failure",
@@ -26,6 +27,7 @@ __all__ = [
     "StateStore",
     "Subscription",
     "Taken",
+    "counters_of",
 ]
 
 Headers = Mapping[str, str]
@@ -331,6 +333,24 @@ class StateDriver(Driver, Protocol):
     @property
     def state(self) -> StateStore:
         """Its entries. Raises ConnectionFailed when the driver is not open."""
+
+
+@runtime_checkable
+class CountingDriver(Protocol):
+    """A driver that counts what befalls it."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Totals since the start, by what they count; which there are is the driver's.
+
+        Common ones: `losses` of the connection, `errors` that the broker's client reported,
+        `publish_retries`, and messages `filled` in that had been missed.
+        """
+
+
+def counters_of(driver: Driver) -> Mapping[str, int]:
+    """What a driver counts; nothing for one that does not count."""
+    return driver.counters if isinstance(driver, CountingDriver) else {}
 
 
 StateHandler = Callable[[str, bytes | None], None]

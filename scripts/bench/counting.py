@@ -1,0 +1,118 @@
+"""What counting costs the hot path: a message from the bus to the frames of N clients.
+
+    .venv/bin/python scripts/bench/counting.py
+
+Compares, within one run, `Traffic`'s delivery as it is with the same without any counting, and with
+counters of prometheus-client. Ratios tell; the microseconds are those of the machine.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from edge.config import EdgeSettings
+from edge.hub import Hub
+from edge.metrics import Metrics
+from edge.outbox import Outbox
+from edge.protocols.native import NativeWebSocket
+from edge.rules import ChannelRules
+from edge.traffic import Traffic, to_message
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.drivers.base import Delivery, Position
+from eventbus.drivers.nats_fast import RawHeaders
+from eventbus.message import Message, utc_now
+
+CHANNEL: Final = "general"
+MESSAGES: Final = 20_000
+ROUNDS: Final = 7
+
+
+class Nowhere:
+    """A sink whose peer takes everything."""
+
+    def write(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def unsent(self) -> int:
+        """None wait."""
+        return 0
+
+
+def new_hub(clients: int, on_written: Callable[[int], None] = lambda _: None) -> Hub:
+    hub = Hub(lambda _: None, lambda _: None, on_written)
+    wire = NativeWebSocket()
+    for number in range(clients):
+        hub.add(CHANNEL, Outbox(f"c{number}", wire, Nowhere(), 2**20))
+    return hub
+
+
+def timed(deliver: Callable[[], None], hub: Hub) -> float:
+    """Microseconds for a message."""
+    start = time.perf_counter()
+    for _ in range(MESSAGES // 10):
+        for _ in range(10):  # ten messages in a turn of the loop
+            deliver()
+        hub.flush()
+    return (time.perf_counter() - start) / MESSAGES * 1e6
+
+
+def variants(clients: int, delivery: Delivery) -> dict[str, tuple[Callable[[], None], Hub]]:
+    plain_hub = new_hub(clients)
+    registry = CollectorRegistry()
+    came = Counter("came", "…", registry=registry)
+    went = Counter("went", "…", registry=registry)
+    size = Counter("size", "…", registry=registry)
+    latency = Histogram("latency", "…", registry=registry)
+    metrics = Metrics()
+    own_hub = new_hub(clients, metrics.tally.wrote)
+    counted_hub = new_hub(clients)
+    traffic = Traffic(
+        EventBus(Settings(driver="memory")), EdgeSettings(), own_hub, metrics,
+        quarantine=None, rules=ChannelRules(),  # type: ignore[arg-type] # nothing is put there
+    )  # fmt: skip
+
+    def plain() -> None:
+        plain_hub.deliver(to_message(CHANNEL, delivery))
+
+    def as_before() -> None:
+        came.inc()
+        went.inc(counted_hub.deliver(to_message(CHANNEL, delivery)))
+
+    def by_client_library() -> None:
+        as_before()
+        size.inc(len(delivery.payload))
+        latency.observe(0.01)
+
+    return {
+        "no counting": (plain, plain_hub),
+        "two counters of prometheus-client": (as_before, counted_hub),
+        "all by prometheus-client": (by_client_library, counted_hub),
+        "all, as the node counts": (lambda: traffic.take(CHANNEL, delivery), own_hub),
+    }
+
+
+async def main() -> None:
+    payload = Message.create(CHANNEL, "news", {"text": "x" * 200}).encode()
+    stamp = utc_now().isoformat().replace("+00:00", "123Z")
+    headers = RawHeaders(b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Msg-Id: 8\r\n\r\n")
+    delivery = Delivery("eb.live.general", payload, headers, Position(7, "e"), 6, stamp)
+    for clients in (1, 100):
+        table = variants(clients, delivery)
+        rounds: dict[str, list[float]] = {name: [] for name in table}
+        for _ in range(ROUNDS):
+            for name, (deliver, hub) in table.items():
+                rounds[name].append(timed(deliver, hub))
+        base = statistics.median(rounds["no counting"])
+        print(f"{clients} clients of the channel")
+        for name, times in rounds.items():
+            median = statistics.median(times)
+            print(f"  {name:<36}{median:8.2f} µs  {median / base:5.2f}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
