@@ -50,6 +50,15 @@ class NodeStats(msgspec.Struct, frozen=True, kw_only=True):
     """One node, since it was started."""
 
     id: str
+    host: Annotated[str, msgspec.Meta(description="The name of the machine it runs on.")]
+    address: Annotated[
+        str,
+        msgspec.Meta(
+            description="Where it listens, as a URL; behind a proxy clients use another. Empty "
+            "when it is not known.",
+            examples=["http://0.0.0.0:8080"],
+        ),
+    ]
     started_at: datetime.datetime
     uptime_s: float
     connections: int

@@ -1,29 +1,33 @@
-"""What the whole cluster holds: nodes, channels, connections; and letting some of them go."""
+"""A node's part in what the whole cluster is asked: it asks all nodes, and answers for itself."""
 
-import asyncio
 import datetime
 import heapq
+import socket
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edge.api_types import (
-    MAX_LISTED,
-    Channels,
-    ChannelStats,
-    Disconnect,
-    Disconnected,
-    ListQuery,
-    NodeStats,
-    Stats,
-)
+from edge.api_types import MAX_LISTED, ChannelStats, Disconnect, NodeStats
 from edge.cluster import Cluster
-from edge.gather import Question
+from edge.inquiry import Inquiry
+from edge.questions import (
+    CHANNEL,
+    CHANNELS,
+    DISCONNECT,
+    NODE,
+    RULE,
+    AboutChannel,
+    ChannelCount,
+    ChannelRule,
+    ChannelsHeard,
+    Count,
+    Matching,
+)
+from edge.rules_told import who_may_join, who_may_whisper
 from eventbus.bus import EventBus
-from eventbus.channels import ChannelKind, Pattern
+from eventbus.channels import ChannelKind, Pattern, validate_channel
 
 if TYPE_CHECKING:
     from edge.connection import Connection
@@ -37,40 +41,6 @@ _PART: Final = 100
 """Channels in one part of an answer: some 30 KB, which any broker takes."""
 
 
-class _ChannelCount(msgspec.Struct, array_like=True, frozen=True):
-    channel: str
-    connections: int
-
-
-class _ChannelsQuestion(msgspec.Struct, frozen=True):
-    pattern: str
-
-
-class _Channels(msgspec.Struct, frozen=True):
-    """Some of a node's channels; `truncated` when it has more than MAX_LISTED that match."""
-
-    counts: list[_ChannelCount]
-    truncated: bool
-
-
-class _ChannelQuestion(msgspec.Struct, frozen=True):
-    channel: str
-
-
-class _Count(msgspec.Struct, frozen=True):
-    count: int
-
-
-class _NoBody(msgspec.Struct, frozen=True):
-    pass
-
-
-_NODE: Final = Question("node", _NoBody, NodeStats)
-_CHANNELS: Final = Question("channels", _ChannelsQuestion, _Channels)
-_CHANNEL: Final = Question("channel", _ChannelQuestion, _Count)
-_DISCONNECT: Final = Question("disconnect", Disconnect, _Count)
-
-
 class Census:
     """Asks all nodes, and answers for this one.
 
@@ -79,17 +49,21 @@ class Census:
 
     def __init__(self, node: "Node", bus: EventBus) -> None:
         self._node = node
-        self._driver_name = bus.driver.name
         self._started = time.time()
         fault = node.metrics.cluster_faults
         self._cluster = Cluster(
             bus.driver, bus.subjects, node.id, lambda word: fault.labels(word).inc()
         )
         self.lag = self._cluster.lag
-        self._cluster.answer(_NODE, lambda _: [self._own_stats()])
-        self._cluster.answer(_CHANNELS, self._own_channels)
-        self._cluster.answer(_CHANNEL, lambda asked: [_Count(node.hub.count(asked.channel))])
-        self._cluster.answer(_DISCONNECT, lambda asked: [_Count(self._disconnect_own(asked))])
+        self._cluster.answer(NODE, lambda _: [self._own_stats()])
+        self._cluster.answer(CHANNELS, self._own_channels)
+        self._cluster.answer(CHANNEL, lambda asked: [self._count(asked.channel)])
+        self._cluster.answer(RULE, self._own_rule)
+        self._cluster.answer(DISCONNECT, lambda asked: [Count(self._disconnect_own(asked))])
+        self._inquiry = Inquiry(self._cluster, bus.driver.name)
+        self.stats = self._inquiry.stats
+        self.channels = self._inquiry.channels
+        self.disconnect = self._inquiry.disconnect
 
     async def open(self) -> None:
         """Join the cluster. Raises a DriverError."""
@@ -101,58 +75,13 @@ class Census:
 
     # The whole cluster
 
-    async def stats(self, query: ListQuery) -> Stats:
-        """Nodes and channels, and sums over all nodes."""
-        gathered, listed = await asyncio.gather(
-            self._cluster.ask(_NODE, _NoBody()), self.channels(query)
-        )
-        nodes = list(gathered.all)
-        return Stats(
-            driver=self._driver_name,
-            nodes=nodes,
-            connections=sum(node.connections for node in nodes),
-            channels=listed.channels,
-            truncated=listed.truncated,
-            messages_in=sum(node.messages_in for node in nodes),
-            messages_out=sum(node.messages_out for node in nodes),
-            missing=sorted(gathered.missing | set(listed.missing)),
-        )
-
-    async def channels(self, query: ListQuery) -> Channels:
-        """The channels that match, those with most connections first.
-
-        Each node tells at most MAX_LISTED; `truncated` says when some are left out.
-        """
-        gathered = await self._cluster.ask(_CHANNELS, _ChannelsQuestion(query.pattern))
-        counts: Counter[str] = Counter()
-        for part in gathered.all:
-            for channel, connections in _pairs(part.counts):
-                counts[channel] += connections
-        first = heapq.nsmallest(query.limit, counts.items(), key=_most_first)
-        return Channels(
-            channels=[self._told(channel, connections) for channel, connections in first],
-            truncated=len(counts) > query.limit or any(part.truncated for part in gathered.all),
-            missing=sorted(gathered.missing),
-        )
-
     async def channel(self, channel: str) -> ChannelStats:
         """One channel; nobody may hear it."""
-        gathered = await self._cluster.ask(_CHANNEL, _ChannelQuestion(channel))
-        told = self._told(channel, sum(part.count for part in gathered.all))
+        told = await self._inquiry.channel(channel)
         if told.kind is ChannelKind.PRESENCE:
             _, members = await self._node.presence.look(channel)
             return msgspec.structs.replace(told, members=members)
         return told
-
-    async def disconnect(self, whom: Disconnect) -> Disconnected:
-        """Let connections go on whichever node they are, or subscribers of a channel."""
-        gathered = await self._cluster.ask(_DISCONNECT, whom)
-        count = sum(part.count for part in gathered.all)
-        return Disconnected(count=count, missing=sorted(gathered.missing))
-
-    def _told(self, channel: str, connections: int) -> ChannelStats:
-        kind = self._node.rules.find(channel).kind
-        return ChannelStats(channel=channel, kind=kind, connections=connections)
 
     # This node
 
@@ -160,6 +89,8 @@ class Census:
         node = self._node
         return NodeStats(
             id=node.id,
+            host=socket.gethostname(),
+            address=node.address,
             started_at=datetime.datetime.fromtimestamp(self._started, datetime.UTC),
             uptime_s=round(time.time() - self._started, 1),
             connections=len(node.connections),
@@ -168,19 +99,36 @@ class Census:
             messages_out=node.metrics.tally.messages_out,
         )
 
-    def _own_channels(self, asked: _ChannelsQuestion) -> Sequence[_Channels]:
+    def _own_channels(self, asked: Matching) -> Sequence[ChannelsHeard]:
         matches = Pattern(asked.pattern).match
         hub = self._node.hub
         # One more than are told tells whether there are more.
         found = heapq.nsmallest(
             MAX_LISTED + 1,
-            ((name, hub.count(name)) for name in hub.channels if matches(name) is not None),
-            key=_most_first,
+            ((-hub.count(name), name) for name in hub.channels if matches(name) is not None),
         )
         truncated = len(found) > MAX_LISTED
-        counts = [_ChannelCount(*pair) for pair in found[:MAX_LISTED]]
+        counts = [self._count(name) for _, name in found[:MAX_LISTED]]
         parts = range(0, max(len(counts), 1), _PART)
-        return [_Channels(counts[start : start + _PART], truncated) for start in parts]
+        return [ChannelsHeard(counts[start : start + _PART], truncated) for start in parts]
+
+    def _count(self, channel: str) -> ChannelCount:
+        kind = self._node.rules.find(channel).kind
+        return ChannelCount(channel, self._node.hub.count(channel), kind)
+
+    def _own_rule(self, asked: AboutChannel) -> Sequence[ChannelRule]:
+        rules, channel = self._node.rules, validate_channel(asked.channel)
+        rule = rules.find(channel)
+        return [
+            ChannelRule(
+                node=self._node.id,
+                pattern=rule.pattern.text,
+                kind=rule.kind,
+                join=who_may_join(rules, channel),
+                whisper=who_may_whisper(rules, channel),
+                connections=self._node.hub.count(channel),
+            )
+        ]
 
     def _disconnect_own(self, whom: Disconnect) -> int:
         connections = list(self._matching(whom))
@@ -204,11 +152,3 @@ class Census:
                 or (claims is not None and whom.jti is not None and whom.jti == claims.jti)
             ):
                 yield connection
-
-
-def _most_first(pair: tuple[str, int]) -> tuple[int, str]:
-    return -pair[1], pair[0]
-
-
-def _pairs(counts: Iterable[_ChannelCount]) -> Iterator[tuple[str, int]]:
-    return ((count.channel, count.connections) for count in counts)

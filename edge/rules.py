@@ -241,6 +241,11 @@ class ChannelRules:
         """What holds for `channel`: its kind and whispers. There is always an answer."""
         return self._resolve(channel)[0]
 
+    def explain(self, channel: str) -> tuple[Rule, Authorizer | None]:
+        """What holds for `channel`, and the authorizer where it is that which decides."""
+        rule, _, authorizer = self._resolve(channel)
+        return rule, authorizer
+
     def decide(self, channel: str, claims: Claims | None) -> Decision:
         """Whether the bearer of `claims` (None: no token) may join `channel`."""
         if self._is_taken is not None and self._is_taken(channel, claims):

@@ -21,7 +21,7 @@ __all__ = ["serve", "tls_context"]
 
 _log = logging.getLogger(__name__)
 
-_ANY: Final = ("0.0.0.0", "::")
+_ANY: Final = ("0.0.0.0", "[::]")
 
 
 async def serve(
@@ -48,7 +48,8 @@ async def serve(
             _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
         if tls is not None:
             _reload_on_hangup(settings, tls)
-        address = await _listen(runner, settings, tls)
+        app[NODE].address = await _listen(runner, settings, tls)
+        address = _local(app[NODE].address)
         _log.info("node %s listens on %s", app[NODE].id, address)
         if on_ready is not None:
             on_ready(address)
@@ -60,7 +61,7 @@ async def serve(
 
 
 async def _listen(runner: web.AppRunner, settings: EdgeSettings, tls: ssl.SSLContext | None) -> str:
-    """Begin to listen; gives the address as a URL."""
+    """Begin to listen; gives the address as a URL, that of all interfaces included."""
     site = web.TCPSite(
         runner,
         settings.host,
@@ -77,9 +78,14 @@ async def _listen(runner: web.AppRunner, settings: EdgeSettings, tls: ssl.SSLCon
             variable="BROADCAST_WEBSOCKET_PORT",
         ) from None
     host, port = runner.addresses[0][:2]
-    if host in _ANY:
-        host = "127.0.0.1"
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _local(address: str) -> str:
+    """An address by which this machine reaches one that listens on all interfaces."""
+    for host in _ANY:
+        address = address.replace(f"://{host}:", "://127.0.0.1:")
+    return address
 
 
 def tls_context(settings: EdgeSettings) -> ssl.SSLContext | None:

@@ -86,6 +86,7 @@ PURE = (
     "edge.presence",
     "edge.revocation",
     "edge.rules_file",
+    "edge.rules_told",
 )
 """The edge's ring without input and output, tested without sockets."""
 RING = (*PURE, "edge.auth", "edge.token_keys")  # pure, but for reading the keys
