@@ -52,11 +52,10 @@ from edge.session_time import SessionTime
 from eventbus.channels import ChannelKind, validate_channel
 from eventbus.drivers.base import Position
 from eventbus.errors import InvalidChannel, InvalidEventName
-from eventbus.message import validate_event_name
+from eventbus.message import CLIENT_EVENT_PREFIX, validate_event_name
 
 __all__ = ["Session"]
 
-CLIENT_EVENT_PREFIX: Final = "client-"
 BAD_TOKENS: Final = 3
 
 

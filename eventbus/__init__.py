@@ -17,6 +17,7 @@ from eventbus.bus import BusState, EventBus
 from eventbus.channels import ChannelKind, Pattern, Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.decoding import EventContext
+from eventbus.definition import EventDefinition
 from eventbus.drivers import create_driver
 from eventbus.errors import (
     BusStateError,
@@ -49,8 +50,8 @@ from eventbus.errors import (
     WorkerLost,
 )
 from eventbus.events import (
+    ClientEvent,
     Event,
-    EventDefinition,
     EventMeta,
     ShouldBroadcast,
     event_definition,
@@ -73,6 +74,7 @@ __all__ = [
     "ClientClosed",
     "ClientDisconnected",
     "ClientError",
+    "ClientEvent",
     "ClientRefused",
     "ConfigError",
     "ConnectionFailed",

@@ -87,7 +87,7 @@ class EventReader(Generic[E]):
         where = qualified_name(cls)
         if definition.abstract:
             raise EventDefinitionError(f"{where} is abstract: subscribe to its subclasses")
-        if not definition.broadcasts:
+        if not (definition.broadcasts or definition.from_clients):
             raise EventDefinitionError(
                 f"{where} is not broadcast and never leaves its process: mix in ShouldBroadcast, "
                 "or listen with `bus.listen`"
@@ -95,7 +95,8 @@ class EventReader(Generic[E]):
         overridden = {
             method
             for method in ("broadcast_on", "broadcast_as", "broadcast_with")
-            if getattr(cls, method) is not getattr(ShouldBroadcast, method)
+            if definition.broadcasts
+            and getattr(cls, method) is not getattr(ShouldBroadcast, method)
         }
         if channel is None and ("broadcast_on" in overridden or definition.channel is None):
             raise EventDefinitionError(
@@ -114,7 +115,7 @@ class EventReader(Generic[E]):
                 "a classmethod `from_broadcast(data)` that makes an event of them"
             )
         self.cls = cls
-        self.name = definition.name if name is None else name
+        self.name = definition.wire_name if name is None else name
         template = definition.channel
         self.pattern = template if channel is None and template else Pattern(channel or "")
         self._make = make

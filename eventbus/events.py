@@ -15,24 +15,20 @@ import functools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, NamedTuple, Self, TypeVar, cast, dataclass_transform
+from typing import Any, ClassVar, Final, Self, TypeVar, cast, dataclass_transform
 
 import msgspec
 
-from eventbus.channels import Pattern, validate_channel
 from eventbus.current import current_bus
-from eventbus.errors import (
-    EventDefinitionError,
-    InvalidChannel,
-    InvalidEventName,
-    InvalidPattern,
-)
+from eventbus.definition import EventDefinition, EventKeywords, Traits, define, qualified_name
+from eventbus.errors import EventDefinitionError
 from eventbus.headers import check_id, check_tags, encode_metadata
-from eventbus.message import Receipt, new_id, utc_now, validate_event_name
-from eventbus.queue import POLICY_KEYWORDS, QueuePolicy, ShouldQueue, define_policy
+from eventbus.message import Receipt, new_id, utc_now
+from eventbus.queue import POLICY_KEYWORDS, ShouldQueue
 from eventbus.templates import fill_template
 
 __all__ = [
+    "ClientEvent",
     "Event",
     "EventDefinition",
     "EventMeta",
@@ -59,20 +55,6 @@ class EventMeta(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = {}
     tags: tuple[str, ...] = ()
     except_connection: str | None = None
-
-
-class EventDefinition(NamedTuple):
-    """What a class statement said of its event."""
-
-    name: str
-    channel: Pattern | None
-    """The channel or its template; None where `broadcast_on` decides, or nothing is broadcast."""
-    volatile: bool
-    version: int
-    abstract: bool
-    broadcasts: bool
-    queue: QueuePolicy | None = None
-    """How its events are queued; None for those that are not ShouldQueue."""
 
 
 class ShouldBroadcast:
@@ -102,6 +84,17 @@ class ShouldBroadcast:
         return True
 
 
+class ClientEvent:
+    """Mixed into an Event, it declares a client event: clients send it, and it is not dispatched.
+
+    `channel` is then a pattern of the channels on which it may be sent, wildcards included, and its
+    named tokens need not be fields. On the wire its name has the prefix `client-`. Services may
+    subscribe to it, and an edge can be told to check what clients send against its type.
+    """
+
+    __slots__ = ()
+
+
 _types: dict[str, "type[Event]"] = {}
 _RESERVED_FIELDS: Final = frozenset(
     {
@@ -122,6 +115,7 @@ class _EventClass(msgspec.StructMeta):
         /,
         *,
         channel: str | None = None,
+        channels: Sequence[str] | None = None,
         name: str | None = None,
         volatile: bool | None = None,
         version: int = 1,
@@ -132,15 +126,8 @@ class _EventClass(msgspec.StructMeta):
         made = super().__new__(mcls, cls_name, bases, namespace, **struct_options)
         if bases != (msgspec.Struct,):  # it is not Event itself
             cls = cast("type[Event]", made)
-            cls.__event_definition__ = _define(
-                cls,
-                channel=channel,
-                name=name,
-                volatile=volatile,
-                version=version,
-                abstract=abstract,
-                queued=queued,
-            )
+            given = EventKeywords(channel, channels, name, volatile, version, abstract, queued)
+            cls.__event_definition__ = _define(cls, given)
             if not abstract:
                 _register(cls)
         return made
@@ -155,10 +142,11 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     """The base of every event type: an immutable struct with fields of any type msgspec encodes.
 
     Class keywords: `channel` (a channel, or a template such as `orders.{order_id}` that is filled
-    from fields of type str, int, UUID or an enum of these), `name` (the event name; the class's own
-    by default), `volatile` (never stored or replayed), `version` (of its schema, from 1),
-    `abstract` (a base for others: neither registered nor dispatched), and msgspec's own, such as
-    `kw_only` or `rename`. `channel` and `volatile` are inherited. ShouldQueue adds its own.
+    from fields of type str, int, UUID or an enum of these), `channels` (patterns of those that an
+    overridden `broadcast_on` may name), `name` (the event name; the class's own by default),
+    `volatile` (never stored or replayed), `version` (of its schema, from 1), `abstract` (a base for
+    others: neither registered nor dispatched), and msgspec's own, such as `kw_only` or `rename`.
+    `channel`, `channels` and `volatile` are inherited. ShouldQueue adds its own.
 
     Raises EventDefinitionError where the class statement stands: for an unknown field in a
     template, a wildcard or bad grammar, a broadcast event without a channel, a name that is taken.
@@ -243,86 +231,21 @@ def event_types() -> Mapping[str, type[Event]]:
     return MappingProxyType(dict(_types))
 
 
-def qualified_name(cls: type) -> str:
-    """A class as errors speak of it: its module and its name there."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _define(
-    cls: type[Event],
-    *,
-    channel: str | None,
-    name: str | None,
-    volatile: bool | None,
-    version: int,
-    abstract: bool,
-    queued: Mapping[str, Any],
-) -> EventDefinition:
-    where = qualified_name(cls)
-    inherited = event_definition(cls)
+def _define(cls: type[Event], given: EventKeywords) -> EventDefinition:
     fields = cls.__struct_fields__
     if taken := sorted(_RESERVED_FIELDS.intersection(fields)):
         raise EventDefinitionError(
-            f"{where}: a field cannot be called {taken[0]!r}: every event has that attribute"
+            f"{qualified_name(cls)}: a field cannot be called {taken[0]!r}: every event has that "
+            "attribute"
         )
-    if type(version) is not int or version < 1:
-        raise EventDefinitionError(
-            f"{where}: version={version!r}: an integer of at least 1 is allowed"
-        )
-    template = inherited.channel if channel is None else _parse_template(cls, channel)
-    if not abstract and template is not None:
-        for field in template.names:
-            if field not in fields:
-                raise EventDefinitionError(
-                    f"{where}: channel={template.text!r} names {{{field}}}, which is no "
-                    f"field: the fields are {', '.join(fields) or 'none'}"
-                )
-    if not abstract and issubclass(cls, ShouldBroadcast):
-        if template is None and cls.broadcast_on is ShouldBroadcast.broadcast_on:
-            raise EventDefinitionError(
-                f"{where} is broadcast and has no channel: give the class "
-                "`channel=...`, override broadcast_on(), or say `abstract=True`"
-            )
-    elif not abstract and channel is not None:
-        raise EventDefinitionError(
-            f"{where} has a channel and is not broadcast: mix in ShouldBroadcast"
-        )
-    return EventDefinition(
-        name=_check_name(cls, cls.__name__ if name is None else name),
-        channel=template,
-        volatile=inherited.volatile if volatile is None else volatile,
-        version=version,
-        abstract=abstract,
-        broadcasts=issubclass(cls, ShouldBroadcast),
-        queue=define_policy(
-            where,
-            queued=issubclass(cls, ShouldQueue),
-            inherited=inherited.queue,
-            given=queued,
-        ),
+    broadcasts = issubclass(cls, ShouldBroadcast)
+    traits = Traits(
+        broadcasts=broadcasts,
+        chooses_channels=broadcasts and cls.broadcast_on is not ShouldBroadcast.broadcast_on,
+        queued=issubclass(cls, ShouldQueue),
+        from_clients=issubclass(cls, ClientEvent),
     )
-
-
-def _check_name(cls: type, name: str) -> str:
-    try:
-        return validate_event_name(name)
-    except InvalidEventName as exc:
-        raise EventDefinitionError(f"{qualified_name(cls)}: {exc}") from None
-
-
-def _parse_template(cls: type, channel: str) -> Pattern:
-    try:
-        template = Pattern(channel)
-        if template.is_exact:
-            validate_channel(channel)
-    except (InvalidPattern, InvalidChannel) as exc:
-        raise EventDefinitionError(f"{qualified_name(cls)}: channel={channel!r}: {exc}") from None
-    if not {"*", ">"}.isdisjoint(channel.split(".")):
-        raise EventDefinitionError(
-            f"{qualified_name(cls)}: channel={channel!r} has a wildcard, and an event is "
-            "broadcast on one channel: allowed are literal tokens and {field}"
-        )
-    return template
+    return define(cls, fields, given, traits, event_definition(cls))
 
 
 def _register(cls: type[Event]) -> None:

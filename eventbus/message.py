@@ -10,6 +10,7 @@ import uuid_utils
 from eventbus.errors import EncodingError, InvalidEventName
 
 __all__ = [
+    "CLIENT_EVENT_PREFIX",
     "HEADER_EVENT",
     "HEADER_EXCEPT",
     "HEADER_ID",
@@ -40,6 +41,9 @@ HEADER_METADATA: Final = "Eb-Meta"
 """The event's metadata: a JSON object."""
 HEADER_TAGS: Final = "Eb-Tags"
 """The event's tags, separated by commas."""
+
+CLIENT_EVENT_PREFIX: Final = "client-"
+"""What the edge puts before the name of every event that a client sends."""
 
 MAX_EVENT_NAME: Final = 200
 _RESERVED_PREFIXES: Final = ("eb:", "pusher:", "pusher_internal:")

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import msgspec
 
@@ -63,6 +63,7 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     if not event.broadcast_when():
         return ()
     channels = _channels(event)
+    _check_declared(event, channels)
     data = event.broadcast_with()
     meta = event.event_meta
     shared = msgspec.Raw(
@@ -93,10 +94,16 @@ def headers_of(event: Event) -> dict[str, str]:
 
 
 def check_dispatchable(event: Event) -> None:
-    """Raises EventDefinitionError for an event of an abstract type."""
-    if event_definition(type(event)).abstract:
+    """Raises EventDefinitionError for an event of an abstract type, or one that clients send."""
+    definition = event_definition(type(event))
+    if definition.abstract:
         raise EventDefinitionError(
             f"{qualified_name(type(event))} is abstract: dispatch a subclass of it"
+        )
+    if definition.from_clients:
+        raise EventDefinitionError(
+            f"{qualified_name(type(event))} is a ClientEvent: clients send it, and services "
+            "subscribe to it"
         )
 
 
@@ -137,3 +144,15 @@ def _channels(event: ShouldBroadcast) -> tuple[str, ...]:
             "a channel or a sequence of channels is allowed"
         )
     return tuple(dict.fromkeys(map(validate_channel, given)))
+
+
+def _check_declared(event: ShouldBroadcast, channels: tuple[str, ...]) -> None:
+    """Raises EventDefinitionError for a channel that `broadcast_on` must not name."""
+    cls = type(cast(Event, event))
+    declared = event_definition(cls).channels
+    for channel in channels if declared else ():
+        if all(pattern.match(channel) is None for pattern in declared):
+            raise EventDefinitionError(
+                f"{qualified_name(cls)}.broadcast_on() named {channel!r}: declared are "
+                + ", ".join(pattern.text for pattern in declared)
+            )

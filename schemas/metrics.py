@@ -21,7 +21,9 @@ class LoadAverage(msgspec.Struct, frozen=True, kw_only=True):
     fifteen: _Load
 
 
-class DashboardMetrics(Event, ShouldBroadcast, volatile=True, kw_only=True):
+class DashboardMetrics(
+    Event, ShouldBroadcast, channels=("admin.dashboard", "public"), volatile=True, kw_only=True
+):
     """What one machine was doing at one moment.
 
     A tick that the next one replaces: volatile. It goes to the administrators' dashboard, and a

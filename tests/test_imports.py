@@ -15,6 +15,7 @@ PACKAGES = ("edge", "eventbus", "schemas")
 LAYERS = [
     {"eventbus.errors", "eventbus.pool", "eventbus.server_guard", "eventbus.signatures"},
     {"eventbus.channels", "eventbus.server_lock"},
+    {"eventbus.retention"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
         "eventbus.envelope",
@@ -24,6 +25,7 @@ LAYERS = [
         "eventbus.receipts",
         "eventbus.templates",
     },
+    {"eventbus.definition"},
     {"eventbus.drivers", "eventbus.events"},
     {"eventbus.decoding", "eventbus.delayed", "eventbus.outgoing"},
     {
@@ -50,13 +52,14 @@ LAYERS = [
 DOORS = {
     "aiohttp": {
         "edge.api", "edge.app", "edge.entrance", "edge.http_api", "edge.jwks", "edge.keys",
-        "edge.problem", "edge.serving", "edge.sse", "edge.websocket",
+        "edge.problem", "edge.serving", "edge.sse", "edge.webhook_post", "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.token_keys"},
     "jwt": {"edge.auth", "edge.jwks", "edge.token_keys", "eventbus.cli.tokens"},
     "msgspec": set(PACKAGES),
     "nats": {"eventbus.drivers.nats*", "eventbus.queue", "eventbus.listeners"},
+    "nkeys": {"eventbus.drivers.nats*"},
     "prometheus_client": {"edge.metrics*"},
     "psutil": {"eventbus.cli"},
     "pytest": {"eventbus.testing"},
@@ -83,6 +86,7 @@ PURE = (
     "edge.rules",
     "edge.limits",
     "edge.addresses",
+    "edge.lifecycle",
     "edge.presence",
     "edge.revocation",
     "edge.rules_file",
