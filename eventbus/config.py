@@ -14,6 +14,7 @@ import msgspec
 
 from eventbus.channels import DEFAULT_NAMESPACE, Subjects
 from eventbus.errors import ConfigError
+from eventbus.retention import VARIABLE as RETENTION, Retention
 
 __all__ = ["Settings", "Var", "Variable", "child_environment", "load", "variables"]
 
@@ -90,6 +91,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nats_creds: Annotated[
         str, Var("NATS_CREDS", "a credentials file for NATS", "the path of a readable file")
     ] = ""
+    nats_nkey: Annotated[
+        str,
+        Var("NATS_NKEY", "a file with an nkey's seed for NATS", "the path of a readable file"),
+    ] = ""
+    nats_ca: Annotated[
+        str,
+        Var(
+            "NATS_CA",
+            "the authority of NATS's certificate; empty trusts the system's authorities. With it, "
+            "a server without TLS is refused",
+            "the path of a readable PEM file",
+        ),
+    ] = ""
+    nats_cert: Annotated[
+        str, Var("NATS_CERT", "a client certificate for NATS", "the path of a readable PEM file")
+    ] = ""
+    nats_key: Annotated[
+        str, Var("NATS_KEY", "its private key", "the path of a readable PEM file")
+    ] = ""
+    nats_inbox_prefix: Annotated[
+        str,
+        msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"),
+        Var(
+            "NATS_INBOX_PREFIX",
+            "what the subjects of answers begin with; one for each NATS user lets no other read "
+            "them",
+            "tokens of A-Z a-z 0-9 _ - joined by dots",
+        ),
+    ] = "_INBOX"
     nats_data: Annotated[
         str,
         Var(
@@ -130,6 +160,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Literal[1, 3, 5],
         Var("BROADCAST_HISTORY_REPLICAS", "copies of the stream in a NATS cluster", "1, 3 or 5"),
     ] = 1
+    retention: Annotated[
+        str,
+        Var(
+            RETENTION,
+            "classes of channels of which more or less is kept; the first that matches holds",
+            "pattern:count/age or pattern:count/age/bytes, separated by white space, such as "
+            "orders.>:1000/24h prices.*:1/7d/64MiB",
+        ),
+    ] = ""
     queue_lease: Annotated[
         Annotated[float, msgspec.Meta(ge=1, le=3600)],
         Var(
@@ -269,7 +308,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Read the settings; ConfigError tells the variable, its value and what is allowed."""
         settings = load(cls, environ)
         Subjects(settings.namespace)
+        settings.retention_classes()
         return settings
+
+    def retention_classes(self) -> Retention:
+        """How much is kept of each channel. Raises ConfigError."""
+        return Retention(self.retention, count=self.history_messages, seconds=self.history_seconds)
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("edge", "eventbus", "schemas")
 
 LAYERS = [
-    {"eventbus.errors", "eventbus.pool", "eventbus.server_guard", "eventbus.signatures"},
+    {
+        "eventbus.errors",
+        "eventbus.pool",
+        "eventbus.server_guard",
+        "eventbus.signatures",
+        "eventbus.tracing",
+    },
     {"eventbus.channels", "eventbus.server_lock"},
     {"eventbus.retention"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
@@ -60,6 +66,7 @@ DOORS = {
     "msgspec": set(PACKAGES),
     "nats": {"eventbus.drivers.nats*", "eventbus.queue", "eventbus.listeners"},
     "nkeys": {"eventbus.drivers.nats*"},
+    "opentelemetry": {"eventbus.tracing"},
     "prometheus_client": {"edge.metrics*"},
     "psutil": {"eventbus.cli"},
     "pytest": {"eventbus.testing"},

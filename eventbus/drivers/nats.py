@@ -1,6 +1,7 @@
 """The driver over NATS: a JetStream stream that republishes, on one connection that lasts."""
 
 import asyncio
+import itertools
 import logging
 import weakref
 from collections.abc import Coroutine
@@ -26,6 +27,8 @@ from eventbus.drivers.nats_consumer import NatsConsumer
 from eventbus.drivers.nats_errors import DRIVER, to_error
 from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_listeners import NatsListeners
+from eventbus.drivers.nats_login import make_login
+from eventbus.drivers.nats_marks import held, mark, purge
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
 from eventbus.drivers.nats_state import NatsState
@@ -103,12 +106,14 @@ class NatsDriver:
     async def open(self) -> None:
         """Connect, and make or check the stream.
 
-        Raises ConnectionFailed, StreamMismatch, and ServerError for the embedded server.
+        Raises ConnectionFailed, ConfigError, StreamMismatch, and ServerError for the embedded
+        server.
         """
         if self._state != "new":
             raise ConnectionFailed(f"the nats driver is {self._state}, not new", driver=self.name)
         settings = self._settings
         servers = [url.strip() for url in settings.nats_url.split(",") if url.strip()]
+        login = make_login(settings)
         try:
             if not servers:
                 self.server = NatsServer(
@@ -118,7 +123,7 @@ class NatsDriver:
                 servers = [self.server.url]
             self._connection = NatsConnection(
                 servers,
-                credentials=settings.nats_creds,
+                login,
                 connect_timeout=settings.connect_timeout,
                 on_lost=self._on_lost,
                 on_back=self._on_back,
@@ -212,6 +217,28 @@ class NatsDriver:
         self._require_open()
         validate_subject(subject)
         return await self._reader.read(subject, after=after, limit=limit)
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What the stream has of each channel; see `MaintenanceDriver.stored`."""
+        self._require_open()
+        validate_filter(pattern)
+        event = self._stream.event_of(pattern)
+        counts = {} if event is None else await self._stream.counts(event)
+        first = itertools.islice(counts.items(), limit)
+        return {str(self.subjects.live_of(subject)): count for subject, count in first}
+
+    async def purge(self, subject: str) -> int:
+        """Remove what the stream has of a live subject; see `MaintenanceDriver.purge`."""
+        self._require_open()
+        self.subjects.channel_of(subject)
+        page = await self.read(subject, after=None, limit=1)
+        if not page.messages or (position := page.messages[-1].position) is None:
+            return 0
+        event = self.subjects.event(self.subjects.channel_of(subject))
+        seconds = self._settings.connect_timeout
+        async with asyncio.timeout(seconds), held(self._entries, seconds):
+            await mark(self._connection, self._stream.name, event, position.offset, seconds)
+        return await purge(self._connection, self._stream.name, event, position.offset, seconds)
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""

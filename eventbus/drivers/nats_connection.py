@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 from nats import errors as nats_errors
@@ -16,6 +16,7 @@ from nats.aio.client import Client, Server
 
 from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
 from eventbus.drivers.nats_fast import FastClient, client_class
+from eventbus.drivers.nats_login import Login
 from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
 from eventbus.drivers.nats_wire import PlainClient, Receiver, WireHeaders
 from eventbus.errors import ConnectionFailed
@@ -32,6 +33,12 @@ _MAX_BACKOFF_S: Final = 4.0
 _WATCH_S: Final = 0.5
 _CLOSE_S: Final = 2.0
 _MAX_DENIED: Final = 1000
+_REFUSALS: Final = (
+    nats_errors.AuthorizationError,
+    nats_errors.SecureConnRequiredError,
+    ssl.SSLError,
+)
+"""What does not pass by waiting."""
 
 
 class Listening:
@@ -52,8 +59,8 @@ class NatsConnection:
     def __init__(
         self,
         servers: list[str],
+        login: Login,
         *,
-        credentials: str = "",
         connect_timeout: float = 10.0,
         on_lost: Callable[[], None],
         on_back: Callable[[], None],
@@ -63,10 +70,10 @@ class NatsConnection:
         """How many errors the client has reported."""
         self.rebuilds = 0
         """How often a client had to be replaced by a new one."""
-        self.replies = Replies()
+        self.replies = Replies(login.inbox_prefix)
         self.max_payload = 0
         self._servers = servers
-        self._credentials = credentials
+        self._login = login
         self._connect_timeout = connect_timeout
         self._on_lost = on_lost
         self._on_back = on_back
@@ -86,6 +93,11 @@ class NatsConnection:
         return ", ".join(map(mask_url, self._servers))
 
     @property
+    def inbox_prefix(self) -> str:
+        """What reply subjects begin with."""
+        return self._login.inbox_prefix
+
+    @property
     def is_connected(self) -> bool:
         """Whether a message could be sent at this moment."""
         return self._connected.is_set() and not self._closing
@@ -99,10 +111,6 @@ class NatsConnection:
 
     async def open(self) -> None:
         """Connect. Raises ConnectionFailed after `connect_timeout`, or at once when refused."""
-        if self._credentials and not Path(self._credentials).is_file():  # noqa: ASYNC240 - at start
-            raise ConnectionFailed(
-                f"NATS_CREDS={self._credentials!r} is not a file that can be read", driver=DRIVER
-            )
         self._client = await self._dial(self._connect_timeout)
         await self.listen(self.replies.filter, self.replies.receive)
         if self._client.is_connected:
@@ -190,6 +198,7 @@ class NatsConnection:
     async def _dial(self, seconds: float) -> FastClient | PlainClient:
         """A client that is connected."""
         client = client_class()()
+        client.requires_tls = self._login.requires_tls
         self._refused.clear()
         self._last_error = None
         connecting = asyncio.create_task(self._connect(client))
@@ -203,11 +212,7 @@ class NatsConnection:
                     connecting.result()
                 self.max_payload = client.max_payload
                 return client
-        except ImportError as exc:
-            raise ConnectionFailed(
-                f"NATS_CREDS is set, which needs the package nkeys: {exc}", driver=DRIVER
-            ) from exc
-        except ValueError as exc:  # an address or a credentials file that cannot be read
+        except ValueError as exc:  # an address or a key that cannot be read
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
             unfinished = connecting.cancel()
@@ -216,7 +221,7 @@ class NatsConnection:
             if unfinished:
                 await _close(client)
         if self._refused.is_set():
-            why = "the server refuses the credentials (in NATS_URL or NATS_CREDS)"
+            why = _refusal(self._last_error)
         else:
             why = f"not within {seconds:g} s: {self._last_failure()}"
         raise ConnectionFailed(
@@ -244,7 +249,7 @@ class NatsConnection:
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
             flush_timeout=ATTEMPT_S,
-            user_credentials=self._credentials or None,
+            **self._login.options,
         )
 
     def _for(
@@ -268,7 +273,7 @@ class NatsConnection:
         self.errors += 1
         self._last_error = exc
         text = str(exc).lower()
-        if "authorization violation" in text or isinstance(exc, nats_errors.AuthorizationError):
+        if "authorization violation" in text or isinstance(exc, _REFUSALS):
             self._refused.set()
         kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
         subject = rest.split('"')[1] if '"' in rest else ""
@@ -276,6 +281,8 @@ class NatsConnection:
             self.replies.refuse(subject)
         elif kind == "subscription":
             self._denied[subject] = None
+            if subject == self.replies.filter.lower():
+                self.replies.deny()
             while len(self._denied) > _MAX_DENIED:
                 del self._denied[next(iter(self._denied))]
         _log.warning("NATS at %s: %s", self.address, str(exc) or type(exc).__name__)
@@ -340,6 +347,19 @@ class NatsConnection:
                     )
         if client.is_connected:
             await self._on_reconnected()
+
+
+def _refusal(exc: BaseException | None) -> str:
+    if isinstance(exc, nats_errors.SecureConnRequiredError):
+        return (
+            "the server speaks no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT asks for; "
+            "nothing was sent to it"
+        )
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not trusted (see NATS_CA): {exc.verify_message}"
+    if isinstance(exc, ssl.SSLError):
+        return f"no TLS with the server (does it want another NATS_CERT?): {exc}"
+    return "the server refuses the credentials (in NATS_URL, NATS_CREDS or NATS_NKEY)"
 
 
 def _jitter(base: float, attempts: int) -> float:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar, overload
 
 from nats.aio.client import Client
 
+from eventbus.drivers.nats_login import SecureClient
 from eventbus.drivers.nats_wire import (
     NO_WIRE_HEADERS,
     PlainClient,
@@ -164,7 +165,7 @@ class _Listener:
         self.receiver = receiver
 
 
-class FastClient(Client):
+class FastClient(SecureClient):
     """A client whose listeners are called from the parser, without queue and task for each."""
 
     async def listen(self, subject: str, receiver: Receiver, group: str = "") -> int:

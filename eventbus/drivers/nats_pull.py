@@ -144,7 +144,7 @@ class _Inlet:
     def __init__(self, connection: NatsConnection, on_stray: Callable[[Msg], None]) -> None:
         self._connection = connection
         self._on_stray = on_stray
-        self._prefix = f"_INBOX.{secrets.token_hex(11)}"
+        self._prefix = f"{connection.inbox_prefix}.{secrets.token_hex(11)}"
         self._client: Client | None = None
         self._subscription: Subscription | None = None
         self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()

@@ -36,10 +36,12 @@ class Replies:
     window stays taken; here each future completes: with a reply, or with None.
     """
 
-    def __init__(self) -> None:
-        self.prefix = f"_INBOX.{secrets.token_hex(11)}"
+    def __init__(self, prefix: str = "_INBOX") -> None:
+        """`prefix` is what the reply subjects begin with."""
+        self.prefix = f"{prefix}.{secrets.token_hex(11)}"
         self._waiting: dict[str, _Waiting] = {}
         self._next = 0
+        self._denied = False
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
@@ -59,8 +61,11 @@ class Replies:
         """A reply subject for a request to `subject`, and its answer; None after `seconds`.
 
         With `parts`, messages are added to it until one with a status comes, which is the answer.
-        Whoever awaits the future gives the reply subject to `forget` in the end.
+        Whoever awaits the future gives the reply subject to `forget` in the end. Raises
+        PublishFailed where the server has refused to deliver answers.
         """
+        if self._denied:
+            raise self._denial()
         loop = asyncio.get_running_loop()
         self._next += 1
         token = str(self._next)
@@ -89,6 +94,7 @@ class Replies:
 
     def give_up(self) -> None:
         """Answer None to all, so that they try again at once: their requests may be lost."""
+        self._denied = False
         for waiting in self._waiting.values():
             if not waiting.future.done():
                 waiting.future.set_result(None)
@@ -107,6 +113,21 @@ class Replies:
                             driver=DRIVER,
                         )
                     )
+
+    def deny(self) -> None:
+        """Fail all: the server does not permit to listen to the answers."""
+        self._denied = True
+        for waiting in self._waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(self._denial())
+        self._waiting.clear()
+
+    def _denial(self) -> PublishFailed:
+        return PublishFailed(
+            f"no permission to listen to {self.filter}, where answers come: set "
+            "NATS_INBOX_PREFIX to the prefix that the NATS user is granted",
+            driver=DRIVER,
+        )
 
     def close(self) -> None:
         """Answer None to all, and stop the timer."""

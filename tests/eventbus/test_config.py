@@ -34,6 +34,11 @@ GOOD = {
     "BROADCAST_CHANNELS_PREFIX": ("my-app_1", "namespace", "my-app_1"),
     "NATS_URL": ("nats://a:1,nats://b:2", "nats_url", "nats://a:1,nats://b:2"),
     "NATS_CREDS": ("/x.creds", "nats_creds", "/x.creds"),
+    "NATS_NKEY": ("/x.nk", "nats_nkey", "/x.nk"),
+    "NATS_CA": ("/ca.pem", "nats_ca", "/ca.pem"),
+    "NATS_CERT": ("/cert.pem", "nats_cert", "/cert.pem"),
+    "NATS_KEY": ("/key.pem", "nats_key", "/key.pem"),
+    "NATS_INBOX_PREFIX": ("_INBOX.edge", "nats_inbox_prefix", "_INBOX.edge"),
     "BROADCAST_NATS_DATA": ("/var/x", "nats_data", "/var/x"),
     "BROADCAST_NATS_PORT": ("0", "nats_port", 0),
     "BROADCAST_CONNECT_TIMEOUT": ("2.5", "connect_timeout", 2.5),
@@ -42,6 +47,7 @@ GOOD = {
     "BROADCAST_HISTORY_SECONDS": ("0.5", "history_seconds", 0.5),
     "BROADCAST_HISTORY_BYTES": ("1048576", "history_bytes", 1_048_576),
     "BROADCAST_HISTORY_REPLICAS": ("3", "history_replicas", 3),
+    "BROADCAST_RETENTION": ("a.>:9/1h b:1/7d", "retention", "a.>:9/1h b:1/7d"),
     "BROADCAST_QUEUE_LEASE": ("12.5", "queue_lease", 12.5),
     "BROADCAST_QUEUE_BYTES": ("2097152", "queue_bytes", 2_097_152),
     "BROADCAST_FAILED_BYTES": ("1048576", "failed_bytes", 1_048_576),
@@ -102,6 +108,8 @@ BAD = [
       for value in ("0", "-1", "ten", "1s", "nan", "inf", "-inf", "1e300", "1,5")),
     *((name, value) for name in ("BROADCAST_HISTORY_MESSAGES", "BROADCAST_HISTORY_BYTES")
       for value in ("0", "-5", "many", "1.5", "1_000")),
+    *(("BROADCAST_RETENTION", value)
+      for value in ("x", "a:1", "a:1/1w", "a:0/1h", "a:1/1h,b:1/1h", "a..b:1/1h", "a:1/1h a:2/1h")),
     *(("BROADCAST_HISTORY_REPLICAS", value) for value in ("0", "2", "7", "three")),
     *(("BROADCAST_REDIS_DATABASE", value) for value in ("-1", "x", "1.5")),
 ]  # fmt: skip

@@ -1,0 +1,121 @@
+"""How a client proves who it is to NATS, and how it knows the server: TLS, certificates, keys."""
+
+import ssl
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import nkeys  # type: ignore[import-untyped]
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from eventbus.config import Settings
+from eventbus.drivers.nats_errors import DRIVER
+from eventbus.errors import ConfigError, ConnectionFailed
+
+__all__ = ["Login", "SecureClient", "make_login"]
+
+_OWN_TLS: Final = ("ws", "wss")
+"""Where TLS is of the transport, not of NATS's own protocol."""
+
+
+class Login(NamedTuple):
+    """What nats-py's `connect` is given, made once from the settings."""
+
+    options: dict[str, Any]
+    requires_tls: bool
+    inbox_prefix: str
+    """What reply subjects begin with: a user's own, so that no other may read its answers."""
+
+
+class SecureClient(Client):
+    """A client that does not log in over plain TCP where TLS is asked for.
+
+    nats-py 2.16 turns to TLS only when the server says that it must, also for a tls:// address:
+    whoever sits between could have the password sent in the clear.
+    """
+
+    requires_tls = False
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        is_plain = server is not None and server.uri.scheme not in _OWN_TLS
+        if self.requires_tls and is_plain and not self._server_info.get("tls_required"):
+            raise nats_errors.SecureConnRequiredError
+        command: bytes = super()._connect_command()
+        return command
+
+
+def make_login(settings: Settings) -> Login:
+    """Read what the settings name.
+
+    Raises ConnectionFailed for files that cannot be used, and ConfigError for settings that do not
+    go together.
+    """
+    options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
+    if settings.nats_creds and settings.nats_nkey:
+        raise ConfigError(
+            "NATS_CREDS and NATS_NKEY are both set; allowed: one of them", variable="NATS_NKEY"
+        )
+    if settings.nats_creds:
+        options["user_credentials"] = _file("NATS_CREDS", settings.nats_creds)
+    if settings.nats_nkey:
+        options["nkeys_seed"] = _seed_file(settings.nats_nkey)
+    schemes = {urlsplit(url.strip()).scheme for url in settings.nats_url.split(",")}
+    has_files = bool(settings.nats_ca or settings.nats_cert or settings.nats_key)
+    requires_tls = has_files or "tls" in schemes
+    if requires_tls and schemes == {""}:
+        raise ConfigError(
+            "NATS_CA, NATS_CERT or NATS_KEY is set, but NATS_URL is empty: the embedded server "
+            "speaks no TLS",
+            variable="NATS_URL",
+        )
+    if requires_tls or "wss" in schemes:
+        options["tls"] = _context(settings)
+    return Login(options, requires_tls, settings.nats_inbox_prefix)
+
+
+def _context(settings: Settings) -> ssl.SSLContext:
+    if bool(settings.nats_cert) != bool(settings.nats_key):
+        missing = "NATS_KEY" if settings.nats_cert else "NATS_CERT"
+        raise ConfigError(
+            f"{missing} is missing: a client certificate and its key are set together",
+            variable=missing,
+        )
+    authority = _file("NATS_CA", settings.nats_ca) if settings.nats_ca else None
+    try:
+        context = ssl.create_default_context(cafile=authority)
+    except (ssl.SSLError, OSError) as exc:
+        raise ConnectionFailed(
+            f"NATS_CA={settings.nats_ca!r} holds no certificate: {exc}", driver=DRIVER
+        ) from exc
+    if settings.nats_cert:
+        cert, key = _file("NATS_CERT", settings.nats_cert), _file("NATS_KEY", settings.nats_key)
+        try:
+            context.load_cert_chain(cert, key)
+        except (ssl.SSLError, OSError) as exc:
+            raise ConnectionFailed(
+                f"NATS_CERT={cert!r} and NATS_KEY={key!r} are no certificate with its key: {exc}",
+                driver=DRIVER,
+            ) from exc
+    return context
+
+
+def _seed_file(path: str) -> str:
+    try:
+        nkeys.from_seed(bytearray(Path(_file("NATS_NKEY", path)).read_bytes().strip())).wipe()
+    except (nkeys.NkeysError, ValueError) as exc:
+        raise ConnectionFailed(
+            f"NATS_NKEY={path!r} does not hold the seed of an nkey", driver=DRIVER
+        ) from exc
+    return path
+
+
+def _file(variable: str, path: str) -> str:
+    try:
+        with Path(path).open("rb"):
+            return path
+    except OSError as exc:
+        raise ConnectionFailed(
+            f"{variable}={path!r} is not a file that can be read: {exc.strerror}", driver=DRIVER
+        ) from exc
