@@ -58,19 +58,27 @@ export class Chat {
     this.#input.placeholder = is ? "Say something" : "Waiting for the connection";
   }
 
-  #send() {
+  async #send() {
     const text = this.#input.value.trim();
-    if (!text || !this.#room.whisper("message", { text })) return;
-    this.#add({ kind: "mine", name: "You", text, timestamp: Date.now() });
+    if (!text || !this.#room.active) return;
     this.#input.value = "";
     this.#lastTyping = 0;
+    try {
+      await this.#room.whisper("message", { text });
+      this.#add({ kind: "mine", name: "You", text, timestamp: Date.now() });
+    } catch (error) {
+      this.#add({ kind: "fault", text: `Not sent: ${error.message}` });
+      this.#input.value ||= text;
+    }
     this.#log.scrollTop = this.#log.scrollHeight;
   }
 
   #tellTyping() {
     const now = Date.now();
     if (!this.#input.value || now - this.#lastTyping < TYPING_EVERY_MS) return;
-    if (this.#room.whisper("typing", {})) this.#lastTyping = now;
+    if (!this.#room.active) return;
+    this.#lastTyping = now;
+    this.#room.whisper("typing", {}).catch(() => (this.#lastTyping = 0)); // the next key tells it
   }
 
   #fromService({ name, text }, timestamp) {

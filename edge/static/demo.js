@@ -139,7 +139,8 @@ byId("copy").addEventListener("click", async ({ currentTarget: button }) => {
 const WORDS = {
   connecting: "Connecting",
   connected: "Live",
-  disconnected: "Reconnecting",
+  waiting: "Reconnecting",
+  offline: "Offline",
   closed: "Disconnected",
 };
 let retryAt = 0;
@@ -154,9 +155,10 @@ bus.on("state", ({ state, code, reason, retryAt: at }) => {
     return;
   }
   chat.offline();
-  if (state === "disconnected") {
+  if (state === "waiting" || state === "offline") {
     retryAt = at;
-    byId("lost-title").textContent = "The connection is lost.";
+    byId("lost-title").textContent =
+      state === "offline" ? "This browser is offline." : "The connection is lost.";
     byId("retry").textContent = "Try now";
     countdown = setInterval(tellRetry, 500);
     tellRetry();

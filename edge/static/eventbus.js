@@ -1,283 +1,459 @@
-/**
- * The browser's client of eventbus, for the native wire protocol (`eventbus.v1`).
- *
- *     import { connect } from "./eventbus.js";
- *
- *     const bus = connect({ url: "/ws", token: async () => (await fetch("/token")).text() });
- *     bus.on("state", ({ state }) => console.log(state));
- *     const room = bus.subscribe("chat.lobby", {
- *       ChatMessage: (data, message) => console.log(data, message.timestamp),
- *     });
- *     room.whisper("typing", {});
- *
- * A lost connection is made again with a jittered, growing delay, as the close code allows; each
- * channel then goes on from the last message that it received, and no message is handed on twice.
- * Nothing is buffered while there is no connection: what could not be sent is answered by `false`.
- */
+/** The browser's client of eventbus. What is public is described in eventbus.d.ts. */
 
 const PROTOCOL = "eventbus.v1";
-const HANDSHAKE_MS = 10_000;
-const STEADY_MS = 5_000; // a connection that lived this long resets the delay
-const FIRST_DELAY_MS = 500;
-const LAST_DELAY_MS = 30_000;
-const FAILED_TO_CONNECT = 1006; // the code that browsers give when there is no better one
+const FAILED = 1006;
+const HANDSHAKE_MS = 20_000; // token() included
+const STEADY_MS = 5_000; // after which the delay starts anew
+const ASK_MS = 5_000;
+const WEBSOCKET_AGAIN_MS = 60_000;
+const MOST = 1_000; // unanswered requests, channels of a pattern
+const MOST_UNSENT_BYTES = 1_000_000;
 
-/** Open a bus. `url` may be relative; `token` is an async function giving a JWT, or nothing. */
-export function connect(options) {
-  return new Bus(options);
+export class EventBusError extends Error {
+  constructor(code, message, channel = null) {
+    super(message);
+    Object.assign(this, { name: "EventBusError", code, channel });
+  }
 }
 
-/** Handlers by event name; `*` stands for every message of an application. */
+export const connect = (options) => new Bus(options);
+
+const report = (error) => (globalThis.reportError ?? console.error)(error);
+const jittered = (ms) => ms * (0.5 + Math.random() / 2);
+
 class Emitter {
   #handlers = new Map();
 
-  /** Call `handler(data, message)` for each `event`; gives a function that ends it. */
   on(event, handler) {
     if (!this.#handlers.has(event)) this.#handlers.set(event, new Set());
     this.#handlers.get(event).add(handler);
-    return () => this.#handlers.get(event)?.delete(handler);
+    return () => this.#handlers.get(event).delete(handler);
   }
 
-  /** One handler's fault must not keep a message from the others: it is reported, not thrown. */
+  /** A handler's fault keeps nothing from the others. */
   _emit(event, data, message) {
-    for (const handler of this.#handlers.get(event) ?? []) {
+    const handlers = [...(this.#handlers.get(event) ?? (event === "error" ? [report] : []))];
+    for (const handler of handlers) {
       try {
         handler(data, message);
       } catch (error) {
-        reportError(error);
+        report(error);
       }
     }
   }
 }
 
-/** One channel of a bus. Its events are the channel's own, and `eb:subscribed`, `eb:error`, …. */
 class Subscription extends Emitter {
   #bus;
   #history;
+  #ready;
+  #refusals = 0;
+  #joined = false;
+  #positions = new Map(); // by channel: a pattern has several
 
   constructor(bus, channel, history) {
     super();
     this.#bus = bus;
     this.#history = history;
     this.channel = channel;
-    this.position = null; // {offset, epoch} of the last message that was received
     this.active = false;
+    this.ready = new Promise((resolve, reject) => (this.#ready = { resolve, reject }));
+    this.ready.catch(() => {}); // need not be awaited
+    this._name = { channel };
+    if (/[*>{]/.test(channel)) {
+      this._name = { pattern: channel };
+      const tokens = channel.replaceAll(".", "\\.").replace(/\*|\{\w+\}/g, "[^.]+");
+      this._pattern = new RegExp(`^${tokens.replace(/>$/, ".+")}$`);
+    }
   }
 
-  /** Send an event to the channel's other connections; false when there is no connection. */
-  whisper(event, data) {
-    return this.active && this.#bus._send({ action: "whisper", channel: this.channel, event, data });
+  get position() {
+    return this.#positions.get(this.channel) ?? null;
   }
 
-  /** Leave the channel. */
+  whisper(event, data = null) {
+    return this.#ask("whisper", { event, data });
+  }
+
+  presence(changes) {
+    return this.#ask("presence", { data: changes });
+  }
+
+  history(options) {
+    return this.#ask("history", { data: options });
+  }
+
   unsubscribe() {
     this.#bus._leave(this);
   }
 
+  #ask(action, frame) {
+    const asked = { action, channel: this.channel, ...frame };
+    return new Promise((resolve, reject) => this.#bus._request(asked, resolve, reject));
+  }
+
   _join() {
-    const data = this.position ?? (this.#history ? { history: this.#history } : undefined);
-    this.#bus._send({ action: "subscribe", channel: this.channel, data });
+    const first = this.#history ? { history: this.#history } : undefined;
+    const data = this._pattern ? undefined : (this.position ?? first);
+    this.#bus._request(
+      { action: "subscribe", ...this._name, data },
+      (answer, message) => {
+        // Without a position, what passed meanwhile is missed.
+        if (this.#joined) answer.recovered ??= false;
+        const { offset, epoch } = answer;
+        if (epoch) this.#positions.set(this.channel, { offset, epoch });
+        else this.#positions.delete(this.channel);
+        this.#refusals = 0;
+        this.active = this.#joined = true;
+        this.#ready.resolve(answer);
+        this._emit("eb:subscribed", answer, message);
+      },
+      (error) => this.#refused(error),
+    );
+  }
+
+  #refused(error) {
+    if (error.code === "disconnected") return;
+    if (/unavailable|rate_limited|token_expired/.test(error.code)) {
+      return this.#bus._rejoin(this, this.#refusals++);
+    }
+    this._end(error);
+    this._emit("eb:error", error);
+    this.#bus._emit("error", error);
+  }
+
+  _end(error) {
+    this.active = false;
+    this.#ready.reject(error);
   }
 
   _receive(message) {
-    const { event, data, offset, epoch } = message;
-    if (event === "eb:subscribed") {
-      this.active = true;
-      this.position = data.epoch ? { offset: data.offset, epoch: data.epoch } : null;
-    } else if (event === "eb:unsubscribed") {
-      this.active = false;
-    } else if (offset !== undefined) {
-      if (epoch === this.position?.epoch && offset <= this.position.offset) return;
-      this.position = { offset, epoch };
+    const { channel, event, data, offset, epoch } = message;
+    if (!this.active) return; // it is an earlier subscription's
+    this.active = event !== "eb:unsubscribed"; // revoked
+    if (epoch) {
+      const last = this.#positions.get(channel);
+      if (epoch === last?.epoch && offset <= last.offset) return;
+      if (this.#positions.size >= MOST) this.#positions.clear();
+      this.#positions.set(channel, { offset, epoch });
     }
     this._emit(event, data, message);
     if (!event.startsWith("eb:")) this._emit("*", data, message);
   }
 }
 
-/** A connection that is kept. Its events are `state`, `error`, and the server's own (`eb:…`). */
 class Bus extends Emitter {
   #url;
+  #sseUrl;
+  #getToken;
   #token;
+  #minDelay;
+  #maxDelay;
   #socket = null;
-  #channels = new Map();
-  #timers = new Map(); // at most one of each kind
-  #attempt = 0; // raised whenever what is under way no longer counts
+  #trial = null;
+  #stream = null;
+  #frames = null; // of a stream to be opened
+  #subscriptions = new Map();
+  #requests = new Map();
+  #ref = 0;
+  #timers = new Map();
+  #attempt = 0;
   #failures = 0;
-  #idle = 0; // heartbeats without a word from the server
+  #misses = 2; // WebSockets without a greeting: the very first counts as the third
+  #heard = false;
+  #heartbeat = 25_000;
+  #life = new AbortController();
 
-  constructor({ url, token }) {
+  constructor({ url, token, sseUrl = "sse", minDelay = 500, maxDelay = 30_000 }) {
     super();
-    this.#url = new URL(url, globalThis.location?.href);
-    this.#url.protocol = this.#url.protocol.replace("http", "ws");
-    this.#token = token;
+    this.#url = new URL(url, globalThis.location?.href).href.replace(/^http/, "ws");
+    this.#sseUrl = sseUrl && new URL(sseUrl, this.#url.replace(/^ws/, "http"));
+    this.#getToken = token;
+    this.#minDelay = minDelay;
+    this.#maxDelay = maxDelay;
     this.state = "connecting";
-    globalThis.addEventListener?.("online", this.#online);
-    globalThis.addEventListener?.("offline", this.#offline);
+    this.transport = this.connectionId = null;
+    const { signal } = this.#life;
+    for (const event of ["online", "pageshow", "resume", "visibilitychange"]) {
+      globalThis.addEventListener?.(event, () => this.#wake(), { signal });
+    }
+    const offline = () => this.#lost(FAILED, "the browser is offline");
+    globalThis.addEventListener?.("offline", offline, { signal });
     this.#open();
   }
 
-  /**
-   * Join a channel, now and after each reconnect. `handlers` is a function for every message, or an
-   * object of functions by event name; `history` asks for up to that many earlier messages.
-   */
-  subscribe(channel, handlers = {}, { history = 0 } = {}) {
-    let subscription = this.#channels.get(channel);
-    if (!subscription) {
+  subscribe(channel, handlers = {}, { history } = {}) {
+    if (this.state === "closed") throw new EventBusError("closed", "the bus is closed");
+    let subscription = this.#subscriptions.get(channel);
+    const isNew = !subscription;
+    if (isNew) {
       subscription = new Subscription(this, channel, history);
-      this.#channels.set(channel, subscription);
-      if (this.state === "connected") subscription._join();
+      this.#subscriptions.set(channel, subscription);
     }
     const named = typeof handlers === "function" ? { "*": handlers } : handlers;
-    for (const [event, handler] of Object.entries(named)) subscription.on(event, handler);
+    for (const event in named) subscription.on(event, named[event]);
+    if (isNew && (this.#stream || this.state === "connected")) subscription._join();
     return subscription;
   }
 
-  /** Connect at once, rather than when the delay is over. */
   reconnect() {
-    if (this.state === "disconnected") this.#open();
+    if (this.state === "waiting" || this.state === "offline") this.#open();
   }
 
-  /** End the connection for good. */
   close() {
-    globalThis.removeEventListener?.("online", this.#online);
-    globalThis.removeEventListener?.("offline", this.#offline);
-    this.#drop();
-    this.#become("closed", { code: 1000, reason: "closed by the page" });
+    this.#close(1000, "closed by the page");
   }
 
-  _send(frame) {
-    if (this.#socket?.readyState !== WebSocket.OPEN) return false;
-    this.#socket.send(JSON.stringify(frame));
-    return true;
+  _request(frame, done, failed) {
+    const fail = (code, message) => failed(new EventBusError(code, message, frame.channel));
+    const socket = this.#socket;
+    const asked = { ...frame, ref: ++this.#ref };
+    if (this.#frames) {
+      this.#frames.push(asked);
+    } else if (this.#stream) {
+      if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "it needs a WebSocket");
+      return this.#after("stream", 0, () => this.#open(true));
+    } else if (socket?.readyState !== 1) {
+      return fail("disconnected", "there is no connection");
+    } else if (this.#requests.size >= MOST || socket.bufferedAmount > MOST_UNSENT_BYTES) {
+      return fail("limit_exceeded", "too much is unanswered");
+    } else {
+      socket.send(JSON.stringify(asked));
+    }
+    this.#requests.set(this.#ref, [done, fail]);
+  }
+
+  _rejoin(subscription, refusals) {
+    this.#after(subscription, this.#delay(refusals + 2), () => subscription._join());
   }
 
   _leave(subscription) {
-    if (this.#channels.get(subscription.channel) !== subscription) return;
-    this.#channels.delete(subscription.channel);
-    subscription.active = false;
-    this._send({ action: "unsubscribe", channel: subscription.channel });
+    const { channel, _name: name } = subscription;
+    if (this.#subscriptions.get(channel) !== subscription) return;
+    this.#subscriptions.delete(channel);
+    this.#cancel(subscription);
+    subscription._end(new EventBusError("unsubscribed", "the page has left the channel", channel));
+    const ignore = () => {};
+    this._request({ action: "unsubscribe", ...name }, ignore, ignore);
   }
 
-  // --- the connection's life
-
-  async #open() {
-    this.#drop();
+  async #open(byStream = false) {
+    this.#drop("reconnecting");
     const attempt = this.#attempt;
-    this.#become("connecting");
-    let token;
+    if (byStream) this.#stream = new AbortController();
+    else this.#become("connecting");
+    this.#after("handshake", HANDSHAKE_MS, () => this.#lost(FAILED, "no answer"));
     try {
-      token = await this.#token?.();
+      this.#token ??= await this.#getToken?.();
+      if (attempt !== this.#attempt) return;
+      if (byStream) await this.#read(attempt);
+      else this.#socket = this.#dial(attempt, (data) => this.#receive(data), this.#lost);
     } catch (error) {
-      if (attempt === this.#attempt) this.#lost(FAILED_TO_CONNECT, `no token: ${error.message}`);
-      return;
+      if (attempt === this.#attempt) this.#lost(FAILED, error.message);
     }
-    if (attempt !== this.#attempt) return;
-    const socket = new WebSocket(this.#url, PROTOCOL);
-    this.#socket = socket;
-    this.#after("handshake", HANDSHAKE_MS, () => this.#lost(FAILED_TO_CONNECT, "no answer"));
-    socket.onclose = ({ code, reason }) => this.#lost(code, reason);
-    socket.onmessage = ({ data }) => {
-      this.#idle = 0;
-      this.#receive(JSON.parse(data), token);
-    };
   }
 
-  #receive(message, token) {
-    const { channel, event, data } = message;
-    if (channel !== null && this.#channels.has(channel)) {
-      if (event === "eb:error" && (data.code === "rate_limited" || data.code === "unavailable")) {
-        this.#rejoinLater(channel);
-      }
-      this.#channels.get(channel)._receive(message);
-      return;
+  #dial(attempt, onmessage, onclose) {
+    const socket = new WebSocket(this.#url, PROTOCOL);
+    socket.onmessage = ({ data }) => attempt === this.#attempt && onmessage(JSON.parse(data));
+    socket.onclose = ({ code, reason }) => attempt === this.#attempt && onclose?.(code, reason);
+    return socket;
+  }
+
+  /** By fetch: an EventSource would put the token into its URL. */
+  async #read(attempt) {
+    this.#frames = [];
+    this.#join();
+    const body = JSON.stringify(this.#frames);
+    this.#frames = null;
+    const headers = { "Content-Type": "application/json" };
+    if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
+    const options = { method: "POST", headers, body, signal: this.#stream.signal };
+    const answer = await fetch(this.#sseUrl, options);
+    if (!answer.ok) {
+      if (answer.status === 401) this.#token = null;
+      throw new Error(`${answer.status} ${await answer.text()}`);
     }
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) throw new Error("the stream has ended");
+      this.#heard = true;
+      const events = (rest + value).split("\n\n");
+      rest = events.pop();
+      for (const event of events) {
+        const data = event.split("\n").filter((line) => line.startsWith("data:"));
+        if (attempt !== this.#attempt) return;
+        if (data[0]) this.#receive(JSON.parse(data.map((line) => line.slice(5)).join("\n")));
+      }
+    }
+  }
+
+  #receive(message) {
+    this.#heard = true;
+    const { channel, event, data } = message;
+    const isSystem = event.startsWith("eb:");
+    const request = isSystem && this.#requests.get(data.ref);
+    if (request) {
+      this.#requests.delete(data.ref);
+      delete data.ref;
+      if (event === "eb:error") request[1](data.code, data.message);
+      else request[0](data, message);
+    } else if (channel === null) {
+      this.#told(event, data, message);
+      this._emit(event, data, message);
+    } else {
+      this.#subscriptions.get(channel)?._receive(message);
+      for (const subscription of this.#subscriptions.values()) {
+        if (!isSystem && subscription._pattern?.test(channel)) subscription._receive(message);
+      }
+    }
+  }
+
+  #told(event, data, message) {
     switch (event) {
       case "eb:connected":
-        this.#watch(data.heartbeat_s);
-        // A bad token is answered by an error frame here; in the handshake it would be a bare 1006.
-        if (token) this._send({ action: "auth", data: { token } });
+        this.connectionId = data.connection_id;
+        this.#heartbeat = data.heartbeat_s * 1000;
+        this.#listen();
+        if (this.#socket) this.#misses = 0;
+        // In the handshake, a bad token would be a bare 1006.
+        if (this.#socket && this.#token) this.#authenticate();
         else this.#ready();
-        break;
-      case "eb:authenticated":
-        this.#ready();
         break;
       case "eb:token.expiring":
         this.#refresh();
         break;
-      case "eb:error":
-        this._emit("error", data, message);
-        this.#ready(); // without a name, public channels still work
+      case "eb:closing":
+        this.#lost(data.code, data.reason);
         break;
+      case "eb:unsubscribed":
+        this.#subscriptions.get(data.pattern)?._receive(message);
+        break;
+      case "eb:error":
+        this._emit("error", new EventBusError(data.code, data.message));
     }
-    this._emit(event, data, message);
   }
 
   #ready() {
-    if (this.state !== "connecting") return;
     this.#cancel("handshake");
     this.#after("steady", STEADY_MS, () => (this.#failures = 0));
-    this.#become("connected");
-    for (const subscription of this.#channels.values()) subscription._join();
+    this.transport = this.#socket ? "websocket" : "sse";
+    if (this.state === "connecting") this.#become("connected", { transport: this.transport });
+    if (this.#socket) this.#join();
+    else this.#tryWebSocket();
   }
 
-  async #refresh() {
-    const attempt = this.#attempt;
-    try {
-      const token = await this.#token?.();
-      if (token && attempt === this.#attempt) this._send({ action: "auth", data: { token } });
-    } catch (error) {
-      this._emit("error", { code: "unauthorized", message: `no token: ${error.message}` });
+  #join() {
+    for (const subscription of this.#subscriptions.values()) {
+      if (!subscription.active) subscription._join();
     }
   }
 
-  /** A browser does not show the server's heartbeats, so ask when nothing else was heard. */
-  #watch(seconds = 25) {
-    const beat = () => {
-      this.#idle += 1;
-      if (this.#idle > 2) return this.#lost(FAILED_TO_CONNECT, "the server fell silent");
-      if (this.#idle > 1) this._send({ action: "ping" });
-      this.#after("heartbeat", seconds * 1000, beat);
-    };
-    this.#idle = 0;
-    this.#after("heartbeat", seconds * 1000, beat);
-  }
-
-  #rejoinLater(channel) {
-    this.#after(`join ${channel}`, 1000 + Math.random() * 1000, () => {
-      const subscription = this.#channels.get(channel);
-      if (subscription && !subscription.active) subscription._join();
+  #tryWebSocket() {
+    this.#after("trial", jittered(WEBSOCKET_AGAIN_MS), () => {
+      this.#trial?.close();
+      try {
+        this.#trial = this.#dial(this.#attempt, () => this.#open());
+      } catch {} // there are none, or a policy forbids them
+      this.#tryWebSocket();
     });
   }
 
-  #lost(code, reason) {
-    this.#drop();
-    // The bands of close codes: 40xx stay away, 41xx come back later, 42xx come back at once.
-    if (code >= 4000 && code < 4100) return this.#become("closed", { code, reason });
+  #authenticate(isLast) {
+    const done = (data, message) => {
+      this._emit("eb:authenticated", data, message);
+      this.#ready();
+    };
+    this._request({ action: "auth", data: { token: this.#token } }, done, (error) => {
+      const { code } = error;
+      if (code === "disconnected") return;
+      if (!isLast && /unauthorized|token_expired/.test(code)) return this.#refresh(true);
+      this._emit("error", error);
+      if (!/unavailable|rate_limited/.test(code)) this.#ready(); // as nobody
+      else this.#after("token", ASK_MS, () => this.#refresh());
+    });
+  }
+
+  async #refresh(isLast) {
+    const attempt = this.#attempt;
+    this.#token = null;
+    try {
+      this.#token ??= await this.#getToken?.();
+    } catch (error) {
+      if (attempt !== this.#attempt) return;
+      this._emit("error", new EventBusError("unauthorized", `no token: ${error.message}`));
+      return this.#after("token", ASK_MS, () => this.#refresh());
+    }
+    if (attempt !== this.#attempt) return;
+    if (this.#stream) this.#open(true);
+    else if (this.#token) this.#authenticate(isLast);
+    else this.#ready();
+  }
+
+  /** Pages do not see the server's pings: ask when nothing was heard. */
+  #listen(asked = 0) {
+    this.#heard = false;
+    if (asked) this.#socket?.send('{"action":"ping"}');
+    this.#after("silence", asked ? ASK_MS : this.#heartbeat, () => {
+      // Twice: a busy page may come to its timer before the answer.
+      if (this.#heard) this.#listen();
+      else if (asked < 2) this.#listen(asked + 1);
+      else this.#lost(FAILED, "the server fell silent");
+    });
+  }
+
+  #wake() {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    if (this.state === "connected") this.#listen(1);
+    else if (this.state !== "connecting") {
+      this.#after("retry", Math.random() * this.#minDelay, () => this.reconnect());
+    }
+  }
+
+  #lost = (code, reason) => {
+    const isMiss = this.#socket && !this.connectionId;
+    // 40xx: stay away; 41xx: come back later; 42xx: at once.
+    if (code >= 4000 && code < 4100) return this.#close(code, reason);
+    if (code === 4202) this.#token = null;
+    const isOffline = globalThis.navigator?.onLine === false;
+    if (isMiss && ++this.#misses > 2 && this.#sseUrl && !isOffline) return this.#open(true);
+    this.#drop(reason);
     const atOnce = code >= 4200 && code < 4300 && this.#failures === 0;
-    const limit = Math.min(LAST_DELAY_MS, FIRST_DELAY_MS * 2 ** this.#failures);
-    const delay = atOnce ? Math.random() * FIRST_DELAY_MS : limit * (0.5 + Math.random() / 2);
+    let delay = atOnce ? Math.random() * this.#minDelay : this.#delay(this.#failures);
+    if (isOffline) delay = this.#maxDelay;
     this.#failures += 1;
     this.#after("retry", delay, () => this.#open());
-    this.#become("disconnected", { code, reason, retryAt: Date.now() + delay });
+    this.#become(isOffline ? "offline" : "waiting", { code, reason, retryAt: Date.now() + delay });
+  };
+
+  #delay(times) {
+    return jittered(Math.min(this.#maxDelay, this.#minDelay * 2 ** times));
   }
 
-  /** Let go of the socket, and of whatever waits for it. */
-  #drop() {
+  #close(code, reason) {
+    if (this.state === "closed") return;
+    this.#life.abort();
+    this.#drop(reason);
+    for (const subscription of this.#subscriptions.values()) {
+      subscription._end(new EventBusError("closed", reason, subscription.channel));
+    }
+    this.#become("closed", { code, reason });
+  }
+
+  #drop(reason) {
     this.#attempt += 1;
     for (const timer of [...this.#timers.keys()]) this.#cancel(timer);
-    for (const subscription of this.#channels.values()) subscription.active = false;
-    if (!this.#socket) return;
-    this.#socket.onclose = this.#socket.onmessage = null;
-    this.#socket.close();
-    this.#socket = null;
+    this.#socket?.close();
+    this.#trial?.close();
+    this.#stream?.abort();
+    this.#socket = this.#trial = this.#stream = this.transport = this.connectionId = null;
+    for (const subscription of this.#subscriptions.values()) subscription.active = false;
+    const requests = this.#requests;
+    this.#requests = new Map();
+    for (const [, fail] of requests.values()) fail("disconnected", reason);
   }
-
-  #online = () => this.reconnect();
-
-  #offline = () => {
-    if (this.state !== "closed") this.#lost(FAILED_TO_CONNECT, "the browser is offline");
-  };
 
   #become(state, detail = {}) {
     this.state = state;

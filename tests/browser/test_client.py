@@ -66,6 +66,18 @@ class Server:
         }
         await socket.send_json(frame | more)
 
+    async def authenticate(self, socket: web.WebSocketResponse) -> dict[str, Any]:
+        """Let the client in; gives its action."""
+        asked = await self.next(self.received)
+        assert asked["action"] == "auth"
+        about = {"user_id": "7", "expires_at": "2030-01-01", "ref": asked["ref"]}
+        await self.say(socket, "eb:authenticated", about)
+        return asked
+
+    async def refuse(self, socket: web.WebSocketResponse, asked: dict[str, Any], code: str) -> None:
+        about = {"code": code, "message": "so be it", "ref": asked["ref"]}
+        await self.say(socket, "eb:error", about, asked.get("channel"))
+
     async def message(self, socket: web.WebSocketResponse, offset: int, epoch: str = "e") -> None:
         await self.say(socket, "Shipped", offset, "orders.1", offset=offset, epoch=epoch)
 
@@ -76,11 +88,10 @@ class Server:
     async def joined(self, offset: int, **more: object) -> web.WebSocketResponse:
         """Let the next connection in, and answer its subscription."""
         socket = await self.next(self.connections)
-        assert (await self.next(self.received))["action"] == "auth"
-        await self.say(socket, "eb:authenticated", {"user_id": "7", "expires_at": "2030-01-01"})
+        await self.authenticate(socket)
         self.asked = await self.next(self.received)
         assert self.asked["action"] == "subscribe"
-        data = {"kind": "private", "offset": offset, "epoch": "e"} | more
+        data = {"kind": "private", "offset": offset, "epoch": "e", "ref": self.asked["ref"]} | more
         await self.say(socket, "eb:subscribed", data, "orders.1")
         return socket
 
@@ -135,10 +146,10 @@ async def received(page: Page, expected: list[object]) -> None:
 
 async def test_token_goes_by_the_auth_action_and_subscriptions_follow_it(server, page):
     socket = await server.next(server.connections)
-    assert await server.next(server.received) == {"action": "auth", "data": {"token": "token-1"}}
-    await server.say(socket, "eb:authenticated", {"user_id": "7", "expires_at": "2030-01-01"})
-    subscribe = {"action": "subscribe", "channel": "orders.1", "data": {"history": 5}}
-    assert await server.next(server.received) == subscribe
+    assert (await server.authenticate(socket))["data"] == {"token": "token-1"}
+    asked = await server.next(server.received)
+    assert (asked["action"], asked["channel"]) == ("subscribe", "orders.1")
+    assert asked["data"] == {"history": 5}
 
 
 async def test_reconnect_resumes_after_the_last_message_and_hands_on_none_twice(server, page):
@@ -179,7 +190,7 @@ async def test_code_that_says_come_back_sets_the_delay(server, page, code, short
         "void bus.on('state', (state) => { state.in = state.retryAt - Date.now(); })"
     )
     await socket.close(code=code)
-    lost = await state(page, "disconnected")
+    lost = await state(page, "waiting")
     assert lost["code"] == code
     assert lost["retryAt"] > before
     assert shortest_ms <= lost["in"] <= longest_ms
@@ -200,21 +211,22 @@ async def test_delay_grows_while_connections_fail_at_once(server, page):
     assert 1900 <= delays[3] <= 4000
 
 
-async def test_silent_server_is_given_up(server, loaded):
+async def test_silent_server_is_asked_twice_and_then_given_up(server, loaded):
     server.heartbeat_s = 0.2
     await loaded.evaluate("start()")
-    lost = await state(loaded, "disconnected")
+    await server.joined(0)
+    lost = await state(loaded, "waiting")
     assert lost["reason"] == "the server fell silent"
     asked = []
     while not server.received.empty():
         asked.append(server.received.get_nowait()["action"])
-    assert "ping" in asked, "it asks before it gives up"
+    assert asked.count("ping") == 2
 
 
 async def test_going_offline_is_noticed_and_online_connects_at_once(server, page):
     await server.joined(0)
     await page.context.set_offline(True)
-    assert (await state(page, "disconnected"))["reason"] == "the browser is offline"
+    assert (await state(page, "offline"))["reason"] == "the browser is offline"
     await page.context.set_offline(False)
     await server.joined(0)
 
@@ -222,25 +234,150 @@ async def test_going_offline_is_noticed_and_online_connects_at_once(server, page
 async def test_expiring_token_is_refreshed_in_place(server, page):
     socket = await server.joined(0)
     await server.say(socket, "eb:token.expiring", {"expires_at": "2030-01-01", "in_s": 60})
-    assert await server.next(server.received) == {"action": "auth", "data": {"token": "token-2"}}
+    assert (await server.authenticate(socket))["data"] == {"token": "token-2"}
 
 
-async def test_refused_token_is_told_and_channels_are_asked_for_all_the_same(server, page):
-    await page.evaluate("void bus.on('error', (data) => got.push(data.code))")
-    socket = await server.next(server.connections)
+async def test_token_is_kept_over_reconnects_and_asked_for_anew_when_it_has_expired(server, page):
+    await (await server.joined(0)).close(code=4200)
+    again = await server.next(server.connections)
+    assert (await server.authenticate(again))["data"] == {"token": "token-1"}
     await server.next(server.received)
-    await server.say(socket, "eb:error", {"code": "unauthorized", "message": "no"})
+    await again.close(code=4202)
+    again = await server.next(server.connections)
+    assert (await server.authenticate(again))["data"] == {"token": "token-2"}
+
+
+async def test_refused_token_is_replaced_once_then_channels_are_asked_for_without_a_name(
+    server, page
+):
+    await page.evaluate("void bus.on('error', (error) => got.push(error.code))")
+    socket = await server.next(server.connections)
+    for number in (1, 2):
+        asked = await server.next(server.received)
+        assert asked["data"] == {"token": f"token-{number}"}
+        await server.refuse(socket, asked, "unauthorized")
     assert (await server.next(server.received))["action"] == "subscribe"
     await received(page, ["unauthorized"])
 
 
-async def test_subscription_refused_for_the_moment_is_asked_for_again(server, page):
+async def test_token_function_that_fails_is_asked_again(server, loaded):
+    await loaded.evaluate(
+        """() => {
+          let times = 0;
+          const token = async () => { if (!times++) throw new Error("no network"); return "late"; };
+          return import("/static/eventbus.js").then(({ connect }) => {
+            globalThis.bus = connect({ url: "/ws", token, minDelay: 20 });
+            bus.on("state", (state) => states.push(state));
+          });
+        }"""
+    )
+    assert (await state(loaded, "waiting"))["reason"] == "no network"
     socket = await server.next(server.connections)
+    assert (await server.authenticate(socket))["data"] == {"token": "late"}
+
+
+@pytest.mark.parametrize("code", ["unavailable", "rate_limited", "token_expired"])
+async def test_subscription_refused_for_the_moment_is_asked_for_again(server, page, code):
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    asked = await server.next(server.received)
+    assert asked["action"] == "subscribe"
+    await server.refuse(socket, asked, code)
+    assert (await server.next(server.received))["action"] == "subscribe"
+
+
+async def test_refused_subscription_is_told_everywhere_and_asked_for_on_the_next_connection(
+    server, page
+):
+    await page.evaluate(
+        "room.on('eb:error', ({ code, message }) => got.push([code, message]));"
+        "bus.on('error', ({ code, channel }) => got.push([code, channel]));"
+        "void room.ready.catch((error) => got.push([error.name, error.code]))"
+    )
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    await server.refuse(socket, await server.next(server.received), "forbidden")
+    await received(
+        page,
+        [["forbidden", "so be it"], ["forbidden", "orders.1"], ["EventBusError", "forbidden"]],
+    )
+    await asyncio.sleep(0.5)  # nothing to wait for: it must not ask again by itself
+    assert server.received.empty()
+    await socket.close(code=4200)
+    await server.joined(0)
+
+
+async def test_error_that_nobody_listens_to_is_reported(server, page):
+    await page.evaluate(
+        "addEventListener('error', (event) => {"
+        " got.push(event.error.code); event.preventDefault(); })"
+    )
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    await server.refuse(socket, await server.next(server.received), "forbidden")
+    await received(page, ["forbidden"])
+
+
+async def test_answers_go_to_who_asked_and_errors_reject(server, page):
+    socket = await server.joined(0)
+    await page.evaluate(
+        "void Promise.allSettled("
+        "[room.whisper('typing', {}), room.presence({ at: 1 }), room.history({ limit: 2 })]"
+        ").then((all) => got.push(...all.map(({ value, reason }) => value ?? reason.code)))"
+    )
+    whisper, presence, history = [await server.next(server.received) for _ in range(3)]
+    assert (whisper["event"], whisper["data"]) == ("typing", {})
+    assert (presence["action"], presence["data"]) == ("presence", {"at": 1})
+    assert (history["action"], history["data"]) == ("history", {"limit": 2})
+    about = {"messages": [], "offset": 1, "epoch": "e"}
+    await server.say(socket, "eb:history", about | {"ref": history["ref"]}, "orders.1")
+    # An application's message is no answer, whatever stands in it.
+    await server.say(socket, "Shipped", {"ref": whisper["ref"]}, "orders.1")
+    await server.refuse(socket, whisper, "forbidden")
+    await server.say(socket, "eb:presence", {"count": 0, "ref": presence["ref"]}, "orders.1")
+    await received(page, [{"ref": whisper["ref"]}, "forbidden", {"count": 0}, about])
+
+
+async def test_requests_under_way_are_rejected_when_the_connection_is_lost(server, page):
+    socket = await server.joined(0)
+    await page.evaluate("void room.whisper('typing', {}).catch(({ code }) => got.push(code))")
     await server.next(server.received)
-    await server.say(socket, "eb:authenticated", {"user_id": "7", "expires_at": "2030-01-01"})
-    assert (await server.next(server.received))["action"] == "subscribe"
-    await server.say(socket, "eb:error", {"code": "unavailable", "message": "later"}, "orders.1")
-    assert (await server.next(server.received))["action"] == "subscribe"
+    await socket.close(code=4200)
+    await received(page, ["disconnected"])
+
+
+async def test_unanswered_requests_are_bounded(server, page):
+    await server.joined(0)
+    await page.wait_for_function("room.active")
+    codes = await page.evaluate(
+        "Promise.race([...Array(1100)].map(() => room.whisper('x'))).catch(({ code }) => code)"
+    )
+    assert codes == "limit_exceeded"
+    asked = 0
+    while not server.received.empty():
+        server.received.get_nowait()
+        asked += 1
+    assert asked <= 1000
+
+
+async def test_two_buses_of_a_page_have_nothing_in_common(server, page):
+    first = await server.joined(0)
+    await page.evaluate(
+        """() => import("/static/eventbus.js").then(({ connect }) => {
+          globalThis.other = connect({ url: "/ws" });
+          other.subscribe("orders.1", (data) => got.push(`other ${data}`));
+        })"""
+    )
+    second = await server.next(server.connections)
+    asked = await server.next(server.received)
+    about = {"kind": "private", "offset": 0, "epoch": "e", "ref": asked["ref"]}
+    await server.say(second, "eb:subscribed", about, "orders.1")
+    await server.message(second, 1)
+    await received(page, ["other 1"])
+    await page.evaluate("other.close()")
+    await server.message(first, 1)
+    await received(page, ["other 1", 1])
+    assert await page.evaluate("[bus.state, other.state]") == ["connected", "closed"]
 
 
 async def test_handler_that_throws_keeps_no_message_from_the_others(server, page):
@@ -256,25 +393,59 @@ async def test_handler_that_throws_keeps_no_message_from_the_others(server, page
 
 
 async def test_nothing_is_buffered_without_a_connection(server, page):
-    assert await page.evaluate("room.whisper('typing', {})") is False
+    await (await server.joined(0)).close(code=4100)
+    await state(page, "waiting")
+    refused = await page.evaluate("room.whisper('typing', {}).catch(({ code }) => code)")
+    assert refused == "disconnected"
     await server.joined(0)
-    await page.wait_for_function("room.active")
-    assert await page.evaluate("room.whisper('typing', {})") is True
-    sent = await server.next(server.received)
-    assert sent == {"action": "whisper", "channel": "orders.1", "event": "typing", "data": {}}
+    assert server.received.empty()
 
 
 async def test_unsubscribe_is_said_once_and_not_undone_by_a_reconnect(server, page):
     socket = await server.joined(0)
     await page.wait_for_function("room.active")
     await page.evaluate("room.unsubscribe(); room.unsubscribe()")
-    assert await server.next(server.received) == {"action": "unsubscribe", "channel": "orders.1"}
+    said = await server.next(server.received)
+    assert (said["action"], said["channel"]) == ("unsubscribe", "orders.1")
     await socket.close(code=4200)
-    again = await server.next(server.connections)
-    assert (await server.next(server.received))["action"] == "auth"
-    await server.say(again, "eb:authenticated", {"user_id": "7", "expires_at": "2030-01-01"})
+    await server.authenticate(await server.next(server.connections))
     await page.wait_for_function("bus.state === 'connected'")
     assert server.received.empty()
+
+
+async def test_messages_of_a_channel_that_was_left_and_joined_anew_wait_for_the_answer(
+    server, page
+):
+    socket = await server.joined(0)
+    await page.wait_for_function("room.active")
+    await page.evaluate(
+        "room.unsubscribe();"
+        "globalThis.room = bus.subscribe('orders.1', (data) => got.push(`anew ${data}`));"
+        "void room.on('eb:unsubscribed', () => got.push('unsubscribed'))"
+    )
+    left, joined = [await server.next(server.received) for _ in "12"]
+    await server.message(socket, 1)  # of the earlier subscription
+    await server.say(socket, "eb:unsubscribed", {"ref": left["ref"]}, "orders.1")
+    about = {"kind": "private", "offset": 1, "epoch": "e", "ref": joined["ref"]}
+    await server.say(socket, "eb:subscribed", about, "orders.1")
+    await server.message(socket, 2)
+    await received(page, ["anew 2"])
+
+
+async def test_closed_bus_takes_no_more_subscriptions(server, page):
+    await server.joined(0)
+    await page.evaluate("bus.close()")
+    assert (await state(page, "closed"))["code"] == 1000
+    code = await page.evaluate(
+        "(() => { try { bus.subscribe('x'); } catch (error) { return error.code; } })()"
+    )
+    assert code == "closed"
+
+
+async def test_network_that_may_have_changed_is_tried_at_once(server, page):
+    await server.joined(0)
+    await page.evaluate("void dispatchEvent(new Event('online'))")
+    assert (await server.next(server.received))["action"] == "ping"
 
 
 def test_client_stays_small():

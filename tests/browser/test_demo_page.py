@@ -104,7 +104,7 @@ async def test_lost_connection_is_shown_and_comes_back_by_itself(demo, open_tab,
     await measured(page, 8)
     await page.fill("#chat-input", "not lost")
     await demo.stop()
-    await page.wait_for_selector("[data-state=disconnected]")
+    await page.wait_for_selector("[data-state=waiting]")
     await expect(page.locator("#lost")).to_be_visible()
     await expect(page.locator("#status")).to_have_text("Reconnecting")
     await expect(page.locator("#chat-form button")).to_be_disabled()

@@ -1,0 +1,267 @@
+/** The types of eventbus.js. See https://github.com/eventbus/eventbus/blob/main/docs/browser-client.md */
+
+/**
+ * Open a bus, which connects at once and stays connected until `close()`.
+ *
+ * `Channels` maps channel patterns to their events, as `eventbus schema export --format typescript`
+ * writes it; without it nothing is checked.
+ *
+ * @throws TypeError for a URL that cannot be read.
+ */
+export function connect<Channels extends object = AnyChannels>(options: Options): Bus<Channels>;
+
+export interface Options {
+  /** Where the edge takes WebSockets; may be relative to the page: `"/ws"`. */
+  url: string | URL;
+  /**
+   * Gives a JWT, or nothing for a visitor without a name. It is asked when a token is needed: for the
+   * first connection, shortly before a token expires, and when one was refused.
+   */
+  token?: () => Token | Promise<Token>;
+  /** Where the edge takes `POST /sse`; `false` for no such fallback. By default beside `url`. */
+  sseUrl?: string | URL | false;
+  /** Milliseconds before the first new attempt, doubled with each that fails. By default 500. */
+  minDelay?: number;
+  /** Milliseconds that a delay never exceeds. By default 30,000. */
+  maxDelay?: number;
+}
+
+export type Token = string | null | undefined | void;
+
+/** A connection that is kept, and its channels. */
+export interface Bus<Channels extends object = AnyChannels> {
+  readonly state: State["state"];
+  /** What carries the messages, while connected. With `"sse"` only receiving works. */
+  readonly transport: "websocket" | "sse" | null;
+  /** The server's id of this connection: publishers can leave it out (`except`). */
+  readonly connectionId: string | null;
+
+  /**
+   * Join a channel or a pattern (`orders.*`, `team.7.>`), now and after each reconnect.
+   *
+   * A second call for the same one adds its handlers to the same subscription.
+   *
+   * @param handlers a function for every message, or functions by event name.
+   * @throws EventBusError with code `closed` when the bus is closed.
+   */
+  subscribe<const C extends string>(
+    channel: C & Known<Channels, C>,
+    handlers?: Handlers<EventsOf<Channels, C>> | Handler<AnyOf<EventsOf<Channels, C>>>,
+    options?: SubscribeOptions,
+  ): Subscription<EventsOf<Channels, C>>;
+
+  /** Listen to the bus itself; gives a function that ends it. */
+  on<E extends keyof BusEvents>(event: E, handler: (data: BusEvents[E]) => unknown): () => void;
+
+  /** Connect now, rather than when the delay is over. */
+  reconnect(): void;
+
+  /** End the connection for good. */
+  close(): void;
+}
+
+/** What `bus.on` can listen to. */
+export interface BusEvents {
+  state: State;
+  /** What no promise has told: a refused subscription or token. Reported when nobody listens. */
+  error: EventBusError;
+  "eb:connected": { connection_id: string; node: string; heartbeat_s: number; protocol: string };
+  "eb:authenticated": { user_id: string; expires_at: string };
+  "eb:token.expiring": { expires_at: string; in_s: number };
+}
+
+export type State =
+  | { state: "connecting" }
+  | { state: "connected"; transport: "websocket" | "sse" }
+  /** There will be another attempt, at `retryAt` (as Date.now()). */
+  | { state: "waiting" | "offline"; code: number; reason: string; retryAt: number }
+  /** For good: by `close()` (1000), or because the server wants it so (4000 to 4099). */
+  | { state: "closed"; code: number; reason: string };
+
+export interface SubscribeOptions {
+  /** Up to so many earlier messages come first, when the channel is joined for the first time. */
+  history?: number;
+}
+
+/** One channel, or one pattern, of a bus. */
+export interface Subscription<Events = Record<string, any>> {
+  readonly channel: string;
+  /** Whether messages arrive at present. */
+  readonly active: boolean;
+  /** Where the channel stands: the last message that was received. */
+  readonly position: Position | null;
+  /** The first answer to joining it; rejects with an EventBusError when it was refused. */
+  readonly ready: Promise<Subscribed>;
+
+  /** Listen to an event; gives a function that ends it. `"*"` hears every application's event. */
+  on<E extends keyof Events & string>(
+    event: E,
+    handler: Handler<Events[E], E>,
+  ): () => void;
+  on<E extends keyof SystemEvents>(event: E, handler: Handler<SystemEvents[E], E>): () => void;
+  on(event: `client-${string}`, handler: Handler<any>): () => void;
+  on(event: "*", handler: Handler<AnyOf<Events>>): () => void;
+
+  /** Send an event to the channel's other connections, which hear it as `client-<event>`. */
+  whisper(event: string, data?: unknown): Promise<object>;
+
+  /** Who is in a presence channel; with `changes`, change one's own info first. */
+  presence(changes?: Record<string, unknown>): Promise<{ members: Member[]; count: number }>;
+
+  /** Stored messages: the first `limit` after the offset `since`, or the last. */
+  history(options?: { limit?: number; since?: number }): Promise<History<AnyOf<Events>>>;
+
+  /** Leave, for all handlers. */
+  unsubscribe(): void;
+}
+
+export interface Position {
+  offset: number;
+  epoch: string;
+}
+
+export interface Member {
+  user_id: string;
+  info: any;
+}
+
+export interface History<Data = any> {
+  messages: Message<Data>[];
+  offset: number | null;
+  epoch: string | null;
+}
+
+/** The answer to joining a channel. */
+export interface Subscribed {
+  kind: "public" | "private" | "presence";
+  offset?: number | null;
+  epoch?: string | null;
+  /**
+   * There when the channel was joined before: false when messages were missed that cannot be had
+   * any more, so that the page must load its state anew.
+   */
+  recovered?: boolean;
+  /** Of a presence channel. */
+  members?: Member[];
+}
+
+/** What a subscription hears beside its application's events. */
+export interface SystemEvents {
+  "eb:subscribed": Subscribed;
+  "eb:unsubscribed": { reason: string };
+  "eb:error": EventBusError;
+  "eb:presence.joined": Member;
+  "eb:presence.left": Member;
+  "eb:presence.updated": Member;
+}
+
+export interface Message<Data = any, Event extends string = string> {
+  channel: string;
+  event: Event;
+  data: Data;
+  /** RFC 3339, UTC. */
+  timestamp: string;
+  id?: string;
+  offset?: number;
+  epoch?: string;
+  /** Of whispers: the authenticated sender. */
+  user_id?: string | null;
+}
+
+export type Handler<Data = any, Event extends string = string> = (
+  data: Data,
+  message: Message<Data, Event>,
+) => unknown;
+
+export type Handlers<Events> = {
+  [E in keyof Events & string]?: Handler<Events[E], E>;
+} & {
+  [E in keyof SystemEvents]?: Handler<SystemEvents[E], E>;
+} & {
+  [event: `client-${string}`]: Handler<any>;
+} & { "*"?: Handler<AnyOf<Events>> };
+
+/** Why something was refused; `code` is one of those of the wire protocol, or of this client. */
+export class EventBusError extends Error {
+  constructor(code: ErrorCode, message: string, channel?: string | null);
+  readonly name: "EventBusError";
+  readonly code: ErrorCode;
+  readonly channel: string | null;
+}
+
+export type ErrorCode =
+  | "bad_request"
+  | "unknown_action"
+  | "invalid_channel"
+  | "unauthorized"
+  | "token_expired"
+  | "forbidden"
+  | "not_subscribed"
+  | "rate_limited"
+  | "limit_exceeded"
+  | "payload_too_large"
+  | "unavailable"
+  /** There is no connection, or it was lost before the answer. */
+  | "disconnected"
+  /** Server-Sent Events can only receive. */
+  | "no_websocket"
+  | "unsubscribed"
+  | "closed"
+  | (string & {});
+
+// From channel patterns to types
+
+export interface AnyChannels {
+  ">": Record<string, any>;
+}
+
+/** A channel that the contracts know, or any where its name is only known at run time. */
+export type Known<Channels, C extends string> = string extends C
+  ? C
+  : [PatternsFor<Channels, C>] extends [never]
+    ? `no channel of the contracts matches ${C}`
+    : C;
+
+/** The events of a channel: those of the very name, otherwise of all patterns that match it. */
+export type EventsOf<Channels, C extends string> = string extends C
+  ? Record<string, any>
+  : C extends keyof Channels
+    ? Channels[C]
+    : Merged<Channels[PatternsFor<Channels, C> & keyof Channels]>;
+
+export type PatternsFor<Channels, C extends string> = C extends keyof Channels
+  ? C
+  : { [P in keyof Channels & string]: Matches<C, P> extends true ? P : never }[keyof Channels &
+      string];
+
+type AnyOf<Events> = Events[keyof Events];
+
+/** One map of all events of a union of maps. */
+type Merged<Union> = (Union extends unknown ? (map: Union) => void : never) extends (
+  map: infer All,
+) => void
+  ? All
+  : never;
+
+/** Token by token, for `string` in a template type would span dots. */
+type Matches<C extends string, P extends string> = P extends ">"
+  ? true
+  : C extends ">"
+    ? true
+    : P extends `${infer PatternToken}.${infer PatternRest}`
+      ? C extends `${infer Token}.${infer Rest}`
+        ? MatchesToken<Token, PatternToken> extends true
+          ? Matches<Rest, PatternRest>
+          : false
+        : false
+      : C extends `${string}.${string}`
+        ? false
+        : MatchesToken<C, P>;
+
+type MatchesToken<T extends string, P extends string> = P extends "*" | `{${string}}`
+  ? true
+  : T extends "*" | `{${string}}`
+    ? true
+    : T extends P
+      ? true
+      : false;
