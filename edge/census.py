@@ -51,7 +51,7 @@ class Census:
         self._node = node
         self._started = time.time()
         fault = node.metrics.cluster_faults
-        self._cluster = Cluster(
+        self.cluster = self._cluster = Cluster(
             bus.driver, bus.subjects, node.id, lambda word: fault.labels(word).inc()
         )
         self.lag = self._cluster.lag

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge.lifecycle_settings import LifecycleSettings
 from edge.logs import LogFormat
 from eventbus.config import Count, Port, Positive, Var, load
 
@@ -16,7 +17,7 @@ Algorithm = Literal[
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
 
 
-class EdgeSettings(msgspec.Struct, frozen=True, kw_only=True):
+class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     """What an edge node is made from, beside the bus's own `eventbus.config.Settings`."""
 
     websocket_enabled: Annotated[

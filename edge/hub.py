@@ -50,10 +50,16 @@ class Hub:
         self._channels: dict[str, dict[str, Outbox]] = {}
         self._dirty: list[Outbox] = []
         self._backlogs: dict[str, list[Backlog]] = {}
+        self.on_use: Callable[[str, bool], None] = lambda _channel, _is_heard: None
+        """Gets each channel that begins, or ceases, to be heard by anybody."""
 
     def add(self, channel: str, outbox: Outbox) -> None:
         """Let a connection hear a channel; twice is as once."""
-        self._channels.setdefault(channel, {})[outbox.connection_id] = outbox
+        outboxes = self._channels.get(channel)
+        if outboxes is None:
+            outboxes = self._channels[channel] = {}
+            self.on_use(channel, True)
+        outboxes[outbox.connection_id] = outbox
 
     def remove(self, channel: str, connection_id: str) -> None:
         """End that; a channel that nobody hears is forgotten."""
@@ -62,6 +68,7 @@ class Hub:
             outboxes.pop(connection_id, None)
             if not outboxes:
                 del self._channels[channel]
+                self.on_use(channel, False)
 
     def hold(self, channel: str, limit: int) -> Backlog:
         """Keep the channel's messages from now on, until `release`, for who catches up."""

@@ -208,6 +208,46 @@ class Metrics:
             registry=registry,
         )
 
+        self.lifecycle_events = Counter(
+            "eventbus_edge_lifecycle_events",
+            "Lifecycle events of the cluster that this node has told, by event.",
+            ["event"],
+            registry=registry,
+        )
+        self.lifecycle_leader = Gauge(
+            "eventbus_edge_lifecycle_leader",
+            "Whether this node is the one that tells lifecycle events: 1 or 0.",
+            registry=registry,
+        )
+        self.lifecycle_pending = Gauge(
+            "eventbus_edge_lifecycle_pending",
+            "Channels and members that the leading node has yet to look at.",
+            registry=registry,
+        )
+        self.webhook_posts = Counter(
+            "eventbus_edge_webhook_posts",
+            "Posts of this node, each try by itself, by result: ok, failed.",
+            ["result"],
+            registry=registry,
+        )
+        self.webhook_events = Counter(
+            "eventbus_edge_webhook_events",
+            "Events of posts, by result: sent, dropped (too large for the queue).",
+            ["result"],
+            registry=registry,
+        )
+        self.webhook_queue = Gauge(
+            "eventbus_edge_webhook_queue",
+            "Posts that wait in the queue of the whole cluster, or are being made.",
+            registry=registry,
+        )
+        self.webhook_seconds = Histogram(
+            "eventbus_edge_webhook_seconds",
+            "How long a post took.",
+            buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=registry,
+        )
+
     def total(self, name: str) -> int:
         """The present value of a metric without labels, by its name in the exposition."""
         return int(self.registry.get_sample_value(name) or 0)

@@ -21,6 +21,7 @@ from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
 from edge.gauges import read_gauges
 from edge.hub import Hub
+from edge.lifecycle_node import Lifecycle
 from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
@@ -92,6 +93,8 @@ class Node:
             bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
         self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
+        self.lifecycle = Lifecycle(bus, self.census.cluster, settings, self.metrics)
+        self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.publish = bus.publish
         self._deadlines = Deadlines()
@@ -102,8 +105,10 @@ class Node:
 
     async def start(self) -> None:
         """Join the cluster, and begin to keep time. Raises a DriverError."""
+        await self.lifecycle.prepare()
         await self.census.open()
         await self.revoker.start()
+        await self.lifecycle.start()
         self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
 
     async def drain(self) -> None:
@@ -127,6 +132,7 @@ class Node:
             self._clock.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._clock
+        await self.lifecycle.aclose()
         await self.revoker.aclose()
         await self.census.aclose()
         await self.background.aclose()

@@ -96,6 +96,7 @@ async def keep_in_step(
     synchronize: Callable[[bool], Awaitable[None]],
     *,
     certain_s: float,
+    what: str = "presence",
 ) -> None:
     """After each loss beyond the `known` ones, call `synchronize` with True, and later with False.
 
@@ -116,5 +117,5 @@ async def keep_in_step(
                 await synchronize(False)
                 certain_at = None
         except EventBusError as exc:
-            _log.warning("presence is stale: %s", exc)
+            _log.warning("%s: stale, for the bus cannot be asked: %s", what, exc)
             await asyncio.sleep(_PAUSE_S)

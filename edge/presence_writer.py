@@ -29,8 +29,10 @@ class EntryWriter:
     Keys are written one write at a time each, some hundred at once, and again until it succeeds.
     """
 
-    def __init__(self, driver: StateDriver) -> None:
+    def __init__(self, driver: StateDriver, what: str = "presence") -> None:
+        """`what` names the entries in logs."""
         self._driver = driver
+        self._what = what
         self._own: dict[str, bytes] = {}
         self._due: dict[str, None] = {}
         self._busy: set[str] = set()
@@ -95,7 +97,7 @@ class EntryWriter:
                 return
             if key not in self._busy:
                 self._busy.add(key)
-                self._tasks.start(self._bring(key), f"presence entry {key}")
+                self._tasks.start(self._bring(key), f"{self._what}: entry {key}")
 
     async def _bring(self, key: str) -> None:
         try:
@@ -133,4 +135,6 @@ class EntryWriter:
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_S:
             self._logged = now
-            _log.warning("presence entries wait for the bus (%d): %s", len(self._due), exc)
+            _log.warning(
+                "%s: entries wait for the bus (%d): %s", self._what, len(self._due), exc
+            )

@@ -54,6 +54,8 @@ HEADER_SIGNATURE: Final = "Eventbus-Signature"
 _SCHEME: Final = "v1="
 _TOPIC: Final = "lifecycle"
 _MAX_TIME: Final = 10**12
+_REMEMBERED: Final = 10_000
+"""Ids of events that a listener has heard, so as not to hear them again."""
 
 
 class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -146,9 +148,10 @@ async def listen_lifecycle(
 
     Edge nodes publish them where BROADCAST_LIFECYCLE is on. They are not stored: what passes while
     nobody listens, or while there is no connection, is not heard later. `handler` is called in the
-    event loop, in order; it must not block. Raises ConnectionFailed.
+    event loop, in order, once for each event; it must not block. Raises ConnectionFailed.
     """
     wanted = frozenset(events)
+    seen: dict[str, None] = {}
 
     def receive(delivery: Delivery) -> None:
         try:
@@ -157,7 +160,12 @@ async def listen_lifecycle(
             # Whoever may publish to the bus may publish anything.
             _log.warning("not an event, on %s: %s", delivery.subject, exc)
             return
-        if event.event in wanted:
-            handler(event)
+        # A node that takes over from one that has died tells again what may not have been told.
+        if event.event not in wanted or event.id in seen:
+            return
+        seen[event.id] = None
+        if len(seen) > _REMEMBERED:
+            del seen[next(iter(seen))]
+        handler(event)
 
     return await bus.driver.subscribe(f"{bus.subjects.control(_TOPIC)}.*", receive)

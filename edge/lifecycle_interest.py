@@ -1,0 +1,67 @@
+"""The channels that the clients of one node hear, as the cluster knows them."""
+
+import time
+
+from edge.deadlines import Deadlines
+from edge.lifecycle import interest_key, own_interests, sign_key
+from edge.presence_writer import EntryWriter
+from eventbus.drivers.base import StateDriver
+
+__all__ = ["OwnChannels"]
+
+
+class OwnChannels:
+    """Keeps an entry for each channel that is heard, and for a while after it was.
+
+    A page that reloads, and a client that goes to another node, is back before that has ended.
+    """
+
+    def __init__(self, driver: StateDriver, node: str, *, ttl_s: float, linger_s: float) -> None:
+        self._driver = driver
+        self._node = node
+        self._ttl_s = ttl_s
+        self._linger_s = linger_s
+        self._held: set[str] = set()
+        self._lingering = Deadlines()
+        self._writer = EntryWriter(driver, "channels that are heard")
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __contains__(self, channel: str) -> bool:
+        return channel in self._held
+
+    def use(self, channel: str, is_heard: bool) -> None:
+        """The first client hears a channel, or the last one does no more."""
+        if not is_heard:
+            self._lingering.set(channel, time.monotonic() + self._linger_s)
+            return
+        self._lingering.cancel(channel)
+        if channel not in self._held:
+            self._held.add(channel)
+            self._writer.put(interest_key(self._node, channel), b"")
+
+    def tick(self, now: float) -> None:
+        """End what has lingered long enough, and write again what would end by itself."""
+        for channel in self._lingering.due(now):
+            self._held.discard(channel)
+            self._writer.delete(interest_key(self._node, channel))
+        self._writer.refresh(now)
+
+    async def beat(self) -> None:
+        """Say that this node is alive. Raises a DriverError."""
+        await self._driver.state.put(sign_key(self._node), b"", ttl_s=self._ttl_s)
+
+    async def repair(self) -> None:
+        """After a loss: put back what is missing. Raises a DriverError."""
+        await self.beat()
+        self._writer.repair(await self._driver.state.entries(own_interests(self._node)))
+
+    async def aclose(self) -> None:
+        """End; what is heard still counts while it would linger. Raises a DriverError."""
+        await self._writer.aclose()
+        key = sign_key(self._node)
+        if self._held and self._linger_s > 0:
+            await self._driver.state.put(key, b"", ttl_s=self._linger_s)
+        else:
+            await self._driver.state.delete(key)

@@ -1,0 +1,420 @@
+"""Lifecycle events of a cluster: each once, whatever happens to whichever node."""
+
+import asyncio
+import contextlib
+import random
+import secrets
+import socket
+
+import msgspec
+import pytest
+
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.errors import ConfigError
+from eventbus.webhooks import listen_lifecycle
+
+FAST = {
+    "lifecycle": "on",
+    "lifecycle_linger": 0.2,
+    "presence_grace": 0.2,
+    "presence_ttl": 1.5,
+    "webhook_wait": 0.0,
+}
+ROOM = "presence.room"
+
+
+class Told:
+    """What has been told on the control subjects, in order."""
+
+    def __init__(self):
+        self.events = []
+        self._came = asyncio.Event()
+
+    def take(self, event):
+        self.events.append(event)
+        self._came.set()
+
+    @property
+    def words(self):
+        return [(e.event.partition("_")[2], e.user_id or e.channel) for e in self.events]
+
+    async def until(self, *words, seconds=10):
+        """Wait for these, in whatever order, and see that there was nothing else; then forget."""
+        try:
+            async with asyncio.timeout(seconds):
+                while len(self.events) < len(words):
+                    self._came.clear()
+                    await self._came.wait()
+        except TimeoutError:
+            pass
+        assert sorted(self.words) == sorted(words)
+        assert len({event.id for event in self.events}) == len(words)
+        events, self.events = self.events, []
+        return events
+
+    async def nothing(self, seconds):
+        """See that nothing is told in that time, which is longer than it would take."""
+        await asyncio.sleep(seconds)
+        assert self.words == []
+
+
+async def listening(bus):
+    told = Told()
+    await listen_lifecycle(bus, told.take)
+    return told
+
+
+@pytest.fixture
+async def told(bus):
+    return await listening(bus)
+
+
+@pytest.fixture
+async def nodes(start_edge, bus, settings):
+    return [await start_edge(bus, **FAST), await start_edge(settings, **FAST)]
+
+
+async def leave(*clients):
+    for client in clients:
+        await client.socket.close()
+
+
+async def test_first_of_the_cluster_occupies_and_the_last_of_the_cluster_vacates(nodes, told):
+    clients = []
+    for node in nodes:
+        for path in ("/ws/general", "/ws"):
+            client = await node.connect(path)
+            if path == "/ws":
+                await client.subscribe("general")
+            clients.append(client)
+            if len(clients) == 1:
+                [event] = await told.until(("occupied", "general"))
+                assert (event.event, event.user_id) == ("channel_occupied", None)
+    for client in clients[:-1]:
+        await leave(client)
+    await told.nothing(2)
+    await leave(clients[-1])
+    await told.until(("vacated", "general"))
+    await told.nothing(0.5)
+
+
+async def test_two_nodes_that_join_in_the_same_instant_occupy_once(nodes, told):
+    names = ["public", "general", "announcements"]
+    clients = await asyncio.gather(*(node.connect() for node in nodes for _ in range(3)))
+    await asyncio.gather(
+        *(client.subscribe(name) for client in clients for name in names[:1]),
+    )
+    await told.until(("occupied", "public"))
+    for name in names[1:]:
+        await asyncio.gather(*(client.subscribe(name) for client in clients))
+    await told.until(("occupied", "general"), ("occupied", "announcements"))
+    await told.nothing(1)
+
+
+async def test_a_reload_is_silent_also_on_another_node(nodes, told):
+    client = await nodes[0].connect("/ws/general")
+    await told.until(("occupied", "general"))
+    for turn in range(6):
+        await leave(client)
+        client = await nodes[turn % 2].connect("/ws/general")
+    await told.nothing(2)
+    await leave(client)
+    await told.until(("vacated", "general"))
+
+
+async def test_patterns_occupy_nothing_and_sse_does(nodes, told, token):
+    import aiohttp  # noqa: PLC0415 - of this test alone
+
+    granted = token("7", channels=["orders.>"])
+    watcher = await nodes[0].connect(token=granted)
+    assert (await watcher.ask("subscribe", pattern="orders.*"))["event"] == "eb:subscribed"
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {granted}"}) as http:
+        async with http.get(f"{nodes[1].url}/sse?channel=orders.1") as response:
+            assert response.status == 200
+            await told.until(("occupied", "orders.1"))
+        await told.until(("vacated", "orders.1"))
+    await told.nothing(0.5)
+
+
+async def test_members_join_once_and_leave_with_their_last_tab(nodes, told, token):
+    tabs = [await node.connect(token=token("ann", name="Ann")) for node in nodes for _ in range(2)]
+    for tab in tabs:
+        await tab.subscribe(ROOM)
+    _, joined = sorted(await told.until(("occupied", ROOM), ("joined", "ann")), key=_name)
+    assert (joined.channel, joined.info) == (ROOM, {"name": "Ann"})
+    bob = await nodes[1].connect(token=token("bob"))
+    await bob.subscribe(ROOM)
+    await told.until(("joined", "bob"))
+    await leave(*tabs[:3])
+    await told.nothing(2)
+    await leave(tabs[3])
+    [left] = await told.until(("left", "ann"))
+    assert (left.channel, left.info) == (ROOM, {"name": "Ann"})
+    await bob.ask("unsubscribe", channel=ROOM)
+    await told.until(("left", "bob"), ("vacated", ROOM))
+
+
+def _name(event):
+    return event.event
+
+
+@pytest.fixture
+async def start_other(start_process):
+    async def start(**environ):
+        return await start_process(
+            BROADCAST_LIFECYCLE="on",
+            BROADCAST_LIFECYCLE_LINGER="0.2",
+            BROADCAST_PRESENCE_GRACE="0.2",
+            BROADCAST_PRESENCE_TTL="1.5",
+            BROADCAST_WEBHOOK_WAIT="0",
+            **environ,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["that leads", "that follows"])
+async def test_a_node_killed_vacates_within_the_ttl_what_no_other_holds(
+    start_edge, start_other, bus, told, connect, token, leads
+):
+    if leads:
+        process = await start_other()
+        probe = await connect(process.port, "/ws/general")
+        await told.until(("occupied", "general"))
+        edge = await start_edge(bus, **FAST)
+    else:
+        edge = await start_edge(bus, **FAST)
+        probe = await edge.connect("/ws/general")
+        await told.until(("occupied", "general"))
+        process = await start_other()
+    there = await connect(process.port, token=token("ann"))
+    await there.next()
+    for channel in ("public", "announcements", ROOM):
+        await there.subscribe(channel)
+    here = await edge.connect("/ws/public")
+    await told.until(
+        ("occupied", "public"), ("occupied", "announcements"), ("occupied", ROOM), ("joined", "ann")
+    )
+    process.process.kill()
+    start = asyncio.get_running_loop().time()
+    gone = [("vacated", "announcements"), ("vacated", ROOM), ("left", "ann")]
+    await told.until(*gone, *([("vacated", "general")] if leads else []))
+    assert asyncio.get_running_loop().time() - start < 5
+    await told.nothing(1)
+    assert here.socket.state.name == "OPEN"
+    assert probe
+
+
+async def test_a_node_that_restarts_tells_nothing_again(start_edge, start_other, bus, told, connect):
+    process = await start_other(BROADCAST_DRAIN_TIME="0")
+    there = await connect(process.port, "/ws/general")
+    await told.until(("occupied", "general"))
+    edge = await start_edge(bus, **FAST)
+    here = await edge.connect("/ws/general")
+    process.terminate()
+    await process.end()
+    again = await start_other()
+    back = await connect(again.port, "/ws/general")
+    await told.nothing(4)
+    await leave(here, back)
+    await told.until(("vacated", "general"))
+    assert there
+
+
+async def test_one_node_alone_that_is_killed_is_silent_when_its_clients_are_back_in_time(
+    start_other, told, connect
+):
+    process = await start_other()
+    await connect(process.port, "/ws/general")
+    await connect(process.port, "/ws/public")
+    await told.until(("occupied", "general"), ("occupied", "public"))
+    process.process.kill()
+    process = await start_other()
+    client = await connect(process.port, "/ws/general")
+    await told.until(("vacated", "public"))
+    await told.nothing(1.5)
+    await leave(client)
+    await told.until(("vacated", "general"))
+
+
+async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, start_edge, token):
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)
+    nodes = [await start_edge(settings, **FAST) for _ in range(2)]
+    async with EventBus(settings) as bus:
+        told = await listening(bus)
+        clients = [await nodes[i % 2].connect(token=token(f"u{i}")) for i in range(4)]
+        for client in clients:
+            await client.subscribe(ROOM)
+        stays = await nodes[1].connect("/ws/general")
+        users = [f"u{i}" for i in range(4)]
+        await told.until(
+            ("occupied", ROOM), ("occupied", "general"), *(("joined", user) for user in users)
+        )
+        await own_nats_server.stop()
+        await asyncio.sleep(2)  # longer than leases and signs of life last
+        await own_nats_server.start()
+        await told.nothing(5)
+        late = await nodes[0].connect("/ws/public")
+        await told.until(("occupied", "public"))
+        await leave(late, stays)
+        await told.until(("vacated", "public"), ("vacated", "general"))
+
+
+async def test_when_nats_loses_its_memory_and_the_leader_dies_what_is_held_counts_as_told(
+    own_nats_server, start_edge, start_other, connect
+):
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)
+    environ = {"NATS_URL": own_nats_server.url, "BROADCAST_CHANNELS_PREFIX": "eb"}
+    process = await start_other(**environ, BROADCAST_HISTORY_BYTES=str(2**22))
+    async with EventBus(settings) as bus:
+        told = await listening(bus)
+        there = await connect(process.port, "/ws/public")
+        await told.until(("occupied", "public"))
+        edge = await start_edge(settings, **FAST)
+        here = await edge.connect("/ws/general")
+        await told.until(("occupied", "general"))
+        await own_nats_server.stop()
+        process.process.kill()
+        await own_nats_server.start()
+        await told.nothing(4)
+        late = await edge.connect("/ws/announcements")
+        await told.until(("occupied", "announcements"))
+        await leave(here, late)
+        await told.until(("vacated", "general"), ("vacated", "announcements"))
+        assert there
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_happens_vacated_is_never_false_and_all_adds_up(nodes, told, seed):
+    """Clients of two nodes come, go and vanish at random; each channel's events alternate."""
+    chance = random.Random(seed)
+    names = ["general", "public", "announcements"]
+    held = []  # (channel, client)
+    false = []
+    taken = told.take
+
+    def count(channel):
+        return sum(name == channel for name, _ in held)
+
+    def take(event):
+        if event.event == "channel_vacated" and count(event.channel):
+            false.append(event)
+        taken(event)
+
+    await listen_lifecycle(nodes[0].node._bus, take)
+    for _ in range(70):
+        if held and chance.random() < 0.5:
+            channel, client = held.pop(chance.randrange(len(held)))
+            how = chance.choice(["unsubscribe", "close", "abort"])
+            if how == "unsubscribe":
+                await client.ask("unsubscribe", channel=channel)
+            elif how == "close":
+                await leave(client)
+            else:
+                client.socket.transport.abort()
+        else:
+            channel = chance.choice(names)
+            client = await chance.choice(nodes).connect()
+            held.append((channel, client))  # from here on: a vacated from now on may be late
+            await client.subscribe(channel)
+        await asyncio.sleep(chance.choice([0, 0, 0.05, 0.3]))
+    present = {channel for channel, _ in held}
+    async with asyncio.timeout(10):
+        while True:
+            await asyncio.sleep(0.2)
+            last = {}
+            for event in told.events:
+                last[event.channel] = event.event
+            if {c for c, e in last.items() if e == "channel_occupied"} == present:
+                break
+    for channel in names:
+        sequence = list(
+            dict.fromkeys((e.id, e.event) for e in told.events if e.channel == channel)
+        )
+        words = [word for _, word in sequence]
+        assert words == (["channel_occupied", "channel_vacated"] * len(words))[: len(words)]
+    assert [event for event in false if count(event.channel) and _held_long(event, held)] == []
+
+
+def _held_long(event, held):
+    return any(name == event.channel for name, _ in held)
+
+
+@pytest.mark.parametrize("driver", ["memory"])
+async def test_memory_tells_the_same(start_edge, settings, driver, token):
+    own = msgspec.structs.replace(settings, driver=driver)
+    async with EventBus(own) as bus:
+        told = await listening(bus)
+        nodes = [await start_edge(bus, **FAST) for _ in range(2)]
+        clients = [await node.connect(token=token("ann")) for node in nodes]
+        for client in clients:
+            await client.subscribe(ROOM)
+        await told.until(("occupied", ROOM), ("joined", "ann"))
+        await leave(clients[0])
+        await told.nothing(1.5)
+        await leave(clients[1])
+        await told.until(("vacated", ROOM), ("left", "ann"))
+
+
+@pytest.mark.redis
+async def test_redis_tells_the_same(start_edge, namespace, tmp_path, token):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    server = await asyncio.create_subprocess_exec(
+        "redis-server", "--port", str(port), "--dir", str(tmp_path), "--save", "",
+        stdout=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        settings = Settings(driver="redis", redis_port=port, namespace=namespace)
+        async with EventBus(settings) as bus:
+            told = await listening(bus)
+            nodes = [await start_edge(bus, **FAST), await start_edge(settings, **FAST)]
+            clients = [await node.connect(token=token("ann")) for node in nodes]
+            await asyncio.gather(*(client.subscribe(ROOM) for client in clients))
+            await told.until(("occupied", ROOM), ("joined", "ann"))
+            await leave(clients[0])
+            await told.nothing(1.5)
+            await leave(clients[1])
+            await told.until(("vacated", ROOM), ("left", "ann"))
+            await nodes[0].runner.cleanup()  # whichever leads: the other goes on
+            client = await nodes[1].connect("/ws/general")
+            await told.until(("occupied", "general"))
+            await leave(client)
+            await told.until(("vacated", "general"))
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+async def test_nothing_is_told_or_kept_unless_it_is_asked_for(edge, told, bus):
+    client = await edge.connect("/ws/general")
+    await told.nothing(1)
+    assert await bus.driver.state.entries("interest.>") == {}
+    assert await bus.driver.state.entries("lifecycle.>") == {}
+    assert client
+
+
+@pytest.mark.parametrize("driver", ["log", "null"])
+async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
+    own = msgspec.structs.replace(settings, driver=driver)
+    with pytest.raises(ConfigError, match=rf"{driver} keeps none; allowed: nats"):
+        await start_edge(own, lifecycle="on")
+
+
+async def test_thousands_of_channels_are_told_once_each(nodes, told, token):
+    client = await nodes[0].connect(token=token("7", channels=[">"]))
+    other = await nodes[1].connect(token=token("7", channels=[">"]))
+    hubs = [node.node.lifecycle for node in nodes]
+    names = [f"many.{i}" for i in range(3000)]
+    for name in names:
+        for lifecycle in hubs:
+            lifecycle.use(name, True)
+    await told.until(*(("occupied", name) for name in names), seconds=30)
+    for name in names:
+        for lifecycle in hubs:
+            lifecycle.use(name, False)
+    await told.until(*(("vacated", name) for name in names), seconds=30)
+    assert client
+    assert other
+    assert secrets
