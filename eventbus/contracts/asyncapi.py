@@ -1,0 +1,237 @@
+"""Events as an AsyncAPI document (asyncapi.com/docs/reference/specification/v3.0.0).
+
+Its schemas are draft-07, which every AsyncAPI tool must understand. Its view is the system's: it
+sends what is broadcast, and receives what clients send.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from eventbus.channels import Pattern
+from eventbus.contracts.catalogue import Contract, Kind, shared
+from eventbus.contracts.jsonschema import Schema, envelope, schemas_of
+
+__all__ = ["Server", "document"]
+
+_REF: Final = "#/components/schemas/{name}"
+_NOT_A_KEY: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_SECURITY: Final = "#/components/securitySchemes/"
+
+
+class Server(NamedTuple):
+    """Where the system is reached: an edge (`wss://events.example.com/ws`) or a NATS server."""
+
+    protocol: str
+    host: str
+    path: str = ""
+
+
+DEFAULT_SERVERS: Final[Mapping[str, Server]] = {
+    "edge": Server("ws", "localhost:8080", "/ws"),
+    "api": Server("http", "localhost:8080", "/api/broadcast/events"),
+    "nats": Server("nats", "localhost:4222"),
+}
+
+
+def document(
+    contracts: Iterable[Contract],
+    *,
+    title: str = "Events",
+    version: str = "1.0.0",
+    description: str = "",
+    servers: Mapping[str, Server] = DEFAULT_SERVERS,
+    namespace: str = "eb",
+) -> Schema:
+    """The document of the events that others see. Raises EventDefinitionError.
+
+    `version` is that of the application; `namespace` that of its subjects on NATS. Events whose
+    type does not tell their channels have a message and a schema, and no operation.
+    """
+    events = shared(contracts)
+    data, components = schemas_of([each.data for each in events], ref_template=_REF)
+    messages = _keys(each.name for each in events)
+    channels = _keys(_plain(text) for text in _texts(events))
+    ids = dict(zip(_texts(events), channels, strict=True))
+    info = {"title": title, "version": version}
+    if description:
+        info["description"] = description
+    return {
+        "asyncapi": "3.0.0",
+        "info": info,
+        "defaultContentType": "application/json",
+        "servers": {name: _server(server) for name, server in sorted(servers.items())},
+        "channels": {
+            channel: _channel(
+                text, {m: e for m, e in zip(messages, events, strict=True) if text in e.channels},
+                servers, namespace,
+            )
+            for text, channel in ids.items()
+        },
+        "operations": _operations(events, messages, ids),
+        "components": {
+            "messages": {
+                key: _message(each, draft7(schema))
+                for key, each, schema in zip(messages, events, data, strict=True)
+            },
+            "schemas": {name: draft7(schema) for name, schema in components.items()},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "A client's token: in the header Authorization, the "
+                    "subprotocol eventbus.bearer.<token>, or by the action auth.",
+                },
+                "apiKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "BROADCAST_API_KEY, or a token with the role or permission "
+                    "admin: for publishing over HTTP.",
+                },
+            },
+        },
+    }  # fmt: skip
+
+
+def _server(server: Server) -> Schema:
+    made: Schema = {"host": server.host, "protocol": server.protocol}
+    if server.path:
+        made["pathname"] = server.path
+    match server.protocol:
+        case "ws" | "wss":
+            made["description"] = "An edge: clients join channels here (subprotocol eventbus.v1)."
+            made["security"] = [{"$ref": f"{_SECURITY}token"}]
+        case "http" | "https":
+            made["description"] = "An edge's HTTP API: publish by POST."
+            made["security"] = [{"$ref": f"{_SECURITY}apiKey"}]
+        case _:
+            made["description"] = "The bus between services."
+    return made
+
+
+def _channel(
+    text: str, messages: Mapping[str, Contract], servers: Mapping[str, Server], namespace: str
+) -> Schema:
+    pattern = Pattern(text)
+    address, parameters = _address(text)
+    made: Schema = {
+        "address": address,
+        "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in messages},
+    }
+    if parameters:
+        made["parameters"] = parameters
+    made["description"] = (
+        f"On NATS: published on `{namespace}.event.{pattern.filter}`, "
+        f"heard on `{namespace}.live.{pattern.filter}`."
+    )
+    if any(server.protocol in ("ws", "wss") for server in servers.values()):
+        query = {"channel": {"type": "string"}, "auth_token": {"type": "string"}}
+        binding = {"method": "GET", "query": {"type": "object", "properties": query}}
+        made["bindings"] = {"ws": {**binding, "bindingVersion": "0.1.0"}}
+    return made
+
+
+def _address(text: str) -> tuple[str, dict[str, Schema]]:
+    """A pattern with its wildcards named, and its parameters."""
+    tokens, parameters = text.split("."), {}
+    for position, token in enumerate(tokens):
+        if token == ">":
+            name, told = "rest", "One token or more."
+        elif token == "*":
+            name, told = f"token{position + 1}", "One token."
+        elif token.startswith("{"):
+            name, told = token[1:-1], "One token of letters, digits and _ = @ , ; -"
+        else:
+            continue
+        tokens[position] = f"{{{name}}}"
+        parameters[name] = {"description": told}
+    return ".".join(tokens), parameters
+
+
+def _operations(
+    events: Sequence[Contract], messages: Sequence[str], ids: Mapping[str, str]
+) -> Schema:
+    operations: Schema = {}
+    for key, event in zip(messages, events, strict=True):
+        action = "receive" if event.kind is Kind.CLIENT else "send"
+        for text in event.channels:
+            channel = ids[text]
+            made: Schema = {
+                "action": action,
+                "channel": {"$ref": f"#/channels/{channel}"},
+                "messages": [{"$ref": f"#/channels/{channel}/messages/{key}"}],
+            }
+            if action == "receive":
+                made["summary"] = "Clients send it by the action whisper, without `client-`."
+            suffix = f".{channel}" if len(event.channels) > 1 else ""
+            operations[f"{action}.{key}{suffix}"] = made
+    return operations
+
+
+def _message(contract: Contract, data: Schema) -> Schema:
+    summary, _, description = contract.doc.partition("\n")
+    headers = {
+        "Nats-Msg-Id": {"type": "string", "description": "The message's id, for deduplication."},
+        "Eb-Version": {
+            "type": "string",
+            "pattern": "^[0-9]+$",
+            "default": "1",
+            "description": f"The version of the type; {contract.version} at present.",
+        },
+    }
+    made: Schema = {
+        "name": contract.name,
+        "title": contract.cls.__name__,
+        "summary": summary,
+        "description": description.strip(),
+        "contentType": "application/json",
+        "headers": {"type": "object", "properties": headers},
+        "payload": envelope(contract, data),
+        "x-version": contract.version,
+        "x-durable": not contract.volatile,
+    }
+    if contract.kind is Kind.CLIENT:
+        del made["headers"]  # the edge makes them
+    return {key: value for key, value in made.items() if value != ""}
+
+
+def draft7(value: Any) -> Any:
+    """A 2020-12 schema of msgspec's as draft-07: a tuple's items are `items` there."""
+    if isinstance(value, list):
+        return [draft7(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {}
+    for key, each in value.items():
+        match key:
+            case "default" | "enum" | "const":
+                made[key] = each
+            case "prefixItems":
+                made["items"] = draft7(each)
+            case "items" if "prefixItems" in value:
+                made["additionalItems"] = draft7(each)
+            case _:
+                made[key] = draft7(each)
+    return made
+
+
+def _texts(events: Iterable[Contract]) -> list[str]:
+    return sorted({text for event in events for text in event.channels})
+
+
+def _plain(text: str) -> str:
+    """A pattern as a key that needs no escape in a reference."""
+    return _address(text)[0].replace("{", "").replace("}", "")
+
+
+def _keys(names: Iterable[str]) -> list[str]:
+    """A key for each name: of the characters that AsyncAPI allows, and no two the same."""
+    keys: list[str] = []
+    for name in names:
+        key = base = _NOT_A_KEY.sub("_", name)
+        number = 2
+        while key in keys:
+            key, number = f"{base}_{number}", number + 1
+        keys.append(key)
+    return keys

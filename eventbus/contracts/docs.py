@@ -1,0 +1,48 @@
+"""The documentation of a struct: its docstring, and the strings that stand below its fields."""
+
+import ast
+import functools
+import inspect
+import itertools
+import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
+
+__all__ = ["class_doc", "field_docs"]
+
+
+def class_doc(cls: type) -> str:
+    """The class's own docstring; empty where it has none (a base's is about something else)."""
+    own = vars(cls).get("__doc__")
+    return inspect.cleandoc(own) if isinstance(own, str) else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def field_docs(cls: type) -> Mapping[str, str]:
+    """The strings below the fields of a class and its bases, by the field's name.
+
+    Python keeps them nowhere, so they are read from the source; without it there are none.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__ not in ("builtins", "msgspec"):
+            found.update(_read(base))
+    return MappingProxyType(found)
+
+
+def _read(cls: type) -> Mapping[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):  # made at run time, or its source is not installed
+        return {}
+    found = {}
+    if isinstance(tree.body[0], ast.ClassDef):
+        body = tree.body[0].body
+        for statement, below in itertools.pairwise(body):
+            match statement, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str() as text)),
+                ):
+                    found[name] = inspect.cleandoc(text)
+    return found
