@@ -19,7 +19,7 @@
     ├── UnknownEvent                a queued event of a type that the worker does not know
     ├── WorkerLost                  a queued event whose workers were lost at every try
     ├── ClientError                 a fault of a client of an edge (eventbus.client)
-    │   ├── ClientClosed            the client is closed: by its owner, or the edge says to stay away
+    │   ├── ClientClosed            the client is closed, by its owner or for good by the edge
     │   ├── ClientDisconnected      there is no connection, or no answer came by it
     │   └── ClientRefused           the edge refuses; `code` is one of the wire protocol's
     └── DriverError                 a driver's fault; `driver` names it

@@ -8,7 +8,7 @@ __all__ = ["takes_context"]
 
 
 def takes_context(handler: Callable[..., Any]) -> bool:
-    """Whether a handler has a second parameter for the context. Raises TypeError for no callable."""
+    """Whether a handler has a second parameter, for the context. Raises TypeError."""
     if not callable(handler):
         raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -1,0 +1,516 @@
+"""A client of an edge: one connection, made again for as long as the client is open."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+import urllib.parse
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+import msgspec
+
+from eventbus.channels import Pattern, validate_channel
+from eventbus.client.cursor import Phase
+from eventbus.client.frames import Frame
+from eventbus.client.link import Link, Lost
+from eventbus.client.options import ClientOptions, ClientState, StateChange
+from eventbus.client.reconnect import FAILED, Reconnect
+from eventbus.client.requests import OnAnswer, Requests
+from eventbus.client.subscription import ChannelHandlers, Subscription
+from eventbus.client.tokens import Token, TokenSource
+from eventbus.errors import (
+    BusStateError,
+    ClientClosed,
+    ClientDisconnected,
+    ClientError,
+    ClientRefused,
+)
+
+__all__ = ["EdgeClient"]
+
+_log = logging.getLogger(__name__)
+
+JOINS_AT_ONCE: Final = 8
+"""Joins that may be under way: an edge bounds the actions of a connection."""
+_PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 15.0
+_LATER: Final = frozenset({"unavailable", "rate_limited", "token_expired"})
+"""Refusals that pass."""
+
+
+class _Told(msgspec.Struct):
+    """What is read of an edge's own events, and of answers to `auth`."""
+
+    user_id: str | None = None
+    pattern: str | None = None
+    reason: str | None = None
+    code: str = ""
+    message: str = ""
+
+
+_decode_told: Final = msgspec.json.Decoder(_Told).decode
+
+
+class EdgeClient:
+    """See `eventbus.client.connect`, which makes one."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token = None,
+        options: ClientOptions | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Nothing is connected yet. Raises ValueError for what is no URL of an edge."""
+        self.state = ClientState.DISCONNECTED
+        self.connection_id = ""
+        """The present connection's id: what an event's `to_others` takes."""
+        self.user_id: str | None = None
+        """Who the edge says one is."""
+        self._url, self._address = _parse_url(url)
+        self._options = options or ClientOptions()
+        self._tls: ssl.SSLContext | bool = True if tls is None else tls
+        self._tokens = TokenSource(token, self._options.token_timeout)
+        self._reconnect = Reconnect(self._options.first_delay, self._options.last_delay)
+        self._requests = Requests(self._options.max_requests)
+        self._subscriptions: dict[str, Subscription] = {}
+        self._unsettled: dict[Subscription, None] = {}
+        self._has_unsettled = asyncio.Event()
+        self._observers: list[Callable[[StateChange], object]] = []
+        self._hurry = asyncio.Event()
+        self._link: Link | None = None
+        self._http: aiohttp.ClientSession | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._opened: asyncio.Future[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+        self._last_reason = "no answer"
+        self._closed: ClientClosed | None = None
+
+    async def open(self) -> None:
+        """Connect and authenticate.
+
+        Raises ClientRefused where the edge refuses the token, ClientClosed where it says to stay
+        away, and ClientDisconnected after `open_timeout`.
+        """
+        if self._running is not None:
+            raise BusStateError("a client is opened once")
+        self._http = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        self._opened = asyncio.get_running_loop().create_future()
+        self._running = asyncio.create_task(self._run(), name=f"eventbus client of {self._address}")
+        try:
+            async with asyncio.timeout(self._options.open_timeout):
+                await asyncio.shield(self._opened)
+        except TimeoutError:
+            await self.aclose()
+            raise ClientDisconnected(
+                f"cannot connect to {self._address} within {self._options.open_timeout:g} s: "
+                f"{self._last_reason}"
+            ) from None
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close, in bounded time, and end all subscriptions. Closing again is harmless."""
+        caller = asyncio.current_task()
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+        self._finish(ClientClosed("the client was closed", close_code=1000), by_owner=True)
+        self._subscriptions.clear()
+        workers = [worker for worker in self._workers if worker is not caller]
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        if self._http is not None:
+            await self._http.close()
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def on_state(self, observer: Callable[[StateChange], object]) -> Callable[[], None]:
+        """Call a function at each change of state; gives what ends it. It must not block."""
+        self._observers.append(observer)
+
+        def remove() -> None:
+            with contextlib.suppress(ValueError):
+                self._observers.remove(observer)
+
+        return remove
+
+    async def subscribe(
+        self, channel: str, handlers: ChannelHandlers | None = None, *, history: int = 0
+    ) -> Subscription:
+        """Join a channel, or the channels of a pattern, now and after each reconnect.
+
+        `handlers` is a function for every message, or a mapping of functions by event name or type
+        (see `Subscription.on`); without any, iterate over the subscription. `history` asks for up
+        to that many earlier messages. A channel has one subscription: a second call adds handlers.
+
+        It waits until the edge has answered, over reconnects too. Raises InvalidPattern,
+        InvalidChannel, ClientRefused and ClientClosed.
+        """
+        if Pattern(channel).is_exact:
+            validate_channel(channel)
+        self._require_open()
+        subscription = self._subscriptions.get(channel)
+        if is_new := subscription is None:
+            subscription = Subscription(self, channel, history=history, buffer=self._options.buffer)
+        subscription.add(handlers)
+        if is_new:
+            self._subscriptions[channel] = subscription
+            self.settle(subscription)
+        try:
+            await subscription.joined()
+        except BaseException:
+            if is_new:
+                await self.leave(subscription, wait=False)
+            raise
+        return subscription
+
+    async def ping(self) -> float:
+        """The seconds of a round trip to the edge. Raises ClientDisconnected, ClientClosed."""
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        await self.ask("ping")
+        return loop.time() - before
+
+    def reconnect(self) -> None:
+        """Connect at once, rather than when the delay is over."""
+        self._hurry.set()
+
+    async def ask(self, action: str, **fields: Any) -> Frame:
+        """Send any action of the protocol, and give its answer.
+
+        Raises ClientRefused, ClientClosed, and ClientDisconnected where there is no connection, or
+        no answer within `request_timeout`.
+        """
+        self._require_open()
+        if self._link is None or self.state is not ClientState.CONNECTED:
+            raise ClientDisconnected(f"{action}: there is no connection now")
+        return await self._ask(self._link, action, fields)
+
+    # For subscriptions
+
+    def settle(self, subscription: Subscription) -> None:
+        """A subscription is to be joined or left at the edge, as its phase says."""
+        self._unsettled[subscription] = None
+        self._has_unsettled.set()
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """Run a subscription's handlers, until the client is closed at the latest."""
+        worker = asyncio.create_task(work, name=name)
+        self._workers.add(worker)
+        worker.add_done_callback(self._workers.discard)
+        return worker
+
+    async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
+        """End a subscription. Raises nothing where the connection is lost."""
+        if self._subscriptions.get(subscription.channel) is subscription:
+            del self._subscriptions[subscription.channel]
+        held, link = subscription.is_held, self._link
+        subscription.end(None)
+        if held and link is not None and wait:
+            subscription.is_held = False
+            with contextlib.suppress(ClientError):  # it ends with the connection, too
+                await self._ask(link, "unsubscribe", _names(subscription))
+        elif held:
+            self.settle(subscription)
+        await subscription.aclose()
+
+    # The connection's life
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._become(ClientState.CONNECTING)
+                try:
+                    await self._live()
+                except Lost as lost:
+                    if not await self._pause(lost):
+                        return
+        except Exception as exc:  # noqa: BLE001 - a fault of the client's own: told, not hidden
+            _log.exception("the client of %s cannot go on", self._address)
+            self._finish(ClientClosed(f"the client failed: {exc!r}", close_code=FAILED))
+
+    async def _live(self) -> None:
+        """One connection, from its making to its end. Raises Lost, always."""
+        options = self._options
+        assert self._http is not None
+        await self._tokens.get()
+        try:
+            async with asyncio.timeout(options.handshake_timeout):
+                link = await Link.open(
+                    self._http, self._url, ssl=self._tls, max_frame_bytes=options.max_frame_bytes
+                )
+        except TimeoutError:
+            raise Lost(FAILED, f"no greeting in {options.handshake_timeout:g} s") from None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(link.read(self._receive))
+                group.create_task(link.watch())
+                await self._authenticate(link)
+                self._ready(link)
+                group.create_task(self._settle_all(link))
+                group.create_task(self._renew(link))
+                await asyncio.sleep(options.steady_after)
+                self._reconnect.steady()
+        except BaseExceptionGroup as group:
+            raise _ending(group) from None
+        finally:
+            self._link = None
+            self._requests.fail(lambda: ClientDisconnected("the connection was lost"))
+            for subscription in self._subscriptions.values():
+                subscription.lost()
+            await link.aclose()
+
+    async def _authenticate(self, link: Link) -> None:
+        token = await self._tokens.get()
+        if not token:
+            return
+        try:
+            answer = await self._ask(link, "auth", {"data": {"token": token}})
+        except ClientRefused as exc:
+            if exc.code not in ("unauthorized", "token_expired"):
+                raise Lost(FAILED, str(exc)) from exc
+            refusal = exc if self._tokens.refused() else None
+            code = 4001 if self._tokens.is_fixed else 4202
+            raise Lost(code, str(exc), refusal=refusal) from exc
+        except ClientDisconnected as exc:
+            raise Lost(FAILED, str(exc)) from exc
+        self._tokens.accepted()
+        self.user_id = _decode_told(answer.data).user_id
+
+    def _ready(self, link: Link) -> None:
+        self._link = link
+        self.connection_id = link.greeting.connection_id
+        self._has_unsettled.clear()
+        self._unsettled.clear()
+        for subscription in self._subscriptions.values():
+            self.settle(subscription)
+        self._become(ClientState.CONNECTED)
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
+
+    async def _pause(self, lost: Lost) -> bool:
+        """Wait before the next try; False where there is none."""
+        self._last_reason = lost.reason
+        self.connection_id = ""
+        if lost.code == 4202:
+            self._tokens.renew()
+        delay = self._reconnect.after(lost.code, lost.retry_after_s)
+        opened = self._opened
+        if lost.refusal is not None and opened is not None and not opened.done():
+            opened.set_exception(lost.refusal)
+            delay = None
+        if delay is None:
+            reason = f"the edge says to stay away: {lost.reason} ({lost.code})"
+            self._finish(ClientClosed(reason, close_code=lost.code))
+            return False
+        _log.info("no connection to %s: %s; again in %.1f s", self._address, lost.reason, delay)
+        self._become(ClientState.DISCONNECTED, code=lost.code, reason=lost.reason, retry_in=delay)
+        self._hurry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await self._hurry.wait()
+        return True
+
+    def _finish(self, closed: ClientClosed, *, by_owner: bool = False) -> None:
+        """The client will not connect again."""
+        if self._closed is not None:
+            return
+        self._closed = closed
+        if self._opened is not None and not self._opened.done():
+            self._opened.set_exception(closed)
+            self._opened.exception()  # who opens it may have left
+        for subscription in self._subscriptions.values():
+            subscription.end(None if by_owner else closed)
+        self._become(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
+
+    def _require_open(self) -> None:
+        if self._closed is not None:
+            raise ClientClosed(str(self._closed), close_code=self._closed.close_code)
+        if self._running is None:
+            raise BusStateError("the client is not open: use `async with connect(…) as bus`")
+
+    def _become(self, state: ClientState, **details: Any) -> None:
+        self.state = state
+        change = StateChange(state=state, **details)
+        for observer in list(self._observers):
+            try:
+                observer(change)
+            except Exception:  # noqa: BLE001 - an observer may raise anything
+                _log.exception("an observer of the client's state failed")
+
+    # What is sent
+
+    async def _ask(
+        self, link: Link, action: str, fields: dict[str, Any], on_answer: OnAnswer | None = None
+    ) -> Frame:
+        ref, answer = self._requests.expect(action, fields.get("channel"), on_answer)
+        try:
+            async with asyncio.timeout(self._options.request_timeout):
+                await link.send(action, {**fields, "ref": ref})
+                return await answer
+        except Lost as lost:
+            raise ClientDisconnected(f"{action}: {lost.reason}") from lost
+        except TimeoutError:
+            seconds = self._options.request_timeout
+            raise ClientDisconnected(f"{action}: no answer within {seconds:g} s") from None
+        finally:
+            self._requests.forget(ref)
+
+    async def _settle_all(self, link: Link) -> None:
+        """Join and leave what is to be joined and left, a few at a time."""
+        pause_s = _PAUSE_S
+        while True:
+            await self._has_unsettled.wait()
+            batch = list(self._unsettled)[:JOINS_AT_ONCE]
+            for subscription in batch:
+                del self._unsettled[subscription]
+            if not self._unsettled:
+                self._has_unsettled.clear()
+            if all(await asyncio.gather(*(self._settle(link, each) for each in batch))):
+                pause_s = _PAUSE_S
+                continue
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - no secret
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+
+    async def _settle(self, link: Link, subscription: Subscription) -> bool:
+        """Bring the edge's side of a subscription in line with ours; False to try again later."""
+        cursor, fields = subscription.cursor, _names(subscription)
+        try:
+            if subscription.is_held and cursor.phase is not Phase.ACTIVE:
+                other = self._subscriptions.get(subscription.channel, subscription)
+                if other is subscription:
+                    await self._ask(link, "unsubscribe", fields)
+                subscription.is_held = False
+            if cursor.phase is Phase.WAITING:
+                fields["data"] = cursor.ask()
+                await self._ask(link, "subscribe", fields, subscription.subscribed)
+        except ClientRefused as exc:
+            if exc.code in _LATER:
+                return self._again(subscription)
+            self._subscriptions.pop(subscription.channel, None)
+            subscription.refuse(exc)
+        except ClientDisconnected:
+            return self._again(subscription)
+        return True
+
+    def _again(self, subscription: Subscription) -> bool:
+        if subscription.cursor.phase is Phase.ASKED:
+            subscription.cursor.wait()
+        self.settle(subscription)
+        return False
+
+    async def _renew(self, link: Link) -> None:
+        """Give the edge a newer token whenever it asks for one."""
+        while True:
+            await self._tokens.expiring.wait()
+            self._tokens.expiring.clear()
+            if self._tokens.is_fixed:
+                _log.warning("the token expires, and is a fixed one: give a function instead")
+                continue
+            self._tokens.renew()
+            try:
+                token = await self._tokens.get()
+                await self._ask(link, "auth", {"data": {"token": token or ""}})
+                self._tokens.accepted()
+            except (ClientError, Lost) as exc:
+                _log.warning("the token could not be renewed: %s", exc)
+                await asyncio.sleep(random.uniform(_PAUSE_S, 5 * _PAUSE_S))  # noqa: S311 - no secret
+                # An edge closes with 4001 after three bad tokens: after one, its 4202 is awaited.
+                if not isinstance(exc, ClientRefused):
+                    self._tokens.expiring.set()
+
+    # What comes
+
+    def _receive(self, frame: Frame) -> None:
+        if not frame.is_system:
+            subscription = self._receiver(frame.channel)
+            if subscription is not None:
+                subscription.receive(frame)
+        elif not self._requests.answer(frame):
+            self._hear(frame)
+
+    def _receiver(self, channel: str | None) -> Subscription | None:
+        """Whom a message is for: as the edge has it, its channel, or the first pattern."""
+        if channel is None:
+            return None
+        exact = self._subscriptions.get(channel)
+        if exact is not None and exact.is_held:
+            return exact
+        for subscription in self._subscriptions.values():
+            if (
+                not subscription.pattern.is_exact
+                and subscription.pattern.match(channel) is not None
+            ):
+                return subscription
+        return None
+
+    def _hear(self, frame: Frame) -> None:
+        """An event of the edge's own that answers nothing."""
+        match frame.event:
+            case "eb:token.expiring":
+                self._tokens.expiring.set()
+            case "eb:unsubscribed":
+                told = _decode_told(frame.data)
+                name = told.pattern or frame.channel or ""
+                if (subscription := self._subscriptions.pop(name, None)) is not None:
+                    subscription.receive(frame)
+                    reason = told.reason or "unsubscribed"
+                    message = f"the edge has ended the subscription to {name}: {reason}"
+                    subscription.is_held = False
+                    subscription.refuse(ClientRefused(message, code=reason, channel=name))
+            case "eb:error":
+                told = _decode_told(frame.data)
+                _log.warning("the edge says: %s (%s)", told.message, told.code)
+            case _:
+                subscription = self._subscriptions.get(frame.channel or "")
+                if subscription is not None:
+                    subscription.receive(frame)
+
+
+def _names(subscription: Subscription) -> dict[str, Any]:
+    if subscription.pattern.is_exact:
+        return {"channel": subscription.channel}
+    return {"pattern": subscription.channel}
+
+
+def _ending(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Why a connection has ended: the first Lost, unless something is wrong with the client."""
+    lost, others = group.split(Lost)
+    if others is not None or lost is None:
+        return group
+    first = lost.exceptions[0]
+    assert isinstance(first, Lost)
+    return first
+
+
+def _parse_url(url: str) -> tuple[str, str]:
+    """The WebSocket's URL, and the address for messages, which holds no query."""
+    parts = urllib.parse.urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("ws", "wss") or not parts.hostname:
+        allowed = "ws://host:port/ws, wss://, http:// and https://"
+        raise ValueError(f"{url.partition('?')[0]!r} is no address of an edge; allowed: {allowed}")
+    path = parts.path if parts.path not in ("", "/") else "/ws"
+    host = parts.netloc.rpartition("@")[2]
+    return (
+        urllib.parse.urlunsplit((scheme, parts.netloc, path, parts.query, "")),
+        f"{scheme}://{host}{path}",
+    )

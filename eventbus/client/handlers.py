@@ -1,0 +1,120 @@
+"""The handlers of a subscription: which of them want a message, and in what form."""
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from eventbus.client.frames import ClientMessage
+from eventbus.decoding import EventReader
+from eventbus.drivers.base import Delivery, Position
+from eventbus.errors import EventDefinitionError, InvalidPayload
+from eventbus.events import Event
+from eventbus.signatures import takes_context
+
+__all__ = ["ANY", "Handlers"]
+
+_log = logging.getLogger(__name__)
+
+ANY: Final = "*"
+"""Stands for every message of an application."""
+
+Read = Callable[[ClientMessage], tuple[Any, Any]]
+
+
+class _Handler(NamedTuple):
+    event: str
+    call: Callable[..., Any]
+    read: Read
+    """What the handler gets of a message: its one or two arguments. Raises ValueError."""
+    with_context: bool
+
+
+class Handlers:
+    """Calls whom a message concerns, one after another; one's fault keeps it from no other."""
+
+    def __init__(self, told: str) -> None:
+        """`told` names the subscription in the log."""
+        self.failures = 0
+        """How many times a handler raised, or data did not fit its type."""
+        self._told = told
+        self._handlers: tuple[_Handler, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self._handlers)
+
+    def add(
+        self, event: str | type[Event], call: Callable[..., Any], type_: Any, pattern: str
+    ) -> Callable[[], None]:
+        """Add a handler; gives what takes it out again. Raises TypeError, EventDefinitionError."""
+        with_context = takes_context(call)
+        if isinstance(event, str):
+            read = _plain if type_ is None else _typed(type_)
+            handler = _Handler(event, call, read, with_context)
+        else:
+            reader = _reader(event, pattern)
+            handler = _Handler(reader.name, call, _event(reader), with_context)
+        self._handlers = (*self._handlers, handler)
+
+        def remove() -> None:
+            self._handlers = tuple(each for each in self._handlers if each is not handler)
+
+        return remove
+
+    def wants(self, event: str, *, is_system: bool) -> bool:
+        """Whether there is a handler for an event."""
+        return any(each.event == event or (each.event == ANY and not is_system)
+                   for each in self._handlers)  # fmt: skip
+
+    async def call(self, message: ClientMessage) -> None:
+        """Hand a message to those who want it."""
+        is_system = message.event.startswith("eb:")
+        for handler in self._handlers:
+            if handler.event != message.event and (handler.event != ANY or is_system):
+                continue
+            try:
+                arguments = handler.read(message)
+                answer = handler.call(*arguments[: 2 if handler.with_context else 1])
+                if inspect.isawaitable(answer):
+                    await answer
+            except Exception:  # noqa: BLE001 - a handler may raise anything
+                self.failures += 1
+                # The data stay out of the log: they may be anybody's.
+                _log.exception(
+                    "the handler of %r of the %s failed, id %s",
+                    message.event,
+                    self._told,
+                    message.id,
+                )
+
+
+def _plain(message: ClientMessage) -> tuple[Any, Any]:
+    return message.data, message
+
+
+def _typed(type_: Any) -> Read:
+    return lambda message: (message.decode(type_), message)
+
+
+def _event(reader: EventReader[Any]) -> Read:
+    def read(message: ClientMessage) -> tuple[Any, Any]:
+        fields = {name: getattr(message, name) for name in ("channel", "event", "timestamp", "id")}
+        payload = msgspec.json.encode({**fields, "data": msgspec.Raw(message.raw)})
+        position = None
+        if message.offset is not None and message.epoch is not None:
+            position = Position(message.offset, message.epoch)
+        found = reader.read(message.channel, Delivery("", payload, position=position))
+        if found is None:
+            raise InvalidPayload("bad_data", f"it is no {reader.name}")
+        return found
+
+    return read
+
+
+def _reader(event: type[Event], pattern: str) -> EventReader[Any]:
+    try:
+        return EventReader(event)
+    except EventDefinitionError:  # its channels are not known, but the subscription's are
+        return EventReader(event, channel=pattern)

@@ -1,0 +1,154 @@
+"""One WebSocket to an edge, for one life: it is never reconnected, but replaced."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from eventbus.client.frames import Frame, decode_frame, encode_action
+from eventbus.client.liveness import Liveness, Verdict
+from eventbus.client.reconnect import FAILED
+from eventbus.errors import ClientRefused
+
+__all__ = ["Greeting", "Link", "Lost"]
+
+PROTOCOL: Final = "eventbus.v1"
+CLOSE_S: Final = 2.0
+_NO_EDGE: Final = frozenset({400, 401, 403, 404, 405, 426})
+"""HTTP's answers to a handshake that another try does not change."""
+_PROTOCOL_ERROR: Final = 1002
+_CLOSED: Final = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
+
+
+class Lost(Exception):
+    """The connection has ended, or could not be made."""
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        *,
+        refusal: ClientRefused | None = None,
+        retry_after_s: float = 0.0,
+    ) -> None:
+        """`refusal` is there where another try with what one has would end in the same way."""
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+        self.refusal = refusal
+        self.retry_after_s = retry_after_s
+
+
+class Greeting(msgspec.Struct):
+    """What an edge says first."""
+
+    connection_id: str
+    node: str
+    heartbeat_s: float
+
+
+class Link:
+    """A connection that was greeted; `read` brings its frames."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, greeting: Greeting) -> None:
+        self.greeting = greeting
+        self._socket = socket
+        self._liveness = Liveness(greeting.heartbeat_s, asyncio.get_running_loop().time())
+
+    @classmethod
+    async def open(
+        cls, http: aiohttp.ClientSession, url: str, *, ssl: Any, max_frame_bytes: int
+    ) -> "Link":
+        """Connect, and wait for the greeting. Raises Lost; the caller bounds the time."""
+        try:
+            socket = await http.ws_connect(
+                url,
+                protocols=(PROTOCOL,),
+                autoping=False,
+                max_msg_size=max_frame_bytes,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                ssl=ssl,
+            )
+        except aiohttp.WSServerHandshakeError as exc:
+            reason = f"the handshake was answered by HTTP {exc.status}"
+            is_final = exc.status in _NO_EDGE
+            retry_after = exc.headers.get("Retry-After", "") if exc.headers else ""
+            raise Lost(
+                FAILED,
+                reason,
+                refusal=ClientRefused(reason, code=f"http_{exc.status}") if is_final else None,
+                retry_after_s=float(retry_after) if retry_after.isdecimal() else 0.0,
+            ) from exc
+        except (aiohttp.ClientError, OSError, ValueError) as exc:
+            raise Lost(FAILED, f"it cannot be reached: {str(exc) or type(exc).__name__}") from exc
+        try:
+            return cls(socket, await _greeting(socket))
+        except BaseException:
+            with contextlib.suppress(aiohttp.ClientError, OSError):
+                await socket.close()
+            raise
+
+    async def send(self, action: str, fields: dict[str, Any]) -> None:
+        """Send an action. Raises Lost, and TypeError for data that cannot be JSON."""
+        text = encode_action(action, fields)
+        try:
+            await self._socket.send_str(text)
+        except (aiohttp.ClientError, OSError) as exc:  # ClientConnectionResetError is both
+            raise Lost(FAILED, f"it cannot be written to: {exc}") from exc
+
+    async def read(self, on_frame: Callable[[Frame], None]) -> None:
+        """Read until the end, and answer pings. Raises Lost, always."""
+        loop, socket, heard = asyncio.get_running_loop(), self._socket, self._liveness.heard
+        while True:
+            message = await socket.receive()
+            heard(loop.time())
+            if message.type is aiohttp.WSMsgType.TEXT:
+                on_frame(await self._decode(message.data))
+            elif message.type is aiohttp.WSMsgType.PING:
+                with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
+                    await socket.pong(message.data)
+            elif message.type in _CLOSED:
+                code = socket.close_code or FAILED
+                reason = message.extra if isinstance(message.extra, str) else ""
+                raise Lost(code, reason or "the connection was closed")
+            elif message.type is aiohttp.WSMsgType.ERROR:
+                raise Lost(socket.close_code or FAILED, f"it cannot be read: {message.data}")
+
+    async def watch(self) -> None:
+        """Ask a silent edge for a sign of life. Raises Lost when there is none."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._liveness.look_every_s)
+            match self._liveness.look(loop.time()):
+                case Verdict.ASK:
+                    with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
+                        await self._socket.ping()
+                case Verdict.DEAD:
+                    raise Lost(FAILED, "the edge fell silent")
+
+    async def aclose(self) -> None:
+        """Close, in bounded time; closing again is harmless."""
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with asyncio.timeout(CLOSE_S + 1):
+                await self._socket.close()
+
+    async def _decode(self, text: str) -> Frame:
+        try:
+            return decode_frame(text)
+        except ValueError as exc:
+            await self._socket.close(code=_PROTOCOL_ERROR, message=b"no frame of eventbus.v1")
+            raise Lost(_PROTOCOL_ERROR, f"what came is no frame of {PROTOCOL}: {exc}") from None
+
+
+async def _greeting(socket: aiohttp.ClientWebSocketResponse) -> Greeting:
+    message = await socket.receive()
+    if message.type is not aiohttp.WSMsgType.TEXT:
+        reason = message.extra if isinstance(message.extra, str) else ""
+        raise Lost(socket.close_code or FAILED, reason or "it was closed before a greeting")
+    try:
+        return msgspec.json.decode(decode_frame(message.data).data, type=Greeting)
+    except ValueError as exc:
+        raise Lost(_PROTOCOL_ERROR, f"there is no edge at this address: {exc}") from None
