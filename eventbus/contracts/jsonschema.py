@@ -134,12 +134,14 @@ def _describe(component: Schema, cls: type[msgspec.Struct]) -> None:
     if doc := class_doc(cls):
         component["description"] = doc
     docs, fields = field_docs(cls), msgspec.structs.fields(cls)
+    kinds = msgspec.inspect.multi_type_info([field.type for field in fields])
     properties: Mapping[str, Schema] = component.get("properties", {})
     for position, field in enumerate(fields):
         if component["type"] == "array":
             schema = component["prefixItems"][position]
         else:
             schema = properties[field.encode_name]
+        _name_times(kinds[position], schema)
         if field.name in docs:
             schema.setdefault("description", docs[field.name])
         if "default" in schema and field.default is not msgspec.NODEFAULT:  # else it is empty
@@ -151,6 +153,29 @@ def _describe(component: Schema, cls: type[msgspec.Struct]) -> None:
                 raise EventDefinitionError(
                     f"{qualified_name(cls)}.{field.name}: its default has no JSON: {exc}"
                 ) from None
+
+
+def _name_times(kind: msgspec.inspect.Type, schema: Schema) -> None:
+    """Say which strings are times: msgspec leaves out the format where no zone is demanded."""
+    match kind:
+        case msgspec.inspect.Metadata(type=inner):
+            _name_times(inner, schema)
+        case msgspec.inspect.DateTimeType():
+            schema["format"] = "date-time"
+        case msgspec.inspect.TimeType(tz=None):
+            schema["format"] = "time-local"  # spec.openapis.org/registry/format
+        case msgspec.inspect.UnionType(types=kinds) if "anyOf" in schema:
+            for each, member in zip(kinds, schema["anyOf"], strict=True):
+                _name_times(each, member)
+        case msgspec.inspect.TupleType(item_types=kinds):
+            for each, member in zip(kinds, schema["prefixItems"], strict=True):
+                _name_times(each, member)
+        case msgspec.inspect.CollectionType(item_type=inner) if "items" in schema:
+            _name_times(inner, schema["items"])
+        case msgspec.inspect.DictType(value_type=inner) if "additionalProperties" in schema:
+            _name_times(inner, schema["additionalProperties"])
+        case _:
+            pass
 
 
 def _clean(value: Any) -> Any:

@@ -10,6 +10,7 @@ _FORMATS: Final = {
     "date-time": "date and time, RFC 3339",
     "date": "date, RFC 3339",
     "time": "time, RFC 3339",
+    "time-local": "time, ISO 8601",
     "duration": "duration, ISO 8601",
     "uuid": "UUID",
     "decimal": "decimal number",

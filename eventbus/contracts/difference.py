@@ -1,0 +1,273 @@
+"""How two JSON Schemas differ, and for whom: those that read, or those that write.
+
+Of schemas as msgspec makes them. A change breaks
+
+- readers, when something may now be written that the old schema refuses: services and pages that
+  are not updated yet cannot read it;
+- writers, when the new schema refuses something that the old one allowed: what publishers that are
+  not updated yet write, and what stands in the history and in queues.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from eventbus.contracts.words import told, type_in_words
+
+__all__ = ["BOTH", "NOBODY", "READERS", "WRITERS", "Difference", "Views", "differences"]
+
+Views: TypeAlias = frozenset[str]
+NOBODY: Final[Views] = frozenset()
+READERS: Final[Views] = frozenset({"readers"})
+WRITERS: Final[Views] = frozenset({"writers"})
+BOTH: Final = READERS | WRITERS
+
+_LOWER: Final = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
+_UPPER: Final = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
+_EQUAL: Final = ("pattern", "multipleOf", "format", "uniqueItems")
+_TYPES: Final = ("$ref", "anyOf", "enum", "const", "type")
+
+
+class Difference(NamedTuple):
+    """One change, where it is, and whom it breaks."""
+
+    place: str
+    """A path such as `lines[].price`; empty for the whole."""
+    what: str
+    breaks: Views
+
+
+def differences(old: Any, new: Any) -> Iterator[Difference]:
+    """What has changed between two complete schemas; only their own `$defs` are referred to."""
+    comparison = _Comparison(old.get("$defs", {}), new.get("$defs", {}))
+    return comparison.compare(old, new, "")
+
+
+class _Comparison:
+    def __init__(self, old_defs: Any, new_defs: Any) -> None:
+        self._old_defs, self._new_defs = old_defs, new_defs
+        self._seen: set[tuple[int, int]] = set()
+
+    def compare(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
+        """What has changed at a place, and within it."""
+        old, new = self._resolved(old, self._old_defs), self._resolved(new, self._new_defs)
+        if _is_any(old) or _is_any(new):
+            if not _is_any(old):
+                words = f"type widened from {type_in_words(old)} to anything"
+                yield Difference(place, words, READERS)
+            elif not _is_any(new):
+                words = f"type narrowed from anything to {type_in_words(new)}"
+                yield Difference(place, words, WRITERS)
+            return
+        olds, old_null = self._members(old, self._old_defs)
+        news, new_null = self._members(new, self._new_defs)
+        if new_null and not old_null:
+            yield Difference(place, "may be null now", READERS)
+        elif old_null and not new_null:
+            yield Difference(place, "may not be null any longer", WRITERS)
+        if len(olds) == len(news) == 1:
+            [before], [after] = olds.values(), news.values()
+            yield from self._one(before, after, place)
+            return
+        for key in sorted(olds.keys() | news.keys()):
+            if key not in news:
+                yield Difference(place, f"{key} is no longer allowed", WRITERS)
+            elif key not in olds:
+                yield Difference(place, f"{key} is allowed besides", READERS)
+            else:
+                yield from self._one(olds[key], news[key], place)
+
+    def _resolved(self, schema: Any, defs: Any) -> Any:
+        name = _ref(schema)
+        return defs[name] if name else schema
+
+    def _members(self, schema: Any, defs: Any) -> tuple[dict[str, Any], bool]:
+        """The members of a union by what tells them apart, and whether null is one."""
+        members: dict[str, Any] = {}
+        has_null = False
+        for each in schema.get("anyOf", [schema]):
+            member = self._resolved(each, defs)
+            if member.get("type") == "null":
+                has_null = True
+            elif "anyOf" in member:
+                inner, inner_null = self._members(member, defs)
+                members |= inner
+                has_null |= inner_null
+            else:
+                members[_key(member)] = member
+        return members, has_null
+
+    def _one(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
+        """Two schemas that are no unions."""
+        if "enum" in old or "enum" in new:
+            yield from _values(old, new, place)
+            return
+        kinds = _kind(old), _kind(new)
+        if kinds[0] != kinds[1]:
+            words = f"from {_shown(old)} to {_shown(new)}"
+            if kinds == ("integer", "number"):
+                yield Difference(place, f"type widened {words}", READERS)
+            elif kinds == ("number", "integer"):
+                yield Difference(place, f"type narrowed {words}", WRITERS)
+            else:
+                yield Difference(place, f"type changed {words}", BOTH)
+                return
+        yield from _bounds(old, new, place)
+        match kinds[1]:
+            case "struct":
+                pair = id(old), id(new)
+                if pair not in self._seen:  # told where it was met first; recursive types end here
+                    self._seen.add(pair)
+                    yield from self._fields(old, new, place)
+            case "map":
+                inner = f"{place}.*" if place else "*"
+                yield from self.compare(
+                    old.get("additionalProperties", {}), new.get("additionalProperties", {}), inner
+                )
+            case "array":
+                yield from self.compare(old.get("items", {}), new.get("items", {}), f"{place}[]")
+            case "tuple":
+                yield from self._positions(old, new, place)
+            case _:
+                pass
+
+    def _positions(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
+        olds, news = old["prefixItems"], new["prefixItems"]
+        for position, (before, after) in enumerate(zip(olds, news, strict=False)):
+            yield from self.compare(before, after, f"{place}[{position}]")
+        if len(olds) != len(news):
+            # An array-like struct ignores what it does not know; its bounds tell the rest.
+            closed = old.get("items") is False or new.get("items") is False
+            words = f"{len(news)} positions in place of {len(olds)}"
+            yield Difference(place, words, BOTH if closed else NOBODY)
+
+    def _fields(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
+        olds, news = old.get("properties", {}), new.get("properties", {})
+        needed, needs = set(old.get("required", ())), set(new.get("required", ()))
+        was_closed = old.get("additionalProperties") is False
+        is_closed = new.get("additionalProperties") is False
+        if is_closed and not was_closed:
+            yield Difference(place, "unknown fields are refused now", WRITERS)
+        elif was_closed and not is_closed:
+            yield Difference(place, "unknown fields are allowed now", NOBODY)
+        for name in sorted(olds.keys() | news.keys()):
+            inner = f"{place}.{name}" if place else name
+            if name not in news:
+                breaks = READERS if name in needed else NOBODY
+                words = "field removed" if name in needed else "optional field removed"
+                yield Difference(inner, words, breaks | (WRITERS if is_closed else NOBODY))
+            elif name not in olds:
+                breaks = WRITERS if name in needs else NOBODY
+                words = f"{'required' if name in needs else 'optional'} field added"
+                yield Difference(inner, words, breaks | (READERS if was_closed else NOBODY))
+            else:
+                yield from _presence(olds[name], news[name], inner, name in needed, name in needs)
+                yield from self.compare(olds[name], news[name], inner)
+
+
+def _presence(
+    old: Any, new: Any, place: str, was_needed: bool, is_needed: bool
+) -> Iterator[Difference]:
+    if is_needed and not was_needed:
+        yield Difference(place, "required now, was optional", WRITERS)
+    elif was_needed and not is_needed:
+        yield Difference(place, "optional now, was required", READERS)
+    elif told(old.get("default")) != told(new.get("default")):
+        words = f"default changed from {_default(old)} to {_default(new)}"
+        yield Difference(place, words, NOBODY)
+
+
+def _default(schema: Any) -> str:
+    return told(schema["default"]) if "default" in schema else "one that is made each time"
+
+
+def _values(old: Any, new: Any, place: str) -> Iterator[Difference]:
+    """Enums, and an enum in place of any value of its type or the other way round."""
+    if "enum" not in new or "enum" not in old:
+        is_wider = "enum" in old
+        base = type_in_words(new if is_wider else old)
+        kinds = {_kind_of(value) for value in (old if is_wider else new)["enum"]}
+        if kinds <= {base} | ({"integer"} if base == "number" else set()):
+            words = (
+                f"any {base} is allowed now, was {_shown(old)}"
+                if is_wider
+                else f"type narrowed from any {base} to {_shown(new)}"
+            )
+            yield Difference(place, words, READERS if is_wider else WRITERS)
+        else:
+            words = f"type changed from {_shown(old)} to {_shown(new)}"
+            yield Difference(place, words, BOTH)
+        return
+    olds, news = set(map(told, old["enum"])), set(map(told, new["enum"]))
+    if len(olds) == len(news) == 1 and olds != news:
+        yield Difference(place, f"must be {_shown(new)}, was {_shown(old)}", BOTH)
+        return
+    for value in sorted(olds - news):
+        yield Difference(place, f"value {value} removed", WRITERS)
+    for value in sorted(news - olds):
+        yield Difference(place, f"value {value} added", READERS)
+
+
+def _bounds(old: Any, new: Any, place: str) -> Iterator[Difference]:
+    for keywords, sign in ((_LOWER, 1), (_UPPER, -1)):
+        for keyword in keywords:
+            before, after = old.get(keyword), new.get(keyword)
+            if before == after or (keyword.endswith("Items") and "prefixItems" in new):
+                continue
+            is_tighter = before is None or (after is not None and (after - before) * sign > 0)
+            yield _bound(keyword, before, after, place, WRITERS if is_tighter else READERS)
+    for keyword in _EQUAL:
+        before, after = old.get(keyword), new.get(keyword)
+        if before != after:
+            breaks = WRITERS if before is None else READERS if after is None else BOTH
+            yield _bound(keyword, before, after, place, breaks)
+    if old.get("contentEncoding") != new.get("contentEncoding"):
+        yield Difference(place, f"type changed from {_shown(old)} to {_shown(new)}", BOTH)
+    is_open = new.get("items") is not False  # an array-like struct's required fields
+    if "prefixItems" in new and is_open and old.get("minItems", 0) != new.get("minItems", 0):
+        breaks = WRITERS if new.get("minItems", 0) > old.get("minItems", 0) else READERS
+        yield _bound("minItems", old.get("minItems"), new.get("minItems"), place, breaks)
+
+
+def _bound(keyword: str, before: Any, after: Any, place: str, breaks: Views) -> Difference:
+    what = "tightened" if breaks == WRITERS else "loosened" if breaks == READERS else "changed"
+    shown = ["none" if value is None else told(value) for value in (before, after)]
+    return Difference(place, f"{keyword} {what} from {shown[0]} to {shown[1]}", breaks)
+
+
+def _ref(schema: Any) -> str:
+    return str(schema.get("$ref", "")).rpartition("/")[2] if isinstance(schema, dict) else ""
+
+
+def _is_any(schema: Any) -> bool:
+    return schema is True or (isinstance(schema, dict) and not schema.keys() & set(_TYPES))
+
+
+def _kind(schema: Any) -> str:
+    match schema["type"]:
+        case "object":
+            return "struct" if "properties" in schema else "map"
+        case "array" if "prefixItems" in schema:
+            return "tuple"
+        case kind:
+            return str(kind)
+
+
+def _kind_of(value: Any) -> str:
+    return "string" if isinstance(value, str) else "integer"
+
+
+def _key(member: Any) -> str:
+    """What tells a member of a union from the others: its tag, or its type."""
+    for name, field in member.get("properties", {}).items():
+        if len(field.get("enum", ())) == 1:
+            return f"{name} = {told(field['enum'][0])}"
+    if "prefixItems" in member and len(member["prefixItems"][0].get("enum", ())) == 1:
+        return f"[0] = {told(member['prefixItems'][0]['enum'][0])}"
+    return f"enum {type_in_words(member)}" if "enum" in member else _shown(member)
+
+
+def _shown(schema: Any) -> str:
+    words = {"struct": "an object of fields", "map": "an object of values", "tuple": "a tuple"}
+    kind = _kind(schema) if "type" in schema else ""
+    encoding = f" of {schema['contentEncoding']}" if "contentEncoding" in schema else ""
+    return words.get(kind) or type_in_words(schema) + encoding

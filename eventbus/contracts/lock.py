@@ -1,0 +1,108 @@
+"""The lock file: what was promised last, committed beside the code to be compared with."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from eventbus.contracts.catalogue import Contract, Kind
+from eventbus.contracts.jsonschema import Schema, schemas_of
+from eventbus.errors import EventBusError
+
+__all__ = ["InvalidLock", "Locked", "encode_lock", "lock_of", "read_lock"]
+
+_FORMAT: Final = 1
+_SAYS_NOTHING: Final = frozenset({"title", "description", "examples"})
+_NAMES: Final = ("properties", "$defs")
+"""Keywords whose keys are names, and may be any word."""
+
+
+class InvalidLock(EventBusError, ValueError):
+    """A lock file that cannot be read, or is none."""
+
+
+class Locked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one event promises, without what is said for people alone."""
+
+    version: int
+    kind: Kind
+    channels: tuple[str, ...]
+    volatile: bool
+    queue: str | None = None
+    data: Schema
+    """The schema of the envelope's `data`, complete: what it refers to is in its `$defs`."""
+    job: Schema | None = None
+    """The schema of what stands in a queue, where that is not the same."""
+
+
+class _LockFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal[1]
+    events: dict[str, Locked]
+
+
+def lock_of(contracts: Iterable[Contract]) -> dict[str, Locked]:
+    """What is to be locked, by the event's name: all but what never leaves its process.
+
+    Raises EventDefinitionError for a type that has no schema.
+    """
+    return {each.name: _locked(each) for each in contracts if each.kind is not Kind.LOCAL}
+
+
+def encode_lock(events: dict[str, Locked]) -> bytes:
+    """The lock file's bytes: sorted, one value a line, so that a diff of it can be read."""
+    encoded = msgspec.json.encode(_LockFile(_FORMAT, events), order="deterministic")
+    return msgspec.json.format(encoded, indent=2) + b"\n"
+
+
+def read_lock(path: Path) -> dict[str, Locked]:
+    """The events of a lock file. Raises InvalidLock."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_LockFile).events
+    except FileNotFoundError:
+        raise InvalidLock(
+            f"{path}: there is no lock file: `eventbus schema lock` makes it"
+        ) from None
+    except OSError as exc:
+        raise InvalidLock(f"{path}: {exc.strerror or exc}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidLock(
+            f"{path} is no lock file: {exc}. `eventbus schema lock --force` makes it anew"
+        ) from None
+
+
+def _locked(contract: Contract) -> Locked:
+    has_job = contract.queued and contract.data is not contract.cls
+    return Locked(
+        version=contract.version,
+        kind=contract.kind,
+        channels=contract.channels,
+        volatile=contract.volatile,
+        queue=contract.queue,
+        data=_complete(contract.data),
+        job=_complete(contract.cls) if has_job else None,
+    )
+
+
+def _complete(type_: Any) -> Schema:
+    [schema], components = schemas_of([type_])
+    made: Schema = _bare(schema)
+    if components:
+        made["$defs"] = {name: _bare(each) for name, each in components.items()}
+    return made
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    made = {}
+    for key, each in value.items():
+        if key in _NAMES:
+            made[key] = {name: _bare(schema) for name, schema in each.items()}
+        elif key in ("default", "enum", "const"):
+            made[key] = each
+        elif key not in _SAYS_NOTHING:
+            made[key] = _bare(each)
+    return made
