@@ -21,6 +21,7 @@ from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events, streamed_commands
 from edge.token_keys import TokenPolicy, read_public_key
+from edge.traces import traces
 from edge.websocket import native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -56,7 +57,7 @@ def create_app(
         rules = channels
     if settings.rules_file:
         rules = rules.preceded_by(read_rules(settings.rules_file))
-    app = web.Application(middlewares=[problems])
+    app = web.Application(middlewares=[traces, problems])
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier))
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))

@@ -11,6 +11,7 @@ from edge.node import Node
 from edge.problem import Problem, bad_token
 from edge.protocols.vocabulary import Subscribe
 from edge.rules import Allowed, Ask, Denied
+from edge.traces import handshake
 
 __all__ = ["Admitted", "admit"]
 
@@ -29,21 +30,28 @@ async def admit(
 
     `raw_path_channel` is the path's channel as it came, percent-encoded; None where it has none.
     """
+    with handshake(request):
+        return await _admit(node, request, place, raw_path_channel)
+
+
+async def _admit(
+    node: Node, request: web.Request, place: Place, raw_path_channel: str | None
+) -> Admitted:
     origin = request.headers.get("Origin")
     if not check_origin(origin, request.host, node.settings.cors_allowed_origins):
         raise Problem("forbidden", "the request's origin is not allowed")
-    handshake = read_handshake(
+    asked = read_handshake(
         raw_path_channel=raw_path_channel,
         query=list(request.query.items()),
         headers=request.headers,
         max_channels=node.settings.max_channels_per_connection,
     )
     claims = None
-    if handshake.token is not None:
-        claims = await _verify(node, handshake.token)
+    if asked.token is not None:
+        claims = await _verify(node, asked.token)
         node.admission.claim_early(place, claims.user_id)
     channels = []
-    for channel in handshake.channels:
+    for channel in asked.channels:
         decision = await _decide(node, channel, claims)
         if isinstance(decision, Denied):
             raise Problem(decision.code, decision.message)

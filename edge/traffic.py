@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import time
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whi
 from edge.quarantine import Quarantine
 from edge.rules import ChannelRules
 from edge.wildcards import Wildcards
+from eventbus import tracing
 from eventbus.bus import EventBus
 from eventbus.decoding import read_delivery
 from eventbus.drivers.base import Delivery, Position
@@ -47,6 +49,7 @@ class Traffic:
         self._tally = metrics.tally
         self._quarantine = quarantine
         self._rules = rules
+        self._traces = tracing.is_loaded()
         self._max_backlog = settings.max_unsent_bytes
         self._interest = Interest(
             bus.driver,
@@ -138,9 +141,19 @@ class Traffic:
         except InvalidPayload as exc:
             self._quarantine.put(channel, delivery.payload, exc)
             return
-        tally.went(self._hub.deliver(message))
+        begun_ns = time.time_ns() if self._traces else 0
+        clients = self._hub.deliver(message)
+        tally.went(clients)
         if message.published is not None:
             tally.latencies.since(message.published)
+        if self._traces:
+            tracing.delivered(
+                self._bus.driver.name,
+                channel,
+                headers=delivery.headers,
+                begun_ns=begun_ns,
+                clients=clients,
+            )
 
     def _on_gap(self, channel: str, position: Position) -> None:
         """Messages are lost for good: tell those who listen, that they need not guess."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from eventbus import current
+from eventbus import current, tracing
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
@@ -97,6 +97,7 @@ class EventBus:
         if self._loop is not None or self.state is not BusState.UNOPENED:
             raise BusStateError(f"the bus cannot be opened twice: it is {self._stage()}")
         self._loop = asyncio.get_running_loop()
+        tracing.load()
         try:
             await self.driver.open()
         except BaseException:
@@ -295,15 +296,23 @@ class EventBus:
         self._in_flight += 1
         try:
             if isinstance(outgoing, Job):
-                return await push(await self.queues(outgoing.connection), outgoing)
+                return await self._push(outgoing)
             return await self._publish(outgoing)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
 
+    async def _push(self, job: Job) -> Receipt:
+        store = await self.queues(job.connection)
+        system = job.connection or self.driver.name
+        with tracing.sending(
+            system, job.queue, job.meta.id, template=job.queue, headers={}
+        ) as context:
+            return await push(store, job, context)
+
     async def _publish(self, outgoing: Outgoing) -> Receipt:
-        message, volatile, headers, via = outgoing
+        message, volatile, headers, via, template = outgoing
         driver = self.driver if via is None else await self._others.get(via)
         channel = message.channel
         if volatile:
@@ -312,7 +321,12 @@ class EventBus:
             subject = self.subjects.event(channel)
             # A stream knows ids, not channels: one event on two channels is two messages to it.
             headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        stored = await driver.publish(subject, message.encode(), headers)
+        with tracing.sending(
+            driver.name, channel, message.id, template=template, headers=headers
+        ) as context:
+            if context:
+                headers = {**headers, **context}
+            stored = await driver.publish(subject, message.encode(), headers)
         if stored is None:
             return Receipt(channel, message.id, None, None)
         position = stored.position

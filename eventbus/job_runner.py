@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from eventbus import tracing
 from eventbus.drivers.base import Taken
 from eventbus.errors import (
     EventBusError,
@@ -52,9 +53,11 @@ class Processor(Protocol):
 class JobRunner:
     """Runs jobs on a bus, as many at once as it is asked to."""
 
-    def __init__(self, bus: Processor) -> None:
+    def __init__(self, bus: Processor, system: str = "eventbus") -> None:
+        """`system` is what traces call the broker."""
         self.counters = Counters()
         self._bus = bus
+        self._system = system
         self._leases: dict[Taken, float] = {}
         """The jobs under way, and the loop's time to which their leases may be extended."""
         self._keys: set[tuple[str, str]] = set()
@@ -85,7 +88,14 @@ class JobRunner:
             event = _event_for(taken, job)
             hopeless = False
             self._leases[taken] = begun + job.timeout + STUBBORN_S
-            await self._process(event, job.timeout)
+            with tracing.processing(
+                self._system,
+                taken.queue,
+                job.meta.id,
+                template=taken.queue,
+                headers=job.trace,
+            ):
+                await self._process(event, job.timeout)
         except (Exception, asyncio.CancelledError) as exc:
             if is_cancelled():
                 await self.hand_back(taken)

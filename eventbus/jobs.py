@@ -8,7 +8,15 @@ from typing import Final, cast
 
 import msgspec
 
-from eventbus.drivers.base import Capability, Driver, Failure, QueueDriver, QueueStore
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Driver,
+    Failure,
+    Headers,
+    QueueDriver,
+    QueueStore,
+)
 from eventbus.errors import InvalidName, InvalidPayload, NotSupported, UnknownEvent
 from eventbus.events import (
     Event,
@@ -58,6 +66,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: int = 1
     delay: float = 0.0
     connection: str | None = None
+    trace: dict[str, str] = {}
+    """The headers of the trace that the dispatch belongs to."""
 
     def pause_after(self, attempt: int) -> float:
         """Seconds to wait after the failure of try number `attempt`, from 1."""
@@ -161,9 +171,10 @@ def queue_store(driver: Driver) -> QueueStore:
     return cast(QueueDriver, driver).queues
 
 
-async def push(store: QueueStore, job: Job) -> Receipt:
+async def push(store: QueueStore, job: Job, trace: Headers = NO_HEADERS) -> Receipt:
     """Store a job; returns when it is safe. Raises DriverError and EncodingError."""
-    payload = _encoder.encode(msgspec.structs.replace(job, delay=0.0, connection=None))
+    stripped = msgspec.structs.replace(job, delay=0.0, connection=None, trace=dict(trace))
+    payload = _encoder.encode(stripped)
     stored = await store.push(job.queue, job.meta.id, payload, job.delay)
     offset, epoch = stored.position
     return Receipt("", job.meta.id, offset, epoch, stored.duplicate, job.queue)

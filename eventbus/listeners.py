@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
+from eventbus import tracing
 from eventbus.events import Event, event_definition, event_type, qualified_name
 from eventbus.message import validate_event_name
 
@@ -145,7 +146,8 @@ class Listeners:
         for event in events:
             for listener in self._heard_by(type(event)):
                 try:
-                    await _call(listener.handler, event)
+                    with tracing.listening(event_definition(type(event)).name, listener.handler):
+                        await _call(listener.handler, event)
                 except Exception as exc:
                     self._report(listener, event, exc)
                     if listener.stop_on_error:

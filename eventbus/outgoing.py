@@ -40,12 +40,18 @@ class Outgoing(NamedTuple):
     headers: Headers
     via: str | None = None
     """The driver that carries it, where it is not the bus's own."""
+    template: str | None = None
+    """The channel template of the event that it came of, for traces."""
 
 
 def outgoing_of(event: Event, via: str | None = None) -> list[Outgoing]:
     """What dispatching `event` publishes. Raises as `messages_of` and `headers_of` do."""
-    volatile, headers = event_definition(type(event)).volatile, headers_of(event)
-    return [Outgoing(message, volatile, headers, via) for message in messages_of(event)]
+    definition, headers = event_definition(type(event)), headers_of(event)
+    template = definition.channel.text if definition.channel else None
+    return [
+        Outgoing(message, definition.volatile, headers, via, template)
+        for message in messages_of(event)
+    ]
 
 
 def messages_of(event: Event) -> tuple[Message, ...]:

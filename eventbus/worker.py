@@ -68,7 +68,7 @@ class Worker:
         _at_least("max_time", max_time, 0)
         self.bus = bus
         self.concurrency = concurrency
-        self._runner = JobRunner(bus if processor is None else processor)
+        self._runner = JobRunner(bus if processor is None else processor, bus.driver.name)
         self.counters = self._runner.counters
         self._grace = grace
         self._max_jobs = max_jobs

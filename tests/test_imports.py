@@ -58,7 +58,8 @@ LAYERS = [
 DOORS = {
     "aiohttp": {
         "edge.api", "edge.app", "edge.entrance", "edge.http_api", "edge.jwks", "edge.keys",
-        "edge.problem", "edge.serving", "edge.sse", "edge.webhook_post", "edge.websocket",
+        "edge.problem", "edge.serving", "edge.sse", "edge.traces", "edge.webhook_post",
+        "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.token_keys"},

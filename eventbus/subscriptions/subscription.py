@@ -8,9 +8,10 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
+from eventbus import tracing
 from eventbus.channels import Subjects
 from eventbus.decoding import EventContext, EventReader
-from eventbus.drivers.base import Capability, Delivery, Driver, Subscription
+from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
 from eventbus.drivers.base_consumer import (
     Consumer,
     ConsumerDriver,
@@ -160,7 +161,7 @@ class EventSubscription(Generic[E]):
         else:
             if received is None:
                 return
-            work = functools.partial(self._handle, *received)
+            work = functools.partial(self._handle, *received, delivery.headers)
         if not self._pool.offer(work):
             self.dropped += 1
             if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
@@ -171,10 +172,10 @@ class EventSubscription(Generic[E]):
                     self.dropped,
                 )
 
-    async def _handle(self, event: E, context: EventContext) -> bool:
+    async def _handle(self, event: E, context: EventContext, headers: Headers) -> bool:
         """Whether the handler did it."""
         try:
-            await self._call(event, context)
+            await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             self._report(event, context, exc)
             return False
@@ -206,7 +207,7 @@ class EventSubscription(Generic[E]):
             elif held.attempt > options.max_deliver:
                 why = f"{options.max_deliver} deliveries ended without an answer"
                 await self._give_up(held, "max_deliver", why)
-            elif await self._handle_in_time(*received):
+            elif await self._handle_in_time(*received, delivery.headers):
                 await held.ack()
             elif held.attempt >= options.max_deliver:
                 why = f"the handler failed {held.attempt} times"
@@ -220,11 +221,11 @@ class EventSubscription(Generic[E]):
         except EventBusError as exc:
             _log.warning("%s: a message comes again: %s", self._told, exc)
 
-    async def _handle_in_time(self, event: E, context: EventContext) -> bool:
+    async def _handle_in_time(self, event: E, context: EventContext, headers: Headers) -> bool:
         try:
             # Before the broker gives the message to another member.
             async with asyncio.timeout(0.95 * self.options.ack_wait):
-                await self._call(event, context)
+                await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
             self._report(event, context, exc)
             return False
@@ -249,11 +250,19 @@ class EventSubscription(Generic[E]):
             raise InvalidPayload("bad_channel", str(exc)) from None
         return self.reader.read(channel, delivery, attempt)
 
-    async def _call(self, event: E, context: EventContext) -> None:
+    async def _call(self, event: E, context: EventContext, headers: Headers) -> None:
         arguments = (event, context) if self._with_context else (event,)
-        answer = self._handler(*arguments)
-        if inspect.isawaitable(answer):
-            await answer
+        with tracing.processing(
+            self._driver.name,
+            context.channel,
+            context.id,
+            template=self.reader.pattern.text,
+            headers=headers,
+            group=self.options.group,
+        ):
+            answer = self._handler(*arguments)
+            if inspect.isawaitable(answer):
+                await answer
 
     def _report(self, event: E, context: EventContext, exc: Exception) -> None:
         self.failures += 1

@@ -1,0 +1,207 @@
+"""Traces by OpenTelemetry, where its API is installed: `pip install eventbus[otel]`.
+
+A publish is a span, and its context travels in the message's headers (W3C `traceparent` and
+`tracestate`, or what the application's propagators write), so that the work on it elsewhere belongs
+to the same trace. Names are those of the semantic conventions for messaging and for HTTP
+(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, nothing happens here.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanKind, TracerProvider
+
+__all__ = ["delivered", "is_loaded", "listening", "load", "processing", "sending", "serving"]
+
+Headers = Mapping[str, str]
+OnStatus = Callable[[int], None]
+
+_NOTHING: Final[AbstractContextManager[Headers]] = contextlib.nullcontext({})
+_NO_STATUS: Final[AbstractContextManager[OnStatus]] = contextlib.nullcontext(lambda _: None)
+_OWN_CONTEXT: Final = "traceparent"
+_SAMPLED: Final = 0x01
+_SERVER_ERROR: Final = 500
+
+
+class _Tracing:
+    """OpenTelemetry's API, once it is loaded. Raises ImportError where it is not installed."""
+
+    def __init__(self, provider: "TracerProvider | None") -> None:
+        self._trace = trace = importlib.import_module("opentelemetry.trace")
+        self._propagate = importlib.import_module("opentelemetry.propagate")
+        self._tracer = trace.get_tracer("eventbus", tracer_provider=provider)
+        self.kind = trace.SpanKind
+
+    @contextlib.contextmanager
+    def span(
+        self,
+        name: str,
+        kind: "SpanKind",
+        attributes: Mapping[str, str | int],
+        parent: Headers | None = None,
+    ) -> Iterator[Any]:
+        """A span that is the current one; with `parent`, of the trace that its headers name."""
+        context = None if parent is None else self._propagate.extract(parent)
+        with self._tracer.start_as_current_span(
+            name, context=context, kind=kind, attributes=attributes
+        ) as span:
+            yield span
+
+    @contextlib.contextmanager
+    def sending(
+        self, name: str, attributes: Mapping[str, str | int], headers: Headers
+    ) -> Iterator[Headers]:
+        with self.span(name, self.kind.PRODUCER, attributes):
+            context: dict[str, str] = {}
+            if _OWN_CONTEXT not in headers:  # the publisher's own choice stands
+                self._propagate.inject(context)
+            yield context
+
+    @contextlib.contextmanager
+    def serving(
+        self, name: str, attributes: Mapping[str, str | int], headers: Headers
+    ) -> Iterator[OnStatus]:
+        with self._tracer.start_as_current_span(
+            name,
+            context=self._propagate.extract(headers),
+            kind=self.kind.SERVER,
+            attributes=attributes,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as span:
+
+            def answered(status: int) -> None:
+                span.set_attribute("http.response.status_code", status)
+                if status >= _SERVER_ERROR:
+                    span.set_status(self._trace.StatusCode.ERROR)
+
+            yield answered
+
+    def delivered(
+        self, name: str, attributes: Mapping[str, str | int], parent: Headers, begun_ns: int
+    ) -> None:
+        context = self._propagate.extract(parent)
+        if self._trace.get_current_span(context).get_span_context().trace_flags & _SAMPLED:
+            self._tracer.start_span(
+                name,
+                context=context,
+                kind=self.kind.CONSUMER,
+                attributes=attributes,
+                start_time=begun_ns,
+            ).end()
+
+
+class _State:
+    tracing: _Tracing | None = None
+
+
+def load(provider: "TracerProvider | None" = None) -> None:
+    """Trace from now on, if the package is installed; opening a bus does it.
+
+    `provider` takes the place of the one that is set for the process.
+    """
+    if provider is None and _State.tracing is not None:
+        return
+    with contextlib.suppress(ImportError):
+        _State.tracing = _Tracing(provider)
+
+
+def is_loaded() -> bool:
+    """Whether the package is there, and a bus has been opened."""
+    return _State.tracing is not None
+
+
+def sending(
+    system: str, destination: str, message_id: str, *, template: str | None, headers: Headers
+) -> AbstractContextManager[Headers]:
+    """A message is sent within the block; gives the headers that carry the trace's context.
+
+    `template` is the channel's, such as `orders.{order_id}`: a name that many messages share.
+    """
+    tracing = _State.tracing
+    if tracing is None:
+        return _NOTHING
+    name = f"publish {template}" if template else "publish"
+    attributes = _messaging(
+        system, "publish", destination, template=template, message_id=message_id
+    )
+    return tracing.sending(name, attributes, headers)
+
+
+def processing(
+    system: str,
+    destination: str,
+    message_id: str | None,
+    *,
+    template: str | None,
+    headers: Headers,
+    group: str | None = None,
+) -> AbstractContextManager[Any]:
+    """A message's handler runs within the block; its headers name the trace."""
+    tracing = _State.tracing
+    if tracing is None:
+        return _NOTHING
+    name = f"process {template}" if template else "process"
+    attributes = _messaging(
+        system, "process", destination, template=template, message_id=message_id
+    )
+    if group:
+        attributes["messaging.consumer.group.name"] = group
+    return tracing.span(name, tracing.kind.CONSUMER, attributes, headers)
+
+
+def listening(event: str, listener: Callable[..., Any]) -> AbstractContextManager[Any]:
+    """A listener within the process runs within the block, in the trace of its dispatch."""
+    tracing = _State.tracing
+    if tracing is None:
+        return _NOTHING
+    named = listener if hasattr(listener, "__qualname__") else type(listener)
+    attributes = {"code.function.name": f"{named.__module__}.{named.__qualname__}"}
+    return tracing.span(f"listen {event}", tracing.kind.INTERNAL, attributes)
+
+
+def serving(method: str, route: str, headers: Headers) -> AbstractContextManager[OnStatus]:
+    """A request is answered within the block; gives what is to be called with the status.
+
+    Neither the URL nor a header gets into the span: a token may stand in them.
+    """
+    tracing = _State.tracing
+    if tracing is None:
+        return _NO_STATUS
+    attributes = {"http.request.method": method, "http.route": route}
+    return tracing.serving(f"{method} {route}", attributes, headers)
+
+
+def delivered(system: str, channel: str, *, headers: Headers, begun_ns: int, clients: int) -> None:
+    """A message has been given to the clients of a node: one span, if its trace is sampled."""
+    tracing = _State.tracing
+    if tracing is None or headers.get(_OWN_CONTEXT) is None:
+        return
+    attributes = _messaging(system, "deliver", channel)
+    attributes["eventbus.clients"] = clients
+    tracing.delivered("deliver", attributes, headers, begun_ns)
+
+
+def _messaging(
+    system: str,
+    operation: str,
+    destination: str,
+    *,
+    template: str | None = None,
+    message_id: str | None = None,
+) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {
+        "messaging.system": system,
+        "messaging.operation.type": "send" if operation == "publish" else "process",
+        "messaging.operation.name": operation,
+        "messaging.destination.name": destination,
+    }
+    if template and template != destination:
+        attributes["messaging.destination.template"] = template
+    if message_id is not None:
+        attributes["messaging.message.id"] = message_id
+    return attributes
