@@ -17,6 +17,7 @@ __all__ = [
     "HistoryDriver",
     "Page",
     "Position",
+    "PreparedDriver",
     "Published",
     "QueueDriver",
     "QueueReader",
@@ -42,6 +43,7 @@ class Capability(enum.Enum):
     QUEUE = "queue"
     GROUPS = "groups"
     CONSUMERS = "consumers"
+    MAINTENANCE = "maintenance"
 
 
 class Position(NamedTuple):
@@ -333,6 +335,18 @@ class StateDriver(Driver, Protocol):
     @property
     def state(self) -> StateStore:
         """Its entries. Raises ConnectionFailed when the driver is not open."""
+
+
+@runtime_checkable
+class PreparedDriver(Protocol):
+    """A driver that makes things at the broker before it can use them."""
+
+    async def prepare(self) -> tuple[str, ...]:
+        """Make all of them now, where they are not there yet; their names.
+
+        Otherwise each is made when it is first needed, by who needs it: who prepares may have
+        rights at the broker that services need not have. Raises a DriverError.
+        """
 
 
 @runtime_checkable

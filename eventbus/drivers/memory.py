@@ -130,6 +130,30 @@ class MemoryBroker:
         later = [kept.delivery for kept in channel.kept if kept.offset > after]
         return Page(tuple(later[:limit]), position, after >= channel.evicted)
 
+    def stored(self, pattern: Pattern, limit: int) -> dict[str, int]:
+        """How many messages are kept of the live subjects that match, for up to `limit` of them."""
+        now = time.monotonic()
+        found: dict[str, int] = {}
+        for live, channel in self._channels.items():
+            if len(found) >= limit:
+                break
+            if pattern.match(live) is not None:
+                channel.expire(now)
+                if channel.kept:
+                    found[live] = len(channel.kept)
+        return found
+
+    def purge(self, live: str) -> int:
+        """Keep nothing of a live subject; how many messages it was."""
+        if (channel := self._channels.get(live)) is None:
+            return 0
+        channel.expire(time.monotonic())
+        count = len(channel.kept)
+        if count:
+            channel.evicted = channel.kept[-1].offset
+            channel.kept.clear()
+        return count
+
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
         """What is stored on the live subjects that match, in order, after that offset."""
         now = time.monotonic()
@@ -306,6 +330,16 @@ class MemoryDriver:
         """What the broker keeps of a live subject."""
         self._require_open()
         return self.broker.read(subject, after, limit)
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What the broker keeps; see MaintenanceDriver."""
+        self._require_open()
+        return self.broker.stored(Pattern(pattern), limit)
+
+    async def purge(self, subject: str) -> int:
+        """Keep nothing of a live subject; see MaintenanceDriver."""
+        self._require_open()
+        return self.broker.purge(subject)
 
     async def aclose(self) -> None:
         """Close what is left of this driver's subscriptions."""

@@ -82,6 +82,8 @@ class StreamReader:
         """Whether it is proved that nothing of the subject after that offset has been evicted."""
         if after >= state.stream.last:
             return True
+        if after < state.purged:
+            return False
         if state.first <= after + 1 and (state.limit <= 0 or state.messages < state.limit):
             # Nothing after it went by age or size, which take the stream's oldest; nor by count:
             # a subject that had to give up messages is full, until some go by age.

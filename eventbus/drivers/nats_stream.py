@@ -13,6 +13,7 @@ from eventbus.config import Settings
 from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
+from eventbus.drivers.nats_marks import purged_of
 from eventbus.errors import ConnectionFailed, StreamMismatch
 
 __all__ = ["EventStream", "StreamState", "SubjectState", "epoch_of"]
@@ -57,6 +58,10 @@ class SubjectState(NamedTuple):
     """How many the subject has."""
     limit: int
     """How many it may have; not above 0 for as many as there are."""
+    purged: int
+    """The offset of the last message that was purged, 0 where none was."""
+    time: datetime.datetime
+    """When it was so, by the server's clock."""
 
 
 class _State(msgspec.Struct):
@@ -68,6 +73,7 @@ class _State(msgspec.Struct):
 class _Answer(msgspec.Struct):
     config: dict[str, Any] = {}
     created: str = ""
+    ts: datetime.datetime = datetime.datetime.max.replace(tzinfo=datetime.UTC)
     state: _State = msgspec.field(default_factory=_State)
     error: ApiError | None = None
 
@@ -98,7 +104,8 @@ class EventStream:
         """Make the stream where there is none, and check the one that there is.
 
         Raises StreamMismatch, listing what differs where history or delivery cannot work, and
-        ConnectionFailed. Limits that differ are logged. Nothing is altered.
+        ConnectionFailed. Limits that differ are logged. Nothing is altered, but that the stream is
+        given room for as many messages of a channel as a retention class has.
         """
         answer = await self._ask("INFO")
         if answer.error is not None and answer.error.err_code == STREAM_NOT_FOUND:
@@ -115,7 +122,7 @@ class EventStream:
                 driver=DRIVER,
             )
         state = self._take(answer)
-        self._check(answer.config)
+        self._check(await self._with_room(answer.config))
         return state
 
     async def state(self) -> StreamState:
@@ -144,7 +151,23 @@ class EventStream:
             answer.state.first_seq,
             (answer.state.subjects or {}).get(subject, 0),
             answer.config.get("max_msgs_per_subject", -1),
+            purged_of(answer.config, subject),
+            answer.ts,
         )
+
+    async def first(self) -> int:
+        """The offset of the oldest message, on whatever subject. Raises ConnectionFailed."""
+        answer = await self._ask("INFO")
+        if answer.error is not None:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        return answer.state.first_seq
+
+    async def counts(self, event_filter: str) -> dict[str, int]:
+        """How many messages the subjects that match have. Raises ConnectionFailed."""
+        answer = await self._ask("INFO", {"subjects_filter": event_filter})
+        if answer.error is not None:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        return answer.state.subjects or {}
 
     async def aclose(self) -> None:
         """Stop asking."""
@@ -173,6 +196,19 @@ class EventStream:
         request = f"STREAM.{what}.{self.name}"
         answer = await ask(self._connection, request, question, self._settings.connect_timeout)
         return msgspec.convert(answer.body, _Answer)
+
+    async def _with_room(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Let the stream keep as many messages of a channel as any class: there is the newest."""
+        wanted, actual = self._config["max_msgs_per_subject"], found.get("max_msgs_per_subject", -1)
+        if not self._settings.retention or not 0 < actual < wanted:
+            return found
+        answer = await self._ask("UPDATE", {**found, "max_msgs_per_subject": wanted})
+        if answer.error is not None:
+            _log.warning("stream %s cannot keep %d messages of a channel: %s",
+                         self.name, wanted, answer.error)  # fmt: skip
+            return found
+        _log.info("stream %s keeps %d messages of a channel now", self.name, wanted)
+        return answer.config
 
     def _check(self, found: dict[str, Any]) -> None:
         wrong = [line for name in _MUST_FIT if (line := self._difference(name, found))]
@@ -224,7 +260,7 @@ def _config(name: str, namespace: str, settings: Settings) -> dict[str, Any]:
         "allow_direct": True,
         "max_msgs": -1,
         "max_consumers": -1,
-        "max_msgs_per_subject": settings.history_messages,
+        "max_msgs_per_subject": settings.retention_classes().max_count,
         "max_age": age,
         "max_bytes": settings.history_bytes,
         "num_replicas": settings.history_replicas,

@@ -50,7 +50,7 @@ class RedisDriver:
     """
 
     name = DRIVER
-    capabilities = frozenset({Capability.HISTORY, Capability.PRESENCE})
+    capabilities = frozenset({Capability.HISTORY, Capability.PRESENCE, Capability.MAINTENANCE})
 
     def __init__(self, settings: Settings) -> None:
         """Raises ConfigError, naming the variable, for settings that cannot be."""
@@ -60,7 +60,7 @@ class RedisDriver:
         self._unsettled = asyncio.Event()
         self._listeners = Listeners(self._live, self._unsettled.set)
         self._nodes = Nodes(Target.of(settings), self._listeners.on_message, self._unsettled.set)
-        store = Store(self._nodes, settings)
+        self._store = store = Store(self._nodes, settings)
         self._listeners.attach(self._nodes, store)
         self._publisher = Publisher(self._nodes, store, settings.publish_timeout)
         self._entries = RedisState(
@@ -152,6 +152,18 @@ class RedisDriver:
         return await self._try(
             f"reading {subject}", lambda: self._listeners.read(subject, after, limit)
         )
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What is kept of each channel; see `MaintenanceDriver.stored`. It looks at every key."""
+        self._require_open()
+        found = validate_filter(pattern)
+        return await self._try("looking for streams", lambda: self._store.kept(found, limit))
+
+    async def purge(self, subject: str) -> int:
+        """Drop what is kept of a live subject; see `MaintenanceDriver.purge`."""
+        self._require_open()
+        self.subjects.channel_of(subject)
+        return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""

@@ -26,6 +26,7 @@ __all__ = [
     "MAX_IDS",
     "META_S",
     "PUBLISH_SHARDED",
+    "PURGE",
     "READ",
     "SCRIPTS",
     "STORE",
@@ -163,6 +164,12 @@ return {epoch, text(given), complete, entries}
 )
 """What is kept; gives the epoch, the offset given last, whether nothing is missing, the entries."""
 
+PURGE: Final = make_script(
+    "local count = redis.call('XLEN', KEYS[1]) redis.call('DEL', KEYS[1]) return count",
+    " flags=allow-oom",
+)
+"""Drop a channel's stream; gives how many entries it had. Offsets go on, being the hash's."""
+
 PUBLISH_SHARDED: Final = make_script(
     _SEND + "send(ARGV[1], ARGV[2], '1', ARGV[3]) return 1", " flags=allow-oom"
 )
@@ -172,4 +179,4 @@ It has no key: while a slot is moved, a key that is not there would send it to t
 and the listeners are still at the present one.
 """
 
-SCRIPTS: Final = (STORE, READ, PUBLISH_SHARDED)
+SCRIPTS: Final = (STORE, READ, PURGE, PUBLISH_SHARDED)

@@ -1,17 +1,21 @@
 """The streams: a channel's messages written and read by the scripts of redis_script."""
 
+import asyncio
 import secrets
 from typing import NamedTuple
 
+from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery, Page, Position
+from eventbus.drivers.redis_errors import mapped
 from eventbus.drivers.redis_node import Node
 from eventbus.drivers.redis_nodes import Nodes
-from eventbus.drivers.redis_script import MAX_IDS, META_S, READ, STORE, WINDOW_S
-from eventbus.drivers.redis_wire import decode_stored
+from eventbus.drivers.redis_script import MAX_IDS, META_S, PURGE, READ, STORE, WINDOW_S
+from eventbus.drivers.redis_wire import decode_stored, glob_of
 
 __all__ = ["Store", "Stored"]
 
+_SCAN = 1000
 _MAX_OFFSET = 2**53 - 1  # what Lua, and a browser, count exactly
 
 
@@ -65,6 +69,36 @@ class Store:
             messages.reverse()
         return Page(tuple(messages), position, bool(complete))
 
+    async def purge(self, subject: str) -> int:
+        """Drop a channel's stream; how many messages it had. Raises ConnectionFailed."""
+        channel = subject.encode()
+        with mapped(f"purging {subject} in Redis"):
+            return int(await self._nodes.evaluate(channel, PURGE, _keys(channel)[:1], _nothing))
+
+    async def kept(self, pattern: Pattern, limit: int) -> dict[str, int]:
+        """How many messages each channel that matches has. Raises ConnectionFailed."""
+        found: dict[str, int] = {}
+        glob = b"{%b}:s" % glob_of(pattern)
+        with mapped("looking for streams in Redis"):
+            for node in self._nodes.all:
+                cursor: bytes | int = b"0"
+                while len(found) < limit:
+                    cursor, keys = await node.commands.call(
+                        "SCAN", cursor, "MATCH", glob, "COUNT", _SCAN, "TYPE", "stream"
+                    )
+                    names = [key[1:-3].decode() for key in keys]
+                    matching = [name for name in names if pattern.match(name) is not None]
+                    counts = await asyncio.gather(
+                        *(
+                            node.commands.call("XLEN", _keys(name.encode())[0])
+                            for name in matching[: limit - len(found)]
+                        )
+                    )
+                    found |= zip(matching, map(int, counts), strict=False)
+                    if int(cursor) == 0:
+                        break
+        return found
+
     def _common(self, node: Node) -> tuple[bytes | str | int, ...]:
         durable = "1" if node.durable else "0"
         return secrets.token_hex(6), node.run, durable, repr(self._seconds), self.meta_seconds
@@ -80,3 +114,7 @@ def _delivery(subject: str, epoch: str, entry: tuple[bytes, list[bytes]]) -> Del
     values = dict(zip(fields[::2], fields[1::2], strict=True))
     position = Position(int(offset), epoch)
     return decode_stored(subject, values[b"b"], position, int(values[b"p"]), int(micros))
+
+
+def _nothing(_node: Node) -> tuple[()]:
+    return ()

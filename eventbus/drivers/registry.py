@@ -36,7 +36,12 @@ ENTRY_POINTS: Final = "eventbus.drivers"
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _ALIASES: Final = {"websocket": "nats"}
 _METHODS: Final = ("open", "publish", "subscribe", "aclose")
-_METHODS_OF: Final = {"history": "read", "groups": "subscribe_group", "consumers": "consume"}
+_METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    "history": ("read",),
+    "groups": ("subscribe_group",),
+    "consumers": ("consume",),
+    "maintenance": ("stored", "purge"),
+}
 """What a capability, by its value, asks of a driver beside."""
 
 # The imports stand in the factories: a driver's own dependency is loaded only when it is chosen.
@@ -252,7 +257,7 @@ def _problem(driver: Any) -> str:
         isinstance(each, Capability) for each in capabilities
     ):
         return f"has no capabilities, a frozenset of Capability, but {capabilities!r}"
-    asked = {_METHODS_OF[each.value] for each in capabilities if each.value in _METHODS_OF}
+    asked = {method for each in capabilities for method in _METHODS_OF.get(each.value, ())}
     methods = (*_METHODS, *sorted(asked))
     lacking = [name for name in methods if not callable(getattr(driver, name, None))]
     if not isinstance(getattr(driver, "is_connected", None), bool):

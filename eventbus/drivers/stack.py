@@ -30,6 +30,7 @@ from eventbus.drivers.base_consumer import (
     ConsumerSettings,
     GroupDriver,
 )
+from eventbus.drivers.base_store import MaintenanceDriver
 from eventbus.drivers.stack_calls import (
     close,
     fault_of,
@@ -201,6 +202,16 @@ class StackDriver:
         """Join a consumer of the reader's; see ConsumerDriver."""
         reader = cast(ConsumerDriver, self._able(Capability.CONSUMERS))
         return await reader.consume(name, subject, settings)
+
+    async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
+        """What the reader has stored; see MaintenanceDriver."""
+        reader = cast(MaintenanceDriver, self._able(Capability.MAINTENANCE))
+        return await reader.stored(pattern, limit)
+
+    async def purge(self, subject: str) -> int:
+        """Remove what the reader has stored of a live subject; see MaintenanceDriver."""
+        reader = cast(MaintenanceDriver, self._able(Capability.MAINTENANCE))
+        return await reader.purge(subject)
 
     @property
     def queues(self) -> QueueStore:
