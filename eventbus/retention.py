@@ -1,0 +1,121 @@
+"""Retention classes: how much is kept of which channels. Pure.
+
+`BROADCAST_RETENTION` lists them, separated by white space, the first that matches a channel holds:
+
+    orders.>:1000/24h prices.*:1/7d/64MiB
+
+is 1,000 messages a channel for 24 hours below `orders`, and the last price of each for 7 days, in
+64 MiB for all prices. Channels of no class are kept as `BROADCAST_HISTORY_*` say.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+from eventbus.channels import Pattern
+from eventbus.errors import ConfigError, InvalidPattern
+
+__all__ = ["MAX_CLASSES", "MAX_COUNT", "VARIABLE", "Retention", "RetentionClass"]
+
+VARIABLE: Final = "BROADCAST_RETENTION"
+MAX_CLASSES: Final = 32
+"""A class that keeps messages for longer than the default is a stream of its own on NATS."""
+MAX_COUNT: Final = 10_000
+"""A channel's messages are read from their beginning to find its last ones."""
+MIN_SECONDS: Final = 0.1  # a NATS stream's least
+MAX_SECONDS: Final = 365 * 86_400.0
+MIN_BYTES: Final = 1024**2  # NATS's largest message by default
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SIZES: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+_CLASS: Final = re.compile(
+    r"(?P<pattern>[^:/]+):(?P<count>[0-9]{1,9})/(?P<age>[0-9]{1,9}(?:\.[0-9]{1,3})?)(?P<unit>[smhd])"
+    r"(?:/(?P<size>[0-9]{1,9})(?P<scale>[KMGT]iB))?",
+    re.ASCII,
+)
+_ALLOWED: Final = (
+    "pattern:count/age or pattern:count/age/bytes, separated by white space, such as "
+    f"orders.>:1000/24h prices.*:1/7d/64MiB; count 1 to {MAX_COUNT}, age 0.1s to 365d "
+    "with the unit s, m, h or d, bytes at least 1MiB with the unit KiB, MiB, GiB or TiB, at most "
+    f"{MAX_CLASSES} classes, and none whose channels an earlier one has all"
+)
+
+
+class RetentionClass(NamedTuple):
+    """What is kept of each channel of a class."""
+
+    pattern: Pattern | None
+    """None for the channels of no class."""
+    messages: int
+    seconds: float
+    max_bytes: int | None
+    """For all channels of the class together; None where nothing was said of it."""
+
+
+class Retention:
+    """The classes, and the default for channels that have none."""
+
+    def __init__(self, text: str = "", *, count: int = 100, seconds: float = 600.0) -> None:
+        """`text` as in the setting; `count` and `seconds` are the default's. Raises ConfigError."""
+        self.default = RetentionClass(None, count, seconds, None)
+        self.classes = _parse(text)
+
+    def of(self, channel: str) -> RetentionClass:
+        """The class of a channel."""
+        for one in self.classes:
+            if one.pattern is not None and one.pattern.match(channel) is not None:
+                return one
+        return self.default
+
+    @property
+    def max_count(self) -> int:
+        """The most messages that any class keeps of a channel."""
+        return max(one.messages for one in (self.default, *self.classes))
+
+    @property
+    def max_seconds(self) -> float:
+        """The longest time for which any class keeps messages."""
+        return max(one.seconds for one in (self.default, *self.classes))
+
+
+def _parse(text: str) -> tuple[RetentionClass, ...]:
+    classes: list[RetentionClass] = []
+    for part in text.split():
+        made = _class(text, part)
+        assert made.pattern is not None
+        for earlier in classes:
+            assert earlier.pattern is not None
+            if earlier.pattern.contains(made.pattern):
+                raise _wrong(
+                    text, f"{part!r} would never hold: {earlier.pattern.text!r} has its channels"
+                )
+        classes.append(made)
+    if len(classes) > MAX_CLASSES:
+        raise _wrong(text, f"{len(classes)} classes")
+    return tuple(classes)
+
+
+def _class(text: str, part: str) -> RetentionClass:
+    found = _CLASS.fullmatch(part)
+    if found is None:
+        raise _wrong(text, f"{part!r} is no class")
+    try:
+        pattern = Pattern(found["pattern"])
+    except InvalidPattern as exc:
+        raise _wrong(text, str(exc)) from None
+    count = int(found["count"])
+    if not 1 <= count <= MAX_COUNT:
+        raise _wrong(text, f"{part!r} has the count {count}")
+    seconds = float(found["age"]) * _UNITS[found["unit"]]
+    if not MIN_SECONDS <= seconds <= MAX_SECONDS:
+        raise _wrong(text, f"{part!r} has the age {found['age']}{found['unit']}")
+    size = None
+    if found["size"] is not None:
+        size = int(found["size"]) * _SIZES[found["scale"]]
+        if not MIN_BYTES <= size < 2**63:
+            raise _wrong(text, f"{part!r} has the size {found['size']}{found['scale']}")
+    return RetentionClass(pattern, count, seconds, size)
+
+
+def _wrong(text: str, problem: str) -> ConfigError:
+    shown = text if len(text) <= 200 else f"{text[:197]}..."
+    return ConfigError(f"{VARIABLE}={shown!r}: {problem}; allowed: {_ALLOWED}", variable=VARIABLE)
