@@ -22,7 +22,7 @@ from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events, streamed_commands
 from edge.token_keys import TokenPolicy, read_public_key
 from edge.traces import traces
-from edge.websocket import native_websocket
+from edge.websocket import answer_extensions, native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
@@ -63,6 +63,7 @@ def create_app(
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
     app.on_response_prepare.append(_name_no_versions)
+    app.on_response_prepare.append(answer_extensions)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)

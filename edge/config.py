@@ -193,6 +193,26 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     max_frame_bytes: Annotated[
         Count, Var("BROADCAST_MAX_FRAME_BYTES", "the largest frame a client may send", "1 or more")
     ] = 64 * 1024
+    compression: Annotated[
+        bool,
+        Var(
+            "BROADCAST_WEBSOCKET_COMPRESSION",
+            "whether messages are deflated for the WebSockets that offer it (permessage-deflate)",
+            "true or false",
+        ),
+    ] = False
+    compression_min_bytes: Annotated[
+        Count,
+        Var(
+            "BROADCAST_COMPRESSION_MIN_BYTES",
+            "the size from which on a message is deflated",
+            "1 or more",
+        ),
+    ] = 1024
+    compression_level: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=9)],
+        Var("BROADCAST_COMPRESSION_LEVEL", "how much work goes into it: zlib's level", "1 to 9"),
+    ] = 3
     max_whisper_bytes: Annotated[
         Count, Var("BROADCAST_MAX_WHISPER_BYTES", "the largest data of a whisper", "1 or more")
     ] = 10 * 1024

@@ -114,6 +114,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.deflated_bytes = Counter(
+            "eventbus_edge_deflated_bytes",
+            "Bytes of messages that were deflated, once for all clients, by stage: before, after.",
+            ["stage"],
+            registry=registry,
+        )
         self.quarantined = Counter(
             "eventbus_edge_quarantined",
             "Payloads from the bus that are no message, by reason.",

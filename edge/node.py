@@ -27,6 +27,7 @@ from edge.metrics import Metrics
 from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
+from edge.protocols.deflate import DeflatedFormats
 from edge.protocols.vocabulary import WireFormat
 from edge.quarantine import Quarantine
 from edge.revocation import Revocation
@@ -96,6 +97,7 @@ class Node:
         self.lifecycle = Lifecycle(bus, self.census.cluster, settings, self.metrics)
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
+        self.deflated = _deflated(settings, self.metrics)
         self.publish = bus.publish
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
@@ -298,6 +300,23 @@ class Node:
         self.hub.remove(channel, connection.id)
         self.presence.leave(channel, connection.session.claims, connection.id, lost=lost)
         self.traffic.release(channel)
+
+
+def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | None:
+    if not settings.compression:
+        return None
+    before = metrics.deflated_bytes.labels("before")
+    after = metrics.deflated_bytes.labels("after")
+
+    def count(size: int, deflated: int) -> None:
+        before.inc(size)
+        after.inc(deflated)
+
+    return DeflatedFormats(
+        min_bytes=settings.compression_min_bytes,
+        level=settings.compression_level,
+        on_deflated=count,
+    )
 
 
 def _node_id() -> str:

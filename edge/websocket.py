@@ -1,32 +1,36 @@
 """WebSockets: aiohttp reads and closes, the outbox writes its ready frames to the transport.
 
 Frames are written past aiohttp's writer, so that one frame made once serves every connection. That
-is sound because each write, aiohttp's own included, is one whole frame: no compression and no
-fragmentation is negotiated here.
+is sound because each write, aiohttp's own included, is one whole frame, and because what is
+deflated follows from nothing before it: `server_no_context_takeover` is agreed on. aiohttp inflates
+what clients deflate, and bounds it, inflated, as it bounds plain frames.
 """
 
 import asyncio
 import logging
+import zlib
 from typing import Final
 
-from aiohttp import WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 
 from edge.connection import Connection
 from edge.entrance import admit
 from edge.keys import NODE
 from edge.node import Node
 from edge.problem import Problem
+from edge.protocols.extensions import Deflate, InvalidExtensions, agree
 from edge.protocols.framing import PING, close_reason, pong_frame
 from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
-from edge.protocols.vocabulary import Malformed
+from edge.protocols.vocabulary import Malformed, WireFormat
 
-__all__ = ["native_websocket"]
+__all__ = ["answer_extensions", "native_websocket"]
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take to answer a close frame before its socket is cut."""
 _NATIVE: Final = NativeWebSocket()
+_AGREED: Final = web.ResponseKey("AGREED", Deflate)
 _BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
 
 
@@ -38,7 +42,7 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
         ws, socket = await _upgrade(node, request)
         if socket is None:  # the client has left during the handshake
             return ws
-        connection = node.connect(_NATIVE, socket, socket, claims, place)
+        connection = node.connect(_format(node, ws), socket, socket, claims, place)
         try:
             await connection.open(channels)
             await _serve(ws, connection)
@@ -50,17 +54,49 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
 async def _upgrade(
     node: Node, request: web.Request
 ) -> "tuple[web.WebSocketResponse, _Socket | None]":
-    ws = web.WebSocketResponse(
+    agreed = _agree(node, request)
+    ws = _WebSocket(
         protocols=(PROTOCOL,),
         max_msg_size=node.settings.max_frame_bytes + 1,  # aiohttp refuses what reaches it
         timeout=CLOSE_TIMEOUT_S,
         autoping=False,
-        compress=False,
+        compress=agreed is not None,
     )
+    if agreed is not None:
+        ws[_AGREED] = agreed
     if not ws.can_prepare(request).ok:
         raise Problem("bad_request", "this address takes WebSocket connections only")
     await ws.prepare(request)
     return ws, _Socket(node, ws, request.transport) if request.transport else None
+
+
+def _agree(node: Node, request: web.Request) -> Deflate | None:
+    if node.deflated is None:
+        return None
+    try:
+        return agree(", ".join(request.headers.getall("Sec-WebSocket-Extensions", ())))
+    except InvalidExtensions as exc:
+        raise Problem("bad_request", f"the header Sec-WebSocket-Extensions: {exc}") from None
+
+
+async def answer_extensions(_request: web.Request, response: web.StreamResponse) -> None:
+    """Put what was agreed on into the handshake's answer.
+
+    aiohttp's own answer lacks what was not asked for, and what is as it would be anyway. An offer
+    that it does not understand, for its quotes or spaces, comes to nothing: there it has none.
+    """
+    if (agreed := response.get(_AGREED)) is not None:
+        if "Sec-WebSocket-Extensions" in response.headers:
+            response.headers["Sec-WebSocket-Extensions"] = agreed.answer
+        else:
+            del response[_AGREED]
+
+
+def _format(node: Node, ws: web.WebSocketResponse) -> WireFormat:
+    agreed = ws.get(_AGREED)
+    if agreed is None or node.deflated is None:
+        return _NATIVE
+    return node.deflated.format(agreed.window_bits)
 
 
 def _raw_channel(request: web.Request) -> str | None:
@@ -84,8 +120,30 @@ async def _serve(ws: web.WebSocketResponse, connection: Connection) -> None:
                 connection.heard()
             case WSMsgType.ERROR:
                 # aiohttp has closed: 1007 for text that is not UTF-8, 1009 for a large frame.
-                connection.ended(ws.close_code or 1006)
+                connection.ended(_code_of(message.data))
     connection.ended(None)
+
+
+def _code_of(fault: BaseException) -> int:
+    """The code of the close frame that was sent for a fault."""
+    if isinstance(fault, WebSocketError):
+        return fault.code
+    return WSCloseCode.PROTOCOL_ERROR if isinstance(fault, zlib.error) else 1006
+
+
+class _WebSocket(web.WebSocketResponse):
+    """Closes with 1002 for data that cannot be inflated, where aiohttp has 1000 for it."""
+
+    async def close(
+        self,
+        *,
+        code: int = WSCloseCode.OK,
+        message: bytes = b"",
+        drain: bool = True,
+    ) -> bool:
+        if isinstance(self.exception(), zlib.error):
+            code, message = WSCloseCode.PROTOCOL_ERROR, b"a frame cannot be inflated"
+        return await super().close(code=code, message=message, drain=drain)
 
 
 class _Socket:

@@ -3,9 +3,17 @@
 import struct
 from typing import Final
 
-__all__ = ["MAX_CLOSE_REASON", "PING", "close_reason", "pong_frame", "text_frame"]
+__all__ = [
+    "MAX_CLOSE_REASON",
+    "PING",
+    "close_reason",
+    "deflated_text_frame",
+    "pong_frame",
+    "text_frame",
+]
 
 _FIN: Final = 0x80
+_RSV1: Final = 0x40
 _TEXT: Final = 0x1
 _PING: Final = 0x9
 _PONG: Final = 0xA
@@ -19,6 +27,11 @@ MAX_CLOSE_REASON: Final = 123
 def text_frame(payload: bytes) -> bytes:
     """One whole text message; `payload` is UTF-8."""
     return _frame(_TEXT, payload)
+
+
+def deflated_text_frame(data: bytes) -> bytes:
+    """One whole text message, deflated: RFC 7692, section 6."""
+    return _frame(_RSV1 | _TEXT, data)
 
 
 def close_reason(text: str) -> bytes:

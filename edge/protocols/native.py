@@ -39,7 +39,15 @@ from edge.protocols.vocabulary import (
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 
-__all__ = ["ACTIONS", "BEARER_PREFIX", "PROTOCOL", "NativeWebSocket", "decode", "encode_reply"]
+__all__ = [
+    "ACTIONS",
+    "BEARER_PREFIX",
+    "PROTOCOL",
+    "NativeWebSocket",
+    "decode",
+    "encode_message",
+    "encode_reply",
+]
 
 PROTOCOL: Final = "eventbus.v1"
 BEARER_PREFIX: Final = "eventbus.bearer."

@@ -107,9 +107,8 @@ async def open_client(port, path="/ws", *, token=None, **options) -> AsyncIterat
     async with ws_connect(
         f"ws://127.0.0.1:{port}{path}",
         additional_headers=headers,
-        compression=None,
         proxy=None,
-        **options,
+        **{"compression": None} | options,
     ) as socket:
         yield Client(socket)
 

@@ -1,0 +1,93 @@
+"""What deflating a message costs the event loop, beside what sending it costs.
+
+    python -m scripts.bench.deflating
+
+For messages of several sizes: how much smaller they become, and the time to deflate one, told as
+the number of clients to whom the plain one could be sent meanwhile, over sockets of this machine.
+"""
+
+import functools
+import json
+import random
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from edge.config import EdgeSettings
+from edge.protocols.deflate import DeflatedFormats
+from edge.protocols.native import NativeWebSocket
+from edge.protocols.vocabulary import ChannelMessage, WireFormat
+from eventbus.drivers.base import Position
+
+SIZES = (1_000, 4_000, 16_000, 64_000, 1_000_000)
+LEVELS = (1, EdgeSettings().compression_level, 6, 9)
+RUNS = 100
+WORDS = ("order", "shipped", "pending", "customer", "the", "total", "of", "paid", "by", "card")
+
+
+def message(size: int) -> ChannelMessage:
+    """A list of small objects, such as an application publishes."""
+    data: list[dict[str, object]] = []
+    pick = random.Random(size)  # noqa: S311 - the same in every run, and no secret
+    while len(json.dumps(data)) < size:
+        text = " ".join(pick.choice(WORDS) for _ in range(6))
+        data.append({"id": f"{pick.getrandbits(64):x}", "amount": pick.randrange(10**6), "t": text})
+    body = json.dumps({"channel": "orders", "event": "listed", "data": data}).encode()
+    return ChannelMessage("orders", "listed", body, None, None)
+
+
+def numbered(made: ChannelMessage, number: int) -> ChannelMessage:
+    """The same message at another offset: the frame of one that came before is kept."""
+    return made._replace(position=Position(number, "E"))
+
+
+def deflate_next(wire: WireFormat, messages: Iterator[ChannelMessage]) -> None:
+    """Make one more frame."""
+    wire.message(next(messages))
+
+
+def best(work: Callable[[], object], runs: int = RUNS) -> float:
+    """The shortest of many runs, in seconds: the others were disturbed."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def sending(frame: bytes) -> float:
+    """The time to hand a frame to one client's socket."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(frame))
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        sent = ours.send(frame)
+        times.append(time.perf_counter() - start)
+        while sent:
+            sent -= len(theirs.recv(sent))
+    ours.close()
+    theirs.close()
+    return min(times)
+
+
+def main() -> None:
+    """Print a line for each size and level."""
+    for size in SIZES:
+        made = message(size)
+        plain = NativeWebSocket().message(made)
+        sent = sending(plain)
+        for level in LEVELS:
+            wire = DeflatedFormats(min_bytes=1, level=level, on_deflated=lambda *_: None).format(15)
+            frame = wire.message(made)
+            others = iter([numbered(made, number) for number in range(RUNS)])
+            took = best(functools.partial(deflate_next, wire, others))
+            print(
+                f"{size:>9,} bytes, level {level}: {len(frame) / len(plain):4.0%} of its size; "
+                f"{took * 1e6:8.0f} µs, as sending it plain to {took / sent:3.0f} clients"
+            )
+
+
+if __name__ == "__main__":
+    main()
