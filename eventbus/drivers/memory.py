@@ -29,6 +29,7 @@ from eventbus.drivers.memory_queue import MemoryQueues
 from eventbus.drivers.memory_state import MemoryState
 from eventbus.errors import ConnectionFailed
 from eventbus.message import HEADER_ID
+from eventbus.retention import Retention, RetentionClass
 
 __all__ = ["MemoryBroker", "MemoryDriver"]
 
@@ -73,16 +74,23 @@ class MemoryBroker:
         *,
         history_messages: int = 100,
         history_seconds: float = 600.0,
+        retention: str = "",
     ) -> None:
-        """`history_messages` and `history_seconds` bound what is kept of each channel."""
+        """`history_messages` and `history_seconds` bound what is kept of each channel.
+
+        `retention` gives other bounds to classes of channels, as the setting does; the bytes of a
+        class are not bounded here. Raises ConfigError.
+        """
         self.subjects = subjects or Subjects()
         self.epoch = uuid_utils.uuid4().hex[:12]
         self.last_offset = 0
         self.queues = MemoryQueues()
         self.state = MemoryState()
-        self._history_messages = history_messages
-        self._history_seconds = history_seconds
-        self._channels: dict[str, _Channel] = {}  # in the order of their last messages
+        self._retention = Retention(retention, count=history_messages, seconds=history_seconds)
+        self._root = len(f"{self.subjects.namespace}.live.")
+        self._channels: dict[str, _Channel] = {}
+        # The channels of each class, in the order of their last messages.
+        self._order: dict[RetentionClass, dict[str, None]] = {}
         self._forgotten = 0  # the last offset of the channels that are kept no more
         self._ids: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
         self._exact: dict[str, dict[int, MemorySubscription]] = {}
@@ -101,7 +109,8 @@ class MemoryBroker:
         message_id = headers.get(HEADER_ID)
         if message_id and (known := self._known(message_id, now)):
             return Published(Position(known, self.epoch), duplicate=True)
-        channel = self._channels.pop(live, None) or _Channel(self._forgotten)
+        kept = self._retention.of(live[self._root :])
+        channel = self._channels.get(live) or _Channel(self._forgotten)
         channel.expire(now)
         self._forget_expired(now)
         previous = channel.kept[-1].offset if channel.kept else 0
@@ -109,9 +118,11 @@ class MemoryBroker:
         position = Position(self.last_offset, self.epoch)
         stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         delivery = Delivery(live, payload, headers, position, previous, stamp)
-        expires = now + self._history_seconds
-        channel.add(_Stored(expires, delivery, self.last_offset), self._history_messages)
+        channel.add(_Stored(now + kept.seconds, delivery, self.last_offset), kept.messages)
         self._channels[live] = channel
+        order = self._order.setdefault(kept, {})
+        order.pop(live, None)
+        order[live] = None
         if message_id:
             self._remember(message_id, now)
         self._deliver(delivery)
@@ -215,13 +226,15 @@ class MemoryBroker:
 
     def _forget_expired(self, now: float) -> None:
         """Forget channels whose messages have all expired, from the one longest without any."""
-        while self._channels:
-            live, channel = next(iter(self._channels.items()))
-            channel.expire(now)
-            if channel.kept:
-                return
-            self._forgotten = max(self._forgotten, channel.evicted)
-            del self._channels[live]
+        for order in self._order.values():
+            while order:
+                live = next(iter(order))
+                channel = self._channels[live]
+                channel.expire(now)
+                if channel.kept:
+                    break
+                self._forgotten = max(self._forgotten, channel.evicted)
+                del self._channels[live], order[live]
 
     def _known(self, message_id: str, now: float) -> int | None:
         while self._ids:

@@ -22,6 +22,7 @@ from eventbus.drivers.base import (
     Published,
 )
 from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
 from eventbus.drivers.nats_consumer import NatsConsumer
 from eventbus.drivers.nats_errors import DRIVER, to_error
@@ -67,7 +68,9 @@ class NatsDriver:
         self._settings = settings
         self._event = f"{settings.namespace}.event."
         self._live = f"{settings.namespace}.live."
-        self._listeners = NatsListeners(lambda: self._connection, lambda: self._stream)
+        self._listeners = NatsListeners(
+            lambda: self._connection, lambda: self._stream, lambda: self._reader
+        )
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._highest = 0
         self._state = "new"
@@ -131,13 +134,15 @@ class NatsDriver:
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch
             )
-            self._reader = StreamReader(self._connection, self._stream)
+            self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
+            self._reader = StreamReader(self._connection, self._stream, self._classes)
             self._publisher = Publisher(self._connection, settings.publish_timeout)
             self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._entries = NatsState(self._connection, settings, self._settle)
             self._state = "opening"
             await self._connection.open()
             await self._stream.ensure()
+            await self._classes.ensure()
         except BaseException:
             await self._let_go()
             raise
@@ -238,6 +243,7 @@ class NatsDriver:
         seconds = self._settings.connect_timeout
         async with asyncio.timeout(seconds), held(self._entries, seconds):
             await mark(self._connection, self._stream.name, event, position.offset, seconds)
+        await self._classes.purge(event, position.offset)
         return await purge(self._connection, self._stream.name, event, position.offset, seconds)
 
     async def aclose(self) -> None:
@@ -309,6 +315,15 @@ class NatsDriver:
     def _on_new_epoch(self) -> None:
         self._highest = 0
         self._listeners.on_new_epoch()
+        if self._state == "open":
+            self._start(self._remake_classes())
+
+    async def _remake_classes(self) -> None:
+        """The streams of classes copy a stream that is gone."""
+        try:
+            await self._classes.ensure()
+        except DriverError as exc:  # whoever reads tries it again
+            _log.error("%s", exc)
 
     def _on_death(self, _error: ServerError) -> None:
         if self._state in {"opening", "open"}:

@@ -1,45 +1,48 @@
-"""Reading what the stream has stored: batched direct gets, which leave nothing on the server.
+"""Reading what is stored of a channel: from the stream of events, and from its class's stream."""
 
-The protocol of a batch is in NATS's ADR-31; nats-py has no call for it.
-"""
-
-import asyncio
-import collections
-from collections.abc import Iterable
-from typing import Final
-
-import msgspec
+import datetime
+from typing import NamedTuple
 
 from eventbus.drivers.base import Delivery, Page, Position
+from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import NatsConnection
-from eventbus.drivers.nats_errors import DRIVER
+from eventbus.drivers.nats_direct import Stored, StoredSubject
 from eventbus.drivers.nats_stream import EventStream, SubjectState
-from eventbus.drivers.nats_wire import Stamp, WireHeaders
-from eventbus.errors import ConnectionFailed, InvalidChannel
+from eventbus.errors import InvalidChannel
+from eventbus.retention import RetentionClass
 
 __all__ = ["StreamReader"]
 
-_BATCH: Final = 500
-_ATTEMPTS: Final = 3
-_END: Final = "204"
-_NOTHING: Final = "404"
-_PAUSE_S: Final = 0.1
 
-_Stored = tuple[bytes, WireHeaders, Stamp]
+class _Asked(NamedTuple):
+    """One subject as it stood when the stream of events was asked."""
+
+    subject: StoredSubject
+    state: SubjectState
+    kept: RetentionClass | None
+    """What is to be given of it at most; None for whatever there is."""
+
+    @property
+    def end(self) -> int:
+        return self.state.stream.last
 
 
 class StreamReader:
-    """Reads the event stream through a connection."""
+    """Reads through a connection."""
 
-    def __init__(self, connection: NatsConnection, stream: EventStream) -> None:
+    def __init__(
+        self, connection: NatsConnection, stream: EventStream, classes: ClassStreams
+    ) -> None:
         self._connection = connection
         self._stream = stream
+        self._classes = classes
 
-    async def read(self, live: str, *, after: int | None, limit: int) -> Page:
+    async def read(self, live: str, *, after: int | None, limit: int, whole: bool = False) -> Page:
         """The first `limit` messages of a live subject after an offset; without one, the last.
 
-        The first message's `previous` is None: the stream does not tell it. Raises InvalidChannel
-        for a subject of another root, and ConnectionFailed.
+        With `whole`, what the streams still have of a class that keeps less is given too. The first
+        message's `previous` is None: the stream does not tell it. Raises InvalidChannel for a
+        subject of another root, ConnectionFailed and StreamMismatch.
         """
         subject = self._stream.event_of(live)
         if subject is None:
@@ -47,40 +50,70 @@ class StreamReader:
                 f"{live[:80]!r} is not a live subject of {self._stream.name}", name=live
             )
         state = await self._stream.of_subject(subject)
-        last = state.stream.last
+        stored = StoredSubject(
+            self._connection, self._stream.name, subject,
+            first=state.first, last=state.stream.last, messages=state.messages,
+        )  # fmt: skip
+        asked = _Asked(stored, state, self._classes.of(subject))
         if after is None:
-            # Only forward reading is offered; a subject has as many messages as settings allow.
-            found = await self._between(subject, state.first, last, limit, keep_last=True)
-            complete = True
+            found, complete = await self._last(asked, limit), True
         else:
-            found = await self._between(subject, after + 1, last, limit)
-            complete = await self._is_complete(subject, state, after)
+            found, complete = await self._after(asked, after, limit, whole=whole)
         previous: int | None = None
         deliveries = []
-        for payload, headers, stamp in found:
-            position = Position(stamp.sequence, state.stream.epoch)
-            deliveries.append(Delivery(live, payload, headers, position, previous, stamp.time))
-            previous = stamp.sequence
-        return Page(tuple(deliveries), Position(last, state.stream.epoch), complete)
+        for one in found:
+            position = Position(one.offset, state.stream.epoch)
+            deliveries.append(
+                Delivery(live, one.payload, one.headers, position, previous, one.time)
+            )
+            previous = one.offset
+        return Page(tuple(deliveries), Position(asked.end, state.stream.epoch), complete)
 
-    async def _between(
-        self, subject: str, start: int, last: int, limit: int, *, keep_last: bool = False
-    ) -> Iterable[_Stored]:
-        """The first `limit` messages from one offset to another, or the last."""
-        kept: collections.deque[_Stored] = collections.deque(maxlen=limit)
-        while limit and start <= last and (keep_last or len(kept) < limit):
-            asked = _BATCH if keep_last else min(_BATCH, limit - len(kept))
-            batch = await self._get(subject, start, asked)
-            # What came after the state was asked for belongs to the live messages.
-            kept.extend(stored for stored in batch if stored[2].sequence <= last)
-            if len(batch) < asked:
-                break
-            start = batch[-1][2].sequence + 1
-        return kept
+    async def _last(self, asked: _Asked, limit: int) -> list[Stored]:
+        kept = asked.kept
+        count = limit if kept is None else min(limit, kept.messages)
+        found = _due(asked, await asked.subject.last(count, asked.end))
+        if kept is None or len(found) >= count:
+            return found
+        copy = await self._classes.copy(kept, asked.subject.subject)
+        if copy is None:
+            return found
+        # The copy may be a little behind, and the stream of events has what it lacks.
+        begin = found[0].offset if found else asked.end + 1
+        older = _due(asked, await copy.subject.last(count, begin - 1))
+        return [*older, *found][-count:]
 
-    async def _is_complete(self, subject: str, state: SubjectState, after: int) -> bool:
-        """Whether it is proved that nothing of the subject after that offset has been evicted."""
-        if after >= state.stream.last:
+    async def _after(
+        self, asked: _Asked, after: int, limit: int, *, whole: bool
+    ) -> tuple[list[Stored], bool]:
+        """The messages, and whether it is proved that none after that offset is missing."""
+        complete = await self._is_complete(asked, after)
+        if asked.kept is None:
+            return await asked.subject.after(after, asked.end, limit), complete
+        if not complete and after >= asked.state.purged:
+            copy = await self._classes.copy(asked.kept, asked.subject.subject)
+            if copy is not None:
+                complete = await copy.has_all_after(after)
+                found = await copy.subject.after(after, asked.end, limit)
+                reached = found[-1].offset if found else after
+                found += await asked.subject.after(reached, asked.end, limit - len(found))
+                trimmed = found if len(found) >= limit else found[-asked.kept.messages :]
+                return trimmed, complete and len(trimmed) == len(found)
+        found = await asked.subject.after(after, asked.end, limit)
+        if whole or not found:
+            return found, complete
+        if len(found) + found[-1].left > asked.kept.messages:
+            held = await self._last(asked, asked.kept.messages)
+            found, complete = [one for one in held if one.offset > after][:limit], False
+        if len(_due(asked, found)) < len(found):
+            held = await self._last(asked, asked.kept.messages)
+            return [one for one in held if one.offset > after][:limit], False
+        return found, complete
+
+    async def _is_complete(self, asked: _Asked, after: int) -> bool:
+        """Whether the stream of events has all of the subject after that offset, as is proved."""
+        state = asked.state
+        if after >= asked.end:
             return True
         if after < state.purged:
             return False
@@ -89,33 +122,17 @@ class StreamReader:
             # a subject that had to give up messages is full, until some go by age.
             return True
         # Each way of eviction takes a subject's oldest message first.
-        oldest = await self._get(subject, 1, 1)
-        return bool(oldest) and oldest[0][2].sequence <= after
-
-    async def _get(self, subject: str, start: int, count: int) -> list[_Stored]:
-        """Up to `count` messages of a subject from an offset on."""
-        name = self._stream.name
-        question = msgspec.json.encode(
-            {"seq": max(start, 1), "next_by_subj": subject, "batch": count}
-        )
-        for attempt in range(_ATTEMPTS):
-            parts: list[tuple[bytes, WireHeaders]] = []
-            reply = await self._connection.request(f"$JS.API.DIRECT.GET.{name}", question, parts)
-            if reply is not None and reply.status in {_END, _NOTHING}:
-                return [_stored(payload, headers, name) for payload, headers in parts]
-            if reply is not None and reply.status != "503":
-                raise ConnectionFailed(
-                    f"reading {subject} from stream {name}: status {reply.status}", driver=DRIVER
-                )
-            await asyncio.sleep(_PAUSE_S * attempt)
-        raise ConnectionFailed(
-            f"reading {subject} from stream {name} at {self._connection.address}: no answer",
-            driver=DRIVER,
-        )
+        oldest = await asked.subject.oldest()
+        return oldest is not None and oldest.offset <= after
 
 
-def _stored(payload: bytes, headers: WireHeaders, stream: str) -> _Stored:
-    stamp = headers.stamp(stream.encode())
-    if stamp is None:
-        raise ConnectionFailed(f"an answer of stream {stream} has no offset", driver=DRIVER)
-    return payload, headers, stamp
+def _due(asked: _Asked, found: list[Stored]) -> list[Stored]:
+    """Without what was purged, or is older than its class keeps it."""
+    if asked.kept is None:
+        return found
+    begin = asked.state.time - datetime.timedelta(seconds=asked.kept.seconds)
+    return [
+        one
+        for one in found
+        if one.offset > asked.state.purged and datetime.datetime.fromisoformat(one.time) > begin
+    ]

@@ -30,9 +30,12 @@ class NatsListeners:
     """
 
     def __init__(
-        self, connection: Callable[[], NatsConnection], stream: Callable[[], EventStream]
+        self,
+        connection: Callable[[], NatsConnection],
+        stream: Callable[[], EventStream],
+        reader: Callable[[], StreamReader],
     ) -> None:
-        """`connection` and `stream` are those of an opened driver."""
+        """`connection`, `stream` and `reader` are those of an opened driver."""
         self.certain = True
         """False from the loss of a connection until the stream is known to be the same."""
         self.losses = 0
@@ -43,6 +46,7 @@ class NatsListeners:
         """How often messages were missed that the stream may not have any more."""
         self._connection = connection
         self._stream = stream
+        self._reader = reader
         self._all: set[NatsSubscription] = set()
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
@@ -142,10 +146,11 @@ class NatsListeners:
         subscription.release(StreamState(state.epoch, max(state.last, subscription.last)))
 
     async def _read(self, subscription: NatsSubscription, epoch: str) -> None:
-        reader = StreamReader(self._connection(), self._stream())
         while True:
             after = subscription.last
-            page = await reader.read(subscription.subject, after=after, limit=_PAGE)
+            page = await self._reader().read(
+                subscription.subject, after=after, limit=_PAGE, whole=True
+            )
             if page.position.epoch != epoch:
                 return  # made anew meanwhile: the release that follows finds new offsets
             if not page.complete:

@@ -136,6 +136,7 @@ READ: Final = make_script(
     _BEGIN
     + """
 local after, count = ARGV[6], tonumber(ARGV[7])
+redis.call('XTRIM', stream, 'MAXLEN', '=', ARGV[8])
 local entries, complete = {}, 1
 if after == '' then
   if count > 0 then

@@ -12,6 +12,7 @@ from eventbus.drivers.redis_node import Node
 from eventbus.drivers.redis_nodes import Nodes
 from eventbus.drivers.redis_script import MAX_IDS, META_S, PURGE, READ, STORE, WINDOW_S
 from eventbus.drivers.redis_wire import decode_stored, glob_of
+from eventbus.retention import RetentionClass
 
 __all__ = ["Store", "Stored"]
 
@@ -31,21 +32,22 @@ class Store:
 
     def __init__(self, nodes: Nodes, settings: Settings) -> None:
         """`settings` say how much is kept of each channel, and for how long."""
-        self.meta_seconds = max(META_S, round(2 * settings.history_seconds))
+        self._retention = settings.retention_classes()
+        self.meta_seconds = max(META_S, round(2 * self._retention.max_seconds))
         self._nodes = nodes
-        self._messages = settings.history_messages
-        self._seconds = settings.history_seconds
+        self._root = len(f"{settings.namespace}.live.")
 
     async def add(self, channel: bytes, body: bytes, message_id: bytes) -> Stored:
         """Store and send. Raises ConnectionFailed, and what the server answers as RedisError."""
         sharded = "0" if self._nodes.layout.slots is None else "1"
+        kept = self._class_of(channel)
         epoch, offset, duplicate = await self._nodes.evaluate(
             channel,
             STORE,
             _keys(channel),
             lambda node: (
-                *self._common(node), channel, sharded, body, message_id,
-                self._messages, WINDOW_S, MAX_IDS,
+                *self._common(node, kept), channel, sharded, body, message_id,
+                kept.messages, WINDOW_S, MAX_IDS,
             ),
         )  # fmt: skip
         return Stored(Position(int(offset), epoch.decode()), bool(duplicate))
@@ -56,13 +58,16 @@ class Store:
         A channel that nobody has written to gets its epoch here.
         """
         channel = subject.encode()
+        kept = self._class_of(channel)
         start = "" if after is None else str(min(max(after, 0), _MAX_OFFSET))
         epoch, last, complete, entries = await self._nodes.evaluate(
             channel,
             READ,
             _keys(channel),
-            lambda node: (*self._common(node), start, min(max(limit, 0), _MAX_OFFSET)),
-        )
+            lambda node: (
+                *self._common(node, kept), start, min(max(limit, 0), _MAX_OFFSET), kept.messages,
+            ),
+        )  # fmt: skip
         position = Position(int(last), epoch.decode())
         messages = [_delivery(subject, position.epoch, entry) for entry in entries]
         if after is None:
@@ -99,9 +104,12 @@ class Store:
                         break
         return found
 
-    def _common(self, node: Node) -> tuple[bytes | str | int, ...]:
+    def _class_of(self, channel: bytes) -> RetentionClass:
+        return self._retention.of(channel[self._root :].decode())
+
+    def _common(self, node: Node, kept: RetentionClass) -> tuple[bytes | str | int, ...]:
         durable = "1" if node.durable else "0"
-        return secrets.token_hex(6), node.run, durable, repr(self._seconds), self.meta_seconds
+        return secrets.token_hex(6), node.run, durable, repr(kept.seconds), self.meta_seconds
 
 
 def _keys(channel: bytes) -> list[bytes]:

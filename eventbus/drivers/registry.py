@@ -55,6 +55,7 @@ def _memory(settings: Settings) -> Driver:
             Subjects(settings.namespace),
             history_messages=settings.history_messages,
             history_seconds=settings.history_seconds,
+            retention=settings.retention,
         )
     )
 

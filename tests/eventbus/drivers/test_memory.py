@@ -81,6 +81,7 @@ async def test_channels_whose_messages_expired_are_forgotten(clock):
     clock.now += 11
     await driver.publish("eb.event.new", b"x")
     assert list(broker._channels) == ["eb.live.new"]
+    assert [list(order) for order in broker._order.values()] == [["eb.live.new"]]
 
 
 async def test_message_ids_are_remembered_for_the_window_only(clock):
