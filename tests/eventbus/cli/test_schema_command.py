@@ -1,0 +1,277 @@
+"""`eventbus schema`: what its commands print and write, and how they fail."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+EVENTS = '''
+from eventbus import ClientEvent, Event, ShouldBroadcast, ShouldQueue
+
+
+class OrderShipped(Event, ShouldBroadcast, channel="orders.{order_id}", name="order.shipped"):
+    """An order is on its way."""
+
+    order_id: int
+    """Whose."""
+    carrier: str = "DHL"
+
+
+class Typing(Event, ClientEvent, channel="chat.*", name="typing"):
+    is_typing: bool
+
+
+class SendInvoice(Event, ShouldQueue, queue="mail"):
+    order_id: int
+
+
+class StockLow(Event):
+    article: str
+'''
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A folder with an application's events."""
+    (tmp_path / "shop.py").write_text(EVENTS)
+    return tmp_path
+
+
+@pytest.fixture
+def run(shop):
+    def run(*arguments, cwd=shop, **environment):
+        command = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "schema"]
+        return subprocess.run(
+            [*command, *arguments],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    return run
+
+
+def change(shop, before, after):
+    text = (shop / "shop.py").read_text()
+    assert before in text
+    (shop / "shop.py").write_text(text.replace(before, after))
+
+
+def test_list_shows_every_event(run):
+    done = run("list", "--app", "shop")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["event", "version", "kind", "channels", "queue", "fields"],
+        ["SendInvoice", "1", "queued", "-", "mail", "order_id"],
+        ["StockLow", "1", "local", "-", "-", "article"],
+        ["client-typing", "1", "client", "chat.*", "-", "is_typing"],
+        ["order.shipped", "1", "broadcast", "orders.{order_id}", "-", "order_id,", "carrier"],
+    ]
+    rows = json.loads(run("list", "--app", "shop", "--json").stdout)
+    assert rows[3]["channels"] == ["orders.{order_id}"]
+    assert rows[3]["type"] == "shop.OrderShipped"
+
+
+def test_list_takes_the_catalogue_that_ships_by_default(run):
+    rows = json.loads(run("list", "--json").stdout)
+    assert {"notification", "alert", "ChatMessage"} <= {row["event"] for row in rows}
+
+
+@pytest.mark.parametrize("name", ["order.shipped", "OrderShipped"])
+def test_show_tells_of_one_event(run, name):
+    done = run("show", name, "--app", "shop")
+    assert done.returncode == 0, done.stderr
+    assert "order.shipped  broadcast event, version 1\n\nAn order is on its way." in done.stdout
+    assert "channels: orders.{order_id}" in done.stdout
+    assert "order_id  integer            Whose.\n" in done.stdout
+    assert 'carrier   string   optional  "DHL" by default\n' in done.stdout
+    told = json.loads(run("show", name, "--app", "shop", "--json").stdout)
+    assert told["$defs"]["OrderShipped"]["required"] == ["order_id"]
+
+
+def test_show_names_what_there_is(run):
+    done = run("show", "order.lost", "--app", "shop")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no event 'order.lost': known are SendInvoice, StockLow" in done.stderr
+
+
+def test_export_is_the_same_in_every_process(run):
+    for format_ in ("asyncapi", "jsonschema", "typescript"):
+        arguments = ("export", "--format", format_, "--app", "shop", "--app", "schemas")
+        first, second = (run(*arguments, PYTHONHASHSEED=seed) for seed in ("1", "2"))
+        assert first.returncode == 0, first.stderr
+        assert first.stdout == second.stdout
+        assert "order.shipped" in first.stdout
+
+
+def test_export_writes_a_file(run, shop):
+    arguments = ("export", "--format", "asyncapi", "--app", "shop", "--output", "events.json")
+    done = run(*arguments, "--edge", "wss://live.example.com/ws", "--title", "Shop")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    document = json.loads((shop / "events.json").read_text())
+    assert document["info"]["title"] == "Shop"
+    assert document["servers"]["edge"]["host"] == "live.example.com"
+    assert document["servers"]["api"]["protocol"] == "https"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "fault"),
+    [
+        (["--format", "yaml"], 2, "yaml"),
+        (["--format", "asyncapi", "--edge", "http://x"], 2, "--edge: ws://host:port"),
+        (["--format", "asyncapi", "--nats", "nats://u:secret@x"], 2, "without credentials"),
+        (["--format", "typescript", "--output", "no/such/folder.ts"], 1, "No such file"),
+        (["--format", "typescript", "--app", "nowhere"], 2, "there is no such module"),
+    ],
+)
+def test_export_says_what_is_wrong(run, arguments, code, fault):
+    done = run("export", *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert fault in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_type_without_a_schema_is_named(run, shop):
+    change(shop, "article: str", "article: str\n\nclass Bad(Event, ShouldBroadcast, "
+           'channel="a"):\n    what: complex')  # fmt: skip
+    done = run("export", "--format", "jsonschema", "--app", "shop")
+    assert done.returncode == 2
+    assert "complex" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_tells_what_breaks_and_fails(run, shop):
+    assert run("lock", "--app", "shop").stdout == "schemas/schemas.lock.json holds 3 events\n"
+    same = run("check", "--app", "shop", "--locked")
+    assert (same.returncode, same.stdout) == (0, "nothing has changed\n")
+
+    change(shop, "is_typing: bool", "is_typing: bool | None")
+    change(shop, "article: str", "article: bytes")  # local: nobody's business
+    done = run("check", "--app", "shop")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].split(maxsplit=3) == [
+        *("breaking", "client-typing", "is_typing", "may be null now  readers"),
+    ]
+    assert "raise the version of the events that break" in done.stderr
+    told = json.loads(run("check", "--app", "shop", "--json").stdout)
+    assert told["breaking"]
+    assert told["changes"][0]["breaks"] == ["readers"]
+
+    refused = run("lock", "--app", "shop")
+    assert refused.returncode == 1
+    assert "nothing was written" in refused.stderr
+    change(shop, 'name="typing"', 'name="typing", version=2')
+    raised = run("check", "--app", "shop")
+    assert raised.returncode == 0, raised.stderr
+    assert "new version" in raised.stdout
+    assert run("lock", "--app", "shop").returncode == 0
+    assert run("check", "--app", "shop", "--locked").returncode == 0
+
+
+def test_check_can_demand_a_lock_that_is_up_to_date(run, shop):
+    run("lock", "--app", "shop", "--lock", "my.lock.json")
+    change(shop, 'carrier: str = "DHL"', 'carrier: str = "DHL"\n    weight: float = 0.0')
+    arguments = ("check", "--app", "shop", "--lock", "my.lock.json")
+    assert run(*arguments).returncode == 0
+    done = run(*arguments, "--locked")
+    assert done.returncode == 1
+    assert "optional field added" in done.stdout
+    assert "my.lock.json is not up to date: run `eventbus schema lock`" in done.stderr
+
+
+def test_check_without_a_lock_says_how_to_make_one(run):
+    done = run("check", "--app", "shop")
+    assert done.returncode == 1
+    assert "there is no lock file: `eventbus schema lock` makes it" in done.stderr
+
+
+def test_lock_by_force(run, shop):
+    run("lock", "--app", "shop")
+    (shop / "schemas/schemas.lock.json").write_text("<<<<<<< ours")
+    assert "is no lock file" in run("lock", "--app", "shop").stderr
+    assert run("lock", "--app", "shop", "--force").returncode == 0
+    assert run("check", "--app", "shop", "--locked").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "name", "channel"),
+    [
+        (["OrderShipped"], "order_shipped", "order.shipped", "order.{order_id}"),
+        (["invoice.paid-late"], "invoice_paid_late", "invoice.paid.late", "invoice.{invoice_id}"),
+        (["Ping", "--channel", "general"], "ping", "ping", "general"),
+        (["HTTPFailed", "--channel", "a.{b}.{c}"], "http_failed", "http.failed", "a.{b}.{c}"),
+    ],
+)
+def test_new_event_is_there_and_its_test_passes(run, tmp_path, arguments, module, name, channel):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    done = run("new", *arguments, "--package", "my.events", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    test = f"tests/schemas/test_{module}.py"
+    assert done.stdout.splitlines() == [
+        f"wrote my/events/{module}.py",
+        f"wrote {test}",
+        "wrote my/events/__init__.py",
+        f"Try it: python -m pytest {test}",
+    ]
+    tried = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert tried.returncode == 0, tried.stdout
+    assert "2 passed" in tried.stdout
+    [row] = json.loads(run("list", "--app", "my.events", "--json", cwd=folder).stdout)
+    assert (row["event"], row["channels"]) == (name, [channel])
+    linted = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--select", "E,F,I", "--line-length", "100", "."],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert linted.returncode == 0, linted.stdout
+
+
+def test_new_never_writes_over_what_exists(run, tmp_path):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    assert run("new", "OrderShipped", cwd=folder).returncode == 0
+    module = folder / "schemas/order_shipped.py"
+    module.write_text("# mine")
+    done = run("new", "OrderShipped", "--channel", "general", cwd=folder)
+    assert done.returncode == 1
+    assert "it is there already, and is not written over" in done.stderr
+    assert module.read_text() == "# mine"
+    other = run("new", "OrderLost", cwd=folder)
+    told = "Import it in schemas/__init__.py: from schemas.order_lost import OrderLost"
+    assert told in other.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["order shipped"], "is no name for an event"),
+        (["Bestellung\u00e4"], "is no name for an event"),
+        (["class"], "a word of Python's own"),
+        (["Order", "--channel", "orders.*"], "--channel"),
+        (["Order", "--channel", "orders..x"], "--channel"),
+        (["Order", "--package", "../x"], "--package"),
+    ],
+)
+def test_new_refuses_names_that_cannot_be(run, tmp_path, arguments, fault):
+    done = run("new", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert fault in done.stderr
+    assert not (tmp_path / "schemas").exists()
+
+
+def test_own_lock_file_is_up_to_date(run):
+    assert importlib.util.find_spec("schemas")
+    done = run("check", "--locked", cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "nothing has changed\n"), done.stderr
