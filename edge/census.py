@@ -2,6 +2,7 @@
 
 import datetime
 import heapq
+import importlib.metadata
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from edge.questions import (
 from edge.rules_told import who_may_join, who_may_whisper
 from eventbus.bus import EventBus
 from eventbus.channels import ChannelKind, Pattern, validate_channel
+from eventbus.drivers.base import Announced, AnnouncingDriver
 
 if TYPE_CHECKING:
     from edge.connection import Connection
@@ -37,6 +39,8 @@ __all__ = ["Census"]
 
 CLOSE_DISCONNECTED: Final = 4003
 CLOSE_COME_BACK: Final = 4200
+SERVICE: Final = "eventbus-edge"
+"""The name under which brokers that know services list nodes."""
 _PART: Final = 100
 """Channels in one part of an answer: some 30 KB, which any broker takes."""
 
@@ -49,6 +53,8 @@ class Census:
 
     def __init__(self, node: "Node", bus: EventBus) -> None:
         self._node = node
+        self._driver = bus.driver
+        self._announced: Announced | None = None
         self._started = time.time()
         fault = node.metrics.cluster_faults
         self.cluster = self._cluster = Cluster(
@@ -66,11 +72,21 @@ class Census:
         self.disconnect = self._inquiry.disconnect
 
     async def open(self) -> None:
-        """Join the cluster. Raises a DriverError."""
+        """Join the cluster, and let the broker's tools see the node. Raises a DriverError."""
         await self._cluster.open()
+        if isinstance(self._driver, AnnouncingDriver):
+            self._announced = await self._driver.announce(
+                SERVICE,
+                self._node.id,
+                version=importlib.metadata.version("eventbus"),
+                description="a node that holds the connections of clients",
+                metadata={"node": self._node.id, "host": socket.gethostname()},
+            )
 
     async def aclose(self) -> None:
         """Leave the cluster."""
+        if self._announced is not None:
+            await self._announced.aclose()
         await self._cluster.aclose()
 
     # The whole cluster

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
     "NO_HEADERS",
+    "Announced",
+    "AnnouncingDriver",
     "Capability",
     "CountingDriver",
     "Delivery",
@@ -347,6 +349,29 @@ class PreparedDriver(Protocol):
         Otherwise each is made when it is first needed, by who needs it: who prepares may have
         rights at the broker that services need not have. Raises a DriverError.
         """
+
+
+class Announced(Protocol):
+    """A service instance that the broker's own tools can see, until it is closed."""
+
+    async def aclose(self) -> None:
+        """Be seen no more. Closing twice is harmless."""
+
+
+@runtime_checkable
+class AnnouncingDriver(Protocol):
+    """A driver whose broker knows services, and lists those that announce themselves."""
+
+    async def announce(
+        self,
+        name: str,
+        id: str,  # noqa: A002 - the instance's
+        *,
+        version: str,
+        description: str,
+        metadata: Mapping[str, str],
+    ) -> Announced:
+        """Let the broker's tools see an instance of a service. Raises ConnectionFailed."""
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +25,14 @@ from eventbus.drivers.base_consumer import ConsumerSettings
 from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
 from eventbus.drivers.nats_consumer import NatsConsumer
-from eventbus.drivers.nats_errors import DRIVER, to_error
+from eventbus.drivers.nats_errors import DRIVER, mapped, to_error
 from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_listeners import NatsListeners
 from eventbus.drivers.nats_login import make_login
 from eventbus.drivers.nats_marks import held, mark, purge
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
+from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
@@ -71,6 +72,7 @@ class NatsDriver:
         self._listeners = NatsListeners(
             lambda: self._connection, lambda: self._stream, lambda: self._reader
         )
+        self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._highest = 0
         self._state = "new"
@@ -246,6 +248,26 @@ class NatsDriver:
         await self._classes.purge(event, position.offset)
         return await purge(self._connection, self._stream.name, event, position.offset, seconds)
 
+    async def announce(
+        self,
+        name: str,
+        id: str,  # noqa: A002 - the instance's
+        *,
+        version: str,
+        description: str,
+        metadata: Mapping[str, str],
+    ) -> NatsService:
+        """Be listed by `nats micro ls`; see `AnnouncingDriver.announce`."""
+        self._require_open()
+        service = NatsService(
+            self._connection, name=name, id=id, version=version,
+            description=description, metadata=metadata,
+        )  # fmt: skip
+        with mapped(f"announcing the service {name}"):
+            await service.open()
+        self._services.add(service)
+        return service
+
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
         if self._state == "open":
@@ -306,6 +328,8 @@ class NatsDriver:
     def _on_back(self) -> None:
         self._listeners.on_back()
         self._queues.on_back()
+        for service in self._services:
+            service.on_back()
 
     def _on_lost(self) -> None:
         self._listeners.on_lost()
