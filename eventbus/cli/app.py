@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eventbus.cli import nodes, queue, tokens
+from eventbus.cli import nodes, queue, schema, setup, tokens
 
 __all__ = ["app", "main"]
 
@@ -17,8 +17,10 @@ app = typer.Typer(
 )
 app.add_typer(nodes.app, name="edge")
 app.add_typer(queue.app, name="queue")
+app.add_typer(schema.app, name="schema")
 app.add_typer(tokens.app, name="token")
 app.command("dev")(nodes.dev)
+app.command("setup")(setup.setup)
 
 
 def _print_version(asked: bool) -> None:

@@ -151,6 +151,13 @@ class NatsDriver:
         self._state = "open"
         self._start(self._listeners.run())
 
+    async def prepare(self) -> tuple[str, ...]:
+        """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
+        self._require_open()
+        await self._queues.ensure_streams()
+        await self._entries.ensure()
+        return (self._stream.name, self._queues.name, self._queues.failed.name, self._entries.name)
+
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:

@@ -10,7 +10,7 @@ from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.errors import ConnectionFailed, PublishFailed
 
-__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask"]
+__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream"]
 
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
@@ -59,6 +59,23 @@ async def ask(
                 break
         await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
     raise ConnectionFailed(f"asking {connection.address} for {what}: {failure}", driver=DRIVER)
+
+
+async def ensure_stream(
+    connection: NatsConnection, config: Mapping[str, Any], seconds: float
+) -> Answer:
+    """What the server says of the stream of that configuration, made where there was none.
+
+    It is looked for first: who may use a stream need not have the right to make it. Raises
+    ConnectionFailed.
+    """
+    name = config["name"]
+    answer = await ask(connection, f"STREAM.INFO.{name}", None, seconds)
+    if answer.error_code == STREAM_NOT_FOUND:
+        answer = await ask(connection, f"STREAM.CREATE.{name}", config, seconds)
+        if answer.error_code == NAME_IN_USE:  # another process was first
+            answer = await ask(connection, f"STREAM.INFO.{name}", None, seconds)
+    return answer
 
 
 def _read(what: str, payload: bytes) -> Answer:

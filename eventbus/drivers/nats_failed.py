@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from eventbus.drivers.base import Failure
-from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, Answer, ask
+from eventbus.drivers.nats_api import STREAM_NOT_FOUND, Answer, ask, ensure_stream
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_publish import Publisher
@@ -73,9 +73,9 @@ class FailedStream:
 
     async def ensure(self) -> None:
         """Make the stream where there is none."""
-        answer = await self._ask("STREAM.CREATE", self._config)
         # Another configuration of the same name is an operator's choice of other bounds.
-        if answer.error and answer.error_code != NAME_IN_USE:
+        answer = await ensure_stream(self._connection, self._config, self._timeout)
+        if answer.error:
             raise ConnectionFailed(
                 f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
             )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from eventbus.config import Settings
 from eventbus.drivers.base import Failure, Headers, Position, Published, QueueStats
-from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
+from eventbus.drivers.nats_api import STREAM_NOT_FOUND, ask, ensure_stream
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_failed import FailedStream
@@ -94,7 +94,7 @@ class NatsQueues:
     async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
         """Store a job; see `QueueStore.push`."""
         async with self._order:  # of concurrent pushes, the first to come is the first to be sent
-            await self._ensure_streams()
+            await self.ensure_streams()
             await self._check_room(queue)
         limit = self.connection.max_payload - ROOM_FOR_FAILURE
         if len(payload) > limit:
@@ -152,7 +152,7 @@ class NatsQueues:
         kept = await self.failed.find(id)
         if kept is None:
             return False
-        await self._ensure_streams()
+        await self.ensure_streams()
         failure = kept.failure
         await self.push_again(failure.queue, f"{id}:failed-{kept.sequence}", failure.payload, {})
         await self.failed.delete(kept.sequence)
@@ -171,7 +171,7 @@ class NatsQueues:
         """Make what is missing, of the streams too. Raises ConnectionFailed, StreamMismatch."""
         if queue in self._consumers:
             return
-        await self._ensure_streams()
+        await self.ensure_streams()
         subject = f"{self._root}{queue}"
         question = {
             "stream_name": self.name,
@@ -207,7 +207,7 @@ class NatsQueues:
 
     async def keep(self, failure: Failure) -> None:
         """Keep a failure."""
-        await self._ensure_streams()
+        await self.ensure_streams()
         await self.failed.keep(failure)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -240,17 +240,18 @@ class NatsQueues:
         self._bytes += len(payload)
         return Published(Position(ack.seq, self._epoch), ack.duplicate)
 
-    async def _ensure_streams(self) -> None:
+    async def ensure_streams(self) -> None:
+        """Make the streams of jobs and of failed ones where there are none.
+
+        Raises StreamMismatch and ConnectionFailed.
+        """
         if self._is_made():
             return
         async with self._making:
             if self._is_made():
                 return
             seconds = self._settings.connect_timeout
-            what = f"STREAM.CREATE.{self.name}"
-            answer = await ask(self.connection, what, self._config, seconds)
-            if answer.error_code == NAME_IN_USE:
-                answer = await ask(self.connection, f"STREAM.INFO.{self.name}", None, seconds)
+            answer = await ensure_stream(self.connection, self._config, seconds)
             if answer.error:
                 raise StreamMismatch(
                     f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER

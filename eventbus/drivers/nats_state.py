@@ -16,7 +16,7 @@ from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Headers, Position, StateHandler
 from eventbus.drivers.base_state import validate_key
-from eventbus.drivers.nats_api import NAME_IN_USE, ask
+from eventbus.drivers.nats_api import ensure_stream
 from eventbus.drivers.nats_connection import Listening, NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_publish import Ack, Publisher
@@ -144,7 +144,7 @@ class NatsState:
     async def watch(self, pattern: str, handler: StateHandler) -> "NatsWatch":
         """Listen to what the bucket republishes; see `StateStore.watch`."""
         subject = self._told + Pattern(pattern).filter
-        await self._ensure()
+        await self.ensure()
         stream, skip = self.name.encode(), len(self._told)
 
         def receive(told: str, payload: bytes, headers: WireHeaders) -> None:
@@ -166,7 +166,7 @@ class NatsState:
         deadline = loop.time() + self._put_timeout
         while True:
             try:
-                await self._ensure()
+                await self.ensure()
                 self._take(await self._publisher.publish(subject, value, headers))
                 return
             except PublishFailed:
@@ -186,7 +186,7 @@ class NatsState:
     def _is_made(self) -> bool:
         return self._sure
 
-    async def _ensure(self) -> None:
+    async def ensure(self) -> None:
         """Make the bucket where there is none. Raises ConnectionFailed and StreamMismatch."""
         if self._is_made():
             return
@@ -194,9 +194,8 @@ class NatsState:
             if self._is_made():
                 return
             breaks = self._breaks
-            answer = await self._ask("CREATE", self._config)
-            if answer.error_code == NAME_IN_USE:  # with other bounds: an operator's choice
-                answer = await self._ask("INFO", None)
+            # Other bounds than these are an operator's choice.
+            answer = await ensure_stream(self._connection, self._config, self._timeout)
             if answer.error is not None:
                 raise StreamMismatch(
                     f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
@@ -216,16 +215,13 @@ class NatsState:
             self._created = created
             self._sure = breaks == self._breaks
 
-    async def _ask(self, what: str, question: dict[str, Any] | None) -> Any:
-        return await ask(self._connection, f"STREAM.{what}.{self.name}", question, self._timeout)
-
     async def _get(self, subject: str, start: int) -> list[tuple[bytes, WireHeaders]]:
         """A batch of direct gets (NATS ADR-31), in the order of their last change."""
         question = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": _BATCH})
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         while loop.time() < deadline:
-            await self._ensure()
+            await self.ensure()
             parts: list[tuple[bytes, WireHeaders]] = []
             name = f"$JS.API.DIRECT.GET.{self.name}"
             reply = await self._connection.request(name, question, parts)
