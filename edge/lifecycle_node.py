@@ -73,6 +73,8 @@ class Lifecycle:
         self._lease_until = float("-inf")
         self._hold_until = float("-inf")
         """Before this time, only who leads already claims to."""
+        self._repaired = 0
+        """The losses of the bus's state after which this node has put back what it holds."""
         self._claim_at = 0.0
         self._knew_of_another = False
         self._watch: Subscription | None = None
@@ -102,7 +104,7 @@ class Lifecycle:
             )
             self._working = self._run(self._worker.run(), "posting webhooks")
         self._outlet = Outlet(self._bus, settings, self._store, self._metrics)
-        losses = self._driver.state.losses
+        losses = self._repaired = self._driver.state.losses
         await self._own.beat()
         self._watch = await self._driver.state.watch(LEADER, self._on_lease)
         step = keep_in_step(
@@ -110,7 +112,7 @@ class Lifecycle:
         )
         self._run(step, "lifecycle: losses")
         self._run(self._keep_time(), "lifecycle: time")
-        self._run(self._campaign(losses), "lifecycle: the lease")
+        self._run(self._campaign(), "lifecycle: the lease")
         self._run(self._read_queue(), "lifecycle: the queue's length")
 
     async def aclose(self) -> None:
@@ -171,7 +173,11 @@ class Lifecycle:
             await asyncio.sleep(_TICK_S)
 
     async def _synchronize(self, keep_missing: bool) -> None:
+        losses = self._driver.state.losses
         await self._own.repair()
+        if keep_missing:
+            self._repaired = losses
+            self._hold_until = time.monotonic() + self._ttl_s
         if self._leader is not None:
             await self._leader.synchronize(keep_missing=keep_missing)
 
@@ -180,16 +186,17 @@ class Lifecycle:
     def _may_lead(self) -> bool:
         return time.monotonic() < self._lease_until
 
-    async def _campaign(self, losses: int) -> None:
+    async def _campaign(self) -> None:
         """Give signs of life, and hold the lease or try to get it, three times while it lasts."""
         beat_at = 0.0
         while True:
             now = time.monotonic()
-            known, losses = losses, self._driver.state.losses
-            if losses != known or not self._driver.is_connected:
-                # Who led before remembers what was told: let it be the first.
-                self._hold_until = now + self._ttl_s
             try:
+                losses = self._driver.state.losses
+                # After a loss, who led before remembers what was told: let it be the first; and let
+                # all put back what they hold.
+                if self._repaired != losses or not self._driver.is_connected:
+                    self._hold_until = now + self._ttl_s
                 if now >= beat_at:
                     beat_at = now + self._ttl_s / 3
                     await self._own.beat()

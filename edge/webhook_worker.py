@@ -1,0 +1,34 @@
+"""Posts webhooks from a worker of its own, for nodes that should not wait for receivers:
+
+    eventbus queue work --app edge.webhook_worker --queue webhooks
+
+It has the nodes' settings, from the environment, and works beside them.
+"""
+
+from edge.config import EdgeSettings
+from edge.metrics import Metrics
+from edge.webhook_jobs import WebhookBatch
+from edge.webhook_post import Poster
+from eventbus.errors import ConfigError
+from eventbus.listeners import listen
+
+__all__ = ["post"]
+
+_settings = EdgeSettings.from_env()
+_settings.check_webhook()
+if not _settings.webhook_url:
+    raise ConfigError(
+        "BROADCAST_WEBHOOK_URL is not set, and there is nowhere to post to; allowed: an http:// or "
+        "https:// address",
+        variable="BROADCAST_WEBHOOK_URL",
+    )
+
+
+@listen(WebhookBatch)
+async def post(event: WebhookBatch) -> None:
+    """Post one batch; see Poster.process."""
+    poster = Poster(_settings, Metrics())
+    try:
+        await poster.process(event)
+    finally:
+        await poster.aclose()
