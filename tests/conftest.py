@@ -1,7 +1,15 @@
-"""Fixtures for all tests: real servers on free ports, one namespace for each test."""
+"""Fixtures for all tests: real servers on free ports, one namespace for each test.
 
+And a watch over the whole run: a test fails when a token, password or key gets into a log record of
+its process, or into what a child process writes to stderr.
+"""
+
+import asyncio
+import logging
+import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +48,78 @@ async def own_nats_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
     """A server of this test alone, to be killed and started again: stop(), then start()."""
     async with NatsServer(tmp_path / "nats") as server:
         yield server
+
+
+SECRETS = re.compile(
+    r"""
+      eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}   # a JWT (RFC 7515, 7.1)
+    | ://[^\s/:@]*:(?!\*+@)[^\s/@]+@            # a URL with a password that is not masked
+    | \bS[UAONCX][A-Z2-7]{56}\b                 # a seed of an nkey
+    | a-secret-of-(?:tests|64-bytes|webhooks) | a-password-for- | s3cr3t-pass
+    | the-(?:api-)?key-of-
+    """,
+    re.VERBOSE,
+)
+"""What never may be logged: what looks like a credential, and those that the tests use."""
+
+
+class Leaks(logging.Handler):
+    """Looks at every record of the process, and remembers where a secret stood."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at the message, and at the exceptions' own."""
+        if record.name.startswith("websockets.client"):  # the tests' client tells what it sends
+            return
+        self.look(f"a record of {record.name}", record.getMessage())
+        cause = record.exc_info[1] if record.exc_info else None
+        while cause is not None:
+            self.look(f"an exception in a record of {record.name}", str(cause))
+            cause = cause.__cause__ or cause.__context__
+
+    def look(self, where: str, text: str | bytes | None) -> None:
+        """Look at a text."""
+        if isinstance(text, bytes):
+            text = text.decode(errors="replace")
+        if text and (leak := SECRETS.search(text)):
+            start = max(0, leak.start() - 60)
+            self.found.append(f"{where}: …{text[start : leak.start()]}{leak[0][:6]}…")
+
+
+_leaks = Leaks()
+
+
+def pytest_configure() -> None:
+    """Watch the logs from the start, ours from the debug level on, and children's stderr."""
+    logging.getLogger().addHandler(_leaks)
+    for package in ("edge", "eventbus"):
+        logging.getLogger(package).setLevel(logging.DEBUG)
+    # Every fixture and test that reads a child's output does it by one of these.
+    run, run_async = subprocess.Popen.communicate, asyncio.subprocess.Process.communicate
+
+    def communicate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out, err = run(self, *args, **kwargs)
+        _leaks.look(f"stderr of {self.args!r:.80}", err)
+        return out, err
+
+    async def communicate_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out, err = await run_async(self, *args, **kwargs)
+        _leaks.look(f"stderr of process {self.pid}", err)
+        return out, err
+
+    subprocess.Popen.communicate = communicate  # type: ignore[method-assign]
+    asyncio.subprocess.Process.communicate = communicate_async  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Fail the part of a test in which a secret was logged."""
+    report = yield
+    if _leaks.found:
+        found, _leaks.found = _leaks.found, []
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} has logged secrets:\n" + "\n".join(found)
+    return report

@@ -96,8 +96,8 @@ def test_configure_takes_the_place_of_what_was_configured_before():
     try:
         configure("json", "info", stream)
         configure("json", "warning", stream)
-        logging.getLogger("edge.x").info("unheard")
-        logging.getLogger("edge.x").warning("heard")
+        logging.getLogger("other.x").info("unheard")
+        logging.getLogger("other.x").warning("heard")
         assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["heard"]
     finally:
         root.handlers[:] = before
