@@ -1,4 +1,4 @@
-/** The types of eventbus.js. See https://github.com/eventbus/eventbus/blob/main/docs/browser-client.md */
+/** The types of eventbus.js; how it behaves is told in docs/browser-client.md. */
 
 /**
  * Open a bus, which connects at once and stays connected until `close()`.
@@ -174,12 +174,12 @@ export type Handler<Data = any, Event extends string = string> = (
 ) => unknown;
 
 export type Handlers<Events> = {
-  [E in keyof Events & string]?: Handler<Events[E], E>;
-} & {
-  [E in keyof SystemEvents]?: Handler<SystemEvents[E], E>;
-} & {
-  [event: `client-${string}`]: Handler<any>;
-} & { "*"?: Handler<AnyOf<Events>> };
+  [E in (keyof Events & string) | keyof SystemEvents | "*"]?: E extends keyof Events
+    ? Handler<Events[E], E>
+    : E extends keyof SystemEvents
+      ? Handler<SystemEvents[E], E>
+      : Handler<AnyOf<Events>>;
+} & { [event: `client-${string}`]: Handler<any> };
 
 /** Why something was refused; `code` is one of those of the wire protocol, or of this client. */
 export class EventBusError extends Error {
@@ -219,7 +219,7 @@ export interface AnyChannels {
 export type Known<Channels, C extends string> = string extends C
   ? C
   : [PatternsFor<Channels, C>] extends [never]
-    ? `no channel of the contracts matches ${C}`
+    ? { "no channel of the contracts matches": C }
     : C;
 
 /** The events of a channel: those of the very name, otherwise of all patterns that match it. */
