@@ -8,6 +8,7 @@ reads the same declarations through `variables`.
 import os
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ SECRET_KEYS: Final = (
     "private_key", "credential", "cookie", "jwt",
 )  # fmt: skip
 """What keys of secrets are called, unless a setting names others."""
+FILE_SUFFIX: Final = "_FILE"
+MAX_SECRET_BYTES: Final = 65_536
 _BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
@@ -333,18 +336,45 @@ def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:
 def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
     """Make a settings struct from `environ` (the process's environment when None).
 
-    A variable that is empty counts as not set. Raises ConfigError naming the variable, its value
-    (secrets masked) and what is allowed; nothing falls back to a default in silence.
+    A variable that is empty counts as not set. A secret may stand in a file that is named by the
+    variable with `_FILE` after its name, as container platforms hand them out. Raises ConfigError
+    naming the variable, its value (secrets masked) and what is allowed; nothing falls back to a
+    default in silence.
     """
     environ = os.environ if environ is None else environ
     hints = typing.get_type_hints(struct, include_extras=True)
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(struct):
         var = _var(hints[field.name])
-        if var is None or not (text := environ.get(var.name, "").strip()):
+        if var is None or not (text := _text(var, environ)):
             continue
         values[field.name] = _convert(text, field.type, var)
     return struct(**values)
+
+
+def _text(var: Var, environ: Mapping[str, str]) -> str:
+    text = environ.get(var.name, "").strip()
+    name = f"{var.name}{FILE_SUFFIX}"
+    path = environ.get(name, "").strip() if var.secret else ""
+    if not path:
+        return text
+    if text:
+        raise ConfigError(f"{var.name} and {name} are both set; allowed: one", variable=name)
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MAX_SECRET_BYTES + 1).strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"{name}={path!r} cannot be read ({exc.__class__.__name__}); allowed: the path of a "
+            "file of text",
+            variable=name,
+        ) from None
+    if not 0 < len(text) <= MAX_SECRET_BYTES:
+        raise ConfigError(
+            f"{name}={path!r} holds no secret; allowed: 1 to {MAX_SECRET_BYTES} characters",
+            variable=name,
+        )
+    return text
 
 
 def _convert(text: str, type_: Any, var: Var) -> Any:

@@ -125,6 +125,38 @@ def test_bad_value_is_refused_naming_variable_value_and_what_is_allowed(name, va
     assert "allowed" in message
 
 
+def test_secret_may_stand_in_a_file(tmp_path):
+    (tmp_path / "password").write_text(" p4ss\n")
+    environ = {"BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "password")}
+    assert Settings.from_env(environ) == msgspec.structs.replace(Settings(), redis_password="p4ss")
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff", b"x" * 70_000])
+def test_file_without_a_secret_is_refused_naming_the_file(tmp_path, content):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"BROADCAST_REDIS_PASSWORD_FILE='{path}'") as caught:
+        Settings.from_env({"BROADCAST_REDIS_PASSWORD_FILE": str(path)})
+    assert "allowed" in str(caught.value)
+    assert caught.value.variable == "BROADCAST_REDIS_PASSWORD_FILE"
+
+
+def test_secret_and_its_file_are_not_both_given(tmp_path):
+    (tmp_path / "password").write_text("p4ss")
+    both = {
+        "BROADCAST_REDIS_PASSWORD": "other",
+        "BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "password"),
+    }
+    with pytest.raises(ConfigError, match="both set"):
+        Settings.from_env(both)
+
+
+def test_only_secrets_are_read_from_files(tmp_path):
+    (tmp_path / "host").write_text("elsewhere")
+    assert Settings.from_env({"BROADCAST_REDIS_HOST_FILE": str(tmp_path / "host")}) == Settings()
+
+
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
     flag: Annotated[bool, Var("FLAG", "a flag", "true or false")] = False
     names: Annotated[tuple[str, ...], Var("NAMES", "names", "a list")] = ()
