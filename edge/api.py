@@ -101,6 +101,8 @@ async def _members(call: _Call[NoQuery, None]) -> Members:
 
 async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
     query = call.query
+    if call.node.rules.find(call.channel).most_history == 0:
+        raise Problem("forbidden", f"the rules let nobody read the history of {call.channel}")
     page = await call.node.traffic.read_history(call.channel, query.since, query.limit)
     offset, epoch = page.position or (None, None)
     return HistoryPage(

@@ -10,7 +10,7 @@ from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
 from eventbus.errors import EventBusError
 
-__all__ = ["CaughtUp", "History", "HistoryRead"]
+__all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead"]
 
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -79,18 +79,23 @@ class History:
             fitting = _fitting(messages, max_bytes)
         return HistoryRead(fitting, page.position, page.complete)
 
-    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
+    async def catch_up(
+        self, command: Subscribe, position: Position | None, *, most: int | None = None
+    ) -> CaughtUp:
         """What a client that resumes, or asks for history, is to get first.
 
-        `position` is where the channel stands. The caller keeps what passes from before the call,
+        `position` is where the channel stands. Who has missed more than `most` messages is not
+        brought up to date. The caller keeps what passes from before the call,
         in a Backlog, so that nothing falls between. Raises an EventBusError.
         """
         resume = command.resume
         if self._driver is None or position is None:
             return CaughtUp(position, [], None if resume is None else False, 0)
+        if resume is not None and most == 0:
+            return CaughtUp(position, [], recovered=False, last=position.offset)
         if resume is None:
             return await self._last(command)
-        return await self._after(command.channel, resume)
+        return await self._after(command.channel, resume, most)
 
     async def _last(self, command: Subscribe) -> CaughtUp:
         page = await self._read((command.channel, None, command.history))
@@ -100,7 +105,7 @@ class History:
         start = Position(page.messages[0].position.offset - 1, last.epoch)
         return CaughtUp(start, self._messages(command.channel, page), None, last.offset)
 
-    async def _after(self, channel: str, resume: Position) -> CaughtUp:
+    async def _after(self, channel: str, resume: Position, most: int | None) -> CaughtUp:
         messages: list[ChannelMessage] = []
         after = resume.offset
         for number in range(_MAX_PAGES):
@@ -110,6 +115,8 @@ class History:
             if not is_ours or (number == 0 and not page.complete):
                 return CaughtUp(last, [], recovered=False, last=last.offset)
             messages += self._messages(channel, page)
+            if most is not None and len(messages) > most:
+                return CaughtUp(last, [], recovered=False, last=last.offset)
             if len(page.messages) < PAGE:
                 return CaughtUp(resume, messages, recovered=True, last=last.offset)
             position = page.messages[-1].position

@@ -81,7 +81,7 @@ class Joiner:
         backlog = traffic.hold(channel)
         traffic.wildcards.mute(channel, self._id)
         try:
-            caught_up = await traffic.catch_up(command, position)
+            caught_up = await traffic.catch_up(command, rule, position)
             if _has_members(rule):
                 await presence.enter(channel, self._connection.user, info, self._id)
                 await self._drained()  # a long list must not look like a slow client

@@ -7,10 +7,10 @@ What decides about a channel, in this order; the first that has an answer is fin
 3. the default rules (`DEFAULT_RULES`, wire-protocol.md "Default channel rules");
 4. nobody.
 
-Kind and whispers come from the first matching rule, own ones before the defaults; a channel without
-a rule is private. An authorizer's channel is never public: a default rule that says so is made
-private, so that registering a check cannot be without effect. An own rule without `join` gives kind
-and whispers and leaves the decision to the authorizer.
+Kind, whispers, history and retained messages come from the first matching rule, own ones before the
+defaults; a channel without a rule is private. An authorizer's channel is never public: a default
+rule that says so is made private, so that registering a check cannot be without effect. An own rule
+without `join` gives the rest and leaves the decision to the authorizer.
 
 A `channels` grant of a token adds to all of these: it lets its bearer in where they would not, on
 private and presence channels. It is looked at before an authorizer is asked.
@@ -94,6 +94,15 @@ class Rule(msgspec.Struct, frozen=True):
     join: Who | None = None
     """Who may join; None leaves it to an authorizer, and without one to grants."""
     whisper: Who = NOBODY
+    retain: bool = False
+    """Whether who subscribes without a place to resume gets the channel's last message."""
+    history: bool | int = True
+    """Whether clients may read stored messages, or how many of the last ones they may."""
+
+    @property
+    def most_history(self) -> int | None:
+        """How many of a channel's last messages clients may read; None for all that are held."""
+        return None if self.history is True else int(self.history)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a rule that contradicts itself, TypeError for no Pattern."""
@@ -105,6 +114,11 @@ class Rule(msgspec.Struct, frozen=True):
                     f"the rule for {self.pattern.text!r} names {{{who.user}}}, "
                     "which the pattern does not have"
                 )
+        if self.history < 0:
+            raise ValueError(
+                f"the rule for {self.pattern.text!r}: history is True, False or how many messages "
+                f"clients may read, 0 or more; got {self.history!r}"
+            )
         is_public = self.kind is ChannelKind.PUBLIC
         if is_public != (self.join is not None and self.join.anyone):
             raise ValueError(
@@ -293,7 +307,7 @@ def _first(rules: Iterable[Rule], channel: str) -> tuple[Rule, Mapping[str, str]
 
 def _left_to_authorizer(rule: Rule) -> Rule:
     kind = ChannelKind.PRIVATE if rule.kind is ChannelKind.PUBLIC else rule.kind
-    return Rule(rule.pattern, kind, None, rule.whisper)
+    return msgspec.structs.replace(rule, kind=kind, join=None)
 
 
 def _name(check: Check) -> str:

@@ -38,6 +38,8 @@ class _Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     kind: ChannelKind = ChannelKind.PRIVATE
     join: Literal["anyone", "authenticated", "authorizer", "nobody"] | _Who | None = None
     whisper: Literal["authenticated", "nobody"] | _Who = "nobody"
+    retain: bool = False
+    history: bool | Annotated[int, msgspec.Meta(ge=0)] = True
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -47,7 +49,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 _KEYS = (
     "pattern (needed); kind: public, private or presence; join: anyone, authenticated, authorizer, "
     "nobody or a table of user, roles and permissions; whisper: authenticated, nobody or such a "
-    "table"
+    "table; retain: true or false; history: true, false or how many messages clients may read"
 )
 
 
@@ -90,7 +92,14 @@ def parse_rules(text: str, source: str) -> list[Rule]:
 
 
 def _rule(given: _Rule) -> Rule:
-    return Rule(Pattern(given.pattern), given.kind, _join(given), _who(given.whisper))
+    return Rule(
+        Pattern(given.pattern),
+        given.kind,
+        _join(given),
+        _who(given.whisper),
+        retain=given.retain,
+        history=given.history,
+    )
 
 
 def _join(given: _Rule) -> Who | None:

@@ -185,7 +185,7 @@ class Session:
         except InvalidChannel as exc:
             return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
-            return [Join(command, self.channels[channel])]
+            return self.consulted(command, Allowed(self.channels[channel]))
         if (hindrance := self._hindrance(now)) is not None:
             return [failed(hindrance.code, hindrance.message, channel, command.ref)]
         return self._decide(command)
@@ -214,6 +214,9 @@ class Session:
         match decision:
             case Denied(code, message):
                 return [failed(code, message, command.channel, command.ref)]
+            case Allowed(rule) if rule.most_history == 0 and _asks_for_history(command):
+                message = f"the history of {command.channel} may not be read"
+                return [failed("forbidden", message, command.channel, command.ref)]
             case Allowed() if isinstance(command, ReadHistory):
                 return [Read(command)]
             case Allowed(rule, info):
@@ -243,7 +246,7 @@ class Session:
         except InvalidChannel as exc:
             return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
-            return [Read(command)]
+            return self.consulted(command, Allowed(self.channels[channel]))
         if self.time.has_expired(now):
             return [failed("token_expired", _EXPIRED, channel, command.ref)]
         return self._decide(command)
@@ -319,6 +322,10 @@ class Session:
 
 
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
+
+
+def _asks_for_history(command: Subscribe | ReadHistory) -> bool:
+    return isinstance(command, ReadHistory) or command.history > 0
 
 
 def _client_event(event: str) -> str:

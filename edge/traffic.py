@@ -8,13 +8,13 @@ from typing import Final
 import msgspec
 
 from edge.config import EdgeSettings
-from edge.history import CaughtUp, History
+from edge.history import MAX_PAGE_BYTES, CaughtUp, History, HistoryRead
 from edge.hub import Backlog, Hub
 from edge.interest import Interest
 from edge.metrics import Metrics
 from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed, Whisper
 from edge.quarantine import Quarantine
-from edge.rules import ChannelRules
+from edge.rules import ChannelRules, Rule
 from edge.wildcards import Wildcards
 from eventbus import tracing
 from eventbus.bus import EventBus
@@ -67,7 +67,6 @@ class Traffic:
             linger_s=settings.unsubscribe_after,
         )
         self._history = History(bus.driver, bus.subjects, _stored_message)
-        self.read_history = self._history.page
 
     @property
     def channels(self) -> int:
@@ -101,14 +100,41 @@ class Traffic:
         """Keep what passes on a channel, for a client that catches up; see Hub.release."""
         return self._hub.hold(channel, self._max_backlog)
 
-    async def catch_up(self, command: Subscribe, position: Position | None) -> CaughtUp:
+    async def catch_up(self, command: Subscribe, rule: Rule, position: Position | None) -> CaughtUp:
         """What a new subscription gets first; see History.catch_up."""
-        if command.resume is None and not command.history:
+        most = rule.most_history
+        if most is not None:
+            command = command._replace(history=min(command.history, most))
+        if command.resume is None and not command.history and not rule.retain:
             return CaughtUp(position, [], None, 0)
-        caught_up = await self._history.catch_up(command, position)
-        if caught_up.recovered is not None:
-            self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        last = command._replace(resume=None, history=max(command.history, int(rule.retain)))
+        if command.resume is None:
+            return await self._history.catch_up(last, position)
+        caught_up = await self._history.catch_up(command, position, most=most)
+        self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        if rule.retain and not caught_up.recovered:
+            # Who cannot have what it missed begins again, and so with the last message.
+            caught_up = (await self._history.catch_up(last, position))._replace(recovered=False)
         return caught_up
+
+    async def read_history(
+        self, channel: str, since: int | None, limit: int, *, max_bytes: int = MAX_PAGE_BYTES
+    ) -> HistoryRead:
+        """Stored messages, as far back as the channel's rule lets clients read; see History.page.
+
+        That the rule lets them read any is for the caller to look at. Raises an EventBusError.
+        """
+        most = self._rules.find(channel).most_history
+        if most is None:
+            return await self._history.page(channel, since, limit, max_bytes=max_bytes)
+        if since is None:
+            return await self._history.page(channel, None, min(limit, most), max_bytes=max_bytes)
+        page = await self._history.page(channel, None, most, max_bytes=max_bytes)
+        later = [one for one in page.messages if one.position and one.position.offset > since]
+        complete = len(later) < len(page.messages)
+        if not complete and len(later) < most:  # nothing is further back than may be read
+            complete = (await self._history.page(channel, since, 1)).complete
+        return HistoryRead(later[:limit], page.position, complete)
 
     async def whisper(
         self, command: Whisper, event: str, user_id: str | None, sender: str

@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+from edge.rules import ANYONE, ChannelRules, Rule
+from eventbus.channels import ChannelKind, Pattern
 from eventbus.config import Settings
 
 pytestmark = pytest.mark.redis
@@ -68,6 +70,21 @@ async def test_rules_and_tokens_hold(edge, bus, token):
     await client.next()
     await bus.publish("user.7", "note", 1)
     assert (await client.next())["data"] == 1
+
+
+async def test_retained_message_and_history_of_a_rule_are_as_elsewhere(start_edge, bus):
+    rules = ChannelRules(
+        [Rule(Pattern("price.*"), ChannelKind.PUBLIC, ANYONE, retain=True, history=False)]
+    )
+    edge = await start_edge(bus, rules=rules)
+    for price in range(3):
+        receipt = await bus.publish("price.btc", "changed", price)
+    client = await edge.connect("/ws/price.btc")
+    assert (await client.next())["event"] == "eb:subscribed"
+    retained = await client.next()
+    assert (retained["data"], retained["offset"]) == (2, receipt.offset)
+    answer = await client.ask("history", channel="price.btc", ref=1)
+    assert (answer["event"], answer["data"]["code"]) == ("eb:error", "forbidden")
 
 
 async def test_whisper_reaches_the_other_node_and_not_its_sender(start_edge, bus, settings, token):
