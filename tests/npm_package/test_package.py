@@ -77,9 +77,18 @@ def compile_strictly(project, node_modules):
     """Compile files; gives the errors as (file, line, number), and all that was said."""
 
     def compile_(*files, more=()):
-        options = "--strict --noEmit --target es2022 --lib es2022,dom --module nodenext".split()
+        options = ("--strict", "--noEmit", "--target", "es2022", "--lib", "es2022,dom")
         done = run(
-            *(node_modules / ".bin" / "tsc", *options, *more, "--pretty", "false", *files),
+            *(
+                node_modules / ".bin" / "tsc",
+                *options,
+                *more,
+                "--module",
+                "nodenext",
+                "--pretty",
+                "false",
+                *files,
+            ),
             cwd=project,
         )
         found = re.findall(r"^(\S+)\((\d+),\d+\): error TS(\d+)", done.stdout, re.MULTILINE)
