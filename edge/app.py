@@ -20,8 +20,8 @@ from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events, streamed_commands
-from edge.token_keys import TokenPolicy, read_public_key
 from edge.traces import traces
+from edge.verifying import fetched_keys, make_verifier
 from edge.websocket import answer_extensions, native_websocket
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -50,8 +50,8 @@ def create_app(
     opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules that
     it has put into `edge.channels` hold. Raises ConfigError.
     """
-    keys = _fetched_keys(settings)
-    verifier = _verifier(settings, keys)
+    keys = fetched_keys(settings)
+    verifier = make_verifier(settings, keys)
     if rules is None:
         _import_app(settings.app)
         rules = channels
@@ -76,35 +76,6 @@ def create_app(
         app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)
     app.router.add_static("/static", STATIC)
     return app
-
-
-def _fetched_keys(settings: EdgeSettings) -> Jwks | None:
-    if not settings.jwt_jwks_url:
-        return None
-    return Jwks(
-        settings.jwt_jwks_url,
-        frozenset(settings.jwt_algorithms),
-        max_age_s=settings.jwt_jwks_max_age,
-        cooldown_s=settings.jwt_jwks_cooldown,
-        timeout_s=settings.jwt_jwks_timeout,
-    )
-
-
-def _verifier(settings: EdgeSettings, keys: Jwks | None) -> TokenVerifier | None:
-    if keys is None and not (settings.jwt_secret or settings.jwt_public_key):
-        return None
-    public_key = read_public_key(settings.jwt_public_key) if settings.jwt_public_key else ""
-    return TokenVerifier(
-        TokenPolicy(
-            algorithms=settings.jwt_algorithms,
-            secret=settings.jwt_secret,
-            public_key=public_key,
-            audience=settings.jwt_audience,
-            issuer=settings.jwt_issuer,
-            leeway_s=settings.jwt_leeway,
-        ),
-        keys=keys,
-    )
 
 
 def _fetching(keys: Jwks) -> Callable[[web.Application], AsyncIterator[None]]:
