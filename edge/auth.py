@@ -127,6 +127,14 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return dict(self.info)
         return {**self.info, "name": self.name}
 
+    def presence_changes(self, before: "Claims") -> dict[str, Any]:
+        """What they see otherwise than by the token before; None for what is there no more."""
+        old, new = before.presence_info(), self.presence_info()
+        gone = dict.fromkeys(old.keys() - new.keys())
+        return gone | {
+            key: value for key, value in new.items() if key not in old or old[key] != value
+        }
+
 
 class KeySource(Protocol):
     """Where public keys come from that are known by their ids."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
@@ -19,6 +20,7 @@ from edge.effects import (
     LeavePattern,
     Read,
     Recheck,
+    Restate,
     Send,
     Survey,
     Verify,
@@ -32,6 +34,7 @@ from edge.protocols.vocabulary import (
     Authenticate,
     Command,
     Failed,
+    Presence,
     ReadHistory,
     Reply,
     Subscribe,
@@ -78,6 +81,7 @@ class Connection:
 
     async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
         """Greet the client, then join the channels that its URL asked for and was allowed."""
+        self.log.debug("opened")
         await self._carry_out(self.session.open(self._node.id))
         for command, decision in subscribe:
             await self._carry_out(self.session.consulted(command, decision))
@@ -86,8 +90,17 @@ class Connection:
         """Answer one command of the client; what comes after the close is not carried out."""
         if self.is_closing:
             return
-        await self._carry_out(self.session.receive(command, time.monotonic()))
+        try:
+            await self._carry_out(self.session.receive(command, time.monotonic()))
+        except Exception:
+            self.log.exception("%s failed", type(command).__name__)
+            self.close(CLOSE_INTERNAL, "an internal error")
         self._node.expect(self)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Where to log what concerns this connection."""
+        return of_connection(_log, self.id)
 
     def heard(self) -> None:
         """The client gave a sign of life that is no command."""
@@ -129,6 +142,7 @@ class Connection:
             self.is_closing = True
             self._may_return = not 4000 <= code < 4100  # the protocol's band of no reconnecting
             self._node.metrics.closes.labels(str(code)).inc()
+            self.log.log(_CLOSE_LEVELS.get(code, logging.DEBUG), "closing: %d %s", code, reason)
             # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
             self.outbox.flush()
             self.outbox.close()
@@ -188,13 +202,13 @@ class Connection:
                     queue.extend(await self._joiner.enter(effect))
                 case Leave() | LeavePattern():
                     self._leave(effect)
-                case Recheck(channel, question):
-                    decision = await self._node.consult(question, self.user)
-                    queue.extend(self.session.rechecked(channel, decision))
+                case Recheck(channel, question, changes):
+                    decision = await self._node.consult(question, self.user, self.id)
+                    queue.extend(self.session.rechecked(channel, decision, changes))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
-                case Attend(presence):
-                    self.send(self._node.presence.answer(presence, self.user, self.id))
+                case Attend() | Restate():
+                    self._attend(effect)
                 case Read() | Survey():
                     self.send(await look_up(self._node, effect, self.outbox.limit // 2))
                 case Heartbeat():
@@ -211,6 +225,7 @@ class Connection:
         try:
             claims = await self._node.verify(command.token)
         except TokenRejected as exc:
+            self.log.info("its token is not accepted: %s", exc.reason)
             return self.session.token_rejected(exc.code, str(exc), command.ref)
         if self.session.claims is None:
             try:
@@ -227,8 +242,18 @@ class Connection:
         fault = await self._node.traffic.whisper(command, event, user_id, self.id)
         return self.session.whispered(command, fault)
 
+    def _attend(self, effect: Attend | Restate) -> None:
+        match effect:
+            case Attend(command):
+                self.send(self._node.presence.answer(command, self.user, self.id))
+            case Restate(channel, changes) if channel in self.session.channels:
+                update = Presence(channel, changes, None)
+                answer = self._node.presence.answer(update, self.user, self.id)
+                if isinstance(answer, Failed):  # the answer to the token has been given
+                    self.send(answer)
+
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
-        decision = await self._node.consult(question, self.user)
+        decision = await self._node.consult(question, self.user, self.id)
         return self.session.consulted(command, decision)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "LeavePattern",
     "Read",
     "Recheck",
+    "Restate",
     "Send",
     "Survey",
     "Verify",
@@ -93,6 +94,15 @@ class Recheck(NamedTuple):
 
     channel: str
     question: Ask
+    changes: Mapping[str, Any] = _NOTHING
+    """What the token that raised the question says otherwise of its user."""
+
+
+class Restate(NamedTuple):
+    """Change members of the user's presence info in a channel; a None takes one away."""
+
+    channel: str
+    changes: Mapping[str, Any]
 
 
 class WhisperOut(NamedTuple):
@@ -141,6 +151,7 @@ Effect = (
     | Leave
     | LeavePattern
     | Recheck
+    | Restate
     | WhisperOut
     | Attend
     | Read

@@ -5,7 +5,8 @@ The node carries effects out in their order, and brings back what it learned thr
 handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from edge.auth import Claims
 from edge.effects import (
@@ -17,6 +18,7 @@ from edge.effects import (
     Leave,
     Read,
     Recheck,
+    Restate,
     Send,
     Survey,
     Verify,
@@ -141,11 +143,14 @@ class Session:
         self._bad_tokens = 0
         effects: list[Effect] = [Send(Authenticated(claims.user_id, claims.exp, ref))]
         if before is None or not claims.says_the_same_as(before):
-            effects += self._recheck()
+            effects += self._recheck(claims.presence_changes(before) if before else {})
         return effects
 
-    def _recheck(self) -> list[Effect]:
-        """Drop the channels that a token which says something else does not allow."""
+    def _recheck(self, changes: Mapping[str, Any]) -> list[Effect]:
+        """Drop the channels that a token which says something else does not allow.
+
+        `changes` are those of the presence info, for the channels that stay.
+        """
         effects: list[Effect] = []
         for pattern in self.patterns:
             if self.claims is None or not self.claims.is_granted_all(pattern):
@@ -153,14 +158,22 @@ class Session:
         for channel in list(self.channels):
             match self._rules.decide(channel, self.claims):
                 case Ask() as question:
-                    effects.append(Recheck(channel, question))
+                    effects.append(Recheck(channel, question, changes))
                 case decision:
-                    effects += self.rechecked(channel, decision)
+                    effects += self.rechecked(channel, decision, changes)
         return effects
 
-    def rechecked(self, channel: str, decision: Allowed | Denied) -> list[Effect]:
+    def rechecked(
+        self, channel: str, decision: Allowed | Denied, changes: Mapping[str, Any]
+    ) -> list[Effect]:
         """It is decided anew who may join a channel; without the right to it, it is dropped."""
-        return [] if isinstance(decision, Allowed) else self.revoke(channel)
+        if isinstance(decision, Denied):
+            return self.revoke(channel)
+        rule = self.channels.get(channel)
+        if rule is None or rule.kind is not ChannelKind.PRESENCE:
+            return []
+        changes = {**changes, **decision.info}
+        return [Restate(channel, changes)] if changes else []
 
     def revoke(self, channel: str) -> list[Effect]:
         """Take a channel away, and tell the client; nothing where it is not joined."""
