@@ -15,6 +15,7 @@ from eventbus.client.handlers import ANY, Handlers
 from eventbus.client.inbox import Ended, Inbox
 from eventbus.errors import ClientClosed, ClientError, ClientRefused
 from eventbus.events import Event
+from eventbus.message import encode_data
 
 if TYPE_CHECKING:
     from eventbus.client.client import EdgeClient
@@ -133,17 +134,20 @@ class Subscription:
     async def whisper(self, event: str, data: Any = None) -> None:
         """Send a client event to the channel's other connections; they get `client-<event>`.
 
-        Raises ClientRefused, ClientDisconnected, ClientClosed.
+        Raises ClientRefused, ClientDisconnected, ClientClosed; EncodingError for data that are no
+        JSON.
         """
-        fields = {"channel": self.channel, "event": event, "data": _encoded(data)}
-        await self._client.ask("whisper", **fields)
+        raw = msgspec.Raw(encode_data(data, f"the data of client event {event!r}"))
+        await self._client.ask("whisper", channel=self.channel, event=event, data=raw)
 
     async def presence(self, info: Mapping[str, Any] | None = None) -> list[Member]:
         """Who is in a presence channel; `info` is merged into one's own first.
 
         Raises what `whisper` raises.
         """
-        data = None if info is None else dict(info)
+        data = None
+        if info is not None:
+            data = msgspec.Raw(encode_data(dict(info), "the info of a member"))
         answer = await self._client.ask("presence", channel=self.channel, data=data)
         return list(msgspec.json.decode(answer.data, type=_Members).members)
 
@@ -296,10 +300,6 @@ class Subscription:
         if self._joined.done():
             _log.warning("the %s has ended: %s", self._told, error)
         self.end(error)
-
-
-def _encoded(data: Any) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(data))
 
 
 def _retrieve(future: "asyncio.Future[None]") -> None:

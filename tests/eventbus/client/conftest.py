@@ -31,18 +31,22 @@ class EdgeAt:
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "edge"),
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
             env=self.environ | environ,
         )
         async with asyncio.timeout(20):
             line = (await self.process.stdout.readline()).decode()
-        assert re.search(r"ready on http://127\.0\.0\.1", line), line
+        if not re.search(r"ready on http://127\.0\.0\.1", line):
+            out, err = await self.process.communicate()
+            raise AssertionError(f"the edge did not start: {line}{out.decode()}{err.decode()}")
+        self._log = asyncio.create_task(self.process.stderr.read())
 
     async def end(self, number=signal.SIGKILL):
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(number)
             async with asyncio.timeout(20):
                 await self.process.wait()
+                await self._log
 
 
 @pytest.fixture

@@ -1,0 +1,151 @@
+"""`eventbus token`: what is issued, what is shown, and what an edge would say."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import jwt
+import pytest
+
+SECRET = "a-secret-of-tests-that-is-32-bytes-long"
+COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "token"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*arguments, stdin="", **environ):
+        plain = {k: v for k, v in os.environ.items() if not k.startswith(("JWT_", "BROADCAST_"))}
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            check=False, capture_output=True, text=True, timeout=30, input=stdin, cwd=tmp_path,
+            env={**plain, "NO_COLOR": "1", **environ},
+        )  # fmt: skip
+
+    return run
+
+
+def sign(claims, secret=SECRET, **more):
+    standard = {"sub": "7", "aud": "websocket", "exp": time.time() + 3600}
+    return jwt.encode({**standard, **claims}, secret, **more)
+
+
+def test_issued_token_is_shown_and_accepted(run):
+    token = run("issue", "alice", "--role", "admin", "--channel", "orders.*", JWT_SECRET=SECRET)
+    assert token.returncode == 0, token.stderr
+    shown = run("inspect", stdin=token.stdout, JWT_SECRET=SECRET)
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[:3] == ["Header", "  alg  HS256  signed by", "  typ  JWT  type"]
+    assert "  sub       alice  the user's id" in lines
+    assert '  channels  ["orders.*"]  granted beyond the rules' in lines
+    assert re.search(
+        r"exp +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC, in 59 min \d+ s  expires", shown.stdout
+    )
+    assert re.fullmatch(r"✓ accepted: for another 59 min \d+ s", lines[-1])
+
+
+def test_signature_is_never_shown(run):
+    token = sign({})
+    for how in ([], ["--json"]):
+        shown = run("inspect", token, *how, JWT_SECRET=SECRET)
+        assert token.rpartition(".")[2] not in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("claims", "secret", "reason", "words"),
+    [
+        ({}, SECRET[::-1], "signature", "signature does not verify"),
+        ({"exp": 1_000_000_000}, SECRET, "expired", "the token has expired"),
+        ({"aud": "other"}, SECRET, "audience", "its aud must contain 'websocket'"),
+        ({"nbf": 9_000_000_000}, SECRET, "not_yet_valid", "its nbf lies in the future"),
+        ({"sub": ""}, SECRET, "claims", "claims cannot be used"),
+        ({"channels": ["a b"]}, SECRET, "claims", "not a channel pattern"),
+    ],
+)
+def test_refusal_is_told_in_words_with_exit_code_1(run, claims, secret, reason, words):
+    token = sign(claims, secret)
+    shown = run("inspect", token, JWT_SECRET=SECRET)
+    assert shown.returncode == 1
+    assert words in shown.stdout.splitlines()[-1]
+    assert shown.stdout.splitlines()[-1].startswith("✗ refused: ")
+    told = json.loads(run("inspect", "--json", token, JWT_SECRET=SECRET).stdout)
+    assert told["verdict"]["reason"] == reason
+    assert told["claims"]["aud"] in ("websocket", "other")
+
+
+@pytest.mark.parametrize("token", ["nonsense", "a.b.c", "..", "\x1b[31m.x.y"])
+def test_what_is_no_token_is_refused_and_moves_no_terminal(run, token):
+    shown = run("inspect", stdin=token, JWT_SECRET=SECRET)
+    assert shown.returncode == 1, shown.stderr
+    assert "✗ refused: the token is not a JWT" in shown.stdout
+    assert "\x1b" not in shown.stdout
+
+
+def test_control_characters_in_claims_are_not_written(run):
+    shown = run("inspect", sign({"name": "\x1b[2J\nsub  root"}), JWT_SECRET=SECRET)
+    assert "\x1b" not in shown.stdout
+    assert "name  [2J sub root" in shown.stdout
+
+
+def test_times_that_no_calendar_has_are_shown_as_they_are(run):
+    shown = run("inspect", sign({"exp": 10**17}), JWT_SECRET=SECRET)
+    assert "no time that a calendar has" in shown.stdout
+    assert shown.returncode == 1
+
+
+def test_unsigned_token_is_named_so(run):
+    head = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
+    shown = run("inspect", f"{head}.e30.", JWT_SECRET=SECRET)
+    assert shown.returncode == 1
+    assert "the token is not signed" in shown.stdout
+
+
+def test_without_keys_it_is_shown_and_nothing_is_said_of_it(run):
+    shown = run("inspect", sign({}))
+    assert shown.returncode == 0
+    assert "no keys to check it with: set JWT_SECRET" in shown.stdout
+
+
+def test_settings_that_cannot_be_are_told_with_exit_code_2(run):
+    shown = run("inspect", sign({}), JWT_SECRET="short")
+    assert shown.returncode == 2
+    assert "JWT_SECRET has 5 bytes; HS256 needs at least 32" in shown.stderr
+    assert run("inspect", stdin="", JWT_SECRET=SECRET).returncode == 2
+
+
+def test_secret_of_development_is_used_only_when_asked_for(run, tmp_path):
+    refused = run("issue", "alice")
+    assert refused.returncode == 2
+    assert "JWT_SECRET is not set" in refused.stderr
+    assert "--dev-secret" in refused.stderr
+    assert not (tmp_path / ".eventbus").exists()
+    token = run("issue", "alice", "--dev-secret").stdout
+    kept = tmp_path / ".eventbus" / "dev-secret"
+    assert kept.stat().st_mode & 0o077 == 0
+    assert run("inspect", "--dev-secret", stdin=token).returncode == 0
+    assert run("inspect", stdin=token, JWT_SECRET=SECRET).returncode == 1
+    assert run("issue", "bob", "--dev-secret").returncode == 0
+    assert run("inspect", "--dev-secret", stdin=token).returncode == 0, "it is the same secret"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "secret", "words"),
+    [
+        (["issue", "alice"], "short", "32 bytes or more"),
+        (["issue", ""], SECRET, "user's id is empty"),
+        (
+            ["issue", "alice", "--channel", "a b"],
+            SECRET,
+            "--channel: 'a b' is not a channel pattern",
+        ),
+    ],
+)
+def test_wrong_usage_of_issue_is_told_with_exit_code_2(run, arguments, secret, words):
+    shown = run(*arguments, JWT_SECRET=secret)
+    assert shown.returncode == 2
+    assert words in shown.stderr
+    assert shown.stdout == ""

@@ -1,0 +1,335 @@
+"""The client against real edge processes: joins, answers, errors, handlers, its end."""
+
+import asyncio
+import contextlib
+import logging
+
+import msgspec
+import pytest
+
+from eventbus import (
+    BusStateError,
+    ClientClosed,
+    ClientDisconnected,
+    ClientRefused,
+    EncodingError,
+    Event,
+    InvalidChannel,
+    InvalidPattern,
+    ShouldBroadcast,
+)
+from eventbus.client import ClientOptions, ClientState, connect
+
+
+class ParcelShipped(Event, ShouldBroadcast, channel="orders.{order_id}"):
+    order_id: int
+    carrier: str
+
+
+class Shipment(msgspec.Struct):
+    carrier: str
+
+
+@pytest.fixture
+async def edge(new_edge):
+    return await new_edge()
+
+
+@pytest.fixture
+async def client(edge, token, quick):
+    async with connect(edge.url, token=token(), options=quick) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def patience(seconds=10):
+    async with asyncio.timeout(seconds):
+        yield
+
+
+async def first(subscription, count):
+    messages = aiter(subscription)
+    async with patience():
+        return [await anext(messages) for _ in range(count)]
+
+
+async def test_messages_come_in_order_with_their_place(client, publisher):
+    orders = await client.subscribe("orders.1")
+    assert orders.is_active
+    sent = [await publisher.publish("orders.1", "Paid", {"n": n}) for n in range(20)]
+    got = await first(orders, 20)
+    assert [message.data["n"] for message in got] == list(range(20))
+    assert [message.id for message in got] == [each.id for each in sent]
+    assert [message.offset for message in got] == [each.offset for each in sent]
+    assert got[0].event == "Paid"
+    assert not any(message.after_gap for message in got)
+
+
+async def test_events_are_decoded_by_their_type_and_by_their_name(client, publisher):
+    got = asyncio.Queue()
+    await client.subscribe(
+        "orders.1", {ParcelShipped: lambda event, about: got.put((event, about))}
+    )
+    orders = await client.subscribe("orders.1")
+    orders.on("ParcelShipped", lambda data, message: got.put((data, message)), type=Shipment)
+    orders.on("Other", lambda data: got.put(("never", data)))
+
+    async def anything(data):
+        await got.put(data)
+
+    orders.on("*", anything)
+    await publisher.dispatch(ParcelShipped(order_id=1, carrier="DHL"))
+    async with patience():
+        event, about = await got.get()
+        data, message = await got.get()
+        assert await got.get() == {"order_id": 1, "carrier": "DHL"}
+    assert (event, about.channel, about.offset) == (
+        ParcelShipped(order_id=1, carrier="DHL"),
+        "orders.1",
+        message.offset,
+    )
+    assert event.event_meta.id == message.id
+    assert data == Shipment("DHL")
+    assert got.empty()
+
+
+async def test_data_that_fits_no_type_is_logged_and_stops_nothing(client, publisher, caplog):
+    got = asyncio.Queue()
+    orders = await client.subscribe("orders.1")
+    orders.on("ParcelShipped", got.put, type=Shipment)
+    await publisher.publish("orders.1", "ParcelShipped", {"carrier": 7, "card": "4111"})
+    await publisher.publish("orders.1", "ParcelShipped", {"carrier": "UPS"})
+    async with patience():
+        assert await got.get() == Shipment("UPS")
+    assert orders.failures == 1
+    assert "'ParcelShipped' of the subscription to orders.1 failed" in caplog.text
+    assert "4111" not in caplog.text
+
+
+async def test_history_is_replayed_and_read(client, publisher):
+    for n in range(10):
+        await publisher.publish("orders.1", "Paid", n)
+    orders = await client.subscribe("orders.1", history=3)
+    assert [message.data for message in await first(orders, 3)] == [7, 8, 9]
+    page = await orders.history(4)
+    assert [message.data for message in page.messages] == [6, 7, 8, 9]
+    older = await orders.history(2, since=page.messages[0].offset)
+    assert [message.data for message in older.messages] == [7, 8]
+    assert older.epoch == page.epoch
+
+
+async def test_presence_and_whispers_between_two_clients(edge, token, quick, client):
+    heard = asyncio.Queue()
+    room = await client.subscribe(
+        "presence.room",
+        {
+            "eb:presence.joined": lambda data: heard.put(("joined", data["user_id"])),
+            "eb:presence.left": lambda data: heard.put(("left", data["user_id"])),
+            "client-typing": lambda data, message: heard.put((data, message.user_id)),
+        },
+    )
+    async with connect(edge.url, token=token("8", name="Bo"), options=quick) as other, patience():
+        there = await other.subscribe("presence.room")
+        assert await heard.get() == ("joined", "8")
+        assert {member.user_id for member in await room.presence()} == {"7", "8"}
+        members = await there.presence({"mood": "fine"})
+        assert {"name": "Bo", "mood": "fine"} in [member.info for member in members]
+        await there.whisper("typing", {"on": True})
+        assert await heard.get() == ({"on": True}, "8")
+        await there.unsubscribe()
+        assert await heard.get() == ("left", "8")
+
+
+async def test_pattern_gets_each_message_once(client, publisher):
+    every = await client.subscribe("orders.*")
+    one = await client.subscribe("orders.1")
+    for n in range(3):
+        await publisher.publish("orders.1", "Paid", n)
+        await publisher.publish("orders.2", "Paid", n)
+    assert [(m.channel, m.data) for m in await first(every, 3)] == [
+        ("orders.2", n) for n in range(3)
+    ]
+    assert [m.data for m in await first(one, 3)] == [0, 1, 2]
+    await one.unsubscribe()
+    await publisher.publish("orders.1", "Paid", 3)
+    assert [(m.channel, m.data) for m in await first(every, 1)] == [("orders.1", 3)]
+
+
+@pytest.mark.parametrize(
+    ("channel", "error"),
+    [
+        ("no spaces", InvalidPattern),
+        ("", InvalidPattern),
+        ("a..b", InvalidPattern),
+        ("x" * 201, InvalidChannel),
+    ],
+)
+async def test_names_outside_the_grammar_are_refused_before_they_are_sent(client, channel, error):
+    with pytest.raises(error):
+        await client.subscribe(channel)
+
+
+async def test_what_the_edge_refuses_is_raised_with_its_code(client):
+    with pytest.raises(ClientRefused, match=r"subscribe admin: .*\(forbidden\)") as caught:
+        await client.subscribe("admin")
+    assert (caught.value.code, caught.value.channel) == ("forbidden", "admin")
+    orders = await client.subscribe("orders.1")
+    with pytest.raises(ClientRefused) as caught:
+        await orders.whisper("typing")
+    assert caught.value.code == "forbidden"
+    with pytest.raises(ClientRefused) as caught:
+        await orders.presence()
+    assert caught.value.code == "bad_request"
+    with pytest.raises(EncodingError, match="client event 'typing'"):
+        await orders.whisper("typing", object())
+    assert client.state is ClientState.CONNECTED
+
+
+async def test_static_token_that_is_refused_is_told_at_once_and_never_shown(edge, quick, caplog):
+    caplog.set_level(logging.DEBUG)
+    bad = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl"
+    with pytest.raises(ClientRefused, match="signature does not verify") as caught:
+        async with connect(edge.url, token=bad, options=quick):
+            pass
+    assert caught.value.code == "unauthorized"
+    assert bad not in caplog.text + str(caught.value)
+
+
+async def test_token_function_is_asked_again_when_its_token_is_refused(edge, token, quick):
+    tokens = iter(["bad.bad.bad", token("9")])
+
+    async def issue():
+        return next(tokens)
+
+    async with connect(edge.url, token=issue, options=quick) as client:
+        assert client.user_id == "9"
+
+
+async def test_token_function_that_fails_is_tried_again_and_its_words_are_not_logged(
+    edge, token, quick, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    calls = 0
+
+    async def issue():
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("password=hunter2")
+        return token("9")
+
+    async with connect(edge.url, token=issue, options=quick) as client:
+        assert client.user_id == "9"
+    assert "the token function failed: RuntimeError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+async def test_without_a_token_public_channels_are_heard(edge, publisher, quick):
+    async with connect(f"http://127.0.0.1:{edge.port}", options=quick) as client:
+        general = await client.subscribe("general")
+        await publisher.publish("general", "Hello", 1)
+        assert (await first(general, 1))[0].data == 1
+        with pytest.raises(ClientRefused) as caught:
+            await client.subscribe("orders.1")
+    assert caught.value.code == "unauthorized"
+
+
+async def test_no_edge_at_the_address(edge, quick):
+    options = msgspec.structs.replace(quick, open_timeout=0.5)
+    with pytest.raises(ClientDisconnected, match=r"ws://127.0.0.1:1/ws within 0.5 s: it cannot be"):
+        await connect("ws://127.0.0.1:1", options=options).open()
+    with pytest.raises(ClientRefused, match="404") as caught:
+        await connect(f"ws://127.0.0.1:{edge.port}/nowhere", options=options).open()
+    assert caught.value.code == "http_404"
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x/ws", "ws:///ws"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ValueError, match="no address of an edge"):
+        connect(url)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="buffer=0"):
+        ClientOptions(buffer=0)
+    with pytest.raises(ValueError, match="longer than last_delay"):
+        ClientOptions(first_delay=60)
+    with pytest.raises(TypeError, match="a token is"):
+        connect("ws://x", token=7)
+
+
+async def test_client_that_is_not_open_says_so():
+    client = connect("ws://127.0.0.1:1")
+    with pytest.raises(BusStateError, match="async with"):
+        await client.subscribe("general")
+    await client.aclose()
+
+
+async def test_closing_ends_iteration_requests_and_handlers_and_leaves_no_task(edge, token, quick):
+    before = asyncio.all_tasks()
+    client = connect(edge.url, token=token(), options=quick)
+    await client.open()
+    states = []
+    client.on_state(lambda change: states.append(change.state))
+    orders = await client.subscribe("orders.1", {"Paid": lambda _: asyncio.sleep(60)})
+    plain = await client.subscribe("orders.2")
+    reading = asyncio.create_task(anext_or_end(plain))
+    joining = asyncio.create_task(client.subscribe("orders.3"))
+    async with patience(5):
+        await joining
+        await client.aclose()
+        assert await reading == "ended"
+    assert asyncio.all_tasks() == before
+    assert states == [ClientState.CLOSED]
+    with pytest.raises(ClientClosed, match="the client was closed"):
+        await client.subscribe("orders.1")
+    with pytest.raises(ClientClosed):
+        await orders.whisper("x")
+    await client.aclose()
+
+
+async def anext_or_end(subscription):
+    async for message in subscription:
+        return message
+    return "ended"
+
+
+async def test_handler_may_close_the_client(edge, token, quick, publisher):
+    before = asyncio.all_tasks()
+    done = asyncio.Event()
+    client = connect(edge.url, token=token(), options=quick)
+    await client.open()
+
+    async def close(_):
+        await client.aclose()
+        done.set()
+
+    await client.subscribe("orders.1", {"Paid": close})
+    await publisher.publish("orders.1", "Paid", 1)
+    async with patience():
+        await done.wait()
+        await asyncio.gather(*(asyncio.all_tasks() - before))
+    assert client.state is ClientState.CLOSED
+
+
+async def test_cancelled_open_and_subscribe_leave_nothing(edge, token, quick):
+    before = asyncio.all_tasks()
+    for pause in (0, 0.001, 0.003, 0.01):
+        client = connect(edge.url, token=token(), options=quick)
+        opening = asyncio.create_task(client.open())
+        await asyncio.sleep(pause)
+        if opening.cancel():
+            with contextlib.suppress(asyncio.CancelledError):
+                await opening
+        else:  # it was faster
+            await client.aclose()
+        assert client.state is ClientState.CLOSED
+        assert not {task for task in asyncio.all_tasks() - before if not task.done()}
+    async with connect(edge.url, token=token(), options=quick) as client:
+        joining = asyncio.create_task(client.subscribe("orders.1"))
+        await asyncio.sleep(0)
+        joining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await joining
+        again = await client.subscribe("orders.1")
+        assert again.is_active
