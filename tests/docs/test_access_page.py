@@ -32,6 +32,8 @@ def rules(tmp_path):
 
 def test_the_file_of_the_page_says_what_its_comments_say(rules):
     assert isinstance(rules.decide("news.today", None), Allowed)
+    assert isinstance(rules.decide("prices.btc", None), Allowed)
+    assert (rules.find("prices.btc").retain, rules.find("prices.btc").most_history) == (True, 0)
     assert isinstance(rules.decide("orders.7.new", user("7")), Allowed)
     assert isinstance(rules.decide("orders.7.new", user("8")), Denied)
     assert isinstance(rules.decide("orders.7.new", user("8", roles={"clerk"})), Allowed)
