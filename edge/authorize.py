@@ -9,14 +9,17 @@ from typing import Any, Final
 import msgspec
 
 from edge.auth import Claims
+from edge.logs import of_connection
 from edge.rules import Allowed, Ask, Denied, Fault
 
 __all__ = ["ask"]
 
-log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger(__name__)
 
 
-async def ask(question: Ask, claims: Claims, *, limit_s: float) -> Allowed | Denied:
+async def ask(
+    question: Ask, claims: Claims, *, limit_s: float, connection_id: str | None = None
+) -> Allowed | Denied:
     """Put `question` to its authorizer and give its answer.
 
     An exception, an answer after `limit_s` seconds, and one that is neither a bool nor a mapping
@@ -24,6 +27,7 @@ async def ask(question: Ask, claims: Claims, *, limit_s: float) -> Allowed | Den
     is raised.
     """
     authorizer, channel = question.authorizer, question.channel
+    log = of_connection(_log, connection_id)
     given = dict(question.captures)
     if authorizer.takes_channel:
         given["channel"] = channel

@@ -5,7 +5,7 @@ import collections
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from edge.auth import Claims, TokenRejected
 from edge.effects import (
@@ -28,6 +28,7 @@ from edge.effects import (
 )
 from edge.joining import CLOSE_TOO_SLOW, Joiner
 from edge.limits import Full, Place
+from edge.logs import of_connection
 from edge.look_up import look_up
 from edge.outbox import Outbox
 from edge.protocols.vocabulary import (
@@ -46,7 +47,13 @@ from edge.session import Session
 if TYPE_CHECKING:
     from edge.node import Node
 
-__all__ = ["CLOSE_TOO_SLOW", "Connection", "Peer", "let_go"]
+__all__ = ["CLOSE_INTERNAL", "CLOSE_TOO_SLOW", "Connection", "Peer", "let_go"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
+_CLOSE_LEVELS: Final = {CLOSE_TOO_SLOW: logging.INFO}
+"""What an operator should see by default; the other ends are the clients' daily life."""
 
 
 class Peer(Protocol):

@@ -8,7 +8,7 @@ from typing import Final, Literal, TextIO
 
 import msgspec
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "of_connection"]
 
 LogFormat = Literal["console", "json"]
 
@@ -29,6 +29,13 @@ def configure(form: LogFormat, level: str, stream: TextIO | None = None) -> None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def of_connection(
+    logger: logging.Logger, connection_id: str | None
+) -> logging.LoggerAdapter[logging.Logger]:
+    """A logger whose records tell of one connection; None where there is none yet."""
+    return logging.LoggerAdapter(logger, {"connection": connection_id})
 
 
 class ConsoleFormatter(logging.Formatter):

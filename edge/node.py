@@ -17,7 +17,7 @@ from edge.authorize import ask
 from edge.background import Background
 from edge.census import Census
 from edge.config import EdgeSettings
-from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
+from edge.connection import CLOSE_INTERNAL, CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
 from edge.gauges import read_gauges
 from edge.hub import Hub
@@ -43,7 +43,6 @@ __all__ = ["Node"]
 _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
-CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _MAX_BACKGROUND: Final = 1000
 _TICK_S: Final = 0.25
 
@@ -196,7 +195,7 @@ class Node:
             self._deadlines.cancel(connection.id)
             self._due.pop(connection.id, None)
             self.metrics.connections.dec()
-            _log.debug("connection %s has ended", connection.id)
+            connection.log.debug("ended")
 
     def expect(self, connection: Connection) -> None:
         """Make sure that the connection is looked at in time.
@@ -230,8 +229,8 @@ class Node:
         try:
             connection.tick(now)
             self.expect(connection)
-        except Exception:  # noqa: BLE001 - one connection's fault must not stop all others' time
-            _log.exception("connection %s failed in time", connection.id)
+        except Exception:
+            connection.log.exception("its clock failed")
             connection.close(CLOSE_INTERNAL, "an internal error")
 
     def _too_slow(self, outbox: Outbox) -> None:
@@ -288,9 +287,12 @@ class Node:
         count = drop(revocation, list(self.connections.values()))
         _log.info("a revocation has ended %d connections or subscriptions", count)
 
-    async def consult(self, question: Ask, claims: Claims) -> Allowed | Denied:
+    async def consult(
+        self, question: Ask, claims: Claims, connection_id: str | None = None
+    ) -> Allowed | Denied:
         """Ask an authorizer of the application; one that fails, or takes too long, denies."""
-        decision = await ask(question, claims, limit_s=self.settings.authorizer_timeout)
+        limit_s = self.settings.authorizer_timeout
+        decision = await ask(question, claims, limit_s=limit_s, connection_id=connection_id)
         if isinstance(decision, Denied) and decision.fault:
             self.metrics.authorizer_faults.labels(decision.fault).inc()
         return decision

@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from edge.logs import ConsoleFormatter, JsonFormatter, configure
+from edge.rules import ChannelRules
 from eventbus.cli.tokens import issue_token
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -102,3 +103,41 @@ def test_configure_takes_the_place_of_what_was_configured_before():
     finally:
         root.handlers[:] = before
         root.setLevel(level)
+
+
+async def test_what_concerns_a_connection_names_it_in_the_log(start_edge, bus, token, caplog):
+    rules = ChannelRules()
+
+    @rules.authorize("team.{team_id}")
+    async def check(user, team_id):
+        raise LookupError("the application's own fault")
+
+    edge = await start_edge(bus, rules=rules)
+    client = await edge.connect(token=token())
+    connection_id = client.greeting["data"]["connection_id"]
+    assert await client.error("subscribe", channel="team.7") == "forbidden"
+    edge.node.connections[connection_id].close(4201, "too slow: says the test")
+    assert await client.closed() == 4201
+    told = [r for r in caplog.records if getattr(r, "connection", None) == connection_id]
+    names = {record.name for record in told}
+    assert {"edge.authorize", "edge.connection"} <= names
+    for record in told:
+        line = json.loads(JsonFormatter().format(record))
+        assert line["connection"] == connection_id
+        assert f"[connection={connection_id}]" in ConsoleFormatter().format(record)
+    assert [r.levelname for r in told if "closing: 4201" in r.getMessage()] == ["INFO"]
+
+
+async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_its_id(
+    edge, caplog, monkeypatch
+):
+    client, other = await edge.connect(), await edge.connect()
+    connection_id = client.greeting["data"]["connection_id"]
+    monkeypatch.setattr(
+        edge.node.connections[connection_id].session, "receive", lambda *_: 1 / 0, raising=True
+    )
+    await client.send("ping")
+    assert await client.closed() == 1011
+    assert await other.hears_nothing()
+    [record] = [r for r in caplog.records if r.exc_info]
+    assert (record.connection, record.name) == (connection_id, "edge.connection")
