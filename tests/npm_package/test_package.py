@@ -136,3 +136,13 @@ def test_each_mistake_is_found_and_nothing_else(compile_strictly, project):
 def test_misspelt_channel_is_named_in_the_error(compile_strictly):
     _, said = compile_strictly("rejected/orders.ts")
     assert """no channel of the contracts matches": "ordres.42\"""" in said
+
+
+def test_documented_program_has_the_one_error_that_it_shows(compile_strictly, project):
+    page = (ROOT / "docs" / "browser-client.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"^```ts\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (project / "documented.ts").write_text(program)
+    wrong = [n for n, line in enumerate(program.splitlines(), 1) if "// error:" in line]
+    errors, said = compile_strictly("documented.ts")
+    assert [line for _, line, _ in errors] == wrong, said
+    assert len(wrong) == 1
