@@ -18,12 +18,11 @@ from edge.presence import (
     encode_entry,
     encode_info,
     key_of,
-    keys_of,
     own_keys_of,
-    parts_of,
     token_of,
 )
 from edge.presence_nodes import LiveNodes
+from edge.presence_read import read_room
 from edge.presence_watch import TICK_S, WatchedRoom, keep_in_step
 from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import Capability, Driver, StateDriver
@@ -142,11 +141,7 @@ class PresenceKeeper:
         watched = self._watched.get(channel)
         if (watched is not None and watched.is_read) or not self._shares:
             return self.members(channel)
-        room = Room(await self._nodes.signs())
-        for key, value in (await self._driver.state.entries(keys_of(channel))).items():
-            node, token = parts_of(key)
-            if (entry := decode_entry(token, value)) is not None:
-                room.put(node, token, entry)
+        room = await read_room(self._driver, await self._nodes.signs(), channel)
         return room.members, len(room)
 
     async def aclose(self) -> None:

@@ -9,11 +9,16 @@ from typing import Final
 from eventbus.drivers.base import StateDriver, Subscription
 from eventbus.errors import EventBusError
 
-__all__ = ["LiveNodes"]
+__all__ = ["LiveNodes", "signs_of"]
 
 _log = logging.getLogger(__name__)
 
 _ROOT: Final = "node."
+
+
+async def signs_of(driver: StateDriver) -> set[str]:
+    """The nodes that the bus has a sign of, this moment. Raises a DriverError."""
+    return {key.removeprefix(_ROOT) for key in await driver.state.entries(f"{_ROOT}*")}
 
 
 class LiveNodes:
@@ -56,7 +61,7 @@ class LiveNodes:
 
     async def signs(self) -> set[str]:
         """The nodes that the bus has a sign of, this moment. Raises a DriverError."""
-        return {key.removeprefix(_ROOT) for key in await self._driver.state.entries(f"{_ROOT}*")}
+        return await signs_of(self._driver)
 
     def beat_now(self) -> None:
         """Give a sign at once: the last one may be lost."""

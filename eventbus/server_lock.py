@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import IO, Final
@@ -18,10 +19,11 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["lock_folder", "write_holder"]
+__all__ = ["lock_folder", "running_server", "write_holder"]
 
 _NAME: Final = "lock"
 _POLL_S: Final = 0.02
+_CONNECT_S: Final = 2.0
 
 
 async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
@@ -44,6 +46,23 @@ async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
         raise
     write_holder(file, "")
     return file
+
+
+def running_server(folder: Path) -> str:
+    """The address of the server that has its data in a folder; empty where none runs.
+
+    It is what the folder's lock file says, when the process that has written it lives and the
+    server takes connections. The lock itself is not touched: who starts a server may want it.
+    """
+    pid, url = _holder(folder / _NAME)
+    if not url or not _is_alive(pid):
+        return ""
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return ""
+    return url
 
 
 async def _take(file: IO[str], folder: Path, wait: float) -> None:

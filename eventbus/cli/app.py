@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eventbus.cli import nodes, queue, schema, setup, tokens
+from eventbus.cli import broadcast, nodes, queue, revoke, schema, setup, subjects, tokens
 
 __all__ = ["app", "main"]
 
@@ -15,10 +15,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(broadcast.app, name="broadcast")
 app.add_typer(nodes.app, name="edge")
 app.add_typer(queue.app, name="queue")
 app.add_typer(schema.app, name="schema")
+app.add_typer(subjects.app, name="subjects")
 app.add_typer(tokens.app, name="token")
+app.command("revoke")(revoke.revoke)
 app.command("dev")(nodes.dev)
 app.command("setup")(setup.setup)
 

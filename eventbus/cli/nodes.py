@@ -13,7 +13,7 @@ import typer
 
 from eventbus.cli.tokens import issue_token
 
-__all__ = ["app", "dev"]
+__all__ = ["Host", "Port", "Workers", "app", "dev", "run"]
 
 app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
 
@@ -24,15 +24,14 @@ Port = Annotated[
 ]
 
 
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=256, help="Processes on one port.  [BROADCAST_WORKERS]"),
+]
+
+
 @app.command("run")
-def run(
-    host: Host = None,
-    port: Port = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Processes on one port.  [BROADCAST_WORKERS]"),
-    ] = None,
-) -> None:
+def run(host: Host = None, port: Port = None, workers: Workers = None) -> None:
     """Run an edge node: WebSockets on one side, the bus on the other.
 
     Settings come from the environment. SIGTERM drains it.

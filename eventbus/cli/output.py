@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Json", "console", "fail", "one_line", "print_table", "write_json"]
+__all__ = ["Json", "console", "fail", "one_line", "print_table", "span", "write_json"]
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 """The option of every command that has results."""
@@ -51,6 +51,18 @@ def one_line(text: str, limit: int = 60) -> str:
     """Text from outside as one short line: no control characters, which could move a terminal."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: `45s`, `12m`, `3h 05m`, `9d 4h`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m"
+    if whole < 86_400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02}m"
+    return f"{whole // 86_400}d {whole % 86_400 // 3600}h"
 
 
 def print_table(
