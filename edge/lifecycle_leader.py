@@ -54,6 +54,8 @@ class LeaderOptions(NamedTuple):
     events: tuple[LifecycleName, ...]
     batch: int
     wait_s: float
+    ttl_s: float
+    """How long a node that gives no sign of life counts as alive."""
 
 
 class _Side:
@@ -136,8 +138,10 @@ class Leader:
         for side in self._sides.values():
             await side.signs.start()
             await side.entries.start()
-        found = await state.entries(f"{LEDGER}>")
         is_lost = knew_of_another and not await state.entries(MARK)
+        if is_lost:
+            await asyncio.sleep(self._options.ttl_s)  # in which the nodes put back what they hold
+        found = await state.entries(f"{LEDGER}>")
         for key, value in found.items():
             if (told := decode_told(value)) is not None:
                 self._note(key, told)

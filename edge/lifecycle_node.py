@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _TICK_S: Final = 0.1
 _CLOSE_S: Final = 5.0
 _GAUGE_S: Final = 5.0
+_FIRST_S: Final = 5.0
+"""How long, at least, the node that led before a loss has to claim the lease before others do."""
 
 
 class _Heard(msgspec.Struct, frozen=True):
@@ -177,7 +179,7 @@ class Lifecycle:
         await self._own.repair()
         if keep_missing:
             self._repaired = losses
-            self._hold_until = time.monotonic() + self._ttl_s
+            self._hold_until = time.monotonic() + max(self._ttl_s, _FIRST_S)
         if self._leader is not None:
             await self._leader.synchronize(keep_missing=keep_missing)
 
@@ -196,7 +198,7 @@ class Lifecycle:
                 # After a loss, who led before remembers what was told: let it be the first; and let
                 # all put back what they hold.
                 if self._repaired != losses or not self._driver.is_connected:
-                    self._hold_until = now + self._ttl_s
+                    self._hold_until = now + max(self._ttl_s, _FIRST_S)
                 if now >= beat_at:
                     beat_at = now + self._ttl_s / 3
                     await self._own.beat()
@@ -228,7 +230,10 @@ class Lifecycle:
         assert self._outlet is not None, "made at the start"
         settings = self._settings
         options = LeaderOptions(
-            settings.lifecycle_events, settings.webhook_batch, settings.webhook_wait
+            settings.lifecycle_events,
+            settings.webhook_batch,
+            settings.webhook_wait,
+            self._ttl_s,
         )
         self._leader = Leader(
             self._driver, options, self._outlet, may_lead=self._may_lead, confirm=self._confirm

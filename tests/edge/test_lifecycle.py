@@ -255,7 +255,7 @@ async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, star
         await own_nats_server.stop()
         await asyncio.sleep(2)  # longer than leases and signs of life last
         await own_nats_server.start()
-        await told.nothing(5)
+        await told.nothing(8)
         late = await nodes[0].connect("/ws/public")
         await told.until(("occupied", "public"))
         await leave(late, stays)
@@ -278,7 +278,7 @@ async def test_when_nats_loses_its_memory_and_the_leader_dies_what_is_held_count
         await own_nats_server.stop()
         process.process.kill()
         await own_nats_server.start()
-        await told.nothing(4)
+        await told.nothing(10)  # longer than another node waits before it leads
         late = await edge.connect("/ws/announcements")
         await told.until(("occupied", "announcements"))
         await leave(here, late)
