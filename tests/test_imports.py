@@ -77,6 +77,7 @@ DOORS = {
     "typer": {"eventbus.cli"},
     "uuid_utils": {"eventbus.message", "eventbus.drivers.memory"},
     "uvloop": {"edge.__main__", "eventbus.cli"},
+    "watchfiles": {"eventbus.cli.dev"},
 }  # fmt: skip
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 

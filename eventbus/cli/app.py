@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from eventbus.cli import broadcast, nodes, queue, revoke, schema, setup, subjects, tokens
+from eventbus.cli import broadcast, dev, nodes, queue, revoke, schema, setup, subjects, tokens
 
 __all__ = ["app", "main"]
 
@@ -22,7 +22,7 @@ app.add_typer(schema.app, name="schema")
 app.add_typer(subjects.app, name="subjects")
 app.add_typer(tokens.app, name="token")
 app.command("revoke")(revoke.revoke)
-app.command("dev")(nodes.dev)
+app.command("dev")(dev.dev)
 app.command("setup")(setup.setup)
 
 

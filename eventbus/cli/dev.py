@@ -182,8 +182,7 @@ class _Development:
             await asyncio.wait({stopped, self._edge.ended}, return_when=asyncio.FIRST_COMPLETED)
             return 0 if stopped.done() else (self._edge.process.returncode or 1)
         async for changed in self._changes():
-            names = ", ".join(sorted(os.path.relpath(path) for path in changed)[:3])
-            self._say(f"changed: {names}: starting anew", "cyan")
+            self._say(f"changed: {_names(changed)}: starting anew", "cyan")
             await self._start()
         return 0
 
@@ -204,6 +203,7 @@ class _Development:
                 self._say(f"the edge could not start{kept}{more}", "red")
             return False
         self._edge = new
+        new.ended.add_done_callback(lambda _: self._on_end(new))
         self._environ["BROADCAST_WEBSOCKET_PORT"] = new.address.rpartition(":")[2]
         if old is None:
             self._tell(new.address)
@@ -212,14 +212,15 @@ class _Development:
             self._say(f"ready again on {new.address}", "green")
         return True
 
+    def _on_end(self, edge: _Edge) -> None:
+        if edge is self._edge and not self._stop.is_set():
+            self._say(f"the edge has ended (exit code {edge.process.returncode})", "red")
+
     async def _changes(self) -> AsyncIterator[set[str]]:
         assert self._folders is not None
         rules_file = self._environ.get("BROADCAST_RULES", "")
-        folders: Iterable[Path] = self._folders
-        if rules_file and Path(rules_file).parent.is_dir():
-            folders = {*folders, Path(rules_file).absolute().parent}
         async for changes in watchfiles.awatch(
-            *folders,
+            *_folders(self._folders, rules_file),
             watch_filter=_Watched(rules_file),
             debounce=_SETTLE_MS * 2,
             step=_SETTLE_MS // 2,
@@ -263,8 +264,8 @@ class _Development:
             self._out.print(Text(about, style="bold"))
             typer.echo(self._token)  # on one line, to be copied
         if self._folders is not None:
-            names = ", ".join(os.path.relpath(folder) for folder in self._folders)
-            self._out.print(Text(f"  watching {names}; Ctrl-C ends it", style="dim"))
+            about = f"  watching {_names(map(str, self._folders))}; Ctrl-C ends it"
+            self._out.print(Text(about, style="dim"))
         sys.stdout.flush()
 
     def _say(self, text: str, style: str) -> None:
@@ -283,3 +284,14 @@ async def _nats_server(settings: Settings) -> AsyncIterator[str]:
         return
     async with NatsServer(Path(settings.nats_data), port=settings.nats_port) as server:
         yield server.url
+
+
+def _folders(folders: Iterable[Path], rules_file: str) -> set[Path]:
+    """The folders to watch: the rules file's too."""
+    rules = Path(rules_file).absolute().parent
+    return {*folders, rules} if rules_file and rules.is_dir() else {*folders}
+
+
+def _names(paths: Iterable[str]) -> str:
+    """The first few of the paths, as seen from here."""
+    return ", ".join(sorted(os.path.relpath(path) for path in paths)[:3])

@@ -1,4 +1,4 @@
-"""`eventbus edge run` and `eventbus dev`: an edge node in this process.
+"""`eventbus edge run`: an edge node in this process.
 
 The edge is started as the module it is, `python -m edge`: the library does not import it. Options
 stand for the settings of the same meaning.
@@ -6,14 +6,11 @@ stand for the settings of the same meaning.
 
 import os
 import runpy
-import secrets
 from typing import Annotated
 
 import typer
 
-from eventbus.cli.tokens import issue_token
-
-__all__ = ["Host", "Port", "Workers", "app", "dev", "run"]
+__all__ = ["Host", "Port", "Workers", "app", "run"]
 
 app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
 
@@ -41,26 +38,6 @@ def run(host: Host = None, port: Port = None, workers: Workers = None) -> None:
     _set("BROADCAST_WEBSOCKET_HOST", host)
     _set("BROADCAST_WEBSOCKET_PORT", port)
     _set("BROADCAST_WORKERS", workers)
-    runpy.run_module("edge", run_name="__main__", alter_sys=True)
-
-
-def dev(host: Host = None, port: Port = None) -> None:
-    """Run everything for development: a nats-server of its own, and an edge node.
-
-    Without JWT_SECRET, a secret is made for this run, and a token printed that may join anything.
-
-    Example: eventbus dev --port 8080
-    """
-    _set(
-        "BROADCAST_WEBSOCKET_HOST", host or os.environ.get("BROADCAST_WEBSOCKET_HOST", "127.0.0.1")
-    )
-    _set("BROADCAST_WEBSOCKET_PORT", port)
-    if not (os.environ.get("JWT_SECRET") or os.environ.get("JWT_PUBLIC_KEY")):
-        secret = secrets.token_urlsafe(32)
-        os.environ["JWT_SECRET"] = secret
-        token = issue_token(secret, "dev", name="Dev", roles=["admin"], channels=[">"])
-        typer.secho("token for an hour, user dev, any channel:", fg=typer.colors.CYAN)
-        typer.echo(token)
     runpy.run_module("edge", run_name="__main__", alter_sys=True)
 
 
