@@ -150,13 +150,16 @@ class NatsDriver:
             raise
         self._state = "open"
         self._start(self._listeners.run())
+        if settings.retention:
+            self._start(self._classes.tell_leftovers())
 
     async def prepare(self) -> tuple[str, ...]:
         """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
         self._require_open()
         await self._queues.ensure_streams()
         await self._entries.ensure()
-        return (self._stream.name, self._queues.name, self._queues.failed.name, self._entries.name)
+        queues = (self._queues.name, self._queues.failed.name)
+        return (self._stream.name, *self._classes.names, *queues, self._entries.name)
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS

@@ -105,6 +105,11 @@ class ClassStreams:
             if one.seconds > settings.history_seconds or one.max_bytes is not None
         }
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The streams' names."""
+        return tuple(config["name"] for config in self._configs.values())
+
     def of(self, event_subject: str) -> RetentionClass | None:
         """What holds for a subject beyond what its stream does by itself; None for nothing."""
         if not self.retention.classes:
@@ -168,6 +173,32 @@ class ClassStreams:
             answer = await self._ask(what, name, question)
             if answer.error is not None:
                 raise ConnectionFailed(f"stream {name}: {answer.error}", driver=DRIVER)
+
+    async def tell_leftovers(self) -> None:
+        """Log which streams keep classes that are no longer configured: they are left alone."""
+        try:
+            for name in await self._leftovers():
+                _log.warning(
+                    "stream %s is of a class that BROADCAST_RETENTION does not have: it goes on "
+                    "keeping messages until it is removed (nats stream rm)",
+                    name,
+                )
+        except ConnectionFailed as exc:  # a user may lack the right to list streams
+            _log.info("looking for streams of classes that are not configured: %s", exc)
+
+    async def _leftovers(self) -> list[str]:
+        answer = await ask(self._connection, "STREAM.NAMES", {}, self._timeout)
+        others = [
+            name
+            for name in answer.body.get("streams") or []
+            if name.startswith(f"{self._stream.name}_") and name not in self.names
+        ]
+        infos = [await self._ask("INFO", name) for name in others]
+        return [
+            name
+            for name, info in zip(others, infos, strict=True)
+            if _EPOCH in (info.config.get("metadata") or {})
+        ]
 
     def _is_ours(self, found: dict[str, Any]) -> bool:
         metadata = found.get("metadata") or {}

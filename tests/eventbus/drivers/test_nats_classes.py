@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 
 import msgspec
 import nats
@@ -11,7 +12,6 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.nats import NatsDriver
 
-CLASS = "own.orders.*_"
 LONG = "orders.>:50/1h/4MiB"
 
 
@@ -122,6 +122,45 @@ async def test_the_class_and_what_is_newer_are_one(brief, subjects, raw):
         assert offsets(page) == given[4:]
         assert page.complete
         assert offsets(await driver.read(live, after=None, limit=15)) == given[-15:]
+
+
+async def test_the_last_of_many_messages_are_found_in_either_stream(brief, subjects, raw):
+    settings = msgspec.structs.replace(brief, history_seconds=3, retention="orders.>:3000/1h/16MiB")
+    async with opened(settings) as driver:
+        publishing = (driver.publish(subjects.event("orders.42"), b"{}") for _ in range(3000))
+        given = sorted(one.position.offset for one in await asyncio.gather(*publishing))
+        live = subjects.live("orders.42")
+        for _ in ("of events", "of the class"):
+            for limit in (1, 2, 10, 700, 2999, 3000, 5000):
+                page = await driver.read(live, after=None, limit=limit)
+                assert offsets(page) == given[-limit:], limit
+            for index in (0, 1, 1500, 2998):
+                page = await driver.read(live, after=given[index], limit=7)
+                assert offsets(page) == given[index + 1 : index + 8], index
+                assert page.complete
+            await until_forgotten(raw)
+
+
+async def test_streams_of_classes_that_are_not_configured_are_told_and_left_alone(
+    brief, subjects, raw, caplog
+):
+    async with opened(brief):
+        name = (await class_info(raw))["config"]["name"]
+    caplog.clear()
+    told = asyncio.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.set() if name in record.getMessage() else None
+    logger = logging.getLogger("eventbus.drivers.nats_classes")
+    logger.addHandler(handler)
+    try:
+        async with opened(msgspec.structs.replace(brief, retention="other.*:1/1h/1MiB")):
+            async with asyncio.timeout(10):
+                await told.wait()
+    finally:
+        logger.removeHandler(handler)
+    assert name in await names(raw)
+    (record,) = [one for one in caplog.records if name in one.getMessage()]
+    assert "nats stream rm" in record.getMessage()
 
 
 async def test_publishers_that_know_nothing_of_us_are_kept_too(brief, subjects, raw):
