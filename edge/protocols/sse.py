@@ -116,7 +116,7 @@ def decode_commands(text: str, most: int) -> list[Subscribe | SubscribePattern |
     """The commands in a POST's body: a JSON array of what a WebSocket's client sends as frames.
 
     A single one that is malformed is answered within the stream, as it is over WebSockets. Raises
-    InvalidCommands for anything but an array of 1 to `most` commands to subscribe.
+    InvalidCommands for anything but an array of at most `most` commands to subscribe.
     """
     try:
         frames = _decode_frames(text)
@@ -124,8 +124,8 @@ def decode_commands(text: str, most: int) -> list[Subscribe | SubscribePattern |
         raise InvalidCommands(f"it is not a JSON array of commands: {exc}") from None
     except RecursionError:
         raise InvalidCommands("its JSON is nested too deeply") from None
-    if not 1 <= len(frames) <= most:
-        raise InvalidCommands(f"it has {len(frames)} commands: 1 to {most} are allowed")
+    if len(frames) > most:
+        raise InvalidCommands(f"it has {len(frames)} commands: at most {most} are allowed")
     commands: list[Subscribe | SubscribePattern | Malformed] = []
     for number, frame in enumerate(frames):
         command = decode(bytes(frame).decode())

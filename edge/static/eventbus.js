@@ -406,8 +406,9 @@ class Bus extends Emitter {
 
   #wake() {
     if (globalThis.document?.visibilityState === "hidden") return;
-    if (this.state === "connected") this.#listen(1);
-    else if (this.state !== "connecting") {
+    if (this.state === "connected") {
+      if (this.#socket) this.#listen(1); // a stream cannot be asked
+    } else if (this.state !== "connecting") {
       this.#after("retry", Math.random() * this.#minDelay, () => this.reconnect());
     }
   }

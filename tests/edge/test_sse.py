@@ -426,7 +426,6 @@ async def test_stream_by_post_resumes_each_channel_where_its_client_says(edge, b
 @pytest.mark.parametrize(
     ("body", "query", "expected"),
     [
-        (b"[]", "", 400),
         (b"{}", "", 400),
         (b"[1", "", 400),
         (b"\xff", "", 400),
@@ -449,6 +448,12 @@ async def test_body_that_is_no_list_of_subscribes_opens_no_stream(
         assert response.status == expected
         assert response.content_type == "application/problem+json"
     assert edge.node.connections == {}
+
+
+async def test_stream_without_commands_waits_for_its_client_to_know_better(edge, command):
+    stream = await command(edge)
+    await edge.node.drain()
+    assert (await stream.next())["event"] == "eb:closing"
 
 
 async def test_body_of_another_type_or_origin_is_refused(edge, http):
