@@ -8,6 +8,7 @@ import pytest
 
 from eventbus.bus import EventBus
 from eventbus.config import Settings
+from eventbus.server import NatsServer
 
 PATIENCE_S = 10.0
 
@@ -110,3 +111,20 @@ async def test_on_other_drivers_nodes_start_all_the_same(start_edge):
     edge = await start_edge(Settings(driver="memory"))
     client = await edge.connect()
     await client.subscribe("general")
+
+
+async def test_node_without_the_right_to_be_a_service_works_all_the_same(
+    start_edge, namespace, tmp_path, caplog
+):
+    permissions = {"publish": ">", "subscribe": {"allow": ">", "deny": "$SRV.>"}}
+    user = {"user": "edge", "password": "pw", "permissions": permissions}
+    async with NatsServer(tmp_path / "own", config={"authorization": {"users": [user]}}) as server:
+        url = server.url.replace("nats://", "nats://edge:pw@")
+        settings = Settings(nats_url=url, namespace=namespace, history_bytes=4 * 1024**2)
+        edge = await start_edge(settings)
+        client = await edge.connect()
+        await client.subscribe("general")
+        await until(lambda: "permissions violation" in caplog.text.lower())
+        assert await client.hears_nothing()
+        await client.socket.close()
+        await edge.runner.cleanup()
