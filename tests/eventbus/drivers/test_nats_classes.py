@@ -163,6 +163,20 @@ async def test_streams_of_classes_that_are_not_configured_are_told_and_left_alon
     assert "nats stream rm" in record.getMessage()
 
 
+async def test_listeners_that_missed_messages_get_what_there_still_is(brief, subjects):
+    """A listener is promised every message; a class bounds what is read of the past."""
+    settings = msgspec.structs.replace(
+        brief, history_seconds=600, history_messages=100, retention="orders.>:3/1m"
+    )
+    async with opened(settings) as driver:
+        given = await publish(driver, subjects, "orders.42", 10)
+        live = subjects.live("orders.42")
+        assert offsets(await driver.read(live, after=given[0], limit=100)) == given[-3:]
+        page = await driver._reader.read(live, after=given[0], limit=100, whole=True)
+        assert offsets(page) == given[1:]
+        assert page.complete
+
+
 async def test_publishers_that_know_nothing_of_us_are_kept_too(brief, subjects, raw):
     async with opened(brief) as driver:
         for i in range(5):
