@@ -3,7 +3,7 @@
 import asyncio
 import datetime
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,7 +16,14 @@ from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.drivers.nats_marks import purged_of
 from eventbus.errors import ConnectionFailed, StreamMismatch
 
-__all__ = ["EventStream", "StreamState", "SubjectState", "epoch_of"]
+__all__ = [
+    "EventStream",
+    "StreamState",
+    "SubjectState",
+    "differences",
+    "epoch_of",
+    "stream_config",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -96,7 +103,7 @@ class EventStream:
         self._settings = settings
         self._on_new_epoch = on_new_epoch
         self._namespace = subjects.namespace
-        self._config = _config(self.name, subjects.namespace, settings)
+        self._config = stream_config(subjects.namespace, settings)
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[StreamState] | None = None
 
@@ -211,27 +218,36 @@ class EventStream:
         return answer.config
 
     def _check(self, found: dict[str, Any]) -> None:
-        wrong = [line for name in _MUST_FIT if (line := self._difference(name, found))]
+        wrong, others = differences(self._config, found)
         if wrong:
             raise StreamMismatch(
                 f"stream {self.name} exists with settings that cannot work: {'; '.join(wrong)}. "
                 "Alter it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace",
                 driver=DRIVER,
             )
-        if others := [line for name in _MAY_DIFFER if (line := self._difference(name, found))]:
+        if others:
             _log.warning(
                 "stream %s exists with other limits, which hold: %s", self.name, "; ".join(others)
             )
 
-    def _difference(self, name: str, found: dict[str, Any]) -> str:
-        expected, actual = self._config.get(name) or None, found.get(name) or None
-        if name == "discard":
-            actual = actual or "old"
-        if expected == actual:
-            return ""
-        return f"{name} is {msgspec.json.encode(actual).decode()}, not " + (
-            msgspec.json.encode(expected).decode()
-        )
+
+def differences(
+    wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """What differs so that history or delivery cannot work, and what differs only in limits."""
+    wrong = [line for name in _MUST_FIT if (line := _difference(name, wanted, found))]
+    return wrong, [line for name in _MAY_DIFFER if (line := _difference(name, wanted, found))]
+
+
+def _difference(name: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    expected, actual = wanted.get(name) or None, found.get(name) or None
+    if name == "discard":
+        actual = actual or "old"
+    if expected == actual:
+        return ""
+    return f"{name} is {msgspec.json.encode(actual).decode()}, not " + (
+        msgspec.json.encode(expected).decode()
+    )
 
 
 def epoch_of(created: str) -> str:
@@ -246,12 +262,13 @@ def epoch_of(created: str) -> str:
     return digits
 
 
-def _config(name: str, namespace: str, settings: Settings) -> dict[str, Any]:
+def stream_config(namespace: str, settings: Settings) -> dict[str, Any]:
+    """The event stream as the settings want it: what JetStream's API is given to make it."""
     age = int(settings.history_seconds * _NANO)
     # Retries of one publish must fall into the window; the server allows none above the age.
     window = int(max(DUPLICATE_WINDOW_S, 2 * settings.publish_timeout) * _NANO)
     return {
-        "name": name,
+        "name": f"{namespace.upper()}_EVENTS",
         "subjects": [f"{namespace}.event.>"],
         "republish": {"src": f"{namespace}.event.>", "dest": f"{namespace}.live.>"},
         "retention": "limits",
