@@ -152,14 +152,15 @@ class EdgeProcess:
             *(sys.executable, "-m", "edge"),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
             env={"PATH": os.environ["PATH"], "BROADCAST_WEBSOCKET_PORT": str(self.port)}
             | self.environ,
         )
         assert self._process.stdout is not None
         async with asyncio.timeout(20):
             line = (await self._process.stdout.readline()).decode()
-        self.port = int(re.search(r"http://127\.0\.0\.1:(\d+)", line)[1])
+        address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+        assert address is not None, f"the edge did not start: {line!r}; its log is on stderr"
+        self.port = int(address[1])
 
     async def end(self, number: signal.Signals = signal.SIGKILL) -> None:
         process, self._process = self._process, None
