@@ -1,7 +1,7 @@
 """Writes the tables in docs/ that are made from the code; with --check, says which are stale."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,6 +10,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from edge.config import EdgeSettings
 from edge.metrics import Metrics
 from edge.metrics_read import ReadMetric
+from eventbus.cli.app import app
+from eventbus.cli.reference import reference
 from eventbus.config import Settings, variables
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -50,10 +52,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-GENERATED = {
+GENERATED: dict[str, Callable[[], Iterator[str]]] = {
     "settings-bus": lambda: settings_table(Settings),
     "settings-edge": lambda: settings_table(EdgeSettings),
     "metrics": metrics_table,
+    "cli": lambda: reference(app),
 }
 
 

@@ -1,0 +1,245 @@
+"""`eventbus broadcast`: what its commands print, against real edge nodes."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from fcntl import ioctl
+
+import pytest
+
+from eventbus.cli.monitor import sparkline
+
+NOWHERE = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
+
+
+def test_message_comes_back_through_an_edge_that_the_cluster_tells(eventbus, start_node):
+    address = start_node()
+    shown = eventbus("broadcast", "test", "--message", "hi")
+    assert shown.returncode == 0, shown.stderr
+    first, second = shown.stdout.splitlines()
+    assert re.fullmatch(r"published test on general: offset 1, taken in \d+\.\d ms", first)
+    assert re.fullmatch(rf"came back through {address} after \d+\.\d ms", second)
+    told = json.loads(eventbus("broadcast", "test", "--json", "--url", address).stdout)
+    assert (told["offset"], told["edge"], told["why"]) == (2, address, None)
+    assert told["delivery_ms"] > 0
+
+
+def test_private_channel_needs_a_token_and_nothing_is_published_without(
+    eventbus, start_node, cli_token
+):
+    start_node()
+    refused = eventbus("broadcast", "test", "--channel", "user.7")
+    assert refused.returncode == 1
+    assert "unauthorized" in refused.stderr
+    assert "--token" in refused.stderr
+    assert "Nothing was published" in refused.stderr
+    shown = eventbus("broadcast", "test", "--channel", "user.7", "--token", cli_token("7"))
+    assert shown.returncode == 0, shown.stderr
+    assert "offset 1," in shown.stdout
+    assert "came back through" in shown.stdout
+
+
+def test_without_an_edge_the_bus_is_said_to_have_taken_it(eventbus):
+    shown = eventbus("broadcast", "test")
+    assert shown.returncode == 0, shown.stderr
+    assert "offset 1," in shown.stdout
+    assert "no edge node has answered (start one with `eventbus edge run`)" in shown.stdout
+
+
+def test_edge_that_is_not_there_is_told(eventbus):
+    shown = eventbus("broadcast", "test", "--url", "http://127.0.0.1:1")
+    assert shown.returncode == 1
+    assert "the edge at http://127.0.0.1:1 cannot be reached" in shown.stderr
+    assert "--url" in shown.stderr
+
+
+def test_stats_and_channels_are_those_of_all_nodes(eventbus, start_node, start_command):
+    one, two = start_node(), start_node()
+    shown = eventbus("broadcast", "stats")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[0].split() == ["node", "address", "up", "connections", "channels", "in", "out"]
+    assert {line.split()[1] for line in lines[1:3]} == {one, two}
+    assert lines[-1].startswith("nats: 2 nodes, 0 connections, 0 channels")
+    told = json.loads(eventbus("broadcast", "stats", "--json").stdout)
+    assert {node["address"] for node in told["nodes"]} == {one, two}
+    assert eventbus("broadcast", "channels").stdout == "no client hears a channel\n"
+
+
+def test_channels_that_clients_of_an_edge_hear_are_listed(eventbus, start_node, join):
+    address = start_node()
+    for channel in ("general", "general", "public"):
+        join(address, channel)
+    shown = eventbus("broadcast", "channels")
+    assert shown.stdout == (
+        "channel  kind    connections\ngeneral  public            2\npublic   public            1\n"
+    )
+    told = eventbus("broadcast", "channels", "--pattern", "other", "--json")
+    assert json.loads(told.stdout)["channels"] == []
+    told = json.loads(eventbus("broadcast", "channels", "--pattern", "public", "--json").stdout)
+    assert told["channels"] == [{"channel": "public", "kind": "public", "connections": 1}]
+
+
+@pytest.mark.parametrize("command", ["stats", "channels", "monitor"])
+def test_command_without_an_edge_says_what_to_do(eventbus, command):
+    shown = eventbus("broadcast", command)
+    assert shown.returncode == 1
+    assert "no edge node has answered over nats" in shown.stderr
+    assert "eventbus edge run" in shown.stderr
+
+
+def test_pings_are_counted_and_summed_up(eventbus):
+    shown = eventbus("broadcast", "ping", "--count", "3", "--interval", "0.05")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "PING general over nats"
+    for number in (1, 2, 3):
+        assert re.fullmatch(rf"general: seq={number} time=\d+\.\d\d ms", lines[number])
+    assert lines[-2] == "3 sent, 3 received, 0% lost"
+    found = re.fullmatch(r"round trip min/avg/max = ([\d.]+)/([\d.]+)/([\d.]+) ms", lines[-1])
+    low, mean, high = map(float, found.groups())
+    assert 0 < low <= mean <= high
+
+
+def test_ping_that_is_interrupted_sums_up_and_ends_well(start_command):
+    process = start_command("broadcast", "ping", "--interval", "60", "--json")
+    first = json.loads(process.stdout.readline())
+    assert first["seq"] == 1
+    assert first["ms"] > 0
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert (summary["sent"], summary["received"], summary["loss_percent"]) == (1, 1, 0.0)
+
+
+def test_notification_and_alert_are_those_of_the_catalogue(eventbus):
+    shown = eventbus("broadcast", "notify:user", "42", "Shipped", "On its way",
+                     "--action-url", "https://shop/42")  # fmt: skip
+    assert shown.stdout.startswith("published on user.42: offset 1, id "), shown.stderr
+    told = eventbus("broadcast", "system:alert", "critical", "Disk", "--action-required", "--json")
+    assert json.loads(told.stdout)["channel"] == "system"
+    tail = eventbus("subjects", "tail", ">", "--last", "2", "--count", "2", "--json", "--decode")
+    notice, alert = map(json.loads, tail.stdout.splitlines())
+    assert (notice["channel"], notice["event"]) == ("user.42", "notification")
+    assert notice["data"]["action_url"] == "https://shop/42"
+    assert (alert["event"], alert["data"]["level"]) == ("alert", "critical")
+    assert alert["data"]["action_required"] is True
+    assert [each["mismatch"] for each in (notice, alert)] == [None, None]
+
+
+def test_monitor_prints_a_line_a_second_where_there_is_no_terminal(eventbus, start_node):
+    start_node()
+    shown = eventbus("broadcast", "monitor", "--duration", "2.2")
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert len(lines) == 3
+    assert set(lines) == {"1 nodes, 0 connections, 0 channels, 0 in/s, 0 out/s"}
+    told = eventbus("broadcast", "monitor", "--duration", "0.5", "--json").stdout
+    assert json.loads(told)["nodes"] == 1
+
+
+def _in_terminal(command, environment, cwd, columns) -> tuple[int, str]:
+    """Run a command on a terminal of that width; its exit code and all that it wrote."""
+    terminal, end = pty.openpty()
+    ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end, env=environment, cwd=cwd)
+    os.close(end)
+    wrote, ends = b"", time.monotonic() + 30
+    while time.monotonic() < ends:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                wrote += os.read(terminal, 65536)
+            except OSError:  # Linux's word for the end
+                break
+    os.close(terminal)
+    return process.wait(timeout=10), wrote.decode()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_monitor_is_a_live_table_on_a_terminal(
+    start_node, cli_environment, tmp_path, columns, cli_command
+):
+    address = start_node()
+    assert address
+    environment = {**cli_environment, "TERM": "xterm-256color"}
+    del environment["COLUMNS"]
+    command = [*cli_command, "broadcast", "monitor", "--duration", "2.5"]
+    code, wrote = _in_terminal(command, environment, tmp_path, columns)
+    assert code == 0, wrote
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", wrote)
+    header = next(line for line in plain.splitlines() if line.startswith("node"))
+    assert header.split() == ["node", "up", "conns", "channels", "in/s", "out/s"]
+    assert "▁▁" in plain
+    assert "over nats; Ctrl-C ends it" in plain
+    assert plain.count("node ") >= 3  # it was drawn again and again
+    assert all(len(line) <= columns for line in plain.splitlines())
+
+
+def test_sparkline_is_as_wide_as_asked_and_reaches_the_top():
+    assert sparkline([0, 1, 2, 4], 6) == "  ▁▃▅█"
+    assert sparkline([0, 0], 2) == "▁▁"
+    assert sparkline([], 3) == "   "
+    assert sparkline([9, 9, 1, 1], 2) == "██"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["test", "--data", "{nope"], "--data: not JSON"),
+        (["test", "--channel", "a b"], "'a b' is not a channel name"),
+        (["test", "--event", "eb:x"], "eb:x"),
+        (["ping", "--channel", "a..b"], "'a..b' is not a channel name"),
+        (["ping", "--interval", "0"], "interval"),
+        (["notify:user", "a.b", "T", "M"], "a.b"),
+        (["notify:user", "7"], "Missing argument"),
+        (["system:alert", "loud", "M"], "loud"),
+    ],
+)
+def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
+    shown = eventbus("broadcast", *arguments)
+    assert shown.returncode == 2, shown.stdout + shown.stderr
+    assert told in " ".join(shown.stderr.split())
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("arguments", [["test"], ["stats"], ["ping", "--count", "1"], ["monitor"]])
+def test_broker_that_is_not_there_is_told_in_bounded_time(eventbus, cli_environment, arguments):
+    shown = eventbus("broadcast", *arguments, env=cli_environment | NOWHERE)
+    assert shown.returncode == 1
+    assert "cannot connect to nats://127.0.0.1:1" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_no_embedded_server_is_started_and_that_of_a_node_is_found(
+    eventbus, start_node, cli_environment, tmp_path
+):
+    embedded = {**cli_environment, "NATS_URL": "", "BROADCAST_NATS_PORT": "0"}
+    alone = eventbus("broadcast", "stats", env=embedded)
+    assert alone.returncode == 1
+    assert "no embedded nats-server runs with its data in" in alone.stderr
+    assert "eventbus dev" in alone.stderr
+    assert not (tmp_path / ".eventbus").exists()
+    address = start_node(NATS_URL="", BROADCAST_NATS_PORT="0")
+    told = json.loads(eventbus("broadcast", "stats", "--json", env=embedded).stdout)
+    assert [node["address"] for node in told["nodes"]] == [address]
+    assert "came back through" in eventbus("broadcast", "test", env=embedded).stdout
+
+
+def test_driver_that_reaches_nobody_is_refused(eventbus, cli_environment):
+    shown = eventbus("broadcast", "stats", env=cli_environment | {"BROADCAST_DRIVER": "memory"})
+    assert shown.returncode == 2
+    assert "do not leave a process" in shown.stderr
+
+
+@pytest.mark.parametrize("command", ["test", "websocket", "stats", "channels", "ping",
+                                     "notify:user", "system:alert", "monitor"])  # fmt: skip
+def test_help_has_an_example(eventbus, command):
+    assert f"eventbus broadcast {command}" in eventbus("broadcast", command, "--help").stdout
