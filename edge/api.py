@@ -48,7 +48,7 @@ from eventbus.errors import (
 from eventbus.message import new_id
 from eventbus.receipts import gather_receipts
 
-__all__ = ["ROUTES", "add_api", "document"]
+__all__ = ["ROUTES", "add_api", "document", "let_in"]
 
 _log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ def document() -> dict[str, Any]:
 
 
 async def _openapi(request: web.Request) -> web.Response:
-    await _let_in(request)
+    await let_in(request)
     return web.Response(body=msgspec.json.encode(document()), content_type=_JSON)
 
 
@@ -226,7 +226,7 @@ def _serve(route: Route[Any, Any]) -> Any:
     decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
 
     async def handle(request: web.Request) -> web.Response:
-        await _let_in(request)
+        await let_in(request)
         query = _query(request, route.query)
         body = None if decode is None else await _body(request, decode)
         call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
@@ -251,7 +251,7 @@ def _serve(route: Route[Any, Any]) -> Any:
     return handle
 
 
-async def _let_in(request: web.Request) -> None:
+async def let_in(request: web.Request) -> None:
     """Raises Problem. A page of another origin must not use a browser's place on this host."""
     allowed = request.app[NODE].settings.cors_allowed_origins
     if not check_origin(request.headers.get("Origin"), request.host, allowed):

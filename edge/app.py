@@ -12,7 +12,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from edge.api import add_api
 from edge.auth import TokenVerifier
+from edge.client_events import ClientEvents
 from edge.config import EdgeSettings
+from edge.contract import ContractDocument, checked_events
+from edge.docs_page import add_docs
 from edge.http_api import healthz, metrics, problems, readyz
 from edge.jwks import Jwks
 from edge.keys import NODE
@@ -24,6 +27,7 @@ from edge.traces import traces
 from edge.verifying import fetched_keys, make_verifier
 from edge.websocket import answer_extensions, native_websocket
 from eventbus.bus import EventBus
+from eventbus.channels import DEFAULT_NAMESPACE
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
 
@@ -57,8 +61,11 @@ def create_app(
         rules = channels
     if settings.rules_file:
         rules = rules.preceded_by(read_rules(settings.rules_file))
+    namespace = bus.namespace if isinstance(bus, Settings) else bus.subjects.namespace
+    contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
+    client_events = checked_events(settings, contract)
     app = web.Application(middlewares=[traces, problems])
-    app.cleanup_ctx.append(_node(settings, bus, rules, verifier))
+    app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
@@ -68,6 +75,7 @@ def create_app(
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/metrics", metrics)
     add_api(app)
+    add_docs(app, contract)
     app.router.add_get("/sse", server_sent_events, allow_head=False)
     app.router.add_post("/sse", streamed_commands)
     app.router.add_options("/sse", preflight)
@@ -112,6 +120,7 @@ def _node(
     bus: EventBus | Settings,
     rules: ChannelRules,
     verifier: TokenVerifier | None,
+    client_events: ClientEvents | None,
 ) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lifetime(app: web.Application) -> AsyncIterator[None]:
         own = EventBus(bus) if isinstance(bus, Settings) else None
@@ -120,7 +129,7 @@ def _node(
         if own is not None:
             await own.open()
         try:
-            node = Node(open_bus, settings, rules, verifier)
+            node = Node(open_bus, settings, rules, verifier, client_events)
             await node.start()
             app[NODE] = node
             yield

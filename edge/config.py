@@ -83,6 +83,24 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "the path of a TOML file",
         ),
     ] = ""
+    contract: Annotated[
+        str,
+        Var(
+            "BROADCAST_CONTRACT",
+            "the contract that /api/asyncapi.json shows and client events are checked by; empty "
+            "makes it of the event types that EDGE_APP imports",
+            "the path of a file of `eventbus schema export --format asyncapi`",
+        ),
+    ] = ""
+    client_events: Annotated[
+        Literal["unchecked", "declared", "strict"],
+        Var(
+            "BROADCAST_CLIENT_EVENTS",
+            "whether what clients send is checked by the contract: not at all, where it is "
+            "declared, or so that nothing else may be sent",
+            "unchecked, declared or strict",
+        ),
+    ] = "unchecked"
     cors_allowed_origins: Annotated[
         tuple[str, ...],
         Var(

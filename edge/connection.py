@@ -246,6 +246,9 @@ class Connection:
         if not self._node.admission.may_whisper(command.channel):
             message = "too many client events on this channel: wait a moment"
             return self.session.refused("rate_limited", message, command.channel, command.ref)
+        checked = self._node.client_events
+        if checked and (fault := checked.fault(command.channel, event, command.data)):
+            return self.session.refused("bad_request", fault, command.channel, command.ref)
         fault = await self._node.traffic.whisper(command, event, user_id, self.id)
         return self.session.whispered(command, fault)
 

@@ -16,6 +16,7 @@ from edge.auth import Claims, TokenRejected, TokenVerifier
 from edge.authorize import ask
 from edge.background import Background
 from edge.census import Census
+from edge.client_events import ClientEvents
 from edge.config import EdgeSettings
 from edge.connection import CLOSE_INTERNAL, CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.deadlines import Deadlines
@@ -56,8 +57,13 @@ class Node:
         settings: EdgeSettings,
         rules: ChannelRules,
         verifier: TokenVerifier | None,
+        client_events: ClientEvents | None = None,
     ) -> None:
-        """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused."""
+        """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused.
+
+        What clients send is checked by `client_events`, if given.
+        """
+        self.client_events = client_events
         self.id = _node_id()
         self.address = ""
         """Where it listens, as a URL, once it does."""

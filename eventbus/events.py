@@ -241,7 +241,8 @@ def _define(cls: type[Event], given: EventKeywords) -> EventDefinition:
     broadcasts = issubclass(cls, ShouldBroadcast)
     traits = Traits(
         broadcasts=broadcasts,
-        chooses_channels=broadcasts and cls.broadcast_on is not ShouldBroadcast.broadcast_on,
+        chooses_channels=issubclass(cls, ShouldBroadcast)
+        and cls.broadcast_on is not ShouldBroadcast.broadcast_on,
         queued=issubclass(cls, ShouldQueue),
         from_clients=issubclass(cls, ClientEvent),
     )

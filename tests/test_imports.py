@@ -57,13 +57,15 @@ LAYERS = [
 
 DOORS = {
     "aiohttp": {
-        "edge.api", "edge.app", "edge.entrance", "edge.http_api", "edge.jwks", "edge.keys",
+        "edge.api", "edge.app", "edge.docs_page",
+        "edge.entrance", "edge.http_api", "edge.jwks", "edge.keys",
         "edge.problem", "edge.serving", "edge.sse", "edge.traces", "edge.webhook_post",
         "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.token_keys"},
     "jwt": {"edge.auth", "edge.jwks", "edge.token_keys", "eventbus.cli.tokens"},
+    "jsonschema_rs": {"edge.client_events"},
     "msgspec": set(PACKAGES),
     "nats": {"eventbus.drivers.nats*", "eventbus.queue", "eventbus.listeners"},
     "nkeys": {"eventbus.drivers.nats*"},
@@ -82,6 +84,7 @@ DOORS = {
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 
 PURE = (
+    "edge.client_events",
     "edge.effects",
     "edge.session",
     "edge.session_patterns",

@@ -12,7 +12,7 @@ from eventbus.channels import Pattern
 from eventbus.contracts.catalogue import Contract, Kind, shared
 from eventbus.contracts.jsonschema import Schema, envelope, schemas_of
 
-__all__ = ["Server", "document"]
+__all__ = ["Server", "document", "servers_object"]
 
 _REF: Final = "#/components/schemas/{name}"
 _NOT_A_KEY: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -60,7 +60,7 @@ def document(
         "asyncapi": "3.0.0",
         "info": info,
         "defaultContentType": "application/json",
-        "servers": {name: _server(server) for name, server in sorted(servers.items())},
+        "servers": servers_object(servers),
         "channels": {
             channel: _channel(
                 text, {m: e for m, e in zip(messages, events, strict=True) if text in e.channels},
@@ -92,6 +92,11 @@ def document(
             },
         },
     }  # fmt: skip
+
+
+def servers_object(servers: Mapping[str, Server]) -> Schema:
+    """The Servers Object of a document."""
+    return {name: _server(server) for name, server in sorted(servers.items())}
 
 
 def _server(server: Server) -> Schema:
