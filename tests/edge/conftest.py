@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 
@@ -186,6 +187,27 @@ async def bus(settings):
     """An open bus over the real server, in this test's namespace."""
     async with EventBus(settings) as opened:
         yield opened
+
+
+@pytest.fixture
+async def start_redis(tmp_path, namespace):
+    """Start a redis-server of this test's own: `await start_redis()` gives settings for it."""
+    started = []
+
+    async def start() -> Settings:
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+            port = free.getsockname()[1]
+        folder = ["--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
+        process = await asyncio.create_subprocess_exec(
+            "redis-server", "--port", str(port), *folder, stdout=asyncio.subprocess.DEVNULL
+        )
+        started.append(process)
+        return Settings(driver="redis", redis_port=port, namespace=namespace)
+
+    yield start
+    for process in started:
+        process.kill()
+        await process.wait()
 
 
 @pytest.fixture

@@ -61,8 +61,8 @@ async def http():
         yield session
 
 
-@pytest.fixture(params=["nats", "memory"])
-async def nodes(request, start_edge, settings, http):
+@pytest.fixture(params=["nats", "memory", pytest.param("redis", marks=pytest.mark.redis)])
+async def nodes(request, start_edge, start_redis, settings, http):
     """Two nodes of one cluster, on buses of their own where processes would have their own."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
@@ -70,6 +70,8 @@ async def nodes(request, start_edge, settings, http):
             bus = await stack.enter_async_context(EventBus(memory))
             edges = [await start_edge(bus, api_key=KEY) for _ in range(2)]
         else:
+            if request.param == "redis":
+                settings = await start_redis()
             edges = [await start_edge(settings, api_key=KEY) for _ in range(2)]
         yield [Api(http, edge) for edge in edges]
 
@@ -108,7 +110,7 @@ async def test_stats_are_those_of_the_whole_cluster_whichever_node_is_asked(node
         ]
         assert all(node["started_at"].endswith("Z") for node in stats["nodes"])
         assert all(0 <= node["uptime_s"] < 60 for node in stats["nodes"])
-        assert stats["driver"] in {"nats", "memory"}
+        assert stats["driver"] in {"nats", "memory", "redis"}
     assert sum(node["messages_in"] for node in stats["nodes"]) == stats["messages_in"]
 
 

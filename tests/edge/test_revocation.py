@@ -125,6 +125,11 @@ def test_what_a_revocation_cannot_be_about_is_refused(about):
 # On the wire
 
 
+@pytest.fixture(params=["nats", pytest.param("redis", marks=pytest.mark.redis)])
+async def settings(request, settings, start_redis):
+    return await start_redis() if request.param == "redis" else settings
+
+
 @pytest.fixture
 async def two(start_edge, settings):
     """Two nodes, each with a connection to the bus of its own."""

@@ -50,10 +50,12 @@ class Stream:
         return told
 
 
-@pytest.fixture(params=["memory", "nats"])
-async def bus(request, settings):
+@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
+async def bus(request, settings, start_redis):
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
+    elif request.param == "redis":
+        settings = await start_redis()
     async with EventBus(settings) as opened:
         yield opened
 
@@ -408,7 +410,7 @@ async def test_stream_by_post_resumes_each_channel_where_its_client_says(edge, b
             last = await bus.publish(name, "e", [name, number])
     stream = await command(
         edge,
-        subscribe("general", offset=first[0].offset, epoch=last.epoch),
+        subscribe("general", offset=first[0].offset, epoch=first[0].epoch),
         subscribe("public", offset=last.offset, epoch="another"),
         subscribe("announcements"),
     )
