@@ -20,7 +20,8 @@ async function load(key) {
   const askForKey = response.status === 401 || response.status === 403;
   byId("key").hidden = !askForKey;
   if (askForKey) {
-    byId("refused").textContent = key ? `Refused: ${problem.detail}` : "";
+    const why = response.status === 401 ? "neither the API key nor a valid token" : problem.detail;
+    byId("refused").textContent = key ? `Refused: ${why}.` : "";
     byId("secret").focus();
   } else {
     complain(problem.detail);
@@ -109,7 +110,7 @@ function card(event, id, contract) {
     event["x-version"] > 1 ? make("span", { class: "tag" }, `version ${event["x-version"]}`) : null,
     make("span", { class: "tag" }, event["x-durable"] ? "durable" : "volatile"),
   );
-  const doc = [event.summary, event.description].filter(Boolean).join("\n\n");
+  const doc = flow([event.summary, event.description].filter(Boolean).join("\n\n"));
   const channels = event.channels.length
     ? event.channels.map((address) => make("li", {}, make("code", {}, address)))
     : [make("li", { class: "muted" }, "Its channels are decided when it is sent.")];
@@ -150,7 +151,7 @@ function tables(contract, data) {
       }
     }
     if (title) drawn.push(make("h3", {}, title));
-    if (title && schema.description) drawn.push(make("p", { class: "doc muted" }, schema.description));
+    if (title && schema.description) drawn.push(make("p", { class: "doc muted" }, flow(schema.description)));
     drawn.push(schema.properties ? table(schema) : line(schema));
   }
   return drawn;
@@ -185,6 +186,8 @@ function refsIn(schema) {
   );
 }
 
+/** Paragraphs that were wrapped for an editor, wrapped by the page; lists stay as they are. */
+const flow = (text) => text.replace(/(\S)\n(?=[^\s*-])/g, "$1 ");
 const nameOf = (ref) => ref.split("/").at(-1);
 const told = (value) => JSON.stringify(value);
 

@@ -1,0 +1,91 @@
+"""The contract's page in Chromium: it shows the events, asks for a key, and finds events."""
+
+import pytest
+from aiohttp import web
+from playwright.async_api import expect
+
+from edge.app import create_app, make_runner
+from edge.config import EdgeSettings
+from eventbus import ClientEvent, Event, ShouldBroadcast, events
+from eventbus.config import Settings
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+
+@pytest.fixture(autouse=True)
+def _types(monkeypatch):
+    monkeypatch.setattr(events, "_types", {})
+
+    class Shipped(Event, ShouldBroadcast, channel="orders.{order_id}", name="order.shipped"):
+        """On its way. <script>document.title = "bad"</script>"""
+
+        order_id: int
+        carrier: str = "DHL"
+
+    class Typing(Event, ClientEvent, channel="chat.{room_id}", name="typing"):
+        is_typing: bool
+
+
+@pytest.fixture
+async def start():
+    runners = []
+
+    async def start(**settings):
+        runner = make_runner(create_app(EdgeSettings(**settings), Settings(driver="memory")))
+        runners.append(runner)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{runner.addresses[0][1]}/api/docs"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def page(browser):
+    page = await browser.new_page(viewport={"width": 360, "height": 800})
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    await page.close()
+    assert errors == []
+
+
+async def test_page_shows_events_and_finds_them(start, page):
+    await page.goto(await start())
+    cards = page.locator("article")
+    await expect(cards).to_have_count(2)
+    shipped = cards.filter(has_text="order.shipped")
+    await expect(shipped).to_contain_text("orders.{order_id}")
+    await expect(shipped).to_contain_text('"DHL" by default')
+    await expect(shipped).to_contain_text("string, optional")
+    await expect(shipped).to_contain_text("On its way. <script>")  # as text
+    await expect(page).to_have_title("Events")
+    await expect(cards.filter(has_text="client-typing")).to_contain_text("clients send it")
+    assert await page.evaluate("document.documentElement.scrollWidth") == 360
+
+    await page.get_by_label("Find an event or a channel").fill("chat.")
+    await expect(shipped).to_be_hidden()
+    await page.get_by_label("Find an event or a channel").fill("nothing")
+    await expect(page.get_by_text("No event matches.")).to_be_visible()
+
+
+async def test_page_asks_for_the_key(start, page):
+    await page.goto(await start(api_key="the-key"))
+    field = page.get_by_label("API key, or a token of an administrator")
+    await expect(field).to_be_focused()
+    await expect(page.locator("article")).to_have_count(0)
+    await field.fill("wrong")
+    await field.press("Enter")
+    await expect(page.get_by_role("status")).to_contain_text("Refused")
+    await field.fill("the-key")
+    await field.press("Enter")
+    await expect(page.locator("article")).to_have_count(2)
+    await expect(field).to_be_hidden()
+
+
+async def test_page_of_a_node_without_events_says_what_to_set(start, page, monkeypatch):
+    monkeypatch.setattr(events, "_types", {})
+    await page.goto(await start())
+    await expect(page.get_by_role("alert")).to_contain_text("set BROADCAST_CONTRACT")
