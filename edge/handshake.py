@@ -15,6 +15,7 @@ __all__ = [
     "Handshake",
     "Origin",
     "check_origin",
+    "is_origin",
     "parse_origin",
     "read_handshake",
 ]
@@ -86,6 +87,13 @@ def parse_origin(text: str) -> Origin | None:
     scheme = scheme.lower()
     parsed = _parse_host(authority, _DEFAULT_PORTS.get(scheme))
     return None if parsed is None else Origin(scheme, *parsed)
+
+
+def is_origin(entry: str) -> bool:
+    """Whether an entry of the allowed origins is one that `check_origin` could ever match."""
+    if entry in ("*", "null"):
+        return True
+    return (parse_origin(entry) if "://" in entry else _parse_host(entry, None)) is not None
 
 
 def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from eventbus.cli import broadcast, dev, nodes, queue, revoke, schema, setup, subjects, tokens
+from eventbus.cli import (
+    broadcast,
+    dev,
+    doctor,
+    nodes,
+    queue,
+    revoke,
+    schema,
+    setup,
+    subjects,
+    tokens,
+)
 
 __all__ = ["app", "main"]
 
@@ -23,6 +34,7 @@ app.add_typer(subjects.app, name="subjects")
 app.add_typer(tokens.app, name="token")
 app.command("revoke")(revoke.revoke)
 app.command("dev")(dev.dev)
+app.command("doctor")(doctor.doctor)
 app.command("setup")(setup.setup)
 
 

@@ -150,6 +150,8 @@ class _Development:
         self._token = token
         self._folders = folders
         self._stop = asyncio.Event()
+        self._changes = asyncio.Event()
+        self._changed: set[str] = set()
         self._edge: _Edge | None = None
         self._nats = ""
         self._out = console()
@@ -174,17 +176,30 @@ class _Development:
 
     async def _follow(self) -> int:
         """Start an edge, and another one after each change."""
-        if not await self._start() and self._folders is None:
-            return 1
         if self._folders is None:
-            assert self._edge is not None
-            stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait({stopped, self._edge.ended}, return_when=asyncio.FIRST_COMPLETED)
-            return 0 if stopped.done() else (self._edge.process.returncode or 1)
-        async for changed in self._changes():
-            self._say(f"changed: {_names(changed)}: starting anew", "cyan")
-            await self._start()
-        return 0
+            return await self._once()
+        watching = asyncio.create_task(self._watch(self._folders))
+        try:
+            while True:
+                await self._start()
+                await self._changes.wait()
+                if self._stop.is_set():
+                    return 0
+                self._changes.clear()
+                self._say(f"changed: {_names(self._changed)}: starting anew", "cyan")
+                self._changed.clear()
+        finally:
+            self._stop.set()
+            await watching
+
+    async def _once(self) -> int:
+        if not await self._start():
+            return 0 if self._stop.is_set() else 1
+        assert self._edge is not None
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({stopped, self._edge.ended}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        return 0 if self._stop.is_set() else (self._edge.process.returncode or 1)
 
     async def _start(self) -> bool:
         """Put a new edge in the old one's place; whether there is a new one."""
@@ -216,18 +231,23 @@ class _Development:
         if edge is self._edge and not self._stop.is_set():
             self._say(f"the edge has ended (exit code {edge.process.returncode})", "red")
 
-    async def _changes(self) -> AsyncIterator[set[str]]:
-        assert self._folders is not None
+    async def _watch(self, folders: Iterable[Path]) -> None:
+        """Note what changes, until the end, of which it tells too."""
         rules_file = self._environ.get("BROADCAST_RULES", "")
-        async for changes in watchfiles.awatch(
-            *_folders(self._folders, rules_file),
-            watch_filter=_Watched(rules_file),
-            debounce=_SETTLE_MS * 2,
-            step=_SETTLE_MS // 2,
-            stop_event=self._stop,
-            rust_timeout=500,
-        ):
-            yield {path for _, path in changes}
+        try:
+            async for changes in watchfiles.awatch(
+                *_folders(folders, rules_file),
+                watch_filter=_Watched(rules_file),
+                debounce=2 * _SETTLE_MS,
+                step=_SETTLE_MS // 2,
+                stop_event=self._stop,
+                rust_timeout=500,
+            ):
+                self._changed.update(path for _, path in changes)
+                self._changes.set()
+        finally:
+            self._stop.set()
+            self._changes.set()
 
     def _take_port(self) -> None:
         """Whether the port is free: edges share it with each other, and would with a stranger."""

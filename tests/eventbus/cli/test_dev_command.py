@@ -15,10 +15,10 @@ import pytest
 from eventbus.client import ClientOptions, connect
 
 RULES = """
-from edge import Rule, channels
+from edge import ANYONE, Rule, channels
 from eventbus.channels import ChannelKind, Pattern
 
-channels.add(Rule(Pattern("{name}.>"), ChannelKind.PUBLIC))
+channels.add(Rule(Pattern("{name}.>"), ChannelKind.PUBLIC, ANYONE))
 """
 COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "dev"]
 CTRL_C = signal.SIGINT
@@ -68,7 +68,7 @@ async def dev(tmp_path):
     for process in started:
         if process.returncode is None:
             process.kill()
-            await process.communicate()
+        await process.communicate()
 
 
 async def test_it_prints_where_everything_is_and_ends_at_ctrl_c(dev, tmp_path):

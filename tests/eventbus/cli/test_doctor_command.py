@@ -1,0 +1,322 @@
+"""`eventbus doctor` as a process, with real servers that are well, and that are sick."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from eventbus.bus import EventBus
+from eventbus.server import NatsServer
+
+SECRET = "a-secret-of-tests-that-is-32-bytes-long"
+COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "doctor"]
+
+
+@pytest.fixture
+def environ(settings):
+    ours = ("JWT_", "BROADCAST_", "EDGE_", "NATS_", "CORS_")
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return {
+        **plain,
+        "NATS_URL": settings.nats_url,
+        "BROADCAST_CHANNELS_PREFIX": settings.namespace,
+        "BROADCAST_HISTORY_BYTES": str(settings.history_bytes),
+        "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
+        "BROADCAST_WEBSOCKET_PORT": "0",
+        "BROADCAST_MAX_CONNECTIONS": "100",
+        "JWT_SECRET": SECRET,
+        "NO_COLOR": "1",
+        "COLUMNS": "100",
+    }
+
+
+@pytest.fixture
+def doctor(environ, tmp_path):
+    """Run it: its findings by their check, and the exit code."""
+
+    def examine(*arguments, **changes):
+        env = {k: v for k, v in {**environ, **changes}.items() if v is not None}
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            check=False, capture_output=True, text=True, timeout=45, cwd=tmp_path, env=env,
+        )  # fmt: skip
+
+    return examine
+
+
+@pytest.fixture
+def findings(doctor):
+    def examine(**changes):
+        done = doctor("--json", **changes)
+        assert done.stdout, done.stderr
+        told = json.loads(done.stdout)
+        assert done.returncode == (0 if told["ok"] else 1)
+        found = {}
+        for each in told["findings"]:
+            found.setdefault(each["check"], []).append(each)
+        return found
+
+    return examine
+
+
+def only(found, check):
+    (finding,) = found[check]
+    return finding
+
+
+def make_stream(settings, **changes):
+    import msgspec  # noqa: PLC0415
+
+    async def main():
+        async with EventBus(msgspec.structs.replace(settings, **changes)):
+            pass
+
+    asyncio.run(main())
+
+
+def test_all_is_well(doctor, findings, settings):
+    make_stream(settings)
+    found = findings()
+    statuses = {check: {each["status"] for each in several} for check, several in found.items()}
+    assert statuses.pop("edge nodes") == {"warning"}, "none runs"
+    assert set.union(*statuses.values()) == {"ok"}, found
+    assert "as configured" in only(found, "stream")["found"]
+    assert "version 2." in only(found, "NATS")["found"]
+    shown = doctor()
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    assert lines[-1] == "10 ok, 1 warning, 0 failed"
+    assert any(line.startswith("✓ JetStream   ") for line in lines)
+    assert all(len(line) <= 100 for line in lines)
+    assert shown.stderr == ""
+
+
+def test_secrets_are_never_written(doctor):
+    shown = doctor(NATS_URL="nats://user:hunter2@127.0.0.1:1", BROADCAST_REDIS_PASSWORD="hunter3")
+    assert "hunter" not in shown.stdout + shown.stderr
+    assert SECRET not in shown.stdout
+
+
+def test_nats_that_is_not_there_is_told_in_time(findings):
+    nats = only(findings(NATS_URL="nats://127.0.0.1:1"), "NATS")
+    assert nats["status"] == "failed"
+    assert "cannot connect to nats://127.0.0.1:1" in nats["found"]
+    assert "NATS_URL" in nats["change"]
+
+
+def test_nats_that_wants_a_login(findings, tmp_path):
+    config = {"authorization": {"user": "a", "password": "b"}}
+    with server(tmp_path, config) as url:
+        nats = only(findings(NATS_URL=url), "NATS")
+    assert nats["status"] == "failed"
+    assert "refuses the credentials" in nats["found"]
+
+
+def test_jetstream_that_is_off(findings, tmp_path):
+    binary = shutil.which("nats-server") or str(
+        __import__("pathlib").Path(sys.executable).parent / "nats-server"
+    )
+    port = free_port()
+    process = subprocess.Popen([binary, "-p", str(port), "-a", "127.0.0.1"],
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    try:
+        wait_for(port)
+        found = findings(NATS_URL=f"nats://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+    assert only(found, "NATS")["status"] == "ok"
+    assert only(found, "JetStream")["status"] == "failed"
+    assert "-js" in only(found, "JetStream")["change"]
+    assert "stream" not in found
+
+
+def test_stream_that_is_not_there_is_no_fault_and_is_not_made(findings):
+    for _ in range(2):
+        stream = only(findings(), "stream")
+        assert stream["status"] == "warning"
+        assert "not there yet" in stream["found"]
+
+
+def test_stream_with_other_limits_and_one_that_cannot_work(findings, settings, nats_server):
+    make_stream(settings, history_messages=7)
+    stream = only(findings(), "stream")
+    assert stream["status"] == "warning"
+    assert "max_msgs_per_subject is 7, not 100" in stream["found"]
+    assert "BROADCAST_HISTORY_*" in stream["change"]
+
+    other = "u" + settings.namespace
+    add_stream(nats_server.url, other)
+    found = findings(BROADCAST_CHANNELS_PREFIX=other)
+    assert only(found, "stream")["status"] == "failed"
+    assert "republish is null" in only(found, "stream")["found"]
+    assert "edge nodes" not in found
+
+
+def add_stream(url, namespace):
+    import nats  # noqa: PLC0415
+
+    async def main():
+        client = await nats.connect(url)
+        await client.jetstream().add_stream(
+            name=f"{namespace.upper()}_EVENTS", subjects=[f"{namespace}.event.>"], max_bytes=10_000
+        )
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"JWT_SECRET": "short"}, "JWT_SECRET has 5 bytes; HS256 needs at least 32"),
+        ({"JWT_ALGORITHMS": "RS256"}, "JWT_ALGORITHMS has 'RS256', but JWT_SECRET is set"),
+        ({"JWT_SECRET": None, "JWT_PUBLIC_KEY": "/no/such.pem"}, "JWT_PUBLIC_KEY='/no/such.pem'"),
+        (
+            {"JWT_SECRET": None, "JWT_JWKS_URL": "http://127.0.0.1:1/", "JWT_ALGORITHMS": "RS256"},
+            "gives no keys for RS256",
+        ),
+    ],
+)
+def test_keys_that_cannot_work(findings, changes, words):
+    keys = only(findings(**changes), "JWT keys")
+    assert keys["status"] == "failed"
+    assert words in keys["found"]
+
+
+def test_no_keys_are_a_warning(findings):
+    assert only(findings(JWT_SECRET=None), "JWT keys")["status"] == "warning"
+
+
+def test_every_wrong_variable_is_named_and_unknown_ones_with_the_nearest(findings):
+    found = findings(
+        BROADCAST_HISTORY_SECONDS="soon", BROADCAST_WORKERS="0", BROADCAST_HISTROY_BYTES="1",
+        JWT_SECERT="x", JWT_WHATEVER="others", NATS_CONTEXT="others", EDGE_NONSENSE="1",
+    )["settings"]  # fmt: skip
+    told = {each["found"].split("=")[0].split(" ")[0]: each for each in found}
+    assert told.keys() == {
+        "BROADCAST_HISTORY_SECONDS", "BROADCAST_WORKERS", "BROADCAST_HISTROY_BYTES", "JWT_SECERT",
+        "EDGE_NONSENSE",
+    }  # fmt: skip
+    assert told["BROADCAST_WORKERS"]["status"] == "failed"
+    assert told["BROADCAST_WORKERS"]["change"] == "set it to: 1 to 256"
+    assert told["BROADCAST_HISTROY_BYTES"]["status"] == "warning"
+    assert "BROADCAST_HISTORY_BYTES" in told["BROADCAST_HISTROY_BYTES"]["change"]
+    assert "JWT_SECRET" in told["JWT_SECERT"]["change"]
+
+
+@pytest.mark.parametrize(
+    ("origins", "status"),
+    [
+        ("", "ok"), ("https://a.example,b.example:3000,null", "ok"), ("*", "warning"),
+        ("https://a.example/", "failed"), ("https://a.example/app", "failed"), ("a b", "failed"),
+    ],
+)  # fmt: skip
+def test_origins(findings, origins, status):
+    assert only(findings(CORS_ALLOWED_ORIGINS=origins), "CORS")["status"] == status
+
+
+def test_port_that_a_stranger_has(findings):
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        found = only(findings(BROADCAST_WEBSOCKET_PORT=str(port)), "port")
+    assert found["status"] == "failed"
+    assert "no edge that listens" in found["found"]
+    assert "BROADCAST_WEBSOCKET_PORT" in found["change"]
+
+
+def test_edge_that_runs_is_found_at_its_port_and_over_the_bus(findings, environ):
+    port = str(free_port())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge"],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**environ, "BROADCAST_WEBSOCKET_PORT": port},
+    )  # fmt: skip
+    try:
+        assert "edge ready" in process.stdout.readline()
+        found = findings(BROADCAST_WEBSOCKET_PORT=port)
+    finally:
+        process.kill()
+        process.communicate()
+    assert "an edge listens" in only(found, "port")["found"]
+    nodes = only(found, "edge nodes")
+    assert nodes["status"] == "ok"
+    assert nodes["found"].startswith("1 (")
+
+
+def test_too_few_open_files(findings):
+    files = only(findings(BROADCAST_MAX_CONNECTIONS="100000000"), "open files")
+    assert files["status"] == "warning"
+    assert "BROADCAST_MAX_CONNECTIONS" in files["change"]
+
+
+def test_redis_with_a_wrong_password_and_one_that_forgets(findings, tmp_path):
+    with redis(tmp_path, "--requirepass", "right", "--appendonly", "no") as port:
+        own = {"BROADCAST_DRIVER": "redis", "BROADCAST_REDIS_PORT": str(port)}
+        wrong = only(findings(**own, BROADCAST_REDIS_PASSWORD="wrong"), "Redis")
+        found = findings(**own, BROADCAST_REDIS_PASSWORD="right")
+    assert wrong["status"] == "failed"
+    assert "BROADCAST_REDIS" in wrong["found"] + wrong["change"]
+    assert only(found, "Redis")["status"] == "ok"
+    assert only(found, "Redis data")["status"] == "warning"
+    assert "appendonly yes" in only(found, "Redis data")["change"]
+    assert only(found, "clock")["status"] == "ok"
+    gone = only(findings(**own, BROADCAST_REDIS_PASSWORD="right"), "Redis")
+    assert gone["status"] == "failed"
+
+
+def test_embedded_server_is_not_started(findings, tmp_path):
+    nats = only(findings(NATS_URL=None), "NATS")
+    assert nats["status"] == "ok"
+    assert not (tmp_path / ".eventbus").exists()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for(port):
+    for _ in range(2000):
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        __import__("time").sleep(0.01)
+    raise AssertionError("nothing listens")
+
+
+@contextlib.contextmanager
+def server(folder, config):
+    """A nats-server with further settings."""
+    own = NatsServer(folder / "nats", config=config)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(own.start())
+    try:
+        yield own.url
+    finally:
+        loop.run_until_complete(own.stop())
+        loop.close()
+
+
+@contextlib.contextmanager
+def redis(folder, *options):
+    port = free_port()
+    process = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, *options],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(port)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
