@@ -10,7 +10,7 @@ from eventbus.broadcasting import AlertLevel
 from eventbus.channels import Pattern, validate_channel
 from eventbus.cli import monitor, nodes, ping
 from eventbus.cli.asking import asking, inquiry, no_edge
-from eventbus.cli.output import Json, fail, print_table, span, write_json
+from eventbus.cli.output import Json, counted, fail, print_table, span, write_json
 from eventbus.cli.running import opened_bus, read_json, run
 from eventbus.events import Event
 from eventbus.message import Receipt, validate_event_name
@@ -20,7 +20,6 @@ __all__ = ["app"]
 app = typer.Typer(help="Publish, and see who listens, on all nodes.", no_args_is_help=True)
 
 _GREETING: Final = "A test message from the command line"
-_SHOWN: Final = 20
 
 
 @app.command("test")
@@ -133,9 +132,10 @@ def stats(json: Json = False) -> None:
     print_table(columns, rows, right=columns[2:])
     more = "more than " if told.truncated else ""
     typer.echo(
-        f"\n{told.driver}: {len(told.nodes)} nodes, {told.connections:,} connections, "
-        f"{more}{len(told.channels):,} channels, {told.messages_in:,} messages in, "
-        f"{told.messages_out:,} out"
+        f"\n{told.driver}: {counted(len(told.nodes), 'node')}, "
+        f"{counted(told.connections, 'connection')}, "
+        f"{more}{counted(len(told.channels), 'channel')}, "
+        f"{counted(told.messages_in, 'message')} in, {told.messages_out:,} out"
     )
     _tell_missing(told.missing)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import typer
 
 from eventbus.cli.asking import asking, no_edge
-from eventbus.cli.output import Json, console, span, write_json
+from eventbus.cli.output import Json, console, counted, span, write_json
 from eventbus.cli.running import interrupted, run
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ INTERVAL_S: Final = 1.0
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _POINTS: Final = 24
 _CHANNELS: Final = 8
+_WIDE: Final = 110
+"""Columns of a terminal from which the bars are twice as wide."""
 
 
 class Rates(NamedTuple):
@@ -62,7 +64,8 @@ class History:
             points.append(rate)
             total_in += rate.came
             total_out += rate.went
-        self.all.append(Rates(total_in, total_out))
+        if any(self.rates.values()):
+            self.all.append(Rates(total_in, total_out))
 
 
 def monitor(
@@ -100,7 +103,7 @@ async def _monitor(duration: float, *, json: bool) -> None:
             while True:
                 history.add(stats.nodes, time.monotonic())
                 if live is not None:
-                    live.update(_picture(stats, history, out.height), refresh=True)
+                    live.update(_picture(stats, history, out.width, out.height), refresh=True)
                 else:
                     _line(stats, history, json=json)
                 left = min(INTERVAL_S, ends - loop.time())
@@ -121,7 +124,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _line(stats: "Stats", history: History, *, json: bool) -> None:
-    rate = history.all[-1]
+    rate = history.all[-1] if history.all else Rates(0, 0)
     told: dict[str, Any] = {
         "nodes": len(stats.nodes),
         "connections": stats.connections,
@@ -133,10 +136,11 @@ def _line(stats: "Stats", history: History, *, json: bool) -> None:
     if json:
         write_json(told, indent=False)
         return
-    missing = f", {len(stats.missing)} nodes missing" if stats.missing else ""
+    missing = f", {counted(len(stats.missing), 'node')} missing" if stats.missing else ""
     typer.echo(
-        f"{told['nodes']} nodes, {stats.connections:,} connections, {told['channels']:,} channels, "
-        f"{rate.came:,.0f} in/s, {rate.went:,.0f} out/s{missing}"
+        f"{counted(told['nodes'], 'node')}, {counted(stats.connections, 'connection')}, "
+        f"{counted(told['channels'], 'channel')}, {rate.came:,.0f} in/s, "
+        f"{rate.went:,.0f} out/s{missing}"
     )
 
 
@@ -147,7 +151,7 @@ def _channels(stats: "Stats") -> int:
     return max(len(stats.channels), *(node.channels for node in stats.nodes), 0)
 
 
-def _picture(stats: "Stats", history: History, height: int) -> "RenderableType":
+def _picture(stats: "Stats", history: History, width: int, height: int) -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -159,13 +163,17 @@ def _picture(stats: "Stats", history: History, height: int) -> "RenderableType":
     nodes.add_column("", no_wrap=True, style="cyan")
     nodes.add_column("out/s", justify="right", no_wrap=True)
     nodes.add_column("", no_wrap=True, style="green")
+    bars = _POINTS if width >= _WIDE else _POINTS // 2
     room = max(1, height - _CHANNELS - 8)
     for node in stats.nodes[:room]:
-        nodes.add_row(*_row(node.id, span(node.uptime_s), node, history.rates.get(node.id, ())))
+        nodes.add_row(
+            node.id, span(node.uptime_s), f"{node.connections:,}", f"{node.channels:,}",
+            *_rates(history.rates.get(node.id, ()), bars),
+        )  # fmt: skip
     nodes.add_row()
     total: list[Any] = [
         Text("all", style="bold"), "", f"{stats.connections:,}", f"{_channels(stats):,}",
-        *_rates(history.all),
+        *_rates(history.all, bars),
     ]  # fmt: skip
     nodes.add_row(*total)
     busiest = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -183,15 +191,11 @@ def _picture(stats: "Stats", history: History, height: int) -> "RenderableType":
     return Group(*parts)
 
 
-def _row(name: str, up: str, node: "NodeStats", points: Sequence[Rates]) -> list[Any]:
-    return [name, up, f"{node.connections:,}", f"{node.channels:,}", *_rates(points)]
-
-
-def _rates(points: Sequence[Rates]) -> list[str]:
+def _rates(points: Sequence[Rates], bars: int) -> list[str]:
     last = points[-1] if points else Rates(0, 0)
     return [
         f"{last.came:,.0f}",
-        sparkline([point.came for point in points], 12),
+        sparkline([point.came for point in points], bars),
         f"{last.went:,.0f}",
-        sparkline([point.went for point in points], 12),
+        sparkline([point.went for point in points], bars),
     ]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Json", "console", "fail", "one_line", "print_table", "span", "write_json"]
+__all__ = ["Json", "console", "counted", "fail", "one_line", "print_table", "span", "write_json"]
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
 """The option of every command that has results."""
@@ -51,6 +51,11 @@ def one_line(text: str, limit: int = 60) -> str:
     """Text from outside as one short line: no control characters, which could move a terminal."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def counted(number: int, word: str) -> str:
+    """A number of things: `1 node`, `1,200 nodes`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def span(seconds: float) -> str:

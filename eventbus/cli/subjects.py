@@ -10,7 +10,7 @@ from eventbus.bus import EventBus
 from eventbus.channels import ChannelKind, Pattern, validate_channel
 from eventbus.cli import tail
 from eventbus.cli.asking import asking
-from eventbus.cli.output import Json, fail, print_table, write_json
+from eventbus.cli.output import Json, counted, fail, print_table, write_json
 from eventbus.cli.running import opened_bus, read_json, run
 from eventbus.drivers.base import Capability, HistoryDriver, StateDriver
 from eventbus.drivers.base_store import MaintenanceDriver
@@ -136,7 +136,8 @@ def inspect(channel: Channel, json: Json = False) -> None:
     if history is None:
         lines.append(("stored", "nothing: the driver keeps no history"))
     else:
-        kept = f"{history['messages']:,} messages"
+        count = history["messages"]
+        kept = "?" if count is None else counted(count, "message")
         if history["oldest"]:
             kept += f", {history['oldest']} to {history['newest']}"
         lines += [("stored", kept), ("offset", f"{history['offset']} (epoch {history['epoch']})")]
@@ -265,7 +266,7 @@ def purge(
     if json:
         write_json({"channel": channel, "purged": count})
     else:
-        typer.echo(f"removed {count:,} messages of {channel}")
+        typer.echo(f"removed {counted(count, 'message')} of {channel}")
 
 
 def _require_maintenance(bus: EventBus) -> None:

@@ -141,7 +141,7 @@ def test_monitor_prints_a_line_a_second_where_there_is_no_terminal(eventbus, sta
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert len(lines) == 3
-    assert set(lines) == {"1 nodes, 0 connections, 0 channels, 0 in/s, 0 out/s"}
+    assert set(lines) == {"1 node, 0 connections, 0 channels, 0 in/s, 0 out/s"}
     told = eventbus("broadcast", "monitor", "--duration", "0.5", "--json").stdout
     assert json.loads(told)["nodes"] == 1
 

@@ -1,0 +1,205 @@
+"""`eventbus subjects`: what its commands print, against real servers and nodes."""
+
+import asyncio
+import json
+import signal
+
+import pytest
+
+from eventbus.bus import EventBus
+
+
+@pytest.fixture
+def publish(eventbus):
+    def one(channel, event, data, *more) -> dict:
+        shown = eventbus("subjects", "publish", channel, event, json.dumps(data), *more, "--json")
+        assert shown.returncode == 0, shown.stderr
+        return json.loads(shown.stdout)
+
+    return one
+
+
+def test_published_message_is_stored_once_for_one_id(eventbus, publish):
+    first = publish("orders.1", "order.shipped", {"n": 1}, "--id", "m1")
+    again = publish("orders.1", "order.shipped", {"n": 1}, "--id", "m1")
+    assert (first["offset"], first["duplicate"]) == (1, False)
+    assert (again["offset"], again["duplicate"]) == (1, True)
+    assert publish("orders.1", "tick", 5, "--volatile")["offset"] is None
+    shown = eventbus("subjects", "publish", "orders.1", "e", "-", input='["from", "stdin"]')
+    assert shown.stdout.startswith("published e on orders.1: offset 2, id "), shown.stderr
+    tail = eventbus("subjects", "tail", "orders.1", "--last", "1", "--count", "1", "--json")
+    assert json.loads(tail.stdout)["data"] == ["from", "stdin"]
+
+
+def test_channels_that_are_heard_or_stored_are_listed(eventbus, publish, start_node, join):
+    publish("orders.1", "e", {})
+    publish("orders.1", "e", {})
+    publish("general", "e", {})
+    alone = json.loads(eventbus("subjects", "list", "--json").stdout)
+    assert [row["kind"] for row in alone["channels"]] == [None, None]
+    address = start_node()
+    join(address, "public")
+    join(address, "general")
+    shown = eventbus("subjects", "list")
+    assert shown.returncode == 0, shown.stderr
+    header, *rows = shown.stdout.splitlines()
+    assert header.split("  ")[0] == "channel"
+    cells = [row.split() for row in rows]
+    assert [each[:4] for each in cells] == [
+        ["general", "public", "1", "1"],
+        ["public", "public", "1", "0"],
+        ["orders.1", "private", "0", "2"],
+    ]
+    assert cells[0][4].endswith("Z")
+    assert len(cells[1]) == 4
+    told = json.loads(eventbus("subjects", "list", "--pattern", "orders.*", "--json").stdout)
+    assert [row["channel"] for row in told["channels"]] == ["orders.1"]
+    told = json.loads(eventbus("subjects", "list", "--limit", "1", "--json").stdout)
+    assert (len(told["channels"]), told["truncated"]) == (1, True)
+
+
+def test_tail_shows_what_is_stored_then_what_comes_each_once(start_command, publish):
+    publish("orders.1", "e", {"n": 1})
+    publish("orders.2", "e", {"n": 2})
+    process = start_command("subjects", "tail", "orders.*", "--last", "10", "--json")
+    lines = [json.loads(process.stdout.readline()) for _ in range(2)]
+    publish("orders.1", "e", {"n": 3})
+    publish("other", "e", {"n": 4})
+    publish("orders.3", "e", {"n": 5}, "--volatile")
+    lines += [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [line["data"]["n"] for line in lines] == [1, 2, 3, 5]
+    assert lines[3]["offset"] is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, ""), err
+
+
+def test_tail_names_what_does_not_match_its_schema(eventbus, publish, settings):
+    publish("chat.7", "ChatMessage", {"room_id": "7", "user_id": "1", "name": "Ada", "text": "hi"})
+    publish("chat.7", "ChatMessage", {"room_id": "7", "user_id": "1", "name": "Ada", "text": 5})
+    publish("chat.7", "unheard", None)
+
+    async def not_a_message() -> None:
+        async with EventBus(settings) as bus:
+            await bus.driver.publish(bus.subjects.event("chat.7"), b"\xff\x1b[31m")
+
+    asyncio.run(not_a_message())
+    arguments = ("subjects", "tail", "chat.7", "--since", "5m", "--count", "4")
+    shown = eventbus(*arguments, "--decode")
+    assert shown.returncode == 0, shown.stderr
+    good, bad, why, other, fault, cause = shown.stdout.splitlines()
+    assert good.endswith('"text": "hi"}  ChatMessage')
+    assert bad.endswith('"text": 5}')
+    assert why == "  does not match ChatMessage: Expected `str`, got `int` - at `$.text`"
+    assert other.endswith("chat.7 unheard #3 null")
+    assert "\x1b" not in fault
+    assert cause.startswith("  no message: ")
+    assert "ChatMessage:" not in eventbus(*arguments).stdout
+    told = [
+        json.loads(line) for line in eventbus(*arguments, "--decode", "--json").stdout.splitlines()
+    ]
+    assert [bool(each["mismatch"]) for each in told] == [False, True, False, False]
+    assert told[3]["fault"]
+
+
+def test_since_leaves_out_what_is_older(start_command, publish):
+    publish("orders.1", "old", 1)
+    arguments = ("subjects", "tail", "orders.1", "--since", "1ms", "--count", "1", "--json")
+    process = start_command(*arguments)
+    for _ in range(50):  # until it listens: what passes before is no concern of a tail
+        publish("orders.1", "new", 2, "--volatile")
+        if process.poll() is not None:
+            break
+    out, err = process.communicate(timeout=20)
+    assert json.loads(out)["event"] == "new", err
+
+
+def test_inspect_tells_rule_history_members_and_nodes(
+    eventbus, publish, start_node, join, cli_token
+):
+    address = start_node()
+    join(address, "presence.room", cli_token("7", name="Ada"))
+    publish("presence.room", "e", {})
+    shown = eventbus("subjects", "inspect", "presence.room")
+    assert shown.returncode == 0, shown.stderr
+    lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines() if line[0] != " ")
+    told = {name: text.strip() for name, text in lines.items()}
+    assert told["rule"] == "presence.>  (presence)"
+    assert told["may join"] == "any authenticated user; a token whose channels grant it"
+    assert told["may whisper"] == "any authenticated user"
+    assert told["stored"].startswith("1 message, 20")
+    assert told["offset"].startswith("1 (epoch ")
+    assert told["connections"] == "1"
+    assert told["node"].endswith(": 1")
+    assert told["members"] == "1"
+    told = json.loads(eventbus("subjects", "inspect", "presence.room", "--json").stdout)
+    assert told["members"] == [{"user_id": "7", "info": {"name": "Ada"}}]
+    assert list(told["nodes"].values()) == [1]
+
+
+def test_inspect_without_an_edge_says_so_and_tells_the_history(eventbus, publish):
+    publish("general", "e", {})
+    shown = eventbus("subjects", "inspect", "general")
+    assert shown.returncode == 0, shown.stderr
+    assert "unknown: no edge node has answered" in shown.stdout
+    assert "1 message" in shown.stdout
+
+
+def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish, start_node, join):
+    first, last = publish("general", "e", 1), publish("general", "e", 2)
+    publish("public", "e", 3)
+    assert eventbus("subjects", "purge", "general", input="n\n").returncode == 1
+    shown = eventbus("subjects", "purge", "general", input="y\n")
+    assert (shown.returncode, shown.stdout.strip()) == (0, "removed 2 messages of general")
+    told = json.loads(eventbus("subjects", "purge", "general", "--yes", "--json").stdout)
+    assert told == {"channel": "general", "purged": 0}
+    assert publish("general", "e", 4)["offset"] > last["offset"]
+
+    client = join(start_node(), "public")
+    for since, recovered in ((first, False), (last, True)):
+        data = {"offset": since["offset"], "epoch": since["epoch"]}
+        client.send(json.dumps({"action": "subscribe", "channel": "general", "data": data}))
+        answer = json.loads(client.recv(timeout=10))
+        assert answer["data"]["recovered"] is recovered
+        if recovered:
+            assert json.loads(client.recv(timeout=10))["data"] == 4
+        client.send('{"action":"unsubscribe","channel":"general"}')
+        assert json.loads(client.recv(timeout=10))["event"] == "eb:unsubscribed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["publish", "a b", "e"], "'a b' is not a channel name"),
+        (["publish", "a", "eb:e"], "eb:e"),
+        (["publish", "a", "e", "{"], "DATA: not JSON"),
+        (["publish", "a", "e", "-"], "stdin: not JSON"),
+        (["tail", "a..b"], "a..b"),
+        (["tail", "a", "--since", "soon"], "--since: 'soon' is no length of time"),
+        (["tail", "a", "--since", "1m", "--last", "1"], "either --since or --last"),
+        (["tail", "a", "--decode", "--app", "no_such_module"], "there is no such module"),
+        (["inspect", "a.*"], "'a.*' is not a channel name"),
+        (["purge", "a.*", "--yes"], "'a.*' is not a channel name"),
+        (["list", "--pattern", "a..b"], "a..b"),
+    ],
+)
+def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
+    shown = eventbus("subjects", *arguments, stdin=None, input="")
+    assert shown.returncode == 2, shown.stdout + shown.stderr
+    assert told in " ".join(shown.stderr.split())
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["tail", ">"], ["inspect", "a"],
+                                       ["publish", "a", "e"], ["purge", "a", "--yes"]])  # fmt: skip
+def test_broker_that_is_not_there_is_told_in_bounded_time(eventbus, cli_environment, arguments):
+    away = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
+    shown = eventbus("subjects", *arguments, env=cli_environment | away)
+    assert shown.returncode == 1
+    assert "cannot connect to nats://127.0.0.1:1" in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "tail", "inspect", "publish", "purge"])
+def test_help_has_an_example(eventbus, command):
+    assert f"eventbus subjects {command}" in eventbus("subjects", command, "--help").stdout
