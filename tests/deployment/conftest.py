@@ -1,0 +1,288 @@
+"""The deployment of compose/, as processes on this machine: the same files, with other addresses.
+
+Certificates and keys are made here; hosts become 127.0.0.1 with free ports, and /run/secrets is a
+folder.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nkeys
+import pytest
+import trustme
+import yaml
+
+from eventbus.config import Settings
+from eventbus.server import find_binary
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = ROOT / "compose"
+ROLES = ("admin", "publisher", "edge", "worker", "cli")
+SERVERS = (1, 2, 3)
+READY_S = 40
+HISTORY = {
+    # A stream's bytes are reserved from the disk; 200 clients may all be away for some seconds.
+    "BROADCAST_HISTORY_BYTES": str(16 * 1024**2),
+    "BROADCAST_HISTORY_MESSAGES": "5000",
+}
+
+
+def read_compose(name="compose.yaml"):
+    """A compose file's content, with anchors and merges resolved."""
+    return yaml.safe_load((COMPOSE / name).read_text(encoding="utf-8"))
+
+
+def _free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Process:
+    """A child process whose output goes to a file."""
+
+    def __init__(self, name, command, environ, folder):
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._command = [str(part) for part in command]
+        self._environ = {"PATH": os.environ["PATH"], **environ}
+        self._folder = folder
+        self.start()
+
+    def start(self):
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._environ, cwd=self._folder, stdout=log, stderr=log
+            )
+
+    def send(self, number):
+        self._process.send_signal(number)
+
+    def stop(self, number=signal.SIGTERM, seconds=30):
+        """Ask it to end, and wait; gives its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise AssertionError(f"{self.name} did not end:\n{self.tail()}") from None
+
+    @property
+    def is_running(self):
+        return self._process.poll() is None
+
+    def tail(self):
+        return self.log.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    def wait_until(self, condition, seconds=READY_S):
+        """Wait for what no event announces; a process that ends meanwhile is a failure."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.is_running, f"{self.name} has ended:\n{self.tail()}"
+            assert time.monotonic() < deadline, f"{self.name} is not ready:\n{self.tail()}"
+            time.sleep(0.05)
+
+
+class Deployment:
+    """The files and addresses of one deployment, and its processes."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.secrets = folder / "secrets"
+        self.secrets.mkdir()
+        self.compose = read_compose()
+        self.processes = {}
+        self.nats_ports, self.cluster_ports, self.monitor_ports = (
+            dict(zip(SERVERS, _free_ports(3), strict=True)) for _ in range(3)
+        )
+        self.authority = trustme.CA()
+        self.jwt_secret = secrets.token_urlsafe(32)
+        self.api_key = secrets.token_urlsafe(32)
+        self.nkeys = {}
+        self._make_secrets()
+
+    @staticmethod
+    def free_ports(count):
+        return _free_ports(count)
+
+    # Secrets
+
+    def _make_secrets(self):
+        self.authority.cert_pem.write_to_path(self.secrets / "ca.crt")
+        for name in (*(f"nats-{number}" for number in SERVERS), "nginx", "redis"):
+            self.make_certificate(name, "localhost", "127.0.0.1", name)
+        for role in (*ROLES, "system"):
+            self.make_certificate(role, f"{role}.eventbus")
+            seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+            (self.secrets / f"{role}.nk").write_bytes(seed)
+            self.nkeys[role] = nkeys.from_seed(bytearray(seed)).public_key.decode()
+        (self.secrets / "jwt_secret").write_text(self.jwt_secret)
+        (self.secrets / "api_key").write_text(self.api_key)
+
+    def make_certificate(self, name, *hosts):
+        certificate = self.authority.issue_cert(*hosts)
+        certificate.private_key_pem.write_to_path(self.secrets / f"{name}.key")
+        chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
+        (self.secrets / f"{name}.crt").write_bytes(chain)
+
+    @property
+    def tls(self):
+        """What a client of nginx trusts."""
+        return ssl.create_default_context(cafile=self.secrets / "ca.crt")
+
+    # What differs from the containers
+
+    def environment(self, service, **changes):
+        """A service's environment as compose.yaml has it, its addresses being this machine's."""
+        return self._moved(self.compose["services"][service]["environment"]) | changes
+
+    def _moved(self, environ):
+        moved = {}
+        for name, value in environ.items():
+            text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value))
+            text = text.replace("/run/secrets/", f"{self.secrets}/")
+            for number in SERVERS:
+                text = text.replace(f"nats-{number}:4222", f"127.0.0.1:{self.nats_ports[number]}")
+                text = text.replace(
+                    f"nats-{number}:6222", f"127.0.0.1:{self.cluster_ports[number]}"
+                )
+            moved[name] = text
+        return moved
+
+    def role(self, role, **changes):
+        """The environment of a process that logs in as a kind of user."""
+        return self.environment("setup") | {
+            "NATS_CERT": str(self.secrets / f"{role}.crt"),
+            "NATS_KEY": str(self.secrets / f"{role}.key"),
+            "NATS_NKEY": str(self.secrets / f"{role}.nk"),
+            "NATS_INBOX_PREFIX": f"_INBOX.{role}",
+            **HISTORY,
+            **changes,
+        }
+
+    def settings(self, role, **changes):
+        """Settings of a bus that logs in as a kind of user."""
+        return Settings.from_env(self.role(role, **changes))
+
+    # Processes
+
+    def start(self, name, command, environ):
+        process = self.processes[name] = Process(name, command, environ, self.folder)
+        return process
+
+    def start_nats(self, number, *, wait=False):
+        data = self.folder / f"data-{number}"
+        data.mkdir(exist_ok=True)
+        for suffix in ("crt", "key"):
+            link = self.folder / f"nats-{number}"
+            link.mkdir(exist_ok=True)
+            (link / f"nats.{suffix}").write_bytes(
+                (self.secrets / f"nats-{number}.{suffix}").read_bytes()
+            )
+        environ = self.environment(f"nats-{number}") | {
+            "NATS_PORT": str(self.nats_ports[number]),
+            "NATS_CLUSTER_PORT": str(self.cluster_ports[number]),
+            "NATS_MONITOR_PORT": str(self.monitor_ports[number]),
+            "NATS_DATA": str(data),
+            "NATS_CERT": str(self.folder / f"nats-{number}" / "nats.crt"),
+            "NATS_KEY": str(self.folder / f"nats-{number}" / "nats.key"),
+        }
+        environ |= {f"NKEY_{role.upper()}": key for role, key in self.nkeys.items()}
+        command = [find_binary(), "-c", COMPOSE / "nats" / "nats.conf"]
+        process = self.start(f"nats-{number}", command, environ)
+        if wait:
+            process.wait_until(lambda: self.nats_is_healthy(number))
+        return process
+
+    def nats_is_healthy(self, number):
+        return self._answers(f"http://127.0.0.1:{self.monitor_ports[number]}/healthz")
+
+    def start_cluster(self):
+        for number in SERVERS:
+            self.start_nats(number)
+        for number in SERVERS:
+            self.processes[f"nats-{number}"].wait_until(
+                lambda number=number: self.nats_is_healthy(number)
+            )
+
+    def eventbus(self, *arguments, environ, seconds=60):
+        """Run a command to its end."""
+        return subprocess.run(
+            [sys.executable, "-c", "from eventbus.cli.app import main; main()", *arguments],
+            env={"PATH": os.environ["PATH"], **environ},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def start_edge(self, name, port, **changes):
+        environ = self.environment("edge") | {
+            "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
+            "BROADCAST_WEBSOCKET_PORT": str(port),
+            "BROADCAST_TRUSTED_PROXIES": "127.0.0.1",
+            **HISTORY,
+            "BROADCAST_DRAIN_TIME": "2",
+            **changes,
+        }
+        edge = self.start(name, [sys.executable, "-m", "edge"], environ)
+        edge.wait_until(lambda: self._answers(f"http://127.0.0.1:{port}/readyz"))
+        return edge
+
+    def start_nginx(self, port, upstreams, *, name="nginx"):
+        folder = self.folder / name
+        folder.mkdir()
+        values = self.environment("nginx") | {
+            "NGINX_PORT": str(port),
+            "NGINX_TEMP": str(folder),
+            "NGINX_UPSTREAM": " ".join(f"server 127.0.0.1:{port};" for port in upstreams),
+        }
+        template = (COMPOSE / "nginx" / "nginx.conf.template").read_text(encoding="utf-8")
+        text = re.sub(r"\$\{(NGINX_\w+)\}", lambda match: values[match[1]], template)
+        (folder / "nginx.conf").write_text(text, encoding="utf-8")
+        command = ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
+        command += ["-g", f"daemon off; pid {folder}/nginx.pid;"]
+        nginx = self.start(name, command, {})
+        nginx.wait_until(lambda: self._answers(f"https://localhost:{port}/readyz"))
+        return nginx
+
+    def _answers(self, url):
+        context = self.tls if url.startswith("https") else None
+        try:
+            with urllib.request.urlopen(url, timeout=3, context=context) as response:
+                return response.status == 200
+        except OSError:
+            return False
+
+    def stop(self):
+        for process in reversed(self.processes.values()):
+            process.send(signal.SIGKILL)
+            process.stop()
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    """A cluster of three NATS servers whose streams are made; edges and nginx are a test's own."""
+    made = Deployment(tmp_path_factory.mktemp("deployment"))
+    try:
+        made.start_cluster()
+        done = made.eventbus("setup", environ=made.role("admin"))
+        assert done.returncode == 0, done.stderr
+        yield made
+    finally:
+        made.stop()
