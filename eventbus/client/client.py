@@ -14,11 +14,11 @@ import aiohttp
 import msgspec
 
 from eventbus.channels import Pattern, validate_channel
-from eventbus.client.cursor import Phase
 from eventbus.client.frames import Frame
 from eventbus.client.link import Link, Lost
 from eventbus.client.options import ClientOptions, ClientState, StateChange
 from eventbus.client.reconnect import FAILED, Reconnect
+from eventbus.client.registry import Registry, names
 from eventbus.client.requests import OnAnswer, Requests
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
@@ -34,20 +34,13 @@ __all__ = ["EdgeClient"]
 
 _log = logging.getLogger(__name__)
 
-JOINS_AT_ONCE: Final = 8
-"""Joins that may be under way: an edge bounds the actions of a connection."""
 _PAUSE_S: Final = 1.0
-_MAX_PAUSE_S: Final = 15.0
-_LATER: Final = frozenset({"unavailable", "rate_limited", "token_expired"})
-"""Refusals that pass."""
 
 
 class _Told(msgspec.Struct):
     """What is read of an edge's own events, and of answers to `auth`."""
 
     user_id: str | None = None
-    pattern: str | None = None
-    reason: str | None = None
     code: str = ""
     message: str = ""
 
@@ -78,9 +71,7 @@ class EdgeClient:
         self._tokens = TokenSource(token, self._options.token_timeout)
         self._reconnect = Reconnect(self._options.first_delay, self._options.last_delay)
         self._requests = Requests(self._options.max_requests)
-        self._subscriptions: dict[str, Subscription] = {}
-        self._unsettled: dict[Subscription, None] = {}
-        self._has_unsettled = asyncio.Event()
+        self._subscriptions = Registry(self._ask)
         self._observers: list[Callable[[StateChange], object]] = []
         self._hurry = asyncio.Event()
         self._link: Link | None = None
@@ -172,8 +163,7 @@ class EdgeClient:
             subscription = Subscription(self, channel, history=history, buffer=self._options.buffer)
         subscription.add(handlers)
         if is_new:
-            self._subscriptions[channel] = subscription
-            self.settle(subscription)
+            self._subscriptions.add(subscription)
         try:
             await subscription.joined()
         except BaseException:
@@ -208,8 +198,7 @@ class EdgeClient:
 
     def settle(self, subscription: Subscription) -> None:
         """A subscription is to be joined or left at the edge, as its phase says."""
-        self._unsettled[subscription] = None
-        self._has_unsettled.set()
+        self._subscriptions.settle(subscription)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
         """Run a subscription's handlers, until the client is closed at the latest."""
@@ -220,14 +209,13 @@ class EdgeClient:
 
     async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
         """End a subscription. Raises nothing where the connection is lost."""
-        if self._subscriptions.get(subscription.channel) is subscription:
-            del self._subscriptions[subscription.channel]
+        self._subscriptions.discard(subscription)
         held, link = subscription.is_held, self._link
         subscription.end(None)
         if held and link is not None and wait:
             subscription.is_held = False
             with contextlib.suppress(ClientError):  # it ends with the connection, too
-                await self._ask(link, "unsubscribe", _names(subscription))
+                await self._ask(link, "unsubscribe", names(subscription))
         elif held:
             self.settle(subscription)
         await subscription.aclose()
@@ -265,7 +253,7 @@ class EdgeClient:
                 group.create_task(link.watch())
                 await self._authenticate(link)
                 self._ready(link)
-                group.create_task(self._settle_all(link))
+                group.create_task(self._subscriptions.run(link))
                 group.create_task(self._renew(link))
                 await asyncio.sleep(options.steady_after)
                 self._reconnect.steady()
@@ -274,8 +262,7 @@ class EdgeClient:
         finally:
             self._link = None
             self._requests.fail(lambda: ClientDisconnected("the connection was lost"))
-            for subscription in self._subscriptions.values():
-                subscription.lost()
+            self._subscriptions.lost()
             await link.aclose()
 
     async def _authenticate(self, link: Link) -> None:
@@ -298,10 +285,7 @@ class EdgeClient:
     def _ready(self, link: Link) -> None:
         self._link = link
         self.connection_id = link.greeting.connection_id
-        self._has_unsettled.clear()
-        self._unsettled.clear()
-        for subscription in self._subscriptions.values():
-            self.settle(subscription)
+        self._subscriptions.connected()
         self._become(ClientState.CONNECTED)
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
@@ -337,7 +321,7 @@ class EdgeClient:
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(closed)
             self._opened.exception()  # who opens it may have left
-        for subscription in self._subscriptions.values():
+        for subscription in self._subscriptions:
             subscription.end(None if by_owner else closed)
         self._become(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
 
@@ -374,49 +358,6 @@ class EdgeClient:
         finally:
             self._requests.forget(ref)
 
-    async def _settle_all(self, link: Link) -> None:
-        """Join and leave what is to be joined and left, a few at a time."""
-        pause_s = _PAUSE_S
-        while True:
-            await self._has_unsettled.wait()
-            batch = list(self._unsettled)[:JOINS_AT_ONCE]
-            for subscription in batch:
-                del self._unsettled[subscription]
-            if not self._unsettled:
-                self._has_unsettled.clear()
-            if all(await asyncio.gather(*(self._settle(link, each) for each in batch))):
-                pause_s = _PAUSE_S
-                continue
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-
-    async def _settle(self, link: Link, subscription: Subscription) -> bool:
-        """Bring the edge's side of a subscription in line with ours; False to try again later."""
-        cursor, fields = subscription.cursor, _names(subscription)
-        try:
-            if subscription.is_held and cursor.phase is not Phase.ACTIVE:
-                other = self._subscriptions.get(subscription.channel, subscription)
-                if other is subscription:
-                    await self._ask(link, "unsubscribe", fields)
-                subscription.is_held = False
-            if cursor.phase is Phase.WAITING:
-                fields["data"] = cursor.ask()
-                await self._ask(link, "subscribe", fields, subscription.subscribed)
-        except ClientRefused as exc:
-            if exc.code in _LATER:
-                return self._again(subscription)
-            self._subscriptions.pop(subscription.channel, None)
-            subscription.refuse(exc)
-        except ClientDisconnected:
-            return self._again(subscription)
-        return True
-
-    def _again(self, subscription: Subscription) -> bool:
-        if subscription.cursor.phase is Phase.ASKED:
-            subscription.cursor.wait()
-        self.settle(subscription)
-        return False
-
     async def _renew(self, link: Link) -> None:
         """Give the edge a newer token whenever it asks for one."""
         while True:
@@ -441,54 +382,20 @@ class EdgeClient:
 
     def _receive(self, frame: Frame) -> None:
         if not frame.is_system:
-            subscription = self._receiver(frame.channel)
-            if subscription is not None:
-                subscription.receive(frame)
+            self._subscriptions.receive(frame)
         elif not self._requests.answer(frame):
             self._hear(frame)
-
-    def _receiver(self, channel: str | None) -> Subscription | None:
-        """Whom a message is for: as the edge has it, its channel, or the first pattern."""
-        if channel is None:
-            return None
-        exact = self._subscriptions.get(channel)
-        if exact is not None and exact.is_held:
-            return exact
-        for subscription in self._subscriptions.values():
-            if (
-                not subscription.pattern.is_exact
-                and subscription.pattern.match(channel) is not None
-            ):
-                return subscription
-        return None
 
     def _hear(self, frame: Frame) -> None:
         """An event of the edge's own that answers nothing."""
         match frame.event:
             case "eb:token.expiring":
                 self._tokens.expiring.set()
-            case "eb:unsubscribed":
-                told = _decode_told(frame.data)
-                name = told.pattern or frame.channel or ""
-                if (subscription := self._subscriptions.pop(name, None)) is not None:
-                    subscription.receive(frame)
-                    reason = told.reason or "unsubscribed"
-                    message = f"the edge has ended the subscription to {name}: {reason}"
-                    subscription.is_held = False
-                    subscription.refuse(ClientRefused(message, code=reason, channel=name))
             case "eb:error":
                 told = _decode_told(frame.data)
                 _log.warning("the edge says: %s (%s)", told.message, told.code)
             case _:
-                subscription = self._subscriptions.get(frame.channel or "")
-                if subscription is not None:
-                    subscription.receive(frame)
-
-
-def _names(subscription: Subscription) -> dict[str, Any]:
-    if subscription.pattern.is_exact:
-        return {"channel": subscription.channel}
-    return {"pattern": subscription.channel}
+                self._subscriptions.hear(frame)
 
 
 def _ending(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -100,13 +100,21 @@ class Link:
             raise Lost(FAILED, f"it cannot be written to: {exc}") from exc
 
     async def read(self, on_frame: Callable[[Frame], None]) -> None:
-        """Read until the end, and answer pings. Raises Lost, always."""
+        """Read until the end, and answer pings. Raises Lost, always.
+
+        A ValueError of `on_frame` is the edge's fault, and ends the connection.
+        """
         loop, socket, heard = asyncio.get_running_loop(), self._socket, self._liveness.heard
         while True:
             message = await socket.receive()
             heard(loop.time())
             if message.type is aiohttp.WSMsgType.TEXT:
-                on_frame(await self._decode(message.data))
+                try:
+                    on_frame(decode_frame(message.data))
+                except ValueError as exc:
+                    await socket.close(code=_PROTOCOL_ERROR, message=b"no frame of eventbus.v1")
+                    what = f"what came is no frame of {PROTOCOL}: {exc}"
+                    raise Lost(_PROTOCOL_ERROR, what) from None
             elif message.type is aiohttp.WSMsgType.PING:
                 with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
                     await socket.pong(message.data)
@@ -134,13 +142,6 @@ class Link:
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_S + 1):
                 await self._socket.close()
-
-    async def _decode(self, text: str) -> Frame:
-        try:
-            return decode_frame(text)
-        except ValueError as exc:
-            await self._socket.close(code=_PROTOCOL_ERROR, message=b"no frame of eventbus.v1")
-            raise Lost(_PROTOCOL_ERROR, f"what came is no frame of {PROTOCOL}: {exc}") from None
 
 
 async def _greeting(socket: aiohttp.ClientWebSocketResponse) -> Greeting:

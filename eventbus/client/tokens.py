@@ -50,6 +50,7 @@ class TokenSource:
     def accepted(self) -> None:
         """The edge has taken it."""
         self._refusals = 0
+        self.expiring.clear()
 
     def refused(self) -> bool:
         """The edge refuses it; whether a newer one is of no use either."""

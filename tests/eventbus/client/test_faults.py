@@ -443,7 +443,9 @@ async def test_silent_edge_is_noticed_and_left(rogue, quick):
         assert lost.reason == "the edge fell silent"
 
 
-@pytest.mark.parametrize("frame", ["nonsense", "[1]", '{"event":7}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "frame", ["nonsense", "[1]", '{"event":7}', '{"event":"eb:error","data":7}', "[" * 100_000]
+)
 async def test_server_that_speaks_nonsense_is_left_and_tried_again(rogue, quick, frame):
     rogue.frames = [frame]
     async with connect(rogue.url, options=quick) as client:
