@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from eventbus.channels import validate_channel
+from eventbus.data_types import data_decoder
 from eventbus.drivers.base import Headers
 from eventbus.errors import EventDefinitionError, EventFieldError
 from eventbus.events import Event, ShouldBroadcast, event_definition, qualified_name
@@ -72,11 +73,7 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     _check_declared(event, channels)
     data = event.broadcast_with()
     meta = event.event_meta
-    shared = msgspec.Raw(
-        encoded
-        if data is event
-        else encode_data(data, f"{qualified_name(type(event))}.broadcast_with()")
-    )
+    shared = msgspec.Raw(encoded if data is event else _encode_chosen(event, data))
     name = validate_event_name(event.broadcast_as())
     return tuple(
         Message(channel=channel, event=name, data=shared, timestamp=meta.timestamp, id=meta.id)
@@ -130,14 +127,40 @@ def encode_event(event: Event) -> bytes:
     try:
         event_decoder(type(event)).decode(encoded)
     except msgspec.ValidationError as exc:
-        path = str(exc).rpartition("`$")[2].rstrip("`").lstrip(".")
-        field = path.partition(".")[0].partition("[")[0]
         raise EventFieldError(
             f"event {name!r} does not fit its type {qualified_name(type(event))}: {exc}",
             event=name,
-            field=field,
+            field=_field(exc),
         ) from None
     return encoded
+
+
+def _encode_chosen(event: Event, data: Any) -> bytes:
+    """What `broadcast_with` returned, as JSON that fits its annotation.
+
+    Raises EventFieldError, EncodingError.
+    """
+    cls = type(event)
+    where = f"{qualified_name(cls)}.broadcast_with()"
+    encoded = encode_data(data, where)
+    decoder = data_decoder(cls)
+    if decoder is not None:
+        try:
+            decoder.decode(encoded)
+        except msgspec.ValidationError as exc:
+            raise EventFieldError(
+                f"event {event_definition(cls).name!r}: {where} returned what does not fit its "
+                f"annotation: {exc}",
+                event=event_definition(cls).name,
+                field=_field(exc),
+            ) from None
+    return encoded
+
+
+def _field(exc: msgspec.ValidationError) -> str:
+    """The field that a message such as "Expected … - at `$.lines[0].price`" is about."""
+    path = str(exc).rpartition("`$")[2].rstrip("`").lstrip(".")
+    return path.partition(".")[0].partition("[")[0]
 
 
 def _channels(event: ShouldBroadcast) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ EXPORTED = {
     "AlertLevel", "Broadcast", "broadcast", "broadcast_to_channel", "broadcast_to_organization",
     "broadcast_to_team", "broadcast_to_user",
     "BusState", "BusStateError", "ChannelKind", "ClientClosed", "ClientDisconnected",
-    "ClientError", "ClientRefused", "ConfigError", "ConnectionFailed",
+    "ClientError", "ClientEvent", "ClientRefused", "ConfigError", "ConnectionFailed",
     "DispatchFailed", "DriverError", "EncodingError", "Event", "EventBus", "EventBusError",
     "EventContext", "EventDefinition", "EventDefinitionError", "EventFieldError", "EventMeta",
     "EventSubscription", "FailedJob", "InvalidChannel", "InvalidEventName", "InvalidName",

@@ -33,6 +33,7 @@ LAYERS = [
     },
     {"eventbus.definition"},
     {"eventbus.drivers", "eventbus.events"},
+    {"eventbus.data_types"},
     {"eventbus.decoding", "eventbus.delayed", "eventbus.outgoing"},
     {
         "eventbus.jobs",

@@ -1,18 +1,16 @@
 """The catalogue: what the event types that are defined mean for those outside the process."""
 
 import enum
-import inspect
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Self, get_type_hints
+from typing import Any, NamedTuple
 
 from eventbus.contracts.docs import class_doc
-from eventbus.errors import EventDefinitionError
+from eventbus.data_types import data_type
 from eventbus.events import (
     Event,
     ShouldBroadcast,
     event_definition,
     event_types,
-    qualified_name,
 )
 
 __all__ = ["Contract", "Kind", "catalogue", "shared"]
@@ -89,7 +87,7 @@ def _contract(cls: type[Event]) -> Contract:
         queue=None if queue is None else queue.queue,
         queued=queue is not None,
         cls=cls,
-        data=_data(cls) if definition.broadcasts else cls,
+        data=data_type(cls) if definition.broadcasts else cls,
         doc=class_doc(cls),
     )
 
@@ -101,17 +99,3 @@ def _kind(cls: type[Event]) -> Kind:
     if definition.broadcasts:
         return Kind.BROADCAST
     return Kind.QUEUED if definition.queue is not None else Kind.LOCAL
-
-
-def _data(cls: type[Event]) -> Any:
-    """What `broadcast_with` is annotated to return; Any where it says nothing."""
-    method = inspect.getattr_static(cls, "broadcast_with")
-    if method is inspect.getattr_static(ShouldBroadcast, "broadcast_with"):
-        return cls
-    try:
-        returned = get_type_hints(method, include_extras=True).get("return", Any)
-    except (NameError, TypeError) as exc:
-        raise EventDefinitionError(
-            f"{qualified_name(cls)}.broadcast_with(): what it returns cannot be resolved: {exc}"
-        ) from None
-    return cls if returned is Self else returned
