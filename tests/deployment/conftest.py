@@ -88,6 +88,9 @@ class Process:
     def tail(self):
         return self.log.read_text(encoding="utf-8", errors="replace")[-4000:]
 
+    def lines(self):
+        return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+
     def wait_until(self, condition, seconds=READY_S):
         """Wait for what no event announces; a process that ends meanwhile is a failure."""
         deadline = time.monotonic() + seconds

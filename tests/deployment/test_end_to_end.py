@@ -279,3 +279,10 @@ async def test_nothing_is_lost_when_edges_and_nats_servers_are_restarted(
                 await asyncio.sleep(0.05)
         wrong = [each for each in listeners if each.got != expected or each.gaps]
         assert wrong == []
+
+
+def test_no_edge_was_refused_anything_but_publishing_events(deployment, front):
+    """Last of the module: what the user EDGE is granted is all that edges ask for."""
+    for edge in front.edges:
+        refused = [line for line in edge.lines() if "permissions violation" in line.lower()]
+        assert [line for line in refused if "eb.event." not in line] == []

@@ -1,10 +1,15 @@
 """What each kind of NATS user of compose/nats/permissions.conf may do, on the cluster of three."""
 
 import asyncio
+import os
 
+import nkeys
 import pytest
+import trustme
+from aiohttp import web
 
 from eventbus.bus import EventBus
+from eventbus.client import connect
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
 
 pytestmark = pytest.mark.xdist_group("deployment")
@@ -57,3 +62,79 @@ async def test_worker_takes_and_fails_jobs(deployment):
         assert job.payload == b"{}"
         await job.done()
         await reader.aclose()
+
+
+async def test_publisher_queues_nothing_it_could_take_back(deployment):
+    async with EventBus(deployment.settings("publisher")) as publisher:
+        queues = await publisher.queues()
+        await queues.push("default", "job-2", b"{}", 0)
+        with pytest.raises(EventBusError, match="no permission"):
+            await queues.reader("default").wait()
+
+
+async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
+    told = asyncio.Queue()
+
+    async def receive(request):
+        told.put_nowait(await request.json())
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hook", receive)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    (port,) = deployment.free_ports(1)
+    loop = asyncio.get_running_loop()
+    edge = await loop.run_in_executor(None, lambda: deployment.start_edge(
+        "edge-webhooks", port, BROADCAST_WORKERS="1",
+        BROADCAST_WEBHOOK_URL=f"http://127.0.0.1:{runner.addresses[0][1]}/hook",
+        BROADCAST_WEBHOOK_SECRET=deployment.api_key,
+    ))  # fmt: skip
+    try:
+        async with connect(f"ws://127.0.0.1:{port}/ws") as client:
+            await client.subscribe("general")
+            async with asyncio.timeout(20):
+                assert "channel_occupied" in str(await told.get())
+        assert not [line for line in edge.lines() if "permissions violation" in line.lower()]
+    finally:
+        await loop.run_in_executor(None, edge.stop)
+        await runner.cleanup()
+
+
+async def refusal(settings):
+    """What is said of a login that fails, in less time than a retry takes."""
+    async with asyncio.timeout(5):
+        with pytest.raises(ConnectionFailed) as caught:
+            await EventBus(settings).open()
+    return str(caught.value)
+
+
+async def test_certificate_of_another_authority_is_refused_at_once(deployment, tmp_path):
+    certificate = trustme.CA().issue_cert("edge.eventbus")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "stranger.pem")
+    path = str(tmp_path / "stranger.pem")
+    said = await refusal(deployment.settings("edge", NATS_CERT=path, NATS_KEY=path))
+    assert "NATS_CERT" in said
+
+
+async def test_certificate_alone_lets_nobody_in(deployment):
+    assert "NATS_NKEY" in await refusal(deployment.settings("edge", NATS_NKEY=""))
+
+
+async def test_key_of_another_kind_of_user_is_not_another_right(deployment):
+    """The certificate says that one belongs to the house; the nkey says who one is."""
+    settings = deployment.settings("publisher")
+    as_edge = deployment.settings("edge", NATS_NKEY=settings.nats_nkey)
+    assert "NATS_INBOX_PREFIX" in await refusal(as_edge)
+
+
+def test_edge_with_wrong_credentials_ends_and_says_why(deployment, tmp_path):
+    """No endless retry: whoever starts it sees the reason, and its exit code."""
+    wrong = tmp_path / "wrong.nk"
+    wrong.write_bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+    environ = deployment.environment("edge", NATS_NKEY=str(wrong), BROADCAST_WORKERS="1")
+    done = deployment.eventbus("edge", "run", environ=environ, seconds=30)
+    assert done.returncode == 1
+    assert "refuses the credentials" in done.stderr
+    assert wrong.read_text() not in done.stderr
