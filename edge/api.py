@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 from aiohttp import web
 
+from edge.api_queue import FailedJobs, FailedQuery, JobDone, done, failed_answer, job_id
 from edge.api_types import (
     Channels,
     ChannelStats,
@@ -26,6 +27,7 @@ from edge.api_types import (
     PublishedMessage,
     Stats,
 )
+from edge.auth import Claims
 from edge.cluster import ClusterBusy
 from edge.handshake import check_origin
 from edge.http_api import require_admin
@@ -170,7 +172,24 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
     return disconnected
 
 
+async def _failed_jobs(call: _Call[FailedQuery, None]) -> FailedJobs:
+    return await failed_answer(await call.node.queues(), call.query.limit)
+
+
+async def _retry_job(call: _Call[NoQuery, None]) -> JobDone:
+    job = job_id(call.path["id"])
+    store = await call.node.queues()
+    return done(job, was_there=await store.retry(job))
+
+
+async def _forget_job(call: _Call[NoQuery, None]) -> JobDone:
+    job = job_id(call.path["id"])
+    store = await call.node.queues()
+    return done(job, was_there=await store.forget(job))
+
+
 _BASE: Final = "/api/broadcast"
+_QUEUE: Final = "/api/queue"
 _KEY: Final = Parameter(
     IDEMPOTENCY_KEY,
     "Publishing again with the same key, on the same channels, stores nothing twice while the "
@@ -192,6 +211,12 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
           _publish, NoQuery, Publish, Published, (413, 415, 503), (_KEY,)),
     Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
           _disconnect, NoQuery, Disconnect, Disconnected, (413, 415, 503)),
+    Route("GET", f"{_QUEUE}/failed", "Queued events that failed, and how many wait",
+          _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
+    Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",
+          _retry_job, NoQuery, None, JobDone, (404, 503)),
+    Route("DELETE", f"{_QUEUE}/failed/{{id}}", "Drop a failed job",
+          _forget_job, NoQuery, None, JobDone, (404, 503)),
 )  # fmt: skip
 """Every operation: what is validated, what is described and what is served are one list."""
 
@@ -251,12 +276,15 @@ def _serve(route: Route[Any, Any]) -> Any:
     return handle
 
 
-async def let_in(request: web.Request) -> None:
-    """Raises Problem. A page of another origin must not use a browser's place on this host."""
+async def let_in(request: web.Request) -> Claims | None:
+    """Who may use the API; what their token says, if they have one. Raises Problem.
+
+    A page of another origin must not use a browser's place on this host.
+    """
     allowed = request.app[NODE].settings.cors_allowed_origins
     if not check_origin(request.headers.get("Origin"), request.host, allowed):
         raise Problem("forbidden", "the request's origin is not allowed")
-    await require_admin(request)
+    return await require_admin(request)
 
 
 def _query(request: web.Request, type_: type[Q]) -> Q:

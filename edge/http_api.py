@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from edge.auth import TokenRejected
+from edge.auth import Claims, TokenRejected
 from edge.keys import NODE
 from edge.metrics import CONTENT_TYPE_LATEST
 from edge.problem import PROBLEM_JSON, Problem, bad_token
@@ -82,10 +82,11 @@ async def metrics(request: web.Request) -> web.Response:
     )
 
 
-async def require_admin(request: web.Request) -> None:
+async def require_admin(request: web.Request) -> Claims | None:
     """Let only those in who know the API key, or whose token has the role or permission admin.
 
-    Without a key configured, loopback clients only. Raises Problem.
+    Without a key configured, loopback clients only. Gives what the token says, None for the others.
+    Raises Problem.
     """
     node = request.app[NODE]
     key = node.settings.api_key
@@ -93,13 +94,14 @@ async def require_admin(request: web.Request) -> None:
     given = given.strip()
     if not key or scheme.lower() != "bearer" or given.count(".") != _DOTS_OF_A_JWT or given == key:
         require_key(request, key)
-        return
+        return None
     try:
         claims = await node.verify(given)
     except TokenRejected as exc:
         raise bad_token(exc.code, str(exc)) from None
     if not claims.is_admin:
         raise Problem("forbidden", "the token has neither the role nor the permission admin")
+    return claims
 
 
 def require_key(request: web.Request, key: str) -> None:

@@ -91,6 +91,10 @@ class Hub:
         """How many connections hear a channel."""
         return len(self._channels.get(channel, _NOBODY))
 
+    def listeners(self, channel: str) -> Iterable[Outbox]:
+        """Those that hear a channel, as they are now."""
+        return tuple(self._channels.get(channel, _NOBODY).values())
+
     def __len__(self) -> int:
         return len(self._channels)
 

@@ -35,7 +35,9 @@ from edge.revocation import Revocation
 from edge.revoking import CLOSE_REVOKED, Revoker, drop
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.session import Session
+from edge.tickets import Tickets, is_ticket
 from edge.traffic import Traffic
+from edge.watch import Watch
 from eventbus.bus import EventBus
 from eventbus.drivers.base import counters_of
 
@@ -103,7 +105,9 @@ class Node:
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.deflated = _deflated(settings, self.metrics)
-        self.publish = bus.publish
+        self.publish, self.queues = bus.publish, bus.queues
+        self.tickets = Tickets(settings.api_key or settings.jwt_secret)
+        self.watch = Watch(self, bus.driver.name)
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
         self._clock: asyncio.Task[None] | None = None
@@ -116,6 +120,7 @@ class Node:
         await self.census.open()
         await self.revoker.start()
         await self.lifecycle.start()
+        self.watch.start()
         self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
 
     async def drain(self) -> None:
@@ -139,6 +144,7 @@ class Node:
             self._clock.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._clock
+        await self.watch.aclose()
         await self.lifecycle.aclose()
         await self.revoker.aclose()
         await self.census.aclose()
@@ -151,9 +157,14 @@ class Node:
         """Whether the node can serve. Raises Problem, 503."""
         if self.is_draining:
             raise Problem("unavailable", "this node is draining", headers=retry_after(1))
-        if not self._bus.driver.is_connected:
+        if not self.is_connected:
             message = "this node is not connected to the bus"
             raise Problem("unavailable", message, headers=retry_after(2))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether it has the bus."""
+        return self._bus.driver.is_connected
 
     @property
     def verifies_no_tokens(self) -> bool:
@@ -255,10 +266,13 @@ class Node:
             raise
 
     async def _verify(self, token: str) -> Claims:
-        if self._verifier is None:
+        if is_ticket(token):
+            claims = self.tickets.read(token)
+        elif self._verifier is None:
             message = "this node has no key to check tokens with"
             raise TokenRejected("unauthorized", message, "no_key")
-        claims = await self._verifier.verify(token)
+        else:
+            claims = await self._verifier.verify(token)
         if self.revoker.forbids_token(claims):
             raise TokenRejected("unauthorized", "the token has been revoked", "revoked")
         return claims

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -49,6 +50,8 @@ class Traffic:
         self._tally = metrics.tally
         self._quarantine = quarantine
         self._rules = rules
+        self.on_message: Callable[[str], None] | None = None
+        """Gets the channel of each message, while somebody wants to know which are busy."""
         self._traces = tracing.is_loaded()
         self._max_backlog = settings.max_unsent_bytes
         self._interest = Interest(
@@ -167,6 +170,8 @@ class Traffic:
         except InvalidPayload as exc:
             self._quarantine.put(channel, delivery.payload, exc)
             return
+        if self.on_message is not None:
+            self.on_message(channel)
         begun_ns = time.time_ns() if self._traces else 0
         clients = self._hub.deliver(message)
         tally.went(clients)
@@ -201,6 +206,8 @@ class Traffic:
             return None
         if is_first and message.published is not None:
             tally.latencies.since(message.published)
+        if is_first and self.on_message is not None:
+            self.on_message(channel)
         return message
 
 

@@ -58,7 +58,7 @@ LAYERS = [
 
 DOORS = {
     "aiohttp": {
-        "edge.api", "edge.app", "edge.docs_page",
+        "edge.api", "edge.app", "edge.dashboard", "edge.docs_page",
         "edge.entrance", "edge.http_api", "edge.jwks", "edge.keys",
         "edge.problem", "edge.serving", "edge.sse", "edge.traces", "edge.webhook_post",
         "edge.websocket",
@@ -93,6 +93,7 @@ PURE = (
     "edge.hub",
     "edge.outbox",
     "edge.tally",
+    "edge.channel_rates",
     "edge.lag",
     "edge.protocols",
     "edge.deadlines",
