@@ -87,7 +87,7 @@ def test_install_is_silent_until_pyproject_changes(installed, bare_path):
 
 
 def test_test_says_what_it_leaves_out(installed, bare_path):
-    for program in ("redis-server", "nginx"):
+    for program in ("redis-server", "nginx", "npm"):
         (Path(bare_path) / program).symlink_to("/bin/true")
     done = call(installed / "scripts" / "test", "-x", cwd="/", PATH=bare_path, CI="")
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_test_says_what_it_leaves_out(installed, bare_path):
 
 
 def test_test_leaves_nothing_out_where_all_is_there(installed, bare_path):
-    for program in ("redis-server", "nginx", "chromium"):
+    for program in ("redis-server", "nginx", "npm", "chromium"):
         (Path(bare_path) / program).symlink_to("/bin/true")
     done = call(installed / "scripts" / "test", cwd="/", PATH=bare_path, CI="true")
     assert (done.returncode, done.stderr) == (0, "")
@@ -108,4 +108,4 @@ def test_test_under_ci_refuses_to_leave_anything_out(installed, bare_path):
     (Path(bare_path) / "nginx").symlink_to("/bin/true")
     done = call(installed / "scripts" / "test", cwd="/", PATH=bare_path, CI="true")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nothing may be left out. Install: redis-server chromium" in done.stderr
+    assert "nothing may be left out. Install: redis-server npm chromium" in done.stderr
