@@ -42,8 +42,10 @@ class Handlers:
         self._told = told
         self._handlers: tuple[_Handler, ...] = ()
 
-    def __bool__(self) -> bool:
-        return bool(self._handlers)
+    @property
+    def take_messages(self) -> bool:
+        """Whether one of them is for the application's messages, rather than the edge's events."""
+        return any(not handler.event.startswith("eb:") for handler in self._handlers)
 
     def add(
         self, event: str | type[Event], call: Callable[..., Any], type_: Any, pattern: str

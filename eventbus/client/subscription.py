@@ -224,7 +224,7 @@ class Subscription:
         message = ClientMessage.of(frame, after_gap=self.cursor.take_gap())
         if self._handlers.wants(frame.event, is_system=False):
             self._for_handlers.offer(message)
-        is_wanted = self._is_iterated or not self._handlers
+        is_wanted = self._is_iterated or not self._handlers.take_messages
         if is_wanted and not self._for_iteration.offer(message):  # nobody iterates: keep the newest
             self._for_iteration.drop_oldest()
             self._for_iteration.offer(message)

@@ -140,6 +140,17 @@ async def test_presence_and_whispers_between_two_clients(edge, token, quick, cli
         assert await heard.get() == ("left", "8")
 
 
+async def test_handlers_of_the_edges_events_keep_no_message_from_who_iterates_later(
+    client, publisher
+):
+    orders = await client.subscribe("orders.1", {"eb:unsubscribed": print})
+    await publisher.publish("orders.1", "Paid", 1)
+    await client.ping()
+    page = await orders.history()  # by now the message has come
+    assert len(page.messages) == 1
+    assert (await first(orders, 1))[0].data == 1
+
+
 async def test_pattern_gets_each_message_once(client, publisher):
     every = await client.subscribe("orders.*")
     one = await client.subscribe("orders.1")
