@@ -20,6 +20,15 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=31_536_000)]
 class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     """What an edge node is made from, beside the bus's own `eventbus.config.Settings`."""
 
+    environment: Annotated[
+        Literal["development", "production"],
+        Var(
+            "BROADCAST_ENVIRONMENT",
+            "what the node runs for; in production it does not start without a key for tokens, or "
+            "with a secret that is one of development",
+            "development or production",
+        ),
+    ] = "development"
     websocket_enabled: Annotated[
         bool,
         Var("BROADCAST_WEBSOCKET_ENABLED", "whether the node takes WebSockets", "true or false"),

@@ -13,6 +13,7 @@ from aiohttp import web
 from edge.app import create_app, make_runner
 from edge.config import EdgeSettings
 from edge.keys import NODE
+from edge.production import require_production
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
@@ -34,8 +35,10 @@ async def serve(
     """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
 
     SIGHUP reads the TLS certificate again. `on_ready` is called with the node's address once it
-    listens; `extend` may add routes. Raises ConfigError and what opening the bus raises.
+    listens; `extend` may add routes. Raises ConfigError, also for what production refuses, and what
+    opening the bus raises.
     """
+    warnings = require_production(settings)
     tls = tls_context(settings)
     app = create_app(settings, bus)
     if extend is not None:
@@ -46,6 +49,9 @@ async def serve(
     try:
         if app[NODE].verifies_no_tokens:
             _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
+        if not settings.supervised:  # the supervisor says it once
+            for warning in warnings:
+                _log.warning("%s", warning)
         if tls is not None:
             _reload_on_hangup(settings, tls)
         app[NODE].address = await _listen(runner, settings, tls)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from edge.config import EdgeSettings
+from edge.production import require_production
 from eventbus.config import Settings, child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
@@ -52,8 +53,11 @@ class Supervisor:
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; the exit code: 0, or that of a worker that cannot start.
 
-        Raises ConfigError when the port cannot be taken, ServerError for the embedded nats-server.
+        Raises ConfigError when the port cannot be taken and for what production refuses,
+        ServerError for the embedded nats-server.
         """
+        for warning in require_production(self._settings):
+            _log.warning("%s", warning)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)

@@ -19,7 +19,14 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     from edge.config import EdgeSettings
 
-__all__ = ["check_cors", "check_files", "check_keys", "check_port", "check_settings"]
+__all__ = [
+    "check_cors",
+    "check_environment",
+    "check_files",
+    "check_keys",
+    "check_port",
+    "check_settings",
+]
 
 _OURS = ("BROADCAST_", "EDGE_")
 _NEAR = ("JWT_", "NATS_", "CORS_")
@@ -61,6 +68,21 @@ def _unknown(name: str, known: set[str]) -> list[Finding]:
         return []
     meant = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
     return [warning("settings", f"{name} is no setting, and is not read", meant)]
+
+
+def check_environment(edge: "EdgeSettings") -> list[Finding]:
+    """What production refuses, and warns of; in development there is nothing to say."""
+    from edge.production import production_problems  # noqa: PLC0415
+
+    if edge.environment != "production":
+        return []
+    problems = production_problems(edge)
+    findings = [
+        failed("production", refusal, "an edge does not start with it in production")
+        for refusal in problems.refusals
+    ]
+    findings += [warning("production", told) for told in problems.warnings]
+    return findings or [ok("production", "BROADCAST_ENVIRONMENT=production has nothing to object")]
 
 
 async def check_keys(edge: "EdgeSettings") -> list[Finding]:

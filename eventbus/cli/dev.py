@@ -22,7 +22,7 @@ from rich.text import Text
 
 from eventbus.cli.dev_secret import dev_secret
 from eventbus.cli.nodes import Host, Port
-from eventbus.cli.output import console
+from eventbus.cli.output import console, fail
 from eventbus.cli.running import run
 from eventbus.cli.tokens import issue_token
 from eventbus.config import Settings, child_environment
@@ -129,6 +129,12 @@ def dev(
     given = {"BROADCAST_WEBSOCKET_HOST": host, "BROADCAST_WEBSOCKET_PORT": port, "EDGE_APP": app}
     changes = {name: str(value) for name, value in given.items() if value is not None}
     environ = child_environment(changes)
+    if environ.get("BROADCAST_ENVIRONMENT", "").strip() == "production":
+        fail(
+            "BROADCAST_ENVIRONMENT=production: eventbus dev is for development; start an edge by "
+            "eventbus edge run",
+            code=2,
+        )
     environ["BROADCAST_WEBSOCKET_HOST"] = environ.get("BROADCAST_WEBSOCKET_HOST") or "127.0.0.1"
     environ["BROADCAST_DRAIN_TIME"] = environ.get("BROADCAST_DRAIN_TIME") or "0"
     environ |= {"BROADCAST_WORKERS": "1", "EDGE_SUPERVISED": "true"}

@@ -11,6 +11,8 @@ __all__ = ["DEV_SECRET", "dev_secret"]
 
 DEV_SECRET: Final = Path(".eventbus") / "dev-secret"
 _MIN_BYTES: Final = 32  # RFC 7518 §3.2
+_MARK: Final = "development-only-"
+"""How the secret begins, so that an edge in production knows it wherever it was copied to."""
 
 
 def dev_secret() -> str:
@@ -26,7 +28,7 @@ def dev_secret() -> str:
         except FileExistsError:
             secret = DEV_SECRET.read_text(encoding="utf-8").strip()
         else:
-            secret = secrets.token_urlsafe(32)
+            secret = f"{_MARK}{secrets.token_urlsafe(32)}"
             with os.fdopen(file, "w", encoding="utf-8") as opened:
                 opened.write(f"{secret}\n")
     except (OSError, UnicodeDecodeError) as exc:

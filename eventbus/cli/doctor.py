@@ -14,6 +14,7 @@ from rich.text import Text
 from eventbus.cli.checks_bus import check_nats, check_redis
 from eventbus.cli.checks_here import (
     check_cors,
+    check_environment,
     check_files,
     check_keys,
     check_port,
@@ -68,6 +69,7 @@ async def _examine() -> list[Finding]:
     if "redis" in drivers:
         checks.append(within("Redis", check_redis(settings, edge.jwt_leeway)))
     findings.append(ok("driver", ", ".join(drivers)))
+    findings += check_environment(edge)
     findings += check_cors(edge)
     findings += check_files(edge)
     for found in await asyncio.gather(*checks):
