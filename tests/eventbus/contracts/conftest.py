@@ -36,8 +36,11 @@ def contracts(shop):
 def node_modules(pytestconfig) -> Path:
     """What tests/npm/package-lock.json names, installed once into pytest's cache folder."""
     lock = (NPM / "package-lock.json").read_bytes()
-    folder = pytestconfig.cache.mkdir("npm") / hashlib.sha256(lock).hexdigest()[:16]
+    folder = (
+        pytestconfig.cache.mkdir("npm") / hashlib.sha256(lock).hexdigest()[:16] / "node_modules"
+    )
     if not folder.exists():
+        folder.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(NPM / name, made)
@@ -45,10 +48,12 @@ def node_modules(pytestconfig) -> Path:
                 ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
                 cwd=made, check=True, timeout=240,
             )  # fmt: skip
-            (Path(made) / "package.json").unlink()  # it would make modules of plain scripts
-            Path(made).rename(folder)
-            Path(made).mkdir()  # for its owner to remove
-    return folder / "node_modules"
+            try:
+                (Path(made) / "node_modules").rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was faster
+                    raise
+    return folder
 
 
 @pytest.fixture
