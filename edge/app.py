@@ -15,10 +15,12 @@ from edge.auth import TokenVerifier
 from edge.client_events import ClientEvents
 from edge.config import EdgeSettings
 from edge.contract import ContractDocument, checked_events
+from edge.dashboard import add_dashboard
 from edge.docs_page import add_docs
 from edge.http_api import healthz, metrics, problems, readyz
 from edge.jwks import Jwks
-from edge.keys import NODE
+from edge.keys import NODE, WORKERS_METRICS
+from edge.metrics_workers import WorkersMetrics
 from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
@@ -66,6 +68,8 @@ def create_app(
     client_events = checked_events(settings, contract)
     app = web.Application(middlewares=[traces, problems])
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
+    if settings.worker_socket:
+        app.cleanup_ctx.append(_telling_siblings)
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
@@ -76,6 +80,7 @@ def create_app(
     app.router.add_get("/metrics", metrics)
     add_api(app)
     add_docs(app, contract)
+    add_dashboard(app)
     app.router.add_get("/sse", server_sent_events, allow_head=False)
     app.router.add_post("/sse", streamed_commands)
     app.router.add_options("/sse", preflight)
@@ -84,6 +89,16 @@ def create_app(
         app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)
     app.router.add_static("/static", STATIC)
     return app
+
+
+async def _telling_siblings(app: web.Application) -> AsyncIterator[None]:
+    node = app[NODE]
+    workers = app[WORKERS_METRICS] = WorkersMetrics(
+        node.metrics.registry, Path(node.settings.worker_socket), node.metrics.workers_missing
+    )
+    await workers.open()
+    yield
+    await workers.aclose()
 
 
 def _fetching(keys: Jwks) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -1,0 +1,104 @@
+/** Lines over time by uPlot; their colours are the style sheet's. */
+
+import { MOST_POINTS, Series } from "/static/dashboard-numbers.js";
+
+const HEIGHT = 190;
+const SHORTEST_S = 60;
+const { uPlot } = globalThis;
+
+export class Chart {
+  #element;
+  #options;
+  #plot = null;
+  #told = 0;
+
+  /** `lines` are `{label, color}`, the name of a custom property; `format` makes text of a value. */
+  constructor(element, { title, lines, format, least = 1 }) {
+    this.#element = element;
+    this.#options = { title, lines, format, least };
+    this.series = new Series(lines.length);
+    new ResizeObserver(() => this.#draw()).observe(element);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw(true));
+  }
+
+  add(seconds, ...values) {
+    this.series.add(seconds, ...values);
+    this.#draw();
+    if (seconds - this.#told >= 5) this.#tell(seconds, values);
+  }
+
+  pause(seconds) {
+    this.series.pause(seconds);
+    this.#draw();
+  }
+
+  #tell(seconds, values) {
+    this.#told = seconds;
+    const { title, lines, format } = this.#options;
+    const now = lines.map(({ label }, i) => `${label} ${format(values[i])}`).join(", ");
+    this.#element.setAttribute("aria-label", `${title} over the last minutes; now: ${now}`);
+  }
+
+  #draw(anew = false) {
+    const width = this.#element.clientWidth;
+    if (!width) return;
+    if (anew) {
+      this.#plot?.destroy();
+      this.#plot = null;
+    }
+    if (this.#plot === null) {
+      this.#plot = new uPlot(this.#configuration(width), this.series.columns, this.#element);
+    } else {
+      if (this.#plot.width !== width) this.#plot.setSize({ width, height: HEIGHT });
+      this.#plot.setData(this.series.columns);
+    }
+  }
+
+  #configuration(width) {
+    const style = getComputedStyle(document.documentElement);
+    const color = (name) => style.getPropertyValue(`--${name}`).trim();
+    const { lines, format, least } = this.#options;
+    const axis = {
+      stroke: color("muted"),
+      font: "12px system-ui, sans-serif",
+      grid: { stroke: color("line"), width: 1 },
+      ticks: { show: false },
+    };
+    return {
+      width,
+      height: HEIGHT,
+      padding: [10, 8, 0, 0],
+      cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      legend: { live: true },
+      scales: {
+        x: {
+          range: (_, low, high) => {
+            const length = Math.min(MOST_POINTS, Math.max(SHORTEST_S, high - low));
+            return [high - length, high];
+          },
+        },
+        y: { range: (_, low, high) => [0, Math.max(least, (high ?? 0) * 1.15)] },
+      },
+      axes: [
+        { ...axis, space: 70, size: 28, values: "{HH}:{mm}:{ss}" },
+        {
+          ...axis,
+          space: 36,
+          size: 56,
+          values: (_, splits) => splits.map((value) => format(value)),
+        },
+      ],
+      series: [
+        { label: "at", value: "{HH}:{mm}:{ss}" },
+        ...lines.map(({ label, color: name, fill }) => ({
+          label,
+          stroke: color(name),
+          width: 2,
+          fill: fill ? `color-mix(in srgb, ${color(name)} 12%, transparent)` : undefined,
+          points: { show: false },
+          value: (_, value) => (value === null ? "–" : format(value)),
+        })),
+      ],
+    };
+  }
+}

@@ -1,0 +1,311 @@
+/** The panels of nodes, channels, presence and failed jobs. Text of others is only ever text. */
+
+import { bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
+
+const byId = (id) => document.getElementById(id);
+const MOST_ROWS = 50;
+const MOST_MATCHES = 200;
+const MOST_MEMBERS = 200;
+const KNOWN = 200;
+
+export function make(name, attributes, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes ?? {})) element.setAttribute(key, value);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+/** Writes only what has changed, so that selections and screen readers are left in peace. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Rows by key: those that stay are the same elements. */
+class Rows {
+  #body;
+  #make;
+  #rows = new Map();
+
+  constructor(body, makeRow) {
+    this.#body = body;
+    this.#make = makeRow;
+  }
+
+  /** `items` are `[key, value]`, in order; a row's `fill` writes the value. */
+  show(items) {
+    const keys = new Set(items.map(([key]) => key));
+    for (const [key, { row }] of this.#rows) {
+      if (!keys.has(key)) {
+        row.remove();
+        this.#rows.delete(key);
+      }
+    }
+    // What one points at, or stands on by keyboard, must not jump away.
+    const isHeld = this.#body.matches(":hover, :focus-within");
+    items.forEach(([key, value], position) => {
+      let entry = this.#rows.get(key);
+      const isNew = !entry;
+      if (isNew) {
+        entry = this.#make(key);
+        this.#rows.set(key, entry);
+      }
+      entry.fill(value);
+      const there = this.#body.children[position];
+      if (there !== entry.row && (isNew || !isHeld)) {
+        this.#body.insertBefore(entry.row, there ?? null);
+      }
+    });
+  }
+}
+
+const cells = (...kinds) => kinds.map((kind) => make("td", kind ? { class: kind } : {}));
+
+export class Nodes {
+  #rows = new Rows(byId("nodes"), (id) => {
+    const name = make("th", { scope: "row" }, make("code", {}, id), make("span", { class: "sub" }));
+    const badge = make("span", { class: "badge" });
+    const rest = cells(...Array(7).fill("number"));
+    const row = make("tr", {}, name, make("td", {}, badge), ...rest);
+    const fill = ({ node, rates }) => {
+      write(name.lastChild, node ? node.address || node.host : "");
+      const [state, text] = stateOf(node);
+      badge.dataset.state = state;
+      write(badge, text);
+      const texts = node
+        ? [
+            whole(node.connections),
+            whole(node.channels),
+            rate(rates?.in),
+            rate(rates?.out),
+            duration(node.bus_lag_s),
+            bytes(node.memory_bytes),
+            duration(node.uptime_s),
+          ]
+        : Array(7).fill("–");
+      rest.forEach((cell, i) => write(cell, texts[i]));
+    };
+    return { row, fill };
+  });
+
+  show(sample, rates) {
+    const items = sample.nodes.map((node) => [node.id, { node, rates: rates.nodes.get(node.id) }]);
+    this.#rows.show([...items, ...sample.missing.map((id) => [id, { node: null }])]);
+  }
+}
+
+function stateOf(node) {
+  if (!node) return ["bad", "no answer"];
+  if (!node.bus_connected) return ["bad", "no bus"];
+  return node.draining ? ["wait", "draining"] : ["good", "ready"];
+}
+
+/** Up to 1,000 channels are known: all few seconds, and of the busiest the numbers of now. */
+export class Channels {
+  #known = new Map();
+  #truncated = false;
+  #total = 0;
+  #follow;
+  #rows = new Rows(byId("channels"), (channel) => {
+    const button = make("button", { class: "link", type: "button", title: channel }, channel);
+    button.addEventListener("click", () => this.#follow(channel));
+    const name = make("th", { scope: "row" }, button);
+    const rest = cells("kind", "number", "number");
+    const fill = ([, kind, connections, perSecond]) => {
+      [kind, whole(connections), rate(perSecond)].forEach((text, i) => write(rest[i], text));
+    };
+    return { row: make("tr", {}, name, ...rest), fill };
+  });
+
+  /** `follow` gets the channel that is to be tailed. */
+  constructor(follow) {
+    this.#follow = follow;
+    byId("channel-filter").addEventListener("input", () => this.draw());
+  }
+
+  /** The names of presence channels, those with most connections first. */
+  get withPresence() {
+    return [...this.#known.values()].filter(([, kind]) => kind === "presence").map(([name]) => name);
+  }
+
+  kindOf(channel) {
+    return this.#known.get(channel)?.[1] ?? null;
+  }
+
+  take(sample) {
+    if (sample.whole) {
+      this.#known.clear();
+    } else {
+      // Those that are not told of have fallen silent, or are not among the first few.
+      const told = new Set(sample.channels.map(([name]) => name));
+      const isAll = sample.channels.length < MOST_ROWS;
+      for (const [name, entry] of this.#known) {
+        if (told.has(name)) continue;
+        if (isAll) this.#known.delete(name);
+        else entry[3] = Math.min(entry[3], sample.channels.at(-1)[3]);
+      }
+    }
+    for (const entry of sample.channels) this.#known.set(entry[0], entry);
+    this.#total = Math.max(0, ...sample.nodes.map((node) => node.channels));
+    this.#truncated = sample.nodes.some((node) => node.truncated);
+    if (sample.whole) this.#offer();
+    this.draw();
+  }
+
+  draw() {
+    const wanted = byId("channel-filter").value.trim().toLowerCase();
+    const all = [...this.#known.values()].sort(
+      (a, b) => b[3] - a[3] || b[2] - a[2] || (a[0] < b[0] ? -1 : 1),
+    );
+    const matching = wanted ? all.filter(([name]) => name.toLowerCase().includes(wanted)) : all;
+    const shown = matching.slice(0, wanted ? MOST_MATCHES : MOST_ROWS);
+    this.#rows.show(shown.map((entry) => [entry[0], entry]));
+    const empty = byId("channels-empty");
+    empty.hidden = shown.length > 0;
+    write(
+      empty,
+      wanted
+        ? "No channel matches."
+        : "No channel is in use. Clients that subscribe show up here.",
+    );
+    const of = wanted ? `${several(matching.length, "match", "matches")} among` : "of";
+    const parts = [];
+    if (shown.length) parts.push(`${whole(shown.length)} shown, ${of} ${several(all.length, "channel")}`);
+    if (this.#total > all.length + 1) parts.push(`a node has ${whole(this.#total)}: the busiest are known here`);
+    if (this.#truncated) parts.push("more are busy than are counted");
+    write(byId("channels-about"), parts.join("; "));
+  }
+
+  #offer() {
+    const names = [...this.#known.keys()].slice(0, KNOWN);
+    byId("known-channels").replaceChildren(...names.map((name) => make("option", { value: name })));
+  }
+}
+
+export class Presence {
+  #ask;
+  #channels;
+  #turn = 0;
+  #rows = new Rows(byId("members"), (user) => {
+    const [info] = cells("info");
+    const row = make("tr", {}, make("th", { scope: "row" }, user), info);
+    return { row, fill: (member) => write(info, told(member.info)) };
+  });
+
+  /** `ask` fetches from the HTTP API; `channels` are what is known of channels. */
+  constructor(ask, channels) {
+    this.#ask = ask;
+    this.#channels = channels;
+    byId("presence-channel").addEventListener("change", () => this.refresh());
+  }
+
+  async refresh() {
+    const select = byId("presence-channel");
+    const names = this.#channels.withPresence.slice(0, KNOWN);
+    const chosen = names.includes(select.value) ? select.value : (names[0] ?? "");
+    const before = [...select.options].map((option) => option.value);
+    if (before.join() !== names.join()) {
+      select.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+      select.value = chosen;
+    }
+    select.hidden = names.length === 0;
+    const turn = ++this.#turn;
+    if (!chosen) return this.#show([], "");
+    try {
+      const path = `/api/broadcast/channels/${encodeURIComponent(chosen)}/members`;
+      const { members, count } = await this.#ask(path);
+      if (turn !== this.#turn) return;
+      const more = count > MOST_MEMBERS ? `, the first ${MOST_MEMBERS} are shown` : "";
+      this.#show(members.slice(0, MOST_MEMBERS), `${several(count, "member")} in ${chosen}${more}`);
+    } catch (error) {
+      if (turn === this.#turn) write(byId("presence-about"), `Cannot be read: ${error.message}`);
+    }
+  }
+
+  #show(members, about) {
+    this.#rows.show(members.map((member) => [member.user_id, member]));
+    byId("presence-empty").hidden = members.length > 0;
+    write(byId("presence-about"), about);
+  }
+}
+
+export const told = (value) => {
+  const text = JSON.stringify(value) ?? "";
+  return text === "{}" ? "" : text;
+};
+
+export class Failed {
+  #ask;
+  #shown = "";
+
+  constructor(ask) {
+    this.#ask = ask;
+  }
+
+  async refresh() {
+    try {
+      this.#show(await this.#ask("/api/queue/failed?limit=50"));
+    } catch (error) {
+      const text = error.status === 404 ? "" : `Cannot be read: ${error.message}`;
+      write(byId("failed-fault"), text);
+      if (error.status === 404) write(byId("failed-empty"), "The driver of this cluster has no queues.");
+    }
+  }
+
+  #show({ jobs, count, queues }) {
+    write(byId("failed-fault"), "");
+    byId("failed-empty").hidden = count > 0;
+    write(byId("failed-count"), count > jobs.length ? `the oldest ${jobs.length} of ${whole(count)}` : "");
+    const waiting = queues.map(
+      ({ queue, ready, taken, delayed }) =>
+        `${queue}: ${whole(ready)} ready, ${whole(taken)} taken, ${whole(delayed)} delayed`,
+    );
+    write(byId("queues"), waiting.join(" · "));
+    const ids = JSON.stringify(jobs.map(({ id, failed_at: at }) => [id, at]));
+    if (ids === this.#shown) return;
+    this.#shown = ids;
+    byId("failed").replaceChildren(...jobs.map((job) => this.#job(job)));
+  }
+
+  #job(job) {
+    const title = make(
+      "p",
+      { class: "job-title" },
+      make("b", {}, job.event || "a job that could not be read"),
+      make("span", { class: "muted small" }, `${job.queue} · ${several(job.attempts, "try", "tries")} · `),
+    );
+    const at = new Date(job.failed_at);
+    title.lastChild.append(make("time", { datetime: job.failed_at }, at.toLocaleString()));
+    const why = make("p", { class: "job-error" }, `${job.error}: ${job.message}`);
+    const details = make(
+      "details",
+      {},
+      make("summary", {}, "Traceback"),
+      make("pre", { tabindex: "0", "aria-label": `Traceback of ${job.event}` }, job.traceback),
+    );
+    const path = `/api/queue/failed/${encodeURIComponent(job.id)}`;
+    const actions = make(
+      "div",
+      { class: "actions" },
+      this.#action("Retry", `Retry ${job.event} ${job.id}`, () => this.#ask(`${path}/retry`, { method: "POST" })),
+      this.#action("Forget", `Forget ${job.event} ${job.id}`, () => this.#ask(path, { method: "DELETE" })),
+    );
+    return make("li", {}, title, why, job.traceback ? details : null, actions);
+  }
+
+  #action(text, label, act) {
+    const button = make("button", { class: "quiet", type: "button", "aria-label": label }, text);
+    button.addEventListener("click", async () => {
+      button.disabled = true;
+      let fault = "";
+      try {
+        await act();
+      } catch (error) {
+        if (error.status !== 404) fault = `${text} failed: ${error.message}`;
+      }
+      button.disabled = false;
+      await this.refresh();
+      if (fault) write(byId("failed-fault"), fault);
+    });
+    return button;
+  }
+}
