@@ -3,7 +3,8 @@
 A publish is a span, and its context travels in the message's headers (W3C `traceparent` and
 `tracestate`, or what the application's propagators write), so that the work on it elsewhere belongs
 to the same trace. Names are those of the semantic conventions for messaging and for HTTP
-(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, nothing happens here.
+(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, and
+until a provider is set, nothing happens here.
 """
 
 import contextlib
@@ -34,7 +35,16 @@ class _Tracing:
         self._trace = trace = importlib.import_module("opentelemetry.trace")
         self._propagate = importlib.import_module("opentelemetry.propagate")
         self._tracer = trace.get_tracer("eventbus", tracer_provider=provider)
+        self._records = provider is not None
         self.kind = trace.SpanKind
+
+    @property
+    def records(self) -> bool:
+        """Whether a provider is set, an SDK's mostly: till then spans would be made for nothing."""
+        if not self._records:
+            present = self._trace.get_tracer_provider()
+            self._records = not isinstance(present, self._trace.ProxyTracerProvider)
+        return self._records
 
     @contextlib.contextmanager
     def span(
@@ -110,6 +120,11 @@ def load(provider: "TracerProvider | None" = None) -> None:
         _State.tracing = _Tracing(provider)
 
 
+def _recording() -> _Tracing | None:
+    tracing = _State.tracing
+    return tracing if tracing is not None and tracing.records else None
+
+
 def is_loaded() -> bool:
     """Whether the package is there, and a bus has been opened."""
     return _State.tracing is not None
@@ -122,7 +137,7 @@ def sending(
 
     `template` is the channel's, such as `orders.{order_id}`: a name that many messages share.
     """
-    tracing = _State.tracing
+    tracing = _recording()
     if tracing is None:
         return _NOTHING
     name = f"publish {template}" if template else "publish"
@@ -142,7 +157,7 @@ def processing(
     group: str | None = None,
 ) -> AbstractContextManager[Any]:
     """A message's handler runs within the block; its headers name the trace."""
-    tracing = _State.tracing
+    tracing = _recording()
     if tracing is None:
         return _NOTHING
     name = f"process {template}" if template else "process"
@@ -156,7 +171,7 @@ def processing(
 
 def listening(event: str, listener: Callable[..., Any]) -> AbstractContextManager[Any]:
     """A listener within the process runs within the block, in the trace of its dispatch."""
-    tracing = _State.tracing
+    tracing = _recording()
     if tracing is None:
         return _NOTHING
     named = listener if hasattr(listener, "__qualname__") else type(listener)
@@ -169,7 +184,7 @@ def serving(method: str, route: str, headers: Headers) -> AbstractContextManager
 
     Neither the URL nor a header gets into the span: a token may stand in them.
     """
-    tracing = _State.tracing
+    tracing = _recording()
     if tracing is None:
         return _NO_STATUS
     attributes = {"http.request.method": method, "http.route": route}
@@ -178,8 +193,7 @@ def serving(method: str, route: str, headers: Headers) -> AbstractContextManager
 
 def delivered(system: str, channel: str, *, headers: Headers, begun_ns: int, clients: int) -> None:
     """A message has been given to the clients of a node: one span, if its trace is sampled."""
-    tracing = _State.tracing
-    if tracing is None or headers.get(_OWN_CONTEXT) is None:
+    if headers.get(_OWN_CONTEXT) is None or (tracing := _recording()) is None:
         return
     attributes = _messaging(system, "deliver", channel)
     attributes["eventbus.clients"] = clients
