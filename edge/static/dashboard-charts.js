@@ -52,6 +52,9 @@ export class Chart {
       if (this.#plot.width !== width) this.#plot.setSize({ width, height: HEIGHT });
       this.#plot.setData(this.series.columns);
     }
+    // Without a pointer over it, the legend tells of now.
+    const last = this.series.columns[0].length - 1;
+    if (this.#plot.cursor.idx == null && last >= 0) this.#plot.setLegend({ idx: last });
   }
 
   #configuration(width) {
@@ -67,7 +70,7 @@ export class Chart {
     return {
       width,
       height: HEIGHT,
-      padding: [10, 8, 0, 0],
+      padding: [10, 20, 0, 0],
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       legend: { live: true },
       scales: {
