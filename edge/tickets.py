@@ -23,7 +23,8 @@ __all__ = ["LIFE_S", "Tickets", "is_ticket"]
 LIFE_S: Final = 300.0
 OPERATOR: Final = "operator"
 """The user id of who has no token of their own: the API key, or loopback."""
-_PREFIX: Final = "ebticket."  # a JWT begins with "eyJ"
+_PREFIX: Final = "ebticket-"
+"""No JWT begins so; and with one dot, it is no token to the HTTP API: no ticket renews itself."""
 _CONTEXT: Final = b"eventbus ticket 1"
 _decode: Final = msgspec.json.Decoder(Claims).decode
 

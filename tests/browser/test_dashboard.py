@@ -1,0 +1,199 @@
+"""The dashboard in Chromium, on real edges."""
+
+import re
+import signal
+
+import pytest
+from playwright.async_api import expect
+
+from eventbus.cli.tokens import issue_token
+
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+
+PHONE = {"width": 360, "height": 780}
+PATIENCE_MS = 15_000
+KEY = "the-key-of-the-api"
+SECRET = "a-secret-of-tests-that-is-32-bytes-long"
+
+
+@pytest.fixture
+async def dashboard(gate, edge_process, open_tab):
+    """Opens the page by the gate, which is on this host too."""
+
+    async def dashboard(*, ready="connected", environ=None, **options):
+        node = await edge_process(**(environ or {}))
+        return node, await open_tab(f"{gate.url}/dashboard", ready=ready, **options)
+
+    return dashboard
+
+
+async def grown(page, selector, least):
+    await page.wait_for_function(
+        "([selector, least]) => Number(document.querySelector(selector).textContent"
+        ".split(' ')[0].replace(/\\D/g, '')) >= least",
+        arg=[selector, least],
+        timeout=PATIENCE_MS,
+    )
+
+
+async def test_numbers_appear_and_change_with_what_passes(dashboard, bus, keep):
+    _, page = await dashboard()
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    await expect(page.locator("#nodes .badge")).to_have_text("ready")
+    await expect(page.locator("#channels-empty")).to_be_visible()
+    await expect(page.locator("#failed-empty")).to_be_visible()
+    await page.fill("#tail-channel", "chat.1")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    for count in range(20):
+        await bus.publish("chat.1", "Said", {"n": count})
+    await grown(page, "#now-in-about", 20)
+    row = page.locator("#channels tr", has_text="chat.1")
+    await expect(row).to_be_visible(timeout=PATIENCE_MS)
+    await expect(page.locator("#now-p95")).to_have_text(re.compile(r"ms$"), timeout=PATIENCE_MS)
+    await expect(page.locator(".chart canvas")).to_have_count(3)
+    label = await page.get_attribute("#connections-chart", "aria-label")
+    assert re.search(r"now: open \d", label)
+    await keep(page, "dashboard")
+
+
+async def test_published_test_event_is_shown_by_the_tail_as_text(dashboard):
+    _, page = await dashboard()
+    await page.fill("#tail-channel", "general")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    await page.fill("#publish-data", '{"text": "<img src=x>"}')
+    await page.click("#publish button")
+    result = page.locator("#publish-result")
+    await expect(result).to_have_text(re.compile(r"Published to general at offset \d+"))
+    await expect(page.locator("#tail .tail-data")).to_have_text(['{"text":"<img src=x>"}'])
+    assert await page.locator("#tail img").count() == 0
+    await page.fill("#publish-data", "{")
+    await page.click("#publish button")
+    await expect(result).to_have_text(re.compile("not JSON"))
+    await page.fill("#publish-data", "1")
+    await page.fill("#publish-channel", "no..channel")
+    await page.click("#publish button")
+    await expect(result).to_have_text(re.compile("not a channel name"))
+    await expect(page.locator("#tail li")).to_have_count(1)
+
+
+async def test_tail_keeps_a_bounded_number_of_rows(dashboard, bus):
+    _, page = await dashboard()
+    await page.fill("#tail-channel", "orders.*")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    for count in range(230):
+        await bus.publish("orders.42", "Placed", {"n": count}, volatile=True)
+    about = page.locator("#tail-about")
+    await expect(about).to_have_text(re.compile("230 messages"), timeout=PATIENCE_MS)
+    await expect(page.locator("#tail li")).to_have_count(200)
+    await expect(page.locator("#tail li").first).to_contain_text('{"n":229}')
+
+
+async def test_following_a_presence_channel_makes_nobody_a_member(dashboard, bus):
+    _, page = await dashboard()
+    await page.fill("#tail-channel", "presence.room")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    await bus.publish("presence.other", "Said", 1)
+    await bus.publish("presence.room", "Said", 2)
+    await expect(page.locator("#tail .tail-data")).to_have_text(["2"])
+    await expect(page.locator("#now-present")).to_have_text("0")
+
+
+async def test_signing_in_is_refused_and_accepted(dashboard, keep):
+    _, page = await dashboard(ready="signed-out", environ={"BROADCAST_API_KEY": KEY})
+    await expect(page.locator("#dashboard")).to_be_hidden()
+    await expect(page.locator("#refused")).to_be_hidden()
+    for wrong, why in (
+        ("not the key", "no spaces"),
+        ("not-the-key", "neither the API key nor a valid token"),
+        (issue_token(SECRET, "7"), "neither the role nor the permission"),
+    ):
+        await page.fill("#secret", wrong)
+        await page.press("#secret", "Enter")
+        await expect(page.locator("#refused")).to_have_text(re.compile(why))
+        await expect(page.locator("#dashboard")).to_be_hidden()
+    await keep(page, "dashboard-sign-in")
+    await page.fill("#secret", KEY)
+    await page.press("#secret", "Enter")
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    assert KEY not in page.url
+    assert await page.evaluate("localStorage.length") == 0
+    await page.reload()
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    await page.click("#sign-out")
+    await expect(page.locator("#sign-in")).to_be_visible()
+    assert await page.evaluate("sessionStorage.length") == 0
+
+
+async def test_administrators_token_is_accepted(dashboard):
+    _, page = await dashboard(ready="signed-out", environ={"BROADCAST_API_KEY": KEY})
+    await page.fill("#secret", issue_token(SECRET, "7", roles=["admin"]))
+    await page.press("#secret", "Enter")
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+
+
+async def test_lost_edge_is_shown_and_comes_back_by_itself(dashboard, edge_process):
+    node, page = await dashboard()
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    before = await page.inner_text("#nodes code")
+    await node.end(signal.SIGKILL)
+    await page.wait_for_selector("[data-state=waiting]", timeout=PATIENCE_MS)
+    await expect(page.locator("#lost")).to_be_visible()
+    await expect(page.locator("#status")).to_have_text("Reconnecting")
+    await edge_process()
+    await page.wait_for_selector("[data-state=connected]", timeout=PATIENCE_MS)
+    await expect(page.locator("#lost")).to_be_hidden()
+    await expect(page.locator("#nodes code", has_text=before)).to_have_count(0, timeout=30_000)
+    await expect(page.locator("#nodes .badge")).to_have_text(["ready"])
+
+
+async def test_width_of_a_phone_needs_no_sideways_scrolling(dashboard, bus, keep):
+    _, page = await dashboard(viewport=PHONE)
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    await page.fill("#tail-channel", ">")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    await bus.publish("W" * 150, "Event", {"text": "W" * 300})
+    await expect(page.locator("#tail li")).to_have_count(1)
+    await page.wait_for_selector("#channels tr", timeout=PATIENCE_MS)
+    assert await page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    await keep(page, "dashboard-narrow")
+
+
+async def test_page_can_be_used_by_keyboard_and_screen_reader(dashboard):
+    _, page = await dashboard()
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.textContent") == "Skip to the numbers"
+    unlabelled = await page.evaluate(
+        """[...document.querySelectorAll("input, select, textarea")]
+          .filter((field) => ![...field.labels].some((label) => label.textContent.trim()))
+          .map((field) => field.id)"""
+    )
+    assert unlabelled == []
+    unnamed = await page.evaluate(
+        """[...document.querySelectorAll("main section")]
+          .filter((part) => !document.getElementById(part.getAttribute("aria-labelledby")))
+          .length"""
+    )
+    assert unnamed == 0
+    headless = (
+        "[...document.querySelectorAll('table:not(.u-legend)')].filter((t) => !t.tHead).length"
+    )
+    assert await page.evaluate(headless) == 0
+    assert await page.locator("main").count() == await page.locator("h1").count() == 1
+    assert await page.locator("[aria-live=assertive]").count() == 0
+
+
+async def test_page_asks_nobody_else(dashboard, gate, browser):
+    await dashboard()
+    page = await (await browser.new_context()).new_page()
+    urls, faults = [], []
+    page.on("request", lambda request: urls.append(request.url))
+    page.on("console", lambda message: message.type == "error" and faults.append(message.text))
+    await page.goto(f"{gate.url}/dashboard")
+    await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    assert [url for url in urls if not url.startswith(f"{gate.url}/") or "ticket-" in url] == []
+    assert faults == []
