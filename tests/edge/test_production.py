@@ -16,7 +16,7 @@ from edge.production import production_problems, require_production, weakness
 from eventbus.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-GOOD = secrets.token_urlsafe(32)
+GOOD = "Qk7vXw2pLr9TzB4nYc6HsD1mJf8GaE3uN5oKi0W-xMy"  # fixed: pytest-xdist compares tests by their names
 COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()"]
 
 
