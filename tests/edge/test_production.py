@@ -16,7 +16,8 @@ from edge.production import production_problems, require_production, weakness
 from eventbus.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-GOOD = "Qk7vXw2pLr9TzB4nYc6HsD1mJf8GaE3uN5oKi0W-xMy"  # fixed: pytest-xdist compares tests by their names
+GOOD = "Qk7vXw2pLr9TzB4nYc6HsD1mJf8GaE3uN5oKi0W-xMy"
+"""Fixed: a part of tests' names, which must be the same in every process."""
 COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()"]
 
 
