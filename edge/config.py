@@ -52,6 +52,15 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "true or false",
         ),
     ] = False
+    worker_socket: Annotated[
+        str,
+        Var(
+            "EDGE_WORKER_SOCKET",
+            "where a worker tells the others what it has counted; set by the process that starts "
+            "the workers; not for you",
+            "the path of a Unix socket that is named by the worker's number",
+        ),
+    ] = ""
     tls_cert: Annotated[
         str,
         Var(

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edge.auth import Claims, TokenRejected
-from edge.keys import NODE
+from edge.keys import NODE, WORKERS_METRICS
 from edge.metrics import CONTENT_TYPE_LATEST
 from edge.problem import PROBLEM_JSON, Problem, bad_token
 
@@ -73,13 +73,13 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """What the node has counted, for Prometheus."""
+    """What the node has counted, for Prometheus; a worker answers for all of its supervisor."""
     node = request.app[NODE]
     if not node.settings.metrics_open:
         await require_admin(request)
-    return web.Response(
-        body=node.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    workers = request.app.get(WORKERS_METRICS)
+    body = node.metrics.exposition() if workers is None else await workers.exposition()
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def require_admin(request: web.Request) -> Claims | None:

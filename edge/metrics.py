@@ -161,6 +161,11 @@ class Metrics:
             registry=registry,
         )
 
+        self.workers_missing = Counter(
+            "eventbus_edge_scrape_workers_missing",
+            "Workers that were left out of a scrape, because they did not answer in time.",
+            registry=registry,
+        )
         self.loop_lag = Histogram(
             "eventbus_edge_loop_lag_seconds",
             "How much later than it was due the node's clock ran, some four times a second: how "

@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -53,8 +54,8 @@ class Supervisor:
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; the exit code: 0, or that of a worker that cannot start.
 
-        Raises ConfigError when the port cannot be taken and for what production refuses,
-        ServerError for the embedded nats-server.
+        Raises ConfigError when there is no port or temporary folder to be had and for what
+        production refuses, ServerError for the embedded nats-server.
         """
         for warning in require_production(self._settings):
             _log.warning("%s", warning)
@@ -62,7 +63,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
-        with _reserve(self._settings) as reserved:
+        with _reserve(self._settings) as reserved, _private_folder() as folder:
             port = reserved.getsockname()[1]
             server = None
             if self._bus.driver == "nats" and not self._bus.nats_url:
@@ -72,7 +73,8 @@ class Supervisor:
                 environ = _environment(port, server.url if server else "")
                 async with asyncio.TaskGroup() as group:
                     for index in range(self._settings.workers):
-                        group.create_task(self._keep(index, environ))
+                        socket_path = {"EDGE_WORKER_SOCKET": f"{folder}/{index}"}
+                        group.create_task(self._keep(index, environ | socket_path))
             finally:
                 if server is not None:
                     await server.stop()
@@ -180,6 +182,18 @@ def _reserve(settings: EdgeSettings) -> socket.socket:
             variable="BROADCAST_WEBSOCKET_PORT",
         ) from None
     return reserved
+
+
+def _private_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the workers' sockets, which only this user may enter. Raises ConfigError."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="eventbus-")  # its mode is 0700
+    except OSError as exc:
+        raise ConfigError(
+            f"workers need a temporary folder for their sockets: {exc.strerror or exc}; allowed: "
+            "one that may be written, which TMPDIR names",
+            variable="TMPDIR",
+        ) from None
 
 
 def _environment(port: int, nats_url: str) -> dict[str, str]:
