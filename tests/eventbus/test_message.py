@@ -41,7 +41,8 @@ def test_data_comes_back_as_it_was_given(data):
 def test_what_is_published_is_an_envelope_that_is_kept_byte_for_byte(data):
     message = Message.create("general", "hello", data)
     body = message.encode()
-    assert read_payload("general", body) == ("hello", body, message.id)
+    timestamp = json.loads(body)["timestamp"]
+    assert read_payload("general", body) == ("hello", body, message.id, timestamp)
 
 
 def test_time_is_utc_and_ids_sort_by_time():
