@@ -1,0 +1,302 @@
+#!/usr/bin/env python3
+"""Makes the secrets that compose.yaml names, in the folder secrets beside it.
+
+    python compose/make_secrets.py --host events.example.com
+
+An authority of your own and the certificates that it signs, an nkey for each kind of NATS user, the
+users of Redis, and random passwords. It needs what eventbus itself is installed with. Nothing that
+is there is replaced without --force; --renew makes new certificates and leaves all else.
+"""
+
+import argparse
+import datetime
+import hashlib
+import ipaddress
+import os
+import re
+import secrets
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+import nkeys  # type: ignore[import-untyped]
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+FOLDER: Final = Path(__file__).parent / "secrets"
+ROLES: Final = ("admin", "publisher", "edge", "worker", "cli", "system")
+NATS_SERVERS: Final = ("nats-1", "nats-2", "nats-3")
+LOCAL: Final = ("localhost", "127.0.0.1")
+AUTHORITY_DAYS: Final = 3650
+OLDEST: Final = datetime.timedelta(hours=1)
+"""How far in the past certificates begin, for clocks that are behind."""
+
+_LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST: Final = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}")
+_CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+
+# What eventbus's driver asks of Redis, in the namespace "eb": scripts, which call the others, and
+# subscriptions. Redis compares the glob of a PSUBSCRIBE letter by letter with those that are
+# granted, and a glob is whatever a client's pattern makes it: a service that listens needs all
+# channels.
+_CONNECTING: Final = "+hello +auth +ping +select +client|setname +info"
+_STORING: Final = (
+    "+evalsha +eval +script|load +time +publish +exists +del +rename +expire "
+    "+hget +hmget +hset +hlen +xadd +xdel +xtrim +xrange +xrevrange +xlen"
+)
+_STATE: Final = "+hdel +hscan +zadd +zrem +zscore +zrange +get +set"
+_LISTENING: Final = "+subscribe +unsubscribe +psubscribe +punsubscribe"
+REDIS_USERS: Final = {
+    "eventbus": f"~{{eb.* &* -@all {_CONNECTING} {_STORING} {_STATE} {_LISTENING} +scan",
+    "publisher": f"~{{eb.live.* &eb.live.* -@all {_CONNECTING} {_STORING}",
+}
+"""Services that also listen, edges among them; and services that only dispatch events."""
+
+
+class Authority(NamedTuple):
+    """What signs all certificates."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def make_authority() -> Authority:
+    """A new authority of your own, for no one else to trust."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = _name("eventbus authority")
+    usage = _usage(signs_certificates=True)
+    builder = _begun(name, name, key.public_key(), AUTHORITY_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(usage, critical=True)
+    return Authority(builder.sign(key, hashes.SHA256()), key)
+
+
+def read_authority(folder: Path) -> Authority:
+    """The authority that was made before. Raises OSError and ValueError."""
+    key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("ca.key holds no key of an elliptic curve")  # noqa: TRY004 - a file's fault
+    return Authority(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key)
+
+
+def make_certificate(
+    authority: Authority, name: str, hosts: tuple[str, ...], uses: list[x509.ObjectIdentifier],
+    days: int,
+) -> dict[str, bytes]:  # fmt: skip
+    """A certificate and its key, by the names of their files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer = authority.certificate
+    builder = _begun(_name(name), issuer.subject, key.public_key(), days)
+    for extension, critical in (
+        (x509.BasicConstraints(ca=False, path_length=None), True),
+        (_usage(signs_certificates=False), True),
+        (x509.ExtendedKeyUsage(uses), False),
+        (x509.SubjectAlternativeName([_general_name(host) for host in hosts]), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), False),
+    ):
+        builder = builder.add_extension(extension, critical=critical)
+    certificate = builder.sign(authority.key, hashes.SHA256())
+    return {f"{name}.crt": certificate.public_bytes(Encoding.PEM), f"{name}.key": _pem(key)}
+
+
+def make_certificates(authority: Authority, hosts: list[str], days: int) -> dict[str, bytes]:
+    """All certificates that the authority signs. NATS servers are each other's clients
+    too, and Redis's health check is its own.
+    """
+    made: dict[str, bytes] = {}
+    for server in NATS_SERVERS:
+        made |= make_certificate(authority, server, (server, *LOCAL), [_SERVER, _CLIENT], days)
+    made |= make_certificate(authority, "redis", ("redis", *LOCAL), [_SERVER, _CLIENT], days)
+    front = tuple(dict.fromkeys((*hosts, *LOCAL)))
+    made |= make_certificate(authority, "nginx", front, [_SERVER], days)
+    for role in ROLES:
+        made |= make_certificate(authority, role, (f"{role}.eventbus",), [_CLIENT], days)
+    return made
+
+
+def make_logins() -> dict[str, bytes]:
+    """Keys, passwords and users, by the names of their files."""
+    made: dict[str, bytes] = {}
+    public: list[str] = []
+    for role in ROLES:
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        made[f"{role}.nk"] = seed
+        public.append(f"NKEY_{role.upper()}={nkeys.from_seed(bytearray(seed)).public_key.decode()}")
+    made["nats.env"] = _lines(public)
+
+    users = ["user default off"]
+    for user, rights in REDIS_USERS.items():
+        password = secrets.token_urlsafe(32)
+        made[f"redis_{user}_password"] = password.encode()
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        users.append(f"user {user} on #{digest} {rights}")
+    made["redis_users.acl"] = _lines([*users, "user health on nopass -@all +ping"])
+
+    for name in ("jwt_secret", "api_key", "grafana_password"):
+        made[name] = secrets.token_urlsafe(48).encode()
+    return made
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files for containers to read.
+
+    Compose mounts a secret as the very file that it is here, and containers run as users of their
+    own: files can be read by everybody, the folder that they are in by its owner alone.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for name, content in files.items():
+        path = folder / name
+        mode = 0o600 if name == "ca.key" else 0o644
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+
+
+def main() -> None:
+    """Make what is asked for, and say what to do with it."""
+    given = _arguments()
+    if given.renew:
+        _renew(given.folder, given.host, given.days)
+    else:
+        _make(given.folder, given.host, given.days, replace=given.force)
+
+
+def _renew(folder: Path, hosts: list[str], days: int) -> None:
+    try:
+        authority = read_authority(folder)
+        hosts = hosts or _hosts_of(folder / "nginx.crt")
+    except (OSError, ValueError) as exc:
+        _fail(f"{folder}: no authority to renew certificates by ({exc})")
+    write(folder, make_certificates(authority, hosts, days))
+    print(
+        f"New certificates in {folder}, for {days} days. Restart what uses them, one by one:\n"
+        "NATS servers, each when the one before is healthy again; then the edges; then nginx."
+    )
+
+
+def _make(folder: Path, hosts: list[str], days: int, *, replace: bool) -> None:
+    authority = make_authority()
+    files = {
+        "ca.crt": authority.certificate.public_bytes(Encoding.PEM),
+        "ca.key": _pem(authority.key),
+        **make_certificates(authority, hosts, days),
+        **make_logins(),
+    }
+    there = sorted(name for name in files if (folder / name).exists())
+    if there and not replace:
+        _fail(
+            f"{folder} has {', '.join(there[:3])}{' and others' if len(there) > 3 else ''}: "
+            "nothing was changed. --renew makes new certificates; --force replaces everything, and "
+            "whoever has the old secrets is refused then"
+        )
+    write(folder, files)
+    print(f"""{len(files)} files in {folder}:
+  ca.crt, ca.key      the authority; move ca.key to a safe place: what it signs is believed
+  *.crt, *.key        certificates of servers and clients, for {days} days
+  *.nk, nats.env      the seeds of NATS users, and their public keys
+  redis_*             the users of Redis, and their passwords
+  jwt_secret, api_key, grafana_password
+Next: docker compose -f compose/compose.yaml up --wait""")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make the secrets that compose.yaml names.")
+    parser.add_argument(
+        "--host", action="append", default=[], type=_host, metavar="NAME",
+        help="a name or address by which clients reach nginx, beside localhost; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--days", type=_days, default=397, help="how long certificates are valid")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to put them")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--force", action="store_true", help="replace all that is there")
+    what.add_argument("--renew", action="store_true", help="make new certificates alone")
+    return parser.parse_args()
+
+
+def _days(text: str) -> int:
+    days = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= days <= AUTHORITY_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: 1 to {AUTHORITY_DAYS} days")
+    return days
+
+
+def _host(text: str) -> str:
+    try:
+        _general_name(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; allowed: a host's name, such as events.example.com, or an IP address"
+        ) from None
+    return text
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if len(host) > 253 or _HOST.fullmatch(host) is None:
+            raise
+        return x509.DNSName(host)
+
+
+def _hosts_of(path: Path) -> list[str]:
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def _begun(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number())
+        .not_valid_before(now - OLDEST)
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _lines(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"make_secrets: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
