@@ -139,11 +139,12 @@ async def test_who_is_no_administrator_hears_no_sample_whatever_the_rules_say(
 
 
 async def test_nothing_is_asked_or_counted_while_nobody_watches(edge, bus, http, nats, namespace):
-    asked = []
+    asked, first = [], asyncio.Event()
 
     async def note(message):
         if b'"sample"' in message.data:
             asked.append(message.data)
+            first.set()
 
     await nats.subscribe(f"{namespace}.>", cb=note)
     await nats.flush()
@@ -153,8 +154,8 @@ async def test_nothing_is_asked_or_counted_while_nobody_watches(edge, bus, http,
 
     client = await watch(http, edge)
     await sample(client)
-    await nats.flush()
-    assert asked
+    async with asyncio.timeout(10):
+        await first.wait()
     assert edge.node.traffic.on_message is not None
 
     await client.ask("unsubscribe", channel=CHANNEL)
