@@ -146,7 +146,7 @@ def retry(
 
     Example: eventbus queue retry 01a209d5-bb7d-74f2-a426-e7fa10d2806d
     """
-    _require_ids(ids, every=every)
+    _require_ids(ids, every=every, otherwise="--all to retry")
 
     async def again() -> tuple[list[str], list[str]]:
         async with _store(connection) as store:
@@ -162,7 +162,7 @@ def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -
 
     Example: eventbus queue forget 01a209d5-bb7d-74f2-a426-e7fa10d2806d
     """
-    _require_ids(ids, every=False)
+    _require_ids(ids, every=False, otherwise="drop all of them by `eventbus queue flush`")
 
     async def drop() -> tuple[list[str], list[str]]:
         async with _store(connection) as store:
@@ -236,9 +236,9 @@ async def _each(
     return done, unknown
 
 
-def _require_ids(ids: list[str] | None, *, every: bool) -> None:
+def _require_ids(ids: list[str] | None, *, every: bool, otherwise: str) -> None:
     if bool(ids) == every:
-        fail("give the ids of failed jobs (see `eventbus queue failed`), or --all to retry", code=2)
+        fail(f"give the ids of failed jobs (see `eventbus queue failed`), or {otherwise}", code=2)
 
 
 def _report(what: str, done: list[str], unknown: list[str], *, json: bool) -> None:

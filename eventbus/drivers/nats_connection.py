@@ -33,6 +33,7 @@ _MAX_BACKOFF_S: Final = 4.0
 _WATCH_S: Final = 0.5
 _CLOSE_S: Final = 2.0
 _MAX_DENIED: Final = 1000
+_TELL_AGAIN_S: Final = 10.0
 _REFUSALS: Final = (
     nats_errors.AuthorizationError,
     nats_errors.SecureConnRequiredError,
@@ -83,6 +84,7 @@ class NatsConnection:
         self._connected = asyncio.Event()
         self._closing = False
         self._last_error: BaseException | None = None
+        self._told = ("", 0.0, 0)
         self._refused = asyncio.Event()
         self._leaving = ""
         self._watchdog: asyncio.Task[None] | None = None
@@ -285,7 +287,18 @@ class NatsConnection:
                 self.replies.deny()
             while len(self._denied) > _MAX_DENIED:
                 del self._denied[next(iter(self._denied))]
-        _log.warning("NATS at %s: %s", self.address, str(exc) or type(exc).__name__)
+        self._tell(str(exc) or type(exc).__name__)
+
+    def _tell(self, what: str) -> None:
+        """Log a fault; one that goes on is told again after a while, with how often it was."""
+        now = asyncio.get_running_loop().time()
+        told, at, times = self._told
+        if what == told and now - at < _TELL_AGAIN_S:
+            self._told = (told, at, times + 1)
+            return
+        again = f" ({times} times more)" if what == told and times else ""
+        _log.warning("NATS at %s: %s%s", self.address, what, again)
+        self._told = (what, now, 0)
 
     async def _on_disconnected(self) -> None:
         if self._connected.is_set():

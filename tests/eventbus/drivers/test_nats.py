@@ -971,3 +971,11 @@ class TestReading:
             with pytest.raises(ConnectionFailed):
                 await driver.read("own.live.a", after=None, limit=1)
             await own_nats_server.stop()
+
+
+async def test_fault_that_goes_on_is_not_logged_at_every_try(caplog):
+    settings = Settings(nats_url="nats://127.0.0.1:1", connect_timeout=1.5)
+    with pytest.raises(ConnectionFailed, match="failed"):
+        await NatsDriver(settings).open()
+    lines = [record for record in caplog.records if "call failed" in record.getMessage()]
+    assert len(lines) == 1
