@@ -135,6 +135,4 @@ class EntryWriter:
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_S:
             self._logged = now
-            _log.warning(
-                "%s: entries wait for the bus (%d): %s", self._what, len(self._due), exc
-            )
+            _log.warning("%s: entries wait for the bus (%d): %s", self._what, len(self._due), exc)
