@@ -1,0 +1,275 @@
+"""The manifests for Kubernetes and the units for systemd, by their schemas and by what they run."""
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from edge.app import create_app
+from edge.config import EdgeSettings
+from edge.metrics import Metrics
+from eventbus.config import FILE_SUFFIX, Settings, variables
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+SYSTEMD = DEPLOY / "systemd"
+UNITS = ("eventbus-edge", "eventbus-worker")
+WORKER_END_S = 15
+"""What `edge.supervisor` gives a worker beyond the drain."""
+UNIT_HARDENING = {
+    "DynamicUser": "yes",
+    "NoNewPrivileges": "yes",
+    "PrivateTmp": "yes",
+    "ProtectHome": "yes",
+    "ProtectSystem": "strict",
+    "CapabilityBoundingSet": "",
+}
+
+
+def documents(path):
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+MANIFESTS = {
+    (document["kind"], document["metadata"]["name"]): document
+    for path in sorted(KUBERNETES.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for document in documents(path)
+}
+WORKLOADS = {key: value for key, value in MANIFESTS.items() if key[0] in {"Deployment", "Job"}}
+
+
+def settings_names():
+    declared = [*variables(Settings), *variables(EdgeSettings)]
+    return {each.name for each in declared} | {
+        f"{each.name}{FILE_SUFFIX}" for each in declared if each.secret
+    }
+
+
+def pod_of(workload):
+    return workload["spec"]["template"]["spec"]
+
+
+def environment_of(workload):
+    """What a workload's container has, config maps included."""
+    (container,) = pod_of(workload)["containers"]
+    found = {}
+    for source in container["envFrom"]:
+        found |= MANIFESTS["ConfigMap", source["configMapRef"]["name"]]["data"]
+    return found | {each["name"]: each["value"] for each in container.get("env", [])}
+
+
+@pytest.mark.parametrize("version", ["1.34", kubernetes_validate.latest_version()])
+@pytest.mark.parametrize("key", MANIFESTS, ids="-".join)
+def test_manifest_is_what_kubernetes_takes(key, version):
+    kubernetes_validate.validate(MANIFESTS[key], version, strict=True)
+
+
+def test_misspelt_key_is_refused_by_the_schema():
+    wrong = MANIFESTS["Service", "eventbus-edge"] | {"specs": {}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(wrong, "1.34", strict=True)
+
+
+def test_kustomization_has_every_file_but_the_example():
+    (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
+    files = {path.name for path in KUBERNETES.iterdir()}
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
+
+
+@pytest.mark.parametrize("key", WORKLOADS, ids="-".join)
+def test_environment_has_declared_settings_alone_and_they_are_understood(key, tmp_path):
+    environ = environment_of(WORKLOADS[key])
+    assert not set(environ) - settings_names()
+    for name in environ:
+        if environ[name].startswith("/run/secrets/"):
+            (tmp_path / name).write_text("x" * 48)
+            environ[name] = str(tmp_path / name)
+    Settings.from_env(environ)
+    EdgeSettings.from_env(environ)
+
+
+@pytest.mark.parametrize("key", WORKLOADS, ids="-".join)
+def test_files_that_settings_name_are_in_the_mounted_secret(key):
+    (container,) = pod_of(WORKLOADS[key])["containers"]
+    volumes = {each["name"]: each for each in pod_of(WORKLOADS[key])["volumes"]}
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    secret = MANIFESTS["Secret", volumes["secrets"]["secret"]["secretName"]]["stringData"]
+    wanted = {
+        value
+        for value in environment_of(WORKLOADS[key]).values()
+        if value.startswith("/run/secrets/")
+    }
+    assert wanted == {f"{mounts['secrets']}/{name}" for name in secret}
+    assert not any(secret.values())
+
+
+@pytest.mark.parametrize("key", WORKLOADS, ids="-".join)
+def test_pods_run_without_rights(key):
+    pod = pod_of(WORKLOADS[key])
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert f"USER {pod['securityContext']['runAsUser']}" in dockerfile
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod["automountServiceAccountToken"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_probes_ask_what_an_edge_answers():
+    app = create_app(EdgeSettings(), Settings(driver="memory"))
+    routes = {resource.canonical for resource in app.router.resources()}
+    (container,) = pod_of(MANIFESTS["Deployment", "eventbus-edge"])["containers"]
+    probes = {
+        name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness", "readiness")
+    }
+    assert {name: probe["path"] for name, probe in probes.items()} == {
+        "startup": "/healthz",
+        "liveness": "/healthz",
+        "readiness": "/readyz",
+    }
+    assert {probe["path"] for probe in probes.values()} <= routes
+    (port,) = container["ports"]
+    environ = environment_of(MANIFESTS["Deployment", "eventbus-edge"])
+    assert str(port["containerPort"]) == environ["BROADCAST_WEBSOCKET_PORT"]
+    (service_port,) = MANIFESTS["Service", "eventbus-edge"]["spec"]["ports"]
+    assert {probe["port"] for probe in probes.values()} == {port["name"]}
+    assert service_port["targetPort"] == port["name"]
+
+
+def test_pods_are_given_the_time_to_drain():
+    edge = MANIFESTS["Deployment", "eventbus-edge"]
+    (container,) = pod_of(edge)["containers"]
+    sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = float(environment_of(edge)["BROADCAST_DRAIN_TIME"])
+    assert pod_of(edge)["terminationGracePeriodSeconds"] >= sleep + drain + WORKER_END_S
+    worker = MANIFESTS["Deployment", "eventbus-worker"]
+    (container,) = pod_of(worker)["containers"]
+    grace = float(container["args"][container["args"].index("--grace") + 1])
+    assert pod_of(worker)["terminationGracePeriodSeconds"] > grace
+
+
+def test_selectors_match_labels():
+    templates = {
+        name: workload["spec"]["template"]["metadata"]["labels"]
+        for (_, name), workload in WORKLOADS.items()
+    }
+    selectors = {
+        ("Service", "eventbus-edge"): MANIFESTS["Service", "eventbus-edge"]["spec"]["selector"]
+    }
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        for name in UNITS:
+            selectors[kind, name] = MANIFESTS[kind, name]["spec"]["selector"]["matchLabels"]
+    for name in UNITS:
+        for spread in pod_of(MANIFESTS["Deployment", name])["topologySpreadConstraints"]:
+            selectors[spread["topologyKey"], name] = spread["labelSelector"]["matchLabels"]
+    policy = MANIFESTS["NetworkPolicy", "eventbus-edge"]["spec"]["podSelector"]["matchLabels"]
+    selectors["NetworkPolicy", "eventbus-edge"] = policy
+    for (_, name), selector in selectors.items():
+        matched = {each for each, labels in templates.items() if selector.items() <= labels.items()}
+        assert matched == {name}
+    everything = MANIFESTS["NetworkPolicy", "eventbus"]["spec"]["podSelector"]["matchLabels"]
+    assert all(everything.items() <= labels.items() for labels in templates.values())
+
+
+def test_edges_are_scaled_by_a_metric_that_they_have():
+    spec = MANIFESTS["HorizontalPodAutoscaler", "eventbus-edge"]["spec"]
+    target = spec["scaleTargetRef"]
+    assert (target["kind"], target["name"]) in MANIFESTS
+    (metric,) = spec["metrics"]
+    text = Metrics().exposition().decode()
+    assert f"\n# TYPE {metric['pods']['metric']['name']} gauge\n" in text
+    edge = MANIFESTS["Deployment", "eventbus-edge"]
+    most = int(environment_of(edge)["BROADCAST_MAX_CONNECTIONS"])
+    assert int(metric["pods"]["target"]["averageValue"]) < most
+    assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
+    assert "replicas" not in edge["spec"]
+
+
+def unit(name):
+    """A unit's keys, each with all its values."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str
+    text = (SYSTEMD / name).read_text(encoding="utf-8")
+    parser.read_string(text)
+    pairs = re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+    assert {key for section in parser.sections() for key in parser[section]} == {
+        key for key, _ in pairs
+    }
+    found = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def assignments(lines):
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_unit_has_few_rights_and_comes_back(name):
+    keys = unit(f"{name}.service")
+    for key, value in UNIT_HARDENING.items():
+        assert keys[key] == [value], key
+    assert keys["StateDirectory"] == [name]
+    assert keys["Restart"] == ["on-failure"]
+    assert keys["LimitNOFILE"] == ["65536"]
+    assert keys["KillSignal"] == ["SIGTERM"]
+    # Workers of an edge would end at once by a second SIGTERM, were the group signalled too.
+    assert keys["KillMode"] == ["mixed"]
+
+
+def test_units_are_given_the_time_to_drain():
+    edge, worker = (unit(f"{name}.service") for name in UNITS)
+    drain = float(assignments(edge["Environment"])["BROADCAST_DRAIN_TIME"])
+    assert float(edge["TimeoutStopSec"][0]) > drain + WORKER_END_S
+    (command,) = worker["ExecStart"]
+    assert float(worker["TimeoutStopSec"][0]) > float(re.search(r"--grace (\d+)", command)[1])
+
+
+@pytest.mark.parametrize("name", [*(f"{name}.service" for name in UNITS), "nats.conf"])
+def test_unit_sets_declared_settings_and_names_credentials_that_it_loads(name):
+    keys = unit(name)
+    environ = assignments(keys["Environment"])
+    assert not set(environ) - settings_names()
+    loaded = {line.split(":")[0] for line in keys.get("LoadCredential", [])}
+    assert {
+        value.removeprefix("%d/") for value in environ.values() if value.startswith("%d/")
+    } == loaded
+
+
+@pytest.mark.parametrize("name", ["edge", "worker"])
+def test_example_of_an_environment_file_is_understood_and_has_no_secrets(name):
+    (path,) = unit(f"eventbus-{name}.service")["EnvironmentFile"]
+    assert path == f"/etc/eventbus/{name}.env"
+    text = (SYSTEMD / f"{name}.env.example").read_text(encoding="utf-8")
+    environ = assignments(text.splitlines())
+    assert not set(environ) - settings_names()
+    Settings.from_env(environ)
+    EdgeSettings.from_env(environ)
+    assert not re.search(r"^(JWT_SECRET|BROADCAST_API_KEY)=", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_understands_the_unit(name, tmp_path):
+    text = (SYSTEMD / f"{name}.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE)
+    assert command == "/opt/eventbus/bin/eventbus"
+    if shutil.which("systemd-analyze") is None:
+        return
+    # The program need not be installed where tests run.
+    path = tmp_path / f"{name}.service"
+    path.write_text(text.replace(command, "/bin/true"), encoding="utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
