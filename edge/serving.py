@@ -52,8 +52,7 @@ async def serve(
         if not settings.supervised:  # the supervisor says it once
             for warning in warnings:
                 _log.warning("%s", warning)
-        if tls is not None:
-            _reload_on_hangup(settings, tls)
+        _reload_on_hangup(settings, tls)
         app[NODE].address = await _listen(runner, settings, tls)
         address = _local(app[NODE].address)
         _log.info("node %s listens on %s", app[NODE].id, address)
@@ -120,10 +119,16 @@ def _load_certificate(settings: EdgeSettings, context: ssl.SSLContext) -> None:
         ) from None
 
 
-def _reload_on_hangup(settings: EdgeSettings, context: ssl.SSLContext) -> None:
-    """Take a renewed certificate for connections to come; those that stand keep theirs."""
+def _reload_on_hangup(settings: EdgeSettings, context: ssl.SSLContext | None) -> None:
+    """Take a renewed certificate for connections to come; those that stand keep theirs.
+
+    Without TLS too: a signal that is not handled would end the node.
+    """
 
     def reload() -> None:
+        if context is None:
+            _log.info("SIGHUP: there is no certificate to read, since BROADCAST_TLS_CERT is empty")
+            return
         try:
             _load_certificate(settings, context)
         except ConfigError as exc:

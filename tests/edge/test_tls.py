@@ -101,6 +101,17 @@ async def test_renewed_certificate_is_taken_at_sighup_and_a_broken_one_is_not(
     assert "the certificate stays as it was" in log
 
 
+async def test_node_without_tls_stays_at_sighup(start_process):
+    edge = await start_process()
+    edge.process.send_signal(signal.SIGHUP)
+    async with ws_connect(f"ws://127.0.0.1:{edge.port}/ws/general", proxy=None) as client:
+        await client.recv()
+    edge.terminate()
+    code, log = await edge.end()
+    assert code == 0
+    assert "there is no certificate to read" in log
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
