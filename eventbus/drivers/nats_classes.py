@@ -142,6 +142,7 @@ class ClassStreams:
             return StoredSubject(
                 self._connection, name, of,
                 first=state.first_seq, last=state.last_seq, messages=messages, is_copy=True,
+                is_replicated=answer.config.get("num_replicas", 1) > 1 and of != ">",
             )  # fmt: skip
 
         return Copy(

@@ -5,11 +5,12 @@ The protocol of a batch is in NATS's ADR-31; nats-py has no call for it.
 
 import asyncio
 import collections
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from eventbus.drivers.nats_api import ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_wire import WireHeaders
@@ -24,6 +25,10 @@ _NOTHING: Final = "404"
 _PAUSE_S: Final = 0.1
 _SOURCE: Final = "Nats-Stream-Source"
 _LEFT: Final = "Nats-Num-Pending"
+_NO_MESSAGE: Final = 10037
+_LEADER_S: Final = 5.0
+_LAGS: Final = 50
+_LAG_PAUSE_S: Final = 0.1
 
 
 class Stored(NamedTuple):
@@ -40,6 +45,12 @@ class Stored(NamedTuple):
     """How many messages of the subject follow it in the stream that was read."""
 
 
+class _Read(NamedTuple):
+    found: list[Stored]
+    newest: int
+    """Up to which sequence of the stream has been read."""
+
+
 class StoredSubject:
     """One subject in one stream, as it stood when the stream was asked for its state."""
 
@@ -53,8 +64,14 @@ class StoredSubject:
         last: int,
         messages: int,
         is_copy: bool = False,
+        is_replicated: bool = False,
     ) -> None:
-        """`first` and `last` are the stream's, whose sequences are offsets unless it `is_copy`."""
+        """`first` and `last` are the stream's, whose sequences are offsets unless it `is_copy`.
+
+        Of a stream that `is_replicated`, any replica answers direct gets, also one that has just
+        been started and lags: what it gives is a beginning of what there is. So the leader is asked
+        for the newest message, and reading goes on until that is among those read.
+        """
         self.stream = stream
         self.subject = subject
         self.messages = messages
@@ -62,9 +79,47 @@ class StoredSubject:
         self._first = first
         self._last = last
         self._is_copy = is_copy
+        self._is_replicated = is_replicated
 
     async def after(self, offset: int, end: int, limit: int) -> list[Stored]:
         """The first `limit` messages after an offset and up to another. Raises ConnectionFailed."""
+        return await self._whole(lambda: self._after(offset, end, limit), limit)
+
+    async def last(self, count: int, end: int) -> list[Stored]:
+        """The last `count` messages up to an offset. Raises ConnectionFailed."""
+        if not self.messages or not count:
+            return []
+        return await self._whole(lambda: self._last_ones(count, end), None)
+
+    async def _whole(self, read: Callable[[], Awaitable[_Read]], limit: int | None) -> list[Stored]:
+        """What is read, when it is all that the leader has; `limit` messages are enough."""
+        for _ in range(_LAGS):
+            found, newest = await read()
+            if not self._is_replicated or newest >= self._last or len(found) == limit:
+                return found
+            if newest >= await self._newest_at_leader():
+                return found
+            await asyncio.sleep(_LAG_PAUSE_S)
+        raise ConnectionFailed(
+            f"reading {self.subject} from stream {self.stream}: its replicas lag behind their "
+            f"leader for more than {_LAGS * _LAG_PAUSE_S:g} s",
+            driver=DRIVER,
+        )
+
+    async def _newest_at_leader(self) -> int:
+        """The sequence of the subject's newest message; 0 when there is none any more."""
+        question = {"last_by_subj": self.subject}
+        answer = await ask(self._connection, f"STREAM.MSG.GET.{self.stream}", question, _LEADER_S)
+        if answer.error_code == _NO_MESSAGE:
+            return 0
+        if answer.error is not None:
+            raise ConnectionFailed(
+                f"asking for the newest message of {self.subject}: {answer.error}", driver=DRIVER
+            )
+        newest: int = answer.body["message"]["seq"]
+        return newest
+
+    async def _after(self, offset: int, end: int, limit: int) -> _Read:
         found: list[Stored] = []
         start = await self.place_after(offset)
         while start <= self._last and len(found) < limit:
@@ -72,28 +127,25 @@ class StoredSubject:
             batch = await self._get(start, asked)
             # What came after the state was asked for belongs to the live messages.
             found += [stored for stored in batch if stored.offset <= end]
+            start = batch[-1].place + 1 if batch else start
             if len(batch) < asked:
                 break
-            start = batch[-1].place + 1
-        return found
+        return _Read(found, start - 1)
 
-    async def last(self, count: int, end: int) -> list[Stored]:
-        """The last `count` messages up to an offset. Raises ConnectionFailed."""
-        if not self.messages or not count:
-            return []
+    async def _last_ones(self, count: int, end: int) -> _Read:
         if count == 1:
             newest = await self._ask({"multi_last": [self.subject]})
             if newest and newest[0].offset <= end:
-                return newest
+                return _Read(newest, newest[0].place)
         kept: collections.deque[Stored] = collections.deque(maxlen=count)
         start = await self._place_of_last(count)
         while start <= self._last:  # only forward reading is offered
             batch = await self._get(start, _BATCH)
             kept.extend(stored for stored in batch if stored.offset <= end)
+            start = batch[-1].place + 1 if batch else start
             if len(batch) < _BATCH:
                 break
-            start = batch[-1].place + 1
-        return list(kept)
+        return _Read(list(kept), start - 1)
 
     async def oldest(self) -> Stored | None:
         """The subject's oldest message. Raises ConnectionFailed."""

@@ -53,6 +53,7 @@ class StreamReader:
         stored = StoredSubject(
             self._connection, self._stream.name, subject,
             first=state.first, last=state.stream.last, messages=state.messages,
+            is_replicated=state.replicas > 1,
         )  # fmt: skip
         asked = _Asked(stored, state, self._classes.of(subject))
         if after is None:

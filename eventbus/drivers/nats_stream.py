@@ -69,6 +69,8 @@ class SubjectState(NamedTuple):
     """The offset of the last message that was purged, 0 where none was."""
     time: datetime.datetime
     """When it was so, by the server's clock."""
+    replicas: int
+    """How many servers hold the stream."""
 
 
 class _State(msgspec.Struct):
@@ -160,6 +162,7 @@ class EventStream:
             answer.config.get("max_msgs_per_subject", -1),
             purged_of(answer.config, subject),
             answer.ts,
+            answer.config.get("num_replicas", 1),
         )
 
     async def first(self) -> int:
