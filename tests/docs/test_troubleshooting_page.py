@@ -285,9 +285,6 @@ async def test_slow_client_is_cut_at_its_bound(start, nats_server, namespace):
                     for _ in range(50):
                         await bus.publish(f"{namespace}.live.general", body)
                     await bus.flush()
-                # What was dropped is counted when the socket has ended, too.
-                while 'dropped_frames_total{reason="slow_client"}' not in told:
-                    told = await asyncio.to_thread(metrics, edge)
         finally:
             await bus.close()
     seen("slow-metric", told)
