@@ -1,16 +1,14 @@
 """`eventbus queue`: a worker in this process, and what waits in the queues or has failed."""
 
-import asyncio
 import contextlib
 import logging
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from eventbus.cli.output import Json, fail, one_line, print_table, write_json
-from eventbus.cli.running import import_application, opened_bus, run as run_command
+from eventbus.cli.running import import_application, on_interrupt, opened_bus, run as run_command
 from eventbus.drivers.base import QueueStore
 from eventbus.jobs import FailedJob, failed_jobs
 from eventbus.worker import Worker
@@ -73,7 +71,7 @@ def work(
                 )
             except ValueError as exc:
                 fail(f"--queue: {exc}", code=2)
-            with _stopped_by_signals(worker.stop):
+            with on_interrupt(_stopping(worker.stop)):
                 await worker.run()
 
     run_command(run())
@@ -201,9 +199,8 @@ async def _store(connection: str | None) -> AsyncIterator[QueueStore]:
         yield await bus.queues(connection)
 
 
-@contextlib.contextmanager
-def _stopped_by_signals(stop: Callable[..., None]) -> Any:
-    """The first signal asks for an end, the second does not wait."""
+def _stopping(stop: Callable[..., None]) -> Callable[[], None]:
+    """What a signal calls: the first asks for an end, the second does not wait."""
     asked = False
 
     def on_signal() -> None:
@@ -211,18 +208,7 @@ def _stopped_by_signals(stop: Callable[..., None]) -> Any:
         stop(at_once=asked)
         asked = True
 
-    loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
-    try:
-        for each in signals:
-            loop.add_signal_handler(each, on_signal)
-    except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt
-        yield
-        return
-    try:
-        yield
-    finally:
-        for each in signals:
-            loop.remove_signal_handler(each)
+    return on_signal
 
 
 async def _each(

@@ -18,7 +18,7 @@ from eventbus.cli.output import fail
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, EventBusError, EventFieldError, InvalidName
 
-__all__ = ["import_application", "interrupted", "opened_bus", "read_json", "run"]
+__all__ = ["import_application", "interrupted", "on_interrupt", "opened_bus", "read_json", "run"]
 
 T = TypeVar("T")
 _INTERRUPTED: Final = 130
@@ -63,15 +63,22 @@ def read_json(text: str, where: str) -> Any:
 def interrupted() -> Iterator[asyncio.Event]:
     """An event that Ctrl-C or SIGTERM sets, for commands that run until then and end well."""
     asked = asyncio.Event()
+    with on_interrupt(asked.set):
+        yield asked
+
+
+@contextlib.contextmanager
+def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
+    """Within the block, each Ctrl-C or SIGTERM is a call."""
     loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
     try:
         for each in signals:
-            loop.add_signal_handler(each, asked.set)
+            loop.add_signal_handler(each, call)
     except NotImplementedError:  # Windows: Ctrl-C raises KeyboardInterrupt
-        yield asked
+        yield
         return
     try:
-        yield asked
+        yield
     finally:
         for each in signals:
             loop.remove_signal_handler(each)
