@@ -42,7 +42,7 @@ def eventbus(cli_environment, tmp_path) -> Run:
     def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         options = {"env": cli_environment, "cwd": tmp_path, **options}
         return subprocess.run(
-            [*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=40,
+            [*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=60,
             **options,
         )  # fmt: skip
 
@@ -108,7 +108,7 @@ def join() -> Iterator[Callable[..., ClientConnection]]:
                     proxy=None,
                 )
             )
-            while json.loads(client.recv(timeout=10))["event"] != "eb:subscribed":
+            while json.loads(client.recv(timeout=30))["event"] != "eb:subscribed":
                 pass
             return client
 

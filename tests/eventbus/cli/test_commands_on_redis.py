@@ -18,7 +18,7 @@ def redis_port(tmp_path):
         port = free.getsockname()[1]
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + 30
         while time.monotonic() < ends:
             with contextlib.suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -18,6 +18,6 @@ def test_shell_completes_groups_and_commands(words, expected):
         [command],
         env={**os.environ, "_EVENTBUS_COMPLETE": "complete_bash", "COMP_WORDS": words,
              "COMP_CWORD": str(len(words.split()) - 1)},
-        capture_output=True, text=True, check=False, timeout=30,
+        capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert set(shown.stdout.split()) == expected, shown.stderr

@@ -44,7 +44,7 @@ def doctor(environ, tmp_path):
         env = {k: v for k, v in {**environ, **changes}.items() if v is not None}
         return subprocess.run(
             [*COMMAND, *arguments],
-            check=False, capture_output=True, text=True, timeout=45, cwd=tmp_path, env=env,
+            check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env,
         )  # fmt: skip
 
     return examine

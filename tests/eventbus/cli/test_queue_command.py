@@ -44,7 +44,7 @@ def run(environment) -> Run:
         command = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "queue"]
         options = {"env": environment, "cwd": APPS, **options}
         return subprocess.run(
-            [*command, *arguments], check=False, capture_output=True, text=True, timeout=30,
+            [*command, *arguments], check=False, capture_output=True, text=True, timeout=60,
             **options,
         )  # fmt: skip
 
@@ -240,7 +240,7 @@ def test_worker_that_is_idle_ends_at_a_signal(environment):
         assert process.stderr is not None
         assert any("working on default" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=30)
         assert process.returncode == 0
     finally:
         process.kill()

@@ -53,7 +53,7 @@ def run(shop):
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=60,
         )
 
     return run

@@ -21,7 +21,7 @@ def run(own_nats_server):
             env={**os.environ, **given},
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
 

@@ -70,7 +70,7 @@ def test_tail_shows_what_is_stored_then_what_comes_each_once(start_command, publ
     assert [line["data"]["n"] for line in lines] == [1, 2, 3, 5]
     assert lines[3]["offset"] is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, ""), err
 
 
@@ -110,7 +110,7 @@ def test_since_leaves_out_what_is_older(start_command, publish):
         publish("orders.1", "new", 2, "--volatile")
         if process.poll() is not None:
             break
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=30)
     assert json.loads(out)["event"] == "new", err
 
 
@@ -159,12 +159,12 @@ def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish
     for since, recovered in ((first, False), (last, True)):
         data = {"offset": since["offset"], "epoch": since["epoch"]}
         client.send(json.dumps({"action": "subscribe", "channel": "general", "data": data}))
-        answer = json.loads(client.recv(timeout=10))
+        answer = json.loads(client.recv(timeout=30))
         assert answer["data"]["recovered"] is recovered
         if recovered:
-            assert json.loads(client.recv(timeout=10))["data"] == 4
+            assert json.loads(client.recv(timeout=30))["data"] == 4
         client.send('{"action":"unsubscribe","channel":"general"}')
-        assert json.loads(client.recv(timeout=10))["event"] == "eb:unsubscribed"
+        assert json.loads(client.recv(timeout=30))["event"] == "eb:unsubscribed"
 
 
 @pytest.mark.parametrize(

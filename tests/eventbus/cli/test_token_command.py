@@ -21,7 +21,7 @@ def run(tmp_path):
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("JWT_", "BROADCAST_"))}
         return subprocess.run(
             [*COMMAND, *arguments],
-            check=False, capture_output=True, text=True, timeout=30, input=stdin, cwd=tmp_path,
+            check=False, capture_output=True, text=True, timeout=60, input=stdin, cwd=tmp_path,
             env={**plain, "NO_COLOR": "1", **environ},
         )  # fmt: skip
 
