@@ -3,23 +3,21 @@
 import asyncio
 import contextlib
 import logging
-import random
 import ssl
-import urllib.parse
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import aiohttp
-import msgspec
 
 from eventbus.channels import Pattern, validate_channel
+from eventbus.client.address import parse_address
 from eventbus.client.frames import Frame
 from eventbus.client.link import Link, Lost
 from eventbus.client.options import ClientOptions, ClientState, StateChange
 from eventbus.client.reconnect import FAILED, Reconnect
 from eventbus.client.registry import Registry, names
-from eventbus.client.requests import OnAnswer, Requests
+from eventbus.client.session import Session
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
 from eventbus.errors import (
@@ -27,25 +25,11 @@ from eventbus.errors import (
     ClientClosed,
     ClientDisconnected,
     ClientError,
-    ClientRefused,
 )
 
 __all__ = ["EdgeClient"]
 
 _log = logging.getLogger(__name__)
-
-_PAUSE_S: Final = 1.0
-
-
-class _Told(msgspec.Struct):
-    """What is read of an edge's own events, and of answers to `auth`."""
-
-    user_id: str | None = None
-    code: str = ""
-    message: str = ""
-
-
-_decode_told: Final = msgspec.json.Decoder(_Told).decode
 
 
 class EdgeClient:
@@ -65,16 +49,15 @@ class EdgeClient:
         """The present connection's id: what an event's `to_others` takes."""
         self.user_id: str | None = None
         """Who the edge says one is."""
-        self._url, self._address = _parse_url(url)
+        self._address = parse_address(url)
         self._options = options or ClientOptions()
         self._tls: ssl.SSLContext | bool = True if tls is None else tls
         self._tokens = TokenSource(token, self._options.token_timeout)
         self._reconnect = Reconnect(self._options.first_delay, self._options.last_delay)
-        self._requests = Requests(self._options.max_requests)
-        self._subscriptions = Registry(self._ask)
+        self._subscriptions = Registry()
         self._observers: list[Callable[[StateChange], object]] = []
         self._hurry = asyncio.Event()
-        self._link: Link | None = None
+        self._session: Session | None = None
         self._http: aiohttp.ClientSession | None = None
         self._running: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
@@ -92,14 +75,16 @@ class EdgeClient:
             raise BusStateError("a client is opened once")
         self._http = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         self._opened = asyncio.get_running_loop().create_future()
-        self._running = asyncio.create_task(self._run(), name=f"eventbus client of {self._address}")
+        self._running = asyncio.create_task(
+            self._run(), name=f"eventbus client of {self._address.shown}"
+        )
         try:
             async with asyncio.timeout(self._options.open_timeout):
                 await asyncio.shield(self._opened)
         except TimeoutError:
             await self.aclose()
             raise ClientDisconnected(
-                f"cannot connect to {self._address} within {self._options.open_timeout:g} s: "
+                f"cannot connect to {self._address.shown} within {self._options.open_timeout:g} s: "
                 f"{self._last_reason}"
             ) from None
         except BaseException:
@@ -190,9 +175,9 @@ class EdgeClient:
         no answer within `request_timeout`.
         """
         self._require_open()
-        if self._link is None or self.state is not ClientState.CONNECTED:
+        if self._session is None:
             raise ClientDisconnected(f"{action}: there is no connection now")
-        return await self._ask(self._link, action, fields)
+        return await self._session.ask(action, fields)
 
     # For subscriptions
 
@@ -210,12 +195,12 @@ class EdgeClient:
     async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
         """End a subscription. Raises nothing where the connection is lost."""
         self._subscriptions.discard(subscription)
-        held, link = subscription.is_held, self._link
+        held, session = subscription.is_held, self._session
         subscription.end(None)
-        if held and link is not None and wait:
+        if held and session is not None and wait:
             subscription.is_held = False
             with contextlib.suppress(ClientError):  # it ends with the connection, too
-                await self._ask(link, "unsubscribe", names(subscription))
+                await session.ask("unsubscribe", names(subscription))
         elif held:
             self.settle(subscription)
         await subscription.aclose()
@@ -232,7 +217,7 @@ class EdgeClient:
                     if not await self._pause(lost):
                         return
         except Exception as exc:  # noqa: BLE001 - a fault of the client's own: told, not hidden
-            _log.exception("the client of %s cannot go on", self._address)
+            _log.exception("the client of %s cannot go on", self._address.shown)
             self._finish(ClientClosed(f"the client failed: {exc!r}", close_code=FAILED))
 
     async def _live(self) -> None:
@@ -243,49 +228,28 @@ class EdgeClient:
         try:
             async with asyncio.timeout(options.handshake_timeout):
                 link = await Link.open(
-                    self._http, self._url, ssl=self._tls, max_frame_bytes=options.max_frame_bytes
+                    self._http,
+                    self._address.url,
+                    ssl=self._tls,
+                    max_frame_bytes=options.max_frame_bytes,
                 )
         except TimeoutError:
             raise Lost(FAILED, f"no greeting in {options.handshake_timeout:g} s") from None
+        session = Session(
+            link, tokens=self._tokens, subscriptions=self._subscriptions, options=options
+        )
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(link.read(self._receive))
-                group.create_task(link.watch())
-                await self._authenticate(link)
-                self._ready(link)
-                group.create_task(self._subscriptions.run(link))
-                group.create_task(self._renew(link))
-                await asyncio.sleep(options.steady_after)
-                self._reconnect.steady()
-        except BaseExceptionGroup as group:
-            raise _ending(group) from None
+            await session.run(
+                on_ready=lambda: self._ready(session), on_steady=self._reconnect.steady
+            )
         finally:
-            self._link = None
-            self._requests.fail(lambda: ClientDisconnected("the connection was lost"))
-            self._subscriptions.lost()
-            await link.aclose()
+            self._session = None
+            await session.aclose()
 
-    async def _authenticate(self, link: Link) -> None:
-        token = await self._tokens.get()
-        if not token:
-            return
-        try:
-            answer = await self._ask(link, "auth", {"data": {"token": token}})
-        except ClientRefused as exc:
-            if exc.code not in ("unauthorized", "token_expired"):
-                raise Lost(FAILED, str(exc)) from exc
-            refusal = exc if self._tokens.refused() else None
-            code = 4001 if self._tokens.is_fixed else 4202
-            raise Lost(code, str(exc), refusal=refusal) from exc
-        except ClientDisconnected as exc:
-            raise Lost(FAILED, str(exc)) from exc
-        self._tokens.accepted()
-        self.user_id = _decode_told(answer.data).user_id
-
-    def _ready(self, link: Link) -> None:
-        self._link = link
-        self.connection_id = link.greeting.connection_id
-        self._subscriptions.connected()
+    def _ready(self, session: Session) -> None:
+        self._session = session
+        self.connection_id = session.connection_id
+        self.user_id = session.user_id
         self._become(ClientState.CONNECTED)
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
@@ -305,7 +269,9 @@ class EdgeClient:
             reason = f"the edge says to stay away: {lost.reason} ({lost.code})"
             self._finish(ClientClosed(reason, close_code=lost.code))
             return False
-        _log.info("no connection to %s: %s; again in %.1f s", self._address, lost.reason, delay)
+        _log.info(
+            "no connection to %s: %s; again in %.1f s", self._address.shown, lost.reason, delay
+        )
         self._become(ClientState.DISCONNECTED, code=lost.code, reason=lost.reason, retry_in=delay)
         self._hurry.clear()
         with contextlib.suppress(TimeoutError):
@@ -339,85 +305,3 @@ class EdgeClient:
                 observer(change)
             except Exception:  # noqa: BLE001 - an observer may raise anything
                 _log.exception("an observer of the client's state failed")
-
-    # What is sent
-
-    async def _ask(
-        self, link: Link, action: str, fields: dict[str, Any], on_answer: OnAnswer | None = None
-    ) -> Frame:
-        ref, answer = self._requests.expect(action, fields.get("channel"), on_answer)
-        try:
-            async with asyncio.timeout(self._options.request_timeout):
-                await link.send(action, {**fields, "ref": ref})
-                return await answer
-        except Lost as lost:
-            raise ClientDisconnected(f"{action}: {lost.reason}") from lost
-        except TimeoutError:
-            seconds = self._options.request_timeout
-            raise ClientDisconnected(f"{action}: no answer within {seconds:g} s") from None
-        finally:
-            self._requests.forget(ref)
-
-    async def _renew(self, link: Link) -> None:
-        """Give the edge a newer token whenever it asks for one."""
-        while True:
-            await self._tokens.expiring.wait()
-            self._tokens.expiring.clear()
-            if self._tokens.is_fixed:
-                _log.warning("the token expires, and is a fixed one: give a function instead")
-                continue
-            self._tokens.renew()
-            try:
-                token = await self._tokens.get()
-                await self._ask(link, "auth", {"data": {"token": token or ""}})
-                self._tokens.accepted()
-            except (ClientError, Lost) as exc:
-                _log.warning("the token could not be renewed: %s", exc)
-                await asyncio.sleep(random.uniform(_PAUSE_S, 5 * _PAUSE_S))  # noqa: S311 - no secret
-                # An edge closes with 4001 after three bad tokens: after one, its 4202 is awaited.
-                if not isinstance(exc, ClientRefused):
-                    self._tokens.expiring.set()
-
-    # What comes
-
-    def _receive(self, frame: Frame) -> None:
-        if not frame.is_system:
-            self._subscriptions.receive(frame)
-        elif not self._requests.answer(frame):
-            self._hear(frame)
-
-    def _hear(self, frame: Frame) -> None:
-        """An event of the edge's own that answers nothing."""
-        match frame.event:
-            case "eb:token.expiring":
-                self._tokens.expiring.set()
-            case "eb:error":
-                told = _decode_told(frame.data)
-                _log.warning("the edge says: %s (%s)", told.message, told.code)
-            case _:
-                self._subscriptions.hear(frame)
-
-
-def _ending(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Why a connection has ended: the first Lost, unless something is wrong with the client."""
-    lost, others = group.split(Lost)
-    if others is not None or lost is None:
-        return group
-    first = lost.exceptions[0]
-    assert isinstance(first, Lost)
-    return first
-
-
-def _parse_url(url: str) -> tuple[str, str]:
-    """The WebSocket's URL, and the address for messages, which holds no query."""
-    parts = urllib.parse.urlsplit(url)
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss") or not parts.hostname:
-        allowed = "ws://host:port/ws, wss://, http:// and https://"
-        raise ValueError(f"{url.partition('?')[0]!r} is no address of an edge; allowed: {allowed}")
-    path = parts.path if parts.path not in ("", "/") else "/ws"
-    host = parts.netloc.rpartition("@")[2]
-    return (
-        urllib.parse.urlunsplit((scheme, parts.netloc, path, parts.query, "")),
-        f"{scheme}://{host}{path}",
-    )

@@ -9,7 +9,6 @@ import msgspec
 
 from eventbus.client.cursor import Phase
 from eventbus.client.frames import Frame
-from eventbus.client.link import Link
 from eventbus.client.requests import OnAnswer
 from eventbus.client.subscription import Subscription
 from eventbus.errors import ClientDisconnected, ClientRefused
@@ -23,7 +22,7 @@ _MAX_PAUSE_S: Final = 5.0
 _LATER: Final = frozenset({"unavailable", "rate_limited", "token_expired"})
 """Refusals that pass."""
 
-Ask = Callable[[Link, str, dict[str, Any], OnAnswer | None], Awaitable[Frame]]
+Ask = Callable[[str, dict[str, Any], OnAnswer | None], Awaitable[Frame]]
 """Sends an action and waits for its answer. Raises ClientRefused, ClientDisconnected."""
 
 
@@ -38,8 +37,7 @@ _decode_taken: Final = msgspec.json.Decoder(_Taken).decode
 class Registry:
     """Subscriptions by their channels and patterns."""
 
-    def __init__(self, ask: Ask) -> None:
-        self._ask = ask
+    def __init__(self) -> None:
         self._subscriptions: dict[str, Subscription] = {}
         self._unsettled: dict[Subscription, None] = {}
         self._has_unsettled = asyncio.Event()
@@ -82,7 +80,7 @@ class Registry:
         for subscription in self:
             subscription.lost()
 
-    async def run(self, link: Link) -> None:
+    async def run(self, ask: Ask) -> None:
         """Join and leave what is to be joined and left, a few at a time, until cancelled."""
         pause_s = _PAUSE_S
         while True:
@@ -92,23 +90,23 @@ class Registry:
                 del self._unsettled[subscription]
             if not self._unsettled:
                 self._has_unsettled.clear()
-            if all(await asyncio.gather(*(self._settle(link, each) for each in batch))):
+            if all(await asyncio.gather(*(self._settle(ask, each) for each in batch))):
                 pause_s = _PAUSE_S
                 continue
             await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - no secret
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    async def _settle(self, link: Link, subscription: Subscription) -> bool:
+    async def _settle(self, ask: Ask, subscription: Subscription) -> bool:
         """Bring the edge's side of a subscription in line with ours; False to try again later."""
         cursor, fields = subscription.cursor, names(subscription)
         try:
             if subscription.is_held and cursor.phase is not Phase.ACTIVE:
                 if self._subscriptions.get(subscription.channel, subscription) is subscription:
-                    await self._ask(link, "unsubscribe", fields, None)
+                    await ask("unsubscribe", fields, None)
                 subscription.is_held = False
             if cursor.phase is Phase.WAITING:
                 fields["data"] = cursor.ask()
-                await self._ask(link, "subscribe", fields, subscription.subscribed)
+                await ask("subscribe", fields, subscription.subscribed)
         except ClientRefused as exc:
             if exc.code in _LATER:
                 return self._again(subscription)

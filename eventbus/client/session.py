@@ -1,0 +1,175 @@
+"""One session with an edge, over one link: authentication, requests, the subscriptions' joins."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from eventbus.client.frames import Frame
+from eventbus.client.link import Link, Lost
+from eventbus.client.options import ClientOptions
+from eventbus.client.reconnect import FAILED
+from eventbus.client.registry import Registry
+from eventbus.client.requests import OnAnswer, Requests
+from eventbus.client.tokens import TokenSource
+from eventbus.errors import ClientDisconnected, ClientError, ClientRefused
+
+__all__ = ["Session"]
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S: Final = 1.0
+
+
+class _Told(msgspec.Struct):
+    """What is read of an edge's own events, and of answers to `auth`."""
+
+    user_id: str | None = None
+    code: str = ""
+    message: str = ""
+
+
+_decode_told: Final = msgspec.json.Decoder(_Told).decode
+
+
+class Session:
+    """Lives as long as its link, and is never used again."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        tokens: TokenSource,
+        subscriptions: Registry,
+        options: ClientOptions,
+    ) -> None:
+        """The link was greeted, and nothing was read from it since."""
+        self.connection_id = link.greeting.connection_id
+        self.user_id: str | None = None
+        """Who the edge says one is, once authenticated."""
+        self._link = link
+        self._tokens = tokens
+        self._subscriptions = subscriptions
+        self._requests = Requests(options.max_requests)
+        self._request_timeout_s = options.request_timeout
+        self._steady_after_s = options.steady_after
+
+    async def run(self, *, on_ready: Callable[[], None], on_steady: Callable[[], None]) -> None:
+        """Authenticate, and keep the subscriptions joined until the end. Raises Lost, always.
+
+        `on_ready` is called when the edge has accepted the token, `on_steady` when the connection
+        has lived for `steady_after`.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._link.read(self._receive))
+                group.create_task(self._link.watch())
+                await self._authenticate()
+                self._subscriptions.connected()
+                on_ready()
+                group.create_task(self._subscriptions.run(self.ask))
+                group.create_task(self._renew())
+                await asyncio.sleep(self._steady_after_s)
+                on_steady()
+        except BaseExceptionGroup as group:
+            raise _ending(group) from None
+
+    async def aclose(self) -> None:
+        """Fail what is not answered, and close the link."""
+        self._requests.fail(lambda: ClientDisconnected("the connection was lost"))
+        self._subscriptions.lost()
+        await self._link.aclose()
+
+    async def ask(
+        self, action: str, fields: dict[str, Any], on_answer: OnAnswer | None = None
+    ) -> Frame:
+        """Send an action, and give its answer; see `Requests.expect` for `on_answer`.
+
+        Raises ClientRefused, and ClientDisconnected where the connection ends or no answer comes
+        within `request_timeout`.
+        """
+        ref, answer = self._requests.expect(action, fields.get("channel"), on_answer)
+        try:
+            async with asyncio.timeout(self._request_timeout_s):
+                await self._link.send(action, {**fields, "ref": ref})
+                return await answer
+        except Lost as lost:
+            raise ClientDisconnected(f"{action}: {lost.reason}") from lost
+        except TimeoutError:
+            seconds = self._request_timeout_s
+            raise ClientDisconnected(f"{action}: no answer within {seconds:g} s") from None
+        finally:
+            self._requests.forget(ref)
+
+    # The token
+
+    async def _authenticate(self) -> None:
+        token = await self._tokens.get()
+        if not token:
+            return
+        try:
+            answer = await self._ask_auth(token)
+        except ClientRefused as exc:
+            if exc.code not in ("unauthorized", "token_expired"):
+                raise Lost(FAILED, str(exc)) from exc
+            refusal = exc if self._tokens.refused() else None
+            code = 4001 if self._tokens.is_fixed else 4202
+            raise Lost(code, str(exc), refusal=refusal) from exc
+        except ClientDisconnected as exc:
+            raise Lost(FAILED, str(exc)) from exc
+        self.user_id = _decode_told(answer.data).user_id
+
+    async def _renew(self) -> None:
+        """Give the edge a newer token whenever it asks for one."""
+        while True:
+            await self._tokens.expiring.wait()
+            self._tokens.expiring.clear()
+            if self._tokens.is_fixed:
+                _log.warning("the token expires, and is a fixed one: give a function instead")
+                continue
+            self._tokens.renew()
+            try:
+                await self._ask_auth(await self._tokens.get() or "")
+            except (ClientError, Lost) as exc:
+                _log.warning("the token could not be renewed: %s", exc)
+                await asyncio.sleep(random.uniform(_PAUSE_S, 5 * _PAUSE_S))  # noqa: S311 - no secret
+                # An edge closes with 4001 after three bad tokens: after one, its 4202 is awaited.
+                if not isinstance(exc, ClientRefused):
+                    self._tokens.expiring.set()
+
+    async def _ask_auth(self, token: str) -> Frame:
+        answer = await self.ask("auth", {"data": {"token": token}})
+        self._tokens.accepted()
+        return answer
+
+    # What comes
+
+    def _receive(self, frame: Frame) -> None:
+        if not frame.is_system:
+            self._subscriptions.receive(frame)
+        elif not self._requests.answer(frame):
+            self._hear(frame)
+
+    def _hear(self, frame: Frame) -> None:
+        """An event of the edge's own that answers nothing."""
+        match frame.event:
+            case "eb:token.expiring":
+                self._tokens.expiring.set()
+            case "eb:error":
+                told = _decode_told(frame.data)
+                _log.warning("the edge says: %s (%s)", told.message, told.code)
+            case _:
+                self._subscriptions.hear(frame)
+
+
+def _ending(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Why a connection has ended: the first Lost, unless something is wrong with the client."""
+    lost, others = group.split(Lost)
+    if others is not None or lost is None:
+        return group
+    first = lost.exceptions[0]
+    assert isinstance(first, Lost)
+    return first
