@@ -128,7 +128,7 @@ class StoredSubject:
             # What came after the state was asked for belongs to the live messages.
             found += [stored for stored in batch if stored.offset <= end]
             start = batch[-1].place + 1 if batch else start
-            if len(batch) < asked:
+            if not batch or not batch[-1].left:  # fewer than asked may be all that fits
                 break
         return _Read(found, start - 1)
 
@@ -143,7 +143,7 @@ class StoredSubject:
             batch = await self._get(start, _BATCH)
             kept.extend(stored for stored in batch if stored.offset <= end)
             start = batch[-1].place + 1 if batch else start
-            if len(batch) < _BATCH:
+            if not batch or not batch[-1].left:
                 break
         return _Read(list(kept), start - 1)
 

@@ -932,6 +932,19 @@ async def test_secrets_of_the_url_are_never_logged(caplog):
 
 
 class TestReading:
+    async def test_history_larger_than_one_answer_of_the_server_is_read_whole(self, own_settings):
+        """A direct get gives no more than 64 MiB at once, whatever number was asked for."""
+        large = replace(own_settings, history_bytes=256 * 1024**2)
+        async with opened(large) as driver:
+            payload = b"x" * 900_000
+            given = [await driver.publish("own.event.a", payload) for _ in range(80)]
+            offsets = [one.position.offset for one in given]
+            page = await driver.read("own.live.a", after=offsets[0], limit=500)
+            assert [one.position.offset for one in page.messages] == offsets[1:]
+            assert page.complete
+            last = await driver.read("own.live.a", after=None, limit=78)
+            assert [one.position.offset for one in last.messages] == offsets[2:]
+
     async def test_more_than_one_batch_is_read_in_order(self, settings, namespace):
         async with opened(replace(settings, history_messages=2000)) as driver:
             await asyncio.gather(
