@@ -24,6 +24,8 @@ _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 _TOO_LARGE: Final = 10054
 _STORE_FAILED: Final = 10077
+_BEING_STORED: Final = 10158
+"""Another attempt with the same id is with the replicas: the next will be told how that ended."""
 _TRY_AGAIN: Final = (
     nats_errors.OutboundBufferLimitError,
     nats_errors.ConnectionClosedError,
@@ -163,7 +165,8 @@ class Publisher:
             return ack
         if error.err_code == _TOO_LARGE:
             raise EncodingError(f"a message for {subject} is larger than the stream takes: {error}")
-        if error.code < 500 or error.err_code == _STORE_FAILED:
+        passes = error.code >= 500 and error.err_code != _STORE_FAILED
+        if not (passes or error.err_code == _BEING_STORED):
             raise PublishFailed(
                 f"the stream refuses a message for {subject}: {error}", driver=DRIVER
             )

@@ -12,6 +12,7 @@ from eventbus.bus import EventBus
 from eventbus.cli.tokens import issue_token
 from eventbus.client import connect
 from eventbus.errors import EventBusError
+from eventbus.message import HEADER_ID
 
 pytestmark = [
     pytest.mark.nginx,
@@ -74,6 +75,17 @@ async def test_event_of_a_service_reaches_a_client_through_nginx(front, publishe
         await publish(publisher, "general", 1)
         async with asyncio.timeout(10):
             assert (await anext(aiter(general))).data == 1
+
+
+async def test_message_sent_again_while_the_replicas_still_write_it_is_stored_once(publisher):
+    subject = publisher.subjects.event("again")
+    body = b'{"event":"tick","data":1}'
+
+    async def send(number):
+        return await publisher.driver.publish(subject, body, {HEADER_ID: f"again-{number}"})
+
+    kept = await asyncio.gather(*(send(number) for number in range(50) for _ in range(3)))
+    assert len({each.position.offset for each in kept}) == 50
 
 
 async def test_server_sent_events_pass_as_they_come(front, publisher):
