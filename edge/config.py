@@ -7,7 +7,7 @@ import msgspec
 
 from edge.lifecycle_settings import LifecycleSettings
 from edge.logs import LogFormat
-from eventbus.config import Count, Port, Positive, Var, load
+from eventbus.environment import Count, Port, Positive, Var, load
 
 __all__ = ["EdgeSettings"]
 

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from eventbus.config import Var
+from eventbus.environment import Var
 from eventbus.errors import ConfigError
 from eventbus.webhooks import LIFECYCLE_EVENTS, LifecycleName
 

@@ -18,7 +18,8 @@ from typing import Final
 
 from edge.config import EdgeSettings
 from edge.production import require_production
-from eventbus.config import Settings, child_environment
+from eventbus.config import Settings
+from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
 

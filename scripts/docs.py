@@ -12,7 +12,8 @@ from edge.metrics import Metrics
 from edge.metrics_read import ReadMetric
 from eventbus.cli.app import app
 from eventbus.cli.reference import reference
-from eventbus.config import Settings, variables
+from eventbus.config import Settings
+from eventbus.environment import variables
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from eventbus.cli.findings import Finding, failed, ok, warning
-from eventbus.config import load, variables
+from eventbus.environment import load, variables
 from eventbus.errors import ConfigError
 
 if sys.platform != "win32":

@@ -25,7 +25,8 @@ from eventbus.cli.nodes import Host, Port
 from eventbus.cli.output import console, fail
 from eventbus.cli.running import run
 from eventbus.cli.tokens import issue_token
-from eventbus.config import Settings, child_environment
+from eventbus.config import Settings
+from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
 

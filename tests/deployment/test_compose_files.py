@@ -20,7 +20,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from edge.config import EdgeSettings
 from edge.metrics import Metrics
 from edge.metrics_read import ReadMetric
-from eventbus.config import FILE_SUFFIX, Settings, variables
+from eventbus.config import Settings
+from eventbus.environment import FILE_SUFFIX, variables
 from eventbus.server import find_binary
 
 ROOT = Path(__file__).parents[2]

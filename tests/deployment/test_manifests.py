@@ -13,7 +13,8 @@ import yaml
 from edge.app import create_app
 from edge.config import EdgeSettings
 from edge.metrics import Metrics
-from eventbus.config import FILE_SUFFIX, Settings, variables
+from eventbus.config import Settings
+from eventbus.environment import FILE_SUFFIX, variables
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"

@@ -10,7 +10,7 @@ from edge.auth import Claims
 from edge.config import EdgeSettings
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.rules_file import read_rules
-from eventbus.config import variables
+from eventbus.environment import variables
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "access.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from edge.config import EdgeSettings
 from edge.metrics import Metrics
 from edge.metrics_read import ReadMetric
-from eventbus.config import Settings, variables
+from eventbus.config import Settings
+from eventbus.environment import variables
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "operating.md").read_text(encoding="utf-8")
 ALERTS = re.findall(r"expr: (.*)", PAGE)

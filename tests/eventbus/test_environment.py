@@ -1,0 +1,102 @@
+"""How settings are read: from variables and files, each checked, and secrets never shown."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from eventbus.config import Settings
+from eventbus.environment import MASK, Var, load, variables
+from eventbus.errors import ConfigError
+
+
+def test_secret_may_stand_in_a_file(tmp_path):
+    (tmp_path / "password").write_text(" p4ss\n")
+    environ = {"BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "password")}
+    assert Settings.from_env(environ) == msgspec.structs.replace(Settings(), redis_password="p4ss")
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff", b"x" * 70_000])
+def test_file_without_a_secret_is_refused_naming_the_file(tmp_path, content):
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"BROADCAST_REDIS_PASSWORD_FILE='{path}'") as caught:
+        Settings.from_env({"BROADCAST_REDIS_PASSWORD_FILE": str(path)})
+    assert "allowed" in str(caught.value)
+    assert caught.value.variable == "BROADCAST_REDIS_PASSWORD_FILE"
+
+
+def test_secret_and_its_file_are_not_both_given(tmp_path):
+    (tmp_path / "password").write_text("p4ss")
+    both = {
+        "BROADCAST_REDIS_PASSWORD": "other",
+        "BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "password"),
+    }
+    with pytest.raises(ConfigError, match="both set"):
+        Settings.from_env(both)
+
+
+def test_only_secrets_are_read_from_files(tmp_path):
+    (tmp_path / "host").write_text("elsewhere")
+    assert Settings.from_env({"BROADCAST_REDIS_HOST_FILE": str(tmp_path / "host")}) == Settings()
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    flag: Annotated[bool, Var("FLAG", "a flag", "true or false")] = False
+    names: Annotated[tuple[str, ...], Var("NAMES", "names", "a list")] = ()
+    ports: Annotated[tuple[int, ...], Var("PORTS", "ports", "numbers")] = ()
+    pin: Annotated[int, Var("PIN", "a secret", "a number", secret=True)] = 0
+    internal: int = 5
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1", True), ("true", True), ("YES", True), ("on", True),
+     ("0", False), ("False", False), ("no", False), ("OFF", False)],
+)  # fmt: skip
+def test_booleans_are_read_in_words(text, value):
+    assert load(Sample, {"FLAG": text}).flag is value
+
+
+@pytest.mark.parametrize("text", ["2", "y", "truee", "enabled", "-1"])
+def test_no_other_word_is_a_boolean(text):
+    with pytest.raises(ConfigError, match=r"FLAG=.*true or false"):
+        load(Sample, {"FLAG": text})
+
+
+def test_lists_are_separated_by_commas():
+    assert load(Sample, {"NAMES": "a, b ,,c,"}).names == ("a", "b", "c")
+    assert load(Sample, {"PORTS": "1,2"}).ports == (1, 2)
+    with pytest.raises(ConfigError, match="PORTS='1,x'"):
+        load(Sample, {"PORTS": "1,x"})
+
+
+def test_secret_never_stands_in_an_error():
+    with pytest.raises(ConfigError, match="PIN") as caught:
+        load(Sample, {"PIN": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+    assert MASK in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_field_without_a_variable_is_not_read_from_the_environment():
+    assert load(Sample, {"internal": "9", "INTERNAL": "9"}).internal == 5
+    assert "internal" not in [variable.field for variable in variables(Sample)]
+
+
+def test_importing_the_library_reads_no_environment():
+    code = (
+        "import os\n"
+        "class Closed(dict):\n"
+        "    def get(self, *a): raise SystemExit(f'read {a}')\n"
+        "    __getitem__ = __contains__ = get\n"
+        "import msgspec, uuid_utils, importlib.metadata, asyncio, logging\n"
+        "os.environ = Closed()\n"
+        "import eventbus\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=30)
+    assert done.returncode == 0
