@@ -212,6 +212,8 @@ def draft7(value: Any) -> Any:
         match key:
             case "default" | "enum" | "const":
                 made[key] = each
+            case "properties":
+                made[key] = {name: draft7(of_field) for name, of_field in each.items()}
             case "prefixItems":
                 made["items"] = draft7(each)
             case "items" if "prefixItems" in value:

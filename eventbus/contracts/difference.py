@@ -9,31 +9,15 @@ Of schemas as msgspec makes them. A change breaks
 """
 
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
+from eventbus.contracts.bounds import bounds
+from eventbus.contracts.views import BOTH, NOBODY, READERS, WRITERS, Difference, Views
 from eventbus.contracts.words import told, type_in_words
 
 __all__ = ["BOTH", "NOBODY", "READERS", "WRITERS", "Difference", "Views", "differences"]
 
-Views: TypeAlias = frozenset[str]
-NOBODY: Final[Views] = frozenset()
-READERS: Final[Views] = frozenset({"readers"})
-WRITERS: Final[Views] = frozenset({"writers"})
-BOTH: Final = READERS | WRITERS
-
-_LOWER: Final = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
-_UPPER: Final = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
-_EQUAL: Final = ("pattern", "multipleOf", "format", "uniqueItems")
 _TYPES: Final = ("$ref", "anyOf", "enum", "const", "type")
-
-
-class Difference(NamedTuple):
-    """One change, where it is, and whom it breaks."""
-
-    place: str
-    """A path such as `lines[].price`; empty for the whole."""
-    what: str
-    breaks: Views
 
 
 def differences(old: Any, new: Any) -> Iterator[Difference]:
@@ -68,11 +52,12 @@ class _Comparison:
             [before], [after] = olds.values(), news.values()
             yield from self._one(before, after, place)
             return
+        _pair_numbers(olds, news)
         for key in sorted(olds.keys() | news.keys()):
             if key not in news:
-                yield Difference(place, f"{key} is no longer allowed", WRITERS)
+                yield Difference(place, f"{_named(key, olds)} is no longer allowed", WRITERS)
             elif key not in olds:
-                yield Difference(place, f"{key} is allowed besides", READERS)
+                yield Difference(place, f"{_named(key, news)} is allowed besides", READERS)
             else:
                 yield from self._one(olds[key], news[key], place)
 
@@ -92,6 +77,12 @@ class _Comparison:
                 inner, inner_null = self._members(member, defs)
                 members |= inner
                 has_null |= inner_null
+            elif "enum" in member:
+                values = member["enum"]
+                has_null |= None in values
+                for kind in dict.fromkeys(_kind_of(each) for each in values if each is not None):
+                    same = [each for each in values if _kind_of(each) == kind and each is not None]
+                    members[kind] = member | {"enum": same}
             else:
                 members[_key(member)] = member
         return members, has_null
@@ -111,7 +102,9 @@ class _Comparison:
             else:
                 yield Difference(place, f"type changed {words}", BOTH)
                 return
-        yield from _bounds(old, new, place)
+        yield from bounds(old, new, place)
+        if old.get("contentEncoding") != new.get("contentEncoding"):
+            yield Difference(place, f"type changed from {_shown(old)} to {_shown(new)}", BOTH)
         match kinds[1]:
             case "struct":
                 pair = id(old), id(new)
@@ -120,6 +113,8 @@ class _Comparison:
                     yield from self._fields(old, new, place)
             case "map":
                 inner = f"{place}.*" if place else "*"
+                was, is_ = ({"type": "string", **e.get("propertyNames", {})} for e in (old, new))
+                yield from self.compare(was, is_, f"keys of {place}" if place else "keys")
                 yield from self.compare(
                     old.get("additionalProperties", {}), new.get("additionalProperties", {}), inner
                 )
@@ -207,33 +202,6 @@ def _values(old: Any, new: Any, place: str) -> Iterator[Difference]:
         yield Difference(place, f"value {value} added", READERS)
 
 
-def _bounds(old: Any, new: Any, place: str) -> Iterator[Difference]:
-    for keywords, sign in ((_LOWER, 1), (_UPPER, -1)):
-        for keyword in keywords:
-            before, after = old.get(keyword), new.get(keyword)
-            if before == after or (keyword.endswith("Items") and "prefixItems" in new):
-                continue
-            is_tighter = before is None or (after is not None and (after - before) * sign > 0)
-            yield _bound(keyword, before, after, place, WRITERS if is_tighter else READERS)
-    for keyword in _EQUAL:
-        before, after = old.get(keyword), new.get(keyword)
-        if before != after:
-            breaks = WRITERS if before is None else READERS if after is None else BOTH
-            yield _bound(keyword, before, after, place, breaks)
-    if old.get("contentEncoding") != new.get("contentEncoding"):
-        yield Difference(place, f"type changed from {_shown(old)} to {_shown(new)}", BOTH)
-    is_open = new.get("items") is not False  # an array-like struct's required fields
-    if "prefixItems" in new and is_open and old.get("minItems", 0) != new.get("minItems", 0):
-        breaks = WRITERS if new.get("minItems", 0) > old.get("minItems", 0) else READERS
-        yield _bound("minItems", old.get("minItems"), new.get("minItems"), place, breaks)
-
-
-def _bound(keyword: str, before: Any, after: Any, place: str, breaks: Views) -> Difference:
-    what = "tightened" if breaks == WRITERS else "loosened" if breaks == READERS else "changed"
-    shown = ["none" if value is None else told(value) for value in (before, after)]
-    return Difference(place, f"{keyword} {what} from {shown[0]} to {shown[1]}", breaks)
-
-
 def _ref(schema: Any) -> str:
     return str(schema.get("$ref", "")).rpartition("/")[2] if isinstance(schema, dict) else ""
 
@@ -257,13 +225,31 @@ def _kind_of(value: Any) -> str:
 
 
 def _key(member: Any) -> str:
-    """What tells a member of a union from the others: its tag, or its type."""
+    """What tells a member of a union from the others: its tag, or its sort of type.
+
+    A union of msgspec has one of each sort, so that a list of something else is the same member.
+    """
     for name, field in member.get("properties", {}).items():
         if len(field.get("enum", ())) == 1:
             return f"{name} = {told(field['enum'][0])}"
     if "prefixItems" in member and len(member["prefixItems"][0].get("enum", ())) == 1:
         return f"[0] = {told(member['prefixItems'][0]['enum'][0])}"
-    return f"enum {type_in_words(member)}" if "enum" in member else _shown(member)
+    return "array" if member.get("type") == "array" else _shown(member)
+
+
+def _named(key: str, members: Any) -> str:
+    """A member of a union in words."""
+    return key if " = " in key else _shown(members[key])
+
+
+def _pair_numbers(olds: dict[str, Any], news: dict[str, Any]) -> None:
+    """Integers are numbers: beside `number` they say nothing, and one may become the other."""
+    for members in (olds, news):
+        if {"integer", "number"} <= members.keys() and "enum" not in members["number"]:
+            del members["integer"]
+    for some, others in ((olds, news), (news, olds)):
+        if "integer" in some and "integer" not in others and "number" in others:
+            some["number"] = some.pop("integer")
 
 
 def _shown(schema: Any) -> str:

@@ -1,30 +1,38 @@
 """The documentation of a struct: its docstring, and the strings that stand below its fields."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any, get_origin
 
 __all__ = ["class_doc", "field_docs"]
 
 
-def class_doc(cls: type) -> str:
-    """The class's own docstring; empty where it has none (a base's is about something else)."""
-    own = vars(cls).get("__doc__")
+def class_doc(cls: Any) -> str:
+    """The class's own docstring; empty where it has none (a base's is about something else).
+
+    Of a generic class with its arguments, such as `Page[Order]`, it is that of the class.
+    """
+    own = vars(get_origin(cls) or cls).get("__doc__")
+    is_made = dataclasses.is_dataclass(cls) or hasattr(cls, "_fields")  # or a named tuple
+    if is_made and own and own.startswith(f"{cls.__name__}("):
+        return ""  # its signature, which Python writes where there is no docstring
     return inspect.cleandoc(own) if isinstance(own, str) else ""
 
 
 @functools.lru_cache(maxsize=1024)
-def field_docs(cls: type) -> Mapping[str, str]:
+def field_docs(cls: Any) -> Mapping[str, str]:
     """The strings below the fields of a class and its bases, by the field's name.
 
     Python keeps them nowhere, so they are read from the source; without it there are none.
     """
     found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
+    for base in reversed((get_origin(cls) or cls).__mro__):
         if base.__module__ not in ("builtins", "msgspec"):
             found.update(_read(base))
     return MappingProxyType(found)

@@ -20,6 +20,13 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
 _TOKEN: Final = "[A-Za-z0-9_=@,;-]+"
 _NAMED: Final = re.compile(r"\{\w+\}", re.ASCII)
+_Object: TypeAlias = (
+    msgspec.inspect.StructType
+    | msgspec.inspect.TypedDictType
+    | msgspec.inspect.DataclassType
+    | msgspec.inspect.NamedTupleType
+)
+"""A type with fields, each of which is a component of its own."""
 
 
 def document(contracts: Iterable[Contract], *, title: str = "Events") -> Schema:
@@ -90,35 +97,35 @@ def schemas_of(
     Descriptions are docstrings and the strings below fields. Raises EventDefinitionError for a type
     that has no schema.
     """
-    structs = list(dict.fromkeys(_structs(types)))
+    objects = _objects(types)
     try:
         made, components = msgspec.json.schema_components(
-            [*types, *structs], ref_template=ref_template
+            [*types, *objects], ref_template=ref_template
         )
     except TypeError as exc:
         raise EventDefinitionError(f"an event's data have no JSON Schema: {exc}") from None
-    for cls, ref in zip(structs, made[len(types) :], strict=True):
-        component = components[str(ref["$ref"]).rpartition("/")[2]]
-        _describe(component, cls)
+    for info, ref in zip(objects.values(), made[len(types) :], strict=True):
+        _describe(components[str(ref["$ref"]).rpartition("/")[2]], info)
+    for kind, schema in zip(msgspec.inspect.multi_type_info(types), made, strict=False):
+        _specify(kind, schema)
     return (
         [_clean(schema) for schema in made[: len(types)]],
         {name: _clean(components[name]) for name in sorted(components)},
     )
 
 
-def _structs(types: Sequence[Any]) -> Iterator[type[msgspec.Struct]]:
-    """The structs within types, nested ones included. Raises EventDefinitionError."""
+def _objects(types: Sequence[Any]) -> dict[Any, _Object]:
+    """The types with fields within types, nested ones included. Raises EventDefinitionError."""
     try:
         queue: list[Any] = list(msgspec.inspect.multi_type_info(types))
     except TypeError as exc:
         raise EventDefinitionError(f"an event's data have no JSON Schema: {exc}") from None
-    seen: set[type] = set()
+    found: dict[Any, _Object] = {}
     while queue:
         match queue.pop():
-            case msgspec.inspect.StructType(cls=cls) as info:
-                if cls not in seen:
-                    seen.add(cls)
-                    yield cls
+            case info if isinstance(info, _Object):
+                if info.cls not in found:
+                    found[info.cls] = info
                     queue += info.fields
             case msgspec.Struct() as info:  # a type or a field, whose parts are types
                 queue += [getattr(info, field) for field in info.__struct_fields__]
@@ -126,22 +133,22 @@ def _structs(types: Sequence[Any]) -> Iterator[type[msgspec.Struct]]:
                 queue += parts
             case _:
                 pass
+    return found
 
 
-def _describe(component: Schema, cls: type[msgspec.Struct]) -> None:
-    """Give a struct's schema its descriptions, and defaults that do not depend on hashes."""
+def _describe(component: Schema, info: _Object) -> None:
+    """Give a schema its descriptions, and defaults that do not depend on hashes."""
     component.pop("description", None)  # it may be that of a base
-    if doc := class_doc(cls):
+    if doc := class_doc(info.cls):
         component["description"] = doc
-    docs, fields = field_docs(cls), msgspec.structs.fields(cls)
-    kinds = msgspec.inspect.multi_type_info([field.type for field in fields])
+    docs = field_docs(info.cls)
     properties: Mapping[str, Schema] = component.get("properties", {})
-    for position, field in enumerate(fields):
+    for position, field in enumerate(info.fields):
         if component["type"] == "array":
-            schema = component["prefixItems"][position]
+            schema = component["prefixItems"][position + _tags(info)]
         else:
             schema = properties[field.encode_name]
-        _name_times(kinds[position], schema)
+        _specify(field.type, schema)
         if field.name in docs:
             schema.setdefault("description", docs[field.name])
         if "default" in schema and field.default is not msgspec.NODEFAULT:  # else it is empty
@@ -151,31 +158,92 @@ def _describe(component: Schema, cls: type[msgspec.Struct]) -> None:
                 )
             except TypeError as exc:
                 raise EventDefinitionError(
-                    f"{qualified_name(cls)}.{field.name}: its default has no JSON: {exc}"
+                    f"{qualified_name(info.cls)}.{field.name}: its default has no JSON: {exc}"
                 ) from None
 
 
-def _name_times(kind: msgspec.inspect.Type, schema: Schema) -> None:
-    """Say which strings are times: msgspec leaves out the format where no zone is demanded."""
+def _tags(info: _Object) -> int:
+    """How many positions of an array come before the fields: that of the tag."""
+    return int(isinstance(info, msgspec.inspect.StructType) and info.tag_field is not None)
+
+
+def _specify(kind: msgspec.inspect.Type, schema: Schema) -> None:
+    """Say what msgspec leaves out: which strings are times without a zone, and what keys may be."""
     match kind:
         case msgspec.inspect.Metadata(type=inner):
-            _name_times(inner, schema)
+            _specify(inner, schema)
+        case msgspec.inspect.DateTimeType(tz=False):
+            schema["format"] = "date-time-local"  # spec.openapis.org/registry/format
         case msgspec.inspect.DateTimeType():
             schema["format"] = "date-time"
         case msgspec.inspect.TimeType(tz=None):
-            schema["format"] = "time-local"  # spec.openapis.org/registry/format
-        case msgspec.inspect.UnionType(types=kinds) if "anyOf" in schema:
-            for each, member in zip(kinds, schema["anyOf"], strict=True):
-                _name_times(each, member)
-        case msgspec.inspect.TupleType(item_types=kinds):
+            schema["format"] = "time-local"
+        case _:
+            _specify_within(kind, schema)
+
+
+def _specify_within(kind: msgspec.inspect.Type, schema: Schema) -> None:
+    match kind:
+        case msgspec.inspect.UnionType(types=kinds):
+            for member in _members(schema):
+                for each in kinds:
+                    if _is_of(each, member):
+                        _specify(each, member)
+        case msgspec.inspect.TupleType(item_types=kinds) if "prefixItems" in schema:
             for each, member in zip(kinds, schema["prefixItems"], strict=True):
-                _name_times(each, member)
+                _specify(each, member)
         case msgspec.inspect.CollectionType(item_type=inner) if "items" in schema:
-            _name_times(inner, schema["items"])
-        case msgspec.inspect.DictType(value_type=inner) if "additionalProperties" in schema:
-            _name_times(inner, schema["additionalProperties"])
+            _specify(inner, schema["items"])
+        case msgspec.inspect.DictType(key_type=key, value_type=inner):
+            if names := _names(key):
+                schema["propertyNames"] = names
+            if "additionalProperties" in schema:
+                _specify(inner, schema["additionalProperties"])
         case _:
             pass
+
+
+def _names(key: msgspec.inspect.Type) -> Schema:
+    """What holds for the names of an object whose keys are not any strings."""
+    match key:
+        case msgspec.inspect.EnumType(cls=cls):
+            return {"enum": sorted(str(each.value) for each in cls)}
+        case msgspec.inspect.LiteralType(values=values):
+            return {"enum": sorted(map(str, values))}
+        case msgspec.inspect.IntType():
+            return {"pattern": "^-?(?:0|[1-9][0-9]*)$"}
+        case msgspec.inspect.DateType():
+            return {"format": "date"}
+        case msgspec.inspect.UUIDType():
+            return {"format": "uuid"}
+        case _:
+            return {}
+
+
+def _members(schema: Schema) -> Iterator[Schema]:
+    """The members of a union, whose structs are a union within it."""
+    for each in schema.get("anyOf", [schema]):
+        if "anyOf" in each:
+            yield from _members(each)
+        else:
+            yield each
+
+
+def _is_of(kind: msgspec.inspect.Type, member: Schema) -> bool:
+    """Whether a member of a union is of this kind; a union has one of each sort."""
+    match kind:
+        case msgspec.inspect.Metadata(type=inner):
+            return _is_of(inner, member)
+        case msgspec.inspect.DateTimeType() | msgspec.inspect.TimeType():
+            return member.get("type") == "string" and "enum" not in member
+        case msgspec.inspect.TupleType():
+            return "prefixItems" in member
+        case msgspec.inspect.CollectionType():
+            return "items" in member and "prefixItems" not in member
+        case msgspec.inspect.DictType():
+            return "additionalProperties" in member and "properties" not in member
+        case _:
+            return False
 
 
 def _clean(value: Any) -> Any:

@@ -19,11 +19,11 @@ _HEAD: Final = """\
 _CHANNELS: Final = "The events of each channel pattern: `connect<Channels>()`."
 _CLIENT_EVENTS: Final = "What clients may send on each channel pattern, by the names they send."
 _WORDS: Final = (
-    "Channels ClientEvents Array Record any bigint boolean never null number object string symbol "
-    "undefined unknown void break case catch class const continue debugger default delete do else "
-    "enum export extends false finally for function if import in instanceof new return super "
-    "switch this throw true try typeof var while with implements interface let package private "
-    "protected public static yield type await as from of"
+    "Channels ClientEvents Array Partial Record any bigint boolean never null number object "
+    "string symbol undefined unknown void break case catch class const continue debugger "
+    "default delete do else enum export extends false finally for function if import in "
+    "instanceof new return super switch this throw true try typeof var while with implements "
+    "interface let package private protected public static yield type await as from of"
 )
 _TAKEN: Final = frozenset(_WORDS.split())
 _PLAIN: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*", re.ASCII)
@@ -122,7 +122,11 @@ class _Writer:
             case "object" if "properties" in schema:
                 return "{ " + " ".join(self._fields(schema)) + " }"
             case "object":
-                return f"Record<string, {self.type_of(schema.get('additionalProperties', True))}>"
+                values = self.type_of(schema.get("additionalProperties", True))
+                names = schema.get("propertyNames", {}).get("enum")
+                if names is None:
+                    return f"Record<string, {values}>"
+                return f"Partial<Record<{' | '.join(map(_literal, names))}, {values}>>"
             case str() as name:
                 return _TYPES[name]
         return "unknown"
@@ -134,7 +138,7 @@ class _Writer:
                 f"{_grouped(self.type_of(item))}{'' if position < needed else '?'}"
                 for position, item in enumerate(schema["prefixItems"])
             ]
-            if schema.get("items") is not False:
+            if schema.get("items") is not False and "maxItems" not in schema:
                 parts.append("...unknown[]")
             return f"[{', '.join(parts)}]"
         if schema.get("maxItems") == 0:

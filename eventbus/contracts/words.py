@@ -8,6 +8,7 @@ __all__ = ["facts", "told", "type_in_words"]
 
 _FORMATS: Final = {
     "date-time": "date and time, RFC 3339",
+    "date-time-local": "date and time without a zone",
     "date": "date, RFC 3339",
     "time": "time, RFC 3339",
     "time-local": "time, ISO 8601",
@@ -73,7 +74,9 @@ def facts(schema: Any) -> str:
 
 def _range(schema: Any, low: str, high: str, unit: str) -> str:
     words = ""
-    if low in schema and high in schema:
+    if low in schema and schema[low] == schema.get(high):
+        words = f"exactly {told(schema[low])}"
+    elif low in schema and high in schema:
         words = f"{told(schema[low])} to {told(schema[high])}"
     elif low in schema:
         words = f"{told(schema[low])} or more"

@@ -162,6 +162,26 @@ FIELDS = [
      "a", "maxLength tightened from 9 to 5", WRITERS),
     ("longer", {"a": Annotated[str, M(max_length=5)]}, {"a": Annotated[str, M(max_length=9)]},
      "a", "maxLength loosened from 5 to 9", READERS),
+    ("exclusive bound made inclusive",
+     {"a": Annotated[float, M(gt=0)]}, {"a": Annotated[float, M(ge=0)]},
+     "a", "minimum or exclusiveMinimum loosened from 0 to 0", READERS),
+    ("multiple loosened", {"a": Annotated[int, M(multiple_of=10)]},
+     {"a": Annotated[int, M(multiple_of=5)]},
+     "a", "multipleOf loosened from 10 to 5", READERS),
+    ("enum value added in a union", {"a": Size | int}, {"a": Bigger | int},
+     "a", 'value "l" added', READERS),
+    ("enum in a union to any string", {"a": Size | int}, {"a": str | int},
+     "a", 'any string is allowed now, was "m" or "s"', READERS),
+    ("items in a union", {"a": list[int] | str}, {"a": list[float] | str},
+     "a[]", "type widened from integer to number", READERS),
+    ("number in a union widened", {"a": int | str}, {"a": float | str},
+     "a", "type widened from integer to number", READERS),
+    ("literal with null opened", {"a": Literal["x"] | None}, {"a": str | None},
+     "a", 'any string is allowed now, was "x"', READERS),
+    ("key added", {"a": dict[Size, int]}, {"a": dict[Bigger, int]},
+     "keys of a", 'value "l" added', READERS),
+    ("keys opened", {"a": dict[int, int]}, {"a": dict[str, int]},
+     "keys of a", 'pattern loosened from "^-?(?:0|[1-9][0-9]*)$" to none', READERS),
     ("pattern added", {"a": str}, {"a": Annotated[str, M(pattern="^x")]},
      "a", 'pattern tightened from none to "^x"', WRITERS),
     ("pattern changed", {"a": Annotated[str, M(pattern="^x")]},
@@ -262,6 +282,18 @@ def test_change_of_an_event(before, after, what, breaks):
     [change] = verdict.changes
     assert (change.place, change.what, change.breaks) == ("", what, breaks)
     assert verdict.is_breaking is bool(breaks)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Annotated[int, M(gt=0)], Annotated[int, M(ge=1)]),
+        (float, int | float),
+        (dict[Literal["s", "m"], int], dict[Size, int]),
+    ],
+)
+def test_same_values_said_otherwise_are_no_change(before, after):
+    assert compare(lock({"a": before}), lock({"a": after})).changes == ()
 
 
 def test_nothing_changed():

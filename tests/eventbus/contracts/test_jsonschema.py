@@ -1,11 +1,14 @@
 """JSON Schema: real messages are valid by it, and what was tampered with is not."""
 
+import dataclasses
 import datetime
 import json
 import re
 import subprocess
 import sys
+import uuid
 from pathlib import Path
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 
 import jsonschema
 import msgspec
@@ -22,6 +25,7 @@ from eventbus.outgoing import messages_of
 
 HERE = Path(__file__).parent
 UTC = datetime.UTC
+T = TypeVar("T")
 EARLIEST = datetime.datetime.fromisoformat("1000-01-01")
 TOKENS = st.from_regex(r"\A[A-Za-z0-9_=@,;-]{1,8}\Z")
 
@@ -188,6 +192,69 @@ def test_catalogue_knows_who_gets_what(contracts):
     assert found["tick ü"].channels == ("public", "ticks.>")
     assert found["Anywhere"].channels == ()
     assert found["SendInvoice"].queue == "mail"
+
+
+class Page(msgspec.Struct, Generic[T]):
+    """One page of many."""
+
+    items: list[T]
+
+
+class Spot(NamedTuple):
+    x: float
+    y: float = 0.0
+
+
+@dataclasses.dataclass
+class Seen:
+    at: datetime.datetime
+    """When."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "wrong"),
+    [
+        (Page[int], Page([1]), {"items": ["1"]}),
+        (Page[Seen], Page([Seen(datetime.datetime(2026, 1, 2, tzinfo=UTC))]),
+         {"items": [{"at": "soon"}]}),
+        (Spot, Spot(1.0), [1.0, 2.0, 3.0]),
+        (tuple[()], (), [1]),
+        (Annotated[datetime.datetime, msgspec.Meta(tz=False)],
+         datetime.datetime.fromisoformat("2026-01-02T03:04:05"), 5),
+        (dict[Literal["a", "b"], int], {"a": 1}, {"c": 1}),
+        (dict[int, int], {-1: 1, 20: 2}, {"x": 1}),
+        (dict[datetime.date, int], {datetime.date(2026, 1, 2): 1}, {"x": 1}),
+        (dict[uuid.UUID, int], {uuid.UUID(int=7): 1}, {"x": 1}),
+        (datetime.date | int | None, datetime.date(2026, 1, 2), [5]),
+        (list[datetime.datetime] | int | None, [datetime.datetime(2026, 1, 2, tzinfo=UTC)],
+         ["soon"]),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_types_of_every_sort_mean_by_the_schema_what_they_mean_to_msgspec(kind, good, wrong):
+    [schema], components = schemas_of([kind])
+    check = validator({**schema, "$defs": components})
+    check.validate(json.loads(msgspec.json.encode(good)))
+    assert msgspec.json.decode(msgspec.json.encode(good), type=kind) == good
+    assert not check.is_valid(wrong)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(wrong, kind, str_keys=True)
+
+
+def test_union_of_structs_may_be_null(shop):
+    [schema], components = schemas_of([shop.Card | shop.Cash | None])
+    check = validator({**schema, "$defs": components})
+    assert check.is_valid({"kind": "cash", "given": "1"})
+    assert check.is_valid(None)
+    assert not check.is_valid({"kind": "cheque"})
+
+
+def test_descriptions_of_generics_and_dataclasses_are_their_own():
+    _, components = schemas_of([Page[Seen], Spot])
+    assert components["Page_Seen_"]["description"] == "One page of many."
+    assert components["Seen"]["properties"]["at"]["description"] == "When."
+    assert "description" not in components["Seen"]  # not the signature that Python writes there
+    assert "description" not in components["Spot"]
 
 
 def test_types_without_a_schema_are_refused(shop):

@@ -1,0 +1,20 @@
+"""Whom a change breaks: those that read, or those that write; see eventbus.contracts.difference."""
+
+from typing import Final, NamedTuple, TypeAlias
+
+__all__ = ["BOTH", "NOBODY", "READERS", "WRITERS", "Difference", "Views"]
+
+Views: TypeAlias = frozenset[str]
+NOBODY: Final[Views] = frozenset()
+READERS: Final[Views] = frozenset({"readers"})
+WRITERS: Final[Views] = frozenset({"writers"})
+BOTH: Final = READERS | WRITERS
+
+
+class Difference(NamedTuple):
+    """One change, where it is, and whom it breaks."""
+
+    place: str
+    """A path such as `lines[].price`; empty for the whole."""
+    what: str
+    breaks: Views
