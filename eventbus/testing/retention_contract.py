@@ -5,28 +5,21 @@ classes of `RETENTION`, and 100 messages for ten minutes as the default.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Driver, HistoryDriver, Page
+from eventbus.drivers.base import HistoryDriver, Page
+from eventbus.testing.driver_probes import TIMEOUT_S, Contract, MakeDriver
 
 __all__ = ["RETENTION", "RetentionContract"]
 
 RETENTION: Final = "few.*:3/10m many.*:250/10m long.*:5/1d/8MiB brief.*:10/1s"
-MakeDriver = Callable[[], Awaitable[Driver]]
-_TIMEOUT_S: Final = 10.0
 
 
-class RetentionContract:
-    """The suite; a subclass gives the fixture `make_driver`, and `subjects` where it differs."""
-
-    @pytest.fixture
-    def subjects(self) -> Subjects:
-        """The namespace of the drivers under test."""
-        return Subjects()
+class RetentionContract(Contract):
+    """The suite."""
 
     @pytest.mark.parametrize(
         ("channel", "published", "held"),
@@ -74,7 +67,7 @@ class RetentionContract:
         kept, kept_offsets = await self._published(make_driver, subjects, "kept", 4)
         live = subjects.live("brief.a")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _TIMEOUT_S
+        deadline = loop.time() + TIMEOUT_S
         page = await driver.read(live, after=offsets[0], limit=100)
         while page.messages and loop.time() < deadline:
             await asyncio.sleep(0.05)
