@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Mapping
-from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ from edge.api_types import (
     Stats,
 )
 from edge.auth import Claims
+from edge.body import JSON, read_json_text
 from edge.cluster import ClusterBusy
 from edge.handshake import check_origin
 from edge.http_api import require_admin
@@ -59,7 +59,6 @@ B = TypeVar("B")
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY: Final = 255
-_JSON: Final = "application/json"
 _COME_AGAIN_S: Final = 2.0
 _decode_members: Final = msgspec.json.Decoder(list[Member]).decode
 
@@ -208,9 +207,9 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     Route("GET", f"{_BASE}/channels/{{name}}/history", "Stored messages of a channel",
           _history, HistoryQuery, None, HistoryPage, (503,)),
     Route("POST", f"{_BASE}/events", "Publish a message",
-          _publish, NoQuery, Publish, Published, (413, 415, 503), (_KEY,)),
+          _publish, NoQuery, Publish, Published, (408, 413, 415, 503), (_KEY,)),
     Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
-          _disconnect, NoQuery, Disconnect, Disconnected, (413, 415, 503)),
+          _disconnect, NoQuery, Disconnect, Disconnected, (408, 413, 415, 503)),
     Route("GET", f"{_QUEUE}/failed", "Queued events that failed, and how many wait",
           _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
     Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",
@@ -244,7 +243,7 @@ def document() -> dict[str, Any]:
 
 async def _openapi(request: web.Request) -> web.Response:
     await let_in(request)
-    return web.Response(body=msgspec.json.encode(document()), content_type=_JSON)
+    return web.Response(body=msgspec.json.encode(document()), content_type=JSON)
 
 
 def _serve(route: Route[Any, Any]) -> Any:
@@ -269,7 +268,7 @@ def _serve(route: Route[Any, Any]) -> Any:
             raise Problem("unavailable", str(exc), headers=retry_after(_COME_AGAIN_S)) from exc
         return web.Response(
             body=msgspec.json.encode(answer),
-            content_type=_JSON,
+            content_type=JSON,
             headers={"Cache-Control": "no-store"},
         )
 
@@ -298,17 +297,10 @@ def _query(request: web.Request, type_: type[Q]) -> Q:
 
 
 async def _body(request: web.Request, decode: Any) -> Any:
-    if request.content_type != _JSON:
-        # Another type could come from a form of any page, without the browser asking first.
-        raise Problem(
-            "bad_request",
-            f"the body must be of type {_JSON}",
-            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        )
-    body = await request.read()
+    text = await read_json_text(request, request.app[NODE].settings.request_timeout)
     try:
-        return decode(body.decode())  # as text: msgspec does not look at UTF-8 within a Raw
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        return decode(text)  # as text: msgspec does not look at UTF-8 within a Raw
+    except msgspec.DecodeError as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
     except RecursionError:
         raise Problem("bad_request", "the body's JSON is nested too deeply") from None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from edge.api import add_api
 from edge.auth import TokenVerifier
@@ -18,6 +17,7 @@ from edge.contract import ContractDocument, checked_events
 from edge.dashboard import add_dashboard
 from edge.docs_page import add_docs
 from edge.http_api import healthz, metrics, problems, readyz
+from edge.http_server import Runner
 from edge.jwks import Jwks
 from edge.keys import NODE, WORKERS_METRICS
 from edge.metrics_workers import WorkersMetrics
@@ -38,10 +38,6 @@ __all__ = ["STATIC", "create_app", "make_runner"]
 _log = logging.getLogger(__name__)
 
 STATIC: Final = Path(__file__).parent / "static"
-MAX_HEADERS: Final = 64
-"""Header lines of a request, each of at most 8 KiB, as is the request's first line."""
-_SHUTDOWN_S: Final = 5.0
-"""How long requests that are not WebSockets may take to end, once the node has drained."""
 
 
 def create_app(
@@ -85,8 +81,9 @@ def create_app(
     app.router.add_post("/sse", streamed_commands)
     app.router.add_options("/sse", preflight)
     if settings.websocket_enabled:
-        app.router.add_get("/ws", native_websocket)
-        app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket)
+        # No HEAD: it cannot be upgraded (RFC 6455, 4.1).
+        app.router.add_get("/ws", native_websocket, allow_head=False)
+        app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket, allow_head=False)
     app.router.add_static("/static", STATIC)
     return app
 
@@ -169,23 +166,5 @@ async def _drain(app: web.Application) -> None:
 
 
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:
-    """A runner of the application whose logs hold no URLs: a token may stand in one.
-
-    A connection whose next request's head has not come within `request_timeout` seconds is closed,
-    bytes that trickle in or not: aiohttp's keep-alive time begins with the connection.
-    """
-    server_log = logging.getLogger("edge.server")
-    server_log.addFilter(_is_no_bad_request)
-    return web.AppRunner(
-        app,
-        access_log=None,
-        logger=server_log,
-        shutdown_timeout=_SHUTDOWN_S,
-        keepalive_timeout=request_timeout,
-        max_headers=MAX_HEADERS,
-    )
-
-
-def _is_no_bad_request(record: logging.LogRecord) -> bool:
-    """A request that cannot be parsed is its sender's fault, and aiohttp quotes its line."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    """A runner of the application; see Runner for what it refuses by itself."""
+    return Runner(app, request_timeout)

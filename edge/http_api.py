@@ -1,5 +1,6 @@
 """HTTP beside the sockets: is the node alive, is it fit to serve, what has it counted."""
 
+import errno
 import hmac
 import ipaddress
 import logging
@@ -16,11 +17,20 @@ from edge.keys import NODE, WORKERS_METRICS
 from edge.metrics import CONTENT_TYPE_LATEST
 from edge.problem import PROBLEM_JSON, Problem, bad_token
 
-__all__ = ["healthz", "metrics", "problems", "readyz", "require_admin"]
+__all__ = [
+    "healthz",
+    "metrics",
+    "problem_of",
+    "problems",
+    "readyz",
+    "require_admin",
+    "respond",
+]
 
 _log = logging.getLogger(__name__)
 
 _CODES: Final[Mapping[int, str]] = {
+    HTTPStatus.FORBIDDEN: "forbidden",
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
@@ -34,24 +44,36 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     """Answer what a handler raises as problem JSON (RFC 9457)."""
     try:
         return await handler(request)
-    except Problem as problem:
-        request.app[NODE].metrics.refusals.labels(problem.code).inc()
-        return _response(problem)
+    except Problem as exc:
+        problem = exc
     except web.HTTPException as exc:
         if exc.status < HTTPStatus.BAD_REQUEST:
             raise
-        code = _CODES.get(exc.status, "bad_request")
-        allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
-        return _response(Problem(code, exc.reason, status=exc.status, headers=allow))
-    except Exception:
+        problem = problem_of(exc)
+    except Exception as exc:
         # What has begun to be answered, such as an upgrade, cannot become a problem.
         if request.writer.output_size:
             raise
-        _log.exception("%s failed", request.match_info.handler.__name__)
-        return _response(Problem("internal", "an internal error: the log of the node tells more"))
+        if isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:  # below /static
+            problem = Problem("not_found", "no file can have such a name")
+        else:
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "a request"
+            _log.exception("%s %s failed", request.method, route)
+            problem = Problem("internal", "an internal error: the log of the node tells more")
+    request.app[NODE].metrics.refusals.labels(problem.code).inc()
+    return respond(problem)
 
 
-def _response(problem: Problem) -> web.Response:
+def problem_of(exc: web.HTTPException) -> Problem:
+    """An error that aiohttp has raised, as a problem."""
+    code = _CODES.get(exc.status, "bad_request")
+    allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
+    return Problem(code, exc.reason, status=exc.status, headers=allow)
+
+
+def respond(problem: Problem) -> web.Response:
+    """The answer that a problem is."""
     return web.Response(
         body=problem.body(),
         status=problem.status,

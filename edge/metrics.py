@@ -32,7 +32,7 @@ class Metrics:
         )
         self.refusals = Counter(
             "eventbus_edge_refusals",
-            "Connections refused before the upgrade, by error code.",
+            "Requests answered by an error, those for a connection included, by error code.",
             ["code"],
             registry=registry,
         )

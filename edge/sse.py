@@ -7,11 +7,11 @@ serves every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, web
 
+from edge.body import read_json_text
 from edge.connection import Connection
 from edge.entrance import Admitted, admit
 from edge.handshake import check_origin
@@ -41,7 +41,6 @@ CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take for what is unsent when its stream has ended."""
 _ONE: Final = OneChannel()
 _WITHOUT_CURSOR: Final = WithoutCursor()
-_JSON: Final = "application/json"
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -141,19 +140,10 @@ async def _by_body(
 
 
 async def _commands(node: Node, request: web.Request) -> list[Command]:
-    if request.content_type != _JSON:
-        raise Problem(
-            "bad_request",
-            f"the body must be of type {_JSON}",
-            status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        )
+    body = await read_json_text(request, node.settings.request_timeout)
     try:
-        async with asyncio.timeout(node.settings.request_timeout):
-            body = await request.read()
-        return [*decode_commands(body.decode(), node.settings.max_channels_per_connection)]
-    except TimeoutError:
-        raise Problem("bad_request", "the body did not come in time", status=408) from None
-    except (InvalidCommands, UnicodeDecodeError) as exc:
+        return [*decode_commands(body, node.settings.max_channels_per_connection)]
+    except InvalidCommands as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
 
 

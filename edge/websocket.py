@@ -11,7 +11,7 @@ import logging
 import zlib
 from typing import Final
 
-from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 
 from edge.connection import Connection
 from edge.entrance import admit
@@ -64,7 +64,7 @@ async def _upgrade(
     )
     if agreed is not None:
         ws[_AGREED] = agreed
-    if not ws.can_prepare(request).ok:
+    if request.version < HttpVersion11 or not ws.can_prepare(request).ok:
         raise Problem("bad_request", "this address takes WebSocket connections only")
     await ws.prepare(request)
     return ws, _Socket(node, ws, request.transport) if request.transport else None
