@@ -78,7 +78,7 @@ DOORS = {
     "redis": {"eventbus.drivers.redis*"},
     "rich": {"eventbus.cli"},
     "typer": {"eventbus.cli"},
-    "uuid_utils": {"eventbus.message", "eventbus.drivers.memory"},
+    "uuid_utils": {"eventbus.message", "eventbus.drivers.memory_stream"},
     "uvloop": {"edge.__main__", "eventbus.cli"},
     "watchfiles": {"eventbus.cli.dev"},
 }  # fmt: skip

@@ -14,7 +14,7 @@ _SOON_S: Final = 3600.0
 
 
 class Retained(Protocol):
-    """What a broker still has."""
+    """What is still stored."""
 
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
         """The stored messages that match and have a greater offset, in order."""
@@ -31,14 +31,14 @@ class _Open(NamedTuple):
 class ConsumerPlace:
     """How far a consumer has come; it outlives its members, as long as the broker lasts."""
 
-    def __init__(self, broker: Retained, start: int) -> None:
+    def __init__(self, stream: Retained, start: int) -> None:
         """`start` is the offset after which it begins."""
         self.last = start
         self.open: dict[int, _Open] = {}
         self.pattern = Pattern(">")
         self.ack_wait = 0.0
         self.members: set[MemoryConsumer] = set()
-        self._broker = broker
+        self._stream = stream
 
     def set_up(self, pattern: Pattern, settings: ConsumerSettings) -> None:
         """Take on what the newest member asks for."""
@@ -52,7 +52,7 @@ class ConsumerPlace:
         for offset in due[:limit]:
             one = self.open[offset]
             taken.append((offset, one.attempt + 1, one.delivery))
-        for delivery in self._broker.retained(self.pattern, self.last):
+        for delivery in self._stream.retained(self.pattern, self.last):
             if len(taken) >= limit:
                 break
             assert delivery.position is not None

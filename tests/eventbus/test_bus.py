@@ -354,7 +354,7 @@ async def test_history_settings_reach_the_memory_driver():
     broker = EventBus(
         Settings(driver="memory", history_messages=7, history_seconds=3)
     ).driver.broker
-    assert broker._retention.default[1:3] == (7, 3)
+    assert broker.stream._retention.default[1:3] == (7, 3)
 
 
 async def test_sender_and_own_headers_travel_beside_the_envelope(bus):

@@ -3,23 +3,9 @@ import asyncio
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers import memory
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 from eventbus.errors import ConnectionFailed, InvalidPattern
 from eventbus.testing.driver_contract import Inbox
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    class Clock:
-        now = 1000.0
-
-        def monotonic(self):
-            return self.now
-
-    clock = Clock()
-    monkeypatch.setattr(memory, "time", clock)
-    return clock
 
 
 async def opened(broker=None):
@@ -50,58 +36,6 @@ async def test_handler_is_called_later_and_never_from_publish():
     await driver.publish("eb.event.a", b"x")
     assert inbox.deliveries == []
     await inbox.until(1)
-
-
-async def test_previous_is_the_last_message_retained_on_the_subject(clock):
-    driver, inbox = await opened(MemoryBroker(history_seconds=10)), Inbox()
-    await driver.subscribe("eb.live.a", inbox)
-    await driver.publish("eb.event.a", b"1")
-    await driver.publish("eb.event.a", b"2")
-    clock.now += 10
-    await driver.publish("eb.event.a", b"3")
-    await inbox.until(3)
-    assert [d.previous for d in inbox.deliveries] == [0, 1, 0]
-    assert inbox.offsets == [1, 2, 3]
-
-
-async def test_history_of_a_channel_is_bounded_by_count():
-    driver = await opened(MemoryBroker(history_messages=3))
-    for i in range(10):
-        await driver.publish("eb.event.a", str(i).encode())
-    page = await driver.read("eb.live.a", after=None, limit=100)
-    assert [d.payload for d in page.messages] == [b"7", b"8", b"9"]
-    assert page.position.offset == 10
-
-
-async def test_channels_whose_messages_expired_are_forgotten(clock):
-    broker = MemoryBroker(history_seconds=10)
-    driver = await opened(broker)
-    for i in range(50):
-        await driver.publish(f"eb.event.c{i}", b"x")
-    clock.now += 11
-    await driver.publish("eb.event.new", b"x")
-    assert list(broker._channels) == ["eb.live.new"]
-    assert [list(order) for order in broker._order.values()] == [["eb.live.new"]]
-
-
-async def test_message_ids_are_remembered_for_the_window_only(clock):
-    broker = MemoryBroker()
-    driver = await opened(broker)
-    headers = {"Nats-Msg-Id": "1"}
-    assert not (await driver.publish("eb.event.a", b"x", headers)).duplicate
-    clock.now += memory.DUPLICATE_WINDOW_S - 1
-    assert (await driver.publish("eb.event.a", b"x", headers)).duplicate
-    clock.now += 2
-    assert not (await driver.publish("eb.event.a", b"x", headers)).duplicate
-
-
-async def test_remembered_ids_are_bounded(monkeypatch):
-    monkeypatch.setattr(memory, "MAX_REMEMBERED_IDS", 5)
-    broker = MemoryBroker()
-    driver = await opened(broker)
-    for i in range(50):
-        await driver.publish("eb.event.a", b"x", {"Nats-Msg-Id": str(i)})
-    assert len(broker._ids) <= 6
 
 
 async def test_broker_forgets_listeners_that_left():
