@@ -2,7 +2,6 @@
 
 import asyncio
 import enum
-import logging
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,19 +15,17 @@ from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NotSupported
 from eventbus.events import Event, event_definition
 from eventbus.headers import check_headers, check_id
-from eventbus.jobs import Job, job_of, push, queue_store
+from eventbus.jobs import Job, job_of
 from eventbus.listeners import Listeners, default_listeners
-from eventbus.message import HEADER_EXCEPT, HEADER_ID, Message, Receipt
+from eventbus.message import HEADER_EXCEPT, Message, Receipt
 from eventbus.outgoing import Outgoing, outgoing_of
 from eventbus.queue import ShouldQueue
-from eventbus.receipts import gather_receipts
+from eventbus.sending import Sender
 from eventbus.subscriptions import Subscriptions
 from eventbus.transaction import Transaction
 from eventbus.using import OtherDrivers, Using
 
 __all__ = ["BusState", "EventBus"]
-
-_log = logging.getLogger(__name__)
 
 
 class BusState(enum.StrEnum):
@@ -63,6 +60,7 @@ class EventBus:
         self.subjects = Subjects(settings.namespace)
         self.driver = create_driver(settings) if driver is None else driver
         self._others = OtherDrivers(settings, self.driver)
+        self._sender = Sender(self.driver, self._others, self.subjects)
         self.listeners = Listeners(listeners)
         self.listen = self.listeners.listen
         self.until = self.listeners.until
@@ -73,8 +71,6 @@ class EventBus:
         self.ready = self.subscriptions.ready
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._in_flight = 0
-        self._idle = asyncio.Event()
         self._closing = False
         self._closed = asyncio.Event()
 
@@ -135,12 +131,7 @@ class EventBus:
         self._state = BusState.CLOSED
         current.leave(self)
         try:
-            async with asyncio.timeout(self.settings.publish_timeout):
-                while self._in_flight:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:  # the driver ends them, and each one's caller is told
-            _log.warning("closing with %d messages not yet acknowledged", self._in_flight)
+            await self._sender.drain(self.settings.publish_timeout)
         finally:
             await self._finish()
 
@@ -214,7 +205,7 @@ class EventBus:
             outgoing += sends if fake is None else fake.keep(event, sends)
             if fake is None and not isinstance(event, ShouldQueue):
                 to_run.append(event)
-        receipts = await self._send_all(outgoing)
+        receipts = await self._sender.send_all(outgoing)
         await self.listeners.run(*to_run, raise_errors=raise_errors)
         return receipts
 
@@ -227,7 +218,7 @@ class EventBus:
         self._require_open()
         sends = outgoing_of(event)
         fake = current.fake_for(type(event))
-        receipts = await self._send_all(
+        receipts = await self._sender.send_all(
             sends if fake is None else fake.keep(event, sends, dispatched=False)
         )
         await self.listeners.run(event, raise_errors=True)
@@ -238,8 +229,7 @@ class EventBus:
 
         Raises NotSupported for a driver without queues, ConfigError, ConnectionFailed.
         """
-        driver = self.driver if connection is None else await self._others.get(connection)
-        return queue_store(driver)
+        return await self._sender.queues(connection)
 
     def transaction(self) -> Transaction:
         """`async with bus.transaction():` holds events that are queued `after_commit`.
@@ -281,56 +271,7 @@ class EventBus:
         message = Message.create(channel, event, data, id=id)
         outgoing = Outgoing(message, volatile, extra, via)
         fake = current.fake_for(None)
-        return await self._send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
-
-    async def _send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
-        told = [
-            each.message.channel if isinstance(each, Outgoing) else f"queue {each.queue}"
-            for each in outgoing
-        ]
-        return await gather_receipts(told, [self._send(each) for each in outgoing])
-
-    async def _send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
-        if isinstance(outgoing, Receipt):  # of a fake: there is nothing to send
-            return outgoing
-        self._in_flight += 1
-        try:
-            if isinstance(outgoing, Job):
-                return await self._push(outgoing)
-            return await self._publish(outgoing)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-
-    async def _push(self, job: Job) -> Receipt:
-        store = await self.queues(job.connection)
-        system = job.connection or self.driver.name
-        with tracing.sending(
-            system, job.queue, job.meta.id, template=job.queue, headers={}
-        ) as context:
-            return await push(store, job, context)
-
-    async def _publish(self, outgoing: Outgoing) -> Receipt:
-        message, volatile, headers, via, template = outgoing
-        driver = self.driver if via is None else await self._others.get(via)
-        channel = message.channel
-        if volatile:
-            subject = self.subjects.live(channel)
-        else:
-            subject = self.subjects.event(channel)
-            # A stream knows ids, not channels: one event on two channels is two messages to it.
-            headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        with tracing.sending(
-            driver.name, channel, message.id, template=template, headers=headers
-        ) as context:
-            if context:
-                headers = {**headers, **context}
-            stored = await driver.publish(subject, message.encode(), headers)
-        if stored is None:
-            return Receipt(channel, message.id, None, None)
-        position = stored.position
-        return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
+        return await self._sender.send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
 
     async def _finish(self) -> None:
         self._state = BusState.CLOSED

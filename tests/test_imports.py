@@ -42,6 +42,7 @@ LAYERS = [
         "eventbus.transaction",
         "eventbus.using",
     },
+    {"eventbus.sending"},
     {"eventbus.bus"},
     {"eventbus.job_runner"},
     {

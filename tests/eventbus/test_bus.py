@@ -182,7 +182,7 @@ async def test_closing_does_not_wait_for_ever(caplog):
     bus.driver.gate.clear()
     published = asyncio.create_task(bus.publish("general", "hello", 1))
     await bus.driver.waiting.wait()
-    with caplog.at_level(logging.WARNING, "eventbus.bus"):
+    with caplog.at_level(logging.WARNING, "eventbus.sending"):
         await bus.aclose()
     assert bus.driver.closed == 1
     assert "1 messages not yet acknowledged" in caplog.text
@@ -510,7 +510,7 @@ async def test_cancelled_dispatch_leaves_nothing_on_its_way(faulty):
     dispatched.cancel()
     with pytest.raises(asyncio.CancelledError):
         await dispatched
-    assert faulty._in_flight == 0
+    assert faulty._sender._in_flight == 0
 
 
 # Choosing a driver
