@@ -238,7 +238,7 @@ class Node:
             self.admission.look(now)
             self.metrics.revocations.set(len(self.revoker.known))
             if self.revoker.is_due(now):
-                self.background.start(self.revoker.resync(), "reading the revocations")
+                self.background.start(self.revoker.keep_up(), "reading the revocations")
             await asyncio.sleep(resolution)
             self.metrics.loop_lag.observe(max(0.0, time.monotonic() - now - resolution))
 

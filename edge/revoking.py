@@ -19,6 +19,7 @@ from eventbus.drivers.base import (
     StateStore,
     Subscription,
 )
+from eventbus.errors import EventBusError
 
 if TYPE_CHECKING:
     from edge.connection import Connection
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 CLOSE_REVOKED: Final = 4003
 _KEYS: Final = "revocation"
 _RESYNC_S: Final = 30.0
+_RETRY_S: Final = 1.0
+_AGAIN_S: Final = 5.0
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(Revocation).decode
 
@@ -74,8 +77,10 @@ class Revoker:
         self._carry_out = carry_out
         self._store: StateStore | None = None
         self._subscription: Subscription | None = None
-        self._resynced = 0.0
         self._losses = 0
+        self._has_lost = False
+        self._next = 0.0
+        self._is_reading = False
 
     async def start(self) -> None:
         """Listen, then read what was revoked before. Raises an EventBusError."""
@@ -107,15 +112,27 @@ class Revoker:
         return self.known.forbids_any(pattern, claims, time.time())
 
     def is_due(self, now: float) -> bool:
-        """Whether `resync` should be called: sometimes, and at once where something was lost."""
-        lost = self._store is not None and self._store.losses != self._losses
-        return self._store is not None and (lost or now - self._resynced >= _RESYNC_S)
+        """Whether `keep_up` should be called: sometimes, and soon where something was lost."""
+        if self._store is None or self._is_reading:
+            return False
+        return now >= self._next or self._store.losses != self._losses
+
+    async def keep_up(self) -> None:
+        """Read again what is kept; a bus that does not answer is asked again until it does."""
+        self._is_reading = True
+        try:
+            await self.resync()
+        except EventBusError as exc:
+            self._next = time.monotonic() + _RETRY_S
+            _log.warning("revocations of other nodes may be missing for the moment: %s", exc)
+        finally:
+            self._is_reading = False
 
     async def resync(self) -> None:
         """Read what is kept, and put back what the broker has lost. Raises an EventBusError."""
-        self._resynced = time.monotonic()
         if self._store is None:
             return
+        self._has_lost |= self._store.losses != self._losses
         self._losses = self._store.losses
         kept = await self._store.entries(f"{_KEYS}.*")
         for payload in kept.values():
@@ -124,6 +141,9 @@ class Revoker:
         for revocation in self.known.all():
             if f"{_KEYS}.{revocation.key}" not in kept:
                 await _keep(self._store, revocation)
+        # Once more soon: a subscription may come back later than what is read here.
+        self._next = time.monotonic() + (_AGAIN_S if self._has_lost else _RESYNC_S)
+        self._has_lost = False
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self._read(delivery.payload)

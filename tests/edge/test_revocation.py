@@ -10,8 +10,13 @@ from hypothesis import given, strategies as st
 
 from edge.auth import Claims
 from edge.revocation import Revocation, Revocations
-from edge.revoking import tell
+from edge.revoking import Revoker, tell
 from edge.rules import ChannelRules
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.drivers.memory import MemoryDriver
+from eventbus.drivers.memory_state import MemoryState
+from eventbus.errors import ConnectionFailed
 
 T = 1_000_000.0
 
@@ -120,6 +125,56 @@ def test_what_a_revocation_cannot_be_about_is_refused(about):
         revocation(**about)
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(msgspec.json.encode({"at": 1, "until": 2} | about), type=Revocation)
+
+
+# Through faults
+
+
+class Broken(MemoryState):
+    """What is kept, on a broker that is away at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = 0
+        self.is_away = False
+
+    async def entries(self, pattern):
+        if self.is_away:
+            raise ConnectionFailed("there is nobody", driver="memory")
+        return await super().entries(pattern)
+
+
+async def test_after_a_fault_revocations_are_read_until_the_bus_answers_and_once_more_soon(caplog):
+    driver = MemoryDriver()
+    driver.broker.state = store = Broken()
+    ended = []
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        revoker = Revoker(driver, bus.subjects, ended.append)
+        before = time.monotonic()
+        await revoker.start()
+        assert not revoker.is_due(before + 5)
+        missed = revocation(at=time.time(), until=time.time() + 60, user_id="7")
+        await store.put("revocation.missed", msgspec.json.encode(missed))
+        store.losses += 1
+        store.is_away = True
+        assert revoker.is_due(time.monotonic())
+        before = time.monotonic()
+        await revoker.keep_up()
+        assert ended == []
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert not revoker.is_due(before)  # it is asked once a second, not more
+        assert revoker.is_due(time.monotonic() + 1)
+        store.is_away = False
+        before = time.monotonic()
+        await revoker.keep_up()
+        assert ended == [missed]
+        assert revoker.forbids_token(claims("7", iat=missed.at - 1))
+        assert not revoker.is_due(before + 1)
+        assert revoker.is_due(time.monotonic() + 5)
+        before = time.monotonic()
+        await revoker.keep_up()
+        assert not revoker.is_due(before + 5)
+        await revoker.aclose()
 
 
 # On the wire
