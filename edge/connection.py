@@ -102,7 +102,7 @@ class Connection:
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
             self.close(CLOSE_INTERNAL, "an internal error")
-        self._node.expect(self)
+        self._node.clock.expect(self)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -1,7 +1,6 @@
 """An edge node: joins the bus, the hub and the connections."""
 
 import asyncio
-import contextlib
 import logging
 import re
 import secrets
@@ -17,9 +16,9 @@ from edge.authorize import ask
 from edge.background import Background
 from edge.census import Census
 from edge.client_events import ClientEvents
+from edge.clock import Clock
 from edge.config import EdgeSettings
-from edge.connection import CLOSE_INTERNAL, CLOSE_TOO_SLOW, Connection, Peer, let_go
-from edge.deadlines import Deadlines
+from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.gauges import read_gauges
 from edge.hub import Hub
 from edge.lifecycle_node import Lifecycle
@@ -47,7 +46,6 @@ _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
-_TICK_S: Final = 0.25
 
 
 class Node:
@@ -108,9 +106,12 @@ class Node:
         self.publish, self.queues = bus.publish, bus.queues
         self.tickets = Tickets(settings.api_key or settings.jwt_secret)
         self.watch = Watch(self, bus.driver.name)
-        self._deadlines = Deadlines()
-        self._due: dict[str, float] = {}
-        self._clock: asyncio.Task[None] | None = None
+        self.clock = Clock(
+            self.connections,
+            heartbeat_s=settings.heartbeat,
+            on_turn=self._look,
+            on_lag=self.metrics.loop_lag.observe,
+        )
 
     # Life
 
@@ -121,7 +122,7 @@ class Node:
         await self.revoker.start()
         await self.lifecycle.start()
         self.watch.start()
-        self._clock = asyncio.create_task(self._keep_time(), name="the node's clock")
+        self.clock.start()
 
     async def drain(self) -> None:
         """Take no new connections, and let the present ones go, spread over `drain_time`."""
@@ -140,10 +141,7 @@ class Node:
 
     async def aclose(self) -> None:
         """End what runs. Connections must have been drained, or are cut."""
-        if self._clock is not None:
-            self._clock.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._clock
+        await self.clock.aclose()
         await self.watch.aclose()
         await self.lifecycle.aclose()
         await self.revoker.aclose()
@@ -197,7 +195,7 @@ class Node:
         self.connections[connection_id] = connection
         self.metrics.connections.inc()
         self.metrics.connections_opened.inc()
-        self.expect(connection)
+        self.clock.expect(connection)
         if claims is not None and self.revoker.forbids_token(claims):  # during its handshake
             connection.close(CLOSE_REVOKED, "revoked")
         return connection
@@ -209,46 +207,16 @@ class Node:
             if dropped := connection.outbox.dropped:
                 reason = "slow_client" if connection.outbox.was_too_slow else "closing"
                 self.metrics.dropped_frames.labels(reason).inc(dropped)
-            self._deadlines.cancel(connection.id)
-            self._due.pop(connection.id, None)
+            self.clock.forget(connection)
             self.metrics.connections.dec()
             connection.log.debug("ended")
 
-    def expect(self, connection: Connection) -> None:
-        """Make sure that the connection is looked at in time.
-
-        Its deadline mostly moves further away; then the one that is set already serves, and the
-        connection is looked at in vain.
-        """
-        due = connection.session.time.deadline()
-        if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
-            self._due[connection.id] = due
-            self._deadlines.set(connection.id, due)
-
-    async def _keep_time(self) -> None:
-        resolution = min(_TICK_S, self.settings.heartbeat / 4)
-        while True:
-            now = time.monotonic()
-            for connection_id in self._deadlines.due(now):
-                self._due.pop(connection_id, None)
-                connection = self.connections.get(connection_id)
-                if connection is not None and not connection.is_closing:
-                    self._tick(connection, now)
-            self.metrics.channels.set(self.traffic.channels)
-            self.admission.look(now)
-            self.metrics.revocations.set(len(self.revoker.known))
-            if self.revoker.is_due(now):
-                self.background.start(self.revoker.keep_up(), "reading the revocations")
-            await asyncio.sleep(resolution)
-            self.metrics.loop_lag.observe(max(0.0, time.monotonic() - now - resolution))
-
-    def _tick(self, connection: Connection, now: float) -> None:
-        try:
-            connection.tick(now)
-            self.expect(connection)
-        except Exception:
-            connection.log.exception("its clock failed")
-            connection.close(CLOSE_INTERNAL, "an internal error")
+    def _look(self, now: float) -> None:
+        self.metrics.channels.set(self.traffic.channels)
+        self.admission.look(now)
+        self.metrics.revocations.set(len(self.revoker.known))
+        if self.revoker.is_due(now):
+            self.background.start(self.revoker.keep_up(), "reading the revocations")
 
     def _too_slow(self, outbox: Outbox) -> None:
         connection = self.connections.get(outbox.connection_id)

@@ -1,0 +1,82 @@
+"""Keeps a node's time: looks at each connection when it is due, and at the node all along."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from edge.connection import CLOSE_INTERNAL, Connection
+from edge.deadlines import Deadlines
+
+__all__ = ["Clock"]
+
+_TURN_S: Final = 0.25
+
+
+class Clock:
+    """One timer for all connections of a node."""
+
+    def __init__(
+        self,
+        connections: Mapping[str, Connection],
+        *,
+        heartbeat_s: float,
+        on_turn: Callable[[float], None],
+        on_lag: Callable[[float], None],
+    ) -> None:
+        """`on_turn` is called with the time, a few times a second, `on_lag` with its lateness."""
+        self._connections = connections
+        self._turn_s = min(_TURN_S, heartbeat_s / 4)
+        self._on_turn = on_turn
+        self._on_lag = on_lag
+        self._deadlines = Deadlines()
+        self._due: dict[str, float] = {}
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to keep time."""
+        self._running = asyncio.create_task(self._run(), name="the node's clock")
+
+    async def aclose(self) -> None:
+        """Stop."""
+        if self._running is not None:
+            self._running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._running
+
+    def expect(self, connection: Connection) -> None:
+        """Make sure that the connection is looked at in time.
+
+        Its deadline mostly moves further away; then the one that is set already serves, and the
+        connection is looked at in vain.
+        """
+        due = connection.session.time.deadline()
+        if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
+            self._due[connection.id] = due
+            self._deadlines.set(connection.id, due)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._deadlines.cancel(connection.id)
+        self._due.pop(connection.id, None)
+
+    async def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            for connection_id in self._deadlines.due(now):
+                self._due.pop(connection_id, None)
+                connection = self._connections.get(connection_id)
+                if connection is not None and not connection.is_closing:
+                    self._tick(connection, now)
+            self._on_turn(now)
+            await asyncio.sleep(self._turn_s)
+            self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
+
+    def _tick(self, connection: Connection, now: float) -> None:
+        try:
+            connection.tick(now)
+            self.expect(connection)
+        except Exception:
+            connection.log.exception("its clock failed")
+            connection.close(CLOSE_INTERNAL, "an internal error")
