@@ -79,7 +79,9 @@ class Session:
 
     def open(self, node: str) -> list[Effect]:
         """What a new connection hears first."""
-        return [Send(Connected(self.connection_id, node, self._limits.heartbeat_s))]
+        limits = self._limits
+        pace = limits.actions_per_s, limits.action_burst
+        return [Send(Connected(self.connection_id, node, limits.heartbeat_s, *pace))]
 
     def receive(self, command: Command, now: float) -> list[Effect]:
         """Answer one command."""

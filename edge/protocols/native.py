@@ -230,9 +230,8 @@ def encode_reply(reply: Reply) -> bytes:
 
 def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
     match reply:
-        case Connected(connection_id, node, heartbeat_s):
-            about: dict[str, Any] = {"connection_id": connection_id, "node": node}
-            return None, "eb:connected", about | {"heartbeat_s": heartbeat_s, "protocol": PROTOCOL}
+        case Connected():
+            return None, "eb:connected", reply._asdict() | {"protocol": PROTOCOL}
         case Authenticated(user_id, expires_at):
             return None, "eb:authenticated", {"user_id": user_id, "expires_at": _time(expires_at)}
         case Subscribed(channel, kind, position, recovered, members=members):

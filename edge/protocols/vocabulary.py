@@ -153,6 +153,8 @@ class Connected(NamedTuple):
     connection_id: str
     node: str
     heartbeat_s: float
+    actions_per_s: float
+    action_burst: int
 
 
 class Authenticated(NamedTuple):

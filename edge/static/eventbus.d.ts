@@ -65,7 +65,7 @@ export interface BusEvents {
   state: State;
   /** What no promise has told: a refused subscription or token. Reported when nobody listens. */
   error: EventBusError;
-  "eb:connected": { connection_id: string; node: string; heartbeat_s: number; protocol: string };
+  "eb:connected": { connection_id: string; node: string; heartbeat_s: number; actions_per_s: number; action_burst: number; protocol: string };
   "eb:authenticated": { user_id: string; expires_at: string };
   "eb:token.expiring": { expires_at: string; in_s: number };
 }

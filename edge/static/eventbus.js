@@ -1,12 +1,12 @@
-/** The browser's client of eventbus. What is public is described in eventbus.d.ts. */
+/** eventbus.d.ts describes it. */
 
 const PROTOCOL = "eventbus.v1";
 const FAILED = 1006;
-const HANDSHAKE_MS = 20_000; // token() included
-const STEADY_MS = 5_000; // after which the delay starts anew
+const HANDSHAKE_MS = 20_000;
+const STEADY_MS = 5_000;
 const ASK_MS = 5_000;
 const WEBSOCKET_AGAIN_MS = 60_000;
-const MOST = 1_000; // unanswered requests, channels of a pattern
+const MOST = 1_000;
 const MOST_UNSENT_BYTES = 1_000_000;
 
 export class EventBusError extends Error {
@@ -25,14 +25,14 @@ class Emitter {
   #handlers = new Map();
 
   on(event, handler) {
-    if (!this.#handlers.has(event)) this.#handlers.set(event, new Set());
-    this.#handlers.get(event).add(handler);
-    return () => this.#handlers.get(event).delete(handler);
+    const handlers = this.#handlers.get(event) ?? new Set();
+    this.#handlers.set(event, handlers.add(handler));
+    return () => handlers.delete(handler);
   }
 
-  /** A handler's fault keeps nothing from the others. */
   _emit(event, data, message) {
-    const handlers = [...(this.#handlers.get(event) ?? (event === "error" ? [report] : []))];
+    const handlers = [...(this.#handlers.get(event) ?? [])];
+    if (!handlers[0] && event === "error") handlers.push(report);
     for (const handler of handlers) {
       try {
         handler(data, message);
@@ -49,7 +49,8 @@ class Subscription extends Emitter {
   #ready;
   #refusals = 0;
   #joined = false;
-  #positions = new Map(); // by channel: a pattern has several
+  #asked = false;
+  #positions = new Map();
 
   constructor(bus, channel, history) {
     super();
@@ -58,7 +59,7 @@ class Subscription extends Emitter {
     this.channel = channel;
     this.active = false;
     this.ready = new Promise((resolve, reject) => (this.#ready = { resolve, reject }));
-    this.ready.catch(() => {}); // need not be awaited
+    this.ready.catch(() => {});
     this._name = { channel };
     if (/[*>{]/.test(channel)) {
       this._name = { pattern: channel };
@@ -93,11 +94,15 @@ class Subscription extends Emitter {
   }
 
   _join() {
+    if (this.#asked) return;
+    this.#asked = true;
     const first = this.#history ? { history: this.#history } : undefined;
     const data = this._pattern ? undefined : (this.position ?? first);
     this.#bus._request(
       { action: "subscribe", ...this._name, data },
       (answer, message) => {
+        this.#asked = false;
+        if (this._left) return;
         // Without a position, what passed meanwhile is missed.
         if (this.#joined) answer.recovered ??= false;
         const { offset, epoch } = answer;
@@ -113,24 +118,25 @@ class Subscription extends Emitter {
   }
 
   #refused(error) {
+    this.#asked = false;
     if (error.code === "disconnected") return;
     if (/unavailable|rate_limited|token_expired/.test(error.code)) {
       return this.#bus._rejoin(this, this.#refusals++);
     }
-    this._end(error);
+    this._end(error.code, error.message);
     this._emit("eb:error", error);
     this.#bus._emit("error", error);
   }
 
-  _end(error) {
+  _end(code, message = code) {
     this.active = false;
-    this.#ready.reject(error);
+    this.#ready.reject(new EventBusError(code, message, this.channel));
   }
 
   _receive(message) {
     const { channel, event, data, offset, epoch } = message;
-    if (!this.active) return; // it is an earlier subscription's
-    this.active = event !== "eb:unsubscribed"; // revoked
+    if (!this.active) return;
+    this.active = event !== "eb:unsubscribed";
     if (epoch) {
       const last = this.#positions.get(channel);
       if (epoch === last?.epoch && offset <= last.offset) return;
@@ -152,16 +158,17 @@ class Bus extends Emitter {
   #socket = null;
   #trial = null;
   #stream = null;
-  #frames = null; // of a stream to be opened
+  #frames = null;
   #subscriptions = new Map();
   #requests = new Map();
   #ref = 0;
   #timers = new Map();
   #attempt = 0;
   #failures = 0;
-  #misses = 2; // WebSockets without a greeting: the very first counts as the third
+  #misses = 2; // without a greeting; the very first is the third
   #heard = false;
   #heartbeat = 25_000;
+  #pace = {};
   #life = new AbortController();
 
   constructor({ url, token, sseUrl = "sse", minDelay = 500, maxDelay = 30_000 }) {
@@ -173,17 +180,19 @@ class Bus extends Emitter {
     this.#maxDelay = maxDelay;
     this.state = "connecting";
     this.transport = this.connectionId = null;
-    const { signal } = this.#life;
-    for (const event of ["online", "pageshow", "resume", "visibilitychange"]) {
-      globalThis.addEventListener?.(event, () => this.#wake(), { signal });
+    const hear = ({ type }) => {
+      if (type === "offline" || type === "pagehide") this.#lost(FAILED, type);
+      else this.#wake();
+    };
+    // The browser's Back keeps pages without connections.
+    for (const event of ["pageshow", "pagehide", "online", "offline", "resume", "visibilitychange"]) {
+      globalThis.addEventListener?.(event, hear, this.#life);
     }
-    const offline = () => this.#lost(FAILED, "the browser is offline");
-    globalThis.addEventListener?.("offline", offline, { signal });
     this.#open();
   }
 
   subscribe(channel, handlers = {}, { history } = {}) {
-    if (this.state === "closed") throw new EventBusError("closed", "the bus is closed");
+    if (this.state === "closed") throw new EventBusError("closed", "it is closed");
     let subscription = this.#subscriptions.get(channel);
     const isNew = !subscription;
     if (isNew) {
@@ -201,23 +210,29 @@ class Bus extends Emitter {
   }
 
   close() {
-    this.#close(1000, "closed by the page");
+    this.#close(1000, "closed");
   }
 
   _request(frame, done, failed) {
     const fail = (code, message) => failed(new EventBusError(code, message, frame.channel));
     const socket = this.#socket;
+    const pace = this.#pace;
+    const now = Date.now();
     const asked = { ...frame, ref: ++this.#ref };
     if (this.#frames) {
       this.#frames.push(asked);
     } else if (this.#stream) {
-      if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "it needs a WebSocket");
-      return this.#after("stream", 0, () => this.#open(true));
-    } else if (socket?.readyState !== 1) {
-      return fail("disconnected", "there is no connection");
+      if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "no WebSocket");
+      this.#after("stream", 0, () => this.#open(true));
+      return fail("disconnected", "asked anew");
+    } else if (!this.connectionId) {
+      return fail("disconnected", "no connection");
     } else if (this.#requests.size >= MOST || socket.bufferedAmount > MOST_UNSENT_BYTES) {
-      return fail("limit_exceeded", "too much is unanswered");
+      return fail("limit_exceeded", "too much unanswered");
+    } else if (pace.due > now + pace.gap * pace.burst) {
+      return fail("rate_limited", "too many actions");
     } else {
+      pace.due = Math.max(now, pace.due) + pace.gap;
       socket.send(JSON.stringify(asked));
     }
     this.#requests.set(this.#ref, [done, fail]);
@@ -232,9 +247,15 @@ class Bus extends Emitter {
     if (this.#subscriptions.get(channel) !== subscription) return;
     this.#subscriptions.delete(channel);
     this.#cancel(subscription);
-    subscription._end(new EventBusError("unsubscribed", "the page has left the channel", channel));
-    const ignore = () => {};
-    this._request({ action: "unsubscribe", ...name }, ignore, ignore);
+    subscription._left = true;
+    subscription._end("unsubscribed");
+    const leave = () => {
+      if (this.#subscriptions.has(channel)) return;
+      this._request({ action: "unsubscribe", ...name }, () => {}, ({ code }) => {
+        if (code === "rate_limited") this.#after(subscription, 1_000, leave);
+      });
+    };
+    leave();
   }
 
   async #open(byStream = false) {
@@ -249,7 +270,7 @@ class Bus extends Emitter {
       if (byStream) await this.#read(attempt);
       else this.#socket = this.#dial(attempt, (data) => this.#receive(data), this.#lost);
     } catch (error) {
-      if (attempt === this.#attempt) this.#lost(FAILED, error.message);
+      if (attempt === this.#attempt) this.#lost(FAILED, error?.message);
     }
   }
 
@@ -260,7 +281,7 @@ class Bus extends Emitter {
     return socket;
   }
 
-  /** By fetch: an EventSource would put the token into its URL. */
+  /** An EventSource would need the token in its URL. */
   async #read(attempt) {
     this.#frames = [];
     this.#join();
@@ -316,9 +337,11 @@ class Bus extends Emitter {
       case "eb:connected":
         this.connectionId = data.connection_id;
         this.#heartbeat = data.heartbeat_s * 1000;
+        // With a tenth to spare: a network may press together what was apart.
+        this.#pace = { due: 0, gap: 1100 / data.actions_per_s, burst: data.action_burst * 0.9 };
         this.#listen();
         if (this.#socket) this.#misses = 0;
-        // In the handshake, a bad token would be a bare 1006.
+        // A handshake would not say that it is bad.
         if (this.#socket && this.#token) this.#authenticate();
         else this.#ready();
         break;
@@ -356,7 +379,7 @@ class Bus extends Emitter {
       this.#trial?.close();
       try {
         this.#trial = this.#dial(this.#attempt, () => this.#open());
-      } catch {} // there are none, or a policy forbids them
+      } catch {} // a policy may forbid it
       this.#tryWebSocket();
     });
   }
@@ -371,7 +394,7 @@ class Bus extends Emitter {
       if (code === "disconnected") return;
       if (!isLast && /unauthorized|token_expired/.test(code)) return this.#refresh(true);
       this._emit("error", error);
-      if (!/unavailable|rate_limited/.test(code)) this.#ready(); // as nobody
+      if (!/unavailable|rate_limited/.test(code)) this.#ready();
       else this.#after("token", ASK_MS, () => this.#refresh());
     });
   }
@@ -383,7 +406,7 @@ class Bus extends Emitter {
       this.#token ??= await this.#getToken?.();
     } catch (error) {
       if (attempt !== this.#attempt) return;
-      this._emit("error", new EventBusError("unauthorized", `no token: ${error.message}`));
+      this._emit("error", new EventBusError("unauthorized", `no token: ${error?.message}`));
       return this.#after("token", ASK_MS, () => this.#refresh());
     }
     if (attempt !== this.#attempt) return;
@@ -392,12 +415,12 @@ class Bus extends Emitter {
     else this.#ready();
   }
 
-  /** Pages do not see the server's pings: ask when nothing was heard. */
+  /** Pages do not see the server's pings. */
   #listen(asked = 0) {
     this.#heard = false;
     if (asked) this.#socket?.send('{"action":"ping"}');
     this.#after("silence", asked ? ASK_MS : this.#heartbeat, () => {
-      // Twice: a busy page may come to its timer before the answer.
+      // Twice: a busy page's timer may come before the answer.
       if (this.#heard) this.#listen();
       else if (asked < 2) this.#listen(asked + 1);
       else this.#lost(FAILED, "the server fell silent");
@@ -407,7 +430,7 @@ class Bus extends Emitter {
   #wake() {
     if (globalThis.document?.visibilityState === "hidden") return;
     if (this.state === "connected") {
-      if (this.#socket) this.#listen(1); // a stream cannot be asked
+      if (this.#socket) this.#listen(1);
     } else if (this.state !== "connecting") {
       this.#after("retry", Math.random() * this.#minDelay, () => this.reconnect());
     }
@@ -437,9 +460,7 @@ class Bus extends Emitter {
     if (this.state === "closed") return;
     this.#life.abort();
     this.#drop(reason);
-    for (const subscription of this.#subscriptions.values()) {
-      subscription._end(new EventBusError("closed", reason, subscription.channel));
-    }
+    for (const each of this.#subscriptions.values()) each._end("closed", reason);
     this.#become("closed", { code, reason });
   }
 
@@ -450,7 +471,7 @@ class Bus extends Emitter {
     this.#trial?.close();
     this.#stream?.abort();
     this.#socket = this.#trial = this.#stream = this.transport = this.connectionId = null;
-    for (const subscription of this.#subscriptions.values()) subscription.active = false;
+    for (const each of this.#subscriptions.values()) each.active = false;
     const requests = this.#requests;
     this.#requests = new Map();
     for (const [, fail] of requests.values()) fail("disconnected", reason);
@@ -463,6 +484,7 @@ class Bus extends Emitter {
 
   #after(name, ms, callback) {
     this.#cancel(name);
+    if (this.state === "closed") return;
     this.#timers.set(name, setTimeout(callback, ms));
   }
 

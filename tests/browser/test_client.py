@@ -36,6 +36,7 @@ class Server:
     def __init__(self) -> None:
         self.url = ""
         self.heartbeat_s = 25.0
+        self.pace: dict[str, float] = {}
         self.connections: asyncio.Queue[web.WebSocketResponse] = asyncio.Queue()
         self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
@@ -43,6 +44,7 @@ class Server:
         socket = web.WebSocketResponse(protocols=("eventbus.v1",))
         await socket.prepare(request)
         about = {"connection_id": "c", "node": "n", "heartbeat_s": self.heartbeat_s}
+        about |= self.pace
         await self.say(socket, "eb:connected", about)
         self.connections.put_nowait(socket)
         async for message in socket:
@@ -226,7 +228,7 @@ async def test_silent_server_is_asked_twice_and_then_given_up(server, loaded):
 async def test_going_offline_is_noticed_and_online_connects_at_once(server, page):
     await server.joined(0)
     await page.context.set_offline(True)
-    assert (await state(page, "offline"))["reason"] == "the browser is offline"
+    assert (await state(page, "offline"))["reason"] == "offline"
     await page.context.set_offline(False)
     await server.joined(0)
 
@@ -440,6 +442,139 @@ async def test_closed_bus_takes_no_more_subscriptions(server, page):
         "(() => { try { bus.subscribe('x'); } catch (error) { return error.code; } })()"
     )
     assert code == "closed"
+
+
+@pytest.mark.parametrize("last", ["connecting", "connected", "waiting"])
+async def test_bus_that_its_own_listener_closes_stays_closed(server, loaded, last):
+    await loaded.clock.install()
+    await loaded.evaluate(
+        f"start(); void bus.on('state', ({{ state }}) => {{"
+        f" if (state === 'waiting') setTimeout(() => bus.reconnect());"
+        f" if (state === '{last}') bus.close(); }})"
+    )
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    if last != "connected":
+        await socket.close(code=4100)
+    await loaded.clock.run_for(100)
+    await loaded.wait_for_function("bus.state === 'closed'")
+    await loaded.clock.run_for(120_000)  # beyond every delay there is
+    assert await loaded.evaluate("bus.state") == "closed"
+    assert server.connections.empty()
+
+
+async def test_channel_is_asked_for_once_by_who_subscribes_when_connected(server, loaded):
+    await loaded.evaluate(
+        """start(); void bus.on("state", ({ state }) => {
+          if (state !== "connected") return;
+          bus.subscribe("orders.2", { "eb:subscribed": ({ recovered }) => got.push(recovered) });
+        })"""
+    )
+    socket = await server.joined(0)
+    other = server.asked
+    first = await server.next(server.received)
+    assert {first["channel"], other["channel"]} == {"orders.1", "orders.2"}
+    about = {"kind": "private", "offset": 0, "epoch": "e", "ref": first["ref"]}
+    await server.say(socket, "eb:subscribed", about, first["channel"])
+    # What is asked for once more meanwhile, after a new token, is not asked for twice either.
+    await server.say(socket, "eb:token.expiring", {"expires_at": "2030-01-01", "in_s": 60})
+    await server.authenticate(socket)
+    await loaded.evaluate("void room.whisper('last').catch(() => {})")
+    assert (await server.next(server.received))["action"] == "whisper"
+    assert await loaded.evaluate("got") == [None]
+
+
+async def test_subscription_that_was_left_before_its_answer_hears_nothing(server, page):
+    await page.evaluate("void room.on('eb:subscribed', () => got.push('subscribed'))")
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    asked = await server.next(server.received)
+    await page.evaluate("room.unsubscribe()")
+    assert (await server.next(server.received))["action"] == "unsubscribe"
+    about = {"kind": "private", "offset": 0, "epoch": "e", "ref": asked["ref"]}
+    await server.say(socket, "eb:subscribed", about, "orders.1")
+    await server.message(socket, 1)
+    await server.say(socket, "eb:note", {}, None)
+    await page.wait_for_function("bus.state === 'connected'")
+    await page.evaluate("void bus.on('eb:note', () => got.push('note'))")
+    await server.say(socket, "eb:note", {}, None)
+    await received(page, ["note"])
+    assert await page.evaluate("room.active") is False
+
+
+async def test_channel_that_is_left_before_there_is_a_connection_is_never_asked_for(server, loaded):
+    await loaded.evaluate("start(); room.unsubscribe(); void bus.subscribe('orders.2')")
+    await server.authenticate(await server.next(server.connections))
+    assert (await server.next(server.received))["channel"] == "orders.2"
+    assert await loaded.evaluate("room.ready.catch(({ code }) => code)") == "unsubscribed"
+
+
+async def test_page_never_acts_faster_than_the_server_allows(server, loaded):
+    server.pace = {"actions_per_s": 0.001, "action_burst": 20}
+    await loaded.evaluate("start()")
+    socket = await server.joined(0)
+    await loaded.wait_for_function("room.active")
+    codes = await loaded.evaluate(
+        "(() => { const all = [...Array(40)].map((_, i) =>"
+        "    room.whisper('moved', i).catch(({ code }) => code));"
+        "  return Promise.all(all.slice(20)); })()"
+    )
+    assert codes == ["rate_limited"] * 20
+    for _ in range(17):  # of 20, a tenth is left to spare
+        await server.next(server.received)
+    assert server.received.empty()
+    # A new connection begins anew.
+    await socket.close(code=4200)
+    await server.joined(0)
+
+
+async def test_leaving_a_channel_waits_for_its_turn_unless_it_is_joined_again(server, loaded):
+    server.pace = {"actions_per_s": 2, "action_burst": 5}
+    await loaded.evaluate("start()")
+    await server.joined(0)
+    await loaded.wait_for_function("room.active")
+    await loaded.evaluate(
+        "for (let i = 0; i < 5; i++) room.whisper('moved', i).catch(() => {}); room.unsubscribe()"
+    )
+    async with asyncio.timeout(10):
+        while (await server.received.get())["action"] != "unsubscribe":
+            pass
+
+
+async def test_errors_are_reported_again_when_their_listener_has_gone(server, page):
+    await page.evaluate(
+        "bus.on('error', () => {})();"
+        "addEventListener('error', (event) => {"
+        " got.push(event.error.code); event.preventDefault(); })"
+    )
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    await server.refuse(socket, await server.next(server.received), "forbidden")
+    await received(page, ["forbidden"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "noticed_ms"), [("Promise.reject()", 0), ("new Promise(() => {})", 20_000)]
+)
+async def test_token_function_that_rejects_with_nothing_or_hangs_is_asked_again(
+    server, loaded, fault, noticed_ms
+):
+    await loaded.clock.install()
+    await loaded.evaluate(
+        f"""() => {{
+          let times = 0;
+          const token = () => (times++ ? "late" : {fault});
+          return import("/static/eventbus.js").then(({{ connect }}) => {{
+            globalThis.bus = connect({{ url: "/ws", token, minDelay: 20 }});
+            bus.on("state", (state) => states.push(state));
+          }});
+        }}"""
+    )
+    await loaded.clock.run_for(noticed_ms)
+    await state(loaded, "waiting")
+    await loaded.clock.run_for(100)
+    socket = await server.next(server.connections)
+    assert (await server.authenticate(socket))["data"] == {"token": "late"}
 
 
 async def test_network_that_may_have_changed_is_tried_at_once(server, page):

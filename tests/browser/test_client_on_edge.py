@@ -318,3 +318,44 @@ async def test_blocked_websockets_are_replaced_by_a_stream_until_they_are_let_th
     await page.has_all(publishing)
     assert await page.evaluate("room.whisper('typing')") == {}
     assert not [url for url in urls if "eyJ" in url]
+
+
+async def test_page_of_many_channels_is_let_in_everywhere_by_an_edge_that_allows_few_actions(
+    edge_process, client
+):
+    node = await edge_process(
+        BROADCAST_ACTION_BURST="20",
+        BROADCAST_MAX_ACTIONS_PER_SECOND="200",
+        BROADCAST_MAX_CHANNELS_PER_CONNECTION="300",
+    )
+    page = await client()
+    await page.evaluate(
+        "globalThis.rooms = [...Array(150)].map((_, i) => bus.subscribe(`chat.${1000 + i}`));"
+    )
+    await page.until("rooms.every((each) => each.active)")
+    await node.end()
+    await page.has_been("waiting")
+    await node.start()
+    await page.has_been("connected")
+    await page.until("rooms.every((each) => each.active)")
+    assert await page.evaluate("states.map(({ state }) => state)") == []
+
+
+async def test_history_is_read_page_by_page(edge_process, client, bus):
+    await edge_process()
+    page = await client()
+    for number in range(25):
+        await bus.publish("chat.7", "Number", number)
+    pages = await page.evaluate(
+        """async () => {
+          const pages = [];
+          for (let since = 0, page; pages.length < 9; since = page.messages.at(-1).offset) {
+            page = await room.history({ limit: 10, since });
+            if (!page.messages.length) break;
+            pages.push(page.messages.map(({ data }) => data));
+          }
+          return pages;
+        }"""
+    )
+    assert [len(each) for each in pages] == [10, 10, 5]
+    assert [number for each in pages for number in each] == list(range(25))

@@ -19,10 +19,12 @@ async def test_the_first_frame_greets_with_id_node_heartbeat_and_protocol(edge):
     assert set(greeting) == {"channel", "event", "data", "timestamp"}
     assert greeting["channel"] is None
     assert greeting["timestamp"].endswith("Z")
-    assert set(greeting["data"]) == {"connection_id", "node", "heartbeat_s", "protocol"}
+    told = {"connection_id", "node", "heartbeat_s", "actions_per_s", "action_burst", "protocol"}
+    assert set(greeting["data"]) == told
     assert greeting["data"]["node"] == edge.node.id
     assert greeting["data"]["protocol"] == "eventbus.v1"
     assert greeting["data"]["heartbeat_s"] == 25
+    assert (greeting["data"]["actions_per_s"], greeting["data"]["action_burst"]) == (50, 100)
 
 
 async def test_what_python_publishes_reaches_a_client_as_its_envelope(edge, bus):

@@ -25,6 +25,8 @@ from edge.protocols.vocabulary import (
     Malformed,
     Ping,
     Pong,
+    Presence,
+    ReadHistory,
     Subscribe,
     Subscribed,
     TokenExpiring,
@@ -81,7 +83,7 @@ def code_of(effects):
 
 
 def test_a_new_connection_is_greeted_with_its_id_its_node_and_the_heartbeat():
-    assert session(heartbeat_s=9.0).open("n1") == [Send(Connected("c1", "n1", 9.0))]
+    assert session(heartbeat_s=9.0).open("n1") == [Send(Connected("c1", "n1", 9.0, 50.0, 100))]
 
 
 def test_a_ping_is_answered_with_its_data_and_ref():
@@ -255,8 +257,14 @@ BAD_CHANNELS = [
 @pytest.mark.parametrize("channel", BAD_CHANNELS)
 @pytest.mark.parametrize(
     "command",
-    [subscribe, lambda name: Unsubscribe(name, None), lambda name: Whisper(name, "e", b"1", None)],
-    ids=["subscribe", "unsubscribe", "whisper"],
+    [
+        subscribe,
+        lambda name: Unsubscribe(name, None),
+        lambda name: Whisper(name, "e", b"1", None),
+        lambda name: Presence(name, None, None),
+        lambda name: ReadHistory(name, None, 1, None),
+    ],
+    ids=["subscribe", "unsubscribe", "whisper", "presence", "history"],
 )
 def test_a_name_that_is_no_channel_is_refused_and_not_sent_back_as_a_channel(channel, command):
     (effect,) = session(user="7").receive(command(channel), 0.0)

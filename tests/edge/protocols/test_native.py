@@ -205,10 +205,17 @@ EXP = 1_893_456_000.0  # 2030-01-01
 AT = Position(12, "e1")
 REPLIES = [
     (
-        Connected("c1", "n1", 25.0),
+        Connected("c1", "n1", 25.0, 50.0, 100),
         None,
         "eb:connected",
-        {"connection_id": "c1", "node": "n1", "heartbeat_s": 25.0, "protocol": "eventbus.v1"},
+        {
+            "connection_id": "c1",
+            "node": "n1",
+            "heartbeat_s": 25.0,
+            "actions_per_s": 50.0,
+            "action_burst": 100,
+            "protocol": "eventbus.v1",
+        },
     ),
     (
         Authenticated("7", EXP, None),

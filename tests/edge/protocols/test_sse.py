@@ -108,7 +108,7 @@ def test_line_ends_in_an_envelope_do_not_break_its_event(wire):
 def test_volatile_messages_and_other_system_events_leave_the_cursor_as_it_is():
     for wire in (OneChannel(), ManyChannels(["a", "b"], {})):
         assert set(parse(wire.message(message("a", None)))) == {"data"}
-        assert set(parse(wire.reply(Connected("c", "n", 25.0)))) == {"data"}
+        assert set(parse(wire.reply(Connected("c", "n", 25.0, 50.0, 100)))) == {"data"}
 
 
 def test_a_cursor_of_several_channels_keeps_where_the_others_stand():
