@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Final
 
 from aiohttp import web
 
@@ -25,6 +24,7 @@ from edge.node import Node
 from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events, streamed_commands
+from edge.static_files import STATIC, add_static
 from edge.traces import traces
 from edge.verifying import fetched_keys, make_verifier
 from edge.websocket import answer_extensions, native_websocket
@@ -36,8 +36,6 @@ from eventbus.errors import ConfigError
 __all__ = ["STATIC", "create_app", "make_runner"]
 
 _log = logging.getLogger(__name__)
-
-STATIC: Final = Path(__file__).parent / "static"
 
 
 def create_app(
@@ -84,7 +82,7 @@ def create_app(
         # No HEAD: it cannot be upgraded (RFC 6455, 4.1).
         app.router.add_get("/ws", native_websocket, allow_head=False)
         app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket, allow_head=False)
-    app.router.add_static("/static", STATIC)
+    add_static(app)
     return app
 
 
