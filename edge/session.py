@@ -54,11 +54,13 @@ from edge.session_time import SessionTime
 from eventbus.channels import ChannelKind, validate_channel
 from eventbus.drivers.base import Position
 from eventbus.errors import InvalidChannel, InvalidEventName
-from eventbus.message import CLIENT_EVENT_PREFIX, validate_event_name
+from eventbus.message import client_event_name
 
 __all__ = ["Session"]
 
 BAD_TOKENS: Final = 3
+_OF_A_CHANNEL: Final = (Subscribe, Unsubscribe, Whisper, Presence, ReadHistory)
+_EXPIRED: Final = "the token has expired: give a new one by the action auth"
 
 
 class Session:
@@ -89,6 +91,14 @@ class Session:
         verdict = self._pace.judge(now)
         if verdict is not Verdict.SERVE:
             return self._too_fast(command.ref, is_last=verdict is Verdict.END)
+        if isinstance(command, _OF_A_CHANNEL):
+            try:
+                validate_channel(command.channel)
+            except InvalidChannel as exc:
+                return [failed("invalid_channel", str(exc), None, command.ref)]
+        return self._serve(command, now)
+
+    def _serve(self, command: Command, now: float) -> list[Effect]:
         match command:
             case Ping(data, ref):
                 return [Send(Pong(data, ref))]
@@ -195,10 +205,6 @@ class Session:
 
     def _subscribe(self, command: Subscribe, now: float) -> list[Effect]:
         channel = command.channel
-        try:
-            validate_channel(channel)
-        except InvalidChannel as exc:
-            return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
             return self.consulted(command, Allowed(self.channels[channel]))
         if (hindrance := self._hindrance(now)) is not None:
@@ -256,10 +262,6 @@ class Session:
 
     def _history(self, command: ReadHistory, now: float) -> list[Effect]:
         channel = command.channel
-        try:
-            validate_channel(channel)
-        except InvalidChannel as exc:
-            return [failed("invalid_channel", str(exc), None, command.ref)]
         if channel in self.channels:
             return self.consulted(command, Allowed(self.channels[channel]))
         if self.time.has_expired(now):
@@ -277,20 +279,12 @@ class Session:
         return [Survey(ref)]
 
     def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
-        try:
-            validate_channel(channel)
-        except InvalidChannel as exc:
-            return [failed("invalid_channel", str(exc), None, ref)]
         if self.channels.pop(channel, None) is None:
             return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
         return [Leave(channel), Send(Unsubscribed(channel, ref))]
 
     def _presence(self, command: Presence, now: float) -> list[Effect]:
         channel, changes, ref = command
-        try:
-            validate_channel(channel)
-        except InvalidChannel as exc:
-            return [failed("invalid_channel", str(exc), None, ref)]
         rule = self.channels.get(channel) or self._rules.find(channel)
         if rule.kind is not ChannelKind.PRESENCE:
             message = (
@@ -308,11 +302,7 @@ class Session:
     def _whisper(self, command: Whisper, now: float) -> list[Effect]:
         channel, event, data, ref = command
         try:
-            validate_channel(channel)
-        except InvalidChannel as exc:
-            return [failed("invalid_channel", str(exc), None, ref)]
-        try:
-            name = _client_event(event)
+            name = client_event_name(event)
         except InvalidEventName as exc:
             return [failed("bad_request", str(exc), channel, ref)]
         if channel not in self.channels:
@@ -336,18 +326,5 @@ class Session:
         return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]
 
 
-_EXPIRED: Final = "the token has expired: give a new one by the action auth"
-
-
 def _asks_for_history(command: Subscribe | ReadHistory) -> bool:
     return isinstance(command, ReadHistory) or command.history > 0
-
-
-def _client_event(event: str) -> str:
-    """The name that a whispered event has on the wire. Raises InvalidEventName."""
-    validate_event_name(event)
-    bare = event.removeprefix(CLIENT_EVENT_PREFIX)
-    if not bare:
-        raise InvalidEventName(f"{event!r} is only the prefix of an event name", name=event)
-    # Again, for the prefix counts: a name too long would be put in quarantine where it arrives.
-    return validate_event_name(CLIENT_EVENT_PREFIX + bare)

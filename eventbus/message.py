@@ -21,6 +21,7 @@ __all__ = [
     "MAX_EVENT_NAME",
     "Message",
     "Receipt",
+    "client_event_name",
     "encode_data",
     "is_reserved_event",
     "new_id",
@@ -72,6 +73,18 @@ def validate_event_name(name: object) -> str:
         "and is not pong",
         name=shown,
     )
+
+
+def client_event_name(name: str) -> str:
+    """The name that a client's event has on the wire: with the prefix, given with it or without.
+
+    Raises InvalidEventName.
+    """
+    bare = validate_event_name(name).removeprefix(CLIENT_EVENT_PREFIX)
+    if not bare:
+        raise InvalidEventName(f"{name!r} is only the prefix of an event name", name=name)
+    # Again, for the prefix counts: a name too long would be put in quarantine where it arrives.
+    return validate_event_name(CLIENT_EVENT_PREFIX + bare)
 
 
 def new_id() -> str:

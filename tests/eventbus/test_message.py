@@ -12,7 +12,15 @@ from hypothesis import given, strategies as st
 
 from eventbus.envelope import read_payload
 from eventbus.errors import EncodingError, InvalidEventName
-from eventbus.message import Message, Receipt, is_reserved_event, new_id, validate_event_name
+from eventbus.message import (
+    MAX_EVENT_NAME,
+    Message,
+    Receipt,
+    client_event_name,
+    is_reserved_event,
+    new_id,
+    validate_event_name,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
@@ -127,3 +135,14 @@ def test_receipt_says_duplicate_only_when_it_is_one():
         b'{"channel":"general","id":"i","offset":null,"epoch":null}'
     )
     assert b'"duplicate":true' in msgspec.json.encode(Receipt("a", "i", 1, "e", duplicate=True))
+
+
+@pytest.mark.parametrize("name", ["typing", "client-typing"])
+def test_clients_event_has_its_prefix_once(name):
+    assert client_event_name(name) == "client-typing"
+
+
+@pytest.mark.parametrize("name", ["", "client-", "eb:x", "a\nb", "x" * (MAX_EVENT_NAME - 6)])
+def test_what_is_no_name_of_a_clients_event_is_refused(name):
+    with pytest.raises(InvalidEventName):
+        client_event_name(name)
