@@ -19,7 +19,7 @@ from edge.gather import MAX_NODES, Gather, Gathered, Question
 from edge.lag import BusLag
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Subscription
-from eventbus.errors import DriverError, EventBusError, InvalidChannel
+from eventbus.errors import ConnectionFailed, DriverError, EventBusError, InvalidChannel
 
 __all__ = ["Cluster", "ClusterBusy"]
 
@@ -157,6 +157,10 @@ class Cluster:
         """
         if len(self._asked) >= MAX_ASKING:
             raise ClusterBusy(f"{MAX_ASKING} questions to the cluster are under way already")
+        if not self._driver.is_connected:
+            # A client that buffers would take the question, and this node be the whole answer.
+            message = "not connected to the bus: the other nodes cannot be asked"
+            raise ConnectionFailed(message, driver=self._driver.name)
         call_id = secrets.token_hex(8)
         complete = asyncio.Event()
         is_settled = self._now() >= self._settled_at

@@ -22,10 +22,12 @@ def kept():
     return 100
 
 
-@pytest.fixture(params=["memory", "nats"])
-async def bus(request, settings, kept):
+@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
+async def bus(request, settings, start_redis, kept):
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
+    elif request.param == "redis":
+        settings = await start_redis()
     async with EventBus(msgspec.structs.replace(settings, history_messages=kept)) as opened:
         yield opened
 
