@@ -1,11 +1,13 @@
 """What this node listens to on the bus: one exact subscription for each channel in use."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Position, Subscription
+from eventbus.drivers.base_gaps import GapSubscription
 from eventbus.errors import DriverError
 
 __all__ = ["Interest"]
@@ -44,18 +46,21 @@ class Interest:
         linger_s: float,
         *,
         on_gap: OnGap | None = None,
+        on_filter_gap: Callable[[str], None] | None = None,
         subject_of: Callable[[str], str] | None = None,
     ) -> None:
         """`on_gap` is called before a delivery that comes after messages that were lost.
 
         It gets the position from which the channel goes on. Drivers read again what they missed:
         it is called where the broker does not have that any more. `subject_of` gives the subject
-        of what is held, where that is no channel's name.
+        of what is held, where that is no channel's name but a filter; and `on_filter_gap` is
+        called with the filter where messages of its channels may have been lost.
         """
         self._driver = driver
         self._subject_of = subject_of or subjects.live
         self._on_delivery = on_delivery
         self._on_gap = on_gap
+        self._on_filter_gap = on_filter_gap
         self._linger_s = linger_s
         self._channels: dict[str, _Channel] = {}
 
@@ -92,6 +97,8 @@ class Interest:
             self._on_delivery(channel, delivery)
 
         subscription = await self._driver.subscribe(self._subject_of(channel), receive)
+        if self._on_filter_gap is not None and isinstance(subscription, GapSubscription):
+            subscription.on_gap = functools.partial(self._on_filter_gap, channel)
         entry.subscription = subscription
         # Messages that came while the subscription was being made have moved the position already.
         entry.position = entry.position or subscription.position

@@ -139,7 +139,7 @@ class Metrics:
         )
         self.gaps = Counter(
             "eventbus_edge_gaps",
-            "Times that messages of a channel were lost for good, and its clients told so.",
+            "Times that messages of a channel or pattern were gone for good, and its clients told.",
             registry=registry,
         )
         self.resumes = Counter(

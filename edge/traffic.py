@@ -66,7 +66,8 @@ class Traffic:
             bus.subjects,
             hub,
             self._matched_message,
-            metrics.tally.went,
+            on_sent=metrics.tally.went,
+            on_gap=metrics.gaps.inc,
             linger_s=settings.unsubscribe_after,
         )
         self._history = History(bus.driver, bus.subjects, _stored_message)

@@ -4,17 +4,20 @@ A connection gets each message once, whatever it listens to: by the channel itse
 that, otherwise by the first of its patterns that matches.
 """
 
+import logging
 from collections.abc import Callable
 
 from edge.hub import Hub
 from edge.interest import Interest
 from edge.outbox import Outbox
-from edge.protocols.vocabulary import ChannelMessage, WireFormat
+from edge.protocols.vocabulary import ChannelMessage, SubscribedPattern, WireFormat
 from eventbus.channels import Pattern, Subjects
 from eventbus.drivers.base import Delivery, Driver
 from eventbus.errors import InvalidChannel
 
 __all__ = ["Wildcards"]
+
+_log = logging.getLogger(__name__)
 
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
 
@@ -28,15 +31,17 @@ class Wildcards:
         subjects: Subjects,
         hub: Hub,
         to_message: ToMessage,
-        on_sent: Callable[[int], None],
         *,
+        on_sent: Callable[[int], None],
+        on_gap: Callable[[], None],
         linger_s: float,
     ) -> None:
-        """`to_message` checks a delivery, None for one that is no message; `on_sent` counts."""
+        """`to_message` checks a delivery, None for one that is no message; the others count."""
         self._subjects = subjects
         self._hub = hub
         self._to_message = to_message
         self._on_sent = on_sent
+        self._on_gap = on_gap
         self._listeners: dict[str, dict[str, Outbox]] = {}
         self._patterns: dict[str, dict[str, Pattern]] = {}
         self._muted: set[tuple[str, str]] = set()
@@ -45,6 +50,7 @@ class Wildcards:
             subjects,
             self._on_delivery,
             linger_s,
+            on_filter_gap=self._tell_gap,
             subject_of=lambda text: subjects.live_filter(Pattern(text)),
         )
 
@@ -88,6 +94,15 @@ class Wildcards:
         message = self._to_message(channel, delivery)
         if message is not None:
             self._on_sent(self._deliver(filter_, message, listeners))
+
+    def _tell_gap(self, filter_: str) -> None:
+        """Messages may be lost for good: tell each client, by the pattern that it has asked for."""
+        self._on_gap()
+        _log.warning("messages of the pattern %s may have been lost", filter_)
+        for connection_id, outbox in self._listeners.get(filter_, {}).items():
+            pattern = self._patterns[connection_id][filter_]
+            told = SubscribedPattern(pattern.text, None, recovered=False)
+            self._hub.push(outbox, outbox.format.reply(told))
 
     def _deliver(self, filter_: str, message: ChannelMessage, listeners: dict[str, Outbox]) -> int:
         encoded: dict[WireFormat, bytes] = {}

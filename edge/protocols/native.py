@@ -276,11 +276,16 @@ def _of_pattern(
     reply: SubscribedPattern | UnsubscribedPattern,
 ) -> tuple[None, str, dict[str, Any]]:
     match reply:
-        case SubscribedPattern(pattern):
-            return None, "eb:subscribed", {"pattern": pattern, "kind": ChannelKind.PRIVATE.value}
+        case SubscribedPattern(pattern, recovered=recovered):
+            about: dict[str, Any] = {"pattern": pattern, "kind": ChannelKind.PRIVATE.value}
+            return None, "eb:subscribed", _with(about, recovered=recovered)
         case UnsubscribedPattern(pattern, reason=reason):
-            told = {"pattern": pattern}
-            return None, "eb:unsubscribed", told if reason is None else told | {"reason": reason}
+            return None, "eb:unsubscribed", _with({"pattern": pattern}, reason=reason)
+
+
+def _with(data: dict[str, Any], **more: str | bool | None) -> dict[str, Any]:
+    """The same, with those of the others that have a value."""
+    return data | {name: value for name, value in more.items() if value is not None}
 
 
 def _now() -> datetime.datetime:

@@ -178,10 +178,14 @@ class Subscribed(NamedTuple):
 
 
 class SubscribedPattern(NamedTuple):
-    """A subscription to a pattern stands; what is published from now on follows."""
+    """A subscription to a pattern stands; what is published from now on follows.
+
+    `recovered` is False where that is told again, since messages may have been lost.
+    """
 
     pattern: str
     ref: Ref
+    recovered: bool | None = None
 
 
 class UnsubscribedPattern(NamedTuple):

@@ -82,6 +82,11 @@ class Cursor:
         self.offset, self.epoch = min(offset, _MAX_OFFSET), epoch
         return True
 
+    def missed(self) -> None:
+        """The edge says that messages are lost: those that come go on after a gap."""
+        self.recovered = False
+        self._gap()
+
     def take_gap(self) -> bool:
         """Whether there is a gap that nobody has been told of; it is told now."""
         told, self._tell_gap = self._tell_gap, False

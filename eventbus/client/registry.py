@@ -26,12 +26,14 @@ Ask = Callable[[str, dict[str, Any], OnAnswer | None], Awaitable[Frame]]
 """Sends an action and waits for its answer. Raises ClientRefused, ClientDisconnected."""
 
 
-class _Taken(msgspec.Struct):
+class _Told(msgspec.Struct):
+    """What an event of the edge's own says of a subscription."""
+
     pattern: str | None = None
     reason: str = "unsubscribed"
 
 
-_decode_taken: Final = msgspec.json.Decoder(_Taken).decode
+_decode_told: Final = msgspec.json.Decoder(_Told).decode
 
 
 class Registry:
@@ -145,17 +147,22 @@ class Registry:
         """An event of the edge's own about a channel. Raises ValueError for what is none."""
         if frame.event == "eb:unsubscribed":
             self._take_away(frame)
-        elif (subscription := self._subscriptions.get(frame.channel or "")) is not None:
+        elif (subscription := self._subscriptions.get(_name_in(frame))) is not None:
             subscription.receive(frame)
 
     def _take_away(self, frame: Frame) -> None:
-        told = _decode_taken(frame.data)
-        name = told.pattern or frame.channel or ""
+        told = _decode_told(frame.data)
+        name = _name_in(frame)
         if (subscription := self._subscriptions.pop(name, None)) is not None:
             subscription.receive(frame)
             subscription.is_held = False
             message = f"the edge has ended the subscription to {name}: {told.reason}"
             subscription.refuse(ClientRefused(message, code=told.reason, channel=name))
+
+
+def _name_in(frame: Frame) -> str:
+    """The channel or pattern that an event of the edge's own is about; empty for neither."""
+    return frame.channel or _decode_told(frame.data).pattern or ""
 
 
 def names(subscription: Subscription) -> dict[str, Any]:

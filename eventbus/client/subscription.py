@@ -203,14 +203,20 @@ class Subscription:
             return
         self.cursor.subscribed(told.offset, told.epoch, recovered=told.recovered)
         if self.cursor.recovered is False:
-            _log.warning("the %s has missed messages that cannot be had again", self._told)
+            self._log_gap()
         if not self._joined.done():
             self._joined.set_result(None)
         self._offer_event(frame)
 
+    def _log_gap(self) -> None:
+        _log.warning("the %s has missed messages that cannot be had again", self._told)
+
     def receive(self, frame: Frame) -> None:
         """Take a frame of the channel."""
         if frame.is_system:
+            if frame.event == "eb:subscribed" and _decode_position(frame.data).recovered is False:
+                self.cursor.missed()
+                self._log_gap()
             self._offer_event(frame)
             return
         has_room = self._has_room_for(frame)

@@ -51,6 +51,7 @@ __all__ = ["NatsDriver"]
 _log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 5.0
+_NOTE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
 
@@ -70,7 +71,10 @@ class NatsDriver:
         self._event = f"{settings.namespace}.event."
         self._live = f"{settings.namespace}.live."
         self._listeners = NatsListeners(
-            lambda: self._connection, lambda: self._stream, lambda: self._reader
+            lambda: self._connection,
+            lambda: self._stream,
+            lambda: self._reader,
+            note_s=min(_NOTE_S, settings.history_seconds / 4),
         )
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
@@ -150,6 +154,7 @@ class NatsDriver:
             raise
         self._state = "open"
         self._start(self._listeners.run())
+        self._start(self._listeners.note())
         if settings.retention:
             self._start(self._classes.tell_leftovers())
 

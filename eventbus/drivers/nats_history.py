@@ -1,7 +1,7 @@
 """Reading what is stored of a channel: from the stream of events, and from its class's stream."""
 
 import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from eventbus.drivers.base import Delivery, Page, Position
 from eventbus.drivers.nats_classes import ClassStreams
@@ -11,7 +11,9 @@ from eventbus.drivers.nats_stream import EventStream, SubjectState
 from eventbus.errors import InvalidChannel
 from eventbus.retention import RetentionClass
 
-__all__ = ["StreamReader"]
+__all__ = ["FilterPage", "StreamReader"]
+
+_SUBJECT: Final = "Nats-Subject"
 
 
 class _Asked(NamedTuple):
@@ -25,6 +27,31 @@ class _Asked(NamedTuple):
     @property
     def end(self) -> int:
         return self.state.stream.last
+
+
+class FilterPage(NamedTuple):
+    """Messages of several subjects, in the order in which they were stored."""
+
+    messages: list[Delivery]
+    state: SubjectState
+    stored: StoredSubject
+
+    async def has_all_after(self, offset: int) -> bool:
+        """Whether it is proved that nothing after an offset went by age, by size, or by a purge.
+
+        What went because its own subject has too many is not to be seen here. Raises
+        ConnectionFailed.
+        """
+        state = self.state
+        if offset >= state.stream.last:
+            return True
+        if offset < state.purged:
+            return False
+        if state.first <= offset + 1:
+            return True
+        # Age and size take the stream's oldest message first, of whatever subject.
+        oldest = await self.stored.oldest()
+        return oldest is not None and oldest.offset <= offset
 
 
 class StreamReader:
@@ -69,6 +96,34 @@ class StreamReader:
             )
             previous = one.offset
         return Page(tuple(deliveries), Position(asked.end, state.stream.epoch), complete)
+
+    async def read_filter(self, live: str, *, after: int, limit: int) -> FilterPage:
+        """The first `limit` messages after an offset, of all subjects that a live filter matches.
+
+        Only the stream of events is read. Raises ConnectionFailed.
+        """
+        event = self._stream.event_of(live)
+        assert event is not None, "filters that are read are of live subjects"
+        state = await self._stream.of_subject(event)
+        stored = StoredSubject(
+            self._connection, self._stream.name, event,
+            first=state.first, last=state.stream.last, messages=0,
+            is_replicated=state.replicas > 1,
+        )  # fmt: skip
+        found = await stored.after(after, state.stream.last, limit)
+        deliveries = [
+            Delivery(
+                # What the publisher's own headers claim stands before what the server appends.
+                self._stream.live_of(one.headers.get(_SUBJECT, "")),
+                one.payload,
+                one.headers,
+                Position(one.offset, state.stream.epoch),
+                None,
+                one.time,
+            )
+            for one in found
+        ]
+        return FilterPage(deliveries, state, stored)
 
     async def _last(self, asked: _Asked, limit: int) -> list[Stored]:
         kept = asked.kept

@@ -1,6 +1,7 @@
 """All subscriptions of a driver, and what they wait for: who the stream is, and what was missed."""
 
 import asyncio
+import collections
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -18,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 _PAGE: Final = 500
 _READS: Final = 16
+_FILTER_READS: Final = 10_000
+"""Messages that are read for a filter after one loss; of more, the newest are what counts."""
 _PAUSE_S: Final = 5.0
 _RETRY_S: Final = 0.2
 
@@ -34,8 +37,13 @@ class NatsListeners:
         connection: Callable[[], NatsConnection],
         stream: Callable[[], EventStream],
         reader: Callable[[], StreamReader],
+        *,
+        note_s: float,
     ) -> None:
-        """`connection`, `stream` and `reader` are those of an opened driver."""
+        """`connection`, `stream` and `reader` are those of an opened driver.
+
+        Each `note_s` seconds, the stream is asked how far it is, where there are filters.
+        """
         self.certain = True
         """False from the loss of a connection until the stream is known to be the same."""
         self.losses = 0
@@ -47,6 +55,7 @@ class NatsListeners:
         self._connection = connection
         self._stream = stream
         self._reader = reader
+        self._note_s = note_s
         self._all: set[NatsSubscription] = set()
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
@@ -134,7 +143,8 @@ class NatsListeners:
         """Deliver what was missed, then what was held."""
         try:
             async with self._slots:
-                await self._read(subscription, state.epoch)
+                read = self._read if subscription.is_exact else self._read_filter
+                await read(subscription, state.epoch)
         except EventBusError as exc:
             _log.warning("reading what %s missed: %s", subscription.subject, exc)
             await asyncio.sleep(_RETRY_S)
@@ -164,6 +174,54 @@ class NatsListeners:
             if len(page.messages) < _PAGE:
                 subscription.has_read(page.position.offset)
                 return
+
+    async def _read_filter(self, subscription: NatsSubscription, epoch: str) -> None:
+        """Read what all subjects of a filter have, and tell where some of it may be gone."""
+        found: collections.Counter[str] = collections.Counter()
+        start = max(subscription.last, subscription.noted)
+        is_told = False
+        while True:
+            page = await self._reader().read_filter(
+                subscription.subject, after=subscription.last, limit=_PAGE
+            )
+            if page.state.stream.epoch != epoch:
+                return  # made anew meanwhile: the release that follows finds new offsets
+            found.update(delivery.subject for delivery in page.messages)
+            self.filled += len(page.messages)
+            is_long = found.total() >= _FILTER_READS and len(page.messages) == _PAGE
+            # A subject that gave up messages is full, and gives up its oldest first.
+            is_full = 0 < page.state.limit <= max(found.values(), default=0)
+            if not is_told and (is_long or is_full or not await page.has_all_after(start)):
+                is_told = True
+                self.gaps += 1
+                _log.warning("messages of %s were missed in part", subscription.subject)
+                subscription.tell_gap()
+            for delivery in page.messages:
+                subscription.catch_up(delivery)
+            if is_long or len(page.messages) < _PAGE:
+                subscription.has_read(page.state.stream.last)
+                return
+
+    async def note(self) -> None:
+        """Tell filters now and then up to where all has come, until cancelled."""
+        before: StreamState | None = None
+        while True:
+            await asyncio.sleep(self._note_s)
+            filters = [each for each in self._all if not each.is_exact]
+            losses = self.losses
+            try:
+                state = await self._stream().state() if filters and self.certain else None
+            except EventBusError as exc:
+                _log.info("%s", exc)  # it is asked again
+                state = None
+            if state is not None and losses == self.losses and self.certain:
+                # What the stream had the last time has come by now, from whatever server.
+                if before is not None and before.epoch == state.epoch:
+                    for each in filters:
+                        each.note(before.last)
+                before = state
+            else:
+                before = None
 
 
 def _after(delivery: Delivery, after: int, complete: bool) -> Delivery:

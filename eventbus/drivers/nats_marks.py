@@ -11,6 +11,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from eventbus.channels import Pattern
 from eventbus.drivers.base import StateStore
 from eventbus.drivers.nats_api import Answer, ask
 from eventbus.drivers.nats_connection import NatsConnection
@@ -29,9 +30,20 @@ _PAUSE_S: Final = 0.05
 
 
 def purged_of(config: Mapping[str, Any], subject: str) -> int:
-    """The offset up to which a subject was purged, by its stream's configuration."""
+    """The offset up to which a subject was purged, by its stream's configuration.
+
+    Of a filter, the highest of the subjects that match.
+    """
     metadata = config.get("metadata") or {}
-    return max(int(metadata.get(_MARK + subject, 0)), int(metadata.get(_ALL, 0)))
+    marks = [int(metadata.get(_ALL, 0)), int(metadata.get(_MARK + subject, 0))]
+    if "*" in subject or ">" in subject:
+        pattern = Pattern(subject)
+        marks += [
+            int(offset)
+            for name, offset in metadata.items()
+            if name.startswith(_MARK) and pattern.match(name[len(_MARK) :]) is not None
+        ]
+    return max(marks)
 
 
 @contextlib.asynccontextmanager

@@ -109,6 +109,10 @@ class EventStream:
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[StreamState] | None = None
 
+    def live_of(self, event: str) -> str:
+        """The live subject of an event's that the stream has."""
+        return f"{self._namespace}.live.{event[len(self._namespace) + len('.event.') :]}"
+
     async def ensure(self) -> StreamState:
         """Make the stream where there is none, and check the one that there is.
 
@@ -150,8 +154,12 @@ class EventStream:
         return f"{self._namespace}.event.{live[len(root) :]}" if live.startswith(root) else None
 
     async def of_subject(self, subject: str) -> SubjectState:
-        """The state of what is stored on one event subject. Raises ConnectionFailed."""
-        answer = await self._ask("INFO", {"subjects_filter": subject})
+        """The state of what is stored on one event subject. Raises ConnectionFailed.
+
+        Of a filter, the messages are not counted: the answer would name each of its subjects.
+        """
+        counted = {} if "*" in subject or ">" in subject else {"subjects_filter": subject}
+        answer = await self._ask("INFO", counted)
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
         stream = self._take(answer)

@@ -5,6 +5,7 @@ import logging
 from typing import Final, Protocol
 
 from eventbus.drivers.base import Delivery, Handler, Position
+from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
@@ -38,8 +39,9 @@ class NatsSubscription:
     """One listener. A stored message is never delivered to it twice or out of order."""
 
     __slots__ = (
-        "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_seen", "_stream",
-        "_unsure", "_whole", "last", "listening", "position", "subject",
+        "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_reads",
+        "_seen", "_stream", "_unsure", "is_exact", "last", "listening", "noted", "on_gap",
+        "position", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -51,13 +53,18 @@ class NatsSubscription:
         """
         self.last = 0
         """No message up to this offset is delivered any more."""
+        self.noted = 0
+        """All up to this offset had come when the stream was asked last: see `note`."""
         self.subject = subject
+        self.is_exact = "*" not in subject and ">" not in subject
         self.position: Position | None = None
+        self.on_gap: OnGap | None = None
         self.listening: Listening | None = None
         self._place = place
         self._handler: Handler | None = handler
         self._stream = stream
-        self._whole = bool(stream) and not group and "*" not in subject and ">" not in subject
+        self._reads = bool(stream) and not group
+        """Whether what is missed is read from the stream."""
         self._epoch = ""
         self._seen = 0
         """The offset delivered last, 0 before the first."""
@@ -81,11 +88,13 @@ class NatsSubscription:
         elif (
             not self._place.certain
             or stamp.sequence <= self.last
-            or (self._whole and not self._seen <= stamp.previous <= self.last)
+            or (self._reads and stamp.previous > self.last)
+            or (self._reads and self.is_exact and stamp.previous < self._seen)
         ):
             # An offset that goes back is a copy, or of a stream that was made anew. What a subject
-            # retained going back is expiry, or a stream made anew that has grown past the old one.
-            # What it retained beyond the last that came here was missed.
+            # retained beyond the last that came here was missed. What it retained going back is
+            # expiry, or a stream made anew that has grown past the old one; a filter has many
+            # subjects, of which each may retain anything older.
             self._held = collections.deque([(subject, payload, headers, stamp)], MAX_HELD)
             self._place.doubt(self)
         else:
@@ -102,7 +111,8 @@ class NatsSubscription:
     def restart(self, epoch: str) -> None:
         """The stream is another one: its offsets begin again."""
         self._epoch = epoch
-        self.last = self._seen = 0
+        self.last = self._seen = self.noted = 0
+        self.tell_gap()  # what was stored in the old one, and had not come, is gone
 
     def release(self, state: StreamState) -> None:
         """Deliver what was held, now that the stream's identity and last offset are known."""
@@ -116,7 +126,7 @@ class NatsSubscription:
             self.last = self._seen = held[0][3].sequence - 1
         while held and self._handler is not None:
             subject, payload, headers, stamp = held.popleft()
-            if self._whole and stamp.previous > self.last and self._doubts < _MAX_DOUBTS:
+            if self._reads and stamp.previous > self.last and self._doubts < _MAX_DOUBTS:
                 # Another was missed meanwhile; or the number is forged, and will never be true.
                 self._doubts += 1
                 held.appendleft((subject, payload, headers, stamp))
@@ -130,13 +140,13 @@ class NatsSubscription:
 
     def is_behind(self, state: StreamState) -> bool:
         """Whether messages may have been missed: it is to be read after `last`, up to the state."""
-        if not self._whole or self._handler is None or state.last <= self.last:
+        if not self._reads or self._handler is None or state.last <= self.last:
             return False
         return self._unsure or bool(self._held and self._held[0][3].previous > self.last)
 
     def hold_if_behind(self, state: StreamState) -> bool:
         """After a loss: hold what comes, if the stream has grown meanwhile."""
-        if not self._whole or self._handler is None or state.last <= self.last:
+        if not self._reads or self._handler is None or state.last <= self.last:
             return False
         self._unsure = True
         if self._held is None:
@@ -154,6 +164,19 @@ class NatsSubscription:
     def has_read(self, offset: int) -> None:
         """All that the stream has up to an offset was delivered: what is missing is gone."""
         self.last = max(self.last, offset)
+
+    def note(self, offset: int) -> None:
+        """All that the stream had up to an offset has come: nothing of it can be missed later.
+
+        Where no message comes for long, `last` falls behind what the stream still has, which would
+        look like a gap after the next loss.
+        """
+        self.noted = offset
+
+    def tell_gap(self) -> None:
+        """Messages of a filter may have been missed for good."""
+        if self._handler is not None and self.on_gap is not None:
+            self.on_gap()
 
     async def aclose(self) -> None:
         """Stop: the handler is not called once this is called."""

@@ -36,6 +36,8 @@ class Listeners:
         self._on_doubt = on_doubt
         self._listeners: dict[tuple[str, bytes], list[RedisSubscription]] = {}
         self._doubting: dict[Cursor, None] = {}
+        self._untold: dict[RedisSubscription, None] = {}
+        """Filters that some node did not send to for a while."""
         self._refreshed = time.monotonic()
 
     def attach(self, nodes: Nodes, store: Store) -> None:
@@ -66,6 +68,7 @@ class Listeners:
             subscription.detach()
         self._listeners.clear()
         self._doubting.clear()
+        self._untold.clear()
 
     def doubt(self, cursor: Cursor) -> None:
         """Have the cursor's stream read."""
@@ -116,6 +119,8 @@ class Listeners:
             await self._place(list(self._listeners), anew=True)
         except ConnectionFailed as exc:
             failures.append(exc)
+        else:
+            self._tell_filters()
         if time.monotonic() - self._refreshed > self._store.meta_seconds / 4:
             await self._refresh()
         cursors = [cursor for cursor in self._doubting if cursor.epoch]
@@ -147,6 +152,8 @@ class Listeners:
                     if anew and not node.messages.listens(command, name):
                         for subscription in self._listeners[command, name]:
                             subscription.hold()
+                            if not subscription.pattern.is_exact:
+                                self._untold[subscription] = None
                     confirmations.append(node.messages.listen(command, name))
             except ConnectionFailed as exc:
                 failure = failure or exc
@@ -162,6 +169,15 @@ class Listeners:
                 failure = failure or error
         if failure is not None:
             raise failure
+
+    def _tell_filters(self) -> None:
+        """Of channels that a filter did not know before, nothing tells what it has missed.
+
+        It is told when it listens again: whoever asks for the present state misses nothing more.
+        """
+        untold, self._untold = self._untold, {}
+        for subscription in untold:
+            subscription.tell_gap()
 
     async def _fill(self, cursor: Cursor) -> None:
         """Deliver what the cursor has missed, then what was held meanwhile."""
@@ -186,6 +202,7 @@ class Listeners:
     def _count_gap(self, cursor: Cursor, why: str) -> None:
         self.gaps += 1
         _log.warning("%s was missed in part: %s", cursor.subject, why)
+        cursor.tell_gap()
 
     async def _refresh(self) -> None:
         """Ask for each stream that is listened to, so that its epoch is kept."""

@@ -7,6 +7,7 @@ from typing import Final
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Page, Position
+from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.redis_wire import glob_of
 
 __all__ = ["Cursor", "RedisSubscription"]
@@ -24,16 +25,21 @@ tell what it missed of them while it was disconnected."""
 class Cursor:
     """A place in one channel. A stored message passes it once, and in order."""
 
-    __slots__ = ("_deliver", "_doubt", "epoch", "held", "last", "subject")
+    __slots__ = ("_deliver", "_doubt", "epoch", "held", "last", "subject", "tell_gap")
 
     def __init__(
         self,
         subject: str,
         deliver: Callable[[Delivery], None],
         doubt: Callable[["Cursor"], None],
+        tell_gap: OnGap,
     ) -> None:
-        """`doubt` asks for the stream to be read, and the cursor then brought up to date."""
+        """`doubt` asks for the stream to be read, and the cursor then brought up to date.
+
+        `tell_gap` is called where some of it is gone.
+        """
         self.subject = subject
+        self.tell_gap = tell_gap
         self.epoch = ""
         """Empty until it is known where the cursor begins."""
         self.last = 0
@@ -65,6 +71,7 @@ class Cursor:
             self._deliver(delivery)
         elif not delivery.previous:  # the first one after the data was lost
             _log.warning("%s begins anew: Redis has lost its messages", self.subject)
+            self.tell_gap()
             self.epoch, self.last = position.epoch, position.offset
             self._deliver(delivery)
         else:
@@ -96,7 +103,7 @@ class RedisSubscription:
 
     __slots__ = (
         "__weakref__", "_cursors", "_doubt", "_handler", "_leave", "_live", "command", "name",
-        "pattern", "position", "subject",
+        "on_gap", "pattern", "position", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +119,7 @@ class RedisSubscription:
         self.subject = pattern.text
         self.pattern = pattern
         self.position: Position | None = None
+        self.on_gap: OnGap | None = None
         self.command = "SUBSCRIBE" if pattern.is_exact else "PSUBSCRIBE"
         self.name = pattern.text.encode() if pattern.is_exact else glob_of(pattern)
         self._handler: Handler | None = handler
@@ -120,7 +128,9 @@ class RedisSubscription:
         self._leave = leave
         self._cursors: collections.OrderedDict[str, Cursor] = collections.OrderedDict()
         if pattern.is_exact and pattern.text.startswith(live):
-            self._cursors[pattern.text] = Cursor(pattern.text, self._hand_over, doubt)
+            self._cursors[pattern.text] = Cursor(
+                pattern.text, self._hand_over, doubt, self.tell_gap
+            )
             self._cursors[pattern.text].held = collections.deque(maxlen=MAX_HELD)
 
     @property
@@ -153,6 +163,11 @@ class RedisSubscription:
         for cursor in self._cursors.values():
             cursor.hold()
 
+    def tell_gap(self) -> None:
+        """Messages of a filter may have been missed for good."""
+        if self._handler is not None and self.on_gap is not None:
+            self.on_gap()
+
     async def aclose(self) -> None:
         """Stop: the handler is not called once this is called."""
         if self._handler is not None:
@@ -165,7 +180,7 @@ class RedisSubscription:
         self._cursors.clear()
 
     def _follow(self, subject: str, position: Position) -> None:
-        cursor = Cursor(subject, self._hand_over, self._doubt)
+        cursor = Cursor(subject, self._hand_over, self._doubt, self.tell_gap)
         cursor.epoch, cursor.last = position.epoch, position.offset
         self._cursors[subject] = cursor
         if len(self._cursors) > MAX_CHANNELS:

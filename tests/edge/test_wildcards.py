@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from edge.rules import ChannelRules
+from eventbus.bus import EventBus
+from eventbus.config import Settings
 
 
 async def watch(client, pattern, **fields):
@@ -208,3 +210,49 @@ async def test_what_is_no_message_reaches_nobody(start_edge, bus, nats, namespac
     await bus.publish("orders.2", "e", 2)
     assert (await client.next())["channel"] == "orders.2"
     assert await client.hears_nothing()
+
+
+@pytest.fixture
+def own_bus_settings(own_nats_server, monkeypatch):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    return Settings(nats_url=own_nats_server.url, history_bytes=2**22, history_messages=3)
+
+
+async def test_what_passed_while_the_node_had_lost_nats_comes_too(
+    own_bus_settings, own_nats_server, start_edge, token
+):
+    async with EventBus(own_bus_settings) as near, EventBus(own_bus_settings) as far:
+        edge = await start_edge(near)
+        client = await edge.connect(token=token("7", channels=["orders.>"]))
+        await watch(client, "orders.*")
+        await near.driver._connection.client.force_reconnect()
+        for number in range(3):
+            await far.publish(f"orders.{number}", "e", number)
+        heard = [await client.next() for _ in range(3)]
+        assert [frame["data"] for frame in heard] == [0, 1, 2]
+        assert [frame["channel"] for frame in heard] == ["orders.0", "orders.1", "orders.2"]
+        assert await client.hears_nothing()
+
+
+async def test_clients_of_a_pattern_are_told_of_what_is_lost_by_their_own_pattern(
+    own_bus_settings, start_edge, token
+):
+    async with EventBus(own_bus_settings) as near, EventBus(own_bus_settings) as far:
+        edge = await start_edge(near)
+        access = token("7", channels=["orders.>", "team.*"])
+        first, second, third = [await edge.connect(token=access) for _ in range(3)]
+        await watch(first, "orders.*")
+        await watch(second, "orders.{id}")
+        await watch(third, "team.*")
+        await far.publish("team.1", "e", "kept")
+        assert (await third.next())["data"] == "kept"
+        await near.driver._connection.client.force_reconnect()
+        for number in range(5):
+            await far.publish("orders.1", "e", number)
+        for client, pattern in ((first, "orders.*"), (second, "orders.{id}")):
+            told = await client.next()
+            assert (told["event"], told["channel"]) == ("eb:subscribed", None)
+            assert told["data"] == {"pattern": pattern, "kind": "private", "recovered": False}
+            assert [(await client.next())["data"] for _ in range(3)] == [2, 3, 4]
+        assert await third.hears_nothing()
+        assert edge.node.metrics.registry.get_sample_value("eventbus_edge_gaps_total") == 1

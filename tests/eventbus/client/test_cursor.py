@@ -146,3 +146,16 @@ def test_nothing_is_taken_unless_joined(phase, offset):
     cursor.phase = phase
     assert not cursor.take(offset, "a")
     assert (cursor.offset, cursor.epoch) == (None, None)
+
+
+def test_gap_that_the_edge_tells_of_shows_at_the_next_message():
+    cursor = Cursor(resumable=False)
+    cursor.ask()
+    cursor.subscribed(None, None, recovered=None)
+    assert cursor.take(1, "a")
+    assert not cursor.take_gap()
+    cursor.missed()
+    assert (cursor.recovered, cursor.gaps) == (False, 1)
+    assert cursor.take(2, "a")
+    assert cursor.take_gap()
+    assert not cursor.take_gap()

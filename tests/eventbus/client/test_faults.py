@@ -292,6 +292,36 @@ async def test_nats_restarted_under_the_edge_loses_nothing(
         reader.task.cancel()
 
 
+@pytest.mark.parametrize("channel", ["orders.1", "orders.*"])
+async def test_what_nats_has_lost_for_good_is_told(
+    new_edge, own_nats_server, settings, token, quick, channel
+):
+    edge = await new_edge(NATS_URL=own_nats_server.url)
+    own = msgspec.structs.replace(settings, nats_url=own_nats_server.url)
+    access = token(channels=["orders.*"])
+    async with (
+        EventBus(own) as publisher,
+        connect(edge.url, token=access, options=quick) as client,
+    ):
+        orders = await client.subscribe(channel)
+        told = asyncio.Event()
+        orders.on("eb:subscribed", lambda data: data.get("recovered") is False and told.set())
+        reader = Reader(orders)
+        await publisher.publish("orders.1", "tick", 0)
+        await reader.until(1)
+        stream = f"{own.namespace.upper()}_EVENTS"
+        await publisher.driver._connection.client.request(f"$JS.API.STREAM.DELETE.{stream}")
+        await own_nats_server.stop()
+        await own_nats_server.start()
+        async with asyncio.timeout(20):
+            while not (told.is_set() and len(reader.got) > 1):
+                await publisher.publish("orders.1", "tick", 1)
+                await asyncio.sleep(0.05)
+        assert orders.gaps >= 1
+        assert reader.got[1].after_gap
+        reader.task.cancel()
+
+
 async def test_slow_consumer_is_bounded_gets_everything_and_delays_no_other(
     new_edge, publisher, token, quick
 ):

@@ -192,6 +192,31 @@ async def test_gap_that_cannot_be_filled_is_counted_logged_and_seen_by_the_liste
     assert "evicted" in caplog.text
 
 
+async def test_filter_is_told_that_it_may_have_missed_channels_that_it_did_not_know(
+    make_redis, subjects, monkeypatch
+):
+    listener, publisher = await make_redis(), await make_redis()
+    inbox, told = Inbox(), []
+    subscription = await listener.subscribe(subjects.live_filter(Pattern("room.*")), inbox)
+    subscription.on_gap = lambda: told.append(listener.is_connected)
+    await publisher.publish(subjects.event("room.1"), b"0")
+    await inbox.until(1)
+    gate = Gate(listener, monkeypatch)
+    cut(listener)
+    await until(lambda: not listener.is_connected)
+    await publisher.publish(subjects.event("room.1"), b"1")
+    await publisher.publish(subjects.event("room.new"), b"unknown")
+    assert not told
+    gate.open()
+    await inbox.until(2)
+    await until(lambda: told)
+    assert inbox.payloads == [b"0", b"1"]
+    await publisher.publish(subjects.event("room.new"), b"2")
+    await inbox.until(3)
+    assert inbox.payloads == [b"0", b"1", b"2"]
+    assert len(told) == 1
+
+
 async def test_message_that_pubsub_dropped_is_read_from_the_stream(make_redis, subjects):
     driver, inbox = await make_redis(), Inbox()
     subscription = await driver.subscribe(subjects.live("room"), inbox)
