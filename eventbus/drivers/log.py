@@ -10,8 +10,8 @@ from typing import Final
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Capability, Delivery, Handler, Headers, Published
+from eventbus.drivers.base_listeners import Listener, Listeners
 from eventbus.drivers.log_lines import LEVELS, Entry, LineFormat, level_of
-from eventbus.drivers.log_listeners import Listener, Listeners
 from eventbus.drivers.log_mask import normal
 from eventbus.drivers.log_output import Console, File, Output
 from eventbus.errors import ConfigError, ConnectionFailed, PublishFailed
@@ -53,7 +53,7 @@ class LogDriver:
         self.subjects = Subjects(settings.namespace)
         self.is_connected = False
         self._settings = settings
-        self._listeners = listeners or Listeners()
+        self._listeners = Listeners() if listeners is None else listeners
         self._own: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._format = LineFormat(self.subjects, settings.log_mask)
         self._least = LEVELS.index(settings.log_level)

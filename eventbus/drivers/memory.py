@@ -1,8 +1,5 @@
 """Messages within one process: the reference of what a driver does, and the double for tests."""
 
-import asyncio
-import itertools
-import logging
 import weakref
 
 from eventbus.channels import Pattern, Subjects
@@ -13,10 +10,10 @@ from eventbus.drivers.base import (
     Handler,
     Headers,
     Page,
-    Position,
     Published,
 )
 from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.base_listeners import Listener, Listeners
 from eventbus.drivers.memory_consumer import ConsumerPlace, MemoryConsumer
 from eventbus.drivers.memory_queue import MemoryQueues
 from eventbus.drivers.memory_state import MemoryState
@@ -25,8 +22,6 @@ from eventbus.errors import ConnectionFailed
 from eventbus.retention import Retention
 
 __all__ = ["MemoryBroker", "MemoryDriver"]
-
-_log = logging.getLogger(__name__)
 
 
 class MemoryBroker:
@@ -49,13 +44,10 @@ class MemoryBroker:
         self.stream = MemoryStream(
             self.subjects, Retention(retention, count=history_messages, seconds=history_seconds)
         )
+        self.listeners = Listeners()
         self.queues = MemoryQueues()
         self.state = MemoryState()
-        self._exact: dict[str, dict[int, MemorySubscription]] = {}
-        self._filters: dict[int, tuple[Pattern, MemorySubscription]] = {}
-        self._groups: dict[tuple[str, str], tuple[Pattern, dict[int, MemorySubscription]]] = {}
         self._places: dict[str, ConsumerPlace] = {}
-        self._keys = itertools.count()
 
     @property
     def epoch(self) -> str:
@@ -71,11 +63,13 @@ class MemoryBroker:
         """Store and deliver one message, as the subject asks."""
         live = self.subjects.live_of(subject)
         if live is None:
-            self._deliver(Delivery(subject, payload, headers))
+            self.listeners.deliver(Delivery(subject, payload, headers))
             return None
         published, delivery = self.stream.append(live, payload, headers)
         if delivery is not None:
-            self._deliver(delivery)
+            self.listeners.deliver(delivery)
+            for place in self._places.values():
+                place.wake()
         return published
 
     def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerPlace:
@@ -85,79 +79,11 @@ class MemoryBroker:
             place = self._places[name] = ConsumerPlace(self.stream, start)
         return place
 
-    def add(self, subject: str, handler: Handler, group: str = "") -> "MemorySubscription":
+    def add(self, subject: str, handler: Handler, group: str = "") -> Listener:
         """Listen to a subject or a filter; with a group, as one of its members."""
-        key = next(self._keys)
-        pattern = Pattern(subject)
         in_stream = subject.startswith(f"{self.subjects.namespace}.live.")
         position = self.stream.position if in_stream else None
-        subscription = MemorySubscription(self, subject, key, handler, position)
-        if group:
-            self._groups.setdefault((group, subject), (pattern, {}))[1][key] = subscription
-        elif pattern.is_exact:
-            self._exact.setdefault(subject, {})[key] = subscription
-        else:
-            self._filters[key] = (pattern, subscription)
-        return subscription
-
-    def remove(self, subject: str, key: int) -> None:
-        """Stop listening; unknown keys are ignored."""
-        self._filters.pop(key, None)
-        if (listeners := self._exact.get(subject)) is not None:
-            listeners.pop(key, None)
-            if not listeners:
-                del self._exact[subject]
-        for name, (_, members) in list(self._groups.items()):
-            if members.pop(key, None) is not None and not members:
-                del self._groups[name]
-
-    def _deliver(self, delivery: Delivery) -> None:
-        loop = asyncio.get_running_loop()
-        for subscription in self._exact.get(delivery.subject, {}).values():
-            loop.call_soon(subscription.receive, delivery)
-        for pattern, subscription in self._filters.values():
-            if pattern.match(delivery.subject) is not None:
-                loop.call_soon(subscription.receive, delivery)
-        for pattern, members in self._groups.values():
-            if pattern.match(delivery.subject) is not None:
-                key = next(iter(members))
-                members[key] = member = members.pop(key)  # the next message is another one's
-                loop.call_soon(member.receive, delivery)
-        if delivery.position is not None:
-            for place in self._places.values():
-                place.wake()
-
-
-class MemorySubscription:
-    """One listener of a MemoryBroker."""
-
-    def __init__(
-        self,
-        broker: MemoryBroker,
-        subject: str,
-        key: int,
-        handler: Handler,
-        position: Position | None,
-    ) -> None:
-        self.position = position
-        self._broker = broker
-        self._subject = subject
-        self._key = key
-        self._handler: Handler | None = handler
-
-    def receive(self, delivery: Delivery) -> None:
-        """Hand a message to the handler, unless the subscription was closed meanwhile."""
-        if self._handler is None:
-            return
-        try:
-            self._handler(delivery)
-        except Exception:  # noqa: BLE001 - one listener's fault is not another's
-            _log.exception("a handler of %s failed", self._subject)
-
-    async def aclose(self) -> None:
-        """Stop listening."""
-        self._handler = None
-        self._broker.remove(self._subject, self._key)
+        return self.listeners.add(subject, handler, group=group, position=position)
 
 
 class MemoryDriver:
@@ -169,7 +95,7 @@ class MemoryDriver:
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         """Without `broker`, the driver has one of its own."""
         self.broker = broker or MemoryBroker()
-        self._subscriptions: weakref.WeakSet[MemorySubscription] = weakref.WeakSet()
+        self._subscriptions: weakref.WeakSet[Listener] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[MemoryConsumer] = weakref.WeakSet()
         self.is_connected = False
 
@@ -196,13 +122,11 @@ class MemoryDriver:
         self._require_open()
         return self.broker.publish(subject, payload, headers)
 
-    async def subscribe(self, subject: str, handler: Handler) -> MemorySubscription:
+    async def subscribe(self, subject: str, handler: Handler) -> Listener:
         """Listen from this moment on."""
         return await self.subscribe_group(subject, "", handler)
 
-    async def subscribe_group(
-        self, subject: str, group: str, handler: Handler
-    ) -> MemorySubscription:
+    async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Listener:
         """Listen as a member of a group; its members take turns."""
         self._require_open()
         subscription = self.broker.add(subject, handler, group)

@@ -19,9 +19,9 @@ from eventbus.bus import EventBus
 from eventbus.channels import Subjects
 from eventbus.config import SECRET_KEYS, Settings
 from eventbus.drivers import log as log_module
+from eventbus.drivers.base_listeners import Listeners
 from eventbus.drivers.log import LogDriver
 from eventbus.drivers.log_lines import Entry, LineFormat
-from eventbus.drivers.log_listeners import Listeners
 from eventbus.drivers.log_mask import Mask
 from eventbus.drivers.log_output import Console
 from eventbus.errors import ConfigError, ConnectionFailed, PublishFailed

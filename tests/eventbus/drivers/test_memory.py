@@ -42,10 +42,11 @@ async def test_broker_forgets_listeners_that_left():
     broker = MemoryBroker()
     driver = await opened(broker)
     subscriptions = [await driver.subscribe(s, Inbox()) for s in ("eb.live.a", "eb.live.>")]
+    subscriptions.append(await driver.subscribe_group("eb.live.a", "workers", Inbox()))
+    assert broker.listeners.count == 3
     for subscription in subscriptions:
         await subscription.aclose()
-    assert not broker._exact
-    assert not broker._filters
+    assert broker.listeners.count == 0
 
 
 async def test_listener_may_leave_and_join_from_its_handler():
