@@ -25,6 +25,7 @@ from edge.rules import ChannelRules, channels
 from edge.rules_file import read_rules
 from edge.sse import preflight, server_sent_events, streamed_commands
 from edge.static_files import STATIC, add_static
+from edge.tls import client_certificates
 from edge.traces import traces
 from edge.verifying import fetched_keys, make_verifier
 from edge.websocket import answer_extensions, native_websocket
@@ -61,6 +62,8 @@ def create_app(
     contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
     client_events = checked_events(settings, contract)
     app = web.Application(middlewares=[traces, problems])
+    if settings.tls_client_ca:
+        app.middlewares.append(client_certificates())
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
     if settings.worker_socket:
         app.cleanup_ctx.append(_telling_siblings)

@@ -77,6 +77,15 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "the path of a PEM file",
         ),
     ] = ""
+    tls_client_ca: Annotated[
+        str,
+        Var(
+            "BROADCAST_TLS_CLIENT_CA",
+            "who signs the certificates that clients must show, read again at SIGHUP; for nodes "
+            "that a proxy alone connects to. Only /healthz and /readyz answer without one",
+            "the path of a PEM file",
+        ),
+    ] = ""
     log_format: Annotated[
         LogFormat,
         Var("EDGE_LOG_FORMAT", "how the node's log is written, to stderr", "console or json"),

@@ -36,6 +36,11 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.tls_faults = Counter(
+            "eventbus_edge_tls_faults",
+            "TLS handshakes that have failed.",
+            registry=registry,
+        )
         self.limits_reached = Counter(
             "eventbus_edge_limits_reached",
             "Connections and client events refused, by the limit: connections, address, user, "

@@ -27,6 +27,7 @@ STATUS: Final[Mapping[str, int]] = {
     "rate_limited": 429,
     "unavailable": 503,
     # What only HTTP has.
+    "certificate_required": 403,
     "not_found": 404,
     "internal": 500,
 }

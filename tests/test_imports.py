@@ -61,8 +61,8 @@ DOORS = {
     "aiohttp": {
         "edge.api", "edge.app", "edge.body", "edge.dashboard", "edge.docs_page",
         "edge.entrance", "edge.http_api", "edge.http_server", "edge.jwks", "edge.keys",
-        "edge.problem", "edge.serving", "edge.sse", "edge.static_files", "edge.traces",
-        "edge.webhook_post", "edge.websocket",
+        "edge.listening", "edge.problem", "edge.serving", "edge.sse", "edge.static_files",
+        "edge.tls", "edge.traces", "edge.webhook_post", "edge.websocket",
         "eventbus.cli", "eventbus.client", "eventbus.testing",
     },
     "cryptography": {"edge.token_keys"},

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.asyncio.client import connect as ws_connect
 
 from edge.config import EdgeSettings
-from edge.serving import tls_context
+from edge.tls import tls_context
 from eventbus.errors import ConfigError
 
 

@@ -1,0 +1,113 @@
+"""Where a node takes connections, and how its TLS is renewed while it does."""
+
+import asyncio
+import logging
+import signal
+import ssl
+
+from aiohttp import web
+
+from edge.config import EdgeSettings
+from edge.keys import NODE
+from edge.tls import log_seldom, tls_context
+from eventbus.errors import ConfigError
+
+__all__ = ["Listener"]
+
+_log = logging.getLogger(__name__)
+
+
+class Listener:
+    """The listening sockets of one node."""
+
+    def __init__(self, settings: EdgeSettings, app: web.Application) -> None:
+        """Raises ConfigError for certificates that cannot be used."""
+        self._settings = settings
+        self._app = app
+        self._log_fault = log_seldom("%d TLS handshakes have failed; the last: %s")
+        self._tls = tls_context(settings, self._tell)
+        self._servers: list[asyncio.Server] = []
+        self._renewing = asyncio.Lock()
+        self._renewals: set[asyncio.Task[None]] = set()
+
+    async def open(self, server: web.Server | None) -> str:
+        """Begin to listen; gives the address as a URL, that of all interfaces included."""
+        assert server is not None, "the runner is set up"
+        self._factory = server
+        settings = self._settings
+        try:
+            made = await asyncio.get_running_loop().create_server(
+                server,
+                settings.host,
+                settings.port,
+                ssl=self._tls,
+                backlog=128,
+                reuse_port=settings.supervised or None,
+            )
+        except OSError as exc:
+            raise ConfigError(
+                f"BROADCAST_WEBSOCKET_PORT={settings.port}: cannot listen on {settings.host}: "
+                f"{exc.strerror or exc}; allowed: a free port, or 0 to take one",
+                variable="BROADCAST_WEBSOCKET_PORT",
+            ) from None
+        self._servers = [made]
+        host, port = made.sockets[0].getsockname()[:2]
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def renew_on_hangup(self) -> None:
+        """Take renewed certificates for connections to come; those that stand keep theirs.
+
+        Without TLS too: a signal that is not handled would end the node.
+        """
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    async def aclose(self) -> None:
+        """Listen no longer; connections that stand are not touched."""
+        for task in list(self._renewals):
+            await task
+        for server in self._servers:
+            server.close()
+
+    def _tell(self, reason: str) -> None:
+        self._app[NODE].metrics.tls_faults.inc()
+        self._log_fault(reason)
+
+    def _hang_up(self) -> None:
+        task = asyncio.create_task(self._renew())
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
+
+    async def _renew(self) -> None:
+        if self._tls is None:
+            _log.info("SIGHUP: there is no certificate to read, since BROADCAST_TLS_CERT is empty")
+            return
+        async with self._renewing:
+            try:
+                tls = tls_context(self._settings, self._tell)
+                assert tls is not None, "the settings name a certificate"
+                await self._listen_anew(tls)
+            except (ConfigError, OSError) as exc:
+                _log.error("the certificate stays as it was: %s", exc)
+            else:
+                _log.info("the certificate was read again from %s", self._settings.tls_cert)
+
+    async def _listen_anew(self, tls: ssl.SSLContext) -> None:
+        """Put other TLS before the same sockets: connections that wait there are taken by it.
+
+        The context in use is not changed: an authority that is no longer in the file would be
+        trusted on, and the sessions of its clients be resumed. Raises OSError.
+        """
+        loop = asyncio.get_running_loop()
+        replaced, made = self._servers, list[asyncio.Server]()
+        try:
+            for sock in (each for server in replaced for each in server.sockets):
+                made.append(await loop.create_server(self._factory, sock=sock.dup(), ssl=tls))
+        except OSError:
+            replaced, made = made, replaced
+            raise
+        finally:
+            self._servers = made
+            for server in replaced:
+                server.close()
