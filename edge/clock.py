@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -10,6 +11,8 @@ from edge.connection import CLOSE_INTERNAL, Connection
 from edge.deadlines import Deadlines
 
 __all__ = ["Clock"]
+
+_log = logging.getLogger(__name__)
 
 _TURN_S: Final = 0.25
 
@@ -69,7 +72,10 @@ class Clock:
                 connection = self._connections.get(connection_id)
                 if connection is not None and not connection.is_closing:
                     self._tick(connection, now)
-            self._on_turn(now)
+            try:
+                self._on_turn(now)
+            except Exception:  # without its clock a node would keep every dead connection
+                _log.exception("a turn of the node's clock failed")
             await asyncio.sleep(self._turn_s)
             self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
 

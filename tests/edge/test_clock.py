@@ -44,11 +44,12 @@ class Node:
     def __init__(self):
         self.connections = {}
         self.lags = []
+        self.fault = None
         self._turns = asyncio.Queue()
         self.clock = Clock(
             self.connections,
             heartbeat_s=0.02,
-            on_turn=self._turns.put_nowait,
+            on_turn=self._look,
             on_lag=self.lags.append,
         )
 
@@ -56,6 +57,11 @@ class Node:
         connection = self.connections[id_] = Watched(id_, due)
         self.clock.expect(connection)
         return connection
+
+    def _look(self, now):
+        self._turns.put_nowait(now)
+        if self.fault is not None:
+            raise self.fault
 
     async def turn(self):
         """A turn that begins from here on is over."""
@@ -103,3 +109,12 @@ async def test_fault_of_one_connection_closes_it_and_stops_no_other(node, caplog
     await node.turn()
     assert (bad.closed, good.closed, good.ticks) == (1011, None, 1)
     assert "its clock failed" in caplog.text
+
+
+async def test_fault_of_the_node_itself_does_not_stop_its_clock(node, caplog):
+    node.fault = RuntimeError("on purpose")
+    await node.turn()
+    connection = node.add("a", 0.0)
+    await node.turn()
+    assert connection.ticks == 1
+    assert "a turn of the node's clock failed" in caplog.text
