@@ -74,7 +74,7 @@ class Clock:
                     self._tick(connection, now)
             try:
                 self._on_turn(now)
-            except Exception:  # without its clock a node would keep every dead connection
+            except Exception:  # noqa: BLE001 - without a clock, dead connections would stay
                 _log.exception("a turn of the node's clock failed")
             await asyncio.sleep(self._turn_s)
             self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
