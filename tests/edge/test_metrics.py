@@ -172,3 +172,67 @@ def test_names_follow_prometheuss_conventions():
         assert not family.name.endswith(("_ms", "_milliseconds", "_count", "_kb"))
         if family.type == "histogram":
             assert family.name.endswith("_seconds")
+
+
+async def test_authorizers_that_raise_or_take_too_long_are_counted_by_kind(start_edge, bus, token):
+    rules = ChannelRules()
+
+    @rules.authorize("team.{team_id}")
+    async def check(user, team_id):
+        if team_id == "broken":
+            raise LookupError(team_id)
+        await asyncio.Event().wait()
+
+    edge = await start_edge(bus, rules, authorizer_timeout=0.5)
+    client = await edge.connect(token=token())
+    for team in ("broken", "broken", "slow"):
+        assert await client.error("subscribe", channel=f"team.{team}") == "forbidden"
+    samples = await scrape(edge)
+    assert samples["eventbus_edge_authorizer_faults_total error"] == 2
+    assert samples["eventbus_edge_authorizer_faults_total timeout"] == 1
+
+
+async def test_joins_and_resumes_are_counted(edge, bus):
+    at = await bus.publish("general", "tick", 0)
+    for epoch, recovered in ((at.epoch, True), (at.epoch, True), ("another", False)):
+        client = await edge.connect()
+        told = await client.subscribe("general", data={"offset": at.offset, "epoch": epoch})
+        assert told["recovered"] is recovered
+    await (await edge.connect()).subscribe("general")
+    samples = await scrape(edge)
+    assert samples["eventbus_edge_resumes_total true"] == 2
+    assert samples["eventbus_edge_resumes_total false"] == 1
+    assert samples["eventbus_edge_join_seconds_count"] == 4
+
+
+async def test_frames_that_a_slow_client_does_not_get_are_counted_apart(start_edge, bus):
+    edge = await start_edge(bus, max_unsent_bytes=64 * 1024)
+    slow, closing = [await edge.connect() for _ in "12"]
+    node = edge.node
+    cut, let_go = (node.connections[c.greeting["data"]["connection_id"]] for c in (slow, closing))
+    frame = bytes((0x82, 126)) + (60_000).to_bytes(2) + bytes(60_000)
+    for _ in range(400):  # in one turn, so that nobody reads meanwhile: more than a socket takes
+        cut.write(frame)
+    let_go.close(4200, "for the test")
+    let_go.write(b"after the close")
+    slow.socket.transport.abort()
+    assert await closing.closed() == 4200
+    samples = await scraped(edge, "eventbus_edge_connections", lambda open_: open_ == 0)
+    assert samples["eventbus_edge_dropped_frames_total closing"] == 1
+    assert 0 < samples["eventbus_edge_dropped_frames_total slow_client"] < 400
+    assert samples["eventbus_edge_closes_total 4201"] == 1
+    assert samples["eventbus_edge_closes_total 4200"] == 1
+
+
+async def test_errors_of_requests_are_counted_by_code(edge, monkeypatch):
+    async def fail(query):
+        raise RuntimeError("a fault of the node")
+
+    monkeypatch.setattr(edge.node.census, "stats", fail)
+    async with aiohttp.ClientSession() as http:
+        for path in ("/nothing", "/api/broadcast/stats", "/api/broadcast/channels/a%20b"):
+            async with http.get(edge.url + path) as response:
+                assert response.status >= 400
+    samples = await scrape(edge)
+    for code in ("not_found", "internal", "invalid_channel"):
+        assert samples[f"eventbus_edge_refusals_total {code}"] == 1

@@ -227,3 +227,4 @@ async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
             "recovered": False,
         }
         assert data_of(await messages(client, 3)) == [8, 9, 10]
+        assert edge.node.metrics.total("eventbus_edge_gaps_total") == 1
