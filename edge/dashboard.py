@@ -13,8 +13,8 @@ __all__ = ["add_dashboard"]
 
 _PAGE: Final = Path(__file__).parent / "static" / "dashboard.html"
 _POLICY: Final = (
-    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 

@@ -31,7 +31,7 @@ from edge.samples import (
     merge_channels,
 )
 from edge.tally import LATENCY_BOUNDS
-from eventbus.errors import EventBusError
+from eventbus.errors import DriverError, EventBusError
 
 if TYPE_CHECKING:
     from edge.node import Node
@@ -105,15 +105,18 @@ class Watch:
 
     async def _sample(self, *, whole: bool) -> None:
         most = MANY if whole else FEW
-        gathered = await self._cluster.ask(SAMPLE, Sampled(most))
-        told = list(gathered.all)
-        if all(one.node.id != self._node.id for one in told):  # the bus does not even take it
+        try:
+            gathered = await self._cluster.ask(SAMPLE, Sampled(most))
+            told, missing = list(gathered.all), gathered.missing
+        except DriverError:  # the bus is away: that this node is without it is what to show
+            told, missing = [], self._cluster.nodes - {self._node.id}
+        if all(one.node.id != self._node.id for one in told):
             told.append(self._own(most))
         sample = ClusterSample(
             driver=self._driver_name,
             bounds=LATENCY_BOUNDS,
             nodes=sorted((one.node for one in told), key=lambda node: node.id),
-            missing=sorted(gathered.missing),
+            missing=sorted(missing),
             channels=merge_channels((one for each in told for one in each.channels), most),
             whole=whole,
         )

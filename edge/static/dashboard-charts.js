@@ -4,6 +4,7 @@ import { MOST_POINTS, Series } from "/static/dashboard-numbers.js";
 
 const HEIGHT = 190;
 const SHORTEST_S = 60;
+const WHOLE = [1, 10, 100, 1_000, 10_000, 100_000].flatMap((step) => [step, 2 * step, 5 * step]);
 const { uPlot } = globalThis;
 
 export class Chart {
@@ -13,9 +14,9 @@ export class Chart {
   #told = 0;
 
   /** `lines` are `{label, color}`, the name of a custom property; `format` makes text of a value. */
-  constructor(element, { title, lines, format, least = 1 }) {
+  constructor(element, { title, lines, format, least = 1, isWhole = false }) {
     this.#element = element;
-    this.#options = { title, lines, format, least };
+    this.#options = { title, lines, format, least, isWhole };
     this.series = new Series(lines.length);
     new ResizeObserver(() => this.#draw()).observe(element);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw(true));
@@ -60,7 +61,7 @@ export class Chart {
   #configuration(width) {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue(`--${name}`).trim();
-    const { lines, format, least } = this.#options;
+    const { lines, format, least, isWhole } = this.#options;
     const axis = {
       stroke: color("muted"),
       font: "12px system-ui, sans-serif",
@@ -89,6 +90,7 @@ export class Chart {
           space: 36,
           size: 56,
           values: (_, splits) => splits.map((value) => format(value)),
+          ...(isWhole && { incrs: WHOLE }),
         },
       ],
       series: [

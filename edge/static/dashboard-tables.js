@@ -20,6 +20,13 @@ export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** Text of others with what would hide or reorder its neighbours made visible, as JSON writes it. */
+export const plain = (text) =>
+  text.replace(
+    /[\0-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
+    (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+
 /** Rows by key: those that stay are the same elements. */
 class Rows {
   #body;
@@ -187,7 +194,7 @@ export class Presence {
   #turn = 0;
   #rows = new Rows(byId("members"), (user) => {
     const [info] = cells("info");
-    const row = make("tr", {}, make("th", { scope: "row" }, user), info);
+    const row = make("tr", {}, make("th", { scope: "row" }, plain(user)), info);
     return { row, fill: (member) => write(info, told(member.info)) };
   });
 
@@ -230,7 +237,7 @@ export class Presence {
 
 export const told = (value) => {
   const text = JSON.stringify(value) ?? "";
-  return text === "{}" ? "" : text;
+  return text === "{}" ? "" : plain(text);
 };
 
 export class Failed {
@@ -247,6 +254,7 @@ export class Failed {
     } catch (error) {
       const text = error.status === 404 ? "" : `Cannot be read: ${error.message}`;
       write(byId("failed-fault"), text);
+      byId("failed-empty").hidden = error.status !== 404;
       if (error.status === 404) write(byId("failed-empty"), "The driver of this cluster has no queues.");
     }
   }
@@ -275,7 +283,7 @@ export class Failed {
     );
     const at = new Date(job.failed_at);
     title.lastChild.append(make("time", { datetime: job.failed_at }, at.toLocaleString()));
-    const why = make("p", { class: "job-error" }, `${job.error}: ${job.message}`);
+    const why = make("p", { class: "job-error" }, plain(`${job.error}: ${job.message}`));
     const details = make(
       "details",
       {},

@@ -1,6 +1,6 @@
 /** Following a channel, and publishing to one. */
 
-import { make, write } from "/static/dashboard-tables.js";
+import { make, plain, write } from "/static/dashboard-tables.js";
 import { several, whole } from "/static/dashboard-numbers.js";
 
 const byId = (id) => document.getElementById(id);
@@ -124,8 +124,8 @@ function row({ channel, event, data, timestamp }) {
     {},
     make("time", { datetime: timestamp }, time),
     make("span", { class: "tail-channel" }, channel),
-    make("b", {}, event),
-    make("span", { class: "tail-data" }, cut),
+    make("b", {}, plain(event)),
+    make("span", { class: "tail-data" }, plain(cut)),
   );
 }
 

@@ -31,7 +31,7 @@ async function ask(path, options = {}) {
   const answer = await response.json().catch(() => null);
   if (response.ok && answer) return answer;
   const why = answer?.detail ?? answer?.title ?? `the edge answered ${response.status}`;
-  throw Object.assign(new Error(why), { status: response.status });
+  throw Object.assign(new Error(why), { status: response.status, code: answer?.code });
 }
 
 let bus = null;
@@ -51,6 +51,7 @@ const charts = {
     lines: [{ label: "open", color: "series-1", fill: true }],
     format: rate,
     least: 4,
+    isWhole: true,
   }),
   messages: new Chart(byId("messages-chart"), {
     title: "Messages a second",
@@ -104,6 +105,11 @@ function showDashboard() {
   byId("main").focus({ preventScroll: true });
 }
 
+function whyRefused({ status, code, message }) {
+  if (code === "token_expired") return "that token has expired";
+  return status === 401 ? "that is neither the API key nor a valid token" : message;
+}
+
 function signOut(error = null) {
   const had = sessionStorage.getItem(KEY);
   const ended = bus;
@@ -117,7 +123,7 @@ function signOut(error = null) {
   // Without a key it is only asked for; but where none is configured, no key helps.
   const isRefused = error && (had || error.status === 403);
   byId("refused").hidden = !isRefused;
-  write(byId("refused"), isRefused ? `Refused: ${had && error.status === 401 ? "that is neither the API key nor a valid token" : error.message}.` : "");
+  write(byId("refused"), isRefused ? `Refused: ${had ? whyRefused(error) : error.message}.` : "");
   byId("secret").focus();
 }
 

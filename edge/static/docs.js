@@ -29,7 +29,7 @@ async function load(key) {
 }
 
 function complain(text) {
-  byId("fault").textContent = text;
+  byId("fault").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   byId("fault").hidden = false;
 }
 

@@ -67,6 +67,10 @@ async def test_published_test_event_is_shown_by_the_tail_as_text(dashboard):
     result = page.locator("#publish-result")
     await expect(result).to_have_text(re.compile(r"Published to general at offset \d+"))
     await expect(page.locator("#tail .tail-data")).to_have_text(['{"text":"<img src=x>"}'])
+    # What turns the direction of its neighbours is shown, not obeyed.
+    await page.fill("#publish-data", '{"\u202egnp.exe": 1}')
+    await page.click("#publish button")
+    await expect(page.locator("#tail .tail-data").first).to_have_text('{"\\u202egnp.exe":1}')
     assert await page.locator("#tail img").count() == 0
     await page.fill("#publish-data", "{")
     await page.click("#publish button")
@@ -75,7 +79,7 @@ async def test_published_test_event_is_shown_by_the_tail_as_text(dashboard):
     await page.fill("#publish-channel", "no..channel")
     await page.click("#publish button")
     await expect(result).to_have_text(re.compile("not a channel name"))
-    await expect(page.locator("#tail li")).to_have_count(1)
+    await expect(page.locator("#tail li")).to_have_count(2)
 
 
 async def test_tail_keeps_a_bounded_number_of_rows(dashboard, bus):
@@ -110,6 +114,7 @@ async def test_signing_in_is_refused_and_accepted(dashboard, keep):
         ("not the key", "no spaces"),
         ("not-the-key", "neither the API key nor a valid token"),
         (issue_token(SECRET, "7"), "neither the role nor the permission"),
+        (issue_token(SECRET, "7", roles=["admin"], lifetime_s=-600), "that token has expired"),
     ):
         await page.fill("#secret", wrong)
         await page.press("#secret", "Enter")
@@ -148,6 +153,24 @@ async def test_lost_edge_is_shown_and_comes_back_by_itself(dashboard, edge_proce
     await expect(page.locator("#lost")).to_be_hidden()
     await expect(page.locator("#nodes code", has_text=before)).to_have_count(0, timeout=30_000)
     await expect(page.locator("#nodes .badge")).to_have_text(["ready"])
+
+
+async def test_node_that_has_lost_the_bus_says_so_wherever_one_has_scrolled_to(
+    dashboard, own_nats_server
+):
+    _, page = await dashboard(environ={"NATS_URL": own_nats_server.url})
+    await expect(page.locator("#nodes .badge")).to_have_text("ready", timeout=PATIENCE_MS)
+    await page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    await own_nats_server.stop()
+    trouble = page.locator("#trouble")
+    await expect(page.locator("#nodes .badge")).to_have_text("no bus", timeout=30_000)
+    await expect(trouble).to_have_text(re.compile("1 node has lost the bus"))
+    await expect(trouble).to_be_in_viewport()
+    await expect(page.locator("#failed-fault")).to_contain_text("Cannot be read", timeout=30_000)
+    await expect(page.locator("#failed-empty")).to_be_hidden()
+    await own_nats_server.start()
+    await expect(page.locator("#nodes .badge")).to_have_text("ready", timeout=30_000)
+    await expect(trouble).to_be_hidden()
 
 
 async def test_width_of_a_phone_needs_no_sideways_scrolling(dashboard, bus, keep):

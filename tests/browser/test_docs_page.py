@@ -88,4 +88,6 @@ async def test_page_asks_for_the_key(start, page):
 async def test_page_of_a_node_without_events_says_what_to_set(start, page, monkeypatch):
     monkeypatch.setattr(events, "_types", {})
     await page.goto(await start())
-    await expect(page.get_by_role("alert")).to_contain_text("set BROADCAST_CONTRACT")
+    await expect(page.get_by_role("alert")).to_contain_text(
+        "This node knows no events: set BROADCAST_CONTRACT"
+    )

@@ -56,7 +56,7 @@ async def test_page_is_served_with_a_policy_that_allows_its_own_files_only(edge,
         page = await response.text()
         policy = response.headers["Content-Security-Policy"]
     assert (response.status, response.content_type) == (200, "text/html")
-    assert policy.startswith("default-src 'self';")
+    assert policy.startswith("default-src 'none'; script-src 'self';")
     assert "unsafe" not in policy
     assert "style=" not in page
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=", page)
