@@ -8,14 +8,14 @@ from edge.hub import Backlog
 from edge.protocols.vocabulary import ChannelMessage, Subscribe
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
-from eventbus.errors import EventBusError
 
 __all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead"]
 
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
+MAX_CATCH_UP_BYTES: Final = 64 * 1024 * 1024
+"""What a node keeps in memory for one client that resumes; who has missed more begins anew."""
 _TURNS: Final = 16
-_MAX_PAGES: Final = 1000
 
 _Key = tuple[str, int | None, int]
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
@@ -47,6 +47,12 @@ class CaughtUp(NamedTuple):
             for message in backlog.messages
             if message.position is None or message.position.offset > self.last
         ]
+
+    def ahead_of(self, live: Position | None) -> Position | None:
+        """Up to where `messages` reach, when the bus has brought less than that."""
+        if self.start is None or live is None or live.epoch != self.start.epoch:
+            return None
+        return Position(self.last, live.epoch) if self.last > live.offset else None
 
 
 class History:
@@ -84,9 +90,9 @@ class History:
     ) -> CaughtUp:
         """What a client that resumes, or asks for history, is to get first.
 
-        `position` is where the channel stands. Who has missed more than `most` messages is not
-        brought up to date. The caller keeps what passes from before the call,
-        in a Backlog, so that nothing falls between. Raises an EventBusError.
+        `position` is where the channel stands. Who has missed more than `most` messages, or than
+        MAX_CATCH_UP_BYTES, is not brought up to date. The caller keeps what passes from before the
+        call, in a Backlog, so that nothing falls between. Raises an EventBusError.
         """
         resume = command.resume
         if self._driver is None or position is None:
@@ -107,22 +113,23 @@ class History:
 
     async def _after(self, channel: str, resume: Position, most: int | None) -> CaughtUp:
         messages: list[ChannelMessage] = []
-        after = resume.offset
-        for number in range(_MAX_PAGES):
+        after, room = resume.offset, MAX_CATCH_UP_BYTES
+        while True:
             page = await self._read((channel, after, PAGE))
             last = page.position
             is_ours = resume.epoch == last.epoch and resume.offset <= last.offset
-            if not is_ours or (number == 0 and not page.complete):
+            if not is_ours or (after == resume.offset and not page.complete):
                 return CaughtUp(last, [], recovered=False, last=last.offset)
-            messages += self._messages(channel, page)
-            if most is not None and len(messages) > most:
+            new = self._messages(channel, page)
+            messages += new
+            room -= sum(len(message.body) for message in new)
+            if room < 0 or (most is not None and len(messages) > most):
                 return CaughtUp(last, [], recovered=False, last=last.offset)
             if len(page.messages) < PAGE:
                 return CaughtUp(resume, messages, recovered=True, last=last.offset)
             position = page.messages[-1].position
             assert position is not None, "a stored message has a position"
             after = position.offset
-        raise EventBusError(f"{channel} has more than {_MAX_PAGES * PAGE} messages to resume")
 
     def _messages(self, channel: str, page: Page) -> list[ChannelMessage]:
         made = (self._to_message(channel, delivery) for delivery in page.messages)

@@ -8,8 +8,10 @@ import signal
 import msgspec
 import pytest
 
+from edge import history as history_module
 from edge.history import History
 from edge.protocols.vocabulary import Subscribe
+from edge.traffic import to_message
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Position
@@ -166,6 +168,48 @@ async def test_many_random_disconnects_leave_no_gap_and_no_double(edge, bus, kep
         assert heard == list(range(heard[0], heard[0] + len(heard)))
 
 
+async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_edge):
+    held = []
+
+    class Lagging(MemoryDriver):
+        """Its stream is ahead of what is delivered, as on another connection to a broker."""
+
+        is_behind = False
+
+        async def subscribe(self, subject, handler):
+            def receive(delivery):
+                if self.is_behind:
+                    held.append(lambda: handler(delivery))
+                else:
+                    handler(delivery)
+
+            return await super().subscribe(subject, receive)
+
+    driver = Lagging()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        edge = await start_edge(bus)
+        live = await edge.connect("/ws/general")
+        await live.next()
+        cursor = await publish(bus, [0])
+        assert (await live.next())["data"] == 0
+        driver.is_behind = True
+        await publish(bus, [1, 2, 3])
+        resumed, with_history = await edge.connect(), await edge.connect()
+        assert (await resumed.subscribe("general", data=cursor._asdict()))["recovered"] is True
+        assert data_of(await messages(resumed, 3)) == [1, 2, 3]
+        await with_history.subscribe("general", data={"history": 2})
+        assert data_of(await messages(with_history, 2)) == [2, 3]
+        driver.is_behind = False
+        for deliver in held:
+            deliver()
+        await publish(bus, [4])
+        assert data_of(await messages(live, 4)) == [1, 2, 3, 4]
+        for client in (resumed, with_history):
+            assert data_of(await messages(client, 1)) == [4]
+            assert await client.hears_nothing()
+        assert edge.node.hub._ahead == {}
+
+
 async def test_reads_for_clients_that_come_together_are_shared():
     reads = []
 
@@ -184,6 +228,24 @@ async def test_reads_for_clients_that_come_together_are_shared():
         results = await asyncio.gather(*(history.catch_up(command, cursor) for _ in range(100)))
     assert all(result.recovered for result in results)
     assert len(reads) <= 2
+
+
+async def test_client_that_missed_more_than_a_node_keeps_in_memory_begins_anew(monkeypatch):
+    driver = MemoryDriver()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, range(1, 6))
+        history = History(driver, bus.subjects, to_message)
+        command = Subscribe("general", cursor, 0, None)
+        whole = await history.catch_up(command, end)
+        assert (whole.start, whole.recovered, len(whole.messages)) == (cursor, True, 5)
+        size = sum(len(message.body) for message in whole.messages)
+        monkeypatch.setattr(history_module, "PAGE", 2)
+        monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size)
+        assert await history.catch_up(command, end) == whole
+        monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size - 1)
+        anew = await history.catch_up(command, end)
+    assert (anew.start, anew.recovered, anew.messages) == (end, False, [])
 
 
 async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge, own_nats_server):
