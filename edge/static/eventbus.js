@@ -333,6 +333,7 @@ class Bus extends Emitter {
   }
 
   #told(event, data, message) {
+    this.#subscriptions.get(data.pattern)?._receive(message); // a gap
     switch (event) {
       case "eb:connected":
         this.connectionId = data.connection_id;
@@ -350,9 +351,6 @@ class Bus extends Emitter {
         break;
       case "eb:closing":
         this.#lost(data.code, data.reason);
-        break;
-      case "eb:unsubscribed":
-        this.#subscriptions.get(data.pattern)?._receive(message);
         break;
       case "eb:error":
         this._emit("error", new EventBusError(data.code, data.message));

@@ -170,6 +170,27 @@ async def test_reconnect_resumes_after_the_last_message_and_hands_on_none_twice(
     await received(page, [4, 5, 6, 1])
 
 
+async def test_gap_that_the_edge_tells_of_reaches_a_channel_and_a_pattern(server, page):
+    socket = await server.joined(0)
+    await page.wait_for_function("room.active")
+    await page.evaluate(
+        "globalThis.all = bus.subscribe('orders.*');"
+        "for (const each of [room, all])"
+        "  each.on('eb:subscribed', ({ recovered }) => got.push([each.channel, recovered ?? null]));"
+        "null"  # a function would be called
+    )
+    asked = await server.next(server.received)
+    assert asked["pattern"] == "orders.*"
+    about = {"pattern": "orders.*", "kind": "private"}
+    await server.say(socket, "eb:subscribed", about | {"ref": asked["ref"]})
+    await received(page, [["orders.*", None]])
+    await server.say(socket, "eb:subscribed", about | {"recovered": False})
+    told = {"kind": "private", "offset": 7, "epoch": "e", "recovered": False}
+    await server.say(socket, "eb:subscribed", told, "orders.1")
+    await server.message(socket, 8)
+    await received(page, [["orders.*", None], ["orders.*", False], ["orders.1", False], 8])
+
+
 @pytest.mark.parametrize("code", [4001, 4003, 4008])
 async def test_code_that_says_stay_away_ends_it_for_good(server, page, code):
     socket = await server.joined(0)
