@@ -1,10 +1,11 @@
 """Fan-out: which connections hear a channel, and one encoding of each message for all of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from edge.outbox import Outbox, State
 from edge.protocols.vocabulary import ChannelMessage, Reply, WireFormat
+from eventbus.drivers.base import Position
 
 __all__ = ["Backlog", "Hub"]
 
@@ -50,11 +51,18 @@ class Hub:
         self._channels: dict[str, dict[str, Outbox]] = {}
         self._dirty: list[Outbox] = []
         self._backlogs: dict[str, list[Backlog]] = {}
+        self._ahead: dict[str, dict[str, Position]] = {}
         self.on_use: Callable[[str, bool], None] = lambda _channel, _is_heard: None
         """Gets each channel that begins, or ceases, to be heard by anybody."""
 
-    def add(self, channel: str, outbox: Outbox) -> None:
-        """Let a connection hear a channel; twice is as once."""
+    def add(self, channel: str, outbox: Outbox, *, ahead: Position | None = None) -> None:
+        """Let a connection hear a channel; twice is as once.
+
+        A history may be read before the bus has brought its last messages: `ahead` is up to where
+        the connection has them already.
+        """
+        if ahead is not None:
+            self._ahead.setdefault(channel, {})[outbox.connection_id] = ahead
         outboxes = self._channels.get(channel)
         if outboxes is None:
             outboxes = self._channels[channel] = {}
@@ -63,6 +71,10 @@ class Hub:
 
     def remove(self, channel: str, connection_id: str) -> None:
         """End that; a channel that nobody hears is forgotten."""
+        if (ahead := self._ahead.get(channel)) is not None:
+            ahead.pop(connection_id, None)
+            if not ahead:
+                del self._ahead[channel]
         outboxes = self._channels.get(channel)
         if outboxes is not None:
             outboxes.pop(connection_id, None)
@@ -113,8 +125,9 @@ class Hub:
         encoded: dict[WireFormat, bytes] = {}
         sent = 0
         exclude = message.exclude
+        have = self._have(message) if self._ahead else ()
         for connection_id, outbox in outboxes.items():
-            if connection_id == exclude:
+            if connection_id == exclude or (have and connection_id in have):
                 continue
             frame = encoded.get(outbox.format)
             if frame is None:
@@ -122,6 +135,23 @@ class Hub:
             self.push(outbox, frame)
             sent += 1
         return sent
+
+    def _have(self, message: ChannelMessage) -> Collection[str]:
+        """Those that have the message from the history; who has no later one is forgotten here."""
+        ahead, position = self._ahead.get(message.channel), message.position
+        if ahead is None or position is None:
+            return ()
+        have = {
+            connection_id: at
+            for connection_id, at in ahead.items()
+            if at.epoch == position.epoch and at.offset >= position.offset
+        }
+        later = {each: at for each, at in have.items() if at.offset > position.offset}
+        if later:
+            self._ahead[message.channel] = later
+        else:
+            del self._ahead[message.channel]
+        return have.keys()
 
     def announce(self, channel: str, reply: Reply, *, exclude: str | None = None) -> None:
         """Push a system event to all that hear a channel, in order with its messages."""

@@ -136,7 +136,8 @@ class Joiner:
         for message in caught_up.live(backlog):
             if message.exclude != self._id:
                 self._give(message)
-        self._node.hub.add(command.channel, self._outbox)
+        live = self._node.traffic.position(command.channel)
+        self._node.hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
 
     def _give(self, message: ChannelMessage) -> None:
         self._node.hub.push(self._outbox, self._outbox.format.message(message))
