@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-__all__ = ["Background"]
+__all__ = ["Background", "tell_fault"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,13 +27,9 @@ class Background:
             return False
         task = asyncio.create_task(work, name=what)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(tell_fault)
         return True
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            _log.error("%s failed", task.get_name(), exc_info=fault)
 
     async def aclose(self) -> None:
         """Cancel what still runs, and wait until it has ended."""
@@ -41,3 +37,9 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def tell_fault(task: "asyncio.Task[Any]") -> None:
+    """A done callback: log the fault of a task that nobody awaits while it runs."""
+    if not task.cancelled() and (fault := task.exception()) is not None:
+        _log.error("%s failed", task.get_name(), exc_info=fault)

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from edge.background import tell_fault
 from edge.cluster import Cluster
 from edge.config import EdgeSettings
 from edge.gather import Question
@@ -143,7 +144,7 @@ class Lifecycle:
 
     def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name)
-        task.add_done_callback(_tell_fault)
+        task.add_done_callback(tell_fault)
         self._tasks.append(task)
         return task
 
@@ -257,8 +258,3 @@ class Lifecycle:
             except EventBusError as exc:
                 _log.debug("the queue of webhooks: %s", exc)
             await asyncio.sleep(_GAUGE_S)
-
-
-def _tell_fault(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (fault := task.exception()) is not None:
-        _log.error("%s has ended by a fault", task.get_name(), exc_info=fault)

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from edge.background import tell_fault
 from edge.deadlines import Deadlines
 from edge.presence import (
     Change,
@@ -225,7 +226,9 @@ class PresenceKeeper:
             self._run(self._keep_time(), "presence: time")
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(tell_fault)
+        self._tasks.append(task)
 
     def _on_node(self, node: str) -> None:
         for watched in self._watched.values():
