@@ -3,8 +3,8 @@
 A publish is a span, and its context travels in the message's headers (W3C `traceparent` and
 `tracestate`, or what the application's propagators write), so that the work on it elsewhere belongs
 to the same trace. Names are those of the semantic conventions for messaging and for HTTP
-(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, and
-until a provider is set, nothing happens here.
+(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, and until a provider is
+set, nothing happens here.
 """
 
 import contextlib

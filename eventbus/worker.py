@@ -53,9 +53,9 @@ class Worker:
         queues: their names, the most urgent first; the next one is looked at when all before it
         are empty. concurrency: how many jobs run at once. connection: the name of the driver
         whose queues they are, the bus's own by default; what is broadcast goes through the bus's.
-        grace: the seconds in which those under
-        way may finish when the worker stops. max_jobs, max_time: stop after as many jobs taken, or
-        seconds. processor: what carries the events out, in place of the bus.
+        grace: the seconds in which those under way may finish when the worker stops. max_jobs,
+        max_time: stop after as many jobs taken, or seconds. processor: what carries the events out,
+        in place of the bus.
 
         Raises ValueError for what is not allowed.
         """

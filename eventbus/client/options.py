@@ -39,7 +39,7 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     open_timeout: Seconds = 10.0
     """How long opening may take, tries included."""
     handshake_timeout: Seconds = 10.0
-    """How long one try to connect and authenticate may take."""
+    """How long one try to connect may take, until the edge's greeting."""
     request_timeout: Seconds = 10.0
     """How long an answer of the edge may take."""
     token_timeout: Seconds = 30.0
