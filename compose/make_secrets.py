@@ -33,6 +33,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 FOLDER: Final = Path(__file__).parent / "secrets"
 ROLES: Final = ("admin", "publisher", "edge", "worker", "cli", "system")
+CLIENTS: Final = ("nginx-client", "prometheus")
+"""Who connects to edges by a certificate, and to NATS not at all."""
 NATS_SERVERS: Final = ("nats-1", "nats-2", "nats-3")
 LOCAL: Final = ("localhost", "127.0.0.1")
 AUTHORITY_DAYS: Final = 3650
@@ -107,18 +109,21 @@ def make_certificate(
     return {f"{name}.crt": certificate.public_bytes(Encoding.PEM), f"{name}.key": _pem(key)}
 
 
-def make_certificates(authority: Authority, hosts: list[str], days: int) -> dict[str, bytes]:
+def make_certificates(authority: Authority, front: list[str], days: int) -> dict[str, bytes]:
     """All certificates that the authority signs. NATS servers are each other's clients
-    too, and Redis's health check is its own.
+    too, and Redis's health check is its own; edges are clients of NATS and servers to nginx.
     """
     made: dict[str, bytes] = {}
     for server in NATS_SERVERS:
         made |= make_certificate(authority, server, (server, *LOCAL), [_SERVER, _CLIENT], days)
     made |= make_certificate(authority, "redis", ("redis", *LOCAL), [_SERVER, _CLIENT], days)
-    front = tuple(dict.fromkeys((*hosts, *LOCAL)))
-    made |= make_certificate(authority, "nginx", front, [_SERVER], days)
-    for role in ROLES:
-        made |= make_certificate(authority, role, (f"{role}.eventbus",), [_CLIENT], days)
+    hosts: tuple[str, ...] = tuple(dict.fromkeys((*front, *LOCAL)))
+    made |= make_certificate(authority, "nginx", hosts, [_SERVER], days)
+    for client in (*ROLES, *CLIENTS):
+        hosts, uses = (f"{client}.eventbus",), [_CLIENT]
+        if client == "edge":
+            hosts, uses = (*hosts, client, *LOCAL), [_SERVER, _CLIENT]
+        made |= make_certificate(authority, client, hosts, uses, days)
     return made
 
 

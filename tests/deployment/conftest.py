@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -128,8 +129,11 @@ class Deployment:
         self.authority.cert_pem.write_to_path(self.secrets / "ca.crt")
         for name in (*(f"nats-{number}" for number in SERVERS), "nginx", "redis"):
             self.make_certificate(name, "localhost", "127.0.0.1", name)
+        for client in ("nginx-client", "prometheus"):
+            self.make_certificate(client, f"{client}.eventbus")
         for role in (*ROLES, "system"):
-            self.make_certificate(role, f"{role}.eventbus")
+            own = ("localhost", "127.0.0.1") if role == "edge" else ()
+            self.make_certificate(role, f"{role}.eventbus", *own)
             seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
             (self.secrets / f"{role}.nk").write_bytes(seed)
             self.nkeys[role] = nkeys.from_seed(bytearray(seed)).public_key.decode()
@@ -146,6 +150,13 @@ class Deployment:
     def tls(self):
         """What a client of nginx trusts."""
         return ssl.create_default_context(cafile=self.secrets / "ca.crt")
+
+    @property
+    def client_tls(self):
+        """What a client of edges has, who is one of the house."""
+        context = self.tls
+        context.load_cert_chain(self.secrets / "prometheus.crt", self.secrets / "prometheus.key")
+        return context
 
     # What differs from the containers
 
@@ -244,10 +255,14 @@ class Deployment:
             **changes,
         }
         edge = self.start(name, [sys.executable, "-m", "edge"], environ)
-        edge.wait_until(lambda: self._answers(f"http://127.0.0.1:{port}/readyz"))
+        # As `edge.health` asks: whoever has started it knows whom it asks.
+        anyone = ssl.create_default_context()
+        anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+        url = f"https://127.0.0.1:{port}/readyz"
+        edge.wait_until(lambda: self._status(url, anyone) == 200)
         return edge
 
-    def start_nginx(self, port, upstreams, *, name="nginx"):
+    def start_nginx(self, port, upstreams, *, name="nginx", answers=200):
         folder = self.folder / name
         folder.mkdir()
         values = self.environment("nginx") | {
@@ -261,16 +276,23 @@ class Deployment:
         command = ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
         command += ["-g", f"daemon off; pid {folder}/nginx.pid;"]
         nginx = self.start(name, command, {})
-        nginx.wait_until(lambda: self._answers(f"https://localhost:{port}/readyz"))
+        nginx.wait_until(lambda: self._status(f"https://localhost:{port}/readyz") == answers)
         return nginx
 
     def _answers(self, url):
-        context = self.tls if url.startswith("https") else None
+        return self._status(url) == 200
+
+    def _status(self, url, tls=None):
+        """The status of an answer; None when there is none."""
+        tls = tls or (self.tls if url.startswith("https") else None)
         try:
-            with urllib.request.urlopen(url, timeout=3, context=context) as response:
-                return response.status == 200
+            with urllib.request.urlopen(url, timeout=3, context=tls) as response:
+                return response.status
+        except urllib.error.HTTPError as exc:
+            with exc:
+                return exc.code
         except OSError:
-            return False
+            return None
 
     def stop(self):
         for process in reversed(self.processes.values()):

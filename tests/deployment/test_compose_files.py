@@ -313,6 +313,17 @@ def test_prometheus_asks_every_edge_for_its_metrics():
     assert (found["type"], job["metrics_path"]) == ("A", "/metrics")
 
 
+def test_prometheus_shows_edges_a_certificate_and_checks_theirs():
+    [job] = read(PROMETHEUS / "prometheus.yml")["scrape_configs"]
+    tls = dict(job["tls_config"])
+    assert job["scheme"] == "https"
+    nginx = (COMPOSE / "nginx" / "nginx.conf.template").read_text(encoding="utf-8")
+    assert f"proxy_ssl_name {tls.pop('server_name')};" in nginx
+    given = set(dict(services("compose.yaml"))["prometheus"]["secrets"])
+    assert {path.removeprefix("/run/secrets/") for path in tls.values()} == given
+    assert tls.keys() == {"ca_file", "cert_file", "key_file"}
+
+
 def test_rules_that_prometheus_reads_are_mounted_beside_its_configuration():
     targets = {target: source for source, target in mounts("compose.yaml")}
     assert targets["/etc/prometheus/prometheus.yml"] == PROMETHEUS / "prometheus.yml"

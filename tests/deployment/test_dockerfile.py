@@ -19,7 +19,7 @@ def test_image_runs_as_a_user_without_rights_and_passes_signals_on():
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     assert "USER 10001" in lines
     assert 'ENTRYPOINT ["eventbus"]' in lines
-    assert any(line.strip().startswith("CMD [") and "/readyz" in line for line in lines)
+    assert any(line.endswith('CMD ["python", "-m", "edge.health"]') for line in lines)
 
 
 def test_secrets_and_data_do_not_enter_the_build():

@@ -7,6 +7,7 @@ import signal
 
 import aiohttp
 import pytest
+import trustme
 
 from eventbus.bus import EventBus
 from eventbus.cli.tokens import issue_token
@@ -144,11 +145,13 @@ async def test_edge_may_not_publish_events_through_its_api_and_says_so(front):
 async def test_metrics_are_not_for_the_outside(front):
     async with front.session() as session, session.get("/metrics") as response:
         assert response.status == 404
+    address = f"https://localhost:{front.edge_ports[0]}/metrics"
     async with (
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{front.edge_ports[0]}/metrics") as response,
+        session.get(address, ssl=front.deployment.client_tls) as prometheus,
+        session.get(address, ssl=front.tls) as stranger,
     ):
-        assert response.status == 200
+        assert (prometheus.status, stranger.status) == (200, 403)
 
 
 async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
@@ -180,7 +183,9 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
             async with (
                 aiohttp.ClientSession() as session,
                 session.ws_connect(
-                    f"ws://127.0.0.1:{port}/ws", headers={"X-Forwarded-For": "203.0.113.9"}
+                    f"wss://localhost:{port}/ws",
+                    headers={"X-Forwarded-For": "203.0.113.9"},
+                    ssl=deployment.client_tls,
                 ) as ws,
             ):
                 assert not ws.closed
@@ -188,6 +193,46 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
         strict.stop(signal.SIGKILL)
         deployment.processes.pop("nginx-strict").stop()
     assert statuses == [101, 101, 429, 429]
+
+
+async def test_client_past_nginx_without_a_certificate_is_refused_and_the_log_says_so(front):
+    edge = front.edges[1]
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(f"wss://localhost:{front.edge_ports[1]}/ws", ssl=front.tls)
+    assert refused.value.status == 403
+    edge.wait_until(lambda: "for want of a client certificate" in edge.tail())
+
+
+@pytest.mark.parametrize(
+    ("who", "files", "in_nginx", "at_edge"),
+    [
+        # The house's, and not an edge's: nginx goes away without a word.
+        ("edge", {"CERT": "publisher.crt", "KEY": "publisher.key"},
+         'upstream SSL certificate does not match "edge.eventbus"', None),
+        # nginx's own is of no house that this edge knows.
+        ("nginx", {"CLIENT_CA": "others.crt"},
+         "upstream prematurely closed connection", "unable to get local issuer certificate"),
+    ],
+    ids=["edge", "nginx"],
+)  # fmt: skip
+async def test_wrong_certificate_between_nginx_and_edge_gives_502_and_the_logs_say_why(
+    deployment, front, who, files, in_nginx, at_edge
+):
+    trustme.CA().cert_pem.write_to_path(deployment.secrets / "others.crt")
+    changes = {
+        f"BROADCAST_TLS_{key}": str(deployment.secrets / file) for key, file in files.items()
+    }
+    port, nginx_port = deployment.free_ports(2)
+    names = f"edge-wrong-{who}", f"nginx-wrong-{who}"
+    edge = deployment.start_edge(names[0], port, BROADCAST_WORKERS="1", **changes)
+    try:
+        nginx = deployment.start_nginx(nginx_port, [port], name=names[1], answers=502)
+        nginx.wait_until(lambda: in_nginx in nginx.tail())
+        edge.wait_until(lambda: at_edge is None or at_edge in edge.tail())
+        nginx.stop()
+    finally:
+        edge.stop(signal.SIGKILL)
 
 
 class Listener:

@@ -92,7 +92,7 @@ async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
         BROADCAST_WEBHOOK_SECRET=deployment.api_key,
     ))  # fmt: skip
     try:
-        async with connect(f"ws://127.0.0.1:{port}/ws") as client:
+        async with connect(f"wss://127.0.0.1:{port}/ws", tls=deployment.client_tls) as client:
             await client.subscribe("general")
             async with asyncio.timeout(20):
                 assert "channel_occupied" in str(await told.get())
