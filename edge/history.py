@@ -55,13 +55,6 @@ class CaughtUp(NamedTuple):
         return Position(self.last, live.epoch) if self.last > live.offset else None
 
 
-    def ahead_of(self, live: Position | None) -> Position | None:
-        """Up to where `messages` reach, when the bus has brought less than that."""
-        if self.start is None or live is None or live.epoch != self.start.epoch:
-            return None
-        return Position(self.last, live.epoch) if self.last > live.offset else None
-
-
 class History:
     """Reads stored messages through the driver, where it keeps any."""
 
