@@ -176,7 +176,8 @@ async def test_gap_that_the_edge_tells_of_reaches_a_channel_and_a_pattern(server
     await page.evaluate(
         "globalThis.all = bus.subscribe('orders.*');"
         "for (const each of [room, all])"
-        "  each.on('eb:subscribed', ({ recovered }) => got.push([each.channel, recovered ?? null]));"
+        "  each.on('eb:subscribed',"
+        "    ({ recovered }) => got.push([each.channel, recovered ?? null]));"
         "null"  # a function would be called
     )
     asked = await server.next(server.received)
