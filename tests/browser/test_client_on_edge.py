@@ -323,22 +323,18 @@ async def test_blocked_websockets_are_replaced_by_a_stream_until_they_are_let_th
 async def test_page_of_many_channels_is_let_in_everywhere_by_an_edge_that_allows_few_actions(
     edge_process, client
 ):
-    node = await edge_process(
-        BROADCAST_ACTION_BURST="20",
-        BROADCAST_MAX_ACTIONS_PER_SECOND="200",
+    await edge_process(
+        BROADCAST_ACTION_BURST="60",
+        BROADCAST_MAX_ACTIONS_PER_SECOND="60",
         BROADCAST_MAX_CHANNELS_PER_CONNECTION="300",
     )
-    page = await client()
+    page = await client(None)
     await page.evaluate(
-        "globalThis.rooms = [...Array(150)].map((_, i) => bus.subscribe(`chat.${1000 + i}`));"
+        "void start();"  # all are asked for at once when it is connected, as after a reconnect
+        "globalThis.rooms = [...Array(130)].map((_, i) => bus.subscribe(`chat.${1000 + i}`));"
     )
     await page.until("rooms.every((each) => each.active)")
-    await node.end()
-    await page.has_been("waiting")
-    await node.start()
-    await page.has_been("connected")
-    await page.until("rooms.every((each) => each.active)")
-    assert await page.evaluate("states.map(({ state }) => state)") == []
+    assert await page.evaluate("states.map(({ state }) => state)") == ["connected"]
 
 
 async def test_history_is_read_page_by_page(edge_process, client, bus):
