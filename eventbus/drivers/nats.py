@@ -348,6 +348,7 @@ class NatsDriver:
 
     def _on_lost(self) -> None:
         self._listeners.on_lost()
+        self._entries.on_lost()
         for consumer in list(self._consumers):
             consumer.doubt()
 

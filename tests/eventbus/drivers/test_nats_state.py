@@ -108,3 +108,14 @@ async def test_an_entry_too_large_is_refused_at_once(driver):
 async def test_state_of_a_driver_that_is_not_open_is_an_error(settings):
     with pytest.raises(ConnectionFailed, match="not open"):
         _ = NatsDriver(settings).state
+
+
+async def test_broken_connection_counts_as_a_loss_though_the_bucket_is_the_same(driver):
+    await driver.state.put("a", b"1")
+    assert driver.state.losses == 0
+    await driver._connection.client.force_reconnect()
+    async with asyncio.timeout(20):
+        while not driver.state.losses:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+    await driver.state.put("b", b"1")
+    assert await driver.state.entries(">") == {"a": b"1", "b": b"1"}
