@@ -15,6 +15,7 @@ __all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream"]
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
 _NO_JETSTREAM: Final = (10039, 10076)
+_NO_PEERS: Final = 10005
 _PAUSE_S: Final = 0.2
 
 
@@ -52,7 +53,7 @@ async def ask(
             failure = "the server has no JetStream (start it with -js)"
         elif reply is not None:
             answer = _read(what, reply.payload)
-            if answer.error is None or answer.error.code != 503:
+            if answer.error is None or not _passes(answer.error):
                 return answer
             failure = str(answer.error)
             if answer.error_code in _NO_JETSTREAM:
@@ -76,6 +77,17 @@ async def ensure_stream(
         if answer.error_code == NAME_IN_USE:  # another process was first
             answer = await ask(connection, f"STREAM.INFO.{name}", None, seconds)
     return answer
+
+
+def _passes(error: ApiError) -> bool:
+    """Whether a refusal is one of a cluster that is not whole yet, and may be another one soon.
+
+    A leader that has been elected a moment ago has not heard of its peers, and finds no place for
+    replicas: nats-server names no code of its own for that, only the words (`selectPeerError`).
+    """
+    return error.code == 503 or (
+        error.err_code == _NO_PEERS and "peer offline" in error.description
+    )
 
 
 def _read(what: str, payload: bytes) -> Answer:
