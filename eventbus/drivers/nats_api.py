@@ -1,6 +1,7 @@
 """JetStream's management API: one question, asked until there is an answer or time is over."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -11,6 +12,8 @@ from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.errors import ConnectionFailed, PublishFailed
 
 __all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream"]
+
+_log = logging.getLogger(__name__)
 
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
@@ -55,7 +58,9 @@ async def ask(
             answer = _read(what, reply.payload)
             if answer.error is None or not _passes(answer.error):
                 return answer
-            failure = str(answer.error)
+            if failure != str(answer.error):
+                failure = str(answer.error)
+                _log.info("%s: %s; it is asked again", what, failure)
             if answer.error_code in _NO_JETSTREAM:
                 break
         await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))

@@ -184,6 +184,7 @@ class Deployment:
             "NATS_KEY": str(self.secrets / f"{role}.key"),
             "NATS_NKEY": str(self.secrets / f"{role}.nk"),
             "NATS_INBOX_PREFIX": f"_INBOX.{role}",
+            "BROADCAST_CONNECT_TIMEOUT": "30",  # three servers elect leaders on a busy machine
             **HISTORY,
             **changes,
         }
