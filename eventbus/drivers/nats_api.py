@@ -11,12 +11,13 @@ from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.errors import ConnectionFailed, PublishFailed
 
-__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream"]
+__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream", "newest"]
 
 _log = logging.getLogger(__name__)
 
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
+_NO_MESSAGE: Final = 10037
 _NO_JETSTREAM: Final = (10039, 10076)
 _NO_PEERS: Final = 10005
 _PAUSE_S: Final = 0.2
@@ -82,6 +83,24 @@ async def ensure_stream(
         if answer.error_code == NAME_IN_USE:  # another process was first
             answer = await ask(connection, f"STREAM.INFO.{name}", None, seconds)
     return answer
+
+
+async def newest(connection: NatsConnection, stream: str, subject: str, seconds: float) -> int:
+    """The sequence of the newest message of a subject or filter, as the stream's leader has it.
+
+    0 when there is none. Any replica answers direct gets, also one that lags; this one answer is
+    the leader's. Raises ConnectionFailed.
+    """
+    question = {"last_by_subj": subject}
+    answer = await ask(connection, f"STREAM.MSG.GET.{stream}", question, seconds)
+    if answer.error_code == _NO_MESSAGE:
+        return 0
+    if answer.error is not None:
+        raise ConnectionFailed(
+            f"asking for the newest message of {subject}: {answer.error}", driver=DRIVER
+        )
+    found: int = answer.body["message"]["seq"]
+    return found
 
 
 def _passes(error: ApiError) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from eventbus.drivers.nats_api import ask
+from eventbus.drivers.nats_api import newest
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_wire import WireHeaders
@@ -25,7 +25,6 @@ _NOTHING: Final = "404"
 _PAUSE_S: Final = 0.1
 _SOURCE: Final = "Nats-Stream-Source"
 _LEFT: Final = "Nats-Num-Pending"
-_NO_MESSAGE: Final = 10037
 _LEADER_S: Final = 5.0
 _LAGS: Final = 50
 _LAG_PAUSE_S: Final = 0.1
@@ -94,10 +93,10 @@ class StoredSubject:
     async def _whole(self, read: Callable[[], Awaitable[_Read]], limit: int | None) -> list[Stored]:
         """What is read, when it is all that the leader has; `limit` messages are enough."""
         for _ in range(_LAGS):
-            found, newest = await read()
-            if not self._is_replicated or newest >= self._last or len(found) == limit:
+            found, last = await read()
+            if not self._is_replicated or last >= self._last or len(found) == limit:
                 return found
-            if newest >= await self._newest_at_leader():
+            if last >= await newest(self._connection, self.stream, self.subject, _LEADER_S):
                 return found
             await asyncio.sleep(_LAG_PAUSE_S)
         raise ConnectionFailed(
@@ -105,19 +104,6 @@ class StoredSubject:
             f"leader for more than {_LAGS * _LAG_PAUSE_S:g} s",
             driver=DRIVER,
         )
-
-    async def _newest_at_leader(self) -> int:
-        """The sequence of the subject's newest message; 0 when there is none any more."""
-        question = {"last_by_subj": self.subject}
-        answer = await ask(self._connection, f"STREAM.MSG.GET.{self.stream}", question, _LEADER_S)
-        if answer.error_code == _NO_MESSAGE:
-            return 0
-        if answer.error is not None:
-            raise ConnectionFailed(
-                f"asking for the newest message of {self.subject}: {answer.error}", driver=DRIVER
-            )
-        newest: int = answer.body["message"]["seq"]
-        return newest
 
     async def _after(self, offset: int, end: int, limit: int) -> _Read:
         found: list[Stored] = []

@@ -16,7 +16,7 @@ from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Headers, Position, StateHandler
 from eventbus.drivers.base_state import validate_key
-from eventbus.drivers.nats_api import ensure_stream
+from eventbus.drivers.nats_api import ensure_stream, newest
 from eventbus.drivers.nats_connection import Listening, NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_publish import Ack, Publisher
@@ -64,6 +64,7 @@ class NatsState:
         self._last = 0
         self._breaks = 0
         self._sure = False
+        self._is_replicated = False
         self._making = asyncio.Lock()
         self._config: dict[str, Any] = {
             "name": self.name,
@@ -129,6 +130,8 @@ class NatsState:
         subject = self._root + Pattern(pattern).filter
         found: dict[str, bytes] = {}
         start = 1
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
         while True:
             batch = await self._get(subject, start)
             for payload, headers in batch:
@@ -137,9 +140,19 @@ class NatsState:
                     found.pop(key, None)
                 else:
                     found[key] = payload
-            if len(batch) < _BATCH:
+            if batch:
+                start = int(batch[-1][1].get("Nats-Sequence", "0")) + 1
+            if len(batch) == _BATCH:
+                continue
+            if not self._is_replicated or await self._is_read(subject, start):
                 return found
-            start = int(batch[-1][1].get("Nats-Sequence", "0")) + 1
+            if loop.time() > deadline:
+                raise ConnectionFailed(
+                    f"the replicas of stream {self.name} lag behind their leader for more than "
+                    f"{self._timeout:g} s",
+                    driver=DRIVER,
+                )
+            await asyncio.sleep(_PAUSE_S)
 
     async def watch(self, pattern: str, handler: StateHandler) -> "NatsWatch":
         """Listen to what the bucket republishes; see `StateStore.watch`."""
@@ -213,7 +226,12 @@ class NatsState:
                 self.losses += 1
                 self._last = 0
             self._created = created
+            self._is_replicated = found.get("num_replicas", 1) > 1
             self._sure = breaks == self._breaks
+
+    async def _is_read(self, subject: str, start: int) -> bool:
+        """Whether the leader has nothing from a sequence on: the replica that was read may lag."""
+        return await newest(self._connection, self.name, subject, self._timeout) < start
 
     async def _get(self, subject: str, start: int) -> list[tuple[bytes, WireHeaders]]:
         """A batch of direct gets (NATS ADR-31), in the order of their last change."""

@@ -119,3 +119,36 @@ async def test_broken_connection_counts_as_a_loss_though_the_bucket_is_the_same(
             await asyncio.sleep(0.01)
     await driver.state.put("b", b"1")
     assert await driver.state.entries(">") == {"a": b"1", "b": b"1"}
+
+
+async def test_entry_that_a_lagging_replica_does_not_have_yet_is_waited_for(driver, monkeypatch):
+    """A replica that has just been started answers with a beginning of what there is."""
+    state = driver.state
+    for number in range(5):
+        await state.put(f"a.{number}", b"%d" % number)
+    await state.delete("a.0")
+    await state.put("b", b"of another pattern")
+    state._is_replicated = True
+    get, lagging = state._get, [2, 1, 0]
+
+    async def read(subject, start):
+        batch = await get(subject, start)
+        return batch[: lagging.pop(0)] if lagging else batch
+
+    monkeypatch.setattr(state, "_get", read)
+    assert await state.entries("a.>") == {f"a.{number}": b"%d" % number for number in range(1, 5)}
+    assert not lagging
+    assert await state.entries("none.>") == {}
+
+
+async def test_replica_that_goes_on_lagging_is_an_error_and_no_empty_answer(driver, monkeypatch):
+    state = driver.state
+    await state.put("a", b"1")
+    state._is_replicated, state._timeout = True, 0.3
+
+    async def nothing(_subject, _start):
+        return []
+
+    monkeypatch.setattr(state, "_get", nothing)
+    with pytest.raises(ConnectionFailed, match="lag behind their leader"):
+        await state.entries(">")
