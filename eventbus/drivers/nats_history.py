@@ -64,11 +64,14 @@ class StreamReader:
         self._stream = stream
         self._classes = classes
 
-    async def read(self, live: str, *, after: int | None, limit: int, whole: bool = False) -> Page:
+    async def read(
+        self, live: str, *, after: int | None, limit: int, whole: bool = False, known: int = 0
+    ) -> Page:
         """The first `limit` messages of a live subject after an offset; without one, the last.
 
-        With `whole`, what the streams still have of a class that keeps less is given too. The first
-        message's `previous` is None: the stream does not tell it. Raises InvalidChannel for a
+        With `whole`, what the streams still have of a class that keeps less is given too. Up to the
+        offset `known` nothing is missing, whatever the stream has of it. The first message's
+        `previous` is None: the stream does not tell it. Raises InvalidChannel for a
         subject of another root, ConnectionFailed and StreamMismatch.
         """
         subject = self._stream.event_of(live)
@@ -86,7 +89,7 @@ class StreamReader:
         if after is None:
             found, complete = await self._last(asked, limit), True
         else:
-            found, complete = await self._after(asked, after, limit, whole=whole)
+            found, complete = await self._after(asked, after, limit, whole=whole, known=known)
         previous: int | None = None
         deliveries = []
         for one in found:
@@ -140,10 +143,10 @@ class StreamReader:
         return [*older, *found][-count:]
 
     async def _after(
-        self, asked: _Asked, after: int, limit: int, *, whole: bool
+        self, asked: _Asked, after: int, limit: int, *, whole: bool, known: int
     ) -> tuple[list[Stored], bool]:
         """The messages, and whether it is proved that none after that offset is missing."""
-        complete = await self._is_complete(asked, after)
+        complete = await self._is_complete(asked, max(after, known))
         if asked.kept is None:
             return await asked.subject.after(after, asked.end, limit), complete
         if not complete and after >= asked.state.purged:

@@ -42,7 +42,7 @@ class NatsListeners:
     ) -> None:
         """`connection`, `stream` and `reader` are those of an opened driver.
 
-        Each `note_s` seconds, the stream is asked how far it is, where there are filters.
+        Each `note_s` seconds, the stream is asked how far it is, where anybody listens.
         """
         self.certain = True
         """False from the loss of a connection until the stream is known to be the same."""
@@ -159,8 +159,9 @@ class NatsListeners:
         while True:
             after = subscription.last
             page = await self._reader().read(
-                subscription.subject, after=after, limit=_PAGE, whole=True
-            )
+                subscription.subject, after=after, limit=_PAGE, whole=True,
+                known=subscription.noted,
+            )  # fmt: skip
             if page.position.epoch != epoch:
                 return  # made anew meanwhile: the release that follows finds new offsets
             if not page.complete:
@@ -203,21 +204,20 @@ class NatsListeners:
                 return
 
     async def note(self) -> None:
-        """Tell filters now and then up to where all has come, until cancelled."""
+        """Tell subscriptions now and then up to where all has come, until cancelled."""
         before: StreamState | None = None
         while True:
             await asyncio.sleep(self._note_s)
-            filters = [each for each in self._all if not each.is_exact]
             losses = self.losses
             try:
-                state = await self._stream().state() if filters and self.certain else None
+                state = await self._stream().state() if self._all and self.certain else None
             except EventBusError as exc:
                 _log.info("%s", exc)  # it is asked again
                 state = None
             if state is not None and losses == self.losses and self.certain:
                 # What the stream had the last time has come by now, from whatever server.
                 if before is not None and before.epoch == state.epoch:
-                    for each in filters:
+                    for each in self._all:
                         each.note(before.last)
                 before = state
             else:
