@@ -42,16 +42,7 @@ class FilterPage(NamedTuple):
         What went because its own subject has too many is not to be seen here. Raises
         ConnectionFailed.
         """
-        state = self.state
-        if offset >= state.stream.last:
-            return True
-        if offset < state.purged:
-            return False
-        if state.first <= offset + 1:
-            return True
-        # Age and size take the stream's oldest message first, of whatever subject.
-        oldest = await self.stored.oldest()
-        return oldest is not None and oldest.offset <= offset
+        return await _is_complete(self.stored, self.state, offset)
 
 
 class StreamReader:
@@ -146,7 +137,7 @@ class StreamReader:
         self, asked: _Asked, after: int, limit: int, *, whole: bool, known: int
     ) -> tuple[list[Stored], bool]:
         """The messages, and whether it is proved that none after that offset is missing."""
-        complete = await self._is_complete(asked, max(after, known))
+        complete = await _is_complete(asked.subject, asked.state, max(after, known))
         if asked.kept is None:
             return await asked.subject.after(after, asked.end, limit), complete
         if not complete and after >= asked.state.purged:
@@ -169,20 +160,23 @@ class StreamReader:
             return [one for one in held if one.offset > after][:limit], False
         return found, complete
 
-    async def _is_complete(self, asked: _Asked, after: int) -> bool:
-        """Whether the stream of events has all of the subject after that offset, as is proved."""
-        state = asked.state
-        if after >= asked.end:
-            return True
-        if after < state.purged:
-            return False
-        if state.first <= after + 1 and (state.limit <= 0 or state.messages < state.limit):
-            # Nothing after it went by age or size, which take the stream's oldest; nor by count:
-            # a subject that had to give up messages is full, until some go by age.
-            return True
-        # Each way of eviction takes a subject's oldest message first.
-        oldest = await asked.subject.oldest()
-        return oldest is not None and oldest.offset <= after
+
+async def _is_complete(stored: StoredSubject, state: SubjectState, after: int) -> bool:
+    """Whether the stream of events has all of the subject after that offset, as is proved.
+
+    The messages of a filter are not counted: that one of its subjects gave up some does not show.
+    """
+    if after >= state.stream.last:
+        return True
+    if after < state.purged:
+        return False
+    if state.first <= after + 1 and (state.limit <= 0 or state.messages < state.limit):
+        # Nothing after it went by age or size, which take the stream's oldest; nor by count:
+        # a subject that had to give up messages is full, until some go by age.
+        return True
+    # Each way of eviction takes a subject's oldest message first.
+    oldest = await stored.oldest()
+    return oldest is not None and oldest.offset <= after
 
 
 def _due(asked: _Asked, found: list[Stored]) -> list[Stored]:
