@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect as ws_connect
@@ -263,3 +264,14 @@ async def start_process(nats_server, namespace):
         if process.returncode is None:
             process.kill()
             await process.communicate()
+
+
+@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
+async def each_bus(request, settings, start_redis):
+    """A bus over memory, NATS and Redis, one after another."""
+    if request.param == "memory":
+        settings = msgspec.structs.replace(settings, driver="memory")
+    elif request.param == "redis":
+        settings = await start_redis()
+    async with EventBus(settings) as opened:
+        yield opened

@@ -5,10 +5,7 @@ import logging
 import random
 
 import aiohttp
-import msgspec
 import pytest
-
-from eventbus.bus import EventBus
 
 KEY = "the-key-of-odd-frames"
 ACTIONS = ("ping", "auth", "subscribe", "join", "unsubscribe", "leave", "whisper", "presence",
@@ -51,14 +48,9 @@ def odd_event(rng):
     return "{" + ",".join(fields) + "}"
 
 
-@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
-async def bus(request, settings, start_redis):
-    if request.param == "memory":
-        settings = msgspec.structs.replace(settings, driver="memory")
-    elif request.param == "redis":
-        settings = await start_redis()
-    async with EventBus(settings) as opened:
-        yield opened
+@pytest.fixture
+def bus(each_bus):
+    return each_bus
 
 
 @pytest.fixture

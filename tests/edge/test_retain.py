@@ -17,14 +17,9 @@ def rules(**more):
     return ChannelRules([Rule(Pattern("price.*"), ChannelKind.PUBLIC, ANYONE, **more)])
 
 
-@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
-async def bus(request, settings, start_redis):
-    if request.param == "memory":
-        settings = msgspec.structs.replace(settings, driver="memory")
-    elif request.param == "redis":
-        settings = await start_redis()
-    async with EventBus(settings) as opened:
-        yield opened
+@pytest.fixture
+def bus(each_bus):
+    return each_bus
 
 
 async def publish(bus, numbers):

@@ -6,10 +6,7 @@ import io
 import json
 
 import aiohttp
-import msgspec
 import pytest
-
-from eventbus.bus import EventBus
 
 PATIENCE_S = 10.0
 
@@ -50,14 +47,9 @@ class Stream:
         return told
 
 
-@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
-async def bus(request, settings, start_redis):
-    if request.param == "memory":
-        settings = msgspec.structs.replace(settings, driver="memory")
-    elif request.param == "redis":
-        settings = await start_redis()
-    async with EventBus(settings) as opened:
-        yield opened
+@pytest.fixture
+def bus(each_bus):
+    return each_bus
 
 
 @pytest.fixture
