@@ -34,6 +34,10 @@ class Listener:
         """Begin to listen; gives the address as a URL, that of all interfaces included."""
         assert server is not None, "the runner is set up"
         self._factory = server
+        async with self._renewing:
+            return await self._open(server)
+
+    async def _open(self, server: web.Server) -> str:
         settings = self._settings
         try:
             made = await asyncio.get_running_loop().create_server(
@@ -58,7 +62,7 @@ class Listener:
     def renew_on_hangup(self) -> None:
         """Take renewed certificates for connections to come; those that stand keep theirs.
 
-        Without TLS too: a signal that is not handled would end the node.
+        Without TLS, and before it listens, too: a signal that is not handled would end the node.
         """
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -88,6 +92,7 @@ class Listener:
                 tls = tls_context(self._settings, self._tell)
                 assert tls is not None, "the settings name a certificate"
                 await self._listen_anew(tls)
+                self._tls = tls
             except (ConfigError, OSError) as exc:
                 _log.error("the certificate stays as it was: %s", exc)
             else:

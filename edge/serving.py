@@ -31,7 +31,8 @@ async def serve(
     on_ready: Callable[[str], None] | None = None,
     extend: Callable[[web.Application], None] | None = None,
 ) -> None:
-    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once.
+    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once, and so
+    does the first while the node is starting.
 
     SIGHUP reads the TLS certificates again. `on_ready` is called with the node's address once it
     listens; `extend` may add routes. Raises ConfigError, also for what production refuses, and what
@@ -44,14 +45,18 @@ async def serve(
         extend(app)
     runner = make_runner(app, settings.request_timeout)
     stop = _stop_event(supervised=settings.supervised)
-    await runner.setup()
+    listener.renew_on_hangup()
     try:
+        # It may wait for the bus for as long as BROADCAST_CONNECT_TIMEOUT says.
+        await _either(asyncio.create_task(runner.setup()), stop)
+        if stop.is_set():
+            _log.info("asked to end before it was ready")
+            return
         if app[NODE].verifies_no_tokens:
             _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
         if not settings.supervised:  # the supervisor says it once
             for warning in warnings:
                 _log.warning("%s", warning)
-        listener.renew_on_hangup()
         app[NODE].address = await listener.open(runner.server)
         address = _local(app[NODE].address)
         _log.info("node %s listens on %s", app[NODE].id, address)

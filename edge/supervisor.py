@@ -49,6 +49,10 @@ class Supervisor:
         self._workers: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._ready: set[int] = set()
+        """Those that have listened, then or now."""
+        self._listening: set[int] = set()
+        self._unrenewed: set[int] = set()
+        """Those to which a SIGHUP is to be passed on, which would end them before they listen."""
         self._announced = False
         self._failure = 0
 
@@ -63,7 +67,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with _reserve(self._settings) as reserved, _private_folder() as folder:
             port = reserved.getsockname()[1]
             server = None
@@ -89,6 +93,13 @@ class Supervisor:
         for process in self._workers.values():
             if process.returncode is None:
                 process.send_signal(number)
+
+    def _hang_up(self) -> None:
+        for index, process in self._workers.items():
+            if index in self._listening and process.returncode is None:
+                process.send_signal(signal.SIGHUP)
+            else:
+                self._unrenewed.add(index)
 
     async def _keep(self, index: int, environ: Mapping[str, str]) -> None:
         """One worker, and whoever follows it."""
@@ -129,6 +140,7 @@ class Supervisor:
                 process.kill()
             code = await process.wait()
             await reading
+            self._listening.discard(index)
         return code
 
     async def _ended(self, process: asyncio.subprocess.Process) -> None:
@@ -150,6 +162,10 @@ class Supervisor:
                 sys.stdout.write(text)
                 continue
             self._ready.add(index)
+            self._listening.add(index)
+            if index in self._unrenewed:
+                self._unrenewed.discard(index)
+                process.send_signal(signal.SIGHUP)
             if len(self._ready) == self._settings.workers and not self._announced:
                 self._announced = True
                 self._on_ready(text[len(READY) :].split()[0])
