@@ -274,8 +274,11 @@ class Deployment:
         template = (COMPOSE / "nginx" / "nginx.conf.template").read_text(encoding="utf-8")
         text = re.sub(r"\$\{(NGINX_\w+)\}", lambda match: values[match[1]], template)
         (folder / "nginx.conf").write_text(text, encoding="utf-8")
-        command = ["nginx", "-e", "stderr", "-p", folder, "-c", folder / "nginx.conf"]
-        command += ["-g", f"daemon off; pid {folder}/nginx.pid;"]
+        command = [
+            word.replace("/tmp/", f"{folder}/")
+            for word in self.compose["services"]["nginx"]["command"]
+        ]
+        command += ["-e", "stderr", "-p", folder]
         nginx = self.start(name, command, {})
         nginx.wait_until(lambda: self._status(f"https://localhost:{port}/readyz") == answers)
         return nginx

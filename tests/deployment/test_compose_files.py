@@ -171,6 +171,23 @@ def test_who_waits_for_a_healthy_service_waits_for_one_with_a_health_check(name)
     assert waits
 
 
+CONFINED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
+
+
+@pytest.mark.parametrize("name", sorted(dict(services("compose.yaml"))))
+def test_service_may_write_to_its_own_places_and_do_nothing_to_its_machine(name):
+    service = dict(services("compose.yaml"))[name]
+    assert service.items() >= CONFINED.items()
+    assert not service.keys() & {"privileged", "cap_add", "network_mode", "pid", "devices"}
+
+
+def test_a_command_that_may_be_process_1_for_seconds_has_an_init():
+    """Process 1 does not get signals that it does not handle (yet)."""
+    for name in WHOLE:
+        for key, service in services(name):
+            assert service.get("init") or service["image"] != "eventbus:latest", key
+
+
 # The file for development
 
 
