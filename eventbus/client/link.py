@@ -119,9 +119,8 @@ class Link:
                 with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
                     await socket.pong(message.data)
             elif message.type in _CLOSED:
-                code = socket.close_code or FAILED
                 reason = message.extra if isinstance(message.extra, str) else ""
-                raise Lost(code, reason or "the connection was closed")
+                raise Lost(_code(socket, message), reason or "the connection was closed")
             elif message.type is aiohttp.WSMsgType.ERROR:
                 raise Lost(socket.close_code or FAILED, f"it cannot be read: {message.data}")
 
@@ -148,8 +147,16 @@ async def _greeting(socket: aiohttp.ClientWebSocketResponse) -> Greeting:
     message = await socket.receive()
     if message.type is not aiohttp.WSMsgType.TEXT:
         reason = message.extra if isinstance(message.extra, str) else ""
-        raise Lost(socket.close_code or FAILED, reason or "it was closed before a greeting")
+        raise Lost(_code(socket, message), reason or "it was closed before a greeting")
     try:
         return msgspec.json.decode(decode_frame(message.data).data, type=Greeting)
     except ValueError as exc:
         raise Lost(_PROTOCOL_ERROR, f"there is no edge at this address: {exc}") from None
+
+
+def _code(socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> int:
+    """What the edge closed with. aiohttp forgets it where the edge does not wait for an answer."""
+    code: int | None = (
+        message.data if message.type is aiohttp.WSMsgType.CLOSE else socket.close_code
+    )
+    return code or FAILED

@@ -438,6 +438,7 @@ class Rogue:
         self.frames = []
         self.connections = 0
         self.heartbeat_s = 25.0
+        self.farewell = b""
         self.url = ""
 
     async def serve(self, request):
@@ -448,6 +449,9 @@ class Rogue:
         await socket.send_json({"event": "eb:connected", "data": about})
         for frame in self.frames:
             await socket.send_str(frame)
+        if self.farewell:
+            request.transport.write(self.farewell)
+            request.transport.close()
         async for _ in socket:  # it answers nothing, pings included
             pass
         return socket
@@ -481,6 +485,13 @@ async def test_server_that_speaks_nonsense_is_left_and_tried_again(rogue, quick,
     async with connect(rogue.url, options=quick) as client:
         lost = await States(client).until(ClientState.DISCONNECTED)
         assert lost.code == 1002
+
+
+async def test_code_of_an_edge_that_does_not_wait_for_an_answer_counts(rogue, quick):
+    rogue.farewell = b"\x88\x02" + (4001).to_bytes(2, "big")
+    async with connect(rogue.url, options=quick) as client:
+        assert (await States(client).until(ClientState.CLOSED)).code == 4001
+    assert rogue.connections == 1
 
 
 async def test_request_without_an_answer_fails_in_time(rogue):
