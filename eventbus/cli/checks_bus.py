@@ -12,7 +12,7 @@ import msgspec
 from eventbus.cli.asking import asking
 from eventbus.cli.findings import Finding, failed, ok, warning
 from eventbus.config import Settings
-from eventbus.errors import ConfigError, ConnectionFailed, EventBusError
+from eventbus.errors import ConfigError, ConnectionFailed, EventBusError, PublishFailed
 from eventbus.server import find_binary
 from eventbus.server_lock import lock_folder
 
@@ -80,21 +80,34 @@ def _describe(connection: Any) -> Finding:
 
 
 async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float) -> list[Finding]:
+    try:
+        findings = [await _check_account(connection)]
+        if findings[0].status != "failed":
+            findings += await _check_stream(connection, settings, leeway_s)
+    except ConnectionFailed as exc:
+        change = "start the server with -js, or enable JetStream for the account"
+        return [failed("JetStream", str(exc), change)]
+    return findings
+
+
+async def _check_account(connection: Any) -> Finding:
     from eventbus.drivers.nats_api import ask  # noqa: PLC0415
 
     try:
         answer = await ask(connection, "INFO", None, _CONNECT_S)
     except ConnectionFailed as exc:
-        change = "start the server with -js, or enable JetStream for the account"
-        return [failed("JetStream", str(exc), change)]
+        if not isinstance(exc.__cause__, PublishFailed):
+            raise
+        # No service needs it: users of least privilege are not granted it.
+        return ok("JetStream", "how much it holds this NATS user may not ask ($JS.API.INFO)")
     if answer.error is not None:
-        return [failed("JetStream", str(answer.error), "enable JetStream for the account")]
+        return failed("JetStream", str(answer.error), "enable JetStream for the account")
     account = msgspec.convert(answer.body, _Account)
     limit = account.limits.max_storage
     found = f"{_size(account.storage)} stored, " + (
         f"{_size(limit)} allowed" if limit >= 0 else "no limit of the account's"
     )
-    return [ok("JetStream", found), *await _check_stream(connection, settings, leeway_s)]
+    return ok("JetStream", found)
 
 
 async def _has_stream(connection: Any, settings: Settings) -> bool:

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from eventbus.cli.findings import Finding, failed, ok, warning
-from eventbus.environment import load, variables
+from eventbus.environment import FILE_SUFFIX, load, variables
 from eventbus.errors import ConfigError
 
 if sys.platform != "win32":
@@ -40,20 +40,25 @@ def check_settings(
     environ: Mapping[str, str], structs: Iterable[type[msgspec.Struct]]
 ) -> list[Finding]:
     """Every variable by itself, and those that are none of ours and look like it."""
-    known, set_, findings = set(), 0, []
+    known, read, set_, findings = set[str](), set[str](), 0, list[Finding]()
     for struct in structs:
         for variable in variables(struct):
             known.add(variable.name)
-            if not environ.get(variable.name, "").strip():
+            names = [variable.name]
+            if variable.secret:
+                names.append(f"{variable.name}{FILE_SUFFIX}")
+            read.update(names)
+            given = {name: environ[name] for name in names if environ.get(name, "").strip()}
+            if not given:
                 continue
             set_ += 1
             try:
-                load(struct, {variable.name: environ[variable.name]})
+                load(struct, given)
             except ConfigError as exc:
                 change = f"set it to: {variable.allowed}"
                 findings.append(failed("settings", str(exc), change))
     for name in sorted(environ):
-        if name not in known:
+        if name not in read:
             findings += _unknown(name, known)
     if not any(finding.status == "failed" for finding in findings):
         findings.insert(0, ok("settings", f"{set_} of {len(known)} variables are set"))

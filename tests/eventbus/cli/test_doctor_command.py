@@ -211,6 +211,15 @@ def test_every_wrong_variable_is_named_and_unknown_ones_with_the_nearest(finding
     assert "JWT_SECRET" in told["JWT_SECERT"]["change"]
 
 
+def test_secret_in_a_file_is_one_that_is_set(findings, tmp_path):
+    (tmp_path / "secret").write_text(SECRET)
+    files = {"JWT_SECRET": None, "JWT_SECRET_FILE": str(tmp_path / "secret")}
+    assert only(findings(**files), "settings")["status"] == "ok"
+    found = only(findings(**files, BROADCAST_API_KEY_FILE=str(tmp_path / "none")), "settings")
+    assert found["status"] == "failed"
+    assert "BROADCAST_API_KEY_FILE" in found["found"]
+
+
 @pytest.mark.parametrize(
     ("origins", "status"),
     [
