@@ -154,26 +154,31 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
     """Write files for containers to read.
 
     Compose mounts a secret as the very file that it is here, and containers run as users of their
-    own: files can be read by everybody, the folder that they are in by its owner alone.
+    own: files can be read by everybody, the folder that they are in by its owner alone. What is
+    there is written over, not replaced: a container that runs would keep the old file.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     for name, content in files.items():
         path = folder / name
         mode = 0o600 if name == "ca.key" else 0o644
-        path.unlink(missing_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags, mode), "wb") as file:
             os.fchmod(file.fileno(), mode)
+            file.truncate()
             file.write(content)
 
 
 def main() -> None:
     """Make what is asked for, and say what to do with it."""
     given = _arguments()
-    if given.renew:
-        _renew(given.folder, given.host, given.days)
-    else:
-        _make(given.folder, given.host, given.days, replace=given.force)
+    try:
+        if given.renew:
+            _renew(given.folder, given.host, given.days)
+        else:
+            _make(given.folder, given.host, given.days, replace=given.force)
+    except OSError as exc:
+        _fail(f"{exc.filename}: {exc.strerror}")
 
 
 def _renew(folder: Path, hosts: list[str], days: int) -> None:

@@ -77,7 +77,10 @@ def test_renewal_makes_certificates_for_the_same_hosts_and_leaves_all_else(secre
     folder.mkdir()
     for name, content in read(secrets).items():
         (folder / name).write_bytes(content)
+    files = {path: path.stat().st_ino for path in folder.iterdir()}
     assert make(folder, "--renew", "--days", "30").returncode == 0
+    # Containers that run have mounted these very files.
+    assert {path: path.stat().st_ino for path in folder.iterdir()} == files
     before, after = read(secrets), read(folder)
     changed = {name for name in before if before[name] != after[name]}
     assert {Path(name).suffix for name in changed} == {".crt", ".key"}
@@ -87,6 +90,17 @@ def test_renewal_makes_certificates_for_the_same_hosts_and_leaves_all_else(secre
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert "DNS:events.example.com, DNS:localhost, IP Address:127.0.0.1" in text
+
+
+def test_secret_that_leads_elsewhere_is_not_followed(secrets, tmp_path):
+    folder, other = tmp_path / "secrets", tmp_path / "other"
+    folder.mkdir()
+    for name in ("ca.crt", "ca.key", "nginx.crt"):
+        (folder / name).write_bytes((secrets / name).read_bytes())
+    (folder / "nats-1.key").symlink_to(other)
+    done = make(folder, "--renew")
+    assert (done.returncode, "nats-1.key: " in done.stderr) == (1, True)
+    assert not other.exists()
 
 
 def test_force_replaces_everything(tmp_path):

@@ -1,0 +1,66 @@
+"""The wheel that the image is made of: all that is needed, and the programs that run from it."""
+
+import json
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("deployment")
+ROOT = Path(__file__).parents[3]
+PACKAGES = ("eventbus", "edge", "schemas")
+
+
+@pytest.fixture(scope="session")
+def files(wheel):
+    """The contents of the wheel's files, by their names."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_wheel_has_every_file_of_the_packages_as_it_is_and_no_other(files):
+    expected = {
+        str(path.relative_to(ROOT)): path.read_bytes()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {f"{package}/py.typed" for package in PACKAGES} < expected.keys()
+    assert {"edge/static/eventbus.js", "edge/static/dashboard.html"} < expected.keys()
+    assert {name: body for name, body in files.items() if ".dist-info/" not in name} == expected
+
+
+def test_wheel_says_what_it_needs_and_what_it_offers(files):
+    [info] = {name.split("/")[0] for name in files} - set(PACKAGES)
+    metadata = Parser().parsestr(files[f"{info}/METADATA"].decode())
+    assert metadata["Name"] == "eventbus"
+    assert set(metadata.get_all("Provides-Extra")) >= {"contracts", "otel", "redis"}
+    assert f"{info}/licenses/LICENSE" in files
+    assert (
+        b"[console_scripts]\neventbus = eventbus.cli.app:main" in files[f"{info}/entry_points.txt"]
+    )
+
+
+def test_programs_run_from_the_wheel_and_not_from_these_sources(engine, recipe):
+    code, said = engine.run(
+        "python", "-c",
+        "import sys, eventbus, edge, schemas\n"
+        "for each in eventbus, edge, schemas: assert each.__file__.startswith(sys.prefix), each\n"
+        "print(sys.prefix)",
+    )  # fmt: skip
+    assert (code, str(ROOT) in said) == (0, False), said
+    if engine.is_confined:
+        assert said.strip() == str(Path(recipe.environ["PATH"].split(":")[0]).parent)
+
+
+def test_command_line_works_in_a_container(engine, recipe):
+    code, said = engine.run(*recipe.entrypoint, "--version")
+    assert (code, said.split()[0]) == (0, "eventbus"), said
+    code, said = engine.run(*recipe.entrypoint, "schema", "export", "--format", "asyncapi")
+    assert code == 0, said
+    assert json.loads(said)["asyncapi"] == "3.0.0"
+    environ = {"BROADCAST_DRIVER": "memory", "BROADCAST_WEBSOCKET_PORT": "0"}
+    code, said = engine.run(*recipe.entrypoint, "doctor", "--json", environ=environ)
+    assert code == 0, said
+    assert {"settings", "driver"} <= {each["check"] for each in json.loads(said)["findings"]}
