@@ -1,0 +1,1 @@
+"""What an edge, a publisher and NATS need: how the figures of docs/deployment.md are measured."""

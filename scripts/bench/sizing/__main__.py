@@ -1,0 +1,97 @@
+"""What an edge, a publisher and a broker need on this machine; docs/deployment.md has such figures.
+
+    python -m scripts.bench.sizing                            all, which takes some minutes
+    python -m scripts.bench.sizing --only deliveries --clients 1000
+    python -m scripts.bench.sizing --driver redis --json
+
+Real brokers, edges and clients, each in processes of their own. What is told is the processor time
+and the memory of the process in question, not how long something took: other work on the machine
+disturbs that little. The bare aiohttp server of each run tells what the machine is like.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import resource
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from scripts.bench.sizing.connections import channels, connections, heartbeats
+from scripts.bench.sizing.delivering import deliveries, ways
+from scripts.bench.sizing.publishing import publishing
+from scripts.bench.sizing.returning import drain, resumes
+from scripts.bench.sizing.workbench import Options, Workbench
+
+MEASUREMENTS: Final = {
+    measure.__name__: measure
+    for measure in (
+        connections, heartbeats, channels, deliveries, ways, resumes, drain, publishing,
+    )
+}  # fmt: skip
+
+
+def main() -> int:
+    """Print the tables; 1 when something could not be measured."""
+    given = _parser().parse_args()
+    options = Options(given.clients, given.messages, given.seconds, given.processes, given.driver)
+    _raise_open_files(2 * options.clients + 1000)
+    chosen = given.only or list(MEASUREMENTS)
+    try:
+        asyncio.run(_run(options, chosen, as_json=given.json))
+    except (RuntimeError, TimeoutError) as exc:
+        print(f"error: {type(exc).__name__}: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run(options: Options, chosen: list[str], *, as_json: bool) -> None:
+    with tempfile.TemporaryDirectory(prefix="eventbus-sizing-") as folder:
+        async with Workbench.start(options, Path(folder)) as bench:
+            found = {}
+            for name in chosen:
+                table = await MEASUREMENTS[name](bench)
+                found[name] = table.records()
+                if not as_json:
+                    print(table.markdown(), flush=True)
+    if as_json:
+        print(json.dumps({"machine": platform.platform(), **options._asdict(), "tables": found}))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench.sizing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Options()
+    add = parser.add_argument
+    add("--clients", type=_count, default=default.clients, help="the most at a time")
+    add("--messages", type=_count, default=default.messages, help="to 1,000 clients; others alike")
+    add("--seconds", type=float, default=default.seconds, help="to look at silent clients")
+    add("--processes", type=_count, default=default.processes, help="that the clients share")
+    add("--driver", choices=("nats", "redis"), default=default.driver)
+    add("--only", action="append", choices=MEASUREMENTS, help="may be given again")
+    add("--json", action="store_true", help="in place of tables")
+    return parser
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000000")
+
+
+def _raise_open_files(wanted: int) -> None:
+    """Each connection is a descriptor at both of its ends; child processes inherit the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What a connection takes: memory while it is open, and processor time when it is made."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from scripts.bench.sizing.crowd import Guest, How
+from scripts.bench.sizing.table import Table, figure
+from scripts.bench.sizing.workbench import GENERAL, OWN, Workbench, signed_in
+
+__all__ = ["channels", "connections", "heartbeats"]
+
+CHANNELS_EACH: Final = 50
+"""Channels of each client, where it is channels that are measured."""
+_ANYBODY: Final = Guest(f"/ws?channel={GENERAL}")
+_STREAM: Final = Guest(f"/sse?channel={GENERAL}")
+
+
+class Case(NamedTuple):
+    """One kind of connection."""
+
+    name: str
+    guest: Callable[[int], Guest]
+    tls: bool = False
+    deflate: bool = False
+    is_stream: bool = False
+    is_reference: bool = False
+
+
+CASES: Final = (
+    Case("WebSocket, a public channel", lambda _: _ANYBODY),
+    Case("the same, TLS", lambda _: _ANYBODY, tls=True),
+    Case("the same, compression", lambda _: _ANYBODY, deflate=True),
+    Case("the same, TLS and compression", lambda _: _ANYBODY, tls=True, deflate=True),
+    Case("Server-Sent Events", lambda _: _STREAM, is_stream=True),
+    Case("the same, TLS", lambda _: _STREAM, is_stream=True, tls=True),
+    Case("WebSocket, token, a channel of its own", lambda n: signed_in(n, f"{OWN}.{n}")),
+    Case(
+        "WebSocket, token, presence with nine more", lambda n: signed_in(n, f"presence.{n // 10}")
+    ),
+    Case("bare aiohttp, for comparison", lambda _: Guest("/ws"), is_reference=True),
+)
+
+
+class Taken(NamedTuple):
+    """What all connections of a case have taken."""
+
+    empty: int
+    """Bytes of the server before the first."""
+    each_bytes: float
+    each_s: float
+
+
+async def connections(bench: Workbench) -> Table:
+    """Each kind of connection, at a server that has nothing else to do."""
+    rows = []
+    for case in CASES:
+        taken = await _take(bench, case)
+        rows.append(
+            (
+                case.name,
+                figure(taken.empty / 2**20),
+                figure(taken.each_bytes / 2**10),
+                figure(taken.each_s * 1e3),
+            )
+        )
+    columns = ("connection", "empty, MiB", "each, KiB", "to connect, ms of CPU")
+    return Table("A connection", columns, rows)
+
+
+async def _take(bench: Workbench, case: Case) -> Taken:
+    if case.is_reference:
+        server = bench.server("scripts.bench.sizing.reference", {})
+    else:
+        compression = {"BROADCAST_WEBSOCKET_COMPRESSION": "true"} if case.deflate else {}
+        server = bench.edge(tls=case.tls, **compression)
+    ca = bench.ca if case.tls else ""
+    how = How("sse" if case.is_stream else "websocket", deflate=case.deflate, ca=ca)
+    guests = [case.guest(number) for number in range(bench.options.clients)]
+    # What the first need that the others share is not theirs alone.
+    first = max(1, len(guests) // 5)
+    async with server as measured:
+        empty = measured.resident()
+        await bench.crowd.open(measured.port, guests[:first], how)
+        memory, cpu = measured.resident(), measured.cpu_s()
+        await bench.crowd.open(measured.port, guests[first:], how)
+        rest = max(1, len(guests) - first)
+        return Taken(empty, (measured.resident() - memory) / rest, (measured.cpu_s() - cpu) / rest)
+
+
+async def channels(bench: Workbench) -> Table:
+    """What a channel takes that is heard, and one more who hears it."""
+    cases: dict[str, Callable[[int, int], str]] = {
+        "a channel with one who hears it": lambda n, c: f"{OWN}.{n}.{c}",
+        "one more who hears a channel": lambda _, c: f"{OWN}.shared.{c}",
+    }
+    count = max(1, bench.options.clients // CHANNELS_EACH)
+    rows = []
+    for name, channel in cases.items():
+        async with bench.edge() as edge:
+            both = [edge, bench.brokers.measured]
+            before = [(each.resident(), each.cpu_s()) for each in both]
+            await bench.crowd.open(edge.port, [signed_in(n) for n in range(count)], joins=0)
+            between = [(each.resident(), each.cpu_s()) for each in both]
+            guests = [
+                signed_in(n, *(channel(n, c) for c in range(CHANNELS_EACH))) for n in range(count)
+            ]
+            await bench.crowd.open(edge.port, guests, joins=CHANNELS_EACH)
+            after = [(each.resident(), each.cpu_s()) for each in both]
+        row = [name]
+        for start, middle, end in zip(before, between, after, strict=True):
+            # Without what the connections themselves have taken.
+            memory, cpu = (
+                (end[i] - middle[i] - (middle[i] - start[i])) / (count * CHANNELS_EACH)
+                for i in (0, 1)
+            )
+            row += [figure(max(memory, 0) / 2**10), figure(max(cpu, 0) * 1e6)]
+        rows.append(tuple(row))
+    columns = ("channel", "edge, KiB", "edge, µs of CPU", "broker, KiB", "broker, µs of CPU")
+    return Table("A channel", columns, rows)
+
+
+async def heartbeats(bench: Workbench) -> Table:
+    """What silent clients take: an edge asks them for a sign of life."""
+    rows = []
+    count, seconds = bench.options.clients, bench.options.seconds
+    for name, each_s in (("never asked", 3600), ("asked every second", 1)):
+        async with bench.edge(BROADCAST_HEARTBEAT=str(each_s)) as edge:
+            await bench.crowd.open(edge.port, [_ANYBODY] * count)
+            cpu, start = edge.cpu_s(), time.monotonic()
+            await asyncio.sleep(seconds)
+            share = (edge.cpu_s() - cpu) / (time.monotonic() - start)
+        rows.append((name, figure(share * 1e3), figure(share / count * 1e6)))
+    columns = (f"{count:,} silent clients", "ms of CPU a second", "µs a second for each")
+    return Table("Silence", columns, rows)

@@ -1,0 +1,110 @@
+"""Many clients, spread over processes of their own (scripts.bench.sizing.clients)."""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple
+
+from scripts.bench.sizing.clients import Kind
+
+__all__ = ["PLAIN", "Crowd", "Guest", "How", "start_crowd"]
+
+PATIENCE_S: Final = 300.0
+_LINE: Final = 2**20
+
+
+class Guest(NamedTuple):
+    """One client: what it asks for, and its token, if any."""
+
+    path: str
+    token: str = ""
+
+
+class How(NamedTuple):
+    """How clients connect."""
+
+    kind: Kind = "websocket"
+    deflate: bool = False
+    ca: str = ""
+    """The file with the authority of the edge's certificate; empty: no TLS."""
+
+
+PLAIN: Final = How()
+
+
+class Crowd:
+    """Clients that connect, wait and leave together."""
+
+    def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
+        self._processes = processes
+
+    async def open(
+        self, port: int, guests: Sequence[Guest], how: How = PLAIN, *, joins: int = 1
+    ) -> None:
+        """Connect these too, and wait until each has so many subscriptions."""
+        count = len(self._processes)
+        shares = [guests[index::count] for index in range(count)]
+        await asyncio.gather(
+            *(
+                self._ask(process, "open", port=port, clients=share, joins=joins, **how._asdict())
+                for process, share in zip(self._processes, shares, strict=True)
+            )
+        )
+
+    async def send(self, text: str) -> None:
+        """Have each client send a text frame."""
+        await self._ask_all("send", text=text)
+
+    async def expect(self, *, subscribed: int = 0, messages: int = 0) -> None:
+        """Wait until all clients have got so many more, each."""
+        await self._ask_all("expect", subscribed=subscribed, messages=messages)
+
+    async def follow(self, port: int, text: str) -> None:
+        """From now on, who is let go comes back at once to that port, and sends the text there."""
+        await self._ask_all("follow", port=port, text=text)
+
+    async def drop(self) -> None:
+        """End all connections."""
+        await self._ask_all("drop")
+
+    async def _ask_all(self, do: str, **fields: Any) -> None:
+        await asyncio.gather(*(self._ask(process, do, **fields) for process in self._processes))
+
+    async def _ask(self, process: asyncio.subprocess.Process, do: str, **fields: Any) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"do": do, **fields}).encode() + b"\n")
+        await process.stdin.drain()
+        async with asyncio.timeout(PATIENCE_S):
+            line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError("a process of clients has ended")
+        if error := json.loads(line).get("error"):
+            raise RuntimeError(f"clients: {error}")
+
+
+@contextlib.asynccontextmanager
+async def start_crowd(count: int) -> AsyncIterator[Crowd]:
+    """Start `count` processes, without any client yet."""
+    processes: list[asyncio.subprocess.Process] = []
+    try:
+        for _ in range(count):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "scripts.bench.sizing.clients",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={"PATH": os.environ["PATH"]},
+                limit=_LINE,
+            )
+            processes.append(process)
+        yield Crowd(processes)
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()

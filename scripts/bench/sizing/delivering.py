@@ -1,0 +1,174 @@
+"""What a message takes of an edge on its way to clients."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, NamedTuple
+
+import aiohttp
+
+from eventbus.message import Message
+from scripts.bench.sizing.clients import EVENT
+from scripts.bench.sizing.crowd import Crowd, Guest, How
+from scripts.bench.sizing.processes import Measured
+from scripts.bench.sizing.table import Table, figure
+from scripts.bench.sizing.workbench import GENERAL, Workbench
+
+__all__ = ["deliveries", "ways"]
+
+FAN_OUTS: Final = (1, 100, 1000, 5000)
+SIZES: Final = (200, 2000)
+FLIGHT: Final = 50
+"""Messages that are on their way at the same time, where they come in bursts."""
+_ANYBODY: Final = Guest(f"/ws?channel={GENERAL}")
+_STREAM: Final = Guest(f"/sse?channel={GENERAL}")
+_WORDS: Final = ("order", "shipped", "pending", "customer", "the", "total", "of", "paid", "by")
+
+Publish = Callable[[], Awaitable[object]]
+
+
+async def deliveries(bench: Workbench) -> Table:
+    """Messages to more and more clients of one channel."""
+    rows = []
+    for size in SIZES:
+        edge = await _edge_by_fan_out(bench, size)
+        reference = await _reference_by_fan_out(bench, size)
+        for clients, (single, burst) in edge.items():
+            compared = reference[clients]
+            rows.append(
+                (
+                    f"{size / 1000:g} KB to {clients:,}",
+                    *(figure(each * 1e6) for each in (single, single / clients, burst / clients)),
+                    figure(compared / clients * 1e6),
+                    f"{single / compared:.2f}" if compared else "-",
+                )
+            )
+    columns = (
+        "message",
+        "µs for a message",
+        "µs for each client",
+        f"in bursts of {FLIGHT}",
+        "bare aiohttp",
+        "ratio to it",
+    )
+    return Table("A delivery, CPU of the edge", columns, rows)
+
+
+class Way(NamedTuple):
+    """How messages reach clients."""
+
+    name: str
+    guest: Guest = _ANYBODY
+    tls: bool = False
+    deflate: bool = False
+
+
+WAYS: Final = (
+    Way("WebSocket"),
+    Way("WebSocket, TLS", tls=True),
+    Way("WebSocket, compression", deflate=True),
+    Way("Server-Sent Events", _STREAM),
+    Way("Server-Sent Events, TLS", _STREAM, tls=True),
+)
+
+
+async def ways(bench: Workbench) -> Table:
+    """The same message by every transport."""
+    clients = min(1000, bench.options.clients)
+    count = _rounds(bench, clients)
+    rows = []
+    for way in WAYS:
+        how = How(
+            "sse" if way.guest is _STREAM else "websocket",
+            deflate=way.deflate,
+            ca=bench.ca if way.tls else "",
+        )
+        compression = {"BROADCAST_WEBSOCKET_COMPRESSION": "true"} if way.deflate else {}
+        async with bench.edge(tls=way.tls, **compression) as edge, bench.bus() as bus:
+            await bench.crowd.open(edge.port, [way.guest] * clients, how)
+            taken = []
+            for size in SIZES:
+                data = _data(size)
+                publish = lambda data=data: bus.publish(GENERAL, EVENT, data)  # noqa: E731
+                taken.append(await _one_by_one(bench.crowd, edge, publish, count))
+        rows.append((way.name, *(figure(each / clients * 1e6) for each in taken)))
+    columns = (f"to {clients:,} clients", *(f"{size / 1000:g} KB, µs each" for size in SIZES))
+    return Table("A delivery by each transport, CPU of the edge", columns, rows)
+
+
+async def _edge_by_fan_out(bench: Workbench, size: int) -> dict[int, tuple[float, float]]:
+    """Seconds for a message, one by one and in bursts, by how many get it."""
+    found = {}
+    data = _data(size)
+    async with bench.edge() as edge, bench.bus() as bus:
+        publish: Publish = lambda: bus.publish(GENERAL, EVENT, data)  # noqa: E731
+        async for clients in _growing(bench, edge.port):
+            count = _rounds(bench, clients)
+            found[clients] = (
+                await _one_by_one(bench.crowd, edge, publish, count),
+                await _in_bursts(bench.crowd, edge, publish, count),
+            )
+    return found
+
+
+async def _reference_by_fan_out(bench: Workbench, size: int) -> dict[int, float]:
+    found = {}
+    text = Message.create(GENERAL, EVENT, _data(size)).encode().decode()
+    async with (
+        bench.server("scripts.bench.sizing.reference", {}) as server,
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"http://127.0.0.1:{server.port}/publish") as publisher,
+    ):
+        publish: Publish = lambda: publisher.send_str(text)  # noqa: E731
+        async for clients in _growing(bench, server.port):
+            count = _rounds(bench, clients)
+            found[clients] = await _one_by_one(bench.crowd, server, publish, count)
+    return found
+
+
+async def _growing(bench: Workbench, port: int) -> AsyncIterator[int]:
+    """Let in more and more clients; gives how many there are."""
+    there = 0
+    for clients in sorted({min(each, bench.options.clients) for each in FAN_OUTS}):
+        await bench.crowd.open(port, [_ANYBODY] * (clients - there))
+        there = clients
+        yield clients
+
+
+def _rounds(bench: Workbench, clients: int) -> int:
+    """How many messages make up figures that count: more of those that take little."""
+    most = bench.options.messages
+    return max(most // 5, min(10 * most, 1000 * most // clients))
+
+
+async def _one_by_one(crowd: Crowd, server: Measured, publish: Publish, count: int) -> float:
+    """Seconds of the processor for a message, when each comes alone."""
+    await _send(crowd, publish, count // 10)  # a node that has just started is slower
+    cpu = server.cpu_s()
+    await _send(crowd, publish, count)
+    return (server.cpu_s() - cpu) / count
+
+
+async def _send(crowd: Crowd, publish: Publish, count: int) -> None:
+    for _ in range(count):
+        await publish()
+        await crowd.expect(messages=1)
+
+
+async def _in_bursts(crowd: Crowd, server: Measured, publish: Publish, count: int) -> float:
+    """The same when many come at the same time: what arrives together is written together."""
+    cpu = server.cpu_s()
+    for at in range(0, count, FLIGHT):
+        flight = min(FLIGHT, count - at)
+        await asyncio.gather(*(publish() for _ in range(flight)))
+        await crowd.expect(messages=flight)
+    return (server.cpu_s() - cpu) / count
+
+
+def _data(size: int) -> dict[str, str]:
+    """What an application might send; it can be deflated as such things can."""
+    pick = random.Random(size)  # noqa: S311 - the same in every run, and no secret
+    text = ""
+    while len(text) < size:
+        text += f"{pick.choice(_WORDS)} {pick.getrandbits(32):x} "
+    return {"text": text[:size]}

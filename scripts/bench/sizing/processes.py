@@ -1,0 +1,151 @@
+"""The processes that are measured, each by the processor time and memory that the kernel tells."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+from eventbus.server import NatsServer
+
+__all__ = ["SECRET", "Brokers", "Measured", "Server", "start_brokers", "start_server"]
+
+SECRET: Final = "of-this-benchmark-alone-0123456789"
+HOST: Final = "127.0.0.1"
+KEPT: Final = {"BROADCAST_HISTORY_MESSAGES": "200"}
+"""Of each channel: more than any client misses here."""
+START_S: Final = 60.0
+END_S: Final = 30.0
+_PORT: Final = re.compile(rb" on https?://127\.0\.0\.1:(\d+)")
+
+
+class Measured:
+    """Processes, and what they have taken of the machine."""
+
+    def __init__(self, *pids: int) -> None:
+        self._processes = [psutil.Process(pid) for pid in pids]
+
+    def cpu_s(self) -> float:
+        """Seconds of the processor, the kernel's work for the processes included."""
+        times = [process.cpu_times() for process in self._processes]
+        return sum(each.user + each.system for each in times)
+
+    def resident(self) -> int:
+        """Bytes of memory that are resident."""
+        return sum(process.memory_info().rss for process in self._processes)
+
+
+class Server(Measured):
+    """A process that listens: an edge, or what it is compared with."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        super().__init__(process.pid)
+        self.port = port
+        self._process = process
+
+    async def end(self) -> None:
+        """Ask it to end (an edge drains), and wait until it has; it is killed when that is long."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(END_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def start_server(module: str, log: Path, environ: Mapping[str, str]) -> AsyncIterator[Server]:
+    """Run a module that prints where it listens. Raises RuntimeError when it does not."""
+    with log.open("ab") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env={"PATH": os.environ["PATH"], **environ},
+        )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(START_S):
+            found = _PORT.search(await process.stdout.readline())
+        if found is None:
+            raise RuntimeError(f"{module} did not start: {_tail(log)}")
+        server = Server(process, int(found[1]))
+        yield server
+        await server.end()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+class Brokers(NamedTuple):
+    """What carries the messages, and the settings by which a bus or an edge finds it."""
+
+    measured: Measured
+    environ: dict[str, str]
+
+
+@contextlib.asynccontextmanager
+async def start_brokers(driver: str, folder: Path, count: int = 1) -> AsyncIterator[Brokers]:
+    """One broker, or a cluster of `count` NATS servers, with streams of as many copies."""
+    if driver == "redis":
+        async with _redis(folder) as brokers:
+            yield brokers
+        return
+    routes = [_free_port() for _ in range(count)]
+    async with contextlib.AsyncExitStack() as stack:
+        servers = []
+        for number, port in enumerate(routes):
+            cluster = {
+                "name": "sizing",
+                "listen": f"{HOST}:{port}",
+                "routes": [f"nats://{HOST}:{each}" for each in routes],
+            }
+            config = {"server_name": f"sizing-{number}", "cluster": cluster} if count > 1 else {}
+            server = NatsServer(folder / f"nats-{count}-{number}", config=config)
+            servers.append(await stack.enter_async_context(server))
+        environ = KEPT | {
+            "BROADCAST_DRIVER": "nats",
+            "NATS_URL": ",".join(server.url for server in servers),
+            "BROADCAST_HISTORY_REPLICAS": str(count),
+        }
+        yield Brokers(Measured(*(server.pid for server in servers)), environ)
+
+
+@contextlib.asynccontextmanager
+async def _redis(folder: Path) -> AsyncIterator[Brokers]:
+    program = shutil.which("redis-server")
+    if program is None:
+        raise RuntimeError("there is no redis-server on PATH")
+    port = _free_port()
+    options = ["--bind", HOST, "--port", str(port), "--dir", str(folder), "--save", ""]
+    process = await asyncio.create_subprocess_exec(
+        program, *options, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        environ = KEPT | {"BROADCAST_DRIVER": "redis", "BROADCAST_REDIS_PORT": str(port)}
+        yield Brokers(Measured(process.pid), environ)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as free:
+        port: int = free.getsockname()[1]
+        return port

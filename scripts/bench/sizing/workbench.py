@@ -1,0 +1,95 @@
+"""What all measurements work with: brokers, edges, clients and a bus, each a process of its own."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+import trustme
+
+from eventbus.bus import EventBus
+from eventbus.cli.tokens import issue_token
+from eventbus.config import Settings
+from scripts.bench.sizing.crowd import Crowd, Guest, start_crowd
+from scripts.bench.sizing.processes import SECRET, Brokers, Server, start_brokers, start_server
+
+__all__ = ["GENERAL", "Options", "Workbench", "signed_in"]
+
+GENERAL: Final = "general"
+"""A channel that anybody may join."""
+OWN: Final = "bench"
+"""Where the channels begin that tokens of this benchmark grant."""
+_SILENCE: Final = "3600"
+"""Nobody is asked for a sign of life while other things are measured."""
+
+
+class Options(NamedTuple):
+    """How much is measured."""
+
+    clients: int = 5000
+    messages: int = 200
+    seconds: float = 5.0
+    processes: int = 2
+    driver: str = "nats"
+
+
+class Workbench:
+    """Everything runs on this machine, over the loopback interface."""
+
+    def __init__(self, options: Options, folder: Path, brokers: Brokers, crowd: Crowd) -> None:
+        self.options = options
+        self.folder = folder
+        self.brokers = brokers
+        self.crowd = crowd
+        self.ca = str(folder / "ca.pem")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca)
+        certificate = authority.issue_cert("127.0.0.1")
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / "edge.pem")
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(cls, options: Options, folder: Path) -> AsyncIterator[Self]:
+        """Start the brokers and the processes for clients."""
+        async with (
+            start_brokers(options.driver, folder) as brokers,
+            start_crowd(options.processes) as crowd,
+        ):
+            yield cls(options, folder, brokers, crowd)
+
+    @contextlib.asynccontextmanager
+    async def edge(self, *, tls: bool = False, **settings: str) -> AsyncIterator[Server]:
+        """An edge of one process, without bounds that a crowd from one address would hit."""
+        environ = self.brokers.environ | {
+            "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
+            "BROADCAST_WEBSOCKET_PORT": "0",
+            "BROADCAST_MAX_CONNECTIONS_PER_ADDRESS": "1000000",
+            "BROADCAST_MAX_CONNECTIONS": "1000000",
+            "BROADCAST_HEARTBEAT": _SILENCE,
+            "BROADCAST_DRAIN_TIME": "0",
+            "JWT_SECRET": SECRET,
+        }
+        if tls:
+            environ["BROADCAST_TLS_CERT"] = str(self.folder / "edge.pem")
+        async with self.server("edge", environ | settings) as edge:
+            yield edge
+
+    @contextlib.asynccontextmanager
+    async def server(self, module: str, environ: Mapping[str, str]) -> AsyncIterator[Server]:
+        """A server of this project; its clients are gone when it ends."""
+        async with start_server(module, self.folder / "servers.log", environ) as server:
+            yield server
+            await self.crowd.drop()
+
+    @contextlib.asynccontextmanager
+    async def bus(self, brokers: Brokers | None = None) -> AsyncIterator[EventBus]:
+        """A publisher in this process."""
+        async with EventBus(Settings.from_env((brokers or self.brokers).environ)) as bus:
+            yield bus
+
+
+def signed_in(number: int, *channels: str) -> Guest:
+    """A client with a token, in its own channels."""
+    asked = "&".join(f"channel={channel}" for channel in channels)
+    token = issue_token(SECRET, f"user-{number}", channels=[f"{OWN}.>"])
+    return Guest(f"/ws?{asked}", token)
