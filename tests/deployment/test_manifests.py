@@ -42,6 +42,15 @@ MANIFESTS = {
     if path.name != "kustomization.yaml"
     for document in documents(path)
 }
+COMPONENTS = ("gateway", "ingress-nginx")
+"""Ways to the edges from outside, of which an overlay takes one."""
+OF_COMPONENTS = {
+    document["kind"]: document
+    for component in COMPONENTS
+    for path in (KUBERNETES / component).glob("*.yaml")
+    for document in documents(path)
+    if path.name != "kustomization.yaml"
+}
 WORKLOADS = {key: value for key, value in MANIFESTS.items() if key[0] in {"Deployment", "Job"}}
 
 
@@ -79,8 +88,99 @@ def test_misspelt_key_is_refused_by_the_schema():
 
 def test_kustomization_has_every_file_but_the_example():
     (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
-    files = {path.name for path in KUBERNETES.iterdir()}
+    files = {path.name for path in KUBERNETES.iterdir() if path.is_file()}
     assert set(kustomization["resources"]) == files - {"kustomization.yaml", "secret.example.yaml"}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_component_has_every_file_of_its_folder(component):
+    (kustomization,) = documents(KUBERNETES / component / "kustomization.yaml")
+    assert kustomization["kind"] == "Component"
+    files = {path.name for path in (KUBERNETES / component).iterdir()}
+    assert set(kustomization["resources"]) == files - {"kustomization.yaml"}
+
+
+@pytest.mark.parametrize("version", ["1.34", kubernetes_validate.latest_version()])
+def test_ingress_is_what_kubernetes_takes(version):
+    kubernetes_validate.validate(OF_COMPONENTS["Ingress"], version, strict=True)
+
+
+def test_ingress_goes_to_the_edges_as_nginx_of_compose_does():
+    """An annotation is a directive of nginx by another name."""
+    template = (DEPLOY.parent / "compose" / "nginx" / "nginx.conf.template").read_text("utf-8")
+    directives = dict(re.findall(r"^\s+((?:proxy|client)_\w+) +([^;$]+);", template, re.MULTILINE))
+    directives["proxy_body_size"] = directives["client_max_body_size"]
+    prefix = "nginx.ingress.kubernetes.io/"
+    annotations = {
+        name.removeprefix(prefix).replace("-", "_"): value
+        for name, value in OF_COMPONENTS["Ingress"]["metadata"]["annotations"].items()
+    }
+    assert annotations.pop("backend_protocol") == "HTTPS"
+    namespace, _, _ = annotations.pop("proxy_ssl_secret").partition("/")
+    (kustomization,) = documents(KUBERNETES / "kustomization.yaml")
+    assert namespace == kustomization["namespace"]
+    # In annotations times are seconds, without a unit.
+    wanted = {name: re.sub(r"^(\d+)s$", r"\1", directives[name]) for name in annotations}
+    assert annotations == wanted
+    assert {"proxy_ssl_verify", "proxy_ssl_name", "proxy_read_timeout"} <= annotations.keys()
+
+
+def test_gateway_shows_edges_a_certificate_and_checks_theirs():
+    assert OF_COMPONENTS["Gateway"]["spec"]["tls"]["backend"]["clientCertificateRef"]["name"]
+    policy = OF_COMPONENTS["BackendTLSPolicy"]["spec"]
+    assert policy["validation"]["hostname"] == "edge.eventbus"
+    (target,) = policy["targetRefs"]
+    assert (target["kind"], target["name"]) in MANIFESTS
+    (parent,) = OF_COMPONENTS["HTTPRoute"]["spec"]["parentRefs"]
+    assert parent["name"] == OF_COMPONENTS["Gateway"]["metadata"]["name"]
+    (listener,) = OF_COMPONENTS["Gateway"]["spec"]["listeners"]
+    assert parent["sectionName"] == listener["name"]
+    assert OF_COMPONENTS["HTTPRoute"]["spec"]["hostnames"] == [listener["hostname"]]
+
+
+def test_gateway_lets_no_stream_end_by_its_length():
+    rules = OF_COMPONENTS["HTTPRoute"]["spec"]["rules"]
+    timeouts = {
+        match["path"]["value"]: rule["timeouts"]["request"]
+        for rule in rules
+        for match in rule["matches"]
+    }
+    assert (timeouts["/ws"], timeouts["/sse"]) == ("0s", "0s")  # no bound: Gateway API, GEP-1742
+
+
+def test_clients_reach_every_address_of_an_edge_but_those_for_the_cluster():
+    app = create_app(EdgeSettings(), Settings(driver="memory"))
+    routes = {resource.canonical for resource in app.router.resources()}
+    (rule,) = OF_COMPONENTS["Ingress"]["spec"]["rules"]
+    by_ingress = {each["path"] for each in rule["http"]["paths"]}
+    by_gateway = {
+        match["path"]["value"]
+        for rule in OF_COMPONENTS["HTTPRoute"]["spec"]["rules"]
+        for match in rule["matches"]
+    }
+    assert by_ingress == by_gateway
+    outside = {route for route in routes if f"/{route.split('/')[1]}" not in by_gateway}
+    assert outside == {"/healthz", "/readyz", "/metrics"}
+    service = MANIFESTS["Service", "eventbus-edge"]
+    (port,) = service["spec"]["ports"]
+    for path in rule["http"]["paths"]:
+        backend = path["backend"]["service"]
+        assert backend == {"name": service["metadata"]["name"], "port": {"name": port["name"]}}
+    for each in OF_COMPONENTS["HTTPRoute"]["spec"]["rules"]:
+        (backend,) = each["backendRefs"]
+        assert backend == {"name": service["metadata"]["name"], "port": port["port"]}
+
+
+def test_gateways_namespace_takes_the_place_of_that_of_ingress_nginx():
+    (kustomization,) = documents(KUBERNETES / "gateway" / "kustomization.yaml")
+    (patch,) = kustomization["patches"]
+    (operation,) = yaml.safe_load(patch["patch"])
+    assert (patch["target"]["kind"], patch["target"]["name"]) in MANIFESTS
+    found = MANIFESTS[patch["target"]["kind"], patch["target"]["name"]]
+    for step in operation["path"].strip("/").split("/"):
+        found = found[int(step) if step.isdigit() else step]
+    assert found == {"kubernetes.io/metadata.name": "ingress-nginx"}
+    assert found.keys() == operation["value"].keys()
 
 
 @pytest.mark.parametrize("key", WORKLOADS, ids="-".join)
