@@ -10,6 +10,14 @@ import msgspec
 from aiohttp import web
 
 from edge.api_queue import FailedJobs, FailedQuery, JobDone, done, failed_answer, job_id
+from edge.api_revocations import (
+    Lifted,
+    LiftQuery,
+    RevocationList,
+    RevocationsQuery,
+    lift,
+    revocation_list,
+)
 from edge.api_types import (
     Channels,
     ChannelStats,
@@ -171,6 +179,14 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
     return disconnected
 
 
+async def _revocations(call: _Call[RevocationsQuery, None]) -> RevocationList:
+    return revocation_list(call.node.revoker.known, call.query.limit)
+
+
+async def _lift(call: _Call[LiftQuery, None]) -> Lifted:
+    return await lift(call.node, call.query)
+
+
 async def _failed_jobs(call: _Call[FailedQuery, None]) -> FailedJobs:
     return await failed_answer(await call.node.queues(), call.query.limit)
 
@@ -210,6 +226,10 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
           _publish, NoQuery, Publish, Published, (408, 413, 415, 503), (_KEY,)),
     Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
           _disconnect, NoQuery, Disconnect, Disconnected, (408, 413, 415, 503)),
+    Route("GET", f"{_BASE}/revocations", "What has been revoked, and until when",
+          _revocations, RevocationsQuery, None, RevocationList),
+    Route("DELETE", f"{_BASE}/revocations", "Give back what has been revoked",
+          _lift, LiftQuery, None, Lifted, (404, 503)),
     Route("GET", f"{_QUEUE}/failed", "Queued events that failed, and how many wait",
           _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
     Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",

@@ -63,7 +63,9 @@ class Metrics:
             registry=registry,
         )
         self.revocations = Gauge(
-            "eventbus_edge_revocations", "Revocations that the node knows of.", registry=registry
+            "eventbus_edge_revocations",
+            "Revocations that hold, as far as the node knows; not those that were lifted.",
+            registry=registry,
         )
         self.memory = Gauge(
             "eventbus_edge_memory_bytes", "Resident memory of the process.", registry=registry

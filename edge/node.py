@@ -271,6 +271,16 @@ class Node:
             )
         )
 
+    async def lift(
+        self, *, user_id: str | None = None, jti: str | None = None, channel: str | None = None
+    ) -> bool:
+        """Give back, on every node, what `revoke` took by the same names; False where it has not.
+
+        Raises as `revoke` does.
+        """
+        like = Revocation(at=0, until=0, user_id=user_id, jti=jti, channel=channel)
+        return await self.revoker.lift(like)
+
     def _carry_out_revocation(self, revocation: Revocation) -> None:
         count = drop(revocation, list(self.connections.values()))
         _log.info("a revocation has ended %d connections or subscriptions", count)

@@ -3,6 +3,10 @@
 A revocation concerns the tokens that were issued until it was made (`iat`; a token without one is
 always meant), so that who logs in again later is let in again. One by `jti` concerns that token,
 whenever it was issued. It is kept until such tokens have expired by themselves.
+
+What was taken back is given back by a revocation that is lifted: it stays in the place of the one
+before it, for as long as that would have held, so that nobody who still has that one says it again.
+Of the two, the one that was made later counts.
 """
 
 import hashlib
@@ -12,7 +16,7 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from edge.auth import Claims, Seconds
+from edge.auth import Claims
 from eventbus.channels import Pattern, validate_channel
 
 __all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
@@ -22,6 +26,8 @@ MAX_REVOCATIONS: Final = 100_000
 
 Key: TypeAlias = tuple[str | None, str | None, str | None]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+"""Since 1970, until the year 9999."""
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -39,6 +45,8 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jti: Name | None = None
     connection_id: Name | None = None
     channel: str | None = None
+    lifted: bool = False
+    """Whether it refuses nothing, and ends those about the same that were made before it."""
 
     def __post_init__(self) -> None:
         """Raises ValueError, InvalidChannel included."""
@@ -52,11 +60,21 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             if self.connection_id is not None:
                 raise ValueError("a revocation of a connection has no channel")
             validate_channel(self.channel)
+        if self.lifted and self.connection_id is not None:
+            raise ValueError("a connection that was ended stays so: there is nothing to give back")
 
     @property
     def is_kept(self) -> bool:
         """Whether there is something to refuse later on."""
         return self.connection_id is None
+
+    def holds(self, now: float) -> bool:
+        """Whether it refuses something at that time."""
+        return self.is_kept and not self.lifted and self.until > now
+
+    def lift(self, now: float) -> "Revocation":
+        """What gives back what it has taken; made later, also where the clocks of two differ."""
+        return msgspec.structs.replace(self, at=max(self.at, now), lifted=True)
 
     @property
     def key(self) -> str:
@@ -68,7 +86,9 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.user_id, self.jti, self.channel
 
     def concerns(self, connection_id: str | None, claims: Claims | None) -> bool:
-        """Whether it is about this connection, or the bearer of these claims."""
+        """Whether it ends this connection, or refuses the bearer of these claims."""
+        if self.lifted:
+            return False
         if self.connection_id is not None:
             return self.connection_id == connection_id
         if claims is None:
@@ -80,6 +100,17 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return claims.iat is None or claims.iat <= self.at
 
 
+def joined(one: Revocation, other: Revocation) -> Revocation:
+    """What holds of two about the same, whichever came first."""
+    until = max(one.until, other.until)
+    if one.lifted == other.lifted:
+        return msgspec.structs.replace(one, at=max(one.at, other.at), until=until)
+    lift, revocation = (one, other) if one.lifted else (other, one)
+    if lift.at >= revocation.at:
+        return msgspec.structs.replace(lift, until=until)
+    return revocation
+
+
 class Revocations:
     """The revocations that a node knows of. Times are in seconds since 1970."""
 
@@ -88,26 +119,35 @@ class Revocations:
         self._held: dict[Key, Revocation] = {}
         self._ends: list[tuple[float, int, Key]] = []
         self._number = itertools.count()  # of two ends at the same time, the earlier made first
+        self._lifted = 0
 
     def __len__(self) -> int:
-        return len(self._held)
+        """How many refuse something."""
+        return len(self._held) - self._lifted
 
     def all(self) -> list[Revocation]:
-        """What is held."""
+        """What is held, those that are lifted among them."""
         return list(self._held.values())
 
+    def find(self, like: Revocation, now: float) -> Revocation | None:
+        """What is refused of what another is about, if anything is."""
+        held = self._held.get(like._about)  # noqa: SLF001 - of this module
+        return held if held is not None and held.holds(now) else None
+
     def add(self, revocation: Revocation, now: float) -> bool:
-        """Hold a revocation; False when it says nothing new. Of two about the same, both hold."""
+        """Hold a revocation; False when it says nothing new. Of two about the same, both hold.
+
+        One that is lifted ends those that were made before it.
+        """
         self.sweep(now)
         about = revocation._about  # noqa: SLF001 - of this module
         held = self._held.get(about)
         if held is not None:
-            revocation = msgspec.structs.replace(
-                revocation, at=max(held.at, revocation.at), until=max(held.until, revocation.until)
-            )
+            revocation = joined(held, revocation)
         if not revocation.is_kept or revocation.until <= now or revocation == held:
             return False
         self._held[about] = revocation
+        self._lifted += revocation.lifted - (held is not None and held.lifted)
         heapq.heappush(self._ends, (revocation.until, next(self._number), about))
         while len(self._held) > self._limit:
             self._pop()
@@ -128,6 +168,7 @@ class Revocations:
         held = self._held.get(about)
         if held is not None and held.until == until:
             del self._held[about]
+            self._lifted -= held.lifted
 
     def forbids_token(self, claims: Claims, now: float) -> bool:
         """Whether a token is refused altogether."""

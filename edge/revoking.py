@@ -19,12 +19,12 @@ from eventbus.drivers.base import (
     StateStore,
     Subscription,
 )
-from eventbus.errors import EventBusError
+from eventbus.errors import EventBusError, NotSupported
 
 if TYPE_CHECKING:
     from edge.connection import Connection
 
-__all__ = ["CLOSE_REVOKED", "Revoker", "drop", "tell"]
+__all__ = ["CLOSE_REVOKED", "Revoker", "drop", "read_kept", "tell"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +64,34 @@ async def _keep(store: StateStore, revocation: Revocation) -> None:
         await store.put(key, _encode(revocation), ttl_s=max(left, 1.0))
 
 
+async def read_kept(driver: Driver) -> dict[str, Revocation]:
+    """What is refused at present in the whole cluster, by keys.
+
+    Raises NotSupported for a driver that keeps no state, and ConnectionFailed.
+    """
+    if (store := _store(driver)) is None:
+        raise NotSupported(
+            f"the driver {driver.name} keeps no state: only running nodes know what is revoked",
+            driver=driver.name,
+        )
+    now = time.time()
+    found: dict[str, Revocation] = {}
+    for payload in (await store.entries(f"{_KEYS}.*")).values():
+        revocation = _read(payload)
+        if revocation is not None and revocation.holds(now):
+            found[revocation.key] = revocation
+    return found
+
+
+def _read(payload: bytes) -> Revocation | None:
+    """None for what is none: whoever may publish to the bus may publish anything."""
+    try:
+        return _decode(payload)
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        _log.warning("a revocation that cannot be read was left out: %s", exc)
+        return None
+
+
 class Revoker:
     """A node's part: hears of revocations, knows those that hold, and has them carried out."""
 
@@ -98,6 +126,17 @@ class Revoker:
         """Carry a revocation out here and have it carried out everywhere; see `tell`."""
         self._take(revocation)
         await tell(self._driver, self._subjects, revocation)
+
+    async def lift(self, like: Revocation) -> bool:
+        """Give back, here and everywhere, what is revoked of what `like` is about; see `tell`.
+
+        False where nothing of that is revoked.
+        """
+        now = time.time()
+        if (held := self.known.find(like, now)) is None:
+            return False
+        await self.revoke(held.lift(now))
+        return True
 
     def forbids_token(self, claims: Claims) -> bool:
         """Whether a token has been revoked."""
@@ -136,29 +175,26 @@ class Revoker:
         self._losses = self._store.losses
         kept = await self._store.entries(f"{_KEYS}.*")
         for payload in kept.values():
-            self._read(payload)
+            self._take(_read(payload))
         self.known.sweep(time.time())
         for revocation in self.known.all():
-            if f"{_KEYS}.{revocation.key}" not in kept:
+            # What is kept may also be older: written by who did not know the newer one.
+            if kept.get(f"{_KEYS}.{revocation.key}") != _encode(revocation):
                 await _keep(self._store, revocation)
         # Once more soon: a subscription may come back later than what is read here.
         self._next = time.monotonic() + (_AGAIN_S if self._has_lost else _RESYNC_S)
         self._has_lost = False
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._read(delivery.payload)
+        self._take(_read(delivery.payload))
 
-    def _read(self, payload: bytes) -> None:
-        try:
-            revocation = _decode(payload)
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-            # Whoever may publish to the bus may publish anything.
-            _log.warning("a revocation that cannot be read was left out: %s", exc)
+    def _take(self, revocation: Revocation | None) -> None:
+        if revocation is None:
             return
-        self._take(revocation)
-
-    def _take(self, revocation: Revocation) -> None:
-        if self.known.add(revocation, time.time()) or not revocation.is_kept:
+        is_news = self.known.add(revocation, time.time()) or not revocation.is_kept
+        if is_news and revocation.lifted:
+            _log.info("a revocation was taken back")
+        elif is_news:
             self._carry_out(revocation)
 
 

@@ -1,19 +1,28 @@
-"""`eventbus revoke`: take access back, on every node, before tokens expire."""
+"""`eventbus revoke`: take access back, on every node, before tokens expire; and give it back."""
 
+import datetime
 import re
 import time
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from eventbus.cli.output import Json, fail, span, write_json
+from eventbus.cli.output import Json, fail, one_line, print_table, span, write_json
 from eventbus.cli.running import opened_bus, run
+from eventbus.errors import EventBusError
+
+if TYPE_CHECKING:
+    from edge.revocation import Revocation
 
 __all__ = ["duration", "revoke"]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 MAX_S: Final = 31_536_000.0
+
+
+class NotRevoked(EventBusError):
+    """There is nothing to take back."""
 
 
 def revoke(
@@ -28,46 +37,119 @@ def revoke(
         str,
         typer.Option("--for", help="How long tokens are refused: as long as yours live. 90s, 2h."),
     ] = "24h",
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Give back what was revoked by the same names.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List what is revoked.")] = False,
     json: Json = False,
 ) -> None:
     """End what is named, on every node, and refuse it until the tokens would have expired.
 
-    A user's tokens that are issued from now on are accepted. A connection is only ended.
+    A user's tokens that are issued from now on are accepted. A connection is only ended. With
+    --undo the tokens are good again, those who were put out may come back.
 
     Example: eventbus revoke --user 42 --for 1h
     """
-    from edge.revocation import Revocation  # noqa: PLC0415 - `eventbus --help` is to be fast
-    from edge.revoking import tell  # noqa: PLC0415
-
-    seconds = duration(lasting, "--for")
-    now = time.time()
-    try:
-        revocation = Revocation(
-            at=now, until=now + seconds, user_id=user, jti=jti, connection_id=connection,
-            channel=channel,
-        )  # fmt: skip
-    except ValueError as exc:
-        fail(
-            f"{exc}. Give one of --user, --jti, --connection and --channel; "
-            "--channel may stand beside --user or --jti",
-            code=2,
-        )
-
-    async def send() -> None:
-        async with opened_bus() as bus:
-            await tell(bus.driver, bus.subjects, revocation)
-
-    run(send())
-    given: dict[str, Any] = {
-        "user": user, "jti": jti, "connection": connection, "channel": channel
-    }  # fmt: skip
-    told = {name: value for name, value in given.items() if value is not None}
-    if json:
-        write_json({"revoked": told, "seconds": seconds if revocation.is_kept else None})
+    about = {"user": user, "jti": jti, "connection": connection, "channel": channel}
+    names = {name: value for name, value in about.items() if value is not None}
+    if listed:
+        if names or undo:
+            fail("--list stands alone, or with --json", code=2)
+        _show(run(_held()), json=json)
         return
-    what = ", ".join(f"{name} {value}" for name, value in told.items())
+    seconds = duration(lasting, "--for")
+    revocation = _revocation(names, seconds)
+    what = ", ".join(f"{name} {value}" for name, value in names.items())
+    if undo:
+        if not revocation.is_kept:
+            fail(
+                "--undo: a connection that was ended stays so; its client may connect again", code=2
+            )
+        run(_lift(revocation, what))
+        if json:
+            write_json({"undone": names})
+        else:
+            typer.echo(f"allowed again on every node: {what}")
+        return
+    run(_tell(revocation))
+    if json:
+        write_json({"revoked": names, "seconds": seconds if revocation.is_kept else None})
+        return
     kept = f", refused for {span(seconds)}" if revocation.is_kept else ""
     typer.echo(f"revoked on every node: {what}{kept}")
+
+
+def _revocation(names: dict[str, str], seconds: float) -> "Revocation":
+    """What the options say; those that cannot stand together end the command with 2."""
+    from edge.revocation import Revocation  # noqa: PLC0415 - `eventbus --help` is to be fast
+
+    whom = names.keys() - {"channel"}
+    if not names or len(whom) > 1 or {"connection", "channel"} <= names.keys():
+        given = " and ".join(f"--{name}" for name in names)
+        fail(
+            f"{f'{given} cannot stand together' if names else 'nothing is named'}: give one of "
+            "--user, --jti, --connection and --channel, or --channel beside --user or --jti",
+            code=2,
+        )
+    if empty := [name for name, value in names.items() if not value]:
+        fail(f"--{empty[0]} is empty", code=2)
+    now = time.time()
+    try:
+        return Revocation(
+            at=now,
+            until=now + seconds,
+            user_id=names.get("user"),
+            jti=names.get("jti"),
+            connection_id=names.get("connection"),
+            channel=names.get("channel"),
+        )
+    except ValueError as exc:
+        fail(str(exc), code=2)
+
+
+async def _tell(revocation: "Revocation") -> None:
+    from edge.revoking import tell  # noqa: PLC0415
+
+    async with opened_bus() as bus:
+        await tell(bus.driver, bus.subjects, revocation)
+
+
+async def _lift(like: "Revocation", what: str) -> None:
+    from edge.revoking import read_kept, tell  # noqa: PLC0415
+
+    async with opened_bus() as bus:
+        held = (await read_kept(bus.driver)).get(like.key)
+        if held is None:
+            raise NotRevoked(f"not revoked: {what} (see `eventbus revoke --list`)")
+        await tell(bus.driver, bus.subjects, held.lift(time.time()))
+
+
+async def _held() -> "list[Revocation]":
+    from edge.revoking import read_kept  # noqa: PLC0415
+
+    async with opened_bus() as bus:
+        held = await read_kept(bus.driver)
+    return sorted(held.values(), key=lambda revocation: -revocation.at)
+
+
+def _show(held: "list[Revocation]", *, json: bool) -> None:
+    if json:
+        from edge.api_revocations import told  # noqa: PLC0415
+
+        write_json({"revocations": [told(revocation) for revocation in held]})
+        return
+    now = time.time()
+    rows: list[list[Any]] = [
+        [
+            one_line(revocation.user_id or "", 100), one_line(revocation.jti or "", 100),
+            revocation.channel or "",
+            f"{datetime.datetime.fromtimestamp(revocation.at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}",
+            span(revocation.until - now),
+        ]
+        for revocation in held
+    ]  # fmt: skip
+    columns = ("user", "jti", "channel", "revoked at", "ends in")
+    print_table(columns, rows, empty="nothing is revoked", right=columns[4:])
 
 
 def duration(text: str, where: str) -> float:

@@ -368,6 +368,45 @@ async def test_revoked_channel_ends_and_the_connections_stay(nodes, token):
         assert await client.hears_nothing()
 
 
+async def until_revoked(api, count):
+    async with asyncio.timeout(10):
+        while (await api.get("/revocations"))["count"] != count:  # noqa: ASYNC110 - it is polled
+            await asyncio.sleep(0.01)
+
+
+async def test_revocations_are_listed_and_given_back(nodes, token):
+    old = token("7")
+    await nodes[0].post("/disconnect", {"user_id": "7"})
+    await nodes[0].post("/disconnect", {"channel": "chat.1"})
+    assert await nodes[0].refusal("GET", "/ws", key=old) == (401, "unauthorized")
+    listed = await nodes[0].get("/revocations?limit=1")
+    assert listed["count"] == 2
+    [newest] = listed["revocations"]
+    assert (newest["user_id"], newest["jti"], newest["channel"]) == (None, None, "chat.1")
+    assert newest["revoked_at"] < newest["until"]
+    await until_revoked(nodes[1], 2)
+    status, answer, _ = await nodes[1].ask("DELETE", f"{BASE}/revocations?user_id=7")
+    assert (status, answer) == (200, {"user_id": "7", "jti": None, "channel": None})
+    await until_revoked(nodes[0], 1)
+    for api in nodes:
+        await joined(api.edge, "general", token=old)
+
+
+@pytest.mark.parametrize(
+    ("query", "answer"),
+    [
+        ("", (400, "bad_request")),
+        ("user_id=7&jti=x", (400, "bad_request")),
+        ("user_id=", (400, "bad_request")),
+        ("connection_id=7", (400, "bad_request")),
+        ("channel=a%20b", (400, "invalid_channel")),
+        ("user_id=7", (404, "not_found")),
+    ],
+)
+async def test_what_is_not_revoked_cannot_be_given_back(api, query, answer):
+    assert await api.refusal("DELETE", f"{BASE}/revocations?{query}") == answer
+
+
 @pytest.mark.parametrize(
     "body",
     [{}, {"user_id": "7", "jti": "x"}, {"user_id": ""}, {"user": "7"}, {"user_id": 7},

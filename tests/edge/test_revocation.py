@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from edge.auth import Claims
 from edge.revocation import Revocation, Revocations
-from edge.revoking import Revoker, tell
+from edge.revoking import Revoker, read_kept, tell
 from edge.rules import ChannelRules
 from eventbus.bus import EventBus
 from eventbus.config import Settings
@@ -110,6 +110,74 @@ def test_one_holds_as_long_as_any_that_was_made_about_the_same(made):
         assert len(known._ends) <= 2 * len(known) + 16
 
 
+# Lifted
+
+
+def test_what_is_lifted_is_refused_no_more_and_counted_no_more():
+    known = Revocations()
+    taken = revocation(user_id="7")
+    known.add(taken, T)
+    assert known.find(revocation(user_id="7"), T) == taken
+    assert known.add(taken.lift(T + 5), T + 5)
+    assert not known.forbids_token(claims("7"), T + 5)
+    assert known.find(taken, T + 5) is None
+    assert len(known) == 0
+    assert not known.add(taken.lift(T + 5), T + 5)
+    assert not known.add(taken, T + 5)  # by who has not heard of it
+    assert not known.forbids_token(claims("7"), T + 5)
+    assert known.add(revocation(user_id="7", at=T + 6), T + 6)
+    assert known.forbids_token(claims("7"), T + 6)
+    assert len(known) == 1
+
+
+def test_a_lift_concerns_what_was_named_and_nothing_beside_it():
+    known = Revocations()
+    known.add(revocation(user_id="7"), T)
+    known.add(revocation(user_id="7", channel="chat.1"), T)
+    known.add(revocation(channel="chat.1"), T)
+    known.add(revocation(user_id="7").lift(T), T)
+    assert not known.forbids_token(claims("7"), T)
+    assert known.forbids("chat.1", claims("7"), T)
+    known.add(revocation(user_id="7", channel="chat.1").lift(T), T)
+    assert known.forbids("chat.1", claims("7"), T)  # it is taken from everybody still
+    known.add(revocation(channel="chat.1").lift(T), T)
+    assert not known.forbids("chat.1", claims("7"), T)
+
+
+def test_a_lift_by_a_clock_that_is_behind_holds():
+    known = Revocations()
+    taken = revocation(user_id="7", at=T + 60)
+    known.add(taken, T)
+    known.add(taken.lift(T), T)
+    assert not known.forbids_token(claims("7"), T)
+
+
+def test_lifts_are_forgotten_when_what_they_lift_would_be_over():
+    known = Revocations()
+    known.add(revocation(user_id="7", until=T + 10).lift(T), T)
+    assert len(known.all()) == 1
+    known.sweep(T + 10)
+    assert known.all() == []
+    assert len(known) == 0
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(30, 60)), max_size=8),
+    st.data(),
+)
+def test_what_was_made_last_counts_in_whichever_order_it_comes(made, data):
+    known = Revocations()
+    made = [
+        revocation(user_id="7", at=T + at, until=T + until, lifted=lifted)
+        for lifted, at, until in made
+    ]
+    for each in data.draw(st.permutations(made + made)):
+        known.add(each, T)
+    last = max(((each.at, each.lifted) for each in made), default=(0, True))
+    assert known.forbids_token(claims("7"), T) == (not last[1])
+    assert len(known) == (not last[1])
+
+
 @pytest.mark.parametrize(
     "about",
     [
@@ -117,6 +185,7 @@ def test_one_holds_as_long_as_any_that_was_made_about_the_same(made):
         {"user_id": "7", "jti": "a"},
         {"user_id": "7", "connection_id": "c"},
         {"connection_id": "c", "channel": "chat.1"},
+        {"connection_id": "c", "lifted": True},
         {"channel": "a b"},
     ],
 )
@@ -191,6 +260,12 @@ async def two(start_edge, settings):
     return [await start_edge(settings) for _ in range(2)]
 
 
+async def until(holds):
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+
+
 async def ends_at_once(client):
     """By being told: what is kept is read every 30 s only. It takes milliseconds when idle."""
     async with asyncio.timeout(5):
@@ -217,6 +292,56 @@ async def test_a_user_who_logs_in_again_is_let_in(two, token):
     await asyncio.sleep(1.1)  # iat has whole seconds
     client = await two[0].connect(token=token("7"))
     await client.subscribe("user.7")
+
+
+async def test_who_was_revoked_by_mistake_is_let_in_again_with_the_old_token(
+    two, start_edge, settings, token
+):
+    old = token("7")
+    await two[0].node.revoke(user_id="7")
+    await until(lambda: all(node.node.revoker.known.all() for node in two))
+    assert await two[1].node.lift(user_id="7")
+    await until(lambda: not any(len(node.node.revoker.known) for node in two))
+    for node in [*two, await start_edge(settings)]:
+        await (await node.connect(token=old)).subscribe("user.7")
+    assert not await two[0].node.lift(user_id="7")
+
+
+async def test_a_channel_that_was_taken_away_by_mistake_may_be_joined_again(two, token):
+    clients = [await node.connect("/ws/chat.1", token=token("7")) for node in two]
+    for client in clients:
+        await client.next()
+    await two[0].node.revoke(channel="chat.1")
+    for client in clients:
+        assert (await client.next())["event"] == "eb:unsubscribed"
+    assert await two[0].node.lift(channel="chat.1")
+    await until(lambda: not any(len(node.node.revoker.known) for node in two))
+    for client in clients:
+        await client.subscribe("chat.1")
+
+
+async def test_a_node_that_has_not_heard_of_a_lift_finds_it_and_does_not_undo_it(two, token):
+    old = token("7")
+    await two[0].node.revoke(user_id="7")
+    await until(lambda: all(node.node.revoker.known.all() for node in two))
+    await two[1].node.revoker._subscription.aclose()
+    await two[0].node.lift(user_id="7")
+    assert two[1].node.revoker.known.all()[0].holds(time.time())
+    await two[1].node.revoker.resync()
+    await two[0].node.revoker.resync()
+    for node in two:
+        await (await node.connect(token=old)).subscribe("user.7")
+
+
+async def test_an_older_entry_that_is_written_over_a_lift_is_put_right(edge, bus, token):
+    await edge.node.revoke(user_id="7")
+    [(key, older)] = (await bus.driver.state.entries("revocation.*")).items()
+    await edge.node.lift(user_id="7")
+    await bus.driver.state.put(key, older, ttl_s=60)
+    await edge.node.revoker.resync()
+    [kept] = (await bus.driver.state.entries("revocation.*")).values()
+    assert msgspec.json.decode(kept)["lifted"] is True
+    assert await read_kept(bus.driver) == {}
 
 
 async def test_a_node_that_starts_later_refuses_too(two, start_edge, settings, token):

@@ -1,6 +1,8 @@
 """`eventbus revoke`, against a real edge node."""
 
 import json
+import re
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -33,12 +35,56 @@ def test_channel_is_taken_away_from_a_user(eventbus, start_node, join, cli_token
     assert (answer["event"], answer["data"]["reason"]) == ("eb:unsubscribed", "revoked")
 
 
+def test_revocation_is_listed_and_undone(eventbus, start_node, join, cli_token):
+    address, token = start_node(), cli_token("7")
+    assert eventbus("revoke", "--list").stdout == "nothing is revoked\n"
+    eventbus("revoke", "--jti", "some-token", "--for", "10h")
+    eventbus("revoke", "--user", "7", "--channel", "chat.1", "--for", "2d")
+    eventbus("revoke", "--user", "7")
+    head, *rows = eventbus("revoke", "--list").stdout.splitlines()
+    assert head.split("  ")[0] == "user"
+    named = [re.split(" {2,}", row.strip()) for row in rows]
+    assert [each[:-2] for each in named] == [["7"], ["7", "chat.1"], ["some-token"]]
+    assert [each[-1][:3] for each in named] == ["23h", "1d ", "9h "]
+    listed = json.loads(eventbus("revoke", "--list", "--json").stdout)["revocations"]
+    assert [(r["user_id"], r["jti"], r["channel"]) for r in listed] == [
+        ("7", None, None),
+        ("7", None, "chat.1"),
+        (None, "some-token", None),
+    ]
+    shown = eventbus("revoke", "--undo", "--user", "7")
+    assert (shown.returncode, shown.stdout) == (0, "allowed again on every node: user 7\n")
+    join(start_node(), "user.7", token)
+    deadline = time.monotonic() + 30
+    while True:  # the node that was there is told by the bus
+        try:
+            join(address, "user.7", token)
+        except InvalidStatus:
+            assert time.monotonic() < deadline
+        else:
+            break
+    assert len(eventbus("revoke", "--list").stdout.splitlines()) == 3
+    told = json.loads(eventbus("revoke", "--undo", "--jti", "some-token", "--json").stdout)
+    assert told == {"undone": {"jti": "some-token"}}
+
+
+def test_what_is_not_revoked_cannot_be_undone(eventbus):
+    eventbus("revoke", "--user", "7", "--channel", "chat.1")
+    shown = eventbus("revoke", "--undo", "--user", "7")
+    assert shown.returncode == 1
+    assert "error: not revoked: user 7 (see `eventbus revoke --list`)" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "Give one of --user, --jti, --connection and --channel"),
-        (["--user", "7", "--jti", "x"], "Give one of"),
-        (["--connection", "c", "--channel", "a"], "Give one of"),
+        ([], "error: nothing is named: give one of --user, --jti, --connection and --channel"),
+        (["--user", "7", "--jti", "x"], "--user and --jti cannot stand together: give one of"),
+        (["--connection", "c", "--channel", "a"], "--connection and --channel cannot stand"),
+        (["--user", ""], "error: --user is empty"),
+        (["--undo"], "error: nothing is named"),
+        (["--undo", "--connection", "c"], "--undo: a connection that was ended stays so"),
+        (["--list", "--user", "7"], "--list stands alone"),
         (["--channel", "a b"], "'a b' is not a channel name"),
         (["--user", "7", "--for", "soon"], "--for: 'soon' is no length of time"),
         (["--user", "7", "--for", "0s"], "--for: '0s' is no length of time"),
