@@ -137,7 +137,10 @@ def make_logins() -> dict[str, bytes]:
         public.append(f"NKEY_{role.upper()}={nkeys.from_seed(bytearray(seed)).public_key.decode()}")
     made["nats.env"] = _lines(public)
 
-    users = ["user default off"]
+    # Nobody logs in as this one. It is the user as whom Redis reads its append-only file, in which
+    # the writes of scripts are transactions: without the rights for them they are thrown away, in
+    # versions without the repair of redis/redis#14541.
+    users = ["user default off resetpass ~* &* +@all"]
     for user, rights in REDIS_USERS.items():
         password = secrets.token_urlsafe(32)
         made[f"redis_{user}_password"] = password.encode()

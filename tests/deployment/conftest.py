@@ -5,9 +5,10 @@ folder.
 """
 
 import contextlib
+import functools
 import os
 import re
-import secrets
+import runpy
 import signal
 import socket
 import ssl
@@ -18,7 +19,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import nkeys
 import pytest
 import trustme
 import yaml
@@ -38,9 +38,25 @@ HISTORY = {
 }
 
 
-def read_compose(name="compose.yaml"):
-    """A compose file's content, with anchors and merges resolved."""
-    return yaml.safe_load((COMPOSE / name).read_text(encoding="utf-8"))
+def read_compose(*overrides):
+    """What compose.yaml says, with anchors and merges resolved, and what files beside it change.
+
+    As Docker does it with several files (`-f`), for what these files have: mappings are joined, of
+    services too, and so are lists.
+    """
+    read = [
+        yaml.safe_load((COMPOSE / name).read_text(encoding="utf-8"))
+        for name in ("compose.yaml", *overrides)
+    ]
+    return functools.reduce(_joined, read)
+
+
+def _joined(one, other):
+    if isinstance(one, dict):
+        return one | {
+            key: _joined(one[key], value) if key in one else value for key, value in other.items()
+        }
+    return [*one, *other] if isinstance(one, list) else other
 
 
 def _free_ports(count):
@@ -104,20 +120,21 @@ class Process:
 class Deployment:
     """The files and addresses of one deployment, and its processes."""
 
-    def __init__(self, folder):
+    files = COMPOSE
+
+    def __init__(self, folder, *overrides):
+        """`overrides` are files of compose/ beside compose.yaml."""
         self.folder = folder
         self.secrets = folder / "secrets"
         self.secrets.mkdir()
-        self.compose = read_compose()
+        self.compose = read_compose(*overrides)
         self.processes = {}
         self.nats_ports, self.cluster_ports, self.monitor_ports = (
             dict(zip(SERVERS, _free_ports(3), strict=True)) for _ in range(3)
         )
         self.authority = trustme.CA()
-        self.jwt_secret = secrets.token_urlsafe(32)
-        self.api_key = secrets.token_urlsafe(32)
-        self.nkeys = {}
-        self._make_secrets()
+        self._make_certificates()
+        self._make_logins()
 
     @staticmethod
     def free_ports(count):
@@ -125,7 +142,7 @@ class Deployment:
 
     # Secrets
 
-    def _make_secrets(self):
+    def _make_certificates(self):
         self.authority.cert_pem.write_to_path(self.secrets / "ca.crt")
         for name in (*(f"nats-{number}" for number in SERVERS), "nginx", "redis"):
             self.make_certificate(name, "localhost", "127.0.0.1", name)
@@ -134,11 +151,13 @@ class Deployment:
         for role in (*ROLES, "system"):
             own = ("localhost", "127.0.0.1") if role == "edge" else ()
             self.make_certificate(role, f"{role}.eventbus", *own)
-            seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
-            (self.secrets / f"{role}.nk").write_bytes(seed)
-            self.nkeys[role] = nkeys.from_seed(bytearray(seed)).public_key.decode()
-        (self.secrets / "jwt_secret").write_text(self.jwt_secret)
-        (self.secrets / "api_key").write_text(self.api_key)
+
+    def _make_logins(self):
+        make = runpy.run_path(str(COMPOSE / "make_secrets.py"))["make_logins"]
+        for name, content in make().items():
+            (self.secrets / name).write_bytes(content)
+        self.jwt_secret = (self.secrets / "jwt_secret").read_text()
+        self.api_key = (self.secrets / "api_key").read_text()
 
     def make_certificate(self, name, *hosts):
         certificate = self.authority.issue_cert(*hosts)
@@ -216,7 +235,8 @@ class Deployment:
             "NATS_CERT": str(self.folder / f"nats-{number}" / "nats.crt"),
             "NATS_KEY": str(self.folder / f"nats-{number}" / "nats.key"),
         }
-        environ |= {f"NKEY_{role.upper()}": key for role, key in self.nkeys.items()}
+        public = (self.secrets / "nats.env").read_text().splitlines()
+        environ |= dict(line.split("=", 1) for line in public)
         command = [find_binary(), "-c", COMPOSE / "nats" / "nats.conf"]
         process = self.start(f"nats-{number}", command, environ)
         if wait:
@@ -266,10 +286,14 @@ class Deployment:
     def start_nginx(self, port, upstreams, *, name="nginx", answers=200):
         folder = self.folder / name
         folder.mkdir()
-        values = self.environment("nginx") | {
+        values = self.environment("nginx")
+        values |= {
             "NGINX_PORT": str(port),
             "NGINX_TEMP": str(folder),
-            "NGINX_UPSTREAM": " ".join(f"server 127.0.0.1:{port};" for port in upstreams),
+            "NGINX_UPSTREAM": " ".join(
+                values["NGINX_UPSTREAM"].replace("edge:8080", f"127.0.0.1:{port}")
+                for port in upstreams
+            ),
         }
         template = (COMPOSE / "nginx" / "nginx.conf.template").read_text(encoding="utf-8")
         text = re.sub(r"\$\{(NGINX_\w+)\}", lambda match: values[match[1]], template)
@@ -302,6 +326,12 @@ class Deployment:
         for process in reversed(self.processes.values()):
             process.send(signal.SIGKILL)
             process.stop()
+
+
+@pytest.fixture(scope="session")
+def new_deployment():
+    """Makes a deployment in a folder, of which nothing runs yet; stop() is the caller's."""
+    return Deployment
 
 
 @pytest.fixture(scope="module")

@@ -248,10 +248,9 @@ def redis_settings(server, user="eventbus", **changes):
     return Settings.from_env(environ | changes)
 
 
-def redis_cli(server, *arguments, user="eventbus"):
+def redis_cli(server, *arguments, user="eventbus", password="any"):
     """What redis-cli prints as a user."""
-    password = "any"
-    if user != "health":
+    if (server.secrets / f"redis_{user}_password").exists():
         password = (server.secrets / f"redis_{user}_password").read_text()
     done = subprocess.run(
         [
@@ -312,6 +311,8 @@ async def test_what_no_service_needs_is_forbidden_on_redis(redis):
     ):  # fmt: skip
         assert "NOPERM" in redis_cli(redis, *command), command
     assert redis_cli(redis, "ping", user="health").strip() == "PONG"
+    for password in ("", "any"):
+        assert "NOAUTH" in redis_cli(redis, "ping", user="default", password=password)
     assert "NOPERM" in redis_cli(redis, "info", user="health")
 
 

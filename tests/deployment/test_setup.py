@@ -9,9 +9,9 @@ pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]
 
 
 @pytest.fixture
-def cluster(deployment, tmp_path):
+def cluster(new_deployment, tmp_path):
     """Another deployment, of which nothing runs yet."""
-    made = type(deployment)(tmp_path)
+    made = new_deployment(tmp_path)
     yield made
     made.stop()
 

@@ -14,18 +14,18 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import pytest
 
 from eventbus.server import find_binary
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-DEPENDENCIES = sysconfig.get_path("purelib")
+DEPENDENCIES = Path(aiohttp.__file__).parents[1]
 SECRETS = "/run/secrets"
 PATIENCE_S = 40
 

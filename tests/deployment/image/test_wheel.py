@@ -19,12 +19,13 @@ def files(wheel):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_wheel_has_every_file_of_the_packages_as_it_is_and_no_other(files):
+def test_wheel_has_every_file_of_the_packages_as_it_is_and_no_other(files, wheel):
+    sources = wheel.parent / "src"
     expected = {
-        str(path.relative_to(ROOT)): path.read_bytes()
+        str(path.relative_to(sources)): path.read_bytes()
         for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        for path in (sources / package).rglob("*")
+        if path.is_file()
     }
     assert {f"{package}/py.typed" for package in PACKAGES} < expected.keys()
     assert {"edge/static/eventbus.js", "edge/static/dashboard.html"} < expected.keys()

@@ -1,0 +1,183 @@
+"""What is NATS's own: a user for each kind of service, replicas, a rolling restart; and nginx's."""
+
+import asyncio
+import contextlib
+import signal
+
+import aiohttp
+import pytest
+import trustme
+
+from eventbus.message import HEADER_ID
+
+pytestmark = [
+    pytest.mark.nginx,
+    pytest.mark.xdist_group("deployment"),
+    pytest.mark.timeout(120),
+]
+CLIENTS = 200
+
+
+@pytest.fixture(scope="module")
+def front(new_front):
+    with new_front("nats") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def deployment(front):
+    return front.deployment
+
+
+async def test_message_sent_again_while_the_replicas_still_write_it_is_stored_once(publish):
+    async def send(number):
+        return await publish("again", 1, **{HEADER_ID: f"again-{number}"})
+
+    kept = await asyncio.gather(*(send(number) for number in range(50) for _ in range(3)))
+    assert len({each.position.offset for each in kept}) == 50
+
+
+async def test_edge_may_not_publish_events_through_its_api_and_says_so(front):
+    body = {"channel": "general", "event": "tick", "data": 1}
+    async with (
+        front.api() as session,
+        session.post("/api/broadcast/events", json=body) as response,
+    ):
+        problem = await response.json()
+    assert response.status == 503, problem
+    assert "permission" in problem["detail"]
+
+
+async def test_metrics_are_not_for_the_outside(front):
+    async with front.session() as session, session.get("/metrics") as response:
+        assert response.status == 404
+    address = f"https://localhost:{front.edge_ports[0]}/metrics"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(address, ssl=front.deployment.client_tls) as prometheus,
+        session.get(address, ssl=front.tls) as stranger,
+    ):
+        assert (prometheus.status, stranger.status) == (200, 403)
+
+
+async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
+    """Over a limit of two connections for an address, the address counts that nginx saw."""
+    (port,) = deployment.free_ports(1)
+    strict = deployment.start_edge(
+        "edge-strict", port, BROADCAST_WORKERS="1", BROADCAST_MAX_CONNECTIONS_PER_ADDRESS="2"
+    )
+    try:
+        (nginx_port,) = deployment.free_ports(1)
+        deployment.start_nginx(nginx_port, [port], name="nginx-strict")
+        statuses = []
+        async with contextlib.AsyncExitStack() as stack:
+            for number in range(4):
+                session = await stack.enter_async_context(
+                    aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=front.tls))
+                )
+                try:
+                    await stack.enter_async_context(
+                        session.ws_connect(
+                            f"wss://localhost:{nginx_port}/ws",
+                            headers={"X-Forwarded-For": f"203.0.113.{number}"},
+                        )
+                    )
+                    statuses.append(101)
+                except aiohttp.WSServerHandshakeError as exc:
+                    statuses.append(exc.status)
+            # From this machine, not through nginx, somebody trusted may tell another address.
+            async with (
+                aiohttp.ClientSession() as session,
+                session.ws_connect(
+                    f"wss://localhost:{port}/ws",
+                    headers={"X-Forwarded-For": "203.0.113.9"},
+                    ssl=deployment.client_tls,
+                ) as ws,
+            ):
+                assert not ws.closed
+    finally:
+        strict.stop(signal.SIGKILL)
+        deployment.processes.pop("nginx-strict").stop()
+    assert statuses == [101, 101, 429, 429]
+
+
+async def test_client_past_nginx_without_a_certificate_is_refused_and_the_log_says_so(front):
+    edge = front.edges[1]
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect(f"wss://localhost:{front.edge_ports[1]}/ws", ssl=front.tls)
+    assert refused.value.status == 403
+    edge.wait_until(lambda: "for want of a client certificate" in edge.tail())
+
+
+@pytest.mark.parametrize(
+    ("who", "files", "in_nginx", "at_edge"),
+    [
+        # The house's, and not an edge's: nginx goes away without a word.
+        ("edge", {"CERT": "publisher.crt", "KEY": "publisher.key"},
+         'upstream SSL certificate does not match "edge.eventbus"', None),
+        # nginx's own is of no house that this edge knows.
+        ("nginx", {"CLIENT_CA": "others.crt"},
+         "upstream prematurely closed connection", "unable to get local issuer certificate"),
+    ],
+    ids=["edge", "nginx"],
+)  # fmt: skip
+async def test_wrong_certificate_between_nginx_and_edge_gives_502_and_the_logs_say_why(
+    deployment, front, who, files, in_nginx, at_edge
+):
+    trustme.CA().cert_pem.write_to_path(deployment.secrets / "others.crt")
+    changes = {
+        f"BROADCAST_TLS_{key}": str(deployment.secrets / file) for key, file in files.items()
+    }
+    port, nginx_port = deployment.free_ports(2)
+    names = f"edge-wrong-{who}", f"nginx-wrong-{who}"
+    edge = deployment.start_edge(names[0], port, BROADCAST_WORKERS="1", **changes)
+    try:
+        nginx = deployment.start_nginx(nginx_port, [port], name=names[1], answers=502)
+        nginx.wait_until(lambda: in_nginx in nginx.tail())
+        edge.wait_until(lambda: at_edge is None or at_edge in edge.tail())
+        nginx.stop()
+    finally:
+        edge.stop(signal.SIGKILL)
+
+
+def restart(deployment, name, start, number):
+    """Take a process out, see that it ends well, and put it back."""
+    assert deployment.processes[name].stop(number) == 0
+    start()
+
+
+async def test_nothing_is_lost_when_edges_and_nats_servers_are_restarted(
+    deployment, front, publishing
+):
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = await front.listen(stack, "chat.restart", CLIENTS)
+        numbers = publishing("chat.restart")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(numbers.run())
+            await numbers.more()
+            await asyncio.to_thread(front.restart_edge, 0, signal.SIGTERM)
+            await numbers.more()
+            for number in deployment.nats_ports:
+                await asyncio.to_thread(
+                    restart,
+                    deployment,
+                    f"nats-{number}",
+                    lambda number=number: deployment.start_nats(number, wait=True),
+                    signal.SIGUSR2,
+                )
+                await numbers.more()
+            numbers.stop()
+        expected = list(range(numbers.count))
+        async with asyncio.timeout(30):
+            while any(len(listener.got) < len(expected) for listener in listeners):  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.05)
+        wrong = [each for each in listeners if each.got != expected or each.gaps]
+        assert wrong == []
+
+
+def test_no_edge_was_refused_anything_but_publishing_events(deployment, front):
+    """Last of the module: what the user EDGE is granted is all that edges ask for."""
+    for edge in front.edges:
+        refused = [line for line in edge.lines() if "permissions violation" in line.lower()]
+        assert [line for line in refused if "eb.event." not in line] == []
