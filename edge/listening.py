@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import ssl
+from typing import Final
 
 from aiohttp import web
 
@@ -15,6 +16,13 @@ from eventbus.errors import ConfigError
 __all__ = ["Listener"]
 
 _log = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096
+"""Connections that may wait to be taken: the clients of a node that has ended come at once.
+
+Who finds no room tries again after a second, then two, then four. The system has a bound of its
+own, net.core.somaxconn, 4096 since Linux 5.4.
+"""
 
 
 class Listener:
@@ -45,7 +53,7 @@ class Listener:
                 settings.host,
                 settings.port,
                 ssl=self._tls,
-                backlog=128,
+                backlog=BACKLOG,
                 reuse_port=settings.supervised or None,
             )
         except OSError as exc:
@@ -108,7 +116,10 @@ class Listener:
         replaced, made = self._servers, list[asyncio.Server]()
         try:
             for sock in (each for server in replaced for each in server.sockets):
-                made.append(await loop.create_server(self._factory, sock=sock.dup(), ssl=tls))
+                copy = sock.dup()
+                made.append(
+                    await loop.create_server(self._factory, sock=copy, ssl=tls, backlog=BACKLOG)
+                )
         except OSError:
             replaced, made = made, replaced
             raise
