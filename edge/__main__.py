@@ -4,6 +4,9 @@ import asyncio
 import gc
 import sys
 
+if sys.platform != "win32":
+    import resource
+
 from edge.config import EdgeSettings
 from edge.logs import configure
 from edge.serving import serve
@@ -21,6 +24,7 @@ else:
 
 def main() -> int:
     """Run a node; 0 when it was asked to end, 1 when it failed, 2 for settings that cannot be."""
+    _allow_open_files()
     try:
         settings, bus_settings = EdgeSettings.from_env(), Settings.from_env()
         configure(settings.log_format, settings.log_level)
@@ -36,6 +40,17 @@ def main() -> int:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _allow_open_files() -> None:
+    """Take as many descriptors as the system allows: each connection is one.
+
+    The soft limit is mostly 1,024, for the sake of programs that call select(2), which this is none
+    of; in containers nothing else would raise it.
+    """
+    if sys.platform == "linux":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _announce(address: str) -> None:

@@ -181,6 +181,8 @@ def check_files(edge: "EdgeSettings") -> list[Finding]:
     if sys.platform == "win32":
         return []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if sys.platform == "linux":
+        soft = hard  # an edge raises its own soft limit
     needed = edge.max_connections + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return [ok("open files", f"{_count(soft)} for {edge.max_connections:,} connections")]

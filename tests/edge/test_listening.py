@@ -6,6 +6,7 @@ import resource
 import selectors
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import psutil
@@ -75,3 +76,16 @@ async def test_as_many_may_wait_after_its_certificate_was_renewed(crowd, start_p
             pass
     await stop(edge)
     assert waiting(crowd, edge.port) == len(crowd)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit(2) is Linux's")
+async def test_node_takes_as_many_connections_as_the_hard_limit_of_descriptors_allows(
+    start_process,
+):
+    few, many = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(few, 512), many))
+    try:
+        edge = await start_process()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (few, many))
+    assert resource.prlimit(edge.process.pid, resource.RLIMIT_NOFILE) == (many, many)
