@@ -11,19 +11,26 @@ import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
+import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from eventbus.cli.tokens import issue_token
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.xdist_group("production-settings"),
+    pytest.mark.timeout(120),
+]
 ROOT = Path(__file__).parents[2]
 ORIGIN = "https://app.example.com"
 PASSWORD = f"a-password-for-{secrets.token_hex(4)}"
 JWT_SECRET = secrets.token_urlsafe(32)
+SOON = {"BROADCAST_CONNECT_TIMEOUT": "1"}
 PUBLISHER = """
-import asyncio, sys
+import asyncio, os
 from eventbus import Event, EventBus, ShouldBroadcast
 
 class OrderShipped(Event, ShouldBroadcast, channel="user.{user_id}"):
@@ -32,7 +39,7 @@ class OrderShipped(Event, ShouldBroadcast, channel="user.{user_id}"):
 
 async def main():
     async with EventBus.from_env():
-        await OrderShipped(user_id=7, carrier="DHL").dispatch()
+        await OrderShipped(user_id=7, carrier=os.environ.get("CARRIER", "DHL")).dispatch()
 
 asyncio.run(main())
 """
@@ -85,7 +92,7 @@ def environ(redis):
         "BROADCAST_REDIS_PASSWORD": PASSWORD,
         "BROADCAST_REDIS_DATABASE": "3",
         "BROADCAST_CHANNELS_PREFIX": "shop",
-        "BROADCAST_CONNECT_TIMEOUT": "5",
+        "BROADCAST_CONNECT_TIMEOUT": "30",
     }
 
 
@@ -135,6 +142,15 @@ def client(port, token=None, origin=ORIGIN):
     )
 
 
+async def subscribed(stack, port):
+    """A client of user.7, once it hears what is published there."""
+    opened = await stack.enter_async_context(client(port, issue_token(JWT_SECRET, "7")))
+    async with asyncio.timeout(15):
+        while json.loads(await opened.recv())["event"] != "eb:subscribed":
+            pass
+    return opened
+
+
 async def event(socket):
     """The next event that is not of the protocol's own."""
     async with asyncio.timeout(15):
@@ -145,13 +161,7 @@ async def event(socket):
 
 async def test_event_of_a_service_reaches_clients_of_both_edges(environ, edges):
     async with contextlib.AsyncExitStack() as stack:
-        sockets = []
-        for port in (*edges, *edges):
-            opened = await stack.enter_async_context(client(port, issue_token(JWT_SECRET, "7")))
-            async with asyncio.timeout(15):
-                while json.loads(await opened.recv())["event"] != "eb:subscribed":
-                    pass
-            sockets.append(opened)
+        sockets = [await subscribed(stack, port) for port in (*edges, *edges)]
         done = await asyncio.to_thread(publish, environ)
         assert done.returncode == 0, done.stderr
         for opened in sockets:
@@ -167,6 +177,17 @@ def test_prefix_and_database_are_where_the_messages_are(environ, edges, redis):
     assert redis_cli(redis, 0, "--scan") == ""
 
 
+async def test_other_prefix_on_the_same_redis_is_another_deployment(environ, edges):
+    async with contextlib.AsyncExitStack() as stack:
+        opened = await subscribed(stack, edges[0])
+        for prefix, carrier in (("another", "UPS"), ("shop", "DHL")):
+            done = await asyncio.to_thread(
+                publish, environ, BROADCAST_CHANNELS_PREFIX=prefix, CARRIER=carrier
+            )
+            assert done.returncode == 0, done.stderr
+        assert (await event(opened))["data"]["carrier"] == "DHL"
+
+
 @pytest.mark.parametrize("is_forged", [True, False])
 async def test_without_a_good_token_there_is_401(edges, is_forged):
     token = issue_token(secrets.token_urlsafe(32), "7") if is_forged else None
@@ -180,6 +201,79 @@ async def test_page_of_another_origin_gets_403(edges):
         with pytest.raises(InvalidStatus) as refused:
             await client(port, issue_token(JWT_SECRET, "7"), origin="https://evil.example")
         assert refused.value.response.status_code == 403
+
+
+async def test_page_of_an_origin_that_is_named_may_read_events_and_others_may_not(edges):
+    headers = {"Authorization": f"Bearer {issue_token(JWT_SECRET, '7')}"}
+    for port in edges:
+        url = f"http://127.0.0.1:{port}/sse?channel=user.7"
+        async with aiohttp.ClientSession(headers=headers) as session:
+            async with session.get(url, headers={"Origin": ORIGIN}) as response:
+                assert response.status == 200
+                assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
+            async with session.get(url, headers={"Origin": "https://evil.example"}) as response:
+                assert response.status == 403
+                assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def run_edge(environ, **changes):
+    return subprocess.run(
+        [sys.executable, "-m", "edge"],
+        env=environ | {"BROADCAST_WEBSOCKET_PORT": "0", "JWT_SECRET": JWT_SECRET} | changes,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def secret_of_development():
+    """What everybody can read in the compose file for development."""
+    text = (ROOT / "compose" / "compose.dev.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)["services"]["edge"]["environment"]["JWT_SECRET"]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [
+        ("", "no key to check tokens with is set"),
+        (secret_of_development(), "JWT_SECRET has 'development' in it"),
+    ],
+    ids=["no secret", "that of development"],
+)
+def test_start_without_a_secret_of_its_own_is_refused_with_the_reason(
+    environ, secret, why, workers
+):
+    done = run_edge(environ, JWT_SECRET=secret, BROADCAST_WORKERS=workers)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"BROADCAST_ENVIRONMENT=production: {why}" in done.stderr
+    assert not secret or secret not in done.stderr
+
+
+def test_port_that_is_taken_is_told_by_the_name_of_its_setting(environ, edges):
+    for workers in ("1", "2"):
+        done = run_edge(
+            environ, BROADCAST_WEBSOCKET_HOST="127.0.0.1", BROADCAST_WORKERS=workers,
+            BROADCAST_WEBSOCKET_PORT=str(edges[0]),
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert f"BROADCAST_WEBSOCKET_PORT={edges[0]}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"BROADCAST_REDIS_PASSWORD": "another"}, "BROADCAST_REDIS_PASSWORD"),
+        ({"BROADCAST_REDIS_HOST": "nowhere.invalid", **SOON}, "BROADCAST_REDIS_HOST"),
+        ({"BROADCAST_REDIS_PORT": "1", **SOON}, "BROADCAST_REDIS_PORT"),
+        ({"BROADCAST_REDIS_DATABASE": "99"}, "BROADCAST_REDIS_DATABASE"),
+        ({"BROADCAST_REDIS_ENABLED": "false"}, "BROADCAST_REDIS_ENABLED"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_edge_that_may_not_or_cannot_use_redis_ends_and_names_the_setting(environ, changes, named):
+    done = run_edge(environ, **changes)
+    assert done.returncode in {1, 2}
+    assert named in done.stderr
+    assert PASSWORD not in done.stderr
 
 
 def test_wrong_password_ends_the_publisher_with_the_reason(environ):
