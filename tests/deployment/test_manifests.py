@@ -286,12 +286,16 @@ def test_edges_are_scaled_by_a_metric_that_they_have():
     spec = MANIFESTS["HorizontalPodAutoscaler", "eventbus-edge"]["spec"]
     target = spec["scaleTargetRef"]
     assert (target["kind"], target["name"]) in MANIFESTS
-    (metric,) = spec["metrics"]
+    metric, processor = spec["metrics"]
     text = Metrics().exposition().decode()
     assert f"\n# TYPE {metric['pods']['metric']['name']} gauge\n" in text
     edge = MANIFESTS["Deployment", "eventbus-edge"]
     most = int(environment_of(edge)["BROADCAST_MAX_CONNECTIONS"])
     assert int(metric["pods"]["target"]["averageValue"]) < most
+    # One process has one core: with less than its whole it is still quick.
+    assert processor["resource"]["name"] == "cpu"
+    assert processor["resource"]["target"]["averageValue"] == "600m"
+    assert environment_of(edge)["BROADCAST_WORKERS"] == "1"
     assert spec["behavior"]["scaleDown"]["stabilizationWindowSeconds"] >= 300
     assert "replicas" not in edge["spec"]
 
