@@ -221,12 +221,7 @@ class Deployment:
     def start_nats(self, number, *, wait=False):
         data = self.folder / f"data-{number}"
         data.mkdir(exist_ok=True)
-        for suffix in ("crt", "key"):
-            link = self.folder / f"nats-{number}"
-            link.mkdir(exist_ok=True)
-            (link / f"nats.{suffix}").write_bytes(
-                (self.secrets / f"nats-{number}.{suffix}").read_bytes()
-            )
+        self.give_nats_its_certificate(number)
         environ = self.environment(f"nats-{number}") | {
             "NATS_PORT": str(self.nats_ports[number]),
             "NATS_CLUSTER_PORT": str(self.cluster_ports[number]),
@@ -242,6 +237,14 @@ class Deployment:
         if wait:
             process.wait_until(lambda: self.nats_is_healthy(number))
         return process
+
+    def give_nats_its_certificate(self, number):
+        """As compose.yaml mounts it: by a name that is the same for all three."""
+        folder = self.folder / f"nats-{number}"
+        folder.mkdir(exist_ok=True)
+        for suffix in ("crt", "key"):
+            made = self.secrets / f"nats-{number}.{suffix}"
+            (folder / f"nats.{suffix}").write_bytes(made.read_bytes())
 
     def nats_is_healthy(self, number):
         return self._answers(f"http://127.0.0.1:{self.monitor_ports[number]}/healthz")

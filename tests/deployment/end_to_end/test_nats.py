@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import signal
+import socket
+import ssl
 
 import aiohttp
 import pytest
@@ -139,6 +141,49 @@ async def test_wrong_certificate_between_nginx_and_edge_gives_502_and_the_logs_s
         nginx.stop()
     finally:
         edge.stop(signal.SIGKILL)
+
+
+def shown_by_nginx(front):
+    with (
+        socket.create_connection(("localhost", front.port)) as plain,
+        front.tls.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True))
+
+
+def shown_by_nats(front, number):
+    """TLS begins after the server's first line."""
+    address = ("localhost", front.deployment.nats_ports[number])
+    with socket.create_connection(address) as plain:
+        while plain.recv(1) != b"\n":
+            pass
+        with front.deployment.client_tls.wrap_socket(plain, server_hostname="localhost") as secured:
+            return ssl.DER_cert_to_PEM_cert(secured.getpeercert(binary_form=True))
+
+
+async def test_servers_show_renewed_certificates_after_sighup_and_clients_stay(
+    deployment, front, publish
+):
+    async with front.connect() as client:
+        general = await client.subscribe("general")
+        states = []
+        client.on_state(states.append)
+        deployment.make_certificate("nginx", "localhost", "127.0.0.1", "nginx")
+        deployment.make_certificate("nats-1", "localhost", "127.0.0.1", "nats-1")
+        deployment.give_nats_its_certificate(1)
+        for name, shown in (
+            ("nginx", lambda: shown_by_nginx(front)),
+            ("nats-1", lambda: shown_by_nats(front, 1)),
+        ):
+            renewed = (deployment.secrets / f"{name}.crt").read_text()
+            assert await asyncio.to_thread(shown) not in renewed
+            server = deployment.processes[name]
+            server.send(signal.SIGHUP)
+            await asyncio.to_thread(server.wait_until, lambda: shown() in renewed)  # noqa: B023 - at once
+        await publish("general", 1)
+        async with asyncio.timeout(30):
+            assert (await anext(aiter(general))).data == 1
+        assert states == []
 
 
 def restart(deployment, name, start, number):
