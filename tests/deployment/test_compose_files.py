@@ -18,6 +18,7 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from edge.config import EdgeSettings
+from edge.listening import BACKLOG
 from edge.metrics import Metrics
 from edge.metrics_read import ReadMetric
 from eventbus.config import Settings
@@ -186,6 +187,18 @@ def test_a_command_that_may_be_process_1_for_seconds_has_an_init():
     for name in WHOLE:
         for key, service in services(name):
             assert service.get("init") or service["image"] != "eventbus:latest", key
+
+
+def test_connections_have_descriptors_enough():
+    nginx, edge = (dict(services("compose.yaml"))[name] for name in ("nginx", "edge"))
+    template = (COMPOSE / "nginx" / "nginx.conf.template").read_text(encoding="utf-8")
+    [most] = re.findall(r"worker_rlimit_nofile (\d+);", template)
+    [connections] = re.findall(r"worker_connections (\d+);", template)
+    assert int(connections) < int(most) <= nginx["ulimits"]["nofile"]["hard"]
+    [backlog] = re.findall(r"listen \S+ ssl backlog=(\d+);", template)
+    assert int(backlog) == BACKLOG
+    changed = edge["environment"].get("BROADCAST_MAX_CONNECTIONS")
+    assert int(changed or EdgeSettings().max_connections) < edge["ulimits"]["nofile"]["hard"]
 
 
 # The file for development
