@@ -84,7 +84,10 @@ async def _fail(store: QueueStore, *failed: FailedJob) -> None:
     reader = store.reader("invoices")
     for each in failed:
         await store.push("invoices", each.id, b"{}", 0)
-        (taken,) = await reader.fetch(1)
+        # A fetch may come before the consumer has heard of the job, or give up on a busy machine.
+        async with asyncio.timeout(60):
+            while (taken := await reader.wait()) is None:
+                pass
         await taken.fail(failure_of(each, taken.payload))
 
 
