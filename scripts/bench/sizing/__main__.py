@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from scripts.bench.sizing.connections import channels, connections, heartbeats
-from scripts.bench.sizing.delivering import deliveries, ways
+from scripts.bench.sizing.delivering import deliveries, own_channels, ways
 from scripts.bench.sizing.publishing import publishing
 from scripts.bench.sizing.returning import drain, resumes
 from scripts.bench.sizing.workbench import Options, Workbench
@@ -28,14 +28,15 @@ from scripts.bench.sizing.workbench import Options, Workbench
 MEASUREMENTS: Final = {
     measure.__name__: measure
     for measure in (
-        connections, heartbeats, channels, deliveries, ways, resumes, drain, publishing,
+        connections, heartbeats, channels, deliveries, ways, own_channels, resumes, drain,
+        publishing,
     )
 }  # fmt: skip
 
 
 def main() -> int:
     """Print the tables; 1 when something could not be measured."""
-    given = _parser().parse_args()
+    given = parser().parse_args()
     options = Options(given.clients, given.messages, given.seconds, given.processes, given.driver)
     _raise_open_files(2 * options.clients + 1000)
     chosen = given.only or list(MEASUREMENTS)
@@ -60,28 +61,39 @@ async def _run(options: Options, chosen: list[str], *, as_json: bool) -> None:
         print(json.dumps({"machine": platform.platform(), **options._asdict(), "tables": found}))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
         prog="python -m scripts.bench.sizing",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Options()
-    add = parser.add_argument
+    add = made.add_argument
     add("--clients", type=_count, default=default.clients, help="the most at a time")
     add("--messages", type=_count, default=default.messages, help="to 1,000 clients; others alike")
-    add("--seconds", type=float, default=default.seconds, help="to look at silent clients")
+    add("--seconds", type=_seconds, default=default.seconds, help="to look at silent clients")
     add("--processes", type=_count, default=default.processes, help="that the clients share")
     add("--driver", choices=("nats", "redis"), default=default.driver)
     add("--only", action="append", choices=MEASUREMENTS, help="may be given again")
     add("--json", action="store_true", help="in place of tables")
-    return parser
+    return made
 
 
 def _count(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 1000000")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if 0 < seconds <= 3600:
+        return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time: above 0, at most 3600 seconds are")
 
 
 def _raise_open_files(wanted: int) -> None:

@@ -24,8 +24,8 @@ Kind = Literal["websocket", "sse"]
 EVENT: Final = "tick"
 """The event's name by which messages are told from what the edge says itself."""
 HOST: Final = "127.0.0.1"
-AT_ONCE: Final = 32
-"""Connections that are being opened at the same time: fewer than wait in any listen queue."""
+AT_ONCE: Final = 500
+"""Connections of a process that are being opened at the same time."""
 _KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # the client does not check the answer to it
 _OFFER: Final = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
 _MARK: Final = f'"event":"{EVENT}"'.encode()

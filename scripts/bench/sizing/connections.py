@@ -36,6 +36,7 @@ CASES: Final = (
     Case("Server-Sent Events", lambda _: _STREAM, is_stream=True),
     Case("the same, TLS", lambda _: _STREAM, is_stream=True, tls=True),
     Case("WebSocket, token, a channel of its own", lambda n: signed_in(n, f"{OWN}.{n}")),
+    Case("the same, TLS", lambda n: signed_in(n, f"{OWN}.{n}"), tls=True),
     Case(
         "WebSocket, token, presence with nine more", lambda n: signed_in(n, f"presence.{n // 10}")
     ),

@@ -12,9 +12,9 @@ from scripts.bench.sizing.clients import EVENT
 from scripts.bench.sizing.crowd import Crowd, Guest, How
 from scripts.bench.sizing.processes import Measured
 from scripts.bench.sizing.table import Table, figure
-from scripts.bench.sizing.workbench import GENERAL, Workbench
+from scripts.bench.sizing.workbench import GENERAL, OWN, Workbench, signed_in
 
-__all__ = ["deliveries", "ways"]
+__all__ = ["deliveries", "own_channels", "ways"]
 
 FAN_OUTS: Final = (1, 100, 1000, 5000)
 SIZES: Final = (200, 2000)
@@ -96,6 +96,31 @@ async def ways(bench: Workbench) -> Table:
     return Table("A delivery by each transport, CPU of the edge", columns, rows)
 
 
+async def own_channels(bench: Workbench) -> Table:
+    """Messages that each go to one client alone, by a channel of its own; many come together."""
+    clients = min(1000, bench.options.clients)
+    channels = [f"{OWN}.{number}" for number in range(clients)]
+    rounds = max(1, bench.options.messages // 20)
+    rows = []
+    for tls in (False, True):
+        async with bench.edge(tls=tls) as edge, bench.bus() as bus:
+            guests = [signed_in(number, channel) for number, channel in enumerate(channels)]
+            await bench.crowd.open(edge.port, guests, How(ca=bench.ca if tls else ""))
+            both = (edge, bench.brokers.measured)
+            before = [each.cpu_s() for each in both]
+            for _ in range(rounds):
+                for at in range(0, clients, FLIGHT):
+                    flight = channels[at : at + FLIGHT]
+                    await asyncio.gather(*(bus.publish(each, EVENT, _DATA) for each in flight))
+                await bench.crowd.expect(messages=1)
+            taken = (each.cpu_s() - start for each, start in zip(both, before, strict=True))
+            count = rounds * clients
+            name = "WebSocket, TLS" if tls else "WebSocket"
+            rows.append((name, *(figure(seconds / count * 1e6) for seconds in taken)))
+    columns = (f"0.2 KB to one of {clients:,} clients", "edge, µs of CPU", "broker, µs of CPU")
+    return Table("A message to one client", columns, rows)
+
+
 async def _edge_by_fan_out(bench: Workbench, size: int) -> dict[int, tuple[float, float]]:
     """Seconds for a message, one by one and in bursts, by how many get it."""
     found = {}
@@ -172,3 +197,6 @@ def _data(size: int) -> dict[str, str]:
     while len(text) < size:
         text += f"{pick.choice(_WORDS)} {pick.getrandbits(32):x} "
     return {"text": text[:size]}
+
+
+_DATA: Final = _data(SIZES[0])
