@@ -140,18 +140,19 @@ def test_keys_that_may_not_sign_or_do_not_fit_are_left_out():
     assert [key.kid for key in read_key_set(key_set(*others, good), ALL)] == ["good"]
 
 
+# Ids are given, since a key set is made anew by each process that collects.
 @pytest.mark.parametrize(
     "payload",
     [
-        b"",
-        b"<html>",
-        b"\xff",
-        b"[]",
-        b'{"keys":{}}',
-        b'{"keys":[]}',
-        b"[" * 100_000,
-        key_set({"kty": "oct", "k": "AAAA"}),
-        key_set(*[jwk()] * (MAX_KEYS + 1)),
+        pytest.param(b"", id="empty"),
+        pytest.param(b"<html>", id="html"),
+        pytest.param(b"\xff", id="not UTF-8"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b'{"keys":{}}', id="keys are no list"),
+        pytest.param(b'{"keys":[]}', id="no keys"),
+        pytest.param(b"[" * 100_000, id="too deep"),
+        pytest.param(key_set({"kty": "oct", "k": "AAAA"}), id="symmetric"),
+        pytest.param(key_set(*[jwk()] * (MAX_KEYS + 1)), id="too many"),
     ],
 )
 def test_what_is_no_set_of_usable_keys_is_told(payload):
