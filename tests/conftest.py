@@ -5,6 +5,7 @@ its process, or into what a child process writes to stderr.
 """
 
 import asyncio
+import hashlib
 import logging
 import re
 import secrets
@@ -112,6 +113,28 @@ def pytest_configure() -> None:
 
     subprocess.Popen.communicate = communicate  # type: ignore[method-assign]
     asyncio.subprocess.Process.communicate = communicate_async  # type: ignore[method-assign]
+
+
+LONGEST_ID = 120
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Shorten a long value: tests' ids stand in the environment of every child process.
+
+    One entry there holds 128 KiB at most (execve(2), MAX_ARG_STRLEN).
+    """
+    if isinstance(val, str | bytes) and len(val) > LONGEST_ID:
+        digest = hashlib.sha256(val if isinstance(val, bytes) else val.encode(errors="replace"))
+        start = ascii(val[:40]).strip("b'\"")
+        return f"{start}~{len(val)}-{digest.hexdigest()[:8]}"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse ids that explicit `ids` made long."""
+    for item in items:
+        if len(item.nodeid) > 10 * LONGEST_ID:
+            raise pytest.UsageError(f"an id of {len(item.nodeid)} characters: {item.nodeid:.200}…")
 
 
 @pytest.hookimpl(wrapper=True)

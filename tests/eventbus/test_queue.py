@@ -214,7 +214,6 @@ def test_event_of_a_foreign_id_that_no_queue_takes_is_refused():
         b'{"event":"X"}',
         pytest.param(b"null", id="null"),
     ],
-    ids=repr,
 )
 def test_payload_that_is_no_job_is_told(payload):
     with pytest.raises(InvalidPayload) as caught:
