@@ -203,6 +203,12 @@ class Metrics:
             lambda: bus_counters().get("errors", 0),
             registry=registry,
         )
+        self.bus_refusals = ReadCounter(
+            "eventbus_edge_bus_refused_logins",
+            "How often the bus refused the node's credentials, or took back that they are good.",
+            lambda: bus_counters().get("refusals", 0),
+            registry=registry,
+        )
         self.bus_publish_retries = ReadCounter(
             "eventbus_edge_bus_publish_retries",
             "Publishes tried again because the bus had not confirmed them.",

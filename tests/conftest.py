@@ -6,9 +6,13 @@ its process, or into what a child process writes to stderr.
 
 import asyncio
 import hashlib
+import json
 import logging
+import os
 import re
+import runpy
 import secrets
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -42,6 +46,33 @@ def settings(nats_server: NatsServer, namespace: str) -> Settings:
     The stream is small, for a stream's bytes count against the server's disk from the start.
     """
     return Settings(nats_url=nats_server.url, namespace=namespace, history_bytes=4 * 1024**2)
+
+
+@pytest.fixture(scope="session")
+def new_operator() -> Any:
+    """Makes an operator of NATS, whose users have JWTs: see nats_operator.py."""
+    return runpy.run_path(str(Path(__file__).parent / "nats_operator.py"))["Operator"]
+
+
+@pytest.fixture
+def operator(new_operator: Any) -> Any:
+    """An operator of this test's own."""
+    return new_operator()
+
+
+@pytest_asyncio.fixture
+async def jwt_server(operator: Any, tmp_path: Path) -> AsyncIterator[Any]:
+    """A nats-server of that operator; `reload()` gives it what the operator says by now."""
+
+    class JwtServer(NatsServer):
+        def reload(self) -> None:
+            file = tmp_path / "jwt-nats" / "nats-server.json"
+            config = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps(config | operator.config()), encoding="utf-8")
+            os.kill(self.pid, signal.SIGHUP)
+
+    async with JwtServer(tmp_path / "jwt-nats", config=operator.config()) as server:
+        yield server
 
 
 @pytest_asyncio.fixture

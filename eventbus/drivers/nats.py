@@ -92,7 +92,8 @@ class NatsDriver:
         """Totals since the start, by what they count."""
         opened = self._state != "new"
         return {
-            "errors": self._connection.errors if opened else 0,
+            "errors": self._connection.faults.count if opened else 0,
+            "refusals": self._connection.faults.refusals if opened else 0,
             "losses": self._listeners.losses,
             "rebuilds": self._connection.rebuilds if opened else 0,
             "publish_retries": self._publisher.retries if opened else 0,

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from nats.aio.client import Client, Server
 
 from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
 from eventbus.drivers.nats_fast import FastClient, client_class
+from eventbus.drivers.nats_faults import Faults, refused_subject
 from eventbus.drivers.nats_login import Login
 from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
 from eventbus.drivers.nats_wire import PlainClient, Receiver, WireHeaders
@@ -33,13 +33,6 @@ _MAX_BACKOFF_S: Final = 4.0
 _WATCH_S: Final = 0.5
 _CLOSE_S: Final = 2.0
 _MAX_DENIED: Final = 1000
-_TELL_AGAIN_S: Final = 10.0
-_REFUSALS: Final = (
-    nats_errors.AuthorizationError,
-    nats_errors.SecureConnRequiredError,
-    ssl.SSLError,
-)
-"""What does not pass by waiting."""
 
 
 class Listening:
@@ -67,13 +60,13 @@ class NatsConnection:
         on_back: Callable[[], None],
     ) -> None:
         """`on_lost` and `on_back` are called in the event loop at each loss and recovery."""
-        self.errors = 0
-        """How many errors the client has reported."""
         self.rebuilds = 0
         """How often a client had to be replaced by a new one."""
         self.replies = Replies(login.inbox_prefix)
         self.max_payload = 0
         self._servers = servers
+        self.faults = Faults(self.address, login)
+        """What went wrong, and how often."""
         self._login = login
         self._connect_timeout = connect_timeout
         self._on_lost = on_lost
@@ -83,9 +76,6 @@ class NatsConnection:
         self._denied: dict[str, None] = {}
         self._connected = asyncio.Event()
         self._closing = False
-        self._last_error: BaseException | None = None
-        self._told = ("", 0.0, 0)
-        self._refused = asyncio.Event()
         self._leaving = ""
         self._watchdog: asyncio.Task[None] | None = None
 
@@ -200,11 +190,10 @@ class NatsConnection:
     async def _dial(self, seconds: float) -> FastClient | PlainClient:
         """A client that is connected."""
         client = client_class()()
-        client.requires_tls = self._login.requires_tls
-        self._refused.clear()
-        self._last_error = None
+        client.login = self._login
+        self.faults.clear()
         connecting = asyncio.create_task(self._connect(client))
-        refused = asyncio.create_task(self._refused.wait())
+        refused = asyncio.create_task(self.faults.refused.wait())
         try:
             await asyncio.wait(
                 (connecting, refused), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -222,17 +211,11 @@ class NatsConnection:
             await asyncio.gather(connecting, refused, return_exceptions=True)
             if unfinished:
                 await _close(client)
-        if self._refused.is_set():
-            why = _refusal(self._last_error)
-        else:
-            why = f"not within {seconds:g} s: {self._last_failure()}"
+        faults = self.faults
+        why = faults.why if faults.refused.is_set() else f"not within {seconds:g} s: {faults.why}"
         raise ConnectionFailed(
             f"cannot connect to {self.address}: {why}", driver=DRIVER
-        ) from self._last_error
-
-    def _last_failure(self) -> str:
-        exc = self._last_error
-        return "no answer" if exc is None else str(exc) or type(exc).__name__
+        ) from faults.last
 
     async def _connect(self, client: Client) -> None:
         await client.connect(
@@ -272,13 +255,7 @@ class NatsConnection:
         return server, _jitter(0.05, server.reconnects)
 
     async def _on_error(self, exc: Exception) -> None:
-        self.errors += 1
-        self._last_error = exc
-        text = str(exc).lower()
-        if "authorization violation" in text or isinstance(exc, _REFUSALS):
-            self._refused.set()
-        kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
-        subject = rest.split('"')[1] if '"' in rest else ""
+        kind, subject = refused_subject(exc)
         if kind == "publish":
             self.replies.refuse(subject)
         elif kind == "subscription":
@@ -287,18 +264,7 @@ class NatsConnection:
                 self.replies.deny()
             while len(self._denied) > _MAX_DENIED:
                 del self._denied[next(iter(self._denied))]
-        self._tell(str(exc) or type(exc).__name__)
-
-    def _tell(self, what: str) -> None:
-        """Log a fault; one that goes on is told again after a while, with how often it was."""
-        now = asyncio.get_running_loop().time()
-        told, at, times = self._told
-        if what == told and now - at < _TELL_AGAIN_S:
-            self._told = (told, at, times + 1)
-            return
-        again = f" ({times} times more)" if what == told and times else ""
-        _log.warning("NATS at %s: %s%s", self.address, what, again)
-        self._told = (what, now, 0)
+        self.faults.note(exc)
 
     async def _on_disconnected(self) -> None:
         if self._connected.is_set():
@@ -313,6 +279,7 @@ class NatsConnection:
             return
         self.max_payload = self.client.max_payload
         self._connected.set()
+        self.faults.clear()
         _log.info("connected to NATS at %s again", self.address)
         self.replies.give_up()
         self._on_back()
@@ -320,6 +287,8 @@ class NatsConnection:
     async def _on_closed(self) -> None:
         """Some errors close a client for good; the watchdog makes another."""
         if not self._closing:
+            if (why := self.client.last_error) is not None:
+                self.faults.note(why)  # nats-py tells it in no other way
             await self._on_disconnected()
 
     async def _on_lame_duck(self) -> None:
@@ -343,7 +312,8 @@ class NatsConnection:
                     attempts = 0
                 except ConnectionFailed as exc:
                     attempts += 1
-                    _log.warning("%s", exc)
+                    if not self.faults.refused.is_set():  # which was told
+                        self.faults.tell(logging.WARNING, str(exc))
                     await asyncio.sleep(_jitter(0.1, attempts))
 
     async def _rebuild(self) -> None:
@@ -360,19 +330,6 @@ class NatsConnection:
                     )
         if client.is_connected:
             await self._on_reconnected()
-
-
-def _refusal(exc: BaseException | None) -> str:
-    if isinstance(exc, nats_errors.SecureConnRequiredError):
-        return (
-            "the server speaks no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT asks for; "
-            "nothing was sent to it"
-        )
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not trusted (see NATS_CA): {exc.verify_message}"
-    if isinstance(exc, ssl.SSLError):
-        return f"no TLS with the server (does it want another NATS_CERT?): {exc}"
-    return "the server refuses the credentials (in NATS_URL, NATS_CREDS or NATS_NKEY)"
 
 
 def _jitter(base: float, attempts: int) -> float:

@@ -1,15 +1,17 @@
 """How a client proves who it is to NATS, and how it knows the server: TLS, certificates, keys."""
 
 import ssl
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import nkeys  # type: ignore[import-untyped]
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from eventbus.config import Settings
+from eventbus.drivers.nats_creds import Credentials, CredentialsError, check_seed
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.errors import ConfigError, ConnectionFailed
 
@@ -26,6 +28,23 @@ class Login(NamedTuple):
     requires_tls: bool
     inbox_prefix: str
     """What reply subjects begin with: a user's own, so that no other may read its answers."""
+    load: Callable[[], None]
+    """Reads the user's file again before each login. Raises CredentialsError."""
+    refusal: Callable[[], str]
+    """What to say when the server refuses the login."""
+
+
+def _load_nothing() -> None:
+    """A login by what the address says, or none."""
+
+
+def _refusal() -> str:
+    return "the server refuses the credentials (in NATS_URL, NATS_CREDS or NATS_NKEY)"
+
+
+_PLAIN: Final = Login(
+    {}, requires_tls=False, inbox_prefix="_INBOX", load=_load_nothing, refusal=_refusal
+)
 
 
 class SecureClient(Client):
@@ -35,13 +54,15 @@ class SecureClient(Client):
     whoever sits between could have the password sent in the clear.
     """
 
-    requires_tls = False
+    login = _PLAIN
+    """What it logs in by; set before `connect` is called."""
 
     def _connect_command(self) -> bytes:
         server = self._current_server
         is_plain = server is not None and server.uri.scheme not in _OWN_TLS
-        if self.requires_tls and is_plain and not self._server_info.get("tls_required"):
+        if self.login.requires_tls and is_plain and not self._server_info.get("tls_required"):
             raise nats_errors.SecureConnRequiredError
+        self.login.load()
         command: bytes = super()._connect_command()
         return command
 
@@ -57,10 +78,19 @@ def make_login(settings: Settings) -> Login:
         raise ConfigError(
             "NATS_CREDS and NATS_NKEY are both set; allowed: one of them", variable="NATS_NKEY"
         )
+    load: Callable[[], None] = _load_nothing
+    refusal: Callable[[], str] = _refusal
     if settings.nats_creds:
-        options["user_credentials"] = _file("NATS_CREDS", settings.nats_creds)
+        credentials = Credentials(settings.nats_creds)
+        load, refusal = credentials.load, credentials.explain
+        options["signature_cb"], options["user_jwt_cb"] = credentials.sign, credentials.jwt
     if settings.nats_nkey:
-        options["nkeys_seed"] = _seed_file(settings.nats_nkey)
+        load = partial(check_seed, settings.nats_nkey)
+        options["nkeys_seed"] = settings.nats_nkey
+    try:
+        load()
+    except CredentialsError as exc:
+        raise ConnectionFailed(str(exc), driver=DRIVER) from exc
     schemes = {urlsplit(url.strip()).scheme for url in settings.nats_url.split(",")}
     has_files = bool(settings.nats_ca or settings.nats_cert or settings.nats_key)
     requires_tls = has_files or "tls" in schemes
@@ -72,7 +102,7 @@ def make_login(settings: Settings) -> Login:
         )
     if requires_tls or "wss" in schemes:
         options["tls"] = _context(settings)
-    return Login(options, requires_tls, settings.nats_inbox_prefix)
+    return Login(options, requires_tls, settings.nats_inbox_prefix, load, refusal)
 
 
 def _context(settings: Settings) -> ssl.SSLContext:
@@ -99,16 +129,6 @@ def _context(settings: Settings) -> ssl.SSLContext:
                 driver=DRIVER,
             ) from exc
     return context
-
-
-def _seed_file(path: str) -> str:
-    try:
-        nkeys.from_seed(bytearray(Path(_file("NATS_NKEY", path)).read_bytes().strip())).wipe()
-    except (nkeys.NkeysError, ValueError) as exc:
-        raise ConnectionFailed(
-            f"NATS_NKEY={path!r} does not hold the seed of an nkey", driver=DRIVER
-        ) from exc
-    return path
 
 
 def _file(variable: str, path: str) -> str:

@@ -118,9 +118,10 @@ class Publisher:
             sent[HEADER_ID] = new_id()  # that a retry is stored once
         check_size(subject, payload, sent, self._connection.max_payload)
         loop = asyncio.get_running_loop()
-        pause, failure, first = _FIRST_PAUSE_S, "not connected", True
+        pause, failure, first = _FIRST_PAUSE_S, "no answer", True
         while (left := deadline - loop.time()) > 0:
             if not await self._connection.wait_connected(left):
+                failure = f"not connected: {self._connection.faults.why}"
                 break
             if not first:
                 self.retries += 1

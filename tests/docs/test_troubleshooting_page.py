@@ -37,7 +37,8 @@ SEEN = {
     "403-metric", "forbidden", "doctor-cors", "api-403", "test-other-prefix", "doctor-no-edges",
     "test-well", "quarantine-log", "quarantine-tail", "memory-503", "memory-metric", "slow-metric",
     "redis-refused", "redis-password", "redis-doctor", "redis-lost", "nats-refused", "nats-doctor",
-    "nats-login", "nats-tls", "nats-permission", "nats-lost", "readyz-lost",
+    "nats-login", "nats-creds", "nats-creds-running", "nats-tls", "nats-permission",
+    "nats-lost", "readyz-lost",
 }  # fmt: skip
 
 
@@ -393,3 +394,15 @@ async def test_nats_that_goes_away(start, own_server):
     await server.stop()
     seen("nats-lost", await asyncio.to_thread(edge.wait_for, "is lost"))
     seen("readyz-lost", await asyncio.to_thread(curl, f"{edge.url}/readyz"))
+
+
+async def test_nats_credentials_that_are_no_longer_good(start, run, jwt_server, operator, tmp_path):
+    creds = tmp_path / "edge.creds"
+    given = {"NATS_URL": jwt_server.url, "NATS_CREDS": str(creds)}
+    creds.write_text(operator.user("admin", name="edge", exp=1), encoding="utf-8")
+    seen("nats-creds", (await asyncio.to_thread(run, "edge", "run", **given)))
+    creds.write_text(operator.user("admin", name="edge"), encoding="utf-8")
+    edge = await asyncio.to_thread(start, **given)
+    operator.revoke_all()
+    jwt_server.reload()
+    seen("nats-creds-running", await asyncio.to_thread(edge.wait_for, "refuses the credentials"))
