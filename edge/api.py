@@ -54,6 +54,7 @@ from eventbus.errors import (
     InvalidName,
     InvalidPattern,
     NotSupported,
+    PublishDenied,
 )
 from eventbus.message import new_id
 from eventbus.receipts import gather_receipts
@@ -285,6 +286,8 @@ def _serve(route: Route[Any, Any]) -> Any:
         except NotSupported as exc:
             raise Problem("not_found", str(exc)) from None
         except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
+            if _is_denied(exc):
+                raise Problem("forbidden", str(exc)) from exc
             raise Problem("unavailable", str(exc), headers=retry_after(_COME_AGAIN_S)) from exc
         return web.Response(
             body=msgspec.json.encode(answer),
@@ -293,6 +296,12 @@ def _serve(route: Route[Any, Any]) -> Any:
         )
 
     return handle
+
+
+def _is_denied(exc: Exception) -> bool:
+    """Whether the bus permits this node none of it, so that it is of no use to come again."""
+    failures = exc.failures.values() if isinstance(exc, DispatchFailed) else (exc,)
+    return all(isinstance(failure, PublishDenied) for failure in failures)
 
 
 async def let_in(request: web.Request) -> Claims | None:

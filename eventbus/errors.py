@@ -25,6 +25,7 @@
     └── DriverError                 a driver's fault; `driver` names it
         ├── ConnectionFailed        the broker cannot be reached, or refuses us
         ├── PublishFailed           a message that the broker has not acknowledged
+        │   └── PublishDenied       … because the user that the driver logs in as may not publish it
         ├── StreamMismatch          a stream that exists with settings that cannot work
         ├── NotSupported            the driver lacks the capability that was asked for
         └── ServerError             the embedded nats-server did not start, or died
@@ -58,6 +59,7 @@ __all__ = [
     "JobRetry",
     "JobTimeout",
     "NotSupported",
+    "PublishDenied",
     "PublishFailed",
     "ServerError",
     "StreamMismatch",
@@ -226,6 +228,10 @@ class PublishFailed(DriverError):
 
     It may be stored all the same: publish it again with the same id, and it is stored once.
     """
+
+
+class PublishDenied(PublishFailed):
+    """The user that the driver logs in as may not publish there: to try again is of no use."""
 
 
 class StreamMismatch(DriverError):

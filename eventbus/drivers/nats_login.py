@@ -1,5 +1,6 @@
 """How a client proves who it is to NATS, and how it knows the server: TLS, certificates, keys."""
 
+import asyncio
 import ssl
 from collections.abc import Callable
 from functools import partial
@@ -63,8 +64,21 @@ class SecureClient(Client):
         if self.login.requires_tls and is_plain and not self._server_info.get("tls_required"):
             raise nats_errors.SecureConnRequiredError
         self.login.load()
+        _tell_protocol(getattr(self._transport, "_io_writer", None))
         command: bytes = super()._connect_command()
         return command
+
+
+def _tell_protocol(writer: asyncio.StreamWriter | None) -> None:
+    """Let asyncio's protocol know that there is TLS under it, of which nats-py does not tell it.
+
+    At the end of each connection it would ask to stay half open, and asyncio warn on stderr that
+    TLS has no such thing.
+    """
+    if writer is not None and writer.get_extra_info("sslcontext") is not None:
+        protocol: Any = writer.transport.get_protocol()
+        if protocol is not None:  # the server has not hung up yet
+            protocol._over_ssl = True  # noqa: SLF001 - asyncio has no public way
 
 
 def make_login(settings: Settings) -> Login:

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_wire import WireHeaders
-from eventbus.errors import PublishFailed
+from eventbus.errors import PublishDenied, PublishFailed
 
 __all__ = ["ATTEMPT_S", "Replies", "Reply"]
 
@@ -107,7 +107,7 @@ class Replies:
                 del self._waiting[token]
                 if not waiting.future.done():
                     waiting.future.set_exception(
-                        PublishFailed(
+                        PublishDenied(
                             f"no permission to publish to {waiting.subject}: the NATS user must "
                             "be granted it",
                             driver=DRIVER,

@@ -40,6 +40,7 @@ DRAIN_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
 _RETRY_S: Final = 0.05
+_TELL_AGAIN_S: Final = 10.0
 
 
 class RedisDriver:
@@ -70,6 +71,7 @@ class RedisDriver:
             subscribe=self.subscribe,
             attempt=self._try,
         )
+        self._refusals = 0
         self._state = "new"
         self._keeper: asyncio.Task[None] | None = None
 
@@ -80,9 +82,10 @@ class RedisDriver:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Totals since the start: lost connections, retried publishes, gaps not filled."""
+        """Totals since the start, by what they count."""
         return {
             "losses": self._nodes.losses,
+            "refusals": self._refusals,
             "publish_retries": self._publisher.retries,
             "gaps": self._listeners.gaps,
         }
@@ -206,7 +209,8 @@ class RedisDriver:
 
     async def _keep(self) -> None:
         """For as long as the driver is open: reconnect, subscribe again, read what was missed."""
-        pause, told = _FIRST_PAUSE_S, ""
+        pause, told, at = _FIRST_PAUSE_S, "", 0.0
+        loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(CHECK_S):
@@ -220,9 +224,12 @@ class RedisDriver:
                 if failures:
                     raise failures[0]
             except ConnectionFailed as exc:
-                if str(exc) != told:
-                    told = str(exc)
-                    _log.warning("%s; trying again", told)
+                is_refused = isinstance(exc, Refused)
+                self._refusals += is_refused
+                if str(exc) != told or (is_refused and loop.time() - at >= _TELL_AGAIN_S):
+                    told, at = str(exc), loop.time()
+                    level = logging.ERROR if is_refused else logging.WARNING
+                    _log.log(level, "%s; trying again", told)
                 self._unsettled.set()
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
                 pause = min(2 * pause, _MAX_PAUSE_S)

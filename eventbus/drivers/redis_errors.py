@@ -12,7 +12,7 @@ from redis import exceptions
 
 from eventbus.errors import ConnectionFailed, DriverError, PublishFailed
 
-__all__ = ["DRIVER", "KINDS", "RETRIED", "Refused", "mapped", "to_error"]
+__all__ = ["DRIVER", "KINDS", "RETRIED", "Refused", "is_denied", "mapped", "to_error"]
 
 DRIVER: Final = "redis"
 
@@ -74,13 +74,19 @@ RETRIED: Final = (
 )
 """What a server answers that may be over in a moment: a failover, a move of slots, full memory."""
 
+_DENIED_IN_SCRIPT: Final = ("The user executing the script can't", "ACL failure in script")
+"""Of 7.0, and of later versions."""
 _CREDENTIALS: Final = "check BROADCAST_REDIS_USERNAME and BROADCAST_REDIS_PASSWORD"
 _NO_TLS: Final = (
     "the server does not speak TLS on this port: check BROADCAST_REDIS_TLS and BROADCAST_REDIS_PORT"
 )
+_NO_RIGHT: Final = (
+    "grant it to the user of BROADCAST_REDIS_USERNAME: compose/make_secrets.py has what one needs"
+)
 _HINTS: Final[Mapping[str, str]] = {  # the first that stands in the error's text, in small letters
     "invalid username-password": _CREDENTIALS,
     "invalid password": _CREDENTIALS,
+    "this user has no permissions": _NO_RIGHT,
     "without any password": "the server has no password: leave BROADCAST_REDIS_PASSWORD empty",
     "authentication required": "set BROADCAST_REDIS_PASSWORD",
     "db index": "BROADCAST_REDIS_DATABASE must be below the server's `databases`, by default 16",
@@ -109,6 +115,14 @@ def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError
         kind = Refused
     hint = next((hint for part, hint in _HINTS.items() if part in lower), otherwise)
     return kind(f"{doing}: {text}" + (f" ({hint})" if hint else ""), driver=DRIVER)
+
+
+def is_denied(exc: BaseException) -> bool:
+    """Whether the server says that the user has no right to it; scripts say it in their own way."""
+    return isinstance(exc, exceptions.NoPermissionError) or (
+        isinstance(exc, exceptions.ResponseError)
+        and any(words in str(exc) for words in _DENIED_IN_SCRIPT)
+    )
 
 
 def _text_of(exc: BaseException) -> str:

@@ -194,10 +194,10 @@ class CommandLink(Link):
         for future in waiting:
             if not future.done():
                 future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
-                future.exception()  # a health check has nobody to retrieve it
+                future.exception()  # whoever waited for it may have gone
 
     def _ping(self) -> None:
-        self.call("PING")
+        self.call("PING").add_done_callback(_retrieve)
 
 
 @final
@@ -276,3 +276,9 @@ class ListenLink(Link):
 
     def _ping(self) -> None:
         self._send("PING")
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """An error is a sign of life too; that the user may not PING is the other link's to tell."""
+    if not answer.cancelled():
+        answer.exception()

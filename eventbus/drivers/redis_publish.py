@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 from redis import exceptions
 
 from eventbus.drivers.base import Headers
-from eventbus.drivers.redis_errors import DRIVER, RETRIED, to_error
+from eventbus.drivers.redis_errors import DRIVER, RETRIED, is_denied, to_error
 from eventbus.drivers.redis_nodes import Nodes
 from eventbus.drivers.redis_script import PUBLISH_SHARDED
 from eventbus.drivers.redis_store import Store, Stored
 from eventbus.drivers.redis_wire import MAX_MESSAGE, VOLATILE_PREFIX, encode_body
-from eventbus.errors import ConnectionFailed, EncodingError, PublishFailed
+from eventbus.errors import ConnectionFailed, EncodingError, PublishDenied, PublishFailed
 from eventbus.message import HEADER_ID, new_id
 
 __all__ = ["Publisher", "Window"]
@@ -175,6 +175,12 @@ class Publisher:
             why: object = "no answer"
         except ConnectionFailed as exc:
             why = exc
+        if failure is not None and is_denied(failure):
+            return PublishDenied(
+                f"no permission to publish to {subject}: the Redis user must be granted it: "
+                f"{failure}",
+                driver=DRIVER,
+            )
         if isinstance(failure, exceptions.RedisError | exceptions.RedisClusterException):
             why = to_error(failure, "Redis answered")
         elif failure is not None:

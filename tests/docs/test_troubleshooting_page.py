@@ -38,7 +38,7 @@ SEEN = {
     "test-well", "quarantine-log", "quarantine-tail", "memory-503", "memory-metric", "slow-metric",
     "redis-refused", "redis-password", "redis-doctor", "redis-lost", "nats-refused", "nats-doctor",
     "nats-login", "nats-creds", "nats-creds-running", "nats-tls", "nats-permission",
-    "nats-lost", "readyz-lost",
+    "nats-lost", "readyz-lost", "redis-deleted", "api-denied",
 }  # fmt: skip
 
 
@@ -349,6 +349,26 @@ def test_redis_that_goes_away(start, redis):
     seen("redis-lost", edge.wait_for("lost"))
 
 
+@pytest.mark.redis
+def test_redis_whose_user_is_deleted(start, redis):
+    port, _ = redis
+
+    def acl(*arguments):
+        done = subprocess.run(
+            ["redis-cli", "-p", str(port), "-a", "right", "--no-auth-warning", "ACL", *arguments],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert "ERR" not in done.stdout
+
+    acl("SETUSER", "ada", "on", ">s", "~*", "&*", "+@all")
+    edge = start(
+        BROADCAST_DRIVER="redis", BROADCAST_REDIS_PORT=str(port),
+        BROADCAST_REDIS_USERNAME="ada", BROADCAST_REDIS_PASSWORD="s",
+    )  # fmt: skip
+    acl("DELUSER", "ada")
+    seen("redis-deleted", edge.wait_for("user is disabled"))
+
+
 # NATS refuses
 
 
@@ -386,6 +406,18 @@ async def test_nats_that_does_not_permit_to_publish(run, own_server):
         NATS_URL=server.url.replace("//", "//ada:right@"), BROADCAST_CHANNELS_PREFIX="eb",
     )  # fmt: skip
     seen("nats-permission", told)
+
+
+async def test_http_api_of_an_edge_that_may_not_publish(start, own_server):
+    may = {"publish": {"deny": ["eb.event.>"]}}
+    user = {"user": "ada", "password": "right", "permissions": may}
+    server = await own_server(authorization={"users": [user]})
+    url = server.url.replace("//", "//ada:right@")
+    edge = await asyncio.to_thread(start, NATS_URL=url, BROADCAST_CHANNELS_PREFIX="eb")
+    event = '{"channel":"orders.1","event":"shipped","data":1}'
+    json_body = ("-H", "Content-Type: application/json", "-d", event)
+    answer = await asyncio.to_thread(curl, f"{edge.url}/api/broadcast/events", *json_body)
+    seen("api-denied", answer)
 
 
 async def test_nats_that_goes_away(start, own_server):

@@ -12,6 +12,8 @@ import pytest
 from edge.api import MAX_KEY
 from edge.outbox import Outbox
 from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.server import NatsServer
 
 KEY = "the-key-of-this-test"
 BASE = "/api/broadcast"
@@ -494,6 +496,32 @@ async def test_unexpected_exception_is_a_problem_without_its_text(api, monkeypat
     assert (status, body["code"]) == (500, "internal")
     assert "secret" not in str(body)
     assert any("secret" in str(record.exc_info) for record in caplog.records)
+
+
+async def test_what_the_bus_does_not_permit_is_forbidden_and_not_to_be_tried_again(
+    start_edge, tmp_path, http
+):
+    may = {"publish": {"deny": ["eb.event.secret.>", "eb.event.closed"]}}
+    users = [{"user": "ada", "password": "right", "permissions": may}]
+    config = {"authorization": {"users": users}}
+    async with NatsServer(tmp_path / "nats", config=config) as server:
+        url = server.url.replace("//", "//ada:right@")
+        settings = Settings(nats_url=url, history_bytes=1024**2, publish_timeout=1)
+        api = Api(http, await start_edge(settings, api_key=KEY))
+
+        async def publish(*channels):
+            event = {"channels": list(channels), "event": "e", "data": 1}
+            return await api.ask("POST", f"{BASE}/events", json=event)
+
+        for channels in (["closed"], ["closed", "secret.1"]):
+            status, body, headers = await publish(*channels)
+            assert (status, body["code"]) == (403, "forbidden")
+            assert "no permission to publish to eb.event.closed" in body["detail"]
+            assert "Retry-After" not in headers
+        assert (await publish("general"))[0] == 200
+        status, body, _ = await publish("general", "closed")
+        assert status == 403
+        assert body["detail"].startswith("1 of 2 messages were not published: closed: ")
 
 
 async def test_without_its_bus_the_api_is_unavailable(start_edge, settings, http):

@@ -46,8 +46,9 @@ async def test_edge_may_not_publish_events_through_its_api_and_says_so(front):
         session.post("/api/broadcast/events", json=body) as response,
     ):
         problem = await response.json()
-    assert response.status == 503, problem
+    assert (response.status, problem["code"]) == (403, "forbidden"), problem
     assert "permission" in problem["detail"]
+    assert "Retry-After" not in response.headers
 
 
 async def test_metrics_are_not_for_the_outside(front):

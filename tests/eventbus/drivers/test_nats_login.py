@@ -1,5 +1,6 @@
 import asyncio
 import os
+import sys
 
 import msgspec
 import nkeys
@@ -214,3 +215,20 @@ async def test_connection_comes_back_over_tls_after_a_restart(files, tmp_path):
             assert published.position.offset == 2
         finally:
             await driver.aclose()
+
+
+async def test_end_of_a_connection_over_tls_is_silent(serve, files):
+    """A process of its own, as a command is: nobody has set up a log there."""
+    address = await serve(tls=tls(files))
+    environ = {
+        "PATH": os.environ["PATH"], "NATS_URL": f"tls://{address}", "NATS_CA": files["ca"],
+        "BROADCAST_HISTORY_BYTES": str(1024**2),
+    }  # fmt: skip
+    for arguments in (("setup",), ("subjects", "publish", "orders.1", "shipped", "{}")):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "from eventbus.cli.app import main; main()", *arguments,
+            env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, errors = await process.communicate()
+        assert (process.returncode, errors.decode()) == (0, "")
+        assert out

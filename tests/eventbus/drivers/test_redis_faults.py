@@ -1,6 +1,7 @@
 """Servers that die, hang, forget, or fail over."""
 
 import asyncio
+import logging
 import signal
 import time
 
@@ -10,7 +11,7 @@ from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers import redis_link
 from eventbus.drivers.redis_script import LEAP
-from eventbus.errors import ConnectionFailed, PublishFailed
+from eventbus.errors import ConnectionFailed, PublishDenied, PublishFailed
 from eventbus.testing.driver_contract import Inbox
 
 
@@ -165,7 +166,7 @@ async def test_what_passed_while_disconnected_comes_before_what_is_newer(
     for box in (inbox, every):
         await box.until(60)
         assert box.payloads == [str(i).encode() for i in range(60)]
-    assert listener.counters == {"losses": 1, "publish_retries": 0, "gaps": 0}
+    assert listener.counters == {"losses": 1, "refusals": 0, "publish_retries": 0, "gaps": 0}
 
 
 async def test_gap_that_cannot_be_filled_is_counted_logged_and_seen_by_the_listener(
@@ -318,3 +319,55 @@ async def test_many_subscriptions_come_back_together(make_redis, subjects, monke
     gate.open()
     for inbox in inboxes.values():
         assert len(await inbox.until(1)) == 1
+
+
+async def test_user_who_is_deleted_or_loses_all_rights_is_told_of_loudly_and_comes_back(
+    start_redis, make_redis, namespace, caplog
+):
+    server = await start_redis()
+    rights = ("~*", "&*", "+@all")
+    assert await server.command("ACL", "SETUSER", "ada", "on", ">s", *rights) == "OK"
+    driver = await make_redis(
+        Settings(
+            driver="redis", redis_port=server.port, namespace=namespace,
+            redis_username="ada", redis_password="s",
+        )
+    )  # fmt: skip
+    heard = asyncio.Queue()
+    await driver.subscribe(f"{namespace}.live.a", heard.put_nowait)
+    for revoke in (("DELUSER", "ada"), ("SETUSER", "ada", "-@all")):
+        before = driver.counters["refusals"]
+        caplog.clear()
+        await server.command("ACL", *revoke)
+        async with asyncio.timeout(30):
+            while driver.counters["refusals"] == before:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.02)
+        assert not driver.is_connected
+        errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+        assert any("BROADCAST_REDIS_USERNAME" in error for error in errors)
+        await server.command("ACL", "SETUSER", "ada", "on", ">s", *rights)
+        async with asyncio.timeout(30):
+            while not driver.is_connected:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.02)
+        await driver.publish(f"{namespace}.event.a", b"1")
+        async with asyncio.timeout(30):
+            await heard.get()
+
+
+@pytest.mark.parametrize(
+    "change", [("resetkeys",), ("-evalsha",), ("-xadd",), ("resetchannels",), ("-publish",)],
+    ids=lambda change: change[0],
+)  # fmt: skip
+async def test_publish_that_the_user_may_not_is_denied_at_once(
+    start_redis, make_redis, namespace, change
+):
+    server = await start_redis()
+    await server.command("ACL", "SETUSER", "ada", "on", ">s", "~*", "&*", "+@all", *change)
+    driver = await make_redis(
+        Settings(
+            driver="redis", redis_port=server.port, namespace=namespace,
+            redis_username="ada", redis_password="s", publish_timeout=60,
+        )
+    )  # fmt: skip
+    with pytest.raises(PublishDenied, match=rf"no permission to publish to {namespace}\.live\.a"):
+        await driver.publish(f"{namespace}.event.a", b"1")
