@@ -1,5 +1,6 @@
 """Checks of the brokers: reachable, of what kind, with which stream, and who else is there."""
 
+import asyncio
 import contextlib
 import datetime
 import time
@@ -10,15 +11,19 @@ from typing import Any, Final
 import msgspec
 
 from eventbus.cli.asking import asking
-from eventbus.cli.findings import Finding, failed, ok, warning
+from eventbus.cli.findings import CHECK_S, Finding, failed, ok, warning, within
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, ConnectionFailed, EventBusError, PublishFailed
 from eventbus.server import find_binary
 from eventbus.server_lock import lock_folder
 
-__all__ = ["check_nats", "check_redis"]
+__all__ = ["NATS_S", "check_nats", "check_redis"]
 
 _CONNECT_S: Final = 3.0
+_ELECTION_S: Final = 10.0
+"""A cluster that has just started, or has lost a leader, elects one within 4 to 8 s."""
+NATS_S: Final = 2 * _CONNECT_S + _ELECTION_S + CHECK_S
+"""How long all of NATS's check may take."""
 _MIN_PAYLOAD: Final = 64 * 1024
 _CLOCK_S: Final = 1.0
 
@@ -63,8 +68,8 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
     finally:
         with contextlib.suppress(EventBusError):
             await connection.aclose()
-    if is_in_use:
-        findings += await check_nodes()
+    if is_in_use:  # what was found so far counts, whatever comes of asking the nodes
+        findings += await within("edge nodes", check_nodes())
     return findings
 
 
@@ -80,21 +85,37 @@ def _describe(connection: Any) -> Finding:
 
 
 async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float) -> list[Finding]:
+    findings: list[Finding] = []
+    is_cluster = "," in settings.nats_url or connection.client.discovered_servers
+    deadline = asyncio.get_running_loop().time() + (_ELECTION_S if is_cluster else _CONNECT_S)
     try:
-        findings = [await _check_account(connection)]
+        findings.append(await _check_account(connection, deadline))
         if findings[0].status != "failed":
-            findings += await _check_stream(connection, settings, leeway_s)
+            findings += await _check_stream(connection, settings, leeway_s, deadline)
     except ConnectionFailed as exc:
-        change = "start the server with -js, or enable JetStream for the account"
-        return [failed("JetStream", str(exc), change)]
+        check = "stream" if findings else "JetStream"
+        return [*findings, failed(check, str(exc), _change(str(exc)))]
     return findings
 
 
-async def _check_account(connection: Any) -> Finding:
+def _change(said: str) -> str:
+    if "JetStream" in said.partition("; ")[0] and ("-js" in said or "not enabled" in said):
+        return "start the server with -js, or enable JetStream for the account"
+    return (
+        "start more than half of the cluster's servers, and look at their logs and /healthz; "
+        "when they have just started, run this again in a moment"
+    )
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - asyncio.get_running_loop().time(), 1.0)
+
+
+async def _check_account(connection: Any, deadline: float) -> Finding:
     from eventbus.drivers.nats_api import ask  # noqa: PLC0415
 
     try:
-        answer = await ask(connection, "INFO", None, _CONNECT_S)
+        answer = await ask(connection, "INFO", None, _left(deadline))
     except ConnectionFailed as exc:
         if not isinstance(exc.__cause__, PublishFailed):
             raise
@@ -121,14 +142,18 @@ async def _has_stream(connection: Any, settings: Settings) -> bool:
         return False
 
 
-async def _check_stream(connection: Any, settings: Settings, leeway_s: float) -> list[Finding]:
+async def _check_stream(
+    connection: Any, settings: Settings, leeway_s: float, deadline: float
+) -> list[Finding]:
     from eventbus.drivers.nats_api import STREAM_NOT_FOUND, ask  # noqa: PLC0415
     from eventbus.drivers.nats_stream import differences, stream_config  # noqa: PLC0415
 
     wanted = stream_config(settings.namespace, settings)
     name = wanted["name"]
+    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     before = time.time()
-    answer = await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
+    if answer.error is None:  # that may have taken long; for the clock, a quick answer is needed
+        answer = await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
     now = (before + time.time()) / 2
     if answer.error_code == STREAM_NOT_FOUND:
         found = f"{name} is not there yet: the first process of yours makes it"

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from eventbus.cli.checks_bus import check_nats, check_redis
+from eventbus.cli.checks_bus import NATS_S, check_nats, check_redis
 from eventbus.cli.checks_here import (
     check_cors,
     check_environment,
@@ -65,7 +65,7 @@ async def _examine() -> list[Finding]:
         within("port", check_port(edge)),
     ]
     if "nats" in drivers or "websocket" in drivers:
-        checks.append(within("NATS", check_nats(settings, edge.jwt_leeway)))
+        checks.append(within("NATS", check_nats(settings, edge.jwt_leeway), NATS_S))
     if "redis" in drivers:
         checks.append(within("Redis", check_redis(settings, edge.jwt_leeway)))
     findings.append(ok("driver", ", ".join(drivers)))

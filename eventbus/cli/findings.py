@@ -11,7 +11,7 @@ from eventbus.errors import EventBusError
 __all__ = ["CHECK_S", "Finding", "Status", "failed", "ok", "warning", "within"]
 
 CHECK_S: Final = 10.0
-"""How long one check may take."""
+"""How long one check may take, if nothing else is said."""
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -40,12 +40,14 @@ def failed(check: str, found: str, change: str = "") -> Finding:
     return Finding(check, "failed", found, change)
 
 
-async def within(check: str, findings: Awaitable[list[Finding]]) -> list[Finding]:
+async def within(
+    check: str, findings: Awaitable[list[Finding]], seconds: float = CHECK_S
+) -> list[Finding]:
     """A check's findings; that it raised, or took too long, is one."""
     try:
-        async with asyncio.timeout(CHECK_S):
+        async with asyncio.timeout(seconds):
             return await findings
     except TimeoutError:
-        return [failed(check, f"the check did not end within {CHECK_S:g} s")]
+        return [failed(check, f"the check did not end within {seconds:g} s")]
     except EventBusError as exc:
         return [failed(check, str(exc))]

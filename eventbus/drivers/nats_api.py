@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -20,7 +21,12 @@ NAME_IN_USE: Final = 10058
 _NO_MESSAGE: Final = 10037
 _NO_JETSTREAM: Final = (10039, 10076)
 _NO_PEERS: Final = 10005
-_PAUSE_S: Final = 0.2
+_BETWEEN_LEADERS: Final = frozenset({10007, 10009, 10118, 10119})
+"""Of code 500, from a server that has lost its part a moment ago, or not got it yet: it is not
+assigned the stream, does not lead it, or takes stream or consumer for offline
+(https://github.com/nats-io/nats-server/blob/main/server/errors.json)."""
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 1.0
 
 
 class Answer(NamedTuple):
@@ -40,12 +46,13 @@ async def ask(
 ) -> Answer:
     """The answer to `$JS.API.<what>`; raises ConnectionFailed when there is none in time.
 
-    While the server is not ready (a leader is being elected, say), it is asked again.
+    While the server is not ready (a leader is being elected, say), it is asked again, after pauses
+    that grow.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     payload = b"" if question is None else msgspec.json.encode(question)
-    failure = "no answer"
+    failure, pause = "no answer", _FIRST_PAUSE_S
     while (left := deadline - loop.time()) > 0:
         if not await connection.wait_connected(left):
             break
@@ -64,7 +71,10 @@ async def ask(
                 _log.info("%s: %s; it is asked again", what, failure)
             if answer.error_code in _NO_JETSTREAM:
                 break
-        await asyncio.sleep(min(_PAUSE_S, max(0.0, deadline - loop.time())))
+        # Many nodes may have lost the same leader, and are not to ask in step.
+        wait = pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
+        pause = min(2 * pause, _MAX_PAUSE_S)
     raise ConnectionFailed(f"asking {connection.address} for {what}: {failure}", driver=DRIVER)
 
 
@@ -109,8 +119,10 @@ def _passes(error: ApiError) -> bool:
     A leader that has been elected a moment ago has not heard of its peers, and finds no place for
     replicas: nats-server names no code of its own for that, only the words (`selectPeerError`).
     """
-    return error.code == 503 or (
-        error.err_code == _NO_PEERS and "peer offline" in error.description
+    return (
+        error.code == 503
+        or error.err_code in _BETWEEN_LEADERS
+        or (error.err_code == _NO_PEERS and "peer offline" in error.description)
     )
 
 

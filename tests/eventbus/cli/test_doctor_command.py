@@ -12,7 +12,9 @@ import sys
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.server import NatsServer
+from eventbus.cli import checks_bus
+from eventbus.config import Settings
+from eventbus.server import NatsServer, find_binary
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "doctor"]
@@ -329,3 +331,68 @@ def redis(folder, *options):
     finally:
         process.kill()
         process.wait()
+
+
+class Lonely:
+    """One server of a cluster of three: JetStream has no leader until a second one is started."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._routes = [free_port() for _ in range(3)]
+        self._processes = []
+        self.urls = [f"nats://127.0.0.1:{free_port()}" for _ in range(3)]
+
+    def start(self, number):
+        config = {
+            "server_name": f"n{number}",
+            "listen": self.urls[number].removeprefix("nats://"),
+            "jetstream": {"store_dir": str(self._folder / str(number))},
+            "cluster": {
+                "name": "three",
+                "listen": f"127.0.0.1:{self._routes[number]}",
+                "routes": [f"nats://127.0.0.1:{port}" for port in self._routes],
+            },
+        }
+        file = self._folder / f"{number}.json"
+        file.write_text(json.dumps(config), encoding="utf-8")
+        with (self._folder / f"{number}.log").open("wb") as log:
+            command = [find_binary(), "-c", str(file)]
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    def stop(self):
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def lonely(tmp_path):
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    cluster = Lonely(folder)
+    yield cluster
+    cluster.stop()
+
+
+async def examined(cluster, monkeypatch, patience_s):
+    monkeypatch.setattr(checks_bus, "_ELECTION_S", patience_s)
+    settings = Settings(nats_url=",".join(cluster.urls))
+    return {each.check: each for each in await checks_bus.check_nats(settings, 1.0)}
+
+
+async def test_cluster_without_a_leader_is_told_of_as_that(lonely, monkeypatch):
+    lonely.start(0)
+    wait_for(int(lonely.urls[0].rpartition(":")[2]))
+    found = await examined(lonely, monkeypatch, 0.5)
+    assert found["NATS"].status == "ok"
+    assert found["JetStream"].status == "failed"
+    assert "more than half of the cluster's servers" in found["JetStream"].change
+
+
+async def test_cluster_that_is_just_starting_is_waited_for(lonely, monkeypatch):
+    for number in range(3):
+        lonely.start(number)
+    wait_for(int(lonely.urls[0].rpartition(":")[2]))
+    found = await examined(lonely, monkeypatch, 60)
+    assert found["JetStream"].status == "ok"
+    assert found["stream"].status == "warning"  # it is not there yet
