@@ -13,6 +13,7 @@ from typing import Any, Final
 from nats import errors as nats_errors
 from nats.aio.client import Client, Server
 
+from eventbus.drivers.nats_creds import CredentialsError
 from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
 from eventbus.drivers.nats_fast import FastClient, client_class
 from eventbus.drivers.nats_faults import Faults, refused_subject
@@ -218,6 +219,11 @@ class NatsConnection:
         ) from faults.last
 
     async def _connect(self, client: Client) -> None:
+        try:
+            self._login.load()  # nats-py reads a seed here, and raises what is no error of NATS
+        except CredentialsError as exc:
+            self.faults.note(exc)
+            raise
         await client.connect(
             self._servers,
             name="eventbus",

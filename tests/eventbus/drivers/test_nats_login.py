@@ -1,6 +1,8 @@
 import asyncio
 import os
+import signal
 import sys
+from pathlib import Path
 
 import msgspec
 import nkeys
@@ -232,3 +234,52 @@ async def test_end_of_a_connection_over_tls_is_silent(serve, files):
         out, errors = await process.communicate()
         assert (process.returncode, errors.decode()) == (0, "")
         assert out
+
+
+def spoil(path):
+    """Give a file another content; what it had."""
+    content = path.read_bytes()
+    path.write_bytes(b"spoiled")
+    return content
+
+
+async def test_nkey_that_is_taken_back_and_spoiled_heals_when_both_are_put_right(
+    nkey, tmp_path, caplog
+):
+    seed_file, public_key = Path(nkey[0]), nkey[1]
+    known = {"authorization": {"users": [{"nkey": public_key}]}}
+    stranger = nkeys.from_seed(
+        bytearray(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
+    ).public_key.decode()
+
+    async with NatsServer(tmp_path / "own", config=known) as server:
+
+        def let_in(key):
+            file = tmp_path / "own" / "nats-server.json"
+            config = msgspec.json.decode(file.read_bytes())
+            config["authorization"] = {"users": [{"nkey": key}]}
+            file.write_bytes(msgspec.json.encode(config))
+            os.kill(server.pid, signal.SIGHUP)
+
+        async def until(condition):
+            async with asyncio.timeout(30):
+                while not condition():  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.02)
+
+        driver = NatsDriver(
+            Settings(namespace="own", nats_url=server.url, nats_nkey=str(seed_file))
+        )
+        await driver.open()
+        try:
+            let_in(stranger)
+            await until(lambda: driver.counters["refusals"] > 1)
+            assert not driver.is_connected
+            seed = spoil(seed_file)
+            await until(lambda: "does not hold the seed of an nkey" in caplog.text)
+            assert "spoiled" not in caplog.text
+            let_in(public_key)
+            await asyncio.to_thread(seed_file.write_bytes, seed)
+            await until(lambda: driver.is_connected)
+            await driver.publish("own.event.general", b"1")
+        finally:
+            await driver.aclose()
