@@ -5,7 +5,8 @@
 
 An authority of your own and the certificates that it signs, an nkey for each kind of NATS user, the
 users of Redis, and random passwords. It needs what eventbus itself is installed with. Nothing that
-is there is replaced without --force; --renew makes new certificates and leaves all else.
+is there is replaced without --force; --renew makes new certificates, adds NATS users that it
+lacks, and leaves all else.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
@@ -32,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 FOLDER: Final = Path(__file__).parent / "secrets"
-ROLES: Final = ("admin", "publisher", "edge", "worker", "cli", "system")
+ROLES: Final = ("admin", "publisher", "edge", "worker", "cli", "backup", "site", "system")
 CLIENTS: Final = ("nginx-client", "prometheus")
 """Who connects to edges by a certificate, and to NATS not at all."""
 NATS_SERVERS: Final = ("nats-1", "nats-2", "nats-3")
@@ -127,15 +129,20 @@ def make_certificates(authority: Authority, front: list[str], days: int) -> dict
     return made
 
 
-def make_logins() -> dict[str, bytes]:
-    """Keys, passwords and users, by the names of their files."""
+def make_nats_users(roles: Iterable[str], known: str = "") -> dict[str, bytes]:
+    """Seeds for NATS users, and nats.env: what it is `known` to have, and their public keys."""
     made: dict[str, bytes] = {}
-    public: list[str] = []
-    for role in ROLES:
+    public = known.splitlines()
+    for role in roles:
         seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
         made[f"{role}.nk"] = seed
         public.append(f"NKEY_{role.upper()}={nkeys.from_seed(bytearray(seed)).public_key.decode()}")
-    made["nats.env"] = _lines(public)
+    return made | {"nats.env": _lines(public)}
+
+
+def make_logins() -> dict[str, bytes]:
+    """Keys, passwords and users, by the names of their files."""
+    made = make_nats_users(ROLES)
 
     # Nobody logs in as this one. It is the user as whom Redis reads its append-only file, in which
     # the writes of scripts are transactions: without the rights for them they are thrown away, in
@@ -190,9 +197,15 @@ def _renew(folder: Path, hosts: list[str], days: int) -> None:
         hosts = hosts or _hosts_of(folder / "nginx.crt")
     except (OSError, ValueError) as exc:
         _fail(f"{folder}: no authority to renew certificates by ({exc})")
-    write(folder, make_certificates(authority, hosts, days))
+    files = make_certificates(authority, hosts, days)
+    public, users = folder / "nats.env", []
+    if public.exists():
+        users = [role for role in ROLES if not (folder / f"{role}.nk").exists()]
+        files |= make_nats_users(users, public.read_text(encoding="ascii"))
+    write(folder, files)
+    new = f" New NATS users: {', '.join(users)}." if users else ""
     print(
-        f"New certificates in {folder}, for {days} days. Restart what uses them, one by one:\n"
+        f"New certificates in {folder}, for {days} days.{new} Restart what uses them, one by one:\n"
         "NATS servers, each when the one before is healthy again; then the edges; then nginx."
     )
 
@@ -232,7 +245,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to put them")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--force", action="store_true", help="replace all that is there")
-    what.add_argument("--renew", action="store_true", help="make new certificates alone")
+    what.add_argument("--renew", action="store_true", help="make new certificates")
     return parser.parse_args()
 
 

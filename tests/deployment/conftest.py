@@ -28,7 +28,7 @@ from eventbus.server import find_binary
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
-ROLES = ("admin", "publisher", "edge", "worker", "cli")
+ROLES = ("admin", "publisher", "edge", "worker", "cli", "backup")
 SERVERS = (1, 2, 3)
 READY_S = 40
 HISTORY = {
@@ -121,6 +121,8 @@ class Deployment:
     """The files and addresses of one deployment, and its processes."""
 
     files = COMPOSE
+    nats_file = "nats.conf"
+    """What its NATS servers are started with, of compose/nats/."""
 
     def __init__(self, folder, *overrides):
         """`overrides` are files of compose/ beside compose.yaml."""
@@ -218,7 +220,8 @@ class Deployment:
         process = self.processes[name] = Process(name, command, environ, self.folder)
         return process
 
-    def start_nats(self, number, *, wait=False):
+    def start_nats(self, number, *, wait=False, **more):
+        """`more` are variables of its file beside those of nats.conf."""
         data = self.folder / f"data-{number}"
         data.mkdir(exist_ok=True)
         self.give_nats_its_certificate(number)
@@ -230,13 +233,18 @@ class Deployment:
             "NATS_CERT": str(self.folder / f"nats-{number}" / "nats.crt"),
             "NATS_KEY": str(self.folder / f"nats-{number}" / "nats.key"),
         }
-        public = (self.secrets / "nats.env").read_text().splitlines()
-        environ |= dict(line.split("=", 1) for line in public)
-        command = [find_binary(), "-c", COMPOSE / "nats" / "nats.conf"]
+        environ |= self.nats_users | more
+        command = [find_binary(), "-c", COMPOSE / "nats" / self.nats_file]
         process = self.start(f"nats-{number}", command, environ)
         if wait:
             process.wait_until(lambda: self.nats_is_healthy(number))
         return process
+
+    @property
+    def nats_users(self):
+        """The public keys of NATS's users."""
+        lines = (self.secrets / "nats.env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
 
     def give_nats_its_certificate(self, number):
         """As compose.yaml mounts it: by a name that is the same for all three."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nkeys
 import pytest
 import yaml
 
@@ -90,6 +91,26 @@ def test_renewal_makes_certificates_for_the_same_hosts_and_leaves_all_else(secre
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert "DNS:events.example.com, DNS:localhost, IP Address:127.0.0.1" in text
+
+
+def test_renewal_adds_the_users_of_nats_that_were_not_known_when_the_folder_was_made(
+    secrets, tmp_path
+):
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    for name, content in read(secrets).items():
+        (folder / name).write_bytes(content)
+    (folder / "site.nk").unlink()
+    users = (folder / "nats.env").read_text().splitlines()
+    (folder / "nats.env").write_text("\n".join(users[:-2] + users[-1:]) + "\n")
+    done = make(folder, "--renew")
+    assert done.returncode == 0
+    assert "New NATS users: site." in done.stdout
+    renewed = (folder / "nats.env").read_text().splitlines()
+    assert renewed[:-1] == users[:-2] + users[-1:]
+    seed = bytearray((folder / "site.nk").read_bytes())
+    assert renewed[-1] == f"NKEY_SITE={nkeys.from_seed(seed).public_key.decode()}"
+    assert "New NATS users" not in make(folder, "--renew").stdout
 
 
 def test_secret_that_leads_elsewhere_is_not_followed(secrets, tmp_path):
