@@ -37,7 +37,6 @@ from edge.api_types import (
 from edge.auth import Claims
 from edge.body import JSON, read_json_text
 from edge.cluster import ClusterBusy
-from edge.handshake import check_origin
 from edge.http_api import require_admin
 from edge.keys import NODE
 from edge.node import Node
@@ -309,9 +308,7 @@ async def let_in(request: web.Request) -> Claims | None:
 
     A page of another origin must not use a browser's place on this host.
     """
-    allowed = request.app[NODE].settings.cors_allowed_origins
-    if not check_origin(request.headers.get("Origin"), request.host, allowed):
-        raise Problem("forbidden", "the request's origin is not allowed")
+    request.app[NODE].origins.require(request.headers.get("Origin"), request.host)
     return await require_admin(request)
 
 

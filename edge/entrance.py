@@ -5,7 +5,7 @@ from typing import NamedTuple
 from aiohttp import web
 
 from edge.auth import Claims, TokenRejected
-from edge.handshake import check_origin, read_handshake
+from edge.handshake import read_handshake
 from edge.limits import Place
 from edge.node import Node
 from edge.problem import Problem, bad_token
@@ -37,9 +37,7 @@ async def admit(
 async def _admit(
     node: Node, request: web.Request, place: Place, raw_path_channel: str | None
 ) -> Admitted:
-    origin = request.headers.get("Origin")
-    if not check_origin(origin, request.host, node.settings.cors_allowed_origins):
-        raise Problem("forbidden", "the request's origin is not allowed")
+    node.origins.require(request.headers.get("Origin"), request.host)
     asked = read_handshake(
         raw_path_channel=raw_path_channel,
         query=list(request.query.items()),

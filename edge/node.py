@@ -24,6 +24,7 @@ from edge.hub import Hub
 from edge.lifecycle_node import Lifecycle
 from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
+from edge.origins import Origins
 from edge.outbox import Outbox, Sink
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
@@ -74,6 +75,7 @@ class Node:
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
         self.admission = Admission(settings, self.metrics)
+        self.origins = Origins(settings.cors_allowed_origins)
         dropped = self.metrics.background_dropped.inc
         self.background = Background(_MAX_BACKGROUND, dropped)
         # Apart: a flood of bad payloads and a drain of many must not get in each other's way.

@@ -53,7 +53,9 @@ async def serve(
             _log.info("asked to end before it was ready")
             return
         if app[NODE].verifies_no_tokens:
-            _log.warning("neither JWT_SECRET nor JWT_PUBLIC_KEY is set: all tokens are refused")
+            _log.warning(
+                "none of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL is set: all tokens are refused"
+            )
         if not settings.supervised:  # the supervisor says it once
             for warning in warnings:
                 _log.warning("%s", warning)

@@ -34,7 +34,8 @@ QUOTED = dict(
 )
 SEEN = {
     "no-key-log", "no-key-doctor", "401", "401-expired", "401-inspect", "401-metric", "403-origin",
-    "403-metric", "forbidden", "doctor-cors", "api-403", "test-other-prefix", "doctor-no-edges",
+    "403-origin-log", "403-metric", "forbidden", "doctor-cors", "api-403", "test-other-prefix",
+    "doctor-no-edges",
     "test-well", "quarantine-log", "quarantine-tail", "memory-503", "memory-metric", "slow-metric",
     "redis-refused", "redis-password", "redis-doctor", "redis-lost", "nats-refused", "nats-doctor",
     "nats-login", "nats-creds", "nats-creds-running", "nats-tls", "nats-permission",
@@ -193,6 +194,7 @@ def test_origin_that_is_not_allowed(start, run):
     edge = start(CORS_ALLOWED_ORIGINS="https://app.example.com")
     origin = ("-H", "Origin: http://localhost:3000")
     seen("403-origin", curl(f"{edge.url}/ws", *UPGRADE, *origin))
+    seen("403-origin-log", edge.wait_for("edge.origins"))
     seen("403-metric", metrics(edge))
     seen("doctor-cors", run("doctor", CORS_ALLOWED_ORIGINS="https://app.example.com/"))
 

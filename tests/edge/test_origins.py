@@ -1,0 +1,50 @@
+"""Pages of other origins: what the log tells of those that are refused."""
+
+import logging
+
+import pytest
+
+from edge.origins import Origins
+from edge.problem import Problem
+
+OWN = "edge.example"
+
+
+@pytest.fixture
+def refuse(caplog):
+    caplog.set_level(logging.WARNING, "edge.origins")
+    origins = Origins(("https://app.example",))
+
+    def ask(origin):
+        with pytest.raises(Problem) as refused:
+            origins.require(origin, OWN)
+        assert refused.value.code == "forbidden"
+        return [record.getMessage() for record in caplog.records]
+
+    return ask
+
+
+def test_many_refused_origins_are_one_line_until_some_time_has_passed(refuse, monkeypatch):
+    now = 5.0
+    monkeypatch.setattr("edge.origins.time.monotonic", lambda: now)
+    [first] = refuse("https://other.example")
+    assert "refused for their origin: 1; the last from 'https://other.example'" in first
+    assert "CORS_ALLOWED_ORIGINS" in first
+    for number in range(100):
+        assert refuse(f"https://{number}.example") == [first]
+    now += 10.0
+    _, second = refuse("https://last.example")
+    assert "refused for their origin: 101; the last from 'https://last.example'" in second
+
+
+def test_an_origin_in_the_log_is_short_and_cannot_break_a_line(refuse):
+    [told] = refuse("x\n\x1b[2J\udc80é" + "y" * 10_000)
+    assert told.isascii()
+    assert told.isprintable()
+    assert len(told) < 300
+
+
+@pytest.mark.parametrize("origin", [None, "https://app.example", f"https://{OWN}"])
+def test_what_is_allowed_is_not_logged(origin, caplog):
+    Origins(("https://app.example",)).require(origin, OWN)
+    assert not caplog.records
