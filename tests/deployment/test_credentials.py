@@ -15,7 +15,7 @@ from eventbus.config import Settings
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
 
 COMPOSE = Path(__file__).parents[2] / "compose"
-ROLES = ("publisher", "edge", "worker", "cli")
+ROLES = ("publisher", "edge", "worker", "cli", "backup")
 MESSAGE = b'{"event":"x","data":1}'
 
 
