@@ -5,6 +5,7 @@ its process, or into what a child process writes to stderr.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,9 +19,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
+from eventbus.client.sockets import Sockets
 from eventbus.config import Settings
 from eventbus.server import NatsServer
 
@@ -177,3 +180,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} has logged secrets:\n" + "\n".join(found)
     return report
+
+
+@pytest.fixture(scope="session")
+def http_session():
+    """An aiohttp session whose connections, over TLS too, are closed when it ends."""
+
+    @contextlib.asynccontextmanager
+    async def begin(tls=True, base_url=None, **options):
+        sockets = Sockets()
+        connector = sockets.connector(tls)
+        async with aiohttp.ClientSession(base_url, connector=connector, **options) as session:
+            yield session
+        await sockets.aclose()
+
+    return begin

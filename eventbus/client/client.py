@@ -18,6 +18,7 @@ from eventbus.client.options import ClientOptions, ClientState, StateChange
 from eventbus.client.reconnect import FAILED, Reconnect
 from eventbus.client.registry import Registry, names
 from eventbus.client.session import Session
+from eventbus.client.sockets import Sockets
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
 from eventbus.errors import (
@@ -73,7 +74,10 @@ class EdgeClient:
         """
         if self._running is not None:
             raise BusStateError("a client is opened once")
-        self._http = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        self._sockets = Sockets()
+        self._http = aiohttp.ClientSession(
+            connector=self._sockets.connector(self._tls), cookie_jar=aiohttp.DummyCookieJar()
+        )
         self._opened = asyncio.get_running_loop().create_future()
         self._running = asyncio.create_task(
             self._run(), name=f"eventbus client of {self._address.shown}"
@@ -105,6 +109,7 @@ class EdgeClient:
         await asyncio.gather(*workers, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
+            await self._sockets.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -228,10 +233,7 @@ class EdgeClient:
         try:
             async with asyncio.timeout(options.handshake_timeout):
                 link = await Link.open(
-                    self._http,
-                    self._address.url,
-                    ssl=self._tls,
-                    max_frame_bytes=options.max_frame_bytes,
+                    self._http, self._address.url, max_frame_bytes=options.max_frame_bytes
                 )
         except TimeoutError:
             raise Lost(FAILED, f"no greeting in {options.handshake_timeout:g} s") from None

@@ -59,9 +59,7 @@ class Link:
         self._liveness = Liveness(greeting.heartbeat_s, asyncio.get_running_loop().time())
 
     @classmethod
-    async def open(
-        cls, http: aiohttp.ClientSession, url: str, *, ssl: Any, max_frame_bytes: int
-    ) -> "Link":
+    async def open(cls, http: aiohttp.ClientSession, url: str, *, max_frame_bytes: int) -> "Link":
         """Connect, and wait for the greeting. Raises Lost; the caller bounds the time."""
         try:
             socket = await http.ws_connect(
@@ -70,7 +68,6 @@ class Link:
                 autoping=False,
                 max_msg_size=max_frame_bytes,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
-                ssl=ssl,
             )
         except aiohttp.WSServerHandshakeError as exc:
             reason = f"the handshake was answered by HTTP {exc.status}"

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, Self
 
 import aiohttp
 
+from eventbus.client.sockets import Sockets
 from eventbus.testing.errors import Refused
 
 __all__ = ["Connect", "WebSocketClient"]
@@ -42,7 +43,8 @@ class WebSocketClient:
 
     async def open(self, token: str | None = None) -> None:
         """Connect, and authenticate where there is a token. Raises Refused."""
-        self._http = aiohttp.ClientSession()
+        self._sockets = Sockets()
+        self._http = aiohttp.ClientSession(connector=self._sockets.connector())
         try:
             self._socket = await self._http.ws_connect(self._url)
         except aiohttp.WSServerHandshakeError as exc:
@@ -104,6 +106,7 @@ class WebSocketClient:
             await self._socket.close()
         if self._http is not None:
             await self._http.close()
+            await self._sockets.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()

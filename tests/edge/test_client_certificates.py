@@ -51,34 +51,40 @@ def house(tmp_path):
     return House(tmp_path)
 
 
-async def status(port, tls, path="/dashboard"):
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"https://localhost:{port}{path}", ssl=tls) as response,
-    ):
-        return response.status, await response.text()
+@pytest.fixture
+def status(http_session):
+    async def ask(port, tls, path="/dashboard"):
+        async with (
+            http_session(tls) as session,
+            session.get(f"https://localhost:{port}{path}") as response,
+        ):
+            return response.status, await response.text()
+
+    return ask
 
 
-async def test_client_with_a_certificate_is_served(start_process, house, bus):
+async def test_client_with_a_certificate_is_served(start_process, house, bus, http_session, status):
     edge = await start_process(**house.environ)
     tls = house.client(by=house.authority)
     assert (await status(edge.port, tls))[0] == 200
     async with (
-        aiohttp.ClientSession() as session,
-        session.ws_connect(f"wss://localhost:{edge.port}/ws/general", ssl=tls) as ws,
+        http_session(tls) as session,
+        session.ws_connect(f"wss://localhost:{edge.port}/ws/general") as ws,
     ):
         assert (await ws.receive_json())["event"] == "eb:connected"
 
 
-async def test_client_without_a_certificate_is_told_so_and_so_is_the_log(start_process, house):
+async def test_client_without_a_certificate_is_told_so_and_so_is_the_log(
+    start_process, house, http_session, status
+):
     edge = await start_process(**house.environ)
     stranger = house.client()
     for path in ("/dashboard", "/metrics", "/sse?channel=general", "/nothing", "/static/"):
         code, body = await status(edge.port, stranger, path)
         assert (code, "certificate_required" in body) == (403, True), path
-    async with aiohttp.ClientSession() as session:
+    async with http_session(stranger) as session:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await session.ws_connect(f"wss://localhost:{edge.port}/ws", ssl=stranger)
+            await session.ws_connect(f"wss://localhost:{edge.port}/ws")
     assert refused.value.status == 403
     _, metrics = await status(edge.port, house.client(by=house.authority), "/metrics")
     assert 'eventbus_edge_refusals_total{code="certificate_required"} 6.0' in metrics
@@ -88,7 +94,7 @@ async def test_client_without_a_certificate_is_told_so_and_so_is_the_log(start_p
     assert "the last from 127.0.0.1" in log
 
 
-async def test_certificate_that_another_has_signed_ends_the_handshake(start_process, house):
+async def test_certificate_that_another_has_signed_ends_the_handshake(start_process, house, status):
     edge = await start_process(**house.environ)
     with pytest.raises(aiohttp.ClientConnectionError):
         await status(edge.port, house.client(by=trustme.CA()))
@@ -102,19 +108,18 @@ async def test_certificate_that_another_has_signed_ends_the_handshake(start_proc
     assert "1 TLS handshakes have failed; the last: unable to get local issuer" in log
 
 
-async def test_probes_need_no_certificate(start_process, house):
+async def test_probes_need_no_certificate(start_process, house, status):
     edge = await start_process(**house.environ)
     for path in ("/healthz", "/readyz"):
         assert (await status(edge.port, house.client(), path))[0] == 200
 
 
 async def test_at_sighup_another_authority_is_believed_and_the_one_before_is_not(
-    start_process, house
+    start_process, house, http_session, status
 ):
     edge = await start_process(**house.environ)
     old, new = house.client(by=house.authority), trustme.CA()
-    connector = aiohttp.TCPConnector(ssl=old)
-    async with aiohttp.ClientSession(connector=connector) as session:
+    async with http_session(old) as session:
         ws = await session.ws_connect(f"wss://localhost:{edge.port}/ws/general")
         assert (await ws.receive_json())["event"] == "eb:connected"
         house.demand(new)

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 
-import aiohttp
 import pytest
 
 from eventbus.bus import EventBus
@@ -19,7 +18,7 @@ from eventbus.config import Settings
 class Front:
     """nginx before the edges of a deployment whose bus runs."""
 
-    def __init__(self, deployment, publisher, **changes):
+    def __init__(self, deployment, publisher, http_session, **changes):
         """`publisher` are the settings of a service that publishes, `changes` those of edges."""
         self.deployment = deployment
         self.publisher = publisher
@@ -27,6 +26,7 @@ class Front:
         self.url = f"https://localhost:{self.port}"
         self.tls = deployment.tls
         self._changes = changes
+        self._http_session = http_session
         self.edges = [self.start_edge(f"edge-{port}", port) for port in self.edge_ports]
         deployment.start_nginx(self.port, self.edge_ports)
 
@@ -46,8 +46,7 @@ class Front:
         return issue_token(self.deployment.jwt_secret, user, **claims)
 
     def session(self, **options):
-        connector = aiohttp.TCPConnector(ssl=self.tls)
-        return aiohttp.ClientSession(self.url, connector=connector, **options)
+        return self._http_session(self.tls, self.url, **options)
 
     def api(self):
         return self.session(headers={"Authorization": f"Bearer {self.deployment.api_key}"})
@@ -110,7 +109,7 @@ class Publishing:
 
 
 @pytest.fixture(scope="session")
-def new_front(new_deployment, tmp_path_factory):
+def new_front(new_deployment, http_session, tmp_path_factory):
     """Starts all of one kind: `with new_front("redis") as front:`."""
 
     @contextlib.contextmanager
@@ -118,10 +117,10 @@ def new_front(new_deployment, tmp_path_factory):
         folder = tmp_path_factory.mktemp(kind)
         if kind == "redis":
             made = new_deployment(folder, "compose.redis.yaml")
-            begin = functools.partial(on_redis, made)
+            begin = functools.partial(on_redis, made, http_session)
         else:
             made = new_deployment(folder)
-            begin = functools.partial(on_nats, made)
+            begin = functools.partial(on_nats, made, http_session)
         try:
             yield begin()
         finally:
@@ -130,17 +129,18 @@ def new_front(new_deployment, tmp_path_factory):
     return start
 
 
-def on_nats(deployment):
+def on_nats(deployment, http_session):
     deployment.start_cluster()
     done = deployment.eventbus("setup", environ=deployment.role("admin"))
     assert done.returncode == 0, done.stderr
-    return Front(deployment, deployment.settings("publisher"), BROADCAST_WORKERS="2")
+    publisher = deployment.settings("publisher")
+    return Front(deployment, publisher, http_session, BROADCAST_WORKERS="2")
 
 
 # Redis
 
 
-def on_redis(deployment):
+def on_redis(deployment, http_session):
     (port,) = deployment.free_ports(1)
     data = deployment.folder / "redis"
     data.mkdir()
@@ -158,7 +158,7 @@ def on_redis(deployment):
         "BROADCAST_HISTORY_MESSAGES": "5000",
     }
     here |= {"BROADCAST_WORKERS": "2", "BROADCAST_DRAIN_TIME": "1"}
-    front = Front(deployment, Settings.from_env(publisher), **here)
+    front = Front(deployment, Settings.from_env(publisher), http_session, **here)
     front.restart_redis = functools.partial(restart_redis, deployment, port)
     return front
 

@@ -51,19 +51,19 @@ async def test_edge_may_not_publish_events_through_its_api_and_says_so(front):
     assert "Retry-After" not in response.headers
 
 
-async def test_metrics_are_not_for_the_outside(front):
+async def test_metrics_are_not_for_the_outside(front, http_session):
     async with front.session() as session, session.get("/metrics") as response:
         assert response.status == 404
     address = f"https://localhost:{front.edge_ports[0]}/metrics"
     async with (
-        aiohttp.ClientSession() as session,
+        http_session() as session,
         session.get(address, ssl=front.deployment.client_tls) as prometheus,
         session.get(address, ssl=front.tls) as stranger,
     ):
         assert (prometheus.status, stranger.status) == (200, 403)
 
 
-async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
+async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front, http_session):
     """Over a limit of two connections for an address, the address counts that nginx saw."""
     (port,) = deployment.free_ports(1)
     strict = deployment.start_edge(
@@ -75,9 +75,7 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
         statuses = []
         async with contextlib.AsyncExitStack() as stack:
             for number in range(4):
-                session = await stack.enter_async_context(
-                    aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=front.tls))
-                )
+                session = await stack.enter_async_context(http_session(front.tls))
                 try:
                     await stack.enter_async_context(
                         session.ws_connect(
@@ -90,11 +88,9 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
                     statuses.append(exc.status)
             # From this machine, not through nginx, somebody trusted may tell another address.
             async with (
-                aiohttp.ClientSession() as session,
+                http_session(deployment.client_tls) as session,
                 session.ws_connect(
-                    f"wss://localhost:{port}/ws",
-                    headers={"X-Forwarded-For": "203.0.113.9"},
-                    ssl=deployment.client_tls,
+                    f"wss://localhost:{port}/ws", headers={"X-Forwarded-For": "203.0.113.9"}
                 ) as ws,
             ):
                 assert not ws.closed
@@ -104,11 +100,13 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front):
     assert statuses == [101, 101, 429, 429]
 
 
-async def test_client_past_nginx_without_a_certificate_is_refused_and_the_log_says_so(front):
+async def test_client_past_nginx_without_a_certificate_is_refused_and_the_log_says_so(
+    front, http_session
+):
     edge = front.edges[1]
-    async with aiohttp.ClientSession() as session:
+    async with http_session(front.tls) as session:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-            await session.ws_connect(f"wss://localhost:{front.edge_ports[1]}/ws", ssl=front.tls)
+            await session.ws_connect(f"wss://localhost:{front.edge_ports[1]}/ws")
     assert refused.value.status == 403
     edge.wait_until(lambda: "for want of a client certificate" in edge.tail())
 

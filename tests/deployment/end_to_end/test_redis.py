@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 
-import aiohttp
 import pytest
 
 pytestmark = [
@@ -83,7 +82,7 @@ async def test_edges_keep_their_clients_while_redis_is_away_and_are_not_ready(fr
 
 async def status_becomes(front, port, status):
     async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=front.tls)) as session,
+        front.session() as session,
         asyncio.timeout(40),
     ):
         while True:

@@ -36,7 +36,7 @@ class EdgeAt:
         )
         async with asyncio.timeout(20):
             line = (await self.process.stdout.readline()).decode()
-        if not re.search(r"ready on http://127\.0\.0\.1", line):
+        if not re.search(r"ready on https?://127\.0\.0\.1", line):
             out, err = await self.process.communicate()
             raise AssertionError(f"the edge did not start: {line}{out.decode()}{err.decode()}")
         self._log = asyncio.create_task(self.process.stderr.read())
