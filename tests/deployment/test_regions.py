@@ -36,27 +36,32 @@ class Line:
 
     def heal(self):
         self._listener = socket.create_server(("127.0.0.1", self._port))
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, args=(self._listener,), daemon=True)
+        self._accepting.start()
 
     def cut(self):
         """End all connections, and refuse others."""
         _shut(self._listener)
+        self._accepting.join()
         for each in self._open:
             _shut(each)
         self._open.clear()
 
     def _accept(self, listener):
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 near, _ = listener.accept()
-                try:
-                    far = socket.create_connection(("127.0.0.1", self._target))
-                except ConnectionRefusedError:  # the server is not up yet
-                    near.close()
-                    continue
-                self._open += [near, far]
-                for ends in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
+            except OSError:  # it is cut
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            except OSError:  # the server is not up
+                near.close()
+                continue
+            far.settimeout(None)
+            self._open += [near, far]
+            for ends in ((near, far), (far, near)):
+                threading.Thread(target=self._pass_on, args=ends, daemon=True).start()
 
     @staticmethod
     def _pass_on(source, target):
@@ -78,35 +83,55 @@ class Regions:
 
     def __init__(self, home):
         self.home = home
-        home.nats_file = "home.conf"
-        ports = iter(home.free_ports(15))
+        ports = iter(home.free_ports(16))
         self._gateways = dict(zip(home.nats_ports, ports, strict=False))
         self._leaf_ports = dict(zip(home.nats_ports, ports, strict=False))
         self._region_gateway, self._line_port = next(ports), next(ports)
         self.ports = {"region": next(ports), "site": next(ports)}
         self._monitors = {"region": next(ports), "site": next(ports)}
         self._region_cluster = next(ports)
-        self.edge_ports = {"region": next(ports), "site": next(ports)}
+        self.edge_ports = {name: next(ports) for name in ("home", "region", "site")}
         for name in ("region", "site"):
             home.make_certificate(name, "localhost", "127.0.0.1")
         self.line = Line(self._line_port, self._leaf_ports[1])
 
     def start(self):
-        self.start_region()
-        for number, port in self._gateways.items():
-            self.home.start_nats(
-                number,
-                NATS_GATEWAY_PORT=str(port),
-                NATS_LEAF_PORT=str(self._leaf_ports[number]),
-                NATS_REGION_GATEWAY=f"tls://127.0.0.1:{self._region_gateway}",
-            )
-        self._start_site()
-        for number in self._gateways:
-            process = self.home.processes[f"nats-{number}"]
-            process.wait_until(lambda number=number: self.home.nats_is_healthy(number))
+        """The cluster, of which its servers make the home region; then the others."""
+        self.home.start_cluster()
         done = self.home.eventbus("setup", environ=self.home.role("admin"))
         assert done.returncode == 0, done.stderr
-        self._start_edges()
+        self._start_edge("home", self.home.nats_ports[1])
+        self.moved = asyncio.run(self._move())
+        self.start_region()
+        self._start_site()
+        self._start_edge("region", self.ports["region"])
+        self._start_edge("site", self.ports["site"], NATS_NKEY=str(self._site_seed))
+
+    async def _move(self):
+        """Server by server, to home.conf; gives what was published meanwhile, and what arrived."""
+        sent, got = itertools.count(), []
+        async with self.publisher() as publish, self.connect("home") as client:
+            chat = await client.subscribe("chat.moved", got.append)
+            async with going_on(publish, "chat.moved", sent):
+                for number in self._gateways:
+                    await asyncio.to_thread(self._restart_at_home, number)
+            last = next(sent)
+            await publish("chat.moved", last)
+            async with asyncio.timeout(PATIENCE_S):
+                while not got or got[-1] != last:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.05)
+            return last, got, chat.gaps
+
+    def _restart_at_home(self, number):
+        assert self.home.processes[f"nats-{number}"].stop(signal.SIGUSR2) == 0
+        self.home.nats_file = "home.conf"
+        self.home.start_nats(
+            number,
+            wait=True,
+            NATS_GATEWAY_PORT=str(self._gateways[number]),
+            NATS_LEAF_PORT=str(self._leaf_ports[number]),
+            NATS_REGION_GATEWAY=f"tls://127.0.0.1:{self._region_gateway}",
+        )
 
     def start_region(self):
         route = f"tls://127.0.0.1:{self._region_cluster}"
@@ -154,14 +179,12 @@ class Regions:
         }
         self.home.start(f"nats-{name}", command, environ)
 
-    def _start_edges(self):
-        own = {"region": {}, "site": {"NATS_NKEY": str(self._site_seed)}}
-        for name, port in self.edge_ports.items():
-            self.home.start_edge(
-                f"edge-{name}", port,
-                NATS_URL=f"tls://127.0.0.1:{self.ports[name]}", BROADCAST_WORKERS="1",
-                BROADCAST_HISTORY_SECONDS="8", BROADCAST_CONNECT_TIMEOUT="30", **own[name],
-            )  # fmt: skip
+    def _start_edge(self, name, nats_port, **changes):
+        self.home.start_edge(
+            f"edge-{name}", self.edge_ports[name],
+            NATS_URL=f"tls://127.0.0.1:{nats_port}", BROADCAST_WORKERS="1",
+            BROADCAST_HISTORY_SECONDS="8", BROADCAST_CONNECT_TIMEOUT="30", **changes,
+        )  # fmt: skip
 
     # Clients
 
@@ -215,6 +238,12 @@ def regions(new_deployment, tmp_path_factory):
         regions.line.cut()
 
 
+def test_cluster_becomes_a_home_region_server_by_server_and_nothing_is_lost(regions):
+    last, got, gaps = regions.moved
+    assert got == list(range(last + 1))
+    assert gaps == 0
+
+
 def test_site_may_what_an_edge_may_by_the_domain_of_the_home_region(regions):
     folder = regions.home.files / "nats"
     edge = subjects_of("EDGE", folder / "permissions.conf")
@@ -235,24 +264,24 @@ async def data_of(messages, count):
 
 
 @contextlib.asynccontextmanager
-async def going_on(publish, channel, number):
+async def going_on(publish, channel, numbers):
     """Publish number after number.
 
     What passes before the servers know who listens is found missing by the next one.
     """
+    stopping = asyncio.Event()
 
     async def run():
-        for each in itertools.count(number):
-            await publish(channel, each)
+        while not stopping.is_set():
+            await publish(channel, next(numbers))
             await asyncio.sleep(0.1)
 
-    running = asyncio.create_task(run())
-    try:
-        yield
-    finally:
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run())
+        try:
+            yield
+        finally:
+            stopping.set()
 
 
 @pytest.mark.parametrize("published_in", ["home", "region"])
@@ -299,7 +328,7 @@ async def test_what_a_site_missed_while_its_line_was_cut_comes_before_what_follo
         for number in range(1, 20):
             await publish("chat.cut", number)
         await regions.heal()
-        async with going_on(publish, "chat.cut", 20):
+        async with going_on(publish, "chat.cut", itertools.count(20)):
             assert await data_of(aiter(chat), 25) == list(range(25))
         assert chat.gaps == 0
         assert states == []
@@ -320,7 +349,7 @@ async def test_client_of_a_site_is_told_of_what_is_gone_when_the_line_is_back(re
         await admin.driver.purge(admin.subjects.live("chat.gone"))
         await publish("chat.gone", 2)
         await regions.heal()
-        async with going_on(publish, "chat.gone", 3):
+        async with going_on(publish, "chat.gone", itertools.count(3)):
             assert await data_of(messages, 3) == [2, 3, 4]
         async with asyncio.timeout(PATIENCE_S):
             while not chat.gaps:  # noqa: ASYNC110 - no event tells
@@ -334,9 +363,16 @@ async def test_site_publishes_no_events_where_the_home_region_grants_it_none(reg
         "NATS_INBOX_PREFIX": "_INBOX.edge",
         "BROADCAST_PUBLISH_TIMEOUT": "1",
     }
-    async with EventBus(regions.home.settings("edge", **changes)) as site:
+    async with (
+        EventBus(regions.home.settings("edge", **changes)) as site,
+        EventBus(regions.home.settings("admin")) as home,
+    ):
+        live = home.subjects.live("chat.site")
+        await home.driver.publish(home.subjects.event("chat.site"), b"1")
+        assert len((await site.driver.read(live, after=None, limit=9)).messages) == 1
         with pytest.raises(PublishFailed):
-            await site.driver.publish(site.subjects.event("chat.site"), b"{}")
+            await site.driver.publish(site.subjects.event("chat.site"), b"2")
+        assert len((await home.driver.read(live, after=None, limit=9)).messages) == 1
 
 
 async def test_home_region_goes_on_without_the_other_whose_clients_miss_nothing(regions):
@@ -352,8 +388,20 @@ async def test_home_region_goes_on_without_the_other_whose_clients_miss_nothing(
         assert chat.gaps == 0
 
 
-@pytest.mark.parametrize("name", ["edge-region", "edge-site", "nats-region", "nats-site", "nats-1"])
+@pytest.mark.parametrize(
+    "name", ["edge-home", "edge-region", "edge-site", "nats-region", "nats-site"]
+)
 def test_nobody_was_refused_anything(regions, name):
     """Last of the module: what an edge may is all that the edges of regions and sites ask for."""
     lines = regions.home.processes[name].lines()
     assert [line for line in lines if "violation" in line.lower()] == []
+
+
+def test_home_servers_refused_nothing_but_the_sites_event(regions):
+    lines = [
+        line
+        for number in regions.home.nats_ports
+        for line in regions.home.processes[f"nats-{number}"].lines()
+        if "violation" in line.lower()
+    ]
+    assert [line for line in lines if "eb.event.chat.site" not in line] == []

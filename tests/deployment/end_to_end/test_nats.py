@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import ssl
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 import trustme
 
+from eventbus.bus import EventBus
 from eventbus.message import HEADER_ID
 
 pytestmark = [
@@ -212,12 +214,48 @@ async def test_nothing_is_lost_when_edges_and_nats_servers_are_restarted(
                 )
                 await numbers.more()
             numbers.stop()
-        expected = list(range(numbers.count))
+        assert await in_disorder(listeners, numbers.count) == []
+
+
+async def in_disorder(listeners, count):
+    """Who has not got all numbers, once and in order."""
+    expected = list(range(count))
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(30):
-            while any(len(listener.got) < len(expected) for listener in listeners):  # noqa: ASYNC110 - no event tells
+            while any(len(listener.got) < count for listener in listeners):  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.05)
-        wrong = [each for each in listeners if each.got != expected or each.gaps]
-        assert wrong == []
+    return [each for each in listeners if each.got != expected or each.gaps]
+
+
+async def leader_of_events(deployment):
+    """The number of the server that leads the stream's replicas."""
+    async with EventBus(deployment.settings("admin")) as admin:
+        client = admin.driver._connection.client
+        answer = await client.request("$JS.API.STREAM.INFO.EB_EVENTS", timeout=10)
+        return int(json.loads(answer.data)["cluster"]["leader"].removeprefix("nats-"))
+
+
+async def test_nothing_is_lost_when_the_server_that_leads_the_stream_is_killed(
+    deployment, front, publishing
+):
+    async with contextlib.AsyncExitStack() as stack:
+        channels = [f"chat.killed-{number}" for number in range(3)]
+        listeners = [await front.listen(stack, channel, 20) for channel in channels]
+        each_numbers = [publishing(channel) for channel in channels]
+        async with asyncio.TaskGroup() as tasks:
+            for numbers in each_numbers:
+                tasks.create_task(numbers.run())
+            await asyncio.gather(*(numbers.more() for numbers in each_numbers))
+            leader = await leader_of_events(deployment)
+            await asyncio.to_thread(deployment.processes[f"nats-{leader}"].stop, signal.SIGKILL)
+            await asyncio.gather(*(numbers.more() for numbers in each_numbers))
+            assert await leader_of_events(deployment) != leader
+            await asyncio.to_thread(deployment.start_nats, leader, wait=True)
+            await asyncio.gather(*(numbers.more() for numbers in each_numbers))
+            for numbers in each_numbers:
+                numbers.stop()
+        for heard, numbers in zip(listeners, each_numbers, strict=True):
+            assert await in_disorder(heard, numbers.count) == []
 
 
 def test_no_edge_was_refused_anything_but_publishing_events(deployment, front):
