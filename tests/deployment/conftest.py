@@ -87,8 +87,8 @@ class Process:
     def send(self, number):
         self._process.send_signal(number)
 
-    def stop(self, number=signal.SIGTERM, seconds=30):
-        """Ask it to end, and wait; gives its exit code."""
+    def stop(self, number=signal.SIGTERM, seconds=60):
+        """Ask it to end, and wait; gives its exit code. A NATS server in lame duck mode takes 32 s."""
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:

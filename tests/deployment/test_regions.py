@@ -21,8 +21,8 @@ from eventbus.client import connect
 from eventbus.errors import PublishFailed
 from eventbus.server import find_binary
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]
-PATIENCE_S = 30
+pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
+PATIENCE_S = 60
 
 
 class Line:

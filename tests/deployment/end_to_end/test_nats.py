@@ -17,7 +17,7 @@ from eventbus.message import HEADER_ID
 pytestmark = [
     pytest.mark.nginx,
     pytest.mark.xdist_group("deployment"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 CLIENTS = 200
 
