@@ -88,7 +88,7 @@ class Process:
         self._process.send_signal(number)
 
     def stop(self, number=signal.SIGTERM, seconds=60):
-        """Ask it to end, and wait; gives its exit code. A NATS server in lame duck mode takes 32 s."""
+        """Ask it to end, and wait; gives its exit code. NATS takes up to 32 s in lame duck mode."""
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
