@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import sys
 
 if sys.platform != "win32":
@@ -11,6 +12,7 @@ from edge.config import EdgeSettings
 from edge.logs import configure
 from edge.serving import serve
 from edge.supervisor import READY, Supervisor
+from eventbus.application import configured_application
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, EventBusError
 
@@ -20,6 +22,8 @@ except ImportError:  # Windows
     new_loop = asyncio.new_event_loop
 else:
     new_loop = uvloop.new_event_loop
+
+_log = logging.getLogger("edge")
 
 
 def main() -> int:
@@ -32,6 +36,7 @@ def main() -> int:
             if settings.workers > 1:
                 supervisor = Supervisor(settings, bus_settings, on_ready=_announce)
                 return runner.run(supervisor.run())
+            _load_configured_application(settings)
             runner.run(serve(settings, bus_settings, on_ready=_announce))
     except ConfigError as exc:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
@@ -40,6 +45,14 @@ def main() -> int:
         print(f"error: {exc}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _load_configured_application(settings: EdgeSettings) -> None:
+    """Import the application that pyproject.toml names, where EDGE_APP names none."""
+    application = None if settings.app else configured_application()
+    if application is not None:
+        application.load()
+        _log.info("application %s, of %s", ", ".join(application.modules), application.folder)
 
 
 def _allow_open_files() -> None:

@@ -1,8 +1,6 @@
 """The application: routes, and what starts and ends with it."""
 
-import importlib
 import logging
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -29,10 +27,10 @@ from edge.tls import client_certificates
 from edge.traces import traces
 from edge.verifying import fetched_keys, make_verifier
 from edge.websocket import answer_extensions, native_websocket
+from eventbus.application import import_modules
 from eventbus.bus import EventBus
 from eventbus.channels import DEFAULT_NAMESPACE
 from eventbus.config import Settings
-from eventbus.errors import ConfigError
 
 __all__ = ["STATIC", "create_app", "make_runner"]
 
@@ -54,7 +52,8 @@ def create_app(
     keys = fetched_keys(settings)
     verifier = make_verifier(settings, keys)
     if rules is None:
-        _import_app(settings.app)
+        if settings.app:
+            import_modules([settings.app], Path.cwd(), "EDGE_APP=")
         rules = channels
     if settings.rules_file:
         rules = rules.preceded_by(read_rules(settings.rules_file))
@@ -109,23 +108,6 @@ def _fetching(keys: Jwks) -> Callable[[web.Application], AsyncIterator[None]]:
             await keys.aclose()
 
     return lifetime
-
-
-def _import_app(name: str) -> None:
-    if not name:
-        return
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not name.startswith(exc.name):
-            raise
-        raise ConfigError(
-            f"EDGE_APP={name!r}: there is no module {exc.name!r} here; allowed: a module that can "
-            "be imported from the folder that the node is started in",
-            variable="EDGE_APP",
-        ) from exc
 
 
 def _node(

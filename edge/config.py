@@ -98,7 +98,8 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         str,
         Var(
             "EDGE_APP",
-            "a module with your channel rules and authorizers, imported at the start",
+            "a module with your channel rules and authorizers, imported at the start; empty: what "
+            "`app` under [tool.eventbus] names in the nearest pyproject.toml, if anything",
             "a dotted module name, such as myapp.channels",
         ),
     ] = ""

@@ -1,9 +1,9 @@
-"""The catalogue of events that ships with eventbus; one module for each domain."""
+"""The catalogue of events of this repository, for its demo and documentation."""
 
+from eventbus.broadcasting import AlertLevel
+from eventbus.notifications import Notification, SystemAlert
 from schemas.chat import ChatMessage
 from schemas.metrics import DashboardMetrics, LoadAverage
-from schemas.notifications import Notification
-from schemas.system import AlertLevel, SystemAlert
 from schemas.users import UserRegistered
 
 __all__ = [

@@ -102,13 +102,16 @@ async def _known_edges(asked: Any) -> tuple[list[str], str]:
 
 @app.command("websocket")
 def websocket(
-    host: nodes.Host = None, port: nodes.Port = None, workers: nodes.Workers = None
+    host: nodes.Host = None,
+    port: nodes.Port = None,
+    workers: nodes.Workers = None,
+    app: nodes.App = None,
 ) -> None:
     """Run an edge node: the same as `eventbus edge run`.
 
     Example: NATS_URL=nats://127.0.0.1:4222 eventbus broadcast websocket --port 8080
     """
-    nodes.run(host, port, workers)
+    nodes.run(host, port, workers, app)
 
 
 @app.command("stats")
@@ -201,7 +204,7 @@ def notify_user(
 
     Example: eventbus broadcast notify:user 42 "Order shipped" "It is on its way"
     """
-    from schemas.notifications import Notification  # noqa: PLC0415
+    from eventbus.notifications import Notification  # noqa: PLC0415
 
     made = Notification(
         user_id=user_id, title=title, message=message, action_url=action_url or None
@@ -222,7 +225,7 @@ def system_alert(
 
     Example: eventbus broadcast system:alert warning "Maintenance at 22:00" --action-required
     """
-    from schemas.system import SystemAlert  # noqa: PLC0415
+    from eventbus.notifications import SystemAlert  # noqa: PLC0415
 
     _dispatch(SystemAlert(level=level, message=message, action_required=action_required), json=json)
 

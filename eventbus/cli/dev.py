@@ -21,7 +21,7 @@ import watchfiles
 from rich.text import Text
 
 from eventbus.cli.dev_secret import dev_secret
-from eventbus.cli.nodes import Host, Port
+from eventbus.cli.nodes import App, Host, Port
 from eventbus.cli.output import console, fail
 from eventbus.cli.running import run
 from eventbus.cli.tokens import issue_token
@@ -40,7 +40,7 @@ _KEYS: Final = ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL")
 
 
 class _Watched(watchfiles.PythonFilter):
-    """Python files, and the rules file."""
+    """Python files, the rules file, and pyproject.toml, which may name the application."""
 
     def __init__(self, rules_file: str) -> None:
         super().__init__()
@@ -48,7 +48,8 @@ class _Watched(watchfiles.PythonFilter):
         self._ignore_dirs = {*self._ignore_dirs, ".eventbus", "venv", ".ruff_cache"}
 
     def __call__(self, change: watchfiles.Change, path: str) -> bool:
-        return path == self._rules or super().__call__(change, path)
+        named = path == self._rules or Path(path).name == "pyproject.toml"
+        return named or super().__call__(change, path)
 
 
 class _Edge:
@@ -104,10 +105,7 @@ class _Edge:
 def dev(
     host: Host = None,
     port: Port = None,
-    app: Annotated[
-        str | None,
-        typer.Option(help="A module with your channel rules and authorizers.  [EDGE_APP]"),
-    ] = None,
+    app: App = None,
     reload: Annotated[
         bool, typer.Option(help="Start the edge anew when a Python or rules file changes.")
     ] = True,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Host", "Port", "Workers", "app", "run"]
+__all__ = ["App", "Host", "Port", "Workers", "app", "run"]
 
 app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
 
@@ -19,16 +19,22 @@ Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port; 0 takes a free one.  [BROADCAST_WEBSOCKET_PORT]"),
 ]
-
-
 Workers = Annotated[
     int | None,
     typer.Option(min=1, max=256, help="Processes on one port.  [BROADCAST_WORKERS]"),
 ]
+App = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        help="A module with your channel rules and authorizers.  [EDGE_APP; default: that of "
+        "pyproject.toml]",
+    ),
+]
 
 
 @app.command("run")
-def run(host: Host = None, port: Port = None, workers: Workers = None) -> None:
+def run(host: Host = None, port: Port = None, workers: Workers = None, app: App = None) -> None:
     """Run an edge node: WebSockets on one side, the bus on the other.
 
     Settings come from the environment. SIGTERM drains it.
@@ -38,6 +44,7 @@ def run(host: Host = None, port: Port = None, workers: Workers = None) -> None:
     _set("BROADCAST_WEBSOCKET_HOST", host)
     _set("BROADCAST_WEBSOCKET_PORT", port)
     _set("BROADCAST_WORKERS", workers)
+    _set("EDGE_APP", app)
     runpy.run_module("edge", run_name="__main__", alter_sys=True)
 
 

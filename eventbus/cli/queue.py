@@ -8,7 +8,13 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from eventbus.cli.output import Json, fail, one_line, print_table, write_json
-from eventbus.cli.running import import_application, on_interrupt, opened_bus, run as run_command
+from eventbus.cli.running import (
+    Apps,
+    load_application,
+    on_interrupt,
+    opened_bus,
+    run as run_command,
+)
 from eventbus.drivers.base import QueueStore
 from eventbus.jobs import FailedJob, failed_jobs
 from eventbus.worker import Worker
@@ -27,10 +33,7 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", sho
 
 @app.command("work")
 def work(
-    application: Annotated[
-        list[str] | None,
-        typer.Option("--app", help="A module that defines events and listeners; repeatable."),
-    ] = None,
+    application: Apps = None,
     queue: Annotated[
         str, typer.Option(help="Queues, the most urgent first, separated by commas.")
     ] = "default",
@@ -53,8 +56,7 @@ def work(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
-    for module in application or ():
-        import_application(module)
+    load_application(application)
     queues = [name for name in (part.strip() for part in queue.split(",")) if name]
 
     async def run() -> None:

@@ -2,25 +2,41 @@
 
 import asyncio
 import contextlib
-import importlib
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
 
+from eventbus.application import HOW_TO_NAME_ONE, Application, configured_application
 from eventbus.bus import EventBus
 from eventbus.cli.attaching import attached
 from eventbus.cli.output import fail
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, EventBusError, EventFieldError, InvalidName
 
-__all__ = ["import_application", "interrupted", "on_interrupt", "opened_bus", "read_json", "run"]
+__all__ = [
+    "Apps",
+    "interrupted",
+    "load_application",
+    "on_interrupt",
+    "opened_bus",
+    "read_json",
+    "require_application",
+    "run",
+]
 
 T = TypeVar("T")
+Apps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--app",
+        help="A module that defines events and listeners; repeatable. [default: that of "
+        "pyproject.toml]",
+    ),
+]
 _INTERRUPTED: Final = 130
 
 
@@ -84,21 +100,30 @@ def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
             loop.remove_signal_handler(each)
 
 
-def import_application(module: str, option: str = "--app") -> None:
-    """Import an application's module, also from the working folder, as `python -m` does.
+def load_application(given: Sequence[str] | None) -> Application | None:
+    """Import the application of --app, or else of pyproject.toml; None where neither names one.
 
-    One that is not there, or that declares something wrong, ends the command with code 2.
+    A module that does not exist or that declares something wrong, and a pyproject.toml that cannot
+    be read, end the command with code 2.
     """
-    if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds strings
-        sys.path.insert(0, here)
     try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as exc:
-        if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
-            raise
-        fail(f"{option} {module}: there is no such module (looked in {here} too)", code=2)
-    except EventBusError as exc:
-        fail(f"{option} {module}: {exc}", code=2)
+        if given:
+            application: Application | None = Application(given, Path.cwd(), "--app ")
+        else:
+            application = configured_application()
+        if application is not None:
+            application.load()
+    except ConfigError as exc:
+        fail(str(exc), code=2)
+    return application
+
+
+def require_application(given: Sequence[str] | None) -> Application:
+    """The same for a command that needs one; without one it ends with code 2 and says how."""
+    application = load_application(given)
+    if application is None:
+        fail(f"no application is named: {HOW_TO_NAME_ONE}", code=2)
+    return application
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -1,6 +1,7 @@
 """`eventbus schema`: the contracts of an application's events, shown, exported and kept."""
 
 import enum
+import os
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -9,27 +10,30 @@ import msgspec
 import typer
 from rich.text import Text
 
+from eventbus.application import configured_application
 from eventbus.cli.output import Json, fail, one_line, print_table, write_json
-from eventbus.cli.running import import_application
+from eventbus.cli.running import Apps, require_application
 from eventbus.cli.schema_new import NewEvent
 from eventbus.contracts import asyncapi, jsonschema, typescript
 from eventbus.contracts.catalogue import Contract, catalogue
 from eventbus.contracts.compatibility import Change, Verdict, compare
 from eventbus.contracts.lock import InvalidLock, Locked, encode_lock, lock_of, read_lock
 from eventbus.contracts.words import facts, type_in_words
-from eventbus.errors import EventDefinitionError
+from eventbus.errors import ConfigError, EventDefinitionError
 
 __all__ = ["app"]
 
 app = typer.Typer(help="The contracts of your events: show, export, keep.", no_args_is_help=True)
 
-DEFAULT_APP: Final = "schemas"
 LOCK: Final = Path("schemas/schemas.lock.json")
-Apps = Annotated[
-    list[str] | None,
-    typer.Option("--app", help="A module that defines events; repeatable. [default: schemas]"),
+LockFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--lock",
+        help=f"The lock file. [default: {LOCK}, beside the pyproject.toml that names the "
+        "application, otherwise here]",
+    ),
 ]
-LockFile = Annotated[Path, typer.Option("--lock", help="The lock file.")]
 
 
 class Format(enum.StrEnum):
@@ -76,7 +80,7 @@ def show(
 ) -> None:
     """Show one event: its channels, its fields, and what holds for them; --json: its JSON Schema.
 
-    Example: eventbus schema show notification
+    Example: eventbus schema show order.shipped --app shop.events
     """
     contracts = _contracts(application)
     found = next((each for each in contracts if event in (each.name, each.cls.__name__)), None)
@@ -123,7 +127,7 @@ def export(
 ) -> None:
     """Write the contracts for others: AsyncAPI 3.0, JSON Schema 2020-12 or TypeScript.
 
-    Example: eventbus schema export --format typescript --output web/events.ts
+    Example: eventbus schema export --format typescript --app shop.events --output web/events.ts
     """
     contracts = _contracts(application)
     match format_:
@@ -153,7 +157,7 @@ def export(
 @app.command("check")
 def check(
     application: Apps = None,
-    lock: LockFile = LOCK,
+    lock: LockFile = None,
     locked: Annotated[
         bool, typer.Option("--locked", help="Fail too where the lock file is not up to date.")
     ] = False,
@@ -166,19 +170,19 @@ def check(
 
     Example: eventbus schema check --app shop.events
     """
-    present = _present(application)
-    verdict = compare(_read(lock), present)
+    path, present = _present(application, lock)
+    verdict = compare(_read(path), present)
     _report(verdict, json=json)
     if verdict.is_breaking:
         fail("raise the version of the events that break (`version=` in the class statement)")
     if verdict.changes and locked:
-        fail(f"{lock} is not up to date: run `eventbus schema lock`")
+        fail(f"{path} is not up to date: run `eventbus schema lock`")
 
 
 @app.command("lock")
 def lock(
     application: Apps = None,
-    lock: LockFile = LOCK,
+    lock: LockFile = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also where changes break, without a new version.")
     ] = False,
@@ -188,28 +192,34 @@ def lock(
 
     Example: eventbus schema lock --app shop.events
     """
-    present = _present(application)
+    path, present = _present(application, lock)
     verdict = Verdict(())
-    if lock.exists() and not force:
-        verdict = compare(_read(lock), present)
+    if path.exists() and not force:
+        verdict = compare(_read(path), present)
     if verdict.is_breaking:
         _report(verdict, json=json)
         fail("nothing was written: raise the versions of what breaks, or say --force")
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.write_bytes(encode_lock(present))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_lock(present))
     except OSError as exc:
-        fail(f"--lock {lock}: {exc.strerror or exc}")
+        fail(f"--lock {path}: {exc.strerror or exc}")
     if json:
-        write_json({"lock": str(lock), "events": len(present)})
+        write_json({"lock": str(path), "events": len(present)})
     else:
-        typer.echo(f"{lock} holds {len(present)} events")
+        typer.echo(f"{path} holds {len(present)} events")
 
 
 @app.command("new")
 def new(
     name: Annotated[str, typer.Argument(help="OrderShipped, or order.shipped.")],
-    package: Annotated[str, typer.Option(help="The package that it goes into.")] = DEFAULT_APP,
+    package: Annotated[
+        str | None,
+        typer.Option(
+            help="The package that it goes into, such as shop.events. [default: the application of "
+            "pyproject.toml]"
+        ),
+    ] = None,
     tests: Annotated[Path, typer.Option(help="The folder of its test.")] = Path("tests/schemas"),
     channel: Annotated[
         str | None, typer.Option(help="Its channel or template. [default: of the name]")
@@ -217,10 +227,11 @@ def new(
 ) -> None:
     """Write an event class and its test, ready to edit; what exists is never written over.
 
-    Example: eventbus schema new OrderShipped --channel "orders.{order_id}"
+    Example: eventbus schema new OrderShipped --package shop.events --channel "orders.{order_id}"
     """
+    package, folder = _package(package)
     try:
-        event = NewEvent.named(name, package=package, tests=tests, channel=channel)
+        event = NewEvent.named(name, package=package, folder=folder, tests=tests, channel=channel)
     except ValueError as exc:
         fail(str(exc), code=2)
     try:
@@ -228,21 +239,39 @@ def new(
     except OSError as exc:
         fail(f"{exc.filename}: {exc.strerror or exc}")
     for path in written:
-        typer.echo(f"wrote {path}")
+        typer.echo(f"wrote {os.path.relpath(path)}")
     if event.init not in written:
-        typer.echo(f"Import it in {event.init}: {event.import_line}")
-    typer.echo(f"Try it: python -m pytest {event.test}")
+        typer.echo(f"Import it in {os.path.relpath(event.init)}: {event.import_line}")
+    typer.echo(f"Try it: pytest {os.path.relpath(event.test)}")
+
+
+def _package(given: str | None) -> tuple[str, Path]:
+    """The package for a new event, and the project's folder."""
+    if given is not None:
+        return given, Path.cwd()
+    try:
+        application = configured_application()
+    except ConfigError as exc:
+        fail(str(exc), code=2)
+    if application is None:
+        fail(
+            "no package is named: give --package shop.events, or write "
+            'app = "shop.events" under [tool.eventbus] in pyproject.toml',
+            code=2,
+        )
+    return application.modules[0], application.folder
 
 
 def _contracts(application: list[str] | None) -> tuple[Contract, ...]:
-    for module in application or (DEFAULT_APP,):
-        import_application(module)
+    require_application(application)
     return tuple(_checked(catalogue))
 
 
-def _present(application: list[str] | None) -> dict[str, Locked]:
-    made: dict[str, Locked] = _checked(lock_of, _contracts(application))
-    return made
+def _present(application: list[str] | None, lock: Path | None) -> tuple[Path, dict[str, Locked]]:
+    """The lock file's path, and what it should hold."""
+    folder = require_application(application).folder
+    made: dict[str, Locked] = _checked(lock_of, tuple(_checked(catalogue)))
+    return lock or Path(os.path.relpath(folder / LOCK)), made
 
 
 def _read(path: Path) -> dict[str, Locked]:

@@ -14,7 +14,7 @@ from eventbus.bus import EventBus
 from eventbus.channels import Pattern
 from eventbus.cli.output import Json, console, fail, write_json
 from eventbus.cli.revoke import duration
-from eventbus.cli.running import import_application, interrupted, opened_bus, run
+from eventbus.cli.running import Apps, interrupted, opened_bus, require_application, run
 from eventbus.cli.shown_json import shown_json
 from eventbus.contracts.catalogue import catalogue, shared
 from eventbus.decoding import read_delivery
@@ -61,9 +61,7 @@ def tail(
     decode: Annotated[
         bool, typer.Option("--decode", help="Name the event type, and what does not match it.")
     ] = False,
-    schemas: Annotated[
-        str, typer.Option("--schemas", "--app", help="The module of the event types.")
-    ] = "schemas",
+    application: Apps = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after as many messages.")] = None,
     json: Json = False,
 ) -> None:
@@ -71,7 +69,7 @@ def tail(
 
     With --json, a line for each message.
 
-    Example: eventbus subjects tail 'orders.*' --since 10m --decode
+    Example: eventbus subjects tail 'orders.*' --since 10m --decode --app shop.events
     """
     if since is not None and last is not None:
         fail("give either --since or --last", code=2)
@@ -81,7 +79,7 @@ def tail(
         begin = datetime.datetime.now(datetime.UTC) - age
     types: dict[str, Any] | None = None
     if decode:
-        import_application(schemas, "--schemas")
+        require_application(application)
         types = {each.name: each.data for each in shared(catalogue())}
     run(_tail(pattern, begin, last, types, count, json=json))
 

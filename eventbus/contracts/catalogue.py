@@ -66,7 +66,7 @@ def shared(contracts: Iterable[Contract]) -> tuple[Contract, ...]:
 
 def _is_internal(cls: type[Event]) -> bool:
     """Whether it is one of the library's own, which nobody outside sees under its name."""
-    return cls.__module__.startswith("eventbus.")
+    return event_definition(cls).name.startswith("eventbus.")
 
 
 def _contract(cls: type[Event]) -> Contract:

@@ -120,13 +120,14 @@ def test_ping_that_is_interrupted_sums_up_and_ends_well(start_command):
     assert (summary["sent"], summary["received"], summary["loss_percent"]) == (1, 1, 0.0)
 
 
-def test_notification_and_alert_are_those_of_the_catalogue(eventbus):
+def test_notification_and_alert_match_their_event_types(eventbus):
     shown = eventbus("broadcast", "notify:user", "42", "Shipped", "On its way",
                      "--action-url", "https://shop/42")  # fmt: skip
     assert shown.stdout.startswith("published on user.42: offset 1, id "), shown.stderr
     told = eventbus("broadcast", "system:alert", "critical", "Disk", "--action-required", "--json")
     assert json.loads(told.stdout)["channel"] == "system"
-    tail = eventbus("subjects", "tail", ">", "--last", "2", "--count", "2", "--json", "--decode")
+    tail = eventbus("subjects", "tail", ">", "--last", "2", "--count", "2", "--json",
+                    "--decode", "--app", "eventbus.notifications")  # fmt: skip
     notice, alert = map(json.loads, tail.stdout.splitlines())
     assert (notice["channel"], notice["event"]) == ("user.42", "notification")
     assert notice["data"]["action_url"] == "https://shop/42"

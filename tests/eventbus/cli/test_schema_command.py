@@ -80,9 +80,18 @@ def test_list_shows_every_event(run):
     assert rows[3]["type"] == "shop.OrderShipped"
 
 
-def test_list_takes_the_catalogue_that_ships_by_default(run):
-    rows = json.loads(run("list", "--json").stdout)
-    assert {"notification", "alert", "ChatMessage"} <= {row["event"] for row in rows}
+@pytest.mark.parametrize("command", [["list"], ["show", "x"], ["export", "--format", "asyncapi"],
+                                     ["check"], ["lock"]])  # fmt: skip
+def test_there_is_no_default_application(run, shop, command):
+    done = run(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no application is named: give --app shop.events, or write app =" in done.stderr
+    assert not (shop / "schemas").exists()
+
+
+def test_shared_events_are_in_the_catalogue_of_an_application_that_imports_them(run, shop):
+    rows = json.loads(run("list", "--json", "--app", "eventbus.notifications").stdout)
+    assert [row["event"] for row in rows] == ["alert", "notification"]
 
 
 @pytest.mark.parametrize("name", ["order.shipped", "OrderShipped"])
@@ -133,7 +142,7 @@ def test_export_writes_a_file(run, shop):
     ],
 )
 def test_export_says_what_is_wrong(run, arguments, code, fault):
-    done = run("export", *arguments)
+    done = run("export", *arguments, *(() if "--app" in arguments else ("--app", "shop")))
     assert (done.returncode, done.stdout) == (code, "")
     assert fault in done.stderr
     assert "secret" not in done.stderr
@@ -220,15 +229,10 @@ def test_new_event_is_there_and_its_test_passes(run, tmp_path, arguments, module
         f"wrote my/events/{module}.py",
         f"wrote {test}",
         "wrote my/events/__init__.py",
-        f"Try it: python -m pytest {test}",
+        f"Try it: pytest {test}",
     ]
-    tried = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        check=False, timeout=60,
-    )  # fmt: skip
-    assert tried.returncode == 0, tried.stdout
-    assert "2 passed" in tried.stdout
+    tried = run_pytest(test, cwd=folder)
+    assert "2 passed" in tried.stdout, tried.stdout
     [row] = json.loads(run("list", "--app", "my.events", "--json", cwd=folder).stdout)
     assert (row["event"], row["channels"]) == (name, [channel])
     linted = subprocess.run(
@@ -238,19 +242,79 @@ def test_new_event_is_there_and_its_test_passes(run, tmp_path, arguments, module
     assert linted.returncode == 0, linted.stdout
 
 
+def run_pytest(*arguments, cwd):
+    """The program itself: `python -m pytest` would add the working folder to the import path."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["prepend", "importlib"])
+@pytest.mark.parametrize("tests", ["tests", "tests/deep/down", "../elsewhere"])
+def test_test_of_a_new_event_passes_wherever_it_is(run, tmp_path, mode, tests):
+    folder = tmp_path / "app"
+    (folder / "tests").mkdir(parents=True)
+    (folder / "tests/__init__.py").touch()
+    (folder / "tests/conftest.py").touch()
+    done = run("new", "OrderShipped", "--package", "my", "--tests", tests, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    tried = run_pytest("--import-mode", mode, f"{tests}/test_order_shipped.py", cwd=folder)
+    assert "2 passed" in tried.stdout, tried.stdout
+
+
+def test_test_of_a_new_event_leaves_the_import_path_of_an_installed_package_alone(run, tmp_path):
+    folder = tmp_path / "app"
+    folder.mkdir()
+    path = f"{ROOT}{os.pathsep}{folder}"
+    run("new", "OrderShipped", "--package", "my", cwd=folder, PYTHONPATH=path)
+    assert "sys" not in (folder / "tests/schemas/test_order_shipped.py").read_text()
+
+
 def test_new_never_writes_over_what_exists(run, tmp_path):
     folder = tmp_path / "app"
     folder.mkdir()
-    assert run("new", "OrderShipped", cwd=folder).returncode == 0
-    module = folder / "schemas/order_shipped.py"
+    assert run("new", "OrderShipped", "--package", "my", cwd=folder).returncode == 0
+    module = folder / "my/order_shipped.py"
     module.write_text("# mine")
-    done = run("new", "OrderShipped", "--channel", "general", cwd=folder)
+    arguments = ("new", "OrderShipped", "--package", "my", "--channel", "general")
+    done = run(*arguments, cwd=folder)
     assert done.returncode == 1
     assert "it is there already, and is not written over" in done.stderr
     assert module.read_text() == "# mine"
-    other = run("new", "OrderLost", cwd=folder)
-    told = "Import it in schemas/__init__.py: from schemas.order_lost import OrderLost"
+    other = run("new", "OrderLost", "--package", "my", cwd=folder)
+    told = "Import it in my/__init__.py: from my.order_lost import OrderLost"
     assert told in other.stdout
+
+
+def test_new_refuses_a_package_beside_a_module_of_its_name(run, tmp_path):
+    (tmp_path / "my/events/order_shipped").mkdir(parents=True)
+    (tmp_path / "my/events/order_shipped/__init__.py").touch()
+    (tmp_path / "my/rules.py").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for package, fault in {
+        "shop": "shop is a module already",
+        "shop.inner": "shop is a module already",
+        "my.rules": "my.rules is a module already",
+        "json": "json is a package outside of this project",
+        "sys": "sys is a module already",
+        "my.events": "it is there already",
+    }.items():
+        done = run("new", "OrderShipped", "--package", package, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (1 if package == "my.events" else 2, "")
+        assert fault in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_new_follows_a_package_to_where_it_is(run, tmp_path):
+    package = tmp_path / "src/shop_live"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    path = f"{ROOT}{os.pathsep}{tmp_path / 'src'}"
+    done = run("new", "Ping", "--package", "shop_live", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert (package / "ping.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -262,13 +326,15 @@ def test_new_never_writes_over_what_exists(run, tmp_path):
         (["Order", "--channel", "orders.*"], "--channel"),
         (["Order", "--channel", "orders..x"], "--channel"),
         (["Order", "--package", "../x"], "--package"),
+        (["Order"], "no package is named: give --package"),
     ],
 )
 def test_new_refuses_names_that_cannot_be(run, tmp_path, arguments, fault):
-    done = run("new", *arguments)
+    options = () if arguments == ["Order"] or "--package" in arguments else ("--package", "my")
+    done = run("new", *arguments, *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert fault in done.stderr
-    assert not (tmp_path / "schemas").exists()
+    assert not (tmp_path / "my").exists()
 
 
 def test_own_lock_file_is_up_to_date(run):

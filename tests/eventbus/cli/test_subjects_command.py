@@ -85,7 +85,8 @@ def test_tail_names_what_does_not_match_its_schema(eventbus, publish, settings):
 
     asyncio.run(not_a_message())
     arguments = ("subjects", "tail", "chat.7", "--since", "5m", "--count", "4")
-    shown = eventbus(*arguments, "--decode")
+    decoded = ("--decode", "--app", "schemas")
+    shown = eventbus(*arguments, *decoded)
     assert shown.returncode == 0, shown.stderr
     good, bad, why, other, fault, cause = shown.stdout.splitlines()
     assert good.endswith('"text": "hi"}  ChatMessage')
@@ -96,7 +97,7 @@ def test_tail_names_what_does_not_match_its_schema(eventbus, publish, settings):
     assert cause.startswith("  no message: ")
     assert "ChatMessage:" not in eventbus(*arguments).stdout
     told = [
-        json.loads(line) for line in eventbus(*arguments, "--decode", "--json").stdout.splitlines()
+        json.loads(line) for line in eventbus(*arguments, *decoded, "--json").stdout.splitlines()
     ]
     assert [bool(each["mismatch"]) for each in told] == [False, True, False, False]
     assert told[3]["fault"]
@@ -178,6 +179,7 @@ def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish
         (["tail", "a", "--since", "soon"], "--since: 'soon' is no length of time"),
         (["tail", "a", "--since", "1m", "--last", "1"], "either --since or --last"),
         (["tail", "a", "--decode", "--app", "no_such_module"], "there is no such module"),
+        (["tail", "a", "--decode"], "no application is named: give --app"),
         (["inspect", "a.*"], "'a.*' is not a channel name"),
         (["purge", "a.*", "--yes"], "'a.*' is not a channel name"),
         (["list", "--pattern", "a..b"], "a..b"),

@@ -1,15 +1,19 @@
-"""Notifications to one user."""
+"""Two events that most applications have: a notification to one user, an alert to all.
+
+`eventbus broadcast notify:user` and `system:alert` publish them. They are in your application's
+catalogue where it imports this module.
+"""
 
 import datetime
 from typing import Annotated
 
 import msgspec
 
-from eventbus.broadcasting import NotificationData
+from eventbus.broadcasting import AlertLevel, NotificationData
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.message import utc_now
 
-__all__ = ["Notification", "NotificationData"]
+__all__ = ["Notification", "SystemAlert"]
 
 
 class Notification(
@@ -35,3 +39,13 @@ class Notification(
             action_url=self.action_url,
             timestamp=self.timestamp,
         )
+
+
+class SystemAlert(Event, ShouldBroadcast, channel="system", name="alert", kw_only=True):
+    """An alert to every authenticated user."""
+
+    level: AlertLevel
+    message: str
+    action_required: bool = False
+    """Whether someone has to do something."""
+    timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)

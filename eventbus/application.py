@@ -1,0 +1,109 @@
+"""The application that commands work for: the modules that define its events, rules and listeners.
+
+It is named by `--app` (for an edge by EDGE_APP), or else by pyproject.toml:
+
+    [tool.eventbus]
+    app = "shop.events"    # or a list of modules
+
+The nearest pyproject.toml decides, from the working folder upwards. There is no default.
+"""
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from eventbus.errors import ConfigError, EventBusError
+
+__all__ = ["HOW_TO_NAME_ONE", "Application", "configured_application", "import_modules"]
+
+HOW_TO_NAME_ONE: Final = (
+    'give --app shop.events, or write app = "shop.events" under [tool.eventbus] in pyproject.toml'
+)
+_PYPROJECT: Final = "pyproject.toml"
+
+
+class Application(NamedTuple):
+    """Modules, and where they are imported from."""
+
+    modules: Sequence[str]
+    folder: Path
+    """It is on the import path, as the working folder is for `python -m`."""
+    source: str
+    """Where they are named: the beginning of errors about them, such as `--app `."""
+
+    def load(self) -> None:
+        """Import the modules. Raises ConfigError, see `import_modules`."""
+        import_modules(self.modules, self.folder, self.source)
+
+
+class _Table(msgspec.Struct, forbid_unknown_fields=True):
+    app: str | list[str] = []
+
+
+class _Tool(msgspec.Struct):
+    eventbus: _Table = msgspec.field(default_factory=_Table)
+
+
+class _Project(msgspec.Struct):
+    tool: _Tool = msgspec.field(default_factory=_Tool)
+
+
+def configured_application() -> Application | None:
+    """The application of the nearest pyproject.toml; None where there is none.
+
+    Raises ConfigError, which names the file, for one that cannot be read or has a wrong value.
+    """
+    path = _nearest_pyproject()
+    if path is None:
+        return None
+    try:
+        app = msgspec.toml.decode(path.read_bytes(), type=_Project).tool.eventbus.app
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror or exc}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise ConfigError(
+            f'{path}: {exc}; allowed under [tool.eventbus]: app = "shop.events", or a list of '
+            "modules"
+        ) from None
+    modules = [app] if isinstance(app, str) else app
+    return Application(modules, path.parent, f"{path}: app = ") if modules else None
+
+
+def import_modules(modules: Sequence[str], folder: Path, source: str) -> None:
+    """Import modules, from `folder` too. Errors begin with `source`, which is where they are named.
+
+    Raises ConfigError for a module that does not exist or that declares something wrong. Any other
+    error in a module is raised as it is.
+    """
+    if (entry := str(folder)) not in sys.path:
+        sys.path.insert(0, entry)
+    for module in modules:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ConfigError(
+                f"{source}{module[:80]!r}: not a module's name; allowed: a dotted module name, "
+                "such as shop.events"
+            )
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as exc:
+            if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
+                raise
+            raise ConfigError(
+                f"{source}{module}: there is no such module (looked in {folder} too)"
+            ) from exc
+        except EventBusError as exc:
+            raise ConfigError(f"{source}{module}: {exc}") from exc
+
+
+def _nearest_pyproject() -> Path | None:
+    with contextlib.suppress(OSError):  # a folder that was deleted, or that we may not enter
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (path := folder / _PYPROJECT).is_file():
+                return path
+    return None
