@@ -83,8 +83,8 @@ class LineFormat:
     def json(self, entry: Entry) -> str:
         """One line of JSON, without its end.
 
-        `data` is the very text that was published, but for masked values and line ends; where
-        that is not JSON, `data_base64` holds the bytes, or the mask if a masked word is in them.
+        `data` is what was published, with secrets masked; where that is not JSON, `data_base64`
+        holds the bytes, or the mask if a masked word is in them.
         """
         return _one_line(_encode(self._line(entry)).decode())
 

@@ -1,8 +1,10 @@
-"""Secrets masked in JSON text, without decoding it: all else stays the very text it was."""
+"""Secrets masked in JSON: decoded, masked and encoded again."""
 
+import decimal
+import operator
 import re
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable
+from typing import Any, Final
 
 import msgspec
 
@@ -11,15 +13,13 @@ __all__ = ["MASK", "Mask", "normal"]
 MASK: Final = "***"
 
 _MAX_DEPTH: Final = 5
-"""How many levels of JSON within strings within JSON are looked into; deeper is masked whole."""
-_STRING: Final = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_TOKEN: Final = re.compile(rf"({_STRING})(\s*:\s*)?", re.DOTALL)
-# In JSON a string before a colon is always a key: whoever reads string by string cannot be misled
-# by what stands inside of them.
-_NESTING: Final = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
-_VALUE: Final = re.compile(rf"{_STRING}|[^\s,}}\]]+", re.DOTALL)
+"""How many levels of JSON within strings within JSON are searched; deeper ones become MASK."""
 _ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _NOISE: Final = re.compile(r"[\W_]+")
+
+# Decimals keep the digits of numbers as they are.
+_decode: Final = msgspec.json.Decoder(float_hook=decimal.Decimal).decode
+_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def normal(name: str) -> str:
@@ -31,7 +31,7 @@ class Mask:
     """Replaces the values of keys whose names contain one of a few words.
 
     `token` masks `token`, `accessToken` and `X-Auth-Token` alike, at any depth; a whole object or
-    list below such a key is one `"***"`. JSON within a string is masked too.
+    list below such a key becomes one `"***"`. JSON within a string is masked too.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -44,75 +44,43 @@ class Mask:
         return self._hits is not None and self._hits(normal(key)) is not None
 
     def hides_within(self, payload: bytes) -> bool:
-        """Whether bytes that are no JSON, and so have no keys, may hold a secret's name."""
+        """Whether bytes that are not JSON, and so have no keys, may hold a secret's name."""
         text = payload.decode("latin-1")
         return self.hides(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
 
     def apply(self, text: str) -> str:
-        """`text`, which must be valid JSON, with its secrets masked."""
-        return text if self._hits is None else self._apply(text, 0)
+        """The JSON `text` with its secrets masked.
 
-    def _apply(self, text: str, depth: int) -> str:
-        return "".join(self._parts(text, depth))
+        Raises DecodeError for what is not JSON, and RecursionError for JSON nested too deeply.
+        """
+        return text if self._hits is None else _encode(self._masked(_decode(text), 0)).decode()
 
-    def _parts(self, text: str, depth: int) -> Iterator[str]:
-        kept = at = 0  # what stands before `kept` has been given, and before `at` looked at
-        while (found := _TOKEN.search(text, at)) is not None:
-            at = found.end()
-            string, colon = found[1], found[2]
-            if colon is None:
-                if (masked := self._inner(string, depth)) != string:
-                    yield text[kept : found.start()]
-                    yield masked
-                    kept = at
-            elif (key := _decode(string)) is None or self.hides(key):
-                yield text[kept:at]
-                yield f'"{MASK}"'
-                kept = at = _end_of_value(text, at)
-        yield text[kept:]
+    def _masked(self, value: Any, depth: int) -> Any:
+        """A value with its secrets masked; the same object where there are none."""
+        if isinstance(value, str):
+            return self._masked_text(value, depth)
+        if isinstance(value, list):
+            items = [self._masked(each, depth) for each in value]
+            return value if all(map(operator.is_, items, value)) else items
+        if isinstance(value, dict):
+            fields = {
+                key: MASK if self.hides(key) else self._masked(each, depth)
+                for key, each in value.items()
+            }
+            return value if all(map(operator.is_, fields.values(), value.values())) else fields
+        return value
 
-    def _inner(self, string: str, depth: int) -> str:
-        """A string's literal, masked where the string is JSON itself."""
-        if "\\" not in string:  # JSON with a key has quotes, which are escaped here
-            return string
-        text = _decode(string)
-        if text is None or text.lstrip()[:1] not in {"{", "[", '"'} or not _is_json(text):
-            return string
+    def _masked_text(self, text: str, depth: int) -> str:
+        """A string, masked where it is JSON itself."""
+        if text.lstrip()[:1] not in {"{", "[", '"'}:
+            return text
+        try:
+            value = _decode(text)
+        except msgspec.DecodeError:
+            return text
+        except RecursionError:
+            return MASK
         if depth == _MAX_DEPTH:
-            return f'"{MASK}"'
-        masked = self._apply(text, depth + 1)
-        return string if masked == text else msgspec.json.encode(masked).decode()
-
-
-def _end_of_value(text: str, at: int) -> int:
-    if text[at] not in "{[":
-        scalar = _VALUE.match(text, at)
-        assert scalar is not None, "valid JSON has a value after a colon"
-        return scalar.end()
-    depth = 0
-    for found in _NESTING.finditer(text, at):
-        if found[0] in "{[":
-            depth += 1
-        elif found[0] in "}]":
-            depth -= 1
-            if not depth:
-                return found.end()
-    raise AssertionError("valid JSON closes what it opens")
-
-
-def _decode(literal: str) -> str | None:
-    """What a string's literal says; None where it says no text, as half a surrogate pair."""
-    if "\\" not in literal:
-        return literal[1:-1]
-    try:
-        return msgspec.json.decode(literal, type=str)
-    except msgspec.DecodeError:
-        return None
-
-
-def _is_json(text: str) -> bool:
-    try:
-        msgspec.json.decode(text, type=msgspec.Raw)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
+            return MASK
+        masked = self._masked(value, depth + 1)
+        return text if masked is value else _encode(masked).decode()

@@ -113,10 +113,16 @@ async def test_listeners_get_the_message_as_it_was_published_not_as_it_was_logge
     assert lines(path)[0]["data"] == {"token": "***"}
 
 
-def test_data_is_the_very_text_that_was_published():
-    data = '{"n": 1.000, "big":123456789012345678901234567890, "e":"\\u00e9é", "e":[ ]}'
+def test_numbers_and_texts_stay_as_they_were_published():
+    data = '{"n": 1.000, "big":123456789012345678901234567890, "huge":1.5E+400, "e":"\\u00e9é"}'
     payload = f'{{"event":"x","data":{data},"channel":"a"}}'.encode()
-    assert f'"data":{data}' in line_of(payload)
+    logged = '{"n":1.000,"big":123456789012345678901234567890,"huge":1.5E+400,"e":"éé"}'
+    assert f'"data":{logged}' in line_of(payload)
+
+
+def test_json_in_a_string_stays_as_it_is_where_nothing_is_secret():
+    data = {"body": '{ "a" : 1.50,\n"b": ["\\u00e9"] }', "broken": '{"token":', "text": '"'}
+    assert json.loads(line_of(json.dumps(data).encode()))["data"] == data
 
 
 @pytest.mark.parametrize(
@@ -180,6 +186,11 @@ SECRETS = [
     '{ "token" \n:\t "S3CR3T" }',
     '{"token":"\\"S3CR3T\\\\"}',
     '{"token":"a","token":"S3CR3T"}',
+    '{"token":"S3CR3T","token":"***"}',
+    json.dumps({"body": '{"token":"S3CR3T","token":"***"}'}),
+    json.dumps({"body": "[" * 2000 + '{"token":"S3CR3T"}' + "]" * 2000}),
+    json.dumps({"body": "[" * 500 + '{"token":"S3CR3T"}' + "]" * 500}),
+    "[" * 500 + '{"token":"S3CR3T"}' + "]" * 500,
     '{"a":"\\"password\\":","token":"S3CR3T"}',
     '{"a":"\\\\","token":"S3CR3T"}',
     json.dumps({"body": json.dumps({"password": "S3CR3T"})}),
