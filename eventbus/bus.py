@@ -2,9 +2,9 @@
 
 import asyncio
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from eventbus import current, tracing
 from eventbus.channels import Subjects, validate_channel
@@ -21,11 +21,22 @@ from eventbus.message import HEADER_EXCEPT, Message, Receipt
 from eventbus.outgoing import Outgoing, outgoing_of
 from eventbus.queue import ShouldQueue
 from eventbus.sending import Sender
-from eventbus.subscriptions import Subscriptions
+from eventbus.subscriptions import (
+    EventSubscription,
+    Handler,
+    SubscribeDecorator,
+    SubscribeOptions,
+    Subscriptions,
+)
 from eventbus.transaction import Transaction
 from eventbus.using import OtherDrivers, Using
 
 __all__ = ["BusState", "EventBus"]
+
+E = TypeVar("E", bound=Event)
+E1 = TypeVar("E1")
+E2 = TypeVar("E2")
+R = TypeVar("R")
 
 
 class BusState(enum.StrEnum):
@@ -62,13 +73,7 @@ class EventBus:
         self._others = OtherDrivers(settings, self.driver)
         self._sender = Sender(self.driver, self._others, self.subjects)
         self.listeners = Listeners(listeners)
-        self.listen = self.listeners.listen
-        self.until = self.listeners.until
-        self.forget = self.listeners.forget
-        self.has_listeners = self.listeners.has_listeners
         self.subscriptions = Subscriptions(self.driver, self.subjects)
-        self.subscribe = self.subscriptions.subscribe
-        self.ready = self.subscriptions.ready
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -158,6 +163,85 @@ class EventBus:
 
     register_driver = staticmethod(register)
 
+    @overload
+    def listen(
+        self, what: type[E1], /, *, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[E1], R]], Callable[[E1], R]]: ...
+
+    @overload
+    def listen(
+        self, one: type[E1], other: type[E2], /, *, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[E1 | E2], R]], Callable[[E1 | E2], R]]: ...
+
+    @overload
+    def listen(
+        self, *what: type | str, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]: ...
+
+    def listen(
+        self, *what: type | str, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]:
+        """Decorate a callable that takes an event dispatched in this process, by this bus.
+
+        `@bus.listen(OrderShipped)`, `@bus.listen("order.*")`: for arguments and errors see
+        `Listeners.listen`. The module's `listen` does the same for every bus of the process.
+        """
+        return self.listeners.listen(*what, priority=priority, stop_on_error=stop_on_error)
+
+    def forget(self, what: type | str, handler: Callable[[Any], Any] | None = None) -> int:
+        """Drop the listeners of the bus to exactly this type, name or pattern; gives how many.
+
+        With `handler`, that one alone.
+        """
+        return self.listeners.forget(what, handler)
+
+    def has_listeners(self, what: type | str) -> bool:
+        """Whether a listener, of the bus or of the process, hears events of this type or name."""
+        return self.listeners.has_listeners(what)
+
+    async def until(self, event: Event) -> Any:
+        """Ask one listener after the other; the first answer that is not None, or None.
+
+        Nothing is broadcast; see `Listeners.until`.
+        """
+        return await self.listeners.until(event)
+
+    @overload
+    def subscribe(
+        self, event: type[E], /, **options: Unpack[SubscribeOptions]
+    ) -> SubscribeDecorator[E]: ...
+
+    @overload
+    def subscribe(
+        self, event: type[E], handler: Handler[E], /, **options: Unpack[SubscribeOptions]
+    ) -> EventSubscription[E]: ...
+
+    def subscribe(
+        self,
+        event: type[E],
+        handler: Handler[E] | None = None,
+        /,
+        **options: Unpack[SubscribeOptions],
+    ) -> EventSubscription[E] | SubscribeDecorator[E]:
+        """Get the events of a type from the bus, whoever publishes them.
+
+        As a decorator it gives the handler back; with a handler, a subscription, which can be
+        awaited and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or
+        plain, takes the event, and an EventContext where it has a second parameter. Made before the
+        bus opens, a subscription begins with it, and `open` raises what it raises; in an open bus
+        it begins in the background: `await bus.ready()`, or await it.
+
+        Raises EventDefinitionError for a type that cannot be subscribed to, InvalidName for a bad
+        group, ConfigError for other bad options, and when it begins, DriverError.
+        """
+        if handler is None:
+            return self.subscriptions.decorator(event, options)
+        return self.subscriptions.add(event, handler, options)
+
+    async def ready(self) -> None:
+        """Wait until every subscription receives; raises the first error of those that cannot."""
+        await self.subscriptions.ready()
+
     async def dispatch(
         self, *events: Event, raise_errors: bool = False, via: str | None = None
     ) -> tuple[Receipt, ...]:
@@ -201,7 +285,7 @@ class EventBus:
         outgoing: list[Outgoing | Job | Receipt] = []
         to_run: list[Event] = []
         for event, sends in checked:
-            fake = current.fake_for(type(event))
+            fake = self._fake_for(type(event))
             outgoing += sends if fake is None else fake.keep(event, sends)
             if fake is None and not isinstance(event, ShouldQueue):
                 to_run.append(event)
@@ -217,7 +301,7 @@ class EventBus:
         """
         self._require_open()
         sends = outgoing_of(event)
-        fake = current.fake_for(type(event))
+        fake = self._fake_for(type(event))
         receipts = await self._sender.send_all(
             sends if fake is None else fake.keep(event, sends, dispatched=False)
         )
@@ -270,7 +354,7 @@ class EventBus:
             extra[HEADER_EXCEPT] = check_id("a connection's id", except_connection)
         message = Message.create(channel, event, data, id=id)
         outgoing = Outgoing(message, volatile, extra, via)
-        fake = current.fake_for(None)
+        fake = self._fake_for(None)
         return await self._sender.send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
 
     async def _finish(self) -> None:
@@ -283,6 +367,10 @@ class EventBus:
                     await self.driver.aclose()
         finally:
             self._closed.set()
+
+    def _fake_for(self, event: type | None) -> current.Fake | None:
+        """The test's fake that takes events of this type (None: plain messages), if any."""
+        return current.fake_for(event)
 
     def _require_open(self) -> None:
         if self._state is not BusState.OPEN:

@@ -10,9 +10,9 @@ Here too, by the same reasons: the fakes that tests put in place of sending (`ev
 import asyncio
 import contextvars
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from eventbus.errors import BusStateError
 from eventbus.message import Receipt
@@ -20,6 +20,7 @@ from eventbus.message import Receipt
 __all__ = [
     "Dispatcher",
     "Fake",
+    "PublishOptions",
     "Publisher",
     "current_bus",
     "enter",
@@ -31,8 +32,26 @@ __all__ = [
 ]
 
 
+class PublishOptions(TypedDict, total=False):
+    """The keywords of `EventBus.publish`, for functions that pass them on; see there."""
+
+    volatile: bool
+    except_connection: str | None
+    id: str | None
+    headers: Mapping[str, str]
+
+
 class Publisher(Protocol):
     """What takes messages: a bus, or one of its drivers beside its own."""
+
+    async def publish(
+        self, channel: str, event: str, data: Any, **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """Take one message."""
+
+
+class Dispatcher(Protocol):
+    """What takes messages and events: a bus, or a test's stand-in for one."""
 
     async def publish(
         self,
@@ -40,17 +59,14 @@ class Publisher(Protocol):
         event: str,
         data: Any,
         *,
-        volatile: bool = False,
-        except_connection: str | None = None,
-        id: str | None = None,  # noqa: A002 - the field's name on the wire
+        via: str | None = None,
+        **options: Unpack[PublishOptions],
     ) -> Receipt:
         """Take one message."""
 
-
-class Dispatcher(Publisher, Protocol):
-    """What takes events: a bus, or a test's stand-in for one."""
-
-    async def dispatch(self, *events: Any) -> tuple[Receipt, ...]:
+    async def dispatch(
+        self, *events: Any, raise_errors: bool = False, via: str | None = None
+    ) -> tuple[Receipt, ...]:
         """Take the events; gives a receipt for each message that was published."""
 
     def using(self, driver: str) -> Publisher:

@@ -3,10 +3,11 @@
 import asyncio
 import collections
 import logging
-from typing import Any, Final, Protocol
+from typing import Any, Final, Unpack
 
 from eventbus.config import Settings
-from eventbus.drivers.base import NO_HEADERS, Driver, Headers
+from eventbus.current import Dispatcher, PublishOptions
+from eventbus.drivers.base import Driver
 from eventbus.drivers.registry import canonical_name, check_name, create
 from eventbus.drivers.stack import StackDriver
 from eventbus.errors import BusStateError, ConfigError
@@ -92,54 +93,18 @@ class OtherDrivers:
             raise BusStateError("the bus is closed, and opens no driver")
 
 
-class _Bus(Protocol):
-    async def publish(
-        self,
-        channel: str,
-        event: str,
-        data: Any,
-        *,
-        volatile: bool = False,
-        except_connection: str | None = None,
-        id: str | None = None,  # noqa: A002
-        headers: Headers = NO_HEADERS,
-        via: str | None = None,
-    ) -> Receipt: ...
-
-    async def dispatch(
-        self, *events: Event, raise_errors: bool = False, via: str | None = None
-    ) -> tuple[Receipt, ...]: ...
-
-
 class Using:
     """A bus, through one of its other drivers."""
 
-    def __init__(self, bus: _Bus, driver: str) -> None:
+    def __init__(self, bus: Dispatcher, driver: str) -> None:
         self._bus = bus
         self._driver = driver
 
     async def publish(
-        self,
-        channel: str,
-        event: str,
-        data: Any,
-        *,
-        volatile: bool = False,
-        except_connection: str | None = None,
-        id: str | None = None,  # noqa: A002 - the field's name on the wire
-        headers: Headers = NO_HEADERS,
+        self, channel: str, event: str, data: Any, **options: Unpack[PublishOptions]
     ) -> Receipt:
         """Publish one message; see `EventBus.publish`."""
-        return await self._bus.publish(
-            channel,
-            event,
-            data,
-            volatile=volatile,
-            except_connection=except_connection,
-            id=id,
-            headers=headers,
-            via=self._driver,
-        )
+        return await self._bus.publish(channel, event, data, via=self._driver, **options)
 
     async def dispatch(self, *events: Event, raise_errors: bool = False) -> tuple[Receipt, ...]:
         """Dispatch events; see `EventBus.dispatch`."""

@@ -9,7 +9,14 @@ until it is acknowledged, which is when the handler has returned.
 """
 
 from eventbus.subscriptions.options import SubscribeOptions, consumer_name
-from eventbus.subscriptions.registry import Subscriptions
-from eventbus.subscriptions.subscription import EventSubscription
+from eventbus.subscriptions.registry import SubscribeDecorator, Subscriptions
+from eventbus.subscriptions.subscription import EventSubscription, Handler
 
-__all__ = ["EventSubscription", "SubscribeOptions", "Subscriptions", "consumer_name"]
+__all__ = [
+    "EventSubscription",
+    "Handler",
+    "SubscribeDecorator",
+    "SubscribeOptions",
+    "Subscriptions",
+    "consumer_name",
+]

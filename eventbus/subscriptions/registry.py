@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, Unpack, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from eventbus.channels import Subjects
 from eventbus.decoding import EventContext, EventReader
@@ -12,13 +12,15 @@ from eventbus.events import Event
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
 from eventbus.subscriptions.subscription import CLOSE_S, EventSubscription, Handler
 
-__all__ = ["Subscriptions"]
+__all__ = ["SubscribeDecorator", "Subscriptions"]
 
 E = TypeVar("E", bound=Event)
 R = TypeVar("R")
 
 
-class _Decorator(Protocol[E]):
+class SubscribeDecorator(Protocol[E]):
+    """Takes a handler, with or without a context, and gives it back."""
+
     @overload
     def __call__(self, handler: Callable[[E], R], /) -> Callable[[E], R]: ...
 
@@ -37,38 +39,17 @@ class Subscriptions:
         self._all: list[EventSubscription[Any]] = []
         self._open = self._closed = False
 
-    @overload
-    def subscribe(
-        self, event: type[E], /, **options: Unpack[SubscribeOptions]
-    ) -> _Decorator[E]: ...
+    def add(
+        self, event: type[E], handler: Handler[E], options: SubscribeOptions
+    ) -> EventSubscription[E]:
+        """Subscribe a handler; see `EventBus.subscribe`."""
+        checked = check_options(event, options)
+        return self._add(EventReader(event, checked.channel, checked.name), handler, checked)
 
-    @overload
-    def subscribe(
-        self, event: type[E], handler: Handler[E], /, **options: Unpack[SubscribeOptions]
-    ) -> EventSubscription[E]: ...
-
-    def subscribe(
-        self,
-        event: type[E],
-        handler: Handler[E] | None = None,
-        /,
-        **options: Unpack[SubscribeOptions],
-    ) -> EventSubscription[E] | _Decorator[E]:
-        """Get the events of a type from the bus, whoever publishes them.
-
-        As a decorator it gives the handler back; with a handler, a subscription, which can be
-        awaited and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or
-        plain, takes the event, and an EventContext where it has a second parameter. Made before the
-        bus opens, a subscription begins with it, and `open` raises what it raises; in an open bus
-        it begins in the background: `await bus.ready()`, or await it.
-
-        Raises EventDefinitionError for a type that cannot be subscribed to, InvalidName for a bad
-        group, ConfigError for other bad options, and when it begins, DriverError.
-        """
+    def decorator(self, event: type[E], options: SubscribeOptions) -> SubscribeDecorator[E]:
+        """What subscribes the handler that it decorates. The options are checked here already."""
         checked = check_options(event, options)
         reader = EventReader(event, checked.channel, checked.name)
-        if handler is not None:
-            return self._add(reader, handler, checked)
 
         def register(handler: Any) -> Any:
             self._add(reader, handler, checked)

@@ -7,12 +7,11 @@ events.assert_dispatched(UserRegistered, lambda event: event.name == "Ada")
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from eventbus import current
 from eventbus.bus import EventBus
 from eventbus.config import Settings
-from eventbus.drivers.base import NO_HEADERS, Headers
 from eventbus.errors import BusStateError
 from eventbus.events import Event
 from eventbus.jobs import Job
@@ -105,48 +104,15 @@ class _StandIn(EventBus):
     def __init__(self) -> None:
         super().__init__(Settings(driver="null"), listeners=Listeners())
 
-    async def dispatch(
-        self, *events: Event, raise_errors: bool = False, via: str | None = None
-    ) -> tuple[Receipt, ...]:
-        for event in events:
-            _require_fake(type(event))
-        return await super().dispatch(*events, raise_errors=raise_errors, via=via)
-
-    async def process(self, event: Event) -> tuple[Receipt, ...]:
-        _require_fake(type(event))
-        return await super().process(event)
-
-    async def publish(
-        self,
-        channel: str,
-        event: str,
-        data: Any,
-        *,
-        volatile: bool = False,
-        except_connection: str | None = None,
-        id: str | None = None,  # noqa: A002 - the field's name on the wire
-        headers: Headers = NO_HEADERS,
-        via: str | None = None,
-    ) -> Receipt:
-        _require_fake(None)
-        return await super().publish(
-            channel,
-            event,
-            data,
-            volatile=volatile,
-            except_connection=except_connection,
-            id=id,
-            headers=headers,
-            via=via,
-        )
+    def _fake_for(self, event: type | None) -> current.Fake:
+        fake = super()._fake_for(event)
+        if fake is None:
+            what = "a plain message" if event is None else event.__name__
+            raise BusStateError(
+                f"no bus is open, and {what} is not faked: open a bus, or leave out the types of "
+                "fake()"
+            )
+        return fake
 
     def _require_open(self) -> None:
         """It is never opened."""
-
-
-def _require_fake(event: type | None) -> None:
-    if current.fake_for(event) is None:
-        what = "a plain message" if event is None else event.__name__
-        raise BusStateError(
-            f"no bus is open, and {what} is not faked: open a bus, or leave out the types of fake()"
-        )

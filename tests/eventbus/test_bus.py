@@ -1,6 +1,7 @@
 """The bus over real drivers: its states, what it publishes, and how failures are told."""
 
 import asyncio
+import inspect
 import json
 import logging
 import subprocess
@@ -590,6 +591,14 @@ def test_only_the_chosen_drivers_dependency_is_loaded():
         "assert not loaded, loaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize(
+    "name", ["listen", "forget", "has_listeners", "until", "subscribe", "ready", "publish"]
+)
+def test_what_a_bus_offers_is_a_documented_method_of_its_class(name):
+    assert inspect.isfunction(vars(EventBus)[name])
+    assert inspect.getdoc(vars(EventBus)[name])
 
 
 # Over NATS

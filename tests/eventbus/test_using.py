@@ -85,6 +85,15 @@ async def test_message_goes_through_the_named_driver_and_not_through_the_bus_own
     assert (lines[0]["id"], lines[0]["headers"]) == ("7", {"trace": "x"})
 
 
+async def test_keyword_that_publish_does_not_have_is_refused():
+    async with EventBus(Settings(driver="memory")) as bus:
+        for target in (bus, bus.using("null")):
+            with pytest.raises(
+                TypeError, match=r"publish\(\) got an unexpected keyword.*'volatil'"
+            ):
+                await target.publish("general", "note", 1, volatil=True)
+
+
 async def test_listeners_of_the_process_run_as_they_do_without():
     async with EventBus(Settings(driver="memory")) as bus:
         heard = []

@@ -3,11 +3,12 @@
 import datetime
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, assert_type
+from typing import Annotated, Any, Unpack, assert_type
 
 import msgspec
 
 from eventbus import Event, EventBus, Receipt, Settings, ShouldBroadcast, event_type
+from eventbus.current import PublishOptions
 from schemas import AlertLevel, Notification, SystemAlert
 
 
@@ -44,6 +45,10 @@ class Local(Event):
     thing: object
 
 
+async def pass_on(bus: EventBus, **options: Unpack[PublishOptions]) -> Receipt:
+    return await bus.publish("general", "hello", 1, **options)
+
+
 async def main() -> None:
     async with EventBus.from_env({"BROADCAST_DRIVER": "memory"}) as bus:
         assert_type(bus, EventBus)
@@ -56,6 +61,9 @@ async def main() -> None:
         await Reading(id=uuid.uuid4(), timestamp=now, rooms=["a"]).dispatch()
         receipt = await bus.publish("general", "hello", {"a": 1}, volatile=True)
         assert_type(receipt.offset, int | None)
+        other = bus.using("null")
+        await other.publish("general", "hello", 1, id="7", headers={"a": "b"})
+        await pass_on(bus, id=None, volatile=False)
         await Notification(user_id="7", title="Hello", message="you").dispatch()
         await SystemAlert(level=AlertLevel.INFO, message="fine").dispatch()
     assert_type(event.event_meta.id, str)

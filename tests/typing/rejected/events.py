@@ -33,4 +33,6 @@ async def main(bus: EventBus) -> None:
     await bus.publish("general", 5, {})  # expect: arg-type
     await bus.publish("general", "hello")  # expect: call-arg
     await bus.publish("general", "hello", {}, volatil=True)  # expect: call-arg
+    await bus.using("log").publish("general", "hello", {}, volatil=True)  # expect: call-arg
+    await bus.using("log").publish("general", "hello", {}, volatile=1)  # expect: arg-type
     assert (await Shipped(1).dispatch())[0].ofset  # expect: attr-defined
