@@ -151,6 +151,21 @@ async def test_application_that_is_wrong_from_the_start_is_waited_for(dev, tmp_p
     assert await running.end() == 0
 
 
+async def test_application_of_pyproject_is_run_and_followed(dev, tmp_path):
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[tool.eventbus]\napp = "first_app"\n')
+    for name in ("first_app", "second_app"):
+        (tmp_path / f"{name}.py").touch()
+    running = await dev()
+    await running.until("application first_app, of")
+    await running.until("watching")
+    project.write_text('[tool.eventbus]\napp = ["second_app"]\n')
+    await running.until("changed: pyproject.toml")
+    await running.until("application second_app, of")
+    await running.until("ready again on")
+    assert await running.end() == 0
+
+
 async def test_without_reload_an_application_that_is_wrong_ends_it(dev, tmp_path):
     (tmp_path / "rules_app.py").write_text("1 / 0\n")
     running = await dev("--app", "rules_app", "--no-reload")
