@@ -128,6 +128,21 @@ _leaks = Leaks()
 
 
 def pytest_configure() -> None:
+    """Take SIGINT and SIGTERM as a terminal's programs do, and watch for secrets.
+
+    A shell's background job ignores SIGINT, and its children inherit that: tests that interrupt
+    the programs they start would wait forever.
+    """
+    for number, handler in {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }.items():
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+    _watch_for_secrets()
+
+
+def _watch_for_secrets() -> None:
     """Watch the logs from the start, ours from the debug level on, and children's stderr."""
     logging.getLogger().addHandler(_leaks)
     for package in ("edge", "eventbus"):

@@ -184,6 +184,21 @@ async def start_edge(settings, clients):
 
 
 @pytest.fixture
+def acquainted():
+    """Wait until nodes know each other: `await acquainted(one, other)`; hellos take a moment."""
+
+    async def wait(*edges):
+        ids = {edge.node.id for edge in edges}
+        async with asyncio.timeout(30):
+            for edge in edges:
+                cluster = edge.node.census.cluster
+                while not cluster.nodes | {edge.node.id} >= ids:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture
 async def bus(settings):
     """An open bus over the real server, in this test's namespace."""
     async with EventBus(settings) as opened:

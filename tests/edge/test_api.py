@@ -64,7 +64,7 @@ async def http():
 
 
 @pytest.fixture(params=["nats", "memory", pytest.param("redis", marks=pytest.mark.redis)])
-async def nodes(request, start_edge, start_redis, settings, http):
+async def nodes(request, start_edge, start_redis, settings, http, acquainted):
     """Two nodes of one cluster, on buses of their own where processes would have their own."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
@@ -75,6 +75,7 @@ async def nodes(request, start_edge, start_redis, settings, http):
             if request.param == "redis":
                 settings = await start_redis()
             edges = [await start_edge(settings, api_key=KEY) for _ in range(2)]
+        await acquainted(*edges)
         yield [Api(http, edge) for edge in edges]
 
 
@@ -121,7 +122,10 @@ async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
 ):
     nodes = [Api(http, await start_edge(settings, api_key=KEY)) for _ in range(2)]
     process = await start_process(BROADCAST_API_KEY=KEY)
-    stats = await nodes[0].get("/stats")
+    async with asyncio.timeout(20):  # until each node has heard of the third
+        for api in nodes:
+            while len((stats := await api.get("/stats"))["nodes"]) < 3:
+                pass
     third = {node["id"] for node in stats["nodes"]} - {api.edge.node.id for api in nodes}
     assert (len(third), stats["missing"]) == (1, [])
     process.process.kill()
@@ -156,14 +160,12 @@ async def test_one_channel_is_told_also_when_nobody_hears_it(nodes):
 
 
 async def test_ten_thousand_channels_of_another_node_fit_into_messages_of_64_kib(
-    start_edge, settings, http
+    start_edge, settings, http, acquainted
 ):
     """Which is all that the broker of these tests takes."""
     one, other = [await start_edge(settings, api_key=KEY) for _ in range(2)]
+    await acquainted(one, other)
     cluster = one.node.census.cluster
-    async with asyncio.timeout(30):
-        while other.node.id not in cluster.nodes:  # noqa: ASYNC110 - a hello has no event
-            await asyncio.sleep(0.01)
     cluster._patience_s, cluster._settled_at = 30.0, 0.0  # what fits is asked, not how quickly
     outbox = Outbox("x", None, None, 0)
     for number in range(10_001):
@@ -198,7 +200,9 @@ async def test_members_are_told_by_every_node_each_user_once(nodes, token):
     for api, user in ((nodes[0], "a"), (nodes[1], "a"), (nodes[1], "b")):
         await joined(api.edge, "presence.room", token=token(user, name=user.upper()))
     for api in nodes:
-        told = await api.get("/channels/presence.room/members")
+        async with asyncio.timeout(10):  # a node hears of other nodes' members soon, not at once
+            while (told := await api.get("/channels/presence.room/members"))["count"] < 2:
+                pass
         assert (told["channel"], told["count"]) == ("presence.room", 2)
         members = {member["user_id"]: member["info"] for member in told["members"]}
         assert members == {"a": {"name": "A"}, "b": {"name": "B"}}

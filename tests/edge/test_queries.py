@@ -117,8 +117,9 @@ async def test_without_its_bus_history_is_unavailable(start_edge, settings):
         assert await client.error("history", channel="general") == "unavailable"
 
 
-async def test_stats_are_for_admins_and_tell_of_all_nodes(start_edge, bus, token):
+async def test_stats_are_for_admins_and_tell_of_all_nodes(start_edge, bus, token, acquainted):
     edge, other = await start_edge(bus), await start_edge(bus)
+    await acquainted(edge, other)
     await (await other.connect("/ws/general")).next()
     for options, code in (({}, "unauthorized"), ({"token": token("7")}, "forbidden")):
         assert await (await edge.connect(**options)).error("stats") == code
