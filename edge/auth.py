@@ -17,15 +17,18 @@ from edge.token_keys import TokenPolicy, check_fetched_keys, key_of
 from eventbus.channels import Pattern
 
 __all__ = [
+    "MAX_INFO_DEPTH",
     "MAX_TOKEN_BYTES",
     "Claims",
     "KeySource",
     "TokenRejected",
     "TokenVerifier",
+    "is_deeper",
 ]
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
-_MAX_INFO_DEPTH: Final = 16
+MAX_INFO_DEPTH: Final = 16
+"""Levels of objects and arrays in a user's info, from a token or from the action `presence`."""
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 _NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
 
@@ -251,15 +254,16 @@ def _read_claims(payload: bytes) -> Claims:
     except (msgspec.DecodeError, ValueError) as exc:
         # InvalidPattern and UnicodeDecodeError are ValueErrors.
         _reject(f"the token's claims cannot be used: {exc}", "claims")
-    if _is_deeper(claims.info, _MAX_INFO_DEPTH):
-        message = f"the token's info is nested more than {_MAX_INFO_DEPTH} levels deep"
+    if is_deeper(claims.info, MAX_INFO_DEPTH):
+        message = f"the token's info is nested more than {MAX_INFO_DEPTH} levels deep"
         _reject(message, "claims")
     return claims
 
 
-def _is_deeper(value: object, levels: int) -> bool:
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether objects and arrays are nested more than `levels` deep."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if not isinstance(value, list):
         return False
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in value)
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in value)

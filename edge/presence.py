@@ -11,6 +11,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from edge.auth import MAX_INFO_DEPTH, is_deeper
+
 __all__ = [
     "Change",
     "Entry",
@@ -27,7 +29,6 @@ __all__ = [
     "token_of",
 ]
 
-MAX_INFO_DEPTH: Final = 16
 _MAX_AT: Final = 2**53 - 1
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -100,7 +101,7 @@ def parts_of(key: str) -> tuple[str, str]:
 
 def encode_info(info: Mapping[str, Any], limit: int) -> bytes:
     """An info as JSON. Raises PresenceRefused where it is too large, or nested too deeply."""
-    if not _is_flat_enough(info, MAX_INFO_DEPTH):
+    if is_deeper(info, MAX_INFO_DEPTH):
         raise PresenceRefused(
             "bad_request", f"the presence info is nested deeper than {MAX_INFO_DEPTH} levels"
         )
@@ -111,15 +112,6 @@ def encode_info(info: Mapping[str, Any], limit: int) -> bytes:
             f"the presence info has {len(encoded)} bytes: at most {limit} are allowed",
         )
     return encoded
-
-
-def _is_flat_enough(value: object, levels: int) -> bool:
-    """Whether objects and arrays lie at most `levels` deep in each other."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if not isinstance(value, list):
-        return True
-    return levels > 0 and all(_is_flat_enough(each, levels - 1) for each in value)
 
 
 def encode_entry(entry: Entry) -> bytes:
