@@ -83,6 +83,7 @@ DOORS = {
     "uuid_utils": {"eventbus.message", "eventbus.drivers.memory_stream"},
     "uvloop": {"edge.__main__", "eventbus.cli"},
     "watchfiles": {"eventbus.cli.dev"},
+    "websockets": {"edge.protocols.extensions"},
 }  # fmt: skip
 """Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
 
