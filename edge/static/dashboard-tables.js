@@ -1,19 +1,12 @@
 /** The panels of nodes, channels, presence and failed jobs. Text of others is only ever text. */
 
 import { bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
+import { byId, make } from "/static/elements.js";
 
-const byId = (id) => document.getElementById(id);
 const MOST_ROWS = 50;
 const MOST_MATCHES = 200;
 const MOST_MEMBERS = 200;
 const KNOWN = 200;
-
-export function make(name, attributes, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes ?? {})) element.setAttribute(key, value);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
 
 /** Writes only what has changed, so that selections and screen readers are left in peace. */
 export function write(element, text) {

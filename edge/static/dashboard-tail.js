@@ -1,9 +1,9 @@
 /** Following a channel, and publishing to one. */
 
-import { make, plain, write } from "/static/dashboard-tables.js";
 import { several, whole } from "/static/dashboard-numbers.js";
+import { plain, write } from "/static/dashboard-tables.js";
+import { byId, make } from "/static/elements.js";
 
-const byId = (id) => document.getElementById(id);
 const MOST_ROWS = 200;
 const MOST_TEXT = 2_000;
 const DRAW_MS = 200;

@@ -5,8 +5,8 @@ import { Chart } from "/static/dashboard-charts.js";
 import { Rates, bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
 import { Channels, Failed, Nodes, Presence, write } from "/static/dashboard-tables.js";
 import { Tail, publishing } from "/static/dashboard-tail.js";
+import { byId } from "/static/elements.js";
 
-const byId = (id) => document.getElementById(id);
 const KEY = "eventbus-dashboard-key";
 const SILENT_MS = 6_000;
 const POLL_MS = 5_000;

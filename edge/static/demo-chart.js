@@ -3,6 +3,8 @@
  * so that there is something to see at once, and grows to the last 90 seconds.
  */
 
+import { make, makeSvg } from "./elements.js";
+
 const FIRST_WINDOW_MS = 15_000;
 const WINDOW_MS = 90_000;
 const GAP_MS = 5_000; // a longer silence is shown as one, not bridged by a line
@@ -22,8 +24,7 @@ export class Chart {
     this.#max = max;
     this.element = element;
     element.append(this.#build());
-    const readout = document.createElement("output");
-    readout.hidden = true;
+    const readout = make("output", { hidden: "" });
     element.append(readout);
     this.#parts.readout = readout;
     element.addEventListener("pointermove", (event) => this.#point(event));
@@ -43,12 +44,7 @@ export class Chart {
   }
 
   #build() {
-    const make = (tag, attributes) => {
-      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-      for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-      return node;
-    };
-    const svg = make("svg", {
+    const svg = makeSvg("svg", {
       viewBox: "0 0 100 100",
       preserveAspectRatio: "none",
       role: "img",
@@ -56,11 +52,11 @@ export class Chart {
     });
     this.#parts = {
       svg,
-      area: make("path", { class: "area" }),
-      line: make("path", { class: "line" }),
-      cursor: make("path", { class: "cursor" }),
+      area: makeSvg("path", { class: "area" }),
+      line: makeSvg("path", { class: "line" }),
+      cursor: makeSvg("path", { class: "cursor" }),
     };
-    const rules = make("path", { class: "rule", d: "M0 50H100M0 99.5H100" });
+    const rules = makeSvg("path", { class: "rule", d: "M0 50H100M0 99.5H100" });
     svg.append(rules, this.#parts.area, this.#parts.line, this.#parts.cursor);
     return svg;
   }

@@ -4,11 +4,12 @@
  * events. A whisper's `user_id` is the edge's word for who sent it, so names are made from that.
  */
 
+import { byId, make } from "./elements.js";
+
 const MOST_MESSAGES = 200;
 const TYPING_EVERY_MS = 2_000;
 const TYPING_ENDS_MS = 4_000;
 
-const byId = (id) => document.getElementById(id);
 const time = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 
 /** `amber-otter-4821` is Amber Otter. */
@@ -116,21 +117,9 @@ export class Chat {
     byId("chat-empty")?.remove();
     const log = this.#log;
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    const item = document.createElement("div");
-    item.className = `message ${kind}`;
-    if (name) {
-      const who = document.createElement("p");
-      who.className = "who";
-      const strong = document.createElement("b");
-      strong.textContent = name;
-      who.append(strong, ` ${time.format(new Date(timestamp))}`);
-      item.append(who);
-    }
-    const body = document.createElement("p");
-    body.className = "text";
-    body.textContent = text;
-    item.append(body);
-    log.append(item);
+    const at = name ? ` ${time.format(new Date(timestamp))}` : "";
+    const who = name ? make("p", { class: "who" }, make("b", null, name), at) : null;
+    log.append(make("div", { class: `message ${kind}` }, who, make("p", { class: "text" }, text)));
     while (log.children.length > MOST_MESSAGES) log.firstElementChild.remove();
     if (atEnd) log.scrollTop = log.scrollHeight; // else somebody is reading further up
   }

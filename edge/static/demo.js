@@ -2,10 +2,10 @@
 
 import { Chat } from "./demo-chat.js";
 import { Chart } from "./demo-chart.js";
+import { byId, make } from "./elements.js";
 import { connect } from "./eventbus.js";
 
 const MOST_ROWS = 40;
-const byId = (id) => document.getElementById(id);
 const percent = (value) => `${value.toFixed(0)} %`;
 const decimals = (value) => value.toFixed(value < 10 ? 2 : 1);
 const digits = (value) => value.toFixed(value < 10 ? 1 : 0);
@@ -98,15 +98,14 @@ function arrived(subscription) {
     count += 1;
     byId("tail-count").textContent = count.toLocaleString();
     byId("tail-empty").hidden = true;
-    const row = document.createElement("li");
-    const cells = [
-      ["b", event],
-      ["span", channel],
-      ["span", latency === null ? "replayed" : milliseconds(latency)],
-      ["span", JSON.stringify(data)?.slice(0, 300) ?? ""],
-    ].map(([tag, text]) => Object.assign(document.createElement(tag), { textContent: text }));
-    cells[3].className = "data";
-    row.append(...cells);
+    const row = make(
+      "li",
+      null,
+      make("b", null, event),
+      make("span", null, channel),
+      make("span", null, latency === null ? "replayed" : milliseconds(latency)),
+      make("span", { class: "data" }, JSON.stringify(data)?.slice(0, 300) ?? ""),
+    );
     const tail = byId("tail");
     tail.prepend(row);
     while (tail.children.length > MOST_ROWS) tail.lastElementChild.remove();

@@ -1,16 +1,9 @@
 // The contract's page: draws what /api/asyncapi.json says. It never makes HTML of text.
 
-const byId = (id) => document.getElementById(id);
+import { byId, make } from "/static/elements.js";
+
 const SOURCE = "/api/asyncapi.json";
 const DEPTH = 4;
-
-/** An element with attributes and children; text is text. */
-function make(name, attributes, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes ?? {})) element.setAttribute(key, value);
-  element.append(...children.filter((child) => child !== null));
-  return element;
-}
 
 async function load(key) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};

@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.app import STATIC
+from edge.static_files import page
 from eventbus.cli.tokens import issue_token
 
 __all__ = ["extend", "guest_token", "new_guest"]
@@ -25,10 +25,6 @@ _ANIMALS: Final = (
     "ibis", "koala", "lynx", "marten", "otter", "owl", "panda", "puffin", "raven", "seal",
 )  # fmt: skip
 _GUEST: Final = re.compile(r"[a-z]{2,12}-[a-z]{2,12}-[0-9]{4}", re.ASCII)
-_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def new_guest() -> str:
@@ -45,9 +41,8 @@ def guest_token(secret: str, user_id: str) -> str:
 def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
     """What adds the demo's routes to an edge that checks tokens with `secret`."""
 
-    async def page(_: web.Request) -> web.FileResponse:
-        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-        return web.FileResponse(STATIC / "demo.html", headers=headers)
+    async def demo(_: web.Request) -> web.FileResponse:
+        return page("demo.html")
 
     async def token(request: web.Request) -> web.Response:
         guest = request.query.get("guest") or new_guest()
@@ -62,7 +57,7 @@ def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
         return web.json_response(about, headers={"Cache-Control": "no-store"})
 
     def add(app: web.Application) -> None:
-        app.router.add_get("/", page)
+        app.router.add_get("/", demo)
         app.router.add_get("/demo/token", token)
 
     return add
