@@ -119,7 +119,7 @@ class Subscription extends Emitter {
 
   #refused(error) {
     this.#asked = false;
-    if (error.code === "disconnected") return;
+    if (this._left || error.code === "disconnected") return;
     if (/unavailable|rate_limited|token_expired/.test(error.code)) {
       return this.#bus._rejoin(this, this.#refusals++);
     }
@@ -144,7 +144,7 @@ class Subscription extends Emitter {
       this.#positions.set(channel, { offset, epoch });
     }
     this._emit(event, data, message);
-    if (!event.startsWith("eb:")) this._emit("*", data, message);
+    if (!this._left && !event.startsWith("eb:")) this._emit("*", data, message);
   }
 }
 

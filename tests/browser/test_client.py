@@ -507,7 +507,10 @@ async def test_channel_is_asked_for_once_by_who_subscribes_when_connected(server
 
 
 async def test_subscription_that_was_left_before_its_answer_hears_nothing(server, page):
-    await page.evaluate("void room.on('eb:subscribed', () => got.push('subscribed'))")
+    await page.evaluate(
+        "room.on('eb:subscribed', () => got.push('subscribed'));"
+        "void bus.on('eb:note', () => got.push('note'))"
+    )
     socket = await server.next(server.connections)
     await server.authenticate(socket)
     asked = await server.next(server.received)
@@ -516,12 +519,42 @@ async def test_subscription_that_was_left_before_its_answer_hears_nothing(server
     about = {"kind": "private", "offset": 0, "epoch": "e", "ref": asked["ref"]}
     await server.say(socket, "eb:subscribed", about, "orders.1")
     await server.message(socket, 1)
-    await server.say(socket, "eb:note", {}, None)
-    await page.wait_for_function("bus.state === 'connected'")
-    await page.evaluate("void bus.on('eb:note', () => got.push('note'))")
-    await server.say(socket, "eb:note", {}, None)
+    await server.say(socket, "eb:note", {}, None)  # after which all before it has been heard
     await received(page, ["note"])
     assert await page.evaluate("room.active") is False
+
+
+@pytest.mark.parametrize("code", ["rate_limited", "unavailable", "forbidden"])
+async def test_subscription_that_was_left_before_its_refusal_is_not_asked_for_again(
+    server, loaded, code
+):
+    server.heartbeat_s = 10_000.0  # no pings meanwhile
+    await loaded.clock.install()
+    await loaded.evaluate(
+        "start(); room.on('eb:error', () => got.push('room'));"
+        "bus.on('error', () => got.push('bus'));"
+        "void bus.on('eb:note', () => got.push('note'))"
+    )
+    socket = await server.next(server.connections)
+    await server.authenticate(socket)
+    asked = await server.next(server.received)
+    await loaded.evaluate("room.unsubscribe()")
+    assert (await server.next(server.received))["action"] == "unsubscribe"
+    await server.refuse(socket, asked, code)
+    await server.say(socket, "eb:note", {}, None)
+    await received(loaded, ["note"])
+    await loaded.clock.run_for(120_000)  # beyond every delay there is
+    await loaded.evaluate("void bus.subscribe('orders.2')")
+    assert (await server.next(server.received))["channel"] == "orders.2"
+
+
+async def test_subscription_that_a_handler_leaves_hears_no_more_of_that_message(server, page):
+    await page.evaluate("void room.on('Shipped', () => { room.unsubscribe(); got.push('left'); })")
+    socket = await server.joined(0)
+    await page.wait_for_function("room.active")
+    await server.message(socket, 1)
+    assert (await server.next(server.received))["action"] == "unsubscribe"
+    assert await page.evaluate("got") == ["left"]
 
 
 async def test_channel_that_is_left_before_there_is_a_connection_is_never_asked_for(server, loaded):
