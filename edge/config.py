@@ -136,11 +136,25 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "origins such as https://example.com, separated by commas; * for any",
         ),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[
+            Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?$")],
+            ...,
+        ],
+        Var(
+            "BROADCAST_ALLOWED_HOSTS",
+            "names of the node by which browsers may ask it, beside localhost and IP addresses; "
+            "empty allows no others in development, and any in production. Without "
+            "BROADCAST_API_KEY, clients on this machine may use them for the HTTP API too",
+            "host names without a port, separated by commas",
+        ),
+    ] = ()
     api_key: Annotated[
         str,
         Var(
             "BROADCAST_API_KEY",
-            "the key of the HTTP API and the metrics; without one they answer loopback only",
+            "the key of the HTTP API and the metrics; without one they answer only clients on this "
+            "machine, and in production nobody",
             "a string",
             secret=True,
         ),
