@@ -143,8 +143,8 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         ],
         Var(
             "BROADCAST_ALLOWED_HOSTS",
-            "names of the node by which browsers may ask it, beside localhost and IP addresses; "
-            "empty allows no others in development, and any in production. Without "
+            "names of the node by which browsers may ask it, beside IP addresses and names without "
+            "a dot; empty allows no others in development, and any in production. Without "
             "BROADCAST_API_KEY, clients on this machine may use them for the HTTP API too",
             "host names without a port, separated by commas",
         ),
@@ -191,6 +191,7 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "where the public keys of signed tokens are, in place of a secret or a file; "
             "JWT_ALGORITHMS may then be of several families",
             "an https:// or http:// address of a JWK set",
+            secret=True,
         ),
     ] = ""
     jwt_jwks_max_age: Annotated[

@@ -2,8 +2,9 @@
 
 A page can make a browser send requests for a name of its own to any address, this machine's
 included, by changing what the name resolves to (DNS rebinding). Such a request comes from loopback,
-and its Origin is its Host's own: only the name tells that it is a stranger's. A Host that is
-`localhost` or an IP address has not been resolved by anybody's name server.
+and its Origin is its Host's own: only the name tells that it is a stranger's. An IP address has not
+been resolved by anybody's name server, and nobody can register a name without a dot, such as
+`localhost` or a container's `edge`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Hosts:
         return (
             self._any_name
             or name in self._named
-            or name == "localhost"
+            or "." not in name
             or parse_address(name) is not None
         )
 

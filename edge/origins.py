@@ -44,8 +44,8 @@ class Origins:
         if not any(self.allows(f"{scheme}://{host}", host) for scheme in ("http", "https")):
             raise Problem(
                 "forbidden",
-                "the request's Host is not this node's; allowed: localhost, IP addresses and the "
-                "names in BROADCAST_ALLOWED_HOSTS",
+                "the request's Host is not this node's; allowed: localhost and other names "
+                "without a dot, IP addresses, and the names in BROADCAST_ALLOWED_HOSTS",
             )
 
     def require(self, origin: str | None, host: str) -> None:

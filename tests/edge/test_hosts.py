@@ -138,7 +138,9 @@ def test_a_name_that_is_configured_is_this_machines():
 
 def test_names_are_the_nodes_own_as_far_as_they_are_known():
     for hosts in (Hosts(), Hosts(["edge.example"])):
-        assert all(hosts.is_own(host) for host in ("192.168.1.5:8080", "[fe80::1]:80", *LOCAL))
+        assert all(
+            hosts.is_own(host) for host in ("192.168.1.5:8080", "[fe80::1]:80", "edge:80", *LOCAL)
+        )
         assert not any(hosts.is_own(host) for host in (EVIL, "", "evil.localhost", "a b"))
     assert Hosts(["edge.example"]).is_own("EDGE.example.:443")
     assert Hosts(any_name=True).is_own("app.example")
@@ -282,7 +284,7 @@ async def test_a_page_that_has_bound_its_name_opens_no_stream_in_development(edg
     assert await begin(edge.port, post) == 403
 
 
-@pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1:8080", "192.168.1.5", "[::1]:8080"])
+@pytest.mark.parametrize("host", ["localhost:8080", "edge:80", "192.168.1.5", "[::1]:8080"])
 async def test_the_nodes_own_pages_open_streams_in_development(edge, host):
     assert await begin(edge.port, websocket(host, f"http://{host}")) == 101
     assert await begin(edge.port, stream(host)) == 200
@@ -304,8 +306,8 @@ async def test_allowed_origins_may_open_streams_whatever_the_host(start_edge, bu
 
 async def test_programs_with_a_token_or_a_websocket_need_no_known_host(edge, token):
     bearer = f"Authorization: Bearer {token('7')}\n"
-    assert await begin(edge.port, stream("edge:8080", bearer)) == 200
-    upgrade = f"GET /ws/general HTTP/1.1\nHost: edge:8080\n{UPGRADE}\n"
+    assert await begin(edge.port, stream("edge.internal:8080", bearer)) == 200
+    upgrade = f"GET /ws/general HTTP/1.1\nHost: edge.internal:8080\n{UPGRADE}\n"
     assert await begin(edge.port, upgrade) == 101
 
 
