@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from edge.config import EdgeSettings
 from edge.hosts import is_loopback_host
 from eventbus.errors import ConfigError
+from eventbus.urls import is_web_address
 
 __all__ = ["Problems", "production_problems", "require_production", "weakness"]
 
@@ -75,13 +76,17 @@ def _warnings(settings: EdgeSettings) -> list[str]:
             "BROADCAST_API_KEY is not set: nobody can use the HTTP API and the dashboard, nor the "
             "metrics unless BROADCAST_METRICS_OPEN is true"
         )
-    url = urlsplit(settings.jwt_jwks_url)
-    if url.scheme == "http" and not is_loopback_host(url.hostname or ""):
+    if _is_sent_in_the_clear(settings.jwt_jwks_url):
         found.append(
             "JWT_JWKS_URL is an http:// address: who is between could put keys of their own there; "
             "use https://"
         )
     return found
+
+
+def _is_sent_in_the_clear(url: str) -> bool:
+    # One that is not a URL stops the start elsewhere; an error of urlsplit would quote it.
+    return is_web_address(url, ("http",)) and not is_loopback_host(urlsplit(url).hostname or "")
 
 
 def weakness(secret: str, at_least: int = MIN_SECRET_BYTES) -> str | None:
