@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from eventbus.errors import ConfigError
 
-__all__ = ["ClientAddresses", "group"]
+__all__ = ["ClientAddresses", "group", "parse_address"]
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -40,11 +40,11 @@ class ClientAddresses:
         all; what stands before that anybody may have written. A `headers` with several values of a
         name must give each of them in its `items()`.
         """
-        client = _address(peer or "")
+        client = parse_address(peer or "")
         if client is None or not self._is_trusted(client):
             return peer or "unknown"
         for hop in reversed(self._hops(headers)):
-            address = _address(hop)
+            address = parse_address(hop)
             if address is None:
                 break
             client = address
@@ -65,7 +65,7 @@ class ClientAddresses:
 
 def group(address: str) -> str:
     """What an address counts as: an IPv6 one as its /64, which is a single site's (RFC 6177)."""
-    parsed = _address(address)
+    parsed = parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, _IPV6_SITE_BITS), strict=False))
     return address if parsed is None else str(parsed)
@@ -85,7 +85,8 @@ def _forwarded_for(element: str) -> str:
     return found
 
 
-def _address(text: str) -> Address | None:
+def parse_address(text: str) -> Address | None:
+    """An IP address, in brackets and with a port or not; None for anything else."""
     text = text.strip()
     if match := _WITH_PORT.fullmatch(text):
         text = match[1] or match[2]

@@ -137,11 +137,25 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "origins such as https://example.com, separated by commas; * for any",
         ),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[
+            Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?$")],
+            ...,
+        ],
+        Var(
+            "BROADCAST_ALLOWED_HOSTS",
+            "names of the node by which browsers may ask it, beside IP addresses and names without "
+            "a dot; empty allows no others in development, and any in production. Without "
+            "BROADCAST_API_KEY, clients on this machine may use them for the HTTP API too",
+            "host names without a port, separated by commas",
+        ),
+    ] = ()
     api_key: Annotated[
         str,
         Var(
             "BROADCAST_API_KEY",
-            "the key of the HTTP API and the metrics; without one they answer loopback only",
+            "the key of the HTTP API and the metrics; without one they answer only clients on this "
+            "machine, and in production nobody",
             "a string",
             secret=True,
         ),
@@ -178,6 +192,7 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "where the public keys of signed tokens are, in place of a secret or a file; "
             "JWT_ALGORITHMS may then be of several families",
             "an https:// or http:// address of a JWK set",
+            secret=True,
         ),
     ] = ""
     jwt_jwks_max_age: Annotated[

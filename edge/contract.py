@@ -10,6 +10,7 @@ from edge.client_events import ClientEvents
 from edge.config import EdgeSettings
 from eventbus.contracts import asyncapi
 from eventbus.contracts.catalogue import catalogue, shared
+from eventbus.contracts.strict_json import refuse_duplicate_keys
 from eventbus.errors import ConfigError
 
 __all__ = ["ContractDocument", "checked_events"]
@@ -64,7 +65,9 @@ def checked_events(settings: EdgeSettings, contract: ContractDocument) -> Client
 def _read(path: str) -> dict[str, Any]:
     wanted = "a file of `eventbus schema export --format asyncapi`"
     try:
-        document = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Any])
+        text = Path(path).read_bytes()
+        document = msgspec.json.decode(text, type=dict[str, Any])
+        refuse_duplicate_keys(text)
     except OSError as exc:
         fault = exc.strerror or str(exc)
     except (ValueError, RecursionError) as exc:

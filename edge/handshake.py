@@ -16,6 +16,7 @@ __all__ = [
     "Origin",
     "check_origin",
     "is_origin",
+    "parse_host",
     "parse_origin",
     "read_handshake",
 ]
@@ -85,7 +86,7 @@ def parse_origin(text: str) -> Origin | None:
     if not separator or not _SCHEME.fullmatch(scheme):
         return None
     scheme = scheme.lower()
-    parsed = _parse_host(authority, _DEFAULT_PORTS.get(scheme))
+    parsed = parse_host(authority, _DEFAULT_PORTS.get(scheme))
     return None if parsed is None else Origin(scheme, *parsed)
 
 
@@ -93,7 +94,7 @@ def is_origin(entry: str) -> bool:
     """Whether an entry of the allowed origins is one that `check_origin` could ever match."""
     if entry in ("*", "null"):
         return True
-    return (parse_origin(entry) if "://" in entry else _parse_host(entry, None)) is not None
+    return (parse_origin(entry) if "://" in entry else parse_host(entry, None)) is not None
 
 
 def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
@@ -122,10 +123,11 @@ def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
 def _is_host(origin: Origin, host: str) -> bool:
     if origin.scheme not in _DEFAULT_PORTS:  # an app's own, such as capacitor://localhost
         return False
-    return _parse_host(host, _DEFAULT_PORTS.get(origin.scheme)) == (origin.host, origin.port)
+    return parse_host(host, _DEFAULT_PORTS.get(origin.scheme)) == (origin.host, origin.port)
 
 
-def _parse_host(text: str, default_port: int | None) -> tuple[str, int | None] | None:
+def parse_host(text: str, default_port: int | None = None) -> tuple[str, int | None] | None:
+    """The name, in lower case, and port of a Host header; None when it is not one."""
     match = _HOST.fullmatch(text)
     if match is None:
         return None

@@ -2,7 +2,6 @@
 
 import errno
 import hmac
-import ipaddress
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -36,7 +35,6 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
 }
 _DOTS_OF_A_JWT: Final = 2
-_PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 
 
 @web.middleware
@@ -107,15 +105,15 @@ async def metrics(request: web.Request) -> web.Response:
 async def require_admin(request: web.Request) -> Claims | None:
     """Let only those in who know the API key, or whose token has the role or permission admin.
 
-    Without a key configured, loopback clients only. Gives what the token says, None for the others.
-    Raises Problem.
+    Without a key configured, who needs none; see `Hosts.why_a_key_is_needed`. Gives what the token
+    says, None for the others. Raises Problem.
     """
     node = request.app[NODE]
     key = node.settings.api_key
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     given = given.strip()
     if not key or scheme.lower() != "bearer" or given.count(".") != _DOTS_OF_A_JWT or given == key:
-        require_key(request, key)
+        _require_key(request, key)
         return None
     try:
         claims = await node.verify(given)
@@ -126,29 +124,23 @@ async def require_admin(request: web.Request) -> Claims | None:
     return claims
 
 
-def require_key(request: web.Request, key: str) -> None:
-    """Let only those in who know the API key; without one configured, only loopback clients.
-
-    Raises Problem.
-    """
+def _require_key(request: web.Request, key: str) -> None:
     if not key:
-        # A proxy on this host makes everybody's address a loopback one.
-        if not _is_loopback(request.remote) or any(name in request.headers for name in _PROXIED):
-            message = "no BROADCAST_API_KEY is configured: loopback clients only"
-            raise Problem("forbidden", message)
+        why = request.app[NODE].hosts.why_a_key_is_needed(
+            request.remote, request.version, request.raw_path, request.headers
+        )
+        if why:
+            raise Problem(
+                "forbidden",
+                "no BROADCAST_API_KEY is configured, and without one only clients on this machine "
+                f"may ask; this request may not: {why}",
+            )
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), key.encode())
     if scheme.lower() != "bearer" or not right:
         message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
         raise Problem("unauthorized", message)
-
-
-def _is_loopback(address: str | None) -> bool:
-    try:
-        return ipaddress.ip_address(address or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _json(body: Mapping[str, object]) -> web.Response:

@@ -17,6 +17,7 @@ import msgspec
 from edge.auth import TokenRejected
 from edge.token_keys import fitting_algorithms
 from eventbus.errors import ConfigError
+from eventbus.urls import fault_text, is_web_address, mask_url
 
 __all__ = ["MAX_BYTES", "MAX_KEYS", "BadKeySet", "Jwks", "Key", "read_key_set"]
 
@@ -100,12 +101,14 @@ class Jwks:
         timeout_s: float = 5.0,
     ) -> None:
         """Keys older than `max_age_s` are fetched again when one is needed. Raises ConfigError."""
-        if not url.startswith(("https://", "http://")):
+        if not is_web_address(url):
             raise ConfigError(
-                f"JWT_JWKS_URL={url!r}: allowed: an https:// or http:// address",
+                f"JWT_JWKS_URL={mask_url(url)!r}: allowed: an https:// or http:// address with "
+                "a host",
                 variable="JWT_JWKS_URL",
             )
         self._url = url
+        self._shown = mask_url(url)
         self._algorithms = algorithms
         self._max_age_s = max_age_s
         self._cooldown_s = cooldown_s
@@ -170,7 +173,9 @@ class Jwks:
         try:
             keys = read_key_set(await self._read(), self._algorithms)
         except (aiohttp.ClientError, TimeoutError, BadKeySet, ValueError) as exc:
-            _log.warning("%s gave no keys, %d are kept: %s", self._url, len(self._keys), repr(exc))
+            kept = len(self._keys)
+            why = str(exc) if isinstance(exc, BadKeySet) else fault_text(exc)
+            _log.warning("%s gave no keys, %d are kept: %s", self._shown, kept, why)
             self._on_fetch("failed")
         else:
             self._keys, self._read_at = keys, time.monotonic()

@@ -1,20 +1,20 @@
 """The settings of lifecycle events and of webhooks. Times are in seconds."""
 
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
-from eventbus.environment import Var
+from eventbus.environment import SettingsStruct, Var
 from eventbus.errors import ConfigError
+from eventbus.urls import is_web_address, mask_url
 from eventbus.webhooks import LIFECYCLE_EVENTS, LifecycleName
 
-__all__ = ["LifecycleSettings", "masked_url"]
+__all__ = ["LifecycleSettings"]
 
 MIN_SECRET: Final = 16
 
 
-class LifecycleSettings(msgspec.Struct, frozen=True, kw_only=True):
+class LifecycleSettings(SettingsStruct, frozen=True, kw_only=True):
     """What stands in EdgeSettings too."""
 
     lifecycle: Annotated[
@@ -121,13 +121,13 @@ class LifecycleSettings(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ConfigError for a URL that cannot be posted to, or without its secret."""
         if not self.webhook_url:
             return
-        shown = f"BROADCAST_WEBHOOK_URL={masked_url(self.webhook_url)!r}"
+        shown = f"BROADCAST_WEBHOOK_URL={mask_url(self.webhook_url)!r}"
         if self.lifecycle == "off":
             raise ConfigError(
                 f"{shown} beside BROADCAST_LIFECYCLE=off: nothing would be posted; set it to auto",
                 variable="BROADCAST_LIFECYCLE",
             )
-        if not _is_web_address(self.webhook_url):
+        if not is_web_address(self.webhook_url):
             raise ConfigError(
                 f"{shown}: allowed: an http:// or https:// address with a host",
                 variable="BROADCAST_WEBHOOK_URL",
@@ -138,22 +138,3 @@ class LifecycleSettings(msgspec.Struct, frozen=True, kw_only=True):
                 f"characters; allowed: {MIN_SECRET} or more, such as `openssl rand -hex 32` gives",
                 variable="BROADCAST_WEBHOOK_SECRET",
             )
-
-
-def masked_url(url: str) -> str:
-    """An address as logs may have it: without user, password, query and fragment."""
-    try:
-        parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")
-    except ValueError:
-        return "***"
-    netloc = f"***@{host[2]}" if host[1] else host[2]
-    return parts._replace(netloc=netloc, query="***" if parts.query else "", fragment="").geturl()
-
-
-def _is_web_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False

@@ -20,6 +20,7 @@ from edge.clock import Clock
 from edge.config import EdgeSettings
 from edge.connection import CLOSE_TOO_SLOW, Connection, Peer, let_go
 from edge.gauges import read_gauges
+from edge.hosts import Hosts
 from edge.hub import Hub
 from edge.lifecycle_node import Lifecycle
 from edge.limits import Place, SessionLimits
@@ -75,7 +76,14 @@ class Node:
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
         self.admission = Admission(settings, self.metrics)
-        self.origins = Origins(settings.cors_allowed_origins)
+        is_production = settings.environment == "production"
+        self.hosts = Hosts(
+            settings.allowed_hosts,
+            any_name=is_production and not settings.allowed_hosts,
+            without_key=not is_production,
+            behind_proxies=bool(settings.trusted_proxies),
+        )
+        self.origins = Origins(settings.cors_allowed_origins, self.hosts)
         dropped = self.metrics.background_dropped.inc
         self.background = Background(_MAX_BACKGROUND, dropped)
         # Apart: a flood of bad payloads and a drain of many must not get in each other's way.

@@ -64,7 +64,8 @@ def describe(
                     "type": "http",
                     "scheme": "bearer",
                     "description": "BROADCAST_API_KEY, or a token with the role or permission "
-                    "admin. Without a key configured, loopback clients need none.",
+                    "admin. Without a key configured, and not in production, clients on the "
+                    "node's own machine need none.",
                 }
             },
         },

@@ -1,13 +1,14 @@
 """What an edge must have before it may run in production, and what is at least odd there."""
 
-import ipaddress
 import itertools
 from collections import Counter
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from edge.config import EdgeSettings
+from edge.hosts import is_loopback_host
 from eventbus.errors import ConfigError
+from eventbus.urls import is_web_address
 
 __all__ = ["Problems", "production_problems", "require_production", "weakness"]
 
@@ -72,16 +73,20 @@ def _warnings(settings: EdgeSettings) -> list[str]:
         found.append("CORS_ALLOWED_ORIGINS=*: any web page may connect; name your origins")
     if not settings.api_key:
         found.append(
-            "BROADCAST_API_KEY is not set: the HTTP API and the metrics answer loopback clients "
-            "only"
+            "BROADCAST_API_KEY is not set: nobody can use the HTTP API and the dashboard, nor the "
+            "metrics unless BROADCAST_METRICS_OPEN is true"
         )
-    url = urlsplit(settings.jwt_jwks_url)
-    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+    if _is_sent_in_the_clear(settings.jwt_jwks_url):
         found.append(
             "JWT_JWKS_URL is an http:// address: who is between could put keys of their own there; "
             "use https://"
         )
     return found
+
+
+def _is_sent_in_the_clear(url: str) -> bool:
+    # One that is not a URL stops the start elsewhere; an error of urlsplit would quote it.
+    return is_web_address(url, ("http",)) and not is_loopback_host(urlsplit(url).hostname or "")
 
 
 def weakness(secret: str, at_least: int = MIN_SECRET_BYTES) -> str | None:
@@ -115,10 +120,3 @@ def _runs(text: str) -> bool:
     """Whether most characters are beside their neighbour in the alphabet, such as abc or 987."""
     beside = sum(abs(ord(a) - ord(b)) <= 1 for a, b in itertools.pairwise(text))
     return beside > 3 * len(text) // 4
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

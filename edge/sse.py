@@ -14,7 +14,6 @@ from aiohttp import HttpVersion11, web
 from edge.body import read_json_text
 from edge.connection import Connection
 from edge.entrance import Admitted, admit
-from edge.handshake import check_origin
 from edge.keys import NODE
 from edge.node import Node
 from edge.outbox import Sink
@@ -105,8 +104,10 @@ def _check(node: Node, admitted: Admitted) -> None:
 
 
 async def _by_url(
-    _node: Node, request: web.Request, admitted: Admitted
+    node: Node, request: web.Request, admitted: Admitted
 ) -> tuple[WireFormat, _Begin]:
+    if admitted.claims is None and "Origin" not in request.headers:
+        node.origins.require_host(request.host)
     asked = admitted.channels
     names = [command.channel for command, _ in asked]
     if not names:
@@ -165,7 +166,7 @@ async def preflight(request: web.Request) -> web.Response:
 def _cors(node: Node, request: web.Request) -> dict[str, str]:
     origin = request.headers.get("Origin")
     headers = {"Vary": "Origin"}
-    if origin and check_origin(origin, request.host, node.settings.cors_allowed_origins):
+    if origin and node.origins.allows(origin, request.host):
         headers["Access-Control-Allow-Origin"] = origin
     return headers
 

@@ -8,11 +8,12 @@ from typing import Final
 
 import aiohttp
 
-from edge.lifecycle_settings import LifecycleSettings, masked_url
+from edge.lifecycle_settings import LifecycleSettings
 from edge.metrics import Metrics
 from edge.webhook_jobs import WebhookBatch
 from eventbus.errors import EventBusError, JobRejected, JobRetry
 from eventbus.events import Event
+from eventbus.urls import mask_url
 from eventbus.webhooks import (
     HEADER_DELIVERY,
     HEADER_SIGNATURE,
@@ -41,7 +42,7 @@ class Poster:
         """Used in the event loop that is running."""
         self._settings = settings
         self._metrics = metrics
-        self._shown = masked_url(settings.webhook_url)
+        self._shown = mask_url(settings.webhook_url)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=settings.webhook_timeout),
             connector=aiohttp.TCPConnector(limit=settings.webhook_concurrency),

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from eventbus.channels import DEFAULT_NAMESPACE, Subjects
-from eventbus.environment import Count, Port, Positive, Var, load
+from eventbus.environment import Count, Port, Positive, SettingsStruct, Var, load
 from eventbus.retention import VARIABLE as RETENTION, Retention
 
 __all__ = ["Settings"]
@@ -18,7 +18,7 @@ SECRET_KEYS: Final = (
 """What keys of secrets are called, unless a setting names others."""
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Settings(SettingsStruct, frozen=True, kw_only=True):
     """What a bus and its drivers are made from. Times are in seconds, sizes in bytes."""
 
     driver: Annotated[

@@ -6,6 +6,7 @@ reads the same declarations through `variables`.
 """
 
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,13 +16,24 @@ import msgspec
 
 from eventbus.errors import ConfigError
 
-__all__ = ["Count", "Port", "Positive", "Var", "Variable", "child_environment", "load", "variables"]
+__all__ = [
+    "Count",
+    "Port",
+    "Positive",
+    "SettingsStruct",
+    "Var",
+    "Variable",
+    "child_environment",
+    "load",
+    "variables",
+]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 MASK: Final = "***"
 FILE_SUFFIX: Final = "_FILE"
 MAX_SECRET_BYTES: Final = 65_536
+_CREDENTIALS: Final = re.compile("://.*@", re.DOTALL)
 _BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
     "0": False, "false": False, "no": False, "off": False,
@@ -48,6 +60,19 @@ class Variable(NamedTuple):
     allowed: str
     default: Any
     secret: bool
+
+
+class SettingsStruct(msgspec.Struct, frozen=True, kw_only=True):
+    """A struct of settings that does not show its secrets: in logs, tracebacks and debuggers."""
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        secrets = {variable.field for variable in variables(type(self)) if variable.secret}
+        values = [(name, getattr(self, name)) for name in self.__struct_fields__]
+        return [(name, MASK if value and name in secrets else value) for name, value in values]
 
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
@@ -114,6 +139,11 @@ def _text(var: Var, environ: Mapping[str, str]) -> str:
 
 
 def _convert(text: str, type_: Any, var: Var) -> Any:
+    if not var.secret and _CREDENTIALS.search(text):  # errors about the value would quote it
+        raise ConfigError(
+            f"{var.name}={MASK}: it has a URL with credentials; {var.help}; allowed: {var.allowed}",
+            variable=var.name,
+        )
     text = var.aliases.get(text, text)
     plain = typing.get_args(type_)[0] if typing.get_origin(type_) is Annotated else type_
     value: Any = text

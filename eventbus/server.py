@@ -176,7 +176,8 @@ class NatsServer:
             **self._config,
         }
         config_file = self._folder / "nats-server.json"
-        config_file.write_text(json.dumps(config), encoding="utf-8")
+        # nats-server knows no \u escapes.
+        config_file.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
         command = [sys.executable, "-I", "-S", server_guard.__file__]
         if _POSIX:
             command += ["--hold", str(lock.fileno())]

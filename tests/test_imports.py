@@ -19,6 +19,7 @@ LAYERS = [
         "eventbus.server_guard",
         "eventbus.signatures",
         "eventbus.tracing",
+        "eventbus.urls",
     },
     {"eventbus.application", "eventbus.channels", "eventbus.environment", "eventbus.server_lock"},
     {"eventbus.retention"},

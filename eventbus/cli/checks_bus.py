@@ -45,10 +45,10 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
         return await _check_embedded(settings)
     from eventbus.drivers.nats_connection import NatsConnection  # noqa: PLC0415
     from eventbus.drivers.nats_login import make_login  # noqa: PLC0415
+    from eventbus.drivers.nats_servers import Servers  # noqa: PLC0415
 
-    servers = [url.strip() for url in settings.nats_url.split(",") if url.strip()]
     connection = NatsConnection(
-        servers,
+        Servers.of(settings.nats_url),
         make_login(settings),
         connect_timeout=min(settings.connect_timeout, _CONNECT_S),
         on_lost=lambda: None,

@@ -12,6 +12,7 @@ import msgspec
 from eventbus.cli.findings import Finding, failed, ok, warning
 from eventbus.environment import FILE_SUFFIX, load, variables
 from eventbus.errors import ConfigError
+from eventbus.urls import mask_url
 
 if sys.platform != "win32":
     import resource
@@ -114,7 +115,7 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
         await keys.aclose()
     if results == ["ok"]:
         return [ok("JWT keys", f"JWT_JWKS_URL gives keys for {algorithms}")]
-    message = f"JWT_JWKS_URL={edge.jwt_jwks_url} gives no keys for {algorithms}"
+    message = f"JWT_JWKS_URL={mask_url(edge.jwt_jwks_url)} gives no keys for {algorithms}"
     return [failed("JWT keys", message, "look at the address from here, and JWT_ALGORITHMS")]
 
 

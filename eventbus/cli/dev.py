@@ -26,6 +26,7 @@ from eventbus.cli.output import console, fail
 from eventbus.cli.running import run
 from eventbus.cli.tokens import issue_token
 from eventbus.config import Settings
+from eventbus.drivers.nats_servers import Servers
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
@@ -168,9 +169,10 @@ class _Development:
             with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends the process
                 loop.add_signal_handler(number, self._stop.set)
         settings = Settings.from_env(self._environ)
+        servers = Servers.of(settings.nats_url)
         self._take_port()
         async with _nats_server(settings) as url:
-            self._nats = url or settings.nats_url.rpartition("@")[2]
+            self._nats = url or servers.shown
             if url:
                 self._environ["NATS_URL"] = url
             try:

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 
 from eventbus.errors import EventBusError
+from eventbus.urls import fault_text, is_web_address, mask_url
 
 if TYPE_CHECKING:
     from edge.api_types import NodeStats
@@ -90,22 +91,26 @@ class Probe:
 @contextlib.asynccontextmanager
 async def probing(url: str, channel: str, token: str) -> AsyncIterator[Probe]:
     """A client at the edge of that address, which has joined the channel. Raises EdgeRefused."""
+    shown = mask_url(url)
+    if not is_web_address(url, ("http", "https", "ws", "wss")):
+        raise EdgeRefused(f"{shown} is not the address of an edge; allowed: http://host:port")
     address = f"{url.rstrip('/').removesuffix('/ws')}/ws"
     async with aiohttp.ClientSession() as http, contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 ws = await stack.enter_async_context(http.ws_connect(address))
-                probe = Probe(url, ws)
+                probe = Probe(shown, ws)
                 await probe.join(channel, token)
         except aiohttp.WSServerHandshakeError as exc:
-            raise EdgeRefused(f"{address} answers {exc.status}: is it an edge?") from exc
+            raise EdgeRefused(f"{shown} answers {exc.status}: is it an edge?") from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise EdgeRefused(
-                f"the edge at {url} cannot be reached: {exc}; give its address by --url"
-            ) from exc
+                f"the edge at {shown} cannot be reached: {fault_text(exc)}; give its address by "
+                "--url"
+            ) from None
         except TimeoutError:
             raise EdgeRefused(
-                f"the edge at {url} has not answered within {PATIENCE_S:g} s; give its address "
+                f"the edge at {shown} has not answered within {PATIENCE_S:g} s; give its address "
                 "by --url"
             ) from None
         yield probe

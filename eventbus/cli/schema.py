@@ -20,6 +20,7 @@ from eventbus.contracts.compatibility import Change, Verdict, compare
 from eventbus.contracts.lock import InvalidLock, Locked, encode_lock, lock_of, read_lock
 from eventbus.contracts.words import facts, type_in_words
 from eventbus.errors import ConfigError, EventDefinitionError
+from eventbus.urls import is_web_address
 
 __all__ = ["app"]
 
@@ -352,10 +353,10 @@ def _servers(edge: str, nats: str) -> dict[str, asyncapi.Server]:
 
 
 def _address(option: str, url: str, *protocols: str) -> asyncapi.Server:
-    parts = urlsplit(url)
-    if parts.scheme not in protocols or not parts.hostname or parts.username:
+    if not is_web_address(url, protocols) or "@" in url:
         allowed = " or ".join(f"{protocol}://host:port" for protocol in protocols)
         fail(f"{option}: {allowed} is allowed, without credentials", code=2)
+    parts = urlsplit(url)
     return asyncapi.Server(parts.scheme, parts.netloc, parts.path)
 
 

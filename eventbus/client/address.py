@@ -3,6 +3,8 @@
 import urllib.parse
 from typing import NamedTuple
 
+from eventbus.urls import is_web_address, mask_url
+
 __all__ = ["Address", "parse_address"]
 
 
@@ -14,17 +16,20 @@ class Address(NamedTuple):
     shown: str
     """What messages and logs say: without the query and credentials, which may be secrets."""
 
+    def __repr__(self) -> str:
+        return f"Address({self.shown!r})"
+
 
 def parse_address(url: str) -> Address:
     """The address in `ws://host:port/ws`, `wss://`, `http://` or `https://`; no path means `/ws`.
 
     Raises ValueError for anything else.
     """
+    if not is_web_address(url, ("ws", "wss", "http", "https")):
+        allowed = "ws://host:port/ws, wss://, http:// and https://"
+        raise ValueError(f"{mask_url(url)!r} is no address of an edge; allowed: {allowed}")
     parts = urllib.parse.urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss") or not parts.hostname:
-        allowed = "ws://host:port/ws, wss://, http:// and https://"
-        raise ValueError(f"{url.partition('?')[0]!r} is no address of an edge; allowed: {allowed}")
     path = parts.path if parts.path not in ("", "/") else "/ws"
     host = parts.netloc.rpartition("@")[2]
     return Address(

@@ -12,6 +12,7 @@ from eventbus.client.frames import Frame, decode_frame, encode_action
 from eventbus.client.liveness import Liveness, Verdict
 from eventbus.client.reconnect import FAILED
 from eventbus.errors import ClientRefused
+from eventbus.urls import fault_text
 
 __all__ = ["Greeting", "Link", "Lost"]
 
@@ -78,9 +79,9 @@ class Link:
                 reason,
                 refusal=ClientRefused(reason, code=f"http_{exc.status}") if is_final else None,
                 retry_after_s=float(retry_after) if retry_after.isdecimal() else 0.0,
-            ) from exc
+            ) from None  # aiohttp's errors quote the address, with what is secret in it
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            raise Lost(FAILED, f"it cannot be reached: {str(exc) or type(exc).__name__}") from exc
+            raise Lost(FAILED, f"it cannot be reached: {fault_text(exc)}") from None
         try:
             return cls(socket, await _greeting(socket))
         except BaseException:

@@ -8,6 +8,7 @@ import msgspec
 
 from eventbus.contracts.catalogue import Contract, Kind
 from eventbus.contracts.jsonschema import Schema, schemas_of
+from eventbus.contracts.strict_json import refuse_duplicate_keys
 from eventbus.errors import EventBusError
 
 __all__ = ["InvalidLock", "Locked", "encode_lock", "lock_of", "read_lock"]
@@ -58,14 +59,17 @@ def encode_lock(events: dict[str, Locked]) -> bytes:
 def read_lock(path: Path) -> dict[str, Locked]:
     """The events of a lock file. Raises InvalidLock."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_LockFile).events
+        text = path.read_bytes()
+        events = msgspec.json.decode(text, type=_LockFile).events
+        refuse_duplicate_keys(text)
+        return events
     except FileNotFoundError:
         raise InvalidLock(
             f"{path}: there is no lock file: `eventbus schema lock` makes it"
         ) from None
     except OSError as exc:
         raise InvalidLock(f"{path}: {exc.strerror or exc}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidLock(
             f"{path} is no lock file: {exc}. `eventbus schema lock --force` makes it anew"
         ) from None

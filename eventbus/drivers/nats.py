@@ -32,6 +32,7 @@ from eventbus.drivers.nats_login import make_login
 from eventbus.drivers.nats_marks import held, mark, purge
 from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
+from eventbus.drivers.nats_servers import Servers
 from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
 from eventbus.drivers.nats_stream import EventStream, StreamState
@@ -122,15 +123,15 @@ class NatsDriver:
         if self._state != "new":
             raise ConnectionFailed(f"the nats driver is {self._state}, not new", driver=self.name)
         settings = self._settings
-        servers = [url.strip() for url in settings.nats_url.split(",") if url.strip()]
+        servers = Servers.of(settings.nats_url)
         login = make_login(settings)
         try:
-            if not servers:
+            if not servers.addresses:
                 self.server = NatsServer(
                     Path(settings.nats_data), port=settings.nats_port, on_death=self._on_death
                 )
                 await self.server.start()
-                servers = [self.server.url]
+                servers = Servers.of(self.server.url)
             self._connection = NatsConnection(
                 servers,
                 login,

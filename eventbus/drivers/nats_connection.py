@@ -14,11 +14,12 @@ from nats import errors as nats_errors
 from nats.aio.client import Client, Server
 
 from eventbus.drivers.nats_creds import CredentialsError
-from eventbus.drivers.nats_errors import DRIVER, mapped, mask_url
+from eventbus.drivers.nats_errors import DRIVER, mapped
 from eventbus.drivers.nats_fast import FastClient, client_class
 from eventbus.drivers.nats_faults import Faults, refused_subject
 from eventbus.drivers.nats_login import Login
 from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
+from eventbus.drivers.nats_servers import Servers
 from eventbus.drivers.nats_wire import PlainClient, Receiver, WireHeaders
 from eventbus.errors import ConnectionFailed
 
@@ -53,7 +54,7 @@ class NatsConnection:
 
     def __init__(
         self,
-        servers: list[str],
+        servers: Servers,
         login: Login,
         *,
         connect_timeout: float = 10.0,
@@ -83,7 +84,7 @@ class NatsConnection:
     @property
     def address(self) -> str:
         """The servers' addresses, without secrets."""
-        return ", ".join(map(mask_url, self._servers))
+        return self._servers.shown
 
     @property
     def inbox_prefix(self) -> str:
@@ -191,7 +192,7 @@ class NatsConnection:
     async def _dial(self, seconds: float) -> FastClient | PlainClient:
         """A client that is connected."""
         client = client_class()()
-        client.login = self._login
+        client.login, client.known_servers = self._login, self._servers
         self.faults.clear()
         connecting = asyncio.create_task(self._connect(client))
         refused = asyncio.create_task(self.faults.refused.wait())
@@ -225,7 +226,7 @@ class NatsConnection:
             self.faults.note(exc)
             raise
         await client.connect(
-            self._servers,
+            self._servers.urls,
             name="eventbus",
             error_cb=self._on_error,
             disconnected_cb=self._for(client, self._on_disconnected),
@@ -240,6 +241,7 @@ class NatsConnection:
             max_outstanding_pings=2,
             pending_size=PENDING_BYTES,
             flush_timeout=ATTEMPT_S,
+            **self._servers.credentials(),
             **self._login.options,
         )
 

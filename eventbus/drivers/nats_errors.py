@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 from nats import errors as nats_errors
@@ -17,7 +16,7 @@ from eventbus.errors import (
     PublishFailed,
 )
 
-__all__ = ["DRIVER", "KINDS", "ApiError", "mapped", "mask_url", "to_error"]
+__all__ = ["DRIVER", "KINDS", "ApiError", "mapped", "to_error"]
 
 DRIVER: Final = "nats"
 
@@ -84,11 +83,3 @@ def mapped(doing: str) -> Iterator[None]:
         yield
     except (nats_errors.Error, TimeoutError, OSError) as exc:
         raise to_error(exc, doing) from exc
-
-
-def mask_url(url: str) -> str:
-    """The address without user, password or token."""
-    parts = urlsplit(url if "://" in url else f"nats://{url}")
-    if "@" not in parts.netloc:
-        return url
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from nats import errors as nats_errors
 from nats.aio.client import Client
@@ -15,6 +14,7 @@ from nats.aio.transport import TcpTransport
 from eventbus.config import Settings
 from eventbus.drivers.nats_creds import Credentials, CredentialsError, check_seed
 from eventbus.drivers.nats_errors import DRIVER
+from eventbus.drivers.nats_servers import Servers
 from eventbus.errors import ConfigError, ConnectionFailed
 
 __all__ = ["Login", "SecureClient", "make_login"]
@@ -58,6 +58,8 @@ class SecureClient(Client):
 
     login = _PLAIN
     """What it logs in by; set before `connect` is called."""
+    known_servers = Servers(())
+    """The servers that were named to it, with their credentials; set with it."""
 
     async def _connect_to_server(self, s: Any) -> None:
         self.login.load()
@@ -70,6 +72,8 @@ class SecureClient(Client):
         if self.login.requires_tls and is_plain and not self._server_info.get("tls_required"):
             self._close_transport()
             raise nats_errors.SecureConnRequiredError
+        # nats-py gets addresses without credentials, so that no error of its can quote them.
+        self.options.update(self.known_servers.credentials(server.uri.netloc if server else ""))
         _tell_protocol(getattr(self._transport, "_io_writer", None))
         command: bytes = super()._connect_command()
         return command
@@ -116,10 +120,10 @@ def make_login(settings: Settings) -> Login:
         load()
     except CredentialsError as exc:
         raise ConnectionFailed(str(exc), driver=DRIVER) from exc
-    schemes = {urlsplit(url.strip()).scheme for url in settings.nats_url.split(",")}
+    schemes = Servers.of(settings.nats_url).schemes
     has_files = bool(settings.nats_ca or settings.nats_cert or settings.nats_key)
     requires_tls = has_files or "tls" in schemes
-    if requires_tls and schemes == {""}:
+    if requires_tls and not schemes:
         raise ConfigError(
             "NATS_CA, NATS_CERT or NATS_KEY is set, but NATS_URL is empty: the embedded server "
             "speaks no TLS",

@@ -3,12 +3,13 @@
 import ssl
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from redis.asyncio.connection import Connection, SSLConnection
 
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
+from eventbus.urls import BrokerAddress, parse_broker_address, parse_host
 
 __all__ = ["Address", "Target", "read_address"]
 
@@ -60,17 +61,18 @@ class Target(NamedTuple):
             "cluster" if settings.redis_cluster else "sentinel" if settings.redis_sentinels else ""
         )
         if settings.redis_url:
-            url = _split(settings.redis_url)
+            url = _parse(settings.redis_url)
             kind = url.scheme.partition("+")[2]
             secure = url.scheme.startswith("rediss")
-            login, addresses = _netloc(url, kind)
+            login = {"username": url.user or "", "password": url.password or ""}
+            addresses = tuple(Address(host, port or _PORTS[kind]) for host, port in url.hosts)
             service, database = _path(url, kind, service)
         elif kind == "sentinel":
             addresses = tuple(
                 read_address(text, "SENTINELS", _PORTS[kind]) for text in settings.redis_sentinels
             )
         else:
-            if "/" in settings.redis_host or not settings.redis_host:
+            if not settings.redis_host or set(settings.redis_host) & set("/@?#"):
                 raise _error(
                     "HOST", "BROADCAST_REDIS_HOST is a name or address; a URL belongs in "
                     "BROADCAST_REDIS_URL"
@@ -110,55 +112,50 @@ class Target(NamedTuple):
 def read_address(text: str, variable: str, port: int) -> Address:
     """`host`, `host:port` or `[host]:port`. Raises ConfigError for BROADCAST_REDIS_<variable>."""
     try:
-        parts = urlsplit(f"//{text}")
-        if parts.hostname and not parts.path and parts.username is None:
-            return Address(parts.hostname, parts.port or port)
+        host, given = parse_host(text)
     except ValueError:
-        pass
-    shown = "***" if variable == "URL" else repr(text)
-    raise _error(
-        variable, f"BROADCAST_REDIS_{variable}: {shown} is not host:port with a port of 1 to 65535"
-    )
+        shown = "***" if "@" in text else repr(text)
+        raise _error(
+            variable,
+            f"BROADCAST_REDIS_{variable}: {shown} is not host:port with a port of 1 to 65535",
+        ) from None
+    return Address(host, given or port)
 
 
 def _error(variable: str, message: str) -> ConfigError:
     return ConfigError(message, variable=f"BROADCAST_REDIS_{variable}")
 
 
-def _split(text: str) -> SplitResult:
+def _parse(text: str) -> BrokerAddress:
     schemes = [f"{base}{kind and '+'}{kind}" for base in ("redis", "rediss") for kind in _PORTS]
-    url = urlsplit(text)
-    if url.scheme not in schemes or url.query or url.fragment:
-        raise _error(
-            "URL", f"BROADCAST_REDIS_URL=***: allowed are {', '.join(f'{s}://' for s in schemes)} "
-            "with hosts and a path, and no query"
-        )  # fmt: skip
+    try:
+        url = parse_broker_address(text, schemes)
+    except ValueError as exc:
+        raise _bad_url(str(exc)) from None
+    if url.query:
+        raise _bad_url("it has a query")
+    if len(url.hosts) > 1 and not url.scheme.partition("+")[2]:
+        raise _bad_url("several hosts need redis+cluster:// or redis+sentinel://")
     return url
 
 
-def _netloc(url: SplitResult, kind: str) -> tuple[dict[str, str], tuple[Address, ...]]:
-    user, _, hosts = url.netloc.rpartition("@")
-    name, _, password = user.partition(":")
-    addresses = tuple(read_address(host, "URL", _PORTS[kind]) for host in hosts.split(","))
-    if len(addresses) > 1 and not kind:
-        raise _error(
-            "URL", "BROADCAST_REDIS_URL=***: several hosts need redis+cluster:// or "
-            "redis+sentinel://"
-        )  # fmt: skip
-    return {"username": unquote(name), "password": unquote(password)}, addresses
+def _bad_url(problem: str) -> ConfigError:
+    return _error(
+        "URL",
+        f"BROADCAST_REDIS_URL=***: {problem}; allowed: redis://, rediss://, redis+cluster://, "
+        "redis+sentinel://, rediss+cluster:// or rediss+sentinel:// with user:password@ where "
+        "needed, host:port and /database",
+    )
 
 
-def _path(url: SplitResult, kind: str, service: str) -> tuple[str, int]:
+def _path(url: BrokerAddress, kind: str, service: str) -> tuple[str, int]:
     """Service and database."""
     parts = [unquote(part) for part in url.path.split("/") if part]
     if kind == "sentinel" and parts:
         service = parts.pop(0)
     number = parts.pop(0) if parts else "0"
     if parts or not (number.isascii() and number.isdecimal()):
-        raise _error(
-            "URL", "BROADCAST_REDIS_URL=***: its path is a database number, after a service's name "
-            "for sentinels"
-        )  # fmt: skip
+        raise _bad_url("its path is not a database number, after a service's name for sentinels")
     return service, int(number)
 
 

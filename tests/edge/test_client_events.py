@@ -124,7 +124,13 @@ def test_contract_that_cannot_be_read_stops_the_start(break_it):
         ClientEvents(contract, strict=True)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"[]", b"\xff", b'{"asyncapi":"2.6.0"}', b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, b"{", b"[]", b"\xff", b'{"asyncapi":"2.6.0"}', b"{}",
+        b'{"asyncapi":"3.0.0","channels":{"a":{},"a":{}}}',
+    ],
+)  # fmt: skip
 def test_file_that_is_no_contract_stops_the_start(tmp_path, content):
     path = tmp_path / "contract.json"
     if content is not None:

@@ -302,10 +302,47 @@ def test_a_secret_beside_a_url_is_refused(policy):
         TokenVerifier(policy, keys=Jwks("https://example.com/jwks", ALL))
 
 
-@pytest.mark.parametrize("url", ["example.com/jwks", "file:///etc/passwd", "ftp://a/b"])
-def test_what_is_no_web_address_is_refused(url):
-    with pytest.raises(ConfigError, match="JWT_JWKS_URL"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "example.com/jwks", "file:///etc/passwd", "ftp://a/b", "http://", "https://u:S3cr3t#1@h/",
+        "https://u:S3cr3t@[::1/", "u:S3cr3t@h", "https://u:S3cr3t@h:x/", "https://u:p℀S3cr3t@h/",
+    ],
+)  # fmt: skip
+def test_what_is_no_web_address_is_refused_without_its_password(url):
+    with pytest.raises(ConfigError, match="JWT_JWKS_URL") as caught:
         Jwks(url, ALL)
+    assert "S3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", ["none", "no HTTP", "no keys", "404"])
+async def test_a_fetch_that_fails_is_logged_without_credentials_and_query(provider, answer, caplog):
+    async def no_http(_, writer):
+        writer.write(b"what is this\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(no_http, "127.0.0.1", 0)
+    url = provider.url
+    if answer == "none":
+        await provider.stop()
+    elif answer == "no HTTP":
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/jwks"
+    elif answer == "404":
+        provider.status = 404
+    else:
+        provider.answer = b"{}"
+    caplog.clear()
+    given = url.replace("http://", "http://app:S3cr3t%231@") + "?key=S3cr3t"
+    keys = Jwks(given, ALL, timeout_s=5)
+    results = []
+    await keys.open(results.append)
+    await keys.aclose()
+    server.close()
+    assert results == ["failed"]
+    [record] = [r for r in caplog.records if r.name == "edge.jwks"]
+    assert f"{url.replace('http://', 'http://***@')}?*** gave no keys" in record.getMessage()
+    assert "S3cr3t" not in record.getMessage()
+    assert record.exc_info is None
 
 
 # A node

@@ -14,7 +14,6 @@ import pytest
 from aiohttp import web
 
 from edge.config import EdgeSettings
-from edge.lifecycle_settings import masked_url
 from edge.webhook_jobs import QUEUE, WebhookBatch
 from edge.webhook_post import retry_after_s
 from eventbus.bus import EventBus
@@ -375,19 +374,6 @@ def test_lifecycle_events_are_told_when_a_url_is_set_or_they_are_asked_for():
     assert len(told(lifecycle="on")) == 4
     assert len(told(lifecycle="on", webhook_url="http://a", webhook_events=("member_left",))) == 4
     assert told(lifecycle="off", webhook_url="http://a") == ()
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("http://a/b", "http://a/b"),
-        ("https://u:p@a:1/b?c=d#e", "https://***@a:1/b?***"),
-        ("http://u:p@@a/", "http://***@a/"),
-        ("http://[::1", "***"),
-    ],
-)
-def test_addresses_are_shown_without_their_secrets(url, shown):
-    assert masked_url(url) == shown
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Settings: every bad value stops the start, with a message that a person can act on."""
 
+import io
+
 import msgspec
 import pytest
+from rich.console import Console
 
+from edge.config import EdgeSettings
 from eventbus.config import Settings
 from eventbus.environment import variables
 from eventbus.errors import ConfigError
@@ -24,6 +28,19 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
     monkeypatch.setenv("BROADCAST_CHANNELS_PREFIX", "mine")
     assert Settings.from_env().namespace == "mine"
     assert Settings.from_env({}).namespace == "eb"
+
+
+@pytest.mark.parametrize("struct", [Settings, EdgeSettings])
+def test_settings_show_no_secret(struct):
+    secrets = {variable.field for variable in variables(struct) if variable.secret}
+    settings = struct(**dict.fromkeys(secrets, "S3cr3t"))
+    console = Console(file=io.StringIO(), width=1000)
+    console.print(settings)
+    for shown in (repr(settings), str(settings), f"{settings}", console.file.getvalue()):
+        assert "S3cr3t" not in shown
+        assert shown.count("***") == len(secrets) > 3
+        assert "history_messages=100" in shown or "max_channels_per_connection=100" in shown
+    assert "nats_url=''" in repr(Settings())
 
 
 GOOD = {

@@ -83,6 +83,18 @@ def test_secret_never_stands_in_an_error():
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    "value", ["redis://u:S3cr3t@h", "nats://u:S3cr3t#1@h", "a,http://S3cr3t@h"]
+)
+@pytest.mark.parametrize("name", ["FLAG", "NAMES", "PORTS"])
+def test_a_url_with_credentials_in_a_variable_that_is_no_secret_is_not_quoted(name, value):
+    with pytest.raises(
+        ConfigError, match=rf"{name}=\*\*\*: it has a URL with credentials"
+    ) as caught:
+        load(Sample, {name: value})
+    assert "S3cr3t" not in str(caught.value)
+
+
 def test_field_without_a_variable_is_not_read_from_the_environment():
     assert load(Sample, {"internal": "9", "INTERNAL": "9"}).internal == 5
     assert "internal" not in [variable.field for variable in variables(Sample)]

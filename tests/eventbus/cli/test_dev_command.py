@@ -13,6 +13,7 @@ import urllib.request
 import pytest
 
 from eventbus.client import ClientOptions, connect
+from eventbus.server import NatsServer
 
 RULES = """
 from edge import ANYONE, Rule, channels
@@ -88,6 +89,17 @@ async def test_it_prints_where_everything_is_and_ends_at_ctrl_c(dev, tmp_path):
             socket.create_connection(("127.0.0.1", port), 1)
     assert not any("watching" in line for line in running.said)
     assert (tmp_path / ".eventbus" / "dev-secret").exists()
+
+
+async def test_the_login_of_a_given_server_is_used_and_not_printed(dev, tmp_path):
+    user = {"user": "app", "password": "S3cr3t#@/1"}
+    config = {"authorization": {"users": [user]}}
+    async with NatsServer(tmp_path / "nats", config=config) as server:
+        host = server.url.removeprefix("nats://")
+        running = await dev("--no-reload", NATS_URL=f"nats://app:S3cr3t%23@/1@{host}")
+        assert (await running.until(r"NATS +(\S+)"))[1] == f"nats://***@{host}"
+        assert await running.end() == 0
+    assert "S3cr3t" not in "".join(running.said)
 
 
 async def test_reload_keeps_history_and_clients_go_on_where_they_were(dev, tmp_path):

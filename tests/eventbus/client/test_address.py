@@ -23,9 +23,23 @@ def test_what_may_be_secret_is_used_and_not_shown():
     address = parse_address("wss://me:hunter2@edge:8080/ws?key=hunter2#hunter2")
     assert address.url == "wss://me:hunter2@edge:8080/ws?key=hunter2"
     assert address.shown == "wss://edge:8080/ws"
+    assert "hunter2" not in repr(address)
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x/ws", "ws:///ws"])
 def test_what_is_no_address_is_refused_with_what_is_allowed(url):
     with pytest.raises(ValueError, match="no address of an edge; allowed: ws://host:port/ws"):
         parse_address(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "me:hunter2@edge", "ws//me:hunter2@edge", "ftp://me:hunter2@edge", "ws://me:hunter2@[::1",
+        "ws://me:hunter2#1@edge", "ws://me:hunter2@edge:port", "ws://me:hunter2℀@edge",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_without_its_password(url):
+    with pytest.raises(ValueError, match="no address of an edge") as caught:
+        parse_address(url)
+    assert "hunter2" not in str(caught.value)

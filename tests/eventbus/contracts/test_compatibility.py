@@ -385,6 +385,7 @@ def test_lock_file_is_read_as_it_was_written(tmp_path):
         (b"\xff", "is no lock file"),
         (b'{"format": 2, "events": {}}', "is no lock file"),
         (b'{"format": 1, "events": {"a": {}}}', "is no lock file"),
+        (b'{"format": 1, "events": {}, "events": {}}', "'events' stands twice in one object"),
     ],
 )
 def test_what_is_no_lock_file_is_told(tmp_path, content, fault):

@@ -10,6 +10,7 @@ from eventbus.config import Settings
 from eventbus.drivers.nats_api import ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_login import make_login
+from eventbus.drivers.nats_servers import Servers
 from eventbus.errors import ConnectionFailed
 from eventbus.server import NatsServer
 
@@ -40,7 +41,7 @@ async def asked(server, *errors, seconds=20, when=None):
     await plain.subscribe("$JS.API.STREAM.CREATE.X", cb=answer)
     await plain.flush()
     connection = NatsConnection(
-        [server.url],
+        Servers.of(server.url),
         make_login(Settings(nats_url=server.url)),
         on_lost=lambda: None,
         on_back=lambda: None,

@@ -3,8 +3,10 @@
 import asyncio
 import datetime
 import ipaddress
+import logging
 import socket
 import time
+from urllib.parse import quote
 
 import pytest
 from cryptography import x509
@@ -295,3 +297,60 @@ def test_target_shows_no_secret():
     target = Target.of(Settings(redis_password=SECRET, redis_sentinel_password=SECRET))
     assert SECRET not in repr(target)
     assert SECRET not in repr(target.connection(Address("h", 1)))
+
+
+# --- passwords ---------------------------------------------------------------------------------
+
+PASSWORDS = [
+    "S3cr3t#1", "S3cr3t@1", "S3cr3t/1", "S3cr3t?1", "S3cr3t:1", "S3cr3t%1", "S3cr3t,1", "S3cr3tä✓",
+    "S3cr3t&=+;'|^`~", "#@/?:%,S3cr3t[]",
+]  # fmt: skip
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize("password", PASSWORDS)
+async def test_every_password_logs_in_percent_encoded_or_as_it_is(
+    start_redis, namespace, caplog, password
+):
+    caplog.set_level(logging.DEBUG)
+    server = await start_redis("--requirepass", password)
+    for given in (quote(password, safe=""), password):
+        for user in ("", "default"):
+            url = f"redis://{user}:{given}@127.0.0.1:{server.port}/0"
+            driver = RedisDriver(Settings(redis_url=url, namespace=namespace, connect_timeout=5))
+            await driver.open()
+            await driver.aclose()
+    for wrong in (f"x{quote(password, safe='')}", ""):
+        url = f"redis://:{wrong}@127.0.0.1:{server.port}"
+        message = await refused(Settings(redis_url=url, connect_timeout=5))
+        assert "S3cr3t" not in message
+    assert "S3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"BROADCAST_REDIS_URL": "redis://app:S3cr3t@[::1:6379"},
+        {"BROADCAST_REDIS_URL": "redis://app:S3cr3t@h:x"},
+        {"BROADCAST_REDIS_URL": "redis://app:S3cr3t"},
+        {"BROADCAST_REDIS_URL": "redis://app:S3cr3t#1"},
+        {"BROADCAST_REDIS_URL": "app:S3cr3t@h:6379"},
+        {"BROADCAST_REDIS_URL": "redis+sentinel://app:S3cr3t@a:1,b:x/svc"},
+        {"BROADCAST_REDIS_URL": "redis://app:S3cr3t@h℀"},
+        {"BROADCAST_REDIS_URL": "redis://h/0?password=S3cr3t"},
+        {"BROADCAST_REDIS_URL": "redis://h/0#S3cr3t"},
+        {"BROADCAST_REDIS_HOST": "app:S3cr3t@h"},
+        {"BROADCAST_REDIS_HOST": "redis://app:S3cr3t@h"},
+        {"BROADCAST_REDIS_SENTINELS": "a:1,app:S3cr3t@h:26379"},
+        {"BROADCAST_REDIS_SENTINELS": "redis://app:S3cr3t@h:26379"},
+        {"BROADCAST_REDIS_PORT": "redis://app:S3cr3t@h:6379"},
+        {"BROADCAST_DRIVER": "redis://app:S3cr3t@h:6379"},
+        {"BROADCAST_CHANNELS_PREFIX": "redis://app:S3cr3t@h:6379"},
+        {"BROADCAST_HISTORY_REPLICAS": "nats://app:S3cr3t#1@h:6379"},
+    ],
+)
+def test_a_password_at_a_wrong_place_is_not_quoted(environ):
+    with pytest.raises(ConfigError) as caught:
+        RedisDriver(Settings.from_env(environ))
+    assert caught.value.variable in environ
+    assert "S3cr3t" not in str(caught.value)
