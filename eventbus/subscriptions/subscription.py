@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
@@ -31,6 +30,7 @@ from eventbus.message import HEADER_REASON
 from eventbus.pool import Pool, Work
 from eventbus.signatures import takes_context
 from eventbus.subscriptions.options import Options, consumer_name
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["EventSubscription", "Handler"]
 
@@ -187,7 +187,9 @@ class EventSubscription(Generic[E]):
         while not self._closed:
             await self._pool.room()
             try:
-                for held in await consumer.take(self._pool.free):
+                with guarded():
+                    taken = await consumer.take(self._pool.free)
+                for held in taken:
                     self._pool.offer(functools.partial(self._settle, held))
             except Exception:  # noqa: BLE001 - other people's drivers may raise anything
                 _log.exception("%s", self._told)
@@ -252,17 +254,18 @@ class EventSubscription(Generic[E]):
 
     async def _call(self, event: E, context: EventContext, headers: Headers) -> None:
         arguments = (event, context) if self._with_context else (event,)
-        with tracing.processing(
-            self._driver.name,
-            context.channel,
-            context.id,
-            template=self.reader.pattern.text,
-            headers=headers,
-            group=self.options.group,
+        with (
+            guarded(),
+            tracing.processing(
+                self._driver.name,
+                context.channel,
+                context.id,
+                template=self.reader.pattern.text,
+                headers=headers,
+                group=self.options.group,
+            ),
         ):
-            answer = self._handler(*arguments)
-            if inspect.isawaitable(answer):
-                await answer
+            await call_guarded(self._handler, *arguments)
 
     def _report(self, event: E, context: EventContext, exc: Exception) -> None:
         self.failures += 1
