@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
 from eventbus.channels import Subjects
+from eventbus.completion import complete
 from eventbus.decoding import EventContext, EventReader
 from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
 from eventbus.drivers.base_consumer import (
@@ -202,18 +203,18 @@ class EventSubscription(Generic[E]):
             try:
                 received = self._read(delivery, held.attempt)
             except InvalidPayload as exc:
-                await self._give_up(held, exc.reason, str(exc))
+                await complete(self._give_up(held, exc.reason, str(exc)))
                 return
             if received is None:
                 await held.ack()
             elif held.attempt > options.max_deliver:
                 why = f"{options.max_deliver} deliveries ended without an answer"
-                await self._give_up(held, "max_deliver", why)
+                await complete(self._give_up(held, "max_deliver", why))
             elif await self._handle_in_time(*received, delivery.headers):
                 await held.ack()
             elif held.attempt >= options.max_deliver:
                 why = f"the handler failed {held.attempt} times"
-                await self._give_up(held, "handler_failed", why)
+                await complete(self._give_up(held, "handler_failed", why))
             else:
                 await held.retry(self._pause(held.attempt))
         except asyncio.CancelledError:  # at the close

@@ -105,6 +105,15 @@ async def all_done(bus: EventBus) -> None:
     await until(empty)
 
 
+async def none_failed(bus: EventBus) -> None:
+    store = await bus.queues()
+
+    async def none() -> bool:
+        return await store.failure_count() == 0
+
+    await until(none)
+
+
 # What becomes of a job
 
 
@@ -863,10 +872,13 @@ class Processes:
         self._all: list[asyncio.subprocess.Process] = []
 
     async def start(self, *options: str) -> asyncio.subprocess.Process:
+        command = ("queue", "work", "--app", "queue_app", *options)
+        return await self.run("from eventbus.cli.app import main; main()", arguments=command)
+
+    async def run(self, *lines: str, arguments: tuple[str, ...] = ()) -> asyncio.subprocess.Process:
         settings = self.bus.settings
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from eventbus.cli.app import main; main()",
-            "queue", "work", "--app", "queue_app", *options,
+            sys.executable, "-c", "\n".join(lines), *arguments,
             cwd=HERE,
             env={
                 **os.environ,
@@ -877,6 +889,7 @@ class Processes:
                 "BROADCAST_QUEUE_LEASE": str(settings.queue_lease),
                 "BROADCAST_FAILED_BYTES": str(settings.failed_bytes),
             },
+            stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         self._all.append(process)
@@ -979,6 +992,27 @@ async def test_listener_that_calls_sys_exit_ends_only_its_own_job(processes):
     assert await asyncio.wait_for(worker.wait(), WAIT_S) == 0
 
 
+async def test_program_that_ends_while_its_worker_works_leaves_each_job_once(processes):
+    """asyncio.run() then cancels every task at once, those of the NATS client too."""
+    bus = processes.bus
+    await bus.dispatch(*(_app().WorkerSleeps(n=n, seconds=60) for n in range(3)))
+    program = await processes.run(
+        "import asyncio, queue_app",
+        "from eventbus import EventBus, Worker",
+        "async def main():",
+        "    bus = EventBus.from_env()",
+        "    await bus.open()",
+        "    worker = asyncio.create_task(Worker(bus).run())",
+        "    await asyncio.to_thread(input)",
+        "asyncio.run(main())",
+    )
+    await processes.until_told("begun", 3)
+    program.stdin.close()
+    assert await asyncio.wait_for(program.wait(), WAIT_S) == 1, "input() raises EOFError"
+    (stats,) = await (await bus.queues()).stats()
+    assert stats.ready + stats.taken == 3
+
+
 async def test_job_of_a_suspended_worker_gets_its_second_try_and_is_not_declared_lost(processes):
     bus = processes.bus  # whose lease is 1.5 s
     first = await processes.start()
@@ -1004,11 +1038,7 @@ async def test_job_declared_lost_that_its_suspended_worker_ends_is_no_longer_fai
     assert (failed.error, failed.attempts) == ("eventbus.errors.WorkerLost", 1)
     first.send_signal(signal.SIGCONT)
     assert await processes.until_told("ended") == [(1, first.pid)]
-
-    async def none_failed() -> bool:
-        return await (await bus.queues()).failure_count() == 0
-
-    await until(none_failed)
+    await none_failed(bus)
     await all_done(bus)
     assert len(await processes.until_told("begun")) == 1
 
@@ -1039,8 +1069,8 @@ async def test_job_that_an_idle_suspended_worker_took_is_done_in_the_end(process
     await asyncio.sleep(3 * bus.settings.queue_lease)
     first.send_signal(signal.SIGCONT)
     assert sorted(n for n, _ in await processes.until_told("ended", 3)) == [1, 2, 3]
+    await none_failed(bus)
     await all_done(bus)
-    assert await (await bus.queues()).failure_count() == 0
     assert len(await processes.until_told("begun", 3)) == 3
 
 
