@@ -1,7 +1,7 @@
 """Asking an application's authorizer: awaited, within a time limit, and never let fail open."""
 
 import asyncio
-import inspect
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,6 +11,7 @@ import msgspec
 from edge.auth import Claims
 from edge.logs import of_connection
 from edge.rules import Allowed, Ask, Denied, Fault
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["ask"]
 
@@ -35,9 +36,7 @@ async def ask(
     end = asyncio.get_running_loop().time() + limit_s
     try:
         async with limit:
-            verdict = authorizer.check(claims, **given)
-            if inspect.isawaitable(verdict):
-                verdict = await verdict
+            verdict = await call_guarded(functools.partial(authorizer.check, claims, **given))
     except Exception:
         fault: Fault = "timeout" if limit.expired() else "error"
         log.exception("the authorizer for %r failed: %s (limit %s s)", channel, fault, limit_s)
@@ -51,7 +50,8 @@ async def ask(
     if verdict is False:
         return Denied("forbidden", f"the application does not allow joining {channel!r}")
     try:
-        return Allowed(question.rule, _read_info(verdict))
+        with guarded():
+            return Allowed(question.rule, _read_info(verdict))
     except Exception:
         log.exception("the authorizer for %r gave no usable answer", channel)
         return _denied("verdict", channel)

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from eventbus.user_code import guarded
+
 __all__ = ["Background", "tell_fault"]
 
 _log = logging.getLogger(__name__)
@@ -25,10 +27,11 @@ class Background:
             work.close()
             self._on_dropped()
             return False
-        task = asyncio.create_task(work, name=what)
+        task = asyncio.create_task(_run(work), name=what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(tell_fault)
+        task.add_done_callback(lambda _: work.close())  # where it was cancelled before it began
         return True
 
     async def aclose(self) -> None:
@@ -37,6 +40,11 @@ class Background:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _run(work: Coroutine[Any, Any, None]) -> None:
+    with guarded():
+        await work
 
 
 def tell_fault(task: "asyncio.Task[Any]") -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from edge.connection import CLOSE_INTERNAL, Connection
 from edge.deadlines import Deadlines
+from eventbus.user_code import guarded
 
 __all__ = ["Clock"]
 
@@ -73,7 +74,8 @@ class Clock:
                 if connection is not None and not connection.is_closing:
                     self._tick(connection, now)
             try:
-                self._on_turn(now)
+                with guarded():
+                    self._on_turn(now)
             except Exception:  # noqa: BLE001 - without a clock, dead connections would stay
                 _log.exception("a turn of the node's clock failed")
             await asyncio.sleep(self._turn_s)
@@ -81,8 +83,9 @@ class Clock:
 
     def _tick(self, connection: Connection, now: float) -> None:
         try:
-            connection.tick(now)
-            self.expect(connection)
+            with guarded():
+                connection.tick(now)
+                self.expect(connection)
         except Exception:
             connection.log.exception("its clock failed")
             connection.close(CLOSE_INTERNAL, "an internal error")

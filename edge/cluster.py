@@ -20,6 +20,7 @@ from edge.lag import BusLag
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Subscription
 from eventbus.errors import ConnectionFailed, DriverError, EventBusError, InvalidChannel
+from eventbus.user_code import guarded
 
 __all__ = ["Cluster", "ClusterBusy"]
 
@@ -243,7 +244,8 @@ class Cluster:
         asks, handler = self._handlers[call.question]
         body = msgspec.json.decode(call.body, type=asks)
         try:
-            parts = handler(body)
+            with guarded():
+                parts = handler(body)
         except Exception:  # noqa: BLE001 - who asked is told, whatever it was
             _log.exception("the answer to %s failed", call.question)
             self._say(subject, _Unanswered(call.id, self.node_id, "an internal error"))

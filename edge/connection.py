@@ -43,6 +43,7 @@ from edge.protocols.vocabulary import (
 )
 from edge.rules import Allowed, Ask
 from edge.session import Session
+from eventbus.user_code import guarded
 
 if TYPE_CHECKING:
     from edge.node import Node
@@ -98,7 +99,8 @@ class Connection:
         if self.is_closing:
             return
         try:
-            await self._carry_out(self.session.receive(command, time.monotonic()))
+            with guarded():
+                await self._carry_out(self.session.receive(command, time.monotonic()))
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
             self.close(CLOSE_INTERNAL, "an internal error")

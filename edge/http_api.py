@@ -15,6 +15,7 @@ from edge.auth import Claims, TokenRejected
 from edge.keys import NODE, WORKERS_METRICS
 from edge.metrics import CONTENT_TYPE_LATEST
 from edge.problem import PROBLEM_JSON, Problem, bad_token
+from eventbus.user_code import guarded
 
 __all__ = [
     "healthz",
@@ -41,7 +42,8 @@ _DOTS_OF_A_JWT: Final = 2
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer what a handler raises as problem JSON (RFC 9457)."""
     try:
-        return await handler(request)
+        with guarded():
+            return await handler(request)
     except Problem as exc:
         problem = exc
     except web.HTTPException as exc:

@@ -8,6 +8,8 @@ from typing import Final, Literal, TextIO
 
 import msgspec
 
+from eventbus.user_code import traceback_of, valid_text
+
 __all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "of_connection"]
 
 LogFormat = Literal["console", "json"]
@@ -55,7 +57,7 @@ class ConsoleFormatter(logging.Formatter):
         if (connection := _connection(record)) is not None:
             text += f" [connection={connection}]"
         if record.exc_info:
-            text += f"\n{_hide(self.formatException(record.exc_info))}"
+            text += f"\n{_exception(record)}"
         return text
 
 
@@ -73,16 +75,20 @@ class JsonFormatter(logging.Formatter):
         if (connection := _connection(record)) is not None:
             fields["connection"] = connection
         if record.exc_info:
-            fields["exception"] = _hide(self.formatException(record.exc_info))
+            fields["exception"] = _exception(record)
         return _encode(fields).decode()
 
 
 def _text(record: logging.LogRecord) -> str:
     # Line breaks within a message would let what it quotes pass for lines of their own.
     text = _hide(record.getMessage())
-    return (
-        text.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
-    )
+    return valid_text(text).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _exception(record: logging.LogRecord) -> str:
+    """The traceback; an exception that cannot be shown does not cost the record."""
+    exc = record.exc_info[1] if record.exc_info else None
+    return "" if exc is None else _hide(traceback_of(exc).rstrip("\n"))
 
 
 def _connection(record: logging.LogRecord) -> str | None:

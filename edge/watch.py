@@ -32,6 +32,7 @@ from edge.samples import (
 )
 from edge.tally import LATENCY_BOUNDS
 from eventbus.errors import DriverError, EventBusError
+from eventbus.user_code import guarded
 
 if TYPE_CHECKING:
     from edge.node import Node
@@ -84,7 +85,8 @@ class Watch:
             begun = loop.time()
             if listeners := self._listeners():
                 try:
-                    await self._sample(whole=turn % _WHOLE_EVERY == 0)
+                    with guarded():
+                        await self._sample(whole=turn % _WHOLE_EVERY == 0)
                 except EventBusError as exc:
                     _log.warning("the nodes could not be asked for samples: %s", exc)
                 except Exception:  # noqa: BLE001 - the next one may be well; the log tells of this

@@ -21,6 +21,7 @@ from eventbus.definition import EventDefinition
 from eventbus.drivers import create_driver
 from eventbus.errors import (
     BusStateError,
+    CallbackFailed,
     ClientClosed,
     ClientDisconnected,
     ClientError,
@@ -42,6 +43,7 @@ from eventbus.errors import (
     JobRejected,
     JobRetry,
     JobTimeout,
+    NoListener,
     NotSupported,
     PublishDenied,
     PublishFailed,
@@ -71,6 +73,7 @@ __all__ = [
     "Broadcast",
     "BusState",
     "BusStateError",
+    "CallbackFailed",
     "ChannelKind",
     "ClientClosed",
     "ClientDisconnected",
@@ -103,6 +106,7 @@ __all__ = [
     "JobTimeout",
     "Listeners",
     "Message",
+    "NoListener",
     "NotSupported",
     "Pattern",
     "PublishDenied",

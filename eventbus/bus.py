@@ -1,7 +1,9 @@
 """The bus: it owns a driver and the driver's life, and publishes events and plain messages."""
 
 import asyncio
+import collections
 import enum
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
@@ -12,8 +14,8 @@ from eventbus.config import Settings
 from eventbus.drivers import create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers, QueueStore
 from eventbus.drivers.registry import register
-from eventbus.errors import BusStateError, NotSupported
-from eventbus.events import Event, event_definition
+from eventbus.errors import BusStateError, NoListener, NotSupported
+from eventbus.events import Event, ShouldBroadcast, event_definition, qualified_name
 from eventbus.headers import check_headers, check_id
 from eventbus.jobs import Job, job_of
 from eventbus.listeners import Listeners, default_listeners
@@ -29,9 +31,12 @@ from eventbus.subscriptions import (
     Subscriptions,
 )
 from eventbus.transaction import Transaction
+from eventbus.user_code import guarded
 from eventbus.using import OtherDrivers, Using
 
 __all__ = ["BusState", "EventBus"]
+
+_log = logging.getLogger(__name__)
 
 E = TypeVar("E", bound=Event)
 E1 = TypeVar("E1")
@@ -74,6 +79,7 @@ class EventBus:
         self._sender = Sender(self.driver, self._others, self.subjects)
         self.listeners = Listeners(listeners)
         self.subscriptions = Subscriptions(self.driver, self.subjects)
+        self._unheard: collections.Counter[str] = collections.Counter()
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -100,7 +106,8 @@ class EventBus:
         self._loop = asyncio.get_running_loop()
         tracing.load()
         try:
-            await self.driver.open()
+            with guarded():
+                await self.driver.open()
         except BaseException:
             await self._finish()
             raise
@@ -270,18 +277,9 @@ class EventBus:
         self._require_open()
         checked: list[tuple[Event, Sequence[Outgoing | Job]]] = []
         for event in events:
-            if not isinstance(event, ShouldQueue):
-                checked.append((event, outgoing_of(event, via)))
-                continue
-            if via is not None:
-                raise NotSupported(
-                    f"event {event_definition(type(event)).name!r} is queued: the driver of its "
-                    "worker publishes it, and none can be chosen here",
-                    driver=via,
-                )
-            job = job_of(event)
-            if not (event.queue_after_commit() and Transaction.hold(self, event)):
-                checked.append((event, [job]))
+            with guarded():  # an event's methods are the application's code
+                if (sends := self._sends_of(event, via)) is not None:
+                    checked.append((event, sends))
         outgoing: list[Outgoing | Job | Receipt] = []
         to_run: list[Event] = []
         for event, sends in checked:
@@ -293,20 +291,50 @@ class EventBus:
         await self.listeners.run(*to_run, raise_errors=raise_errors)
         return receipts
 
+    def _sends_of(self, event: Event, via: str | None) -> Sequence[Outgoing | Job] | None:
+        """What a dispatch sends; None for an event that a transaction holds."""
+        if not isinstance(event, ShouldQueue):
+            return outgoing_of(event, via)
+        if via is not None:
+            raise NotSupported(
+                f"event {event_definition(type(event)).name!r} is queued: the driver of its "
+                "worker publishes it, and none can be chosen here",
+                driver=via,
+            )
+        job = job_of(event)
+        held = event.queue_after_commit() and Transaction.hold(self, event)
+        return None if held else [job]
+
     async def process(self, event: Event) -> tuple[Receipt, ...]:
         """Do what a worker does with an event: publish it and run its listeners, without queueing.
 
         All listeners are run, and what they raised is raised in the end, as an ExceptionGroup.
-        Raises as `dispatch` does.
+        Raises as `dispatch` does, and NoListener where the settings say so.
         """
         self._require_open()
-        sends = outgoing_of(event)
+        if not isinstance(event, ShouldBroadcast) and not self.has_listeners(type(event)):
+            self._note_unheard(event)
+        with guarded():
+            sends = outgoing_of(event)
         fake = self._fake_for(type(event))
         receipts = await self._sender.send_all(
             sends if fake is None else fake.keep(event, sends, dispatched=False)
         )
         await self.listeners.run(event, raise_errors=True)
         return receipts
+
+    def _note_unheard(self, event: Event) -> None:
+        """A worker was given an event that it can do nothing for. Raises NoListener."""
+        name = event_definition(type(event)).name
+        what = (
+            f"event {name!r} of {qualified_name(type(event))} has no listener in this worker: "
+            "import the module that has it (eventbus queue work --app <module>)"
+        )
+        if self.settings.queue_no_listener == "fail":
+            raise NoListener(what)
+        self._unheard[name] += 1
+        if self._unheard[name].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+            _log.warning("%s; the job counts as done (until now %d)", what, self._unheard[name])
 
     async def queues(self, connection: str | None = None) -> QueueStore:
         """The queues of a driver: the bus's own, or that of the name `connection`.
@@ -364,7 +392,8 @@ class EventBus:
                 try:
                     await self._others.aclose()
                 finally:
-                    await self.driver.aclose()
+                    with guarded():
+                        await self.driver.aclose()
         finally:
             self._closed.set()
 

@@ -136,6 +136,14 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
             "1 to 3600 seconds",
         ),
     ] = 30.0
+    queue_no_listener: Annotated[
+        Literal["warn", "fail"],
+        Var(
+            "BROADCAST_QUEUE_NO_LISTENER",
+            "what a worker does with a job that it has no listener for, and that is not broadcast",
+            "warn (it is done, and the log says so) or fail (it is kept among the failed jobs)",
+        ),
+    ] = "warn"
     queue_bytes: Annotated[
         Count,
         Var("BROADCAST_QUEUE_BYTES", "bytes of all queues; jobs are refused beyond", "1 or more"),

@@ -23,6 +23,7 @@ from eventbus.events import (
 )
 from eventbus.headers import decode_metadata, decode_tags
 from eventbus.message import HEADER_EVENT, HEADER_ID, HEADER_VERSION, new_id, utc_now
+from eventbus.user_code import guarded, text_of
 
 __all__ = ["EventContext", "EventReader", "read_delivery"]
 
@@ -159,18 +160,22 @@ class EventReader(Generic[E]):
 
     def _event(self, envelope: Envelope, data: bytes, channel: str) -> E:
         try:
-            if not self._fill_first:
-                try:
-                    return self._decode(data)
-                except msgspec.ValidationError:
-                    if not self._routing:
-                        raise
-            return self._from_parts(data, channel)
+            with guarded():
+                return self._decoded(data, channel)
         except Exception as exc:  # the type's own code may raise anything
             raise InvalidPayload(
                 "bad_data",
-                f"the data of {envelope.event!r} are no {qualified_name(self.cls)}: {exc}",
+                f"the data of {envelope.event!r} are no {qualified_name(self.cls)}: {text_of(exc)}",
             ) from exc
+
+    def _decoded(self, data: bytes, channel: str) -> E:
+        if not self._fill_first:
+            try:
+                return self._decode(data)
+            except msgspec.ValidationError:
+                if not self._routing:
+                    raise
+        return self._from_parts(data, channel)
 
     def _from_parts(self, data: bytes, channel: str) -> E:
         """The event of its data, and of what the channel tells where they are silent."""

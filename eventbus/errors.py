@@ -12,9 +12,11 @@
     ├── InvalidWebhook              a posted request not to be trusted; `reason` is for machines
     ├── EncodingError               data that cannot be made JSON, or a message over the size limit
     ├── BusStateError               no bus is open, or this one is not
+    ├── CallbackFailed              the application's code raised what is not an Exception
     ├── DispatchFailed              some of several messages were not published; holds each failure
     ├── JobTimeout                  a queued event's listeners took longer than its `timeout`
     ├── JobRejected                 raised by a listener: the job fails, and is not tried again
+    │   └── NoListener              a queued event that nothing in the worker listens to
     ├── JobRetry                    raised by a listener: the job is tried again after `after_s`
     ├── UnknownEvent                a queued event of a type that the worker does not know
     ├── WorkerLost                  a queued event whose workers were lost at every try
@@ -37,6 +39,7 @@ from collections.abc import Mapping, Sequence
 
 __all__ = [
     "BusStateError",
+    "CallbackFailed",
     "ClientClosed",
     "ClientDisconnected",
     "ClientError",
@@ -58,6 +61,7 @@ __all__ = [
     "JobRejected",
     "JobRetry",
     "JobTimeout",
+    "NoListener",
     "NotSupported",
     "PublishDenied",
     "PublishFailed",
@@ -137,6 +141,14 @@ class BusStateError(EventBusError, RuntimeError):
     """The bus is not in the state that the call needs."""
 
 
+class CallbackFailed(EventBusError):
+    """A listener, handler or hook raised what is not an Exception: it is the error's cause.
+
+    Such as SystemExit, the panic of a Rust extension, or the CancelledError of something that the
+    code awaited, while nobody cancelled the code itself.
+    """
+
+
 class DispatchFailed(EventBusError):
     """Some of several messages were not published; the others were.
 
@@ -158,6 +170,13 @@ class JobTimeout(EventBusError):
 
 class JobRejected(EventBusError):
     """A listener raises it to say that no further try can help: the job is kept as failed."""
+
+
+class NoListener(JobRejected):
+    """A queued event that is not broadcast, and that nothing in the worker listens to.
+
+    Raised where BROADCAST_QUEUE_NO_LISTENER is `fail`.
+    """
 
 
 class JobRetry(EventBusError):

@@ -12,6 +12,7 @@ An object is one event: dispatched twice, it has the same id, and a stream store
 import copy
 import datetime
 import functools
+import os.path
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -96,6 +97,10 @@ class ClientEvent:
 
 
 _types: dict[str, "type[Event]"] = {}
+_sources: dict[tuple[str, str], "type[Event]"] = {}
+"""All event classes, abstract ones too, by the file and the name in it that define them."""
+_SPAWNED_MAIN: Final = "__mp_main__"
+"""The main module in a process that multiprocessing has spawned: a copy in which nothing runs."""
 _RESERVED_FIELDS: Final = frozenset(
     {
         *("dispatch", "dispatch_if", "dispatch_unless", "event_meta", "to_others", "with_meta"),
@@ -128,8 +133,7 @@ class _EventClass(msgspec.StructMeta):
             cls = cast("type[Event]", made)
             given = EventKeywords(channel, channels, name, volatile, version, abstract, queued)
             cls.__event_definition__ = _define(cls, given)
-            if not abstract:
-                _register(cls)
+            _register(cls)
         return made
 
     def __init__(cls, *args: Any, **_keywords: Any) -> None:  # noqa: N805 - a class's class
@@ -250,18 +254,40 @@ def _define(cls: type[Event], given: EventKeywords) -> EventDefinition:
 
 
 def _register(cls: type[Event]) -> None:
-    name = cls.__event_definition__.name
-    other = _types.get(name)
-    if other is not None and _origin(other) != _origin(cls):
+    """Keep a class under its source, and unless it is abstract, under its name.
+
+    A module that is reloaded, or imported again after it was removed, replaces its classes. Raises
+    EventDefinitionError for a name that is taken, and for a source that is loaded twice: each of
+    the two classes would have listeners that do not hear the other's events.
+    """
+    source, definition = _source(cls), event_definition(cls)
+    former, namesake = _sources.get(source), _types.get(definition.name)
+    if former is not None and cls.__module__ == _SPAWNED_MAIN:
+        return
+    if (
+        former is not None
+        and former.__module__ not in (cls.__module__, _SPAWNED_MAIN)
+        and former.__module__ in sys.modules
+    ):
         raise EventDefinitionError(
-            f"two event types are called {name!r}: {qualified_name(other)} and "
-            f"{qualified_name(cls)}; "
-            'give one of them another name with `name="..."`'
+            f"{source[0]} is loaded twice, as {former.__module__} and as {cls.__module__}: "
+            f"{cls.__qualname__} would be two event types, and listeners of one would not hear the "
+            "other. Import the module under one name; events of a program's main module belong "
+            "into a module of their own when others import them"
         )
-    _types[name] = cls
+    if not definition.abstract:
+        if namesake not in (None, former) and _source(namesake) != source:
+            raise EventDefinitionError(
+                f"two event types are called {definition.name!r}: {qualified_name(namesake)} and "
+                f"{qualified_name(cls)}; "
+                'give one of them another name with `name="..."`'
+            )
+        _types[definition.name] = cls
+    _sources[source] = cls
 
 
-def _origin(cls: type) -> tuple[str, str]:
-    """Where a class is defined: equal for a module run again, reloaded, or run as __main__."""
+def _source(cls: type) -> tuple[str, str]:
+    """The file (or the module, where there is none) and the name in it that define a class."""
     module = sys.modules.get(cls.__module__)
-    return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
+    file = getattr(module, "__file__", None)
+    return os.path.realpath(file) if file else cls.__module__, cls.__qualname__

@@ -3,7 +3,6 @@
 import datetime
 import json
 import re
-import traceback
 from typing import Final, cast
 
 import msgspec
@@ -29,6 +28,7 @@ from eventbus.events import (
 from eventbus.message import Receipt, utc_now
 from eventbus.outgoing import check_dispatchable, encode_event, event_decoder
 from eventbus.queue import ShouldQueue, pause_after, policy_of
+from eventbus.user_code import only_cause, text_of, traceback_of, type_name, valid_text
 
 __all__ = [
     "FailedJob",
@@ -47,6 +47,8 @@ __all__ = [
 MAX_TRACEBACK: Final = 4000
 MAX_LINE: Final = 500
 MAX_MESSAGE: Final = 1000
+MAX_EVENT: Final = 200
+"""Of the event's name, which in a foreign payload may be anything."""
 MAX_INFO: Final = 15_000
 """Characters of what is written of a failure; escaped, some take twelve."""
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
@@ -187,18 +189,16 @@ def failed_job(
 
     A group of one exception, which is what a listener's becomes, is told as that one.
     """
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    cls = type(exc)
-    lines = [_cut(line, MAX_LINE) for line in "".join(traceback.format_exception(exc)).split("\n")]
+    exc = only_cause(exc)
+    lines = [valid_text(line, MAX_LINE) for line in traceback_of(exc).split("\n")]
     return FailedJob(
         id=key if job is None else job.meta.id,
         queue=queue,
-        event="" if job is None else job.event,
+        event="" if job is None else valid_text(job.event, MAX_EVENT),
         attempts=attempts,
         failed_at=utc_now(),
-        error=cls.__qualname__ if cls.__module__ == "builtins" else qualified_name(cls),
-        message=_cut(_told(exc), MAX_MESSAGE),
+        error=type_name(exc),
+        message=text_of(exc, MAX_MESSAGE),
         traceback="\n".join(lines)[-MAX_TRACEBACK:],
     )
 
@@ -206,8 +206,12 @@ def failed_job(
 def failure_of(failed: FailedJob, payload: bytes) -> Failure:
     """A failed job as drivers keep it."""
     while len(info := _ascii(failed)) > MAX_INFO:
-        half = len(failed.traceback) // 2 + 1
-        failed = msgspec.structs.replace(failed, traceback=failed.traceback[half:])
+        if failed.traceback:
+            half = len(failed.traceback) // 2 + 1
+            failed = msgspec.structs.replace(failed, traceback=failed.traceback[half:])
+        else:
+            half = len(failed.message) // 2
+            failed = msgspec.structs.replace(failed, message=failed.message[:half])
     return Failure(failed.id, failed.queue, info, payload)
 
 
@@ -215,15 +219,15 @@ def read_failure(failure: Failure) -> FailedJob:
     """What a driver kept; what cannot be read is told as far as it is known."""
     try:
         return _decode_failed(failure.info)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
         return FailedJob(
-            id=failure.id,
-            queue=failure.queue,
+            id=valid_text(failure.id),
+            queue=valid_text(failure.queue),
             event="",
             attempts=0,
             failed_at=datetime.datetime.fromtimestamp(0, datetime.UTC),
             error="",
-            message=f"what was written of this failure cannot be read: {exc}",
+            message=f"what was written of this failure cannot be read: {text_of(exc)}",
             traceback="",
         )
 
@@ -236,14 +240,3 @@ async def failed_jobs(store: QueueStore, limit: int = 100) -> list[FailedJob]:
 def _ascii(failed: FailedJob) -> str:
     # msgspec does not write ASCII alone, which a header's value has to be.
     return json.dumps(msgspec.to_builtins(failed), separators=(",", ":"))
-
-
-def _told(exc: BaseException) -> str:
-    """An exception's message; a group's, with those of its members."""
-    if isinstance(exc, BaseExceptionGroup):
-        return "; ".join(f"{type(one).__qualname__}: {_told(one)}" for one in exc.exceptions)
-    return str(exc)
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

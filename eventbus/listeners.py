@@ -14,7 +14,6 @@ a test declares does not reach the next one.
 """
 
 import contextlib
-import inspect
 import itertools
 import logging
 import re
@@ -24,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 from eventbus import tracing
 from eventbus.events import Event, event_definition, event_type, qualified_name
 from eventbus.message import validate_event_name
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["Listeners", "default_listeners", "isolated", "listen"]
 
@@ -146,8 +146,9 @@ class Listeners:
         for event in events:
             for listener in self._heard_by(type(event)):
                 try:
-                    with tracing.listening(event_definition(type(event)).name, listener.handler):
-                        await _call(listener.handler, event)
+                    name = event_definition(type(event)).name
+                    with guarded(), tracing.listening(name, listener.handler):
+                        await call_guarded(listener.handler, event)
                 except Exception as exc:
                     self._report(listener, event, exc)
                     if listener.stop_on_error:
@@ -164,7 +165,7 @@ class Listeners:
         """
         for listener in self._heard_by(type(event)):
             try:
-                answer = await _call(listener.handler, event)
+                answer = await call_guarded(listener.handler, event)
             except Exception as exc:
                 self._report(listener, event, exc)
                 if listener.stop_on_error:
@@ -213,11 +214,6 @@ class Listeners:
             event.event_meta.id,
             exc_info=exc,
         )
-
-
-async def _call(handler: Handler, event: Event) -> Any:
-    answer = handler(event)
-    return await answer if inspect.isawaitable(answer) else answer
 
 
 def _check_what(what: object) -> What:

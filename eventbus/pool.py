@@ -6,6 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from eventbus.user_code import guarded
+
 __all__ = ["Pool", "Work"]
 
 _log = logging.getLogger(__name__)
@@ -73,7 +75,8 @@ class Pool:
 
     async def _run(self, work: Work) -> None:
         try:
-            await work()
+            with guarded():
+                await work()
         except Exception:  # noqa: BLE001 - one's fault is not another's
             _log.exception("%s failed", self._name)
 

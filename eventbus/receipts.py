@@ -6,6 +6,7 @@ from typing import Any
 
 from eventbus.errors import DispatchFailed
 from eventbus.message import Receipt
+from eventbus.user_code import text_of
 
 __all__ = ["gather_receipts"]
 
@@ -32,7 +33,7 @@ async def gather_receipts(
             errors.append(result)
         elif isinstance(result, BaseException):
             raise result
-    told = "; ".join(f"{channel}: {error}" for channel, error in failures.items())
+    told = "; ".join(f"{channel}: {text_of(error)}" for channel, error in failures.items())
     raise DispatchFailed(
         f"{len(errors)} of {len(results)} messages were not published: {told}",
         failures=failures,

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from eventbus import tracing
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Driver, QueueStore
+from eventbus.drivers.stack_calls import give
 from eventbus.jobs import Job, push, queue_store
 from eventbus.message import HEADER_ID, Receipt
 from eventbus.outgoing import Outgoing
 from eventbus.receipts import gather_receipts
+from eventbus.user_code import guarded
 from eventbus.using import OtherDrivers
 
 __all__ = ["Sender"]
@@ -68,9 +70,12 @@ class Sender:
     async def _push(self, job: Job) -> Receipt:
         store = await self.queues(job.connection)
         system = job.connection or self._driver.name
-        with tracing.sending(
-            system, job.queue, job.meta.id, template=job.queue, headers={}
-        ) as context:
+        with (
+            tracing.sending(
+                system, job.queue, job.meta.id, template=job.queue, headers={}
+            ) as context,
+            guarded(),
+        ):
             return await push(store, job, context)
 
     async def _publish(self, outgoing: Outgoing) -> Receipt:
@@ -88,7 +93,7 @@ class Sender:
         ) as context:
             if context:
                 headers = {**headers, **context}
-            stored = await driver.publish(subject, message.encode(), headers)
+            stored = await give(driver, subject, message.encode(), headers)
         if stored is None:
             return Receipt(channel, message.id, None, None)
         position = stored.position

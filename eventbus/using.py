@@ -13,6 +13,7 @@ from eventbus.drivers.stack import StackDriver
 from eventbus.errors import BusStateError, ConfigError
 from eventbus.events import Event
 from eventbus.message import Receipt
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["OtherDrivers", "Using"]
 
@@ -60,7 +61,7 @@ class OtherDrivers:
         self._closed = True
         drivers, self._open = self._open, {}
         results = await asyncio.gather(
-            *(driver.aclose() for driver in drivers.values()), return_exceptions=True
+            *(call_guarded(driver.aclose) for driver in drivers.values()), return_exceptions=True
         )
         for name, fault in zip(drivers, results, strict=True):
             if fault is not None:
@@ -80,7 +81,8 @@ class OtherDrivers:
             )
         driver = create(name, self._settings, variable=_WHERE)
         try:
-            await driver.open()
+            with guarded():
+                await driver.open()
             self._require_open()  # it may have been closed meanwhile
         except BaseException:
             await driver.aclose()

@@ -19,10 +19,12 @@ from typing import Any, Final
 import msgspec
 
 from eventbus.bus import EventBus
+from eventbus.completion import complete
 from eventbus.drivers.base import QueueReader, Taken
 from eventbus.errors import DriverError
-from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, Processor, is_cancelled
+from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, Processor
 from eventbus.queue import DEFAULT_QUEUE, validate_queue
+from eventbus.user_code import guarded, is_cancelled
 
 __all__ = ["Counters", "Worker"]
 
@@ -95,7 +97,7 @@ class Worker:
         self._held = {queue: collections.deque() for queue in self.queues}
         loop = asyncio.get_running_loop()
         timer = None if self._max_time is None else loop.call_later(self._max_time, self.stop)
-        keeper = asyncio.create_task(self._runner.keep_leases(store.lease))
+        keeper = asyncio.create_task(self._runner.keep_leases(store))
         _log.info("working on %s, %d at once", ", ".join(self.queues), self.concurrency)
         try:
             await self._work()
@@ -103,7 +105,7 @@ class Worker:
         finally:
             if timer is not None:
                 timer.cancel()
-            await self._let_go()
+            await complete(self._let_go(), within=2 * STUBBORN_S)
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
             _log.info("the worker has stopped: %s", _told(self.counters))
@@ -164,7 +166,9 @@ class Worker:
                 started += 1
             if started >= room:
                 break
-            for taken in await self._readers[queue].fetch(room - started):
+            with guarded():
+                found = await self._readers[queue].fetch(room - started)
+            for taken in found:
                 if started < room and not self._stopping:
                     self._start(taken)
                     started += 1
@@ -185,7 +189,8 @@ class Worker:
 
     async def _next_of(self, queue: str) -> None:
         try:
-            taken = await self._readers[queue].wait()
+            with guarded():
+                taken = await self._readers[queue].wait()
         except DriverError as exc:
             _log.debug("waiting for jobs of queue %s: %s", queue, exc)  # the next fetch tells
             await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret

@@ -14,15 +14,21 @@ PACKAGES = ("edge", "eventbus", "schemas")
 
 LAYERS = [
     {
+        "eventbus.completion",
         "eventbus.errors",
-        "eventbus.pool",
         "eventbus.server_guard",
         "eventbus.signatures",
         "eventbus.tracing",
         "eventbus.urls",
     },
-    {"eventbus.application", "eventbus.channels", "eventbus.environment", "eventbus.server_lock"},
-    {"eventbus.retention"},
+    {
+        "eventbus.application",
+        "eventbus.channels",
+        "eventbus.environment",
+        "eventbus.server_lock",
+        "eventbus.user_code",
+    },
+    {"eventbus.pool", "eventbus.retention"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
         "eventbus.envelope",

@@ -27,6 +27,7 @@ from eventbus.errors import (
     ClientDisconnected,
     ClientError,
 )
+from eventbus.user_code import guarded
 
 __all__ = ["EdgeClient"]
 
@@ -304,6 +305,7 @@ class EdgeClient:
         change = StateChange(state=state, **details)
         for observer in list(self._observers):
             try:
-                observer(change)
+                with guarded():
+                    observer(change)
             except Exception:  # noqa: BLE001 - an observer may raise anything
                 _log.exception("an observer of the client's state failed")

@@ -1,6 +1,5 @@
 """The handlers of a subscription: which of them want a message, and in what form."""
 
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -13,6 +12,7 @@ from eventbus.drivers.base import Delivery, Position
 from eventbus.errors import EventDefinitionError, InvalidPayload
 from eventbus.events import Event
 from eventbus.signatures import takes_context
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["ANY", "Handlers"]
 
@@ -77,10 +77,9 @@ class Handlers:
             if handler.event != message.event and (handler.event != ANY or is_system):
                 continue
             try:
-                arguments = handler.read(message)
-                answer = handler.call(*arguments[: 2 if handler.with_context else 1])
-                if inspect.isawaitable(answer):
-                    await answer
+                with guarded():
+                    arguments = handler.read(message)
+                await call_guarded(handler.call, *arguments[: 2 if handler.with_context else 1])
             except Exception:  # noqa: BLE001 - a handler may raise anything
                 self.failures += 1
                 # The data stay out of the log: they may be anybody's.

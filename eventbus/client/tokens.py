@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from eventbus.client.link import Lost
 from eventbus.client.reconnect import FAILED
+from eventbus.user_code import call_guarded, cause_of
 
 __all__ = ["Token", "TokenSource"]
 
@@ -36,10 +37,12 @@ class TokenSource:
         if self._token is None and self._ask is not None:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    self._token = await self._ask()
+                    self._token = await call_guarded(self._ask)
             except Exception as exc:
                 # Its text may hold what it was asked with.
-                raise Lost(FAILED, f"the token function failed: {type(exc).__name__}") from exc
+                raise Lost(
+                    FAILED, f"the token function failed: {type(cause_of(exc)).__name__}"
+                ) from exc
         return self._token
 
     def renew(self) -> None:

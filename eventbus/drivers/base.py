@@ -205,8 +205,14 @@ class Taken(Protocol):
     async def fail(self, failure: "Failure") -> None:
         """Keep it among the failures."""
 
-    async def touch(self) -> None:
-        """It is being worked on: its lease begins anew."""
+    async def touch(self) -> bool:
+        """It is being worked on: its lease begins again. False where the broker is away."""
+
+    async def is_queued(self) -> bool:
+        """Whether nobody has ended it yet. Raises ConnectionFailed."""
+
+    def continues(self, earlier: "Taken") -> None:
+        """It is the same job as `earlier`, which is still worked on: it is no try of its own."""
 
 
 class Failure(NamedTuple):
@@ -251,7 +257,10 @@ class QueueStore(Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds after which a job that is not touched is given to another reader."""
+        """Seconds after which a job that is not touched is given to another reader.
+
+        Infinite where that never happens.
+        """
 
     async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
         """Store a job, to be taken after `delay` seconds; one of the same id is stored once.
@@ -267,6 +276,9 @@ class QueueStore(Protocol):
 
     async def failures(self, limit: int) -> Sequence[Failure]:
         """The oldest failures, up to `limit`. Raises ConnectionFailed."""
+
+    async def failure(self, id: str) -> Failure | None:  # noqa: A002
+        """The failure of that id, or None. Raises ConnectionFailed."""
 
     async def failure_count(self) -> int:
         """How many failures are kept. Raises ConnectionFailed."""

@@ -6,6 +6,7 @@ import logging
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Position
+from eventbus.user_code import guarded
 
 __all__ = ["Listener", "Listeners"]
 
@@ -102,7 +103,8 @@ class Listener:
         if self._handler is None:
             return
         try:
-            self._handler(delivery)
+            with guarded():
+                self._handler(delivery)
         except Exception:  # noqa: BLE001 - one listener's fault is not another's
             _log.exception("a handler of %s failed", self.subject)
 

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from eventbus.drivers.base import Failure, Position, Published, QueueStats
+from eventbus.drivers.base import Failure, Position, Published, QueueStats, Taken
 from eventbus.errors import PublishFailed
 
 __all__ = ["MemoryQueues"]
@@ -21,7 +21,6 @@ MAX_JOBS: Final = 100_000
 """Of one queue, delayed ones included."""
 MAX_FAILURES: Final = 10_000
 REMEMBERED_S: Final = 120.0
-LEASE_S: Final = 30.0
 WAIT_S: Final = 30.0
 
 _log = logging.getLogger(__name__)
@@ -104,8 +103,16 @@ class MemoryTaken:
         self._queues.keep(failure)
         self._queues.queue(self.queue).taken -= 1
 
-    async def touch(self) -> None:
+    async def touch(self) -> bool:
         """There is no lease to extend."""
+        return True
+
+    async def is_queued(self) -> bool:
+        """It is: there is no lease that could have ended."""
+        return True
+
+    def continues(self, earlier: Taken) -> None:
+        """Nothing comes twice."""
 
 
 class MemoryReader:
@@ -146,7 +153,7 @@ class MemoryReader:
 class MemoryQueues:
     """The queues that the drivers of one MemoryBroker share."""
 
-    lease = LEASE_S
+    lease = float("inf")
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
@@ -195,6 +202,10 @@ class MemoryQueues:
     async def failures(self, limit: int) -> Sequence[Failure]:
         """The oldest failures."""
         return list(itertools.islice(self._failures.values(), limit))
+
+    async def failure(self, id: str) -> Failure | None:  # noqa: A002
+        """The failure of that id, or None."""
+        return self._failures.get(id)
 
     async def failure_count(self) -> int:
         """How many failures are kept."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Position, StateHandler
 from eventbus.drivers.base_state import validate_key
+from eventbus.user_code import guarded
 
 __all__ = ["MemoryState", "MemoryWatch"]
 
@@ -97,7 +98,8 @@ class MemoryWatch:
         if self._handler is None:
             return
         try:
-            self._handler(key, value)
+            with guarded():
+                self._handler(key, value)
         except Exception:  # noqa: BLE001 - one watcher's fault is not another's
             _log.exception("a watcher of %s failed", self.pattern.text)
 

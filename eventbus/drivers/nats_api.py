@@ -12,13 +12,21 @@ from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.errors import ConnectionFailed, PublishFailed
 
-__all__ = ["NAME_IN_USE", "STREAM_NOT_FOUND", "Answer", "ask", "ensure_stream", "newest"]
+__all__ = [
+    "NAME_IN_USE",
+    "NO_MESSAGE",
+    "STREAM_NOT_FOUND",
+    "Answer",
+    "ask",
+    "ensure_stream",
+    "newest",
+]
 
 _log = logging.getLogger(__name__)
 
 STREAM_NOT_FOUND: Final = 10059
 NAME_IN_USE: Final = 10058
-_NO_MESSAGE: Final = 10037
+NO_MESSAGE: Final = 10037
 _NO_JETSTREAM: Final = (10039, 10076)
 _NO_PEERS: Final = 10005
 _BETWEEN_LEADERS: Final = frozenset({10007, 10009, 10118, 10119})
@@ -103,7 +111,7 @@ async def newest(connection: NatsConnection, stream: str, subject: str, seconds:
     """
     question = {"last_by_subj": subject}
     answer = await ask(connection, f"STREAM.MSG.GET.{stream}", question, seconds)
-    if answer.error_code == _NO_MESSAGE:
+    if answer.error_code == NO_MESSAGE:
         return 0
     if answer.error is not None:
         raise ConnectionFailed(

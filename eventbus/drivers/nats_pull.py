@@ -18,7 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from eventbus.drivers.base import Failure, Headers
+from eventbus.drivers.base import Failure, Headers, Taken
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import mapped
 from eventbus.errors import DriverError, EventBusError
@@ -50,8 +50,13 @@ class Store(Protocol):
     def doubt(self, queue: str) -> None:
         """The consumer may be gone: the next `ensure_consumer` asks."""
 
-    async def push_again(self, queue: str, key: str, payload: bytes, headers: Headers) -> None:
+    async def push_again(
+        self, queue: str, key: str, payload: bytes, headers: Headers, delay: float = 0.0
+    ) -> None:
         """Store a job anew, once for each key."""
+
+    async def has(self, sequence: int) -> bool:
+        """Whether a message of the stream of jobs is still there."""
 
     async def keep(self, failure: Failure) -> None:
         """Keep a failure."""
@@ -63,17 +68,28 @@ class Store(Protocol):
 class NatsTaken:
     """A message that a consumer has delivered."""
 
-    __slots__ = ("_ack", "_store", "attempt", "key", "payload", "queue")
+    __slots__ = (
+        "_ack",
+        "_is_same_try",
+        "_sequence",
+        "_store",
+        "attempt",
+        "key",
+        "payload",
+        "queue",
+    )
 
     def __init__(self, store: Store, queue: str, message: Msg) -> None:
         self.queue = queue
         self.payload = message.data
         delivered = message.metadata
-        self.key = f"seq-{delivered.sequence.stream}"
+        self._sequence = delivered.sequence.stream
+        self.key = f"seq-{self._sequence}"
         before = (message.headers or {}).get(HEADER_ATTEMPTS, "")
         self.attempt = delivered.num_delivered + (int(before) if before.isdigit() else 0)
         self._ack = message.reply
         self._store = store
+        self._is_same_try = False
 
     async def done(self) -> None:
         """It has been done."""
@@ -81,23 +97,58 @@ class NatsTaken:
 
     async def retry(self, seconds: float) -> None:
         """Give it to a reader again, after that time."""
+        if self._is_same_try:  # and the server has counted two
+            await self._push_again("again", self.attempt, seconds)
+            return
         await self._confirm(b"-NAK " + json.dumps({"delay": int(seconds * _NANO)}).encode())
 
     async def hand_back(self) -> None:
         """Store it anew, since the server counts each delivery; then drop this one."""
-        headers = {HEADER_ATTEMPTS: str(self.attempt - 1)}
-        await self._replace(
-            self._store.push_again(self.queue, f"{self.key}:back", self.payload, headers)
-        )
+        await self._push_again("back", self.attempt - 1, 0.0)
 
     async def fail(self, failure: Failure) -> None:
         """Keep it among the failures, then drop it from the queue."""
         await self._replace(self._store.keep(failure))
 
-    async def touch(self) -> None:
-        """Its lease begins anew."""
+    async def touch(self) -> bool:
+        """Its lease begins again; False where there is no connection."""
+        client = self._store.connection.client
         with contextlib.suppress(EventBusError), mapped("extending a lease"):
-            await self._store.connection.client.publish(self._ack, b"+WPI")
+            await client.publish(self._ack, b"+WPI")
+            return client.is_connected
+        return False
+
+    async def is_queued(self) -> bool:
+        """Whether its message is still in the stream. Raises ConnectionFailed."""
+        return await self._store.has(self._sequence)
+
+    def continues(self, earlier: Taken) -> None:
+        """It is the same try as `earlier`."""
+        self.attempt, self._is_same_try = earlier.attempt, True
+
+    async def _push_again(self, why: str, attempts: int, delay: float) -> None:
+        """Store it anew and drop this one; neither, where the server does not answer.
+
+        When all tasks of a program are cancelled at once, those of the client are too: what is
+        sent then may arrive, but its acknowledgement is not read.
+        """
+        if not await self._is_answered():
+            _log.warning(
+                "a job of queue %s (%s) stays where it is until its lease ends: the server does "
+                "not answer",
+                self.queue,
+                self.key,
+            )
+            return
+        headers = {HEADER_ATTEMPTS: str(attempts)}
+        key = f"{self.key}-{why}-{attempts}"
+        await self._replace(self._store.push_again(self.queue, key, self.payload, headers, delay))
+
+    async def _is_answered(self) -> bool:
+        try:
+            return await self._store.connection.request(self._ack, b"+WPI") is not None
+        except DriverError:
+            return False
 
     async def _replace(self, elsewhere: Awaitable[None]) -> None:
         try:
@@ -235,8 +286,13 @@ class NatsReader:
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{store.name}.{queue}"
         self._at_once = _Inlet(store.connection, self._stray)
         self._later = _Inlet(store.connection, self._stray)
+        # Of a worker that stands still, an open request takes no job back that was its own: the
+        # request ends before the lease of such a job, which was extended a third ago at most.
+        expires = min(POLL_S, store.lease / 2)
+        self._heartbeat = min(HEARTBEAT_S, expires / 3)
         self._poll = json.dumps({
-            "batch": 1, "expires": int(POLL_S * _NANO), "idle_heartbeat": int(HEARTBEAT_S * _NANO),
+            "batch": 1, "expires": int(expires * _NANO),
+            "idle_heartbeat": int(self._heartbeat * _NANO),
         }).encode()  # fmt: skip
 
     async def fetch(self, limit: int) -> Sequence[NatsTaken]:
@@ -251,7 +307,7 @@ class NatsReader:
         """The next job; see `QueueReader.wait`."""
         await self._store.ensure_consumer(self.queue)
         messages, status = await self._later.pull(
-            self._next, self._poll, limit=1, quiet=2 * HEARTBEAT_S + 1
+            self._next, self._poll, limit=1, quiet=2 * self._heartbeat + 1
         )
         await self._judge(status, found=bool(messages))
         return NatsTaken(self._store, self.queue, messages[0]) if messages else None

@@ -10,12 +10,18 @@ import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
+from eventbus.completion import complete
 from eventbus.config import Settings
 from eventbus.drivers.base import Failure, Headers, Position, Published, QueueStats
-from eventbus.drivers.nats_api import STREAM_NOT_FOUND, ask, ensure_stream
+from eventbus.drivers.nats_api import (
+    NO_MESSAGE,
+    STREAM_NOT_FOUND,
+    ask,
+    ensure_stream,
+)
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
-from eventbus.drivers.nats_failed import FailedStream
+from eventbus.drivers.nats_failed import FailedStream, Kept
 from eventbus.drivers.nats_publish import Publisher
 from eventbus.drivers.nats_pull import NatsReader
 from eventbus.drivers.nats_stream import epoch_of
@@ -102,14 +108,9 @@ class NatsQueues:
                 f"a job of {len(payload)} bytes for queue {queue} is too large: the server's "
                 f"max_payload leaves {limit} bytes"
             )
-        subject, headers = f"{self._root}{queue}", {HEADER_ID: id}
         if delay > 0:
             self._require_schedules()
-            due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)
-            headers["Nats-Schedule"] = f"@at {due.isoformat().replace('+00:00', 'Z')}"
-            headers["Nats-Schedule-Target"] = subject
-            subject = f"{subject}.later.{id}"
-        return await self._publish(subject, payload, headers)
+        return await self._push(queue, id, payload, {}, delay)
 
     def reader(self, queue: str) -> NatsReader:
         """A reader of one queue."""
@@ -143,6 +144,11 @@ class NatsQueues:
         """The oldest failures."""
         return [kept.failure for kept in await self.failed.read(limit)]
 
+    async def failure(self, id: str) -> Failure | None:  # noqa: A002
+        """The failure of that id, or None."""
+        kept = await self.failed.find(id)
+        return None if kept is None else kept.failure
+
     async def failure_count(self) -> int:
         """How many failures are kept."""
         return await self.failed.count()
@@ -153,10 +159,14 @@ class NatsQueues:
         if kept is None:
             return False
         await self.ensure_streams()
-        failure = kept.failure
-        await self.push_again(failure.queue, f"{id}:failed-{kept.sequence}", failure.payload, {})
-        await self.failed.delete(kept.sequence)
+        await complete(self._retry(kept))
         return True
+
+    async def _retry(self, kept: Kept) -> None:
+        failure = kept.failure
+        key = f"{failure.id}:failed-{kept.sequence}"
+        await self.push_again(failure.queue, key, failure.payload, {})
+        await self.failed.delete(kept.sequence)
 
     async def forget(self, id: str) -> bool:  # noqa: A002
         """Drop a failure."""
@@ -201,9 +211,25 @@ class NatsQueues:
         self._consumers.discard(queue)
         self._epoch = ""
 
-    async def push_again(self, queue: str, key: str, payload: bytes, headers: Headers) -> None:
-        """Store a job anew, once for each key."""
-        await self._publish(f"{self._root}{queue}", payload, {**headers, HEADER_ID: key})
+    async def push_again(
+        self, queue: str, key: str, payload: bytes, headers: Headers, delay: float = 0.0
+    ) -> None:
+        """Store a job anew, once for each key; without the delay where the stream has none."""
+        await self._push(queue, key, payload, headers, 0.0 if self._why_no_delay else delay)
+
+    async def has(self, sequence: int) -> bool:
+        """Whether a message of the stream is still there. Raises ConnectionFailed."""
+        answer = await ask(
+            self.connection,
+            f"STREAM.MSG.GET.{self.name}",
+            {"seq": sequence},
+            self._settings.connect_timeout,
+        )
+        if answer.error_code in (STREAM_NOT_FOUND, NO_MESSAGE):
+            return False
+        if answer.error:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        return True
 
     async def keep(self, failure: Failure) -> None:
         """Keep a failure."""
@@ -230,6 +256,17 @@ class NatsQueues:
             await asyncio.wait(list(self._tasks), timeout=2.0)
         for task in list(self._tasks):
             task.cancel()
+
+    async def _push(
+        self, queue: str, key: str, payload: bytes, headers: Headers, delay: float
+    ) -> Published:
+        subject, sent = f"{self._root}{queue}", {**headers, HEADER_ID: key}
+        if delay > 0:
+            due = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=delay)
+            sent["Nats-Schedule"] = f"@at {due.isoformat().replace('+00:00', 'Z')}"
+            sent["Nats-Schedule-Target"] = subject
+            subject = f"{subject}.later.{key}"
+        return await self._publish(subject, payload, sent)
 
     async def _publish(self, subject: str, payload: bytes, headers: Headers) -> Published:
         try:

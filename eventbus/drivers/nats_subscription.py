@@ -9,6 +9,7 @@ from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
+from eventbus.user_code import guarded
 
 __all__ = ["NatsSubscription", "Place"]
 
@@ -200,6 +201,7 @@ class NatsSubscription:
         """Call the handler outside of the client, which logs what a handler raises."""
         assert self._handler is not None
         try:
-            self._handler(delivery)
+            with guarded():
+                self._handler(delivery)
         except Exception:  # noqa: BLE001 - a handler may raise anything
             _log.exception("a handler failed on a message of %s", delivery.subject)

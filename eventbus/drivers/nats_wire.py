@@ -10,6 +10,7 @@ from nats.aio.subscription import Subscription
 
 from eventbus.drivers.nats_login import SecureClient
 from eventbus.errors import InvalidChannel, InvalidPattern
+from eventbus.user_code import guarded
 
 __all__ = [
     "NO_WIRE_HEADERS",
@@ -130,7 +131,8 @@ class PlainClient(SecureClient):
 def call_receiver(receiver: Receiver, subject: str, payload: bytes, headers: WireHeaders) -> None:
     """Call it, and log what it raises: a listener's fault is neither another's nor the client's."""
     try:
-        receiver(subject, payload, headers)
+        with guarded():
+            receiver(subject, payload, headers)
     except Exception:  # noqa: BLE001 - a listener may raise anything
         _log.exception("a handler failed on a message of %s", subject)
 

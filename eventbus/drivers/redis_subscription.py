@@ -9,6 +9,7 @@ from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Page, Position
 from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.redis_wire import glob_of
+from eventbus.user_code import guarded
 
 __all__ = ["Cursor", "RedisSubscription"]
 
@@ -190,6 +191,7 @@ class RedisSubscription:
         if self._handler is None:
             return
         try:
-            self._handler(delivery)
+            with guarded():
+                self._handler(delivery)
         except Exception:  # noqa: BLE001 - a handler may raise anything
             _log.exception("a handler failed on a message of %s", delivery.subject)

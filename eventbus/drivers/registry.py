@@ -12,6 +12,7 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import Capability, Driver
 from eventbus.errors import ConfigError, EventBusError
+from eventbus.user_code import cause_of, guarded, text_of, type_name
 
 __all__ = [
     "ENTRY_POINTS",
@@ -217,9 +218,10 @@ def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER")
         )
     what = f"{variable}={name!r}: the driver of entry point {offers[0]}"
     try:
-        factory = entries[0].load()
+        with guarded():
+            factory = entries[0].load()
     except Exception as exc:
-        raise ConfigError(f"{what} cannot be loaded: {exc}", variable=variable) from exc
+        raise ConfigError(f"{what} cannot be loaded: {text_of(exc)}", variable=variable) from exc
     return _make(factory, settings, what, variable)
 
 
@@ -236,11 +238,14 @@ def _tell_shadows(name: str) -> None:
 
 def _make(factory: Any, settings: Settings, what: str, variable: str) -> Driver:
     try:
-        driver = factory(settings)
-    except EventBusError:
-        raise
+        with guarded():
+            driver = factory(settings)
     except Exception as exc:
-        raise ConfigError(f"{what} cannot be made: {exc!r}", variable=variable) from exc
+        if isinstance(exc, EventBusError) and cause_of(exc) is exc:
+            raise
+        raise ConfigError(
+            f"{what} cannot be made: {type_name(exc)}: {text_of(exc)}", variable=variable
+        ) from exc
     if problem := _problem(driver):
         raise ConfigError(f"{what} {problem}; see eventbus.drivers.base.Driver", variable=variable)
     return cast(Driver, driver)

@@ -47,6 +47,7 @@ from eventbus.errors import (
     NotSupported,
     PublishFailed,
 )
+from eventbus.user_code import call_guarded, guarded, text_of
 
 __all__ = ["StackDriver"]
 
@@ -132,7 +133,7 @@ class StackDriver:
             raise ConnectionFailed("the stack driver is open already", driver=self.name)
         try:
             results = await asyncio.gather(
-                *(driver.open() for driver in self._drivers.values()), return_exceptions=True
+                *(call_guarded(d.open) for d in self._drivers.values()), return_exceptions=True
             )
             outcomes = dict(zip(self._drivers, results, strict=True))
             faults = {name: fault for name, fault in outcomes.items() if fault is not None}
@@ -272,7 +273,8 @@ class StackDriver:
         if len(names) == 1 and isinstance(first, DriverError):
             raise first
         raise ConnectionFailed(
-            "the stack cannot open: " + "; ".join(f"{name}: {faults[name]}" for name in names),
+            "the stack cannot open: "
+            + "; ".join(f"{name}: {text_of(faults[name])}" for name in names),
             driver=",".join(names),
         ) from first
 
@@ -294,7 +296,7 @@ class StackDriver:
             "the stack's driver %s %s%s (faults so far: %d)",
             name,
             problem,
-            f": {fault}" if fault else "",
+            f": {text_of(fault)}" if fault else "",
             self.counters[f"{name}.errors"],
             exc_info=fault if fault and not isinstance(fault, EventBusError) else None,
         )
@@ -307,8 +309,9 @@ class StackDriver:
             pause = min(2 * pause, _MAX_PAUSE_S)
             await close(name, self._drivers[name])
             try:
-                driver = self._drivers[name] = self._factories[name]()
-                await driver.open()
+                with guarded():
+                    driver = self._drivers[name] = self._factories[name]()
+                    await driver.open()
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is tried again
                 self._count(name, "did not open, and is tried again", exc)
             else:

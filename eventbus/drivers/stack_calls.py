@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from eventbus.drivers.base import Driver, Headers, Published
-from eventbus.errors import EncodingError, PublishFailed
+from eventbus.errors import CallbackFailed, EncodingError, PublishFailed
+from eventbus.user_code import guarded, text_of
 
 __all__ = ["close", "fault_of", "first_success", "give", "raise_failures", "succeeded"]
 
@@ -16,10 +17,9 @@ _log = logging.getLogger(__name__)
 async def give(driver: Driver, subject: str, payload: bytes, headers: Headers) -> Published | None:
     """Publish; where the driver itself cancels the message, it has failed."""
     try:
-        return await driver.publish(subject, payload, headers)
-    except asyncio.CancelledError as exc:
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise
+        with guarded():
+            return await driver.publish(subject, payload, headers)
+    except CallbackFailed as exc:
         raise PublishFailed("the driver has given the message up", driver=driver.name) from exc
 
 
@@ -46,7 +46,7 @@ def fault_of(task: asyncio.Task[Published | None]) -> BaseException | None:
 
 def raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
     """Raise what names the drivers, by `failures`, that have not taken a message."""
-    told = "; ".join(f"{name}: {failure}" for name, failure in failures.items())
+    told = "; ".join(f"{name}: {text_of(failure)}" for name, failure in failures.items())
     message = f"a message on {subject} was not taken by {told}"
     cause = next(iter(failures.values()))
     if any(isinstance(failure, EncodingError) for failure in failures.values()):
@@ -57,6 +57,7 @@ def raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoRet
 async def close(name: str, driver: Driver) -> None:
     """Close a driver; what it raises is logged."""
     try:
-        await driver.aclose()
+        with guarded():
+            await driver.aclose()
     except Exception:  # noqa: BLE001 - the others are to be closed all the same
         _log.exception("the stack's driver %s could not be closed", name)

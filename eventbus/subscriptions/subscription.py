@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
 from eventbus.channels import Subjects
+from eventbus.completion import complete
 from eventbus.decoding import EventContext, EventReader
 from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
 from eventbus.drivers.base_consumer import (
@@ -31,6 +31,7 @@ from eventbus.message import HEADER_REASON
 from eventbus.pool import Pool, Work
 from eventbus.signatures import takes_context
 from eventbus.subscriptions.options import Options, consumer_name
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["EventSubscription", "Handler"]
 
@@ -187,7 +188,9 @@ class EventSubscription(Generic[E]):
         while not self._closed:
             await self._pool.room()
             try:
-                for held in await consumer.take(self._pool.free):
+                with guarded():
+                    taken = await consumer.take(self._pool.free)
+                for held in taken:
                     self._pool.offer(functools.partial(self._settle, held))
             except Exception:  # noqa: BLE001 - other people's drivers may raise anything
                 _log.exception("%s", self._told)
@@ -200,18 +203,18 @@ class EventSubscription(Generic[E]):
             try:
                 received = self._read(delivery, held.attempt)
             except InvalidPayload as exc:
-                await self._give_up(held, exc.reason, str(exc))
+                await complete(self._give_up(held, exc.reason, str(exc)))
                 return
             if received is None:
                 await held.ack()
             elif held.attempt > options.max_deliver:
                 why = f"{options.max_deliver} deliveries ended without an answer"
-                await self._give_up(held, "max_deliver", why)
+                await complete(self._give_up(held, "max_deliver", why))
             elif await self._handle_in_time(*received, delivery.headers):
                 await held.ack()
             elif held.attempt >= options.max_deliver:
                 why = f"the handler failed {held.attempt} times"
-                await self._give_up(held, "handler_failed", why)
+                await complete(self._give_up(held, "handler_failed", why))
             else:
                 await held.retry(self._pause(held.attempt))
         except asyncio.CancelledError:  # at the close
@@ -252,17 +255,18 @@ class EventSubscription(Generic[E]):
 
     async def _call(self, event: E, context: EventContext, headers: Headers) -> None:
         arguments = (event, context) if self._with_context else (event,)
-        with tracing.processing(
-            self._driver.name,
-            context.channel,
-            context.id,
-            template=self.reader.pattern.text,
-            headers=headers,
-            group=self.options.group,
+        with (
+            guarded(),
+            tracing.processing(
+                self._driver.name,
+                context.channel,
+                context.id,
+                template=self.reader.pattern.text,
+                headers=headers,
+                group=self.options.group,
+            ),
         ):
-            answer = self._handler(*arguments)
-            if inspect.isawaitable(answer):
-                await answer
+            await call_guarded(self._handler, *arguments)
 
     def _report(self, event: E, context: EventContext, exc: Exception) -> None:
         self.failures += 1

@@ -55,7 +55,17 @@ async def test_verdict_of_another_type_denies_and_is_logged_with_the_channel(ver
     assert "'team.7'" in caplog.text
 
 
-@pytest.mark.parametrize("error", [RuntimeError, TimeoutError, KeyError, RecursionError])
+class Panic(BaseException):
+    """As a Rust extension raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError, TimeoutError, KeyError, RecursionError,
+        SystemExit, GeneratorExit, asyncio.CancelledError, Panic,
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("plain", [True, False])
 async def test_exception_denies_and_is_logged_and_not_shown_to_the_client(plain, error, caplog):
     def fail(user, team_id):

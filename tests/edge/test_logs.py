@@ -141,3 +141,19 @@ async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_i
     assert await other.hears_nothing()
     [record] = [r for r in caplog.records if r.exc_info]
     assert (record.connection, record.name) == (connection_id, "edge.connection")
+
+
+class Unshowable(Exception):
+    def __str__(self):
+        raise SystemExit
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter, ConsoleFormatter])
+@pytest.mark.parametrize("exc", [Unshowable(), ValueError("\ud800")], ids=["text", "surrogate"])
+def test_exception_that_cannot_be_shown_does_not_cost_the_record(log, formatter, exc):
+    logger, stream = log(formatter())
+    logger.error("it failed", exc_info=exc)
+    written = stream.getvalue()
+    assert "it failed" in written
+    assert type(exc).__name__ in written
+    assert written.encode()

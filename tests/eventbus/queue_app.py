@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 
 from eventbus import Event, ShouldQueue, listen
 from eventbus.current import current_bus
@@ -17,7 +18,19 @@ class WorkerSleepsOnce(WorkerSleeps, tries=1):
     pass
 
 
+class WorkerSleepsTwice(WorkerSleeps, tries=2):
+    pass
+
+
+class WorkerFails(WorkerSleeps, tries=2):
+    pass
+
+
 class WorkerDies(Event, ShouldQueue, tries=2):
+    n: int
+
+
+class WorkerExits(Event, ShouldQueue, tries=1):
     n: int
 
 
@@ -30,6 +43,16 @@ async def sleep(event: WorkerSleeps) -> None:
     await tell("begun", event.n)
     await asyncio.sleep(event.seconds)
     await tell("ended", event.n)
+
+
+@listen(WorkerFails)
+async def fail(event: WorkerFails) -> None:
+    raise RuntimeError("seven")
+
+
+@listen(WorkerExits)
+def leave(event: WorkerExits) -> None:
+    sys.exit(f"job {event.n}")
 
 
 @listen(WorkerDies)

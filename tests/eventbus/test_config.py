@@ -63,6 +63,7 @@ GOOD = {
     "BROADCAST_HISTORY_REPLICAS": ("3", "history_replicas", 3),
     "BROADCAST_RETENTION": ("a.>:9/1h b:1/7d", "retention", "a.>:9/1h b:1/7d"),
     "BROADCAST_QUEUE_LEASE": ("12.5", "queue_lease", 12.5),
+    "BROADCAST_QUEUE_NO_LISTENER": ("fail", "queue_no_listener", "fail"),
     "BROADCAST_QUEUE_BYTES": ("2097152", "queue_bytes", 2_097_152),
     "BROADCAST_FAILED_BYTES": ("1048576", "failed_bytes", 1_048_576),
     "BROADCAST_REDIS_ENABLED": ("no", "redis_enabled", False),

@@ -35,6 +35,7 @@ T = TypeVar("T")
 def _registry_of_its_own(monkeypatch):
     """Event types that a test defines are known to it alone."""
     monkeypatch.setattr(events, "_types", {})
+    monkeypatch.setattr(events, "_sources", {})
 
 
 class Level(enum.StrEnum):
@@ -387,15 +388,65 @@ def test_module_that_is_reloaded_replaces_its_events(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", [["-m", "twice_events"], ["twice_events.py"]], ids=["-m", "path"])
-def test_module_run_as_main_and_imported_defines_its_events_once(tmp_path, how):
+@pytest.mark.parametrize("abstract", ["", ", abstract=True"])
+def test_module_run_as_main_and_imported_is_refused(tmp_path, how, abstract):
     (tmp_path / "twice_events.py").write_text(
-        MODULE + "\nif __name__ == '__main__':\n"
+        MODULE.replace('"):', f'"{abstract}):') + "\nif __name__ == '__main__':\n"
         "    import twice_events\n"
-        "    assert event_type('reloaded') is twice_events.Reloaded\n"
     )
     done = subprocess.run(
         [sys.executable, *how], cwd=tmp_path, check=False, capture_output=True, timeout=30
     )
+    assert done.returncode == 1
+    assert (
+        "twice_events.py is loaded twice, as __main__ and as twice_events" in done.stderr.decode()
+    )
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_file_imported_under_two_names_is_refused_and_the_first_stays(tmp_path, monkeypatch, link):
+    package = tmp_path / "two_names"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "two_names_events.py").write_text(MODULE)
+    other = tmp_path / "other_path"
+    if link:
+        other.symlink_to(package)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(other if link else package)
+    for name in ("two_names", "two_names.two_names_events", "two_names_events"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    first = importlib.import_module("two_names.two_names_events").Reloaded
+    with pytest.raises(EventDefinitionError, match=r"loaded twice, as two_names\.two_names_events"):
+        importlib.import_module("two_names_events")
+    assert event_type("reloaded") is first
+    del sys.modules["two_names.two_names_events"]
+    second = importlib.import_module("two_names_events").Reloaded
+    assert event_type("reloaded") is second, "the first module is gone"
+
+
+def test_main_module_of_a_spawned_process_is_a_copy_whose_events_nobody_uses(tmp_path):
+    (tmp_path / "spawning.py").write_text(
+        MODULE
+        + """
+import multiprocessing, importlib
+
+def check():
+    module = importlib.import_module("spawning")
+    assert event_type("reloaded") is module.Reloaded
+    assert module.Reloaded.__module__ == "spawning"
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("spawn").Process(target=check)
+    child.start()
+    child.join()
+    raise SystemExit(child.exitcode)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "spawning.py"],
+        cwd=tmp_path, check=False, capture_output=True, timeout=60,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from eventbus.drivers.base import Delivery
 from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.job_runner import JobRunner
-from eventbus.jobs import FailedJob, failed_jobs, job_of
+from eventbus.jobs import FailedJob, failed_job, failed_jobs, failure_of, job_of
 from eventbus.queue import ShouldQueue
 from eventbus.worker import Worker
 
@@ -102,6 +103,15 @@ async def all_done(bus: EventBus) -> None:
         return not any(sum(each[1:]) for each in await store.stats())
 
     await until(empty)
+
+
+async def none_failed(bus: EventBus) -> None:
+    store = await bus.queues()
+
+    async def none() -> bool:
+        return await store.failure_count() == 0
+
+    await until(none)
 
 
 # What becomes of a job
@@ -683,6 +693,161 @@ async def test_job_longer_than_the_lease_is_not_given_to_another(nats_bus):
     assert runs == [1]
 
 
+# What listeners raise that cannot be shown, or is no exception
+
+
+class Panic(BaseException):
+    """As a Rust extension raises it."""
+
+
+class Unshowable(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("its text")
+
+    __repr__ = __str__
+
+
+class UnshowableRejection(JobRejected):
+    def __str__(self) -> str:
+        raise ValueError("its text")
+
+
+def _deep() -> Exception:
+    exc: Exception = ValueError("seven")
+    for _ in range(3000):
+        exc = ExceptionGroup("deep", [exc, Unshowable()])
+    return exc
+
+
+def _noted() -> Exception:
+    exc = ValueError("noted")
+    exc.add_note("\udcff" * 10_000)
+    return exc
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (Unshowable, "Unshowable", "cannot be shown"),
+        (UnshowableRejection, "UnshowableRejection", "cannot be shown"),
+        (lambda: ValueError("\ud800"), "ValueError", "\\ud800"),
+        (lambda: ValueError("\U0001f600" * 1_000_000), "ValueError", "\U0001f600"),
+        (lambda: type("\u4e00" * 30_000, (Exception,), {})("x" * 5000), "\u4e00", "xxx"),
+        (_deep, "ExceptionGroup", "deep"),
+        (_noted, "ValueError", "noted"),
+        (lambda: SystemExit(3), "SystemExit", "3"),
+        (lambda: Panic("seven"), "Panic", "seven"),
+        (GeneratorExit, "GeneratorExit", ""),
+        (lambda: BaseExceptionGroup("two", [Panic(), ValueError("eight")]), "Group", "eight"),
+    ],
+    ids=[
+        "text", "rejection", "surrogate", "long", "name", "deep", "notes", "exit", "panic",
+        "generator", "group",
+    ],
+)  # fmt: skip
+async def test_whatever_a_listener_raises_is_kept_as_the_reason_of_the_failure(
+    bus, make, error, told, monkeypatch
+):
+    # pytest-xdist cannot send a captured log that holds lone surrogates.
+    monkeypatch.setattr(logging.getLogger("eventbus"), "propagate", False)
+    ended = []
+    bus.listen(WorkedFirst)(lambda event: ended.append(event.n))
+
+    @bus.listen(WorkedOnce)
+    async def listener(_event):
+        await asyncio.sleep(0)
+        raise make()
+
+    await bus.dispatch(WorkedOnce(secret="x"), *(WorkedFirst(n=n) for n in range(3)))
+    async with working(bus, queues=("default", "high")) as worker:
+        (failed,) = await failures(bus)
+        await all_done(bus)
+    assert error in failed.error
+    assert told in failed.message
+    assert failed.attempts == 1
+    assert sorted(ended) == [0, 1, 2]
+    assert (worker.counters.done, worker.counters.failed) == (3, 1)
+    assert worker.counters.handed_back == 0
+
+
+def test_failure_of_a_foreign_job_with_a_huge_event_name_is_bounded():
+    job = msgspec.structs.replace(job_of(WorkedOnce(secret="x")), event="\U0001f600" * 100_000)
+    failed = failed_job(
+        ValueError("\U0001f600" * 5000), job=job, key="k", queue="default", attempts=1
+    )
+    assert len(failure_of(failed, b"").info) <= 15_000
+
+
+async def test_worker_cancelled_again_and_again_hands_each_job_back_once(bus):
+    begun = []
+
+    @bus.listen(WorkedOnce)
+    async def listener(_event):
+        begun.append(1)
+        await asyncio.Event().wait()
+
+    await bus.dispatch(*(WorkedOnce(secret=str(n)) for n in range(3)))
+    worker = Worker(bus)
+    task = asyncio.create_task(worker.run())
+
+    async def all_begun() -> bool:
+        return len(begun) == 3
+
+    await until(all_begun)
+    for _ in range(50):
+        task.cancel()
+        await asyncio.sleep(0.001)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, WAIT_S)
+    store = await bus.queues()
+    (stats,) = await store.stats()
+    assert (stats.ready, stats.taken) == (3, 0)
+    taken = await store.reader("default").fetch(10)
+    assert [each.attempt for each in taken] == [1, 1, 1]
+    assert await store.failure_count() == 0
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8, 13, 30])
+async def test_retry_that_is_cancelled_leaves_the_job_in_one_place(bus, turns):
+    bus.listen(WorkedOnce)(lambda _event: 1 / 0)
+    await bus.dispatch(WorkedOnce(secret="x"))
+    async with working(bus):
+        (failed,) = await failures(bus)
+    store = await bus.queues()
+    task = asyncio.create_task(store.retry(failed.id))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    (stats,) = await store.stats()
+    assert stats.ready + await store.failure_count() == 1
+
+
+# Jobs that nothing in the worker listens to
+
+
+async def test_job_without_a_listener_is_done_with_a_warning(bus, caplog):
+    await bus.dispatch(WorkedOnce(secret="hunter2"))
+    async with working(bus) as worker:
+        await all_done(bus)
+    assert worker.counters.done == 1
+    assert "'WorkedOnce'" in caplog.text
+    assert "has no listener in this worker" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+async def test_job_without_a_listener_fails_at_once_where_the_settings_say_so(bus, caplog):
+    bus.settings = msgspec.structs.replace(bus.settings, queue_no_listener="fail")
+    heard = []
+    bus.listen(WorkedOn)(heard.append)
+    await bus.dispatch(WorkedBriefly(n=1), WorkedOn(n=2), WorkedLast(n=3))
+    async with working(bus, queues=("default", "low")):
+        (failed,) = await failures(bus)
+        await all_done(bus)
+    assert (failed.error, failed.attempts) == ("eventbus.errors.NoListener", 1)
+    assert [event.n for event in heard] == [2, 3]
+
+
 # Processes
 
 
@@ -707,10 +872,13 @@ class Processes:
         self._all: list[asyncio.subprocess.Process] = []
 
     async def start(self, *options: str) -> asyncio.subprocess.Process:
+        command = ("queue", "work", "--app", "queue_app", *options)
+        return await self.run("from eventbus.cli.app import main; main()", arguments=command)
+
+    async def run(self, *lines: str, arguments: tuple[str, ...] = ()) -> asyncio.subprocess.Process:
         settings = self.bus.settings
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from eventbus.cli.app import main; main()",
-            "queue", "work", "--app", "queue_app", *options,
+            sys.executable, "-c", "\n".join(lines), *arguments,
             cwd=HERE,
             env={
                 **os.environ,
@@ -721,6 +889,7 @@ class Processes:
                 "BROADCAST_QUEUE_LEASE": str(settings.queue_lease),
                 "BROADCAST_FAILED_BYTES": str(settings.failed_bytes),
             },
+            stdin=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         self._all.append(process)
@@ -805,6 +974,104 @@ async def test_job_that_kills_each_of_its_workers_ends_as_failed(processes):
     (failed,) = await failures(bus)
     assert (failed.error, failed.attempts) == ("eventbus.errors.WorkerLost", 2)
     assert len(await processes.until_told("dying", 2)) == 2
+
+
+async def test_listener_that_calls_sys_exit_ends_only_its_own_job(processes):
+    bus = processes.bus
+    app = _app()
+    jobs = [app.WorkerSleeps(n=n, seconds=0.5) for n in range(3)]
+    worker = await processes.start()
+    await bus.dispatch(*jobs, app.WorkerExits(n=7))
+    (failed,) = await failures(bus)
+    assert (failed.error, failed.message, failed.attempts) == ("SystemExit", "job 7", 1)
+    await all_done(bus)
+    assert sorted(n for n, _ in await processes.until_told("ended", 3)) == [0, 1, 2]
+    assert len(await processes.until_told("begun", 3)) == 3
+    assert worker.returncode is None
+    worker.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(worker.wait(), WAIT_S) == 0
+
+
+async def test_program_that_ends_while_its_worker_works_leaves_each_job_once(processes):
+    """asyncio.run() then cancels every task at once, those of the NATS client too."""
+    bus = processes.bus
+    await bus.dispatch(*(_app().WorkerSleeps(n=n, seconds=60) for n in range(3)))
+    program = await processes.run(
+        "import asyncio, queue_app",
+        "from eventbus import EventBus, Worker",
+        "async def main():",
+        "    bus = EventBus.from_env()",
+        "    await bus.open()",
+        "    worker = asyncio.create_task(Worker(bus).run())",
+        "    await asyncio.to_thread(input)",
+        "asyncio.run(main())",
+    )
+    await processes.until_told("begun", 3)
+    program.stdin.close()
+    assert await asyncio.wait_for(program.wait(), WAIT_S) == 1, "input() raises EOFError"
+    (stats,) = await (await bus.queues()).stats()
+    assert stats.ready + stats.taken == 3
+
+
+async def test_job_of_a_suspended_worker_gets_its_second_try_and_is_not_declared_lost(processes):
+    bus = processes.bus  # whose lease is 1.5 s
+    first = await processes.start()
+    await bus.dispatch(_app().WorkerSleepsTwice(n=1, seconds=1.0))
+    assert await processes.until_told("begun") == [(1, first.pid)]
+    first.send_signal(signal.SIGSTOP)
+    second = await processes.start()
+    assert await processes.until_told("ended") == [(1, second.pid)]
+    first.send_signal(signal.SIGCONT)
+    assert await processes.until_told("ended", 2) == [(1, second.pid), (1, first.pid)]
+    await all_done(bus)
+    assert await (await bus.queues()).failure_count() == 0
+
+
+async def test_job_declared_lost_that_its_suspended_worker_ends_is_no_longer_failed(processes):
+    bus = processes.bus
+    first = await processes.start()
+    await bus.dispatch(_app().WorkerSleepsOnce(n=1, seconds=1.0))
+    await processes.until_told("begun")
+    first.send_signal(signal.SIGSTOP)
+    await processes.start()
+    (failed,) = await failures(bus)
+    assert (failed.error, failed.attempts) == ("eventbus.errors.WorkerLost", 1)
+    first.send_signal(signal.SIGCONT)
+    assert await processes.until_told("ended") == [(1, first.pid)]
+    await none_failed(bus)
+    await all_done(bus)
+    assert len(await processes.until_told("begun")) == 1
+
+
+async def test_redelivery_that_a_resumed_worker_takes_itself_is_no_try_of_its_own(processes):
+    bus = processes.bus
+    worker = await processes.start()
+    await bus.dispatch(_app().WorkerFails(n=1, seconds=1.0))
+    await processes.until_told("begun")
+    worker.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(2 * bus.settings.queue_lease)
+    worker.send_signal(signal.SIGCONT)
+    (failed,) = await failures(bus)
+    assert (failed.error, failed.attempts) == ("RuntimeError", 2)
+    assert len(await processes.until_told("begun", 2)) == 2
+    await all_done(bus)
+
+
+async def test_job_that_an_idle_suspended_worker_took_is_done_in_the_end(processes):
+    bus = processes.bus
+    app = _app()
+    first = await processes.start()
+    await bus.dispatch(app.WorkerSleepsOnce(n=1))
+    await processes.until_told("ended")
+    first.send_signal(signal.SIGSTOP)
+    await bus.dispatch(app.WorkerSleepsOnce(n=2), app.WorkerSleepsOnce(n=3))
+    await processes.start()
+    await asyncio.sleep(3 * bus.settings.queue_lease)
+    first.send_signal(signal.SIGCONT)
+    assert sorted(n for n, _ in await processes.until_told("ended", 3)) == [1, 2, 3]
+    await none_failed(bus)
+    await all_done(bus)
+    assert len(await processes.until_told("begun", 3)) == 3
 
 
 async def test_no_job_is_lost_when_workers_are_killed_again_and_again(processes):

@@ -106,6 +106,55 @@ async def test_data_that_fits_no_type_is_logged_and_stops_nothing(client, publis
     assert "4111" not in caplog.text
 
 
+class Panic(BaseException):
+    """As a Rust extension raises it."""
+
+
+@pytest.mark.parametrize("leak", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic])
+async def test_handler_that_leaks_what_is_no_exception_is_counted_and_stops_nothing(
+    client, publisher, caplog, leak
+):
+    got = asyncio.Queue()
+
+    async def leaking(data):
+        await asyncio.sleep(0)
+        raise leak
+
+    orders = await client.subscribe("orders.1", {"Paid": leaking})
+    orders.on("Paid", got.put)
+    for n in range(2):
+        await publisher.publish("orders.1", "Paid", n)
+    async with patience():
+        assert [await got.get(), await got.get()] == [0, 1]
+    assert orders.failures == 2
+    assert "'Paid' of the subscription to orders.1 failed" in caplog.text
+
+
+@pytest.mark.parametrize("leak", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic])
+async def test_token_function_and_observer_that_leak_do_not_end_the_client(
+    edge, token, quick, leak
+):
+    tokens = [leak]
+    states = []
+
+    async def ask():
+        if tokens:
+            raise tokens.pop()
+        return token()
+
+    client = connect(edge.url, token=ask, options=quick)
+
+    def leaking(_change):
+        raise leak
+
+    client.on_state(leaking)
+    client.on_state(states.append)
+    async with patience(), client:
+        assert client.user_id == "7"
+    assert tokens == []
+    assert [change.state for change in states][-1] is ClientState.CLOSED
+
+
 async def test_history_is_replayed_and_read(client, publisher):
     for n in range(10):
         await publisher.publish("orders.1", "Paid", n)

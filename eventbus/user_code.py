@@ -1,0 +1,193 @@
+"""Calls of the application's own code: listeners, handlers, authorizers, hooks, foreign drivers.
+
+Such code may raise anything. Every place that calls it does so within `guarded()` (or by
+`call_guarded`), so that what it raises is an Exception, which `except Exception` then handles:
+
+| raised by the code                        | becomes                                            |
+|-------------------------------------------|----------------------------------------------------|
+| an Exception                              | itself                                             |
+| CancelledError, and nobody cancelled the  | CallbackFailed: the code leaked the cancellation   |
+| task                                      | of something that it awaited                       |
+| CancelledError, and somebody did          | itself: the task ends                              |
+| SystemExit                                | CallbackFailed: sys.exit() ends only the call      |
+| KeyboardInterrupt by Ctrl-C               | itself: the process ends                           |
+| KeyboardInterrupt where Ctrl-C raises     | CallbackFailed                                     |
+| none (see `_may_be_ctrl_c`)               |                                                    |
+| GeneratorExit, and the coroutine is being | itself: it must not await any more                 |
+| closed                                    |                                                    |
+| any other BaseException, such as the      | CallbackFailed                                     |
+| panic of a Rust extension                 |                                                    |
+
+The functions below show what was raised; they never raise, and give valid Unicode of bounded size.
+"""
+
+import asyncio
+import inspect
+import itertools
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Final, Self
+
+from eventbus.errors import CallbackFailed
+
+__all__ = [
+    "call_guarded",
+    "cause_of",
+    "guarded",
+    "is_cancelled",
+    "members_of",
+    "only_cause",
+    "text_of",
+    "traceback_of",
+    "type_name",
+    "valid_text",
+]
+
+MAX_TEXT: Final = 1000
+_MAX_NAME: Final = 200
+_MAX_GROUP: Final = 20
+"""Members of an exception group that are shown."""
+_MAX_DEPTH: Final = 10
+
+
+class guarded:  # noqa: N801 - reads as contextlib's managers do
+    """`with guarded():` around a call of the application's code, and around awaiting its result.
+
+    Raises CallbackFailed in place of a BaseException that is not the task's or the process's own
+    end.
+    """
+
+    __slots__ = ("_task",)
+
+    def __enter__(self) -> Self:
+        self._task = _current_task()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc is None or isinstance(exc, Exception) or self._must_pass(exc):
+            return
+        raise CallbackFailed(f"the application's code raised {type_name(exc)}") from exc
+
+    def _must_pass(self, exc: BaseException) -> bool:
+        if isinstance(exc, asyncio.CancelledError):
+            return is_cancelled()
+        if isinstance(exc, GeneratorExit):
+            # A coroutine is closed by another task, or by the garbage collector.
+            return _current_task() is not self._task
+        return isinstance(exc, KeyboardInterrupt) and _may_be_ctrl_c()
+
+
+async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
+    """Call an async or plain callable within `guarded()`, and give what it returns."""
+    with guarded():
+        answer = callback(*arguments)
+        return await answer if inspect.isawaitable(answer) else answer
+
+
+def is_cancelled() -> bool:
+    """Whether somebody wants the current task to end.
+
+    A CancelledError without it was leaked by code that awaited a cancelled task or future.
+    """
+    task = _current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def cause_of(exc: BaseException) -> BaseException:
+    """What the application's code raised, where that was turned into a CallbackFailed."""
+    if isinstance(exc, CallbackFailed) and exc.__cause__ is not None:
+        return exc.__cause__
+    return exc
+
+
+def only_cause(exc: BaseException) -> BaseException:
+    """The one exception that matters: `cause_of`, and the member of a group of one."""
+    while True:
+        if isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+            exc = exc.exceptions[0]
+        elif (cause := cause_of(exc)) is not exc:
+            exc = cause
+        else:
+            return exc
+
+
+def members_of(exc: BaseException) -> list[BaseException]:
+    """The exception itself, or the first members of a group, and of the groups within it."""
+    return list(itertools.islice(_members(exc, _MAX_DEPTH), _MAX_GROUP))
+
+
+def type_name(exc: BaseException) -> str:
+    """The type's name, with its module unless it is built in."""
+    cls = type(exc)
+    name = cls.__qualname__
+    return valid_text(
+        name if cls.__module__ == "builtins" else f"{cls.__module__}.{name}", _MAX_NAME
+    )
+
+
+def text_of(exc: BaseException, limit: int = MAX_TEXT) -> str:
+    """The exception's message; a group's is its members' types and messages."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return _own_text(exc, limit)
+    members = (f"{type(one).__qualname__}: {_own_text(one, limit)}" for one in members_of(exc))
+    return valid_text("; ".join(members), limit)
+
+
+def traceback_of(exc: BaseException) -> str:
+    """The traceback as Python prints it, or as far as it can be shown."""
+    try:
+        with guarded():
+            return valid_text("".join(traceback.format_exception(exc)))
+    except Exception as fault:  # noqa: BLE001 - the exception's own code may raise anything
+        return f"{type_name(exc)}: {text_of(exc)}\n(no traceback: {type_name(fault)})"
+
+
+def valid_text(text: str, limit: int | None = None) -> str:
+    """The text with what UTF-8 cannot encode escaped, and cut at `limit` characters."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[: limit - 1]}…"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _own_text(exc: BaseException, limit: int) -> str:
+    try:
+        with guarded():
+            return valid_text("".join(str(exc)), limit)
+    except Exception as fault:  # noqa: BLE001 - its __str__ may raise anything
+        return f"(its text cannot be shown: __str__ raised {type_name(cause_of(fault))})"
+
+
+def _members(exc: BaseException, depth: int) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup) and depth:
+        for one in exc.exceptions:
+            yield from _members(one, depth - 1)
+    else:
+        yield cause_of(exc)
+
+
+def _current_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
+
+
+def _may_be_ctrl_c() -> bool:
+    """Whether Ctrl-C raises KeyboardInterrupt in this thread, as Python's own handlers do.
+
+    Not in other threads than the main one, nor where SIGINT is handled otherwise, such as by
+    `loop.add_signal_handler`: there, only the application's own code can have raised it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handler = signal.getsignal(signal.SIGINT)
+    runner = getattr(getattr(handler, "func", None), "__self__", None)
+    return handler is signal.default_int_handler or isinstance(runner, asyncio.Runner)

@@ -1,0 +1,381 @@
+"""What the application's code raises: contained wherever it is called, and always shown."""
+
+import asyncio
+import gc
+import signal
+import threading
+
+import pytest
+import uvloop
+
+from eventbus.bus import EventBus
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.memory import MemoryDriver
+from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
+from eventbus.events import Event, ShouldBroadcast
+from eventbus.listeners import Listeners
+from eventbus.pool import Pool
+from eventbus.user_code import (
+    call_guarded,
+    guarded,
+    only_cause,
+    text_of,
+    traceback_of,
+    type_name,
+    valid_text,
+)
+
+WAIT_S = 20.0
+MEMORY = Settings(driver="memory")
+
+
+class Panic(BaseException):
+    """As a Rust extension raises it (pyo3's PanicException is a BaseException)."""
+
+
+LEAKS = [
+    asyncio.CancelledError,
+    SystemExit,
+    GeneratorExit,
+    Panic,
+    lambda: BaseExceptionGroup("several", [Panic("x"), ValueError("y")]),
+]
+leaks = pytest.mark.parametrize("leak", LEAKS)
+
+
+class Heard(Event, name="user_code.heard"):
+    pass
+
+
+class Told(Event, ShouldBroadcast, name="user_code.told", channel="told"):
+    n: int
+
+
+async def await_cancelled_task() -> None:
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+# What passes
+
+
+@leaks
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_what_is_not_an_exception_becomes_one_with_its_cause(leak, is_async):
+    raised = leak()
+
+    def plain() -> None:
+        raise raised
+
+    async def asynchronous() -> None:
+        await asyncio.sleep(0)
+        raise raised
+
+    with pytest.raises(CallbackFailed) as caught:
+        await call_guarded(asynchronous if is_async else plain)
+    assert caught.value.__cause__ is raised
+    assert type(raised).__name__ in str(caught.value)
+
+
+async def test_exceptions_and_answers_pass_unchanged():
+    error = ValueError("seven")
+
+    def broken() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="seven") as caught:
+        await call_guarded(broken)
+    assert caught.value is error
+    assert await call_guarded(lambda: 7) == 7
+
+
+async def test_leaked_cancellation_is_told_from_the_tasks_own():
+    with pytest.raises(CallbackFailed):
+        await call_guarded(await_cancelled_task)
+    begun = asyncio.Event()
+
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(call_guarded(endless))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_timeout_around_a_call_stays_a_timeout():
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await call_guarded(asyncio.sleep, 60)
+
+
+def test_coroutine_of_a_loop_that_has_ended_is_closed_without_a_fault():
+    ended_by = []
+
+    async def endless() -> None:
+        try:
+            await call_guarded(asyncio.Event().wait)
+        except BaseException as exc:
+            ended_by.append(type(exc))
+            raise
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(endless())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    task._log_destroy_pending = False
+    del task
+    gc.collect()
+    assert ended_by == [GeneratorExit]
+
+
+@pytest.fixture
+def pythons_own_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_ctrl_c")
+def test_keyboard_interrupt_passes_where_ctrl_c_raises_it():
+    async def in_a_runner() -> None:
+        with pytest.raises(KeyboardInterrupt), guarded():
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), guarded():
+        raise KeyboardInterrupt
+    asyncio.run(in_a_runner())
+
+
+@pytest.mark.usefixtures("pythons_own_ctrl_c")
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_keyboard_interrupt_is_contained_where_the_loop_takes_ctrl_c(new_loop):
+    async def handled() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+        with pytest.raises(CallbackFailed), guarded():
+            raise KeyboardInterrupt
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(handled())
+
+
+def test_keyboard_interrupt_is_contained_in_other_threads():
+    caught = []
+
+    def run() -> None:
+        try:
+            with guarded():
+                raise KeyboardInterrupt
+        except CallbackFailed as exc:
+            caught.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert len(caught) == 1
+
+
+# What is shown
+
+
+class Unshowable(Exception):
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__()
+        self.raised = raised
+
+    def __str__(self) -> str:
+        raise self.raised
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("fault", [ValueError("x"), *[leak() for leak in LEAKS]])
+def test_exception_whose_text_raises_is_shown_all_the_same(fault):
+    exc = Unshowable(fault)
+    assert type(fault).__name__ in text_of(exc)
+    assert "Unshowable" in traceback_of(exc)
+    group = ExceptionGroup("two", [exc, ValueError("seven")])
+    assert "Unshowable" in text_of(group)
+    assert "ValueError: seven" in text_of(group)
+    assert "Unshowable" in traceback_of(group)
+
+
+def test_text_that_utf8_cannot_encode_is_escaped():
+    exc = ValueError("\ud800 and \udfff")
+    exc.add_note("\udcff")
+    assert text_of(exc) == "\\ud800 and \\udfff"
+    assert "\\udcff" in traceback_of(exc)
+    assert valid_text("ä\ud800€") == "ä\\ud800€"
+
+
+def test_text_is_bounded():
+    assert len(text_of(ValueError("x" * 10_000_000))) == 1000
+    wide = ExceptionGroup("wide", [ValueError("x" * 1000) for _ in range(10_000)])
+    assert len(text_of(wide)) == 1000
+    deep: Exception = ValueError("seven")
+    for _ in range(5000):
+        deep = ExceptionGroup("deep", [deep, ValueError()])
+    assert len(text_of(deep)) <= 1000
+    assert "ExceptionGroup" in traceback_of(deep)
+    assert len(type_name(type("X" * 100_000, (Exception,), {})())) <= 200
+
+
+def test_notes_that_cannot_be_shown_do_not_hide_the_exception():
+    class Noted(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise SystemExit
+
+    assert "Noted: seven" in traceback_of(Noted("seven"))
+
+
+def test_only_cause_is_what_the_application_raised():
+    panic = Panic("seven")
+    failed = CallbackFailed("…")
+    failed.__cause__ = panic
+    assert only_cause(ExceptionGroup("one", [ExceptionGroup("one", [failed])])) is panic
+    assert "Panic: seven" in text_of(ExceptionGroup("two", [failed, ValueError()]))
+
+
+# Where it is called
+
+
+@leaks
+async def test_listener_that_leaks_is_reported_and_the_others_run(leak, caplog):
+    heard = []
+
+    async def leaking(_event: Heard) -> None:
+        await asyncio.sleep(0)
+        raise leak()
+
+    async with EventBus(MEMORY, listeners=Listeners()) as bus:
+        bus.listen(Heard)(leaking)
+        bus.listen(Heard)(heard.append)
+        event = Heard()
+        assert await bus.dispatch(event) == ()
+        assert heard == [event]
+        assert bus.listeners.errors == 1
+        assert "leaking failed" in caplog.text
+        with pytest.raises(ExceptionGroup) as caught:
+            await bus.dispatch(event, raise_errors=True)
+        assert type(only_cause(caught.value)) is type(leak())
+        assert await bus.until(event) is None
+        assert heard == [event, event, event]
+
+
+async def test_listener_that_awaits_a_cancelled_task_does_not_cancel_the_dispatch():
+    heard = []
+    async with EventBus(MEMORY, listeners=Listeners()) as bus:
+        bus.listen(Heard)(lambda _event: await_cancelled_task())
+        bus.listen(Heard)(heard.append)
+        await bus.dispatch(Heard())
+    assert len(heard) == 1
+
+
+@leaks
+@pytest.mark.parametrize("options", [{}, {"group": "g"}, {"group": "g", "durable": True}])
+async def test_subscription_whose_handler_leaks_counts_it_and_goes_on(leak, options):
+    async with EventBus(MEMORY, listeners=Listeners()) as bus:
+        handled: asyncio.Queue[int] = asyncio.Queue()
+        attempts = []
+
+        async def handler(event: Told) -> None:
+            attempts.append(event.n)
+            if event.n == 1 and attempts.count(1) == 1:
+                raise leak()
+            handled.put_nowait(event.n)
+
+        more = {"backoff": (0.05,)} if options.get("durable") else {}
+        subscription = await bus.subscribe(Told, handler, **options, **more)
+        await bus.dispatch(Told(n=1))
+        await bus.dispatch(Told(n=2))
+        expected = {1, 2} if options.get("durable") else {2}
+        async with asyncio.timeout(WAIT_S):
+            got = {await handled.get() for _ in expected}
+        assert got == expected
+        assert subscription.failures == 1
+
+
+@leaks
+async def test_method_of_an_event_that_leaks_fails_its_dispatch_and_cancels_nobody(leak):
+    class Leaking(Event, ShouldBroadcast, name="user_code.leaking", channel="told"):
+        def broadcast_when(self) -> bool:
+            raise leak()
+
+    async with EventBus(MEMORY, listeners=Listeners()) as bus:
+        with pytest.raises(CallbackFailed):
+            await bus.dispatch(Leaking())
+        with pytest.raises(CallbackFailed):
+            await bus.process(Leaking())
+
+
+@leaks
+async def test_driver_that_leaks_when_it_publishes_or_opens_is_a_failure(leak):
+    class Leaking(MemoryDriver):
+        on_open = False
+
+        async def open(self) -> None:
+            if self.on_open:
+                raise leak()
+            await super().open()
+
+        async def publish(self, *_arguments, **_options):
+            raise leak()
+
+    async with EventBus(MEMORY, Leaking()) as bus:
+        with pytest.raises(PublishFailed):
+            await bus.publish("told", "x", 1)
+    driver = Leaking()
+    driver.on_open = True
+    with pytest.raises(CallbackFailed):
+        await EventBus(MEMORY, driver).open()
+
+
+@leaks
+async def test_handler_of_a_driver_that_leaks_keeps_no_message_from_others(leak, caplog):
+    subject = Subjects("eb").live("told")
+    got: asyncio.Queue[object] = asyncio.Queue()
+    async with EventBus(MEMORY) as bus:
+
+        def leaking(_delivery) -> None:
+            raise leak()
+
+        await bus.driver.subscribe(subject, leaking)
+        await bus.driver.subscribe(subject, got.put_nowait)
+        await bus.publish("told", "x", 1)
+        await asyncio.wait_for(got.get(), WAIT_S)
+    assert "a handler of" in caplog.text
+
+
+@leaks
+async def test_work_of_a_pool_that_leaks_leaves_its_place_to_the_next(leak, caplog):
+    done = asyncio.Event()
+
+    async def leaking() -> None:
+        raise leak()
+
+    async def ending() -> None:
+        done.set()
+
+    pool = Pool(1, 2, "the pool")
+    assert pool.offer(leaking)
+    assert pool.offer(ending)
+    async with asyncio.timeout(WAIT_S):
+        await done.wait()
+    assert await pool.aclose(1.0) == 0
+    assert "the pool failed" in caplog.text
+
+
+@leaks
+def test_driver_factory_that_leaks_is_a_wrong_setting(leak):
+    def factory(_settings):
+        raise leak()
+
+    name = f"user-code-leaks-{LEAKS.index(leak)}"
+    EventBus.register_driver(name, factory)
+    with pytest.raises(ConfigError, match="cannot be made"):
+        EventBus(Settings(driver=name))
