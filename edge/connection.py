@@ -31,6 +31,7 @@ from edge.limits import Full, Place
 from edge.logs import of_connection
 from edge.look_up import look_up
 from edge.outbox import Outbox
+from edge.protocols.framing import pong_frame
 from edge.protocols.vocabulary import (
     Authenticate,
     Command,
@@ -81,6 +82,7 @@ class Connection:
         self.outbox = outbox
         self.is_closing = False
         self._may_return = True
+        self._ping: bytes | None = None
         self._node = node
         self._peer = peer
         self._place = place
@@ -93,12 +95,15 @@ class Connection:
         for command, decision in subscribe:
             await self._carry_out(self.session.consulted(command, decision))
 
-    async def handle(self, command: Command) -> None:
-        """Answer one command of the client; what comes after the close is not carried out."""
+    async def handle(self, command: Command, size: int = 0) -> None:
+        """Answer one command of the client, which came as a message of `size` bytes.
+
+        What comes after the close is not carried out.
+        """
         if self.is_closing:
             return
         try:
-            await self._carry_out(self.session.receive(command, time.monotonic()))
+            await self._carry_out(self.session.receive(command, time.monotonic(), size))
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
             self.close(CLOSE_INTERNAL, "an internal error")
@@ -113,6 +118,21 @@ class Connection:
         """The client gave a sign of life that is no command."""
         self.session.time.heard(time.monotonic())
 
+    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
+        """Count frames that are no commands, `ping` being the payload of their newest ping.
+
+        One pong answers all pings of a read (RFC 6455, 5.5.3), after its last frames.
+        """
+        effects: list[Effect] = []
+        if frames:
+            is_served, effects = self.session.count(frames, time.monotonic())
+            if ping is not None and is_served:
+                self._ping = ping
+        if self._ping is not None and (is_last or effects):
+            self.write(pong_frame(self._ping))
+            self._ping = None
+        self._carry_out_now(effects)
+
     @property
     def user(self) -> Claims:
         """Who the client is, for what only an authenticated one can reach."""
@@ -124,7 +144,9 @@ class Connection:
         """Give the client a reply, in order with the messages of its channels."""
         if isinstance(reply, Failed):
             self._node.metrics.errors.labels(reply.code).inc()
-        self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+        frame = self.outbox.format.reply(reply)
+        self.session.answered(len(frame), time.monotonic())
+        self._node.hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
@@ -132,7 +154,11 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Do what the passing of time asks for."""
-        for effect in self.session.time.tick(now):
+        self._carry_out_now(self.session.time.tick(now))
+
+    def _carry_out_now(self, effects: list[Effect]) -> None:
+        """Carry out what needs no waiting."""
+        for effect in effects:
             match effect:
                 case Send(reply):
                     self.send(reply)
@@ -141,7 +167,7 @@ class Connection:
                 case Close(code, reason):
                     self.close(code, reason)
                 case _:
-                    raise AssertionError(f"time cannot ask for {effect}")
+                    raise AssertionError(f"{effect} would have to be waited for")
 
     def close(self, code: int, reason: str) -> None:
         """Begin to end the connection, once."""

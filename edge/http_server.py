@@ -15,11 +15,12 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
+from edge.frame_gate import FrameGate
 from edge.http_api import problem_of, respond
 from edge.keys import NODE
 from edge.problem import Problem
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "put_gate"]
 
 MAX_HEADERS: Final = 64
 """Header lines of a request, each of at most 8 KiB, as is the request's first line."""
@@ -78,11 +79,37 @@ class _Server(web.Server):
 class _RequestHandler(web.RequestHandler):
     """One HTTP connection."""
 
-    __slots__ = ("_on_refusal",)
+    __slots__ = ("_is_held", "_on_refusal", "gate")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._on_refusal = server.on_refusal
+        self._is_held = False
+        self.gate: FrameGate | None = None
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Read on with a parser: that of a WebSocket is fed by the connection's gate."""
+        if self.gate is not None:
+            self.gate.feeds(parser)
+            parser = self.gate
+        super().set_parser(parser, data_received_cb)
+
+    def hold(self) -> None:
+        """Read no more from the socket until `release`, whatever aiohttp's own buffers allow."""
+        self._is_held = True
+        self._pause_transport_reading()
+
+    def release(self) -> None:
+        """Read on, unless aiohttp's buffers are full."""
+        self._is_held = False
+        if not self._reading_paused:
+            self._resume_transport_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, now that aiohttp's buffers have room again."""
+        super().resume_reading(resume_parser)
+        if self._is_held:
+            self._pause_transport_reading()
 
     def handle_error(
         self,
@@ -110,6 +137,15 @@ class _RequestHandler(web.RequestHandler):
     def _refuse(self, problem: Problem) -> web.Response:
         self._on_refusal(problem.code)
         return respond(problem)
+
+
+def put_gate(request: web.Request, *, deflates: bool) -> FrameGate:
+    """Put a gate before the reader of the WebSocket that the request is about to become."""
+    protocol = request.protocol
+    assert isinstance(protocol, _RequestHandler), "the application runs in a Runner"
+    call_soon = asyncio.get_running_loop().call_soon
+    protocol.gate = FrameGate(protocol, call_soon, deflates=deflates)
+    return protocol.gate
 
 
 def _what_is_wrong(exc: BaseException | None) -> str:
