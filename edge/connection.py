@@ -114,6 +114,11 @@ class Connection:
         """Where to log what concerns this connection."""
         return of_connection(_log, self.id)
 
+    @property
+    def address(self) -> str:
+        """What the client's address counts as; see `edge.addresses.group`."""
+        return self._place.address
+
     def heard(self) -> None:
         """The client gave a sign of life that is no command."""
         self.session.time.heard(time.monotonic())
@@ -243,7 +248,8 @@ class Connection:
                 case Attend() | Restate():
                     self._attend(effect)
                 case Read() | Survey():
-                    self.send(await look_up(self._node, effect, self.outbox.limit // 2))
+                    room = self.outbox.limit // 2
+                    self.send(await look_up(self._node, effect, room, self.address))
                 case Heartbeat():
                     self._peer.ping()
 
@@ -281,12 +287,18 @@ class Connection:
     def _attend(self, effect: Attend | Restate) -> None:
         match effect:
             case Attend(command):
-                self.send(self._node.presence.answer(command, self.user, self.id))
+                self.send(self._presence(command))
             case Restate(channel, changes) if channel in self.session.channels:
-                update = Presence(channel, changes, None)
-                answer = self._node.presence.answer(update, self.user, self.id)
+                answer = self._presence(Presence(channel, changes, None))
                 if isinstance(answer, Failed):  # the answer to the token has been given
                     self.send(answer)
+
+    def _presence(self, command: Presence) -> Reply:
+        channel, changes, ref = command
+        if changes is not None and not self._node.admission.may_update(channel):
+            message = "too many presence updates and client events on this channel: wait a moment"
+            return Failed("rate_limited", message, channel, ref)
+        return self._node.presence.answer(command, self.user, self.id)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._node.consult(question, self.user, self.id)

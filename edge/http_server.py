@@ -10,11 +10,12 @@ import logging
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
+from edge.admission import Admission
 from edge.frame_gate import FrameGate
 from edge.http_api import problem_of, respond
 from edge.keys import NODE
@@ -51,12 +52,14 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        refusals = self.app[NODE].metrics.refusals
+        node = self.app[NODE]
+        refusals = node.metrics.refusals
         return _Server(
             made.request_handler,
             made.request_factory,
             self._options,
             lambda code: refusals.labels(code).inc(),
+            node.admission,
         )
 
 
@@ -67,9 +70,11 @@ class _Server(web.Server):
         request_factory: Any,
         options: dict[str, Any],
         on_refusal: Callable[[str], None],
+        admission: Admission,
     ) -> None:
         super().__init__(handler, request_factory=request_factory, **options)
         self.on_refusal = on_refusal
+        self.admission = admission
         self._options = options
 
     def __call__(self) -> web.RequestHandler:
@@ -79,13 +84,34 @@ class _Server(web.Server):
 class _RequestHandler(web.RequestHandler):
     """One HTTP connection."""
 
-    __slots__ = ("_is_held", "_on_refusal", "gate")
+    __slots__ = ("_admission", "_is_held", "_on_refusal", "_peer", "gate")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._on_refusal = server.on_refusal
+        self._admission = server.admission
+        self._peer: str | None = None
+        """The address of a socket that counts."""
         self._is_held = False
         self.gate: FrameGate | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a socket, unless its address has too many, which may all be silent."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):  # a Unix socket has none
+            return
+        if self._admission.opened(peer[0]):
+            self._peer = peer[0]
+        else:
+            cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The socket has ended."""
+        if self._peer is not None:
+            self._admission.ended(self._peer)
+            self._peer = None
+        super().connection_lost(exc)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         """Read on with a parser: that of a WebSocket is fed by the connection's gate."""

@@ -10,6 +10,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 __all__ = [
     "ANSWER_BYTES_PER_ACTION",
     "BYTES_PER_ACTION",
+    "MAX_KEYS",
     "STRIKES",
     "Full",
     "Pace",
@@ -28,6 +29,8 @@ STRIKES: Final = 100
 """Refusals, without a rest between them, after which a client is not served any longer."""
 
 
+MAX_KEYS: Final = 100_000
+"""Channels, addresses or members whose pace is kept, some 200 bytes for each."""
 BYTES_PER_ACTION: Final = 16 * 1024
 """A command costs an action more for each of these bytes, inflated."""
 ANSWER_BYTES_PER_ACTION: Final = 64 * 1024
@@ -71,7 +74,7 @@ class TokenBucket:
     def charge(self, now: float, cost: float) -> None:
         """Take `cost` tokens for what is done already, at the price of a debt."""
         self._fill(now)
-        self._tokens -= cost
+        self._tokens = min(self._burst, self._tokens - cost)
 
     def debt_s(self, now: float) -> float:
         """How many seconds it takes until a debt is paid; 0 where there is none."""
@@ -124,22 +127,41 @@ class Pace:
 
 
 class Paces:
-    """A bucket for each key; those that are full again are forgotten."""
+    """A bucket per key; those that are full again are forgotten."""
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, rate: float, burst: float, most_keys: int = MAX_KEYS) -> None:
+        """With more than `most_keys`, the key that is kept for longest is forgotten too early."""
+        self.overflows = 0
+        """How often that was so."""
         self._rate = rate
         self._burst = burst
+        self._most_keys = most_keys
         self._buckets: dict[str, TokenBucket] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: str, now: float) -> bool:
-        """Whether there was a token for `key`."""
+    def take(self, key: str, now: float, cost: float = 1.0) -> bool:
+        """Whether there were `cost` tokens for `key`."""
+        return self._bucket(key, now).take(now, cost)
+
+    def charge(self, key: str, now: float, cost: float) -> None:
+        """Take tokens for what is done already; with a negative cost, give them back."""
+        self._bucket(key, now).charge(now, cost)
+
+    def debt_s(self, key: str, now: float) -> float:
+        """How many seconds it takes until the debt of `key` is paid; 0 where there is none."""
+        bucket = self._buckets.get(key)
+        return 0.0 if bucket is None else bucket.debt_s(now)
+
+    def _bucket(self, key: str, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
+            if len(self._buckets) >= self._most_keys:
+                self.overflows += 1
+                del self._buckets[next(iter(self._buckets))]
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
-        return bucket.take(now)
+        return bucket
 
     def sweep(self, now: float) -> None:
         """Forget the keys that have rested. Call it now and then: it is what bounds the memory."""

@@ -133,6 +133,7 @@ async def _by_body(
 
     async def begin(connection: Connection) -> None:
         await connection.open(())
+        node.admission.charge_channels(connection.address, len(commands))
         for command in commands:
             await connection.handle(command)
 
@@ -196,6 +197,9 @@ class _Stream:
 
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # Peer
 

@@ -185,6 +185,9 @@ class _Socket:
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size()
 
+    def abort(self) -> None:
+        self._transport.abort()
+
     def ping(self) -> None:
         self.write(PING)
 

@@ -4,7 +4,9 @@
 
 For each kind of flood: the round trip of a bystander's action `ping`, without flooders and beside
 some (1 and 4 by default), as median and 95th percentile in milliseconds, and how the flooders'
-connections ended. A flooder that is closed connects again at once.
+connections ended. A flooder that is closed connects again at once. Then the same for joining a
+channel, beside 50 clients that read a history within the pace of their connections.
+BROADCAST_DRIVER names the driver, `memory` by default.
 """
 
 import asyncio
@@ -18,13 +20,15 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import aiohttp
 
 SECONDS: Final = 4.0
-PAUSE_S: Final = 0.01
+PAUSE_S: Final = 1 / 20
+READERS: Final = 50
+_READ_S: Final = 1 / 45
 _HANDSHAKE: Final = (
     b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -61,6 +65,25 @@ def flood(port: int, kind: str, ends: "multiprocessing.Queue[str]") -> None:
         ends.put(_flood_once(port, _HANDSHAKE + _FIRST.get(kind, b""), frames))
 
 
+def read_history(port: int, readers: int) -> None:
+    """Clients that read a history again and again, somewhat below the pace of a connection."""
+    asyncio.run(_read_history(port, readers))
+
+
+async def _read_history(port: int, readers: int) -> None:
+    async def read(http: aiohttp.ClientSession) -> None:
+        async with http.ws_connect(f"http://127.0.0.1:{port}/ws", max_msg_size=0) as reader:
+            await reader.receive()
+            while True:
+                due = time.monotonic() + _READ_S
+                await reader.send_str('{"action":"history","channel":"general"}')
+                await reader.receive()
+                await asyncio.sleep(due - time.monotonic())
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        await asyncio.gather(*(read(http) for _ in range(readers)))
+
+
 def _flood_once(port: int, first: bytes, frames: bytes) -> str:
     got = b""
     try:
@@ -85,7 +108,15 @@ def _flood_once(port: int, first: bytes, frames: bytes) -> str:
     return str(int.from_bytes(found[1])) if found else "cut"
 
 
-async def _round_trips(port: int) -> list[float]:
+_PING: Final[tuple[str, ...]] = ('{"action":"ping"}',)
+_JOIN: Final[tuple[str, ...]] = (
+    '{"action":"subscribe","channel":"public"}',
+    '{"action":"unsubscribe","channel":"public"}',
+)
+
+
+async def _round_trips(port: int, commands: Sequence[str]) -> list[float]:
+    """How long the first of the commands takes, again and again."""
     took = []
     async with (
         aiohttp.ClientSession() as http,
@@ -95,22 +126,28 @@ async def _round_trips(port: int) -> list[float]:
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             began = time.perf_counter()
-            await bystander.send_str('{"action":"ping"}')
+            await bystander.send_str(commands[0])
             await bystander.receive()
             took.append(1000 * (time.perf_counter() - began))
-            await asyncio.sleep(max(PAUSE_S, 1 / 40))
+            for command in commands[1:]:
+                await bystander.send_str(command)
+                await bystander.receive()
+            await asyncio.sleep(PAUSE_S)
     return took
 
 
 @contextlib.asynccontextmanager
 async def _edge(**settings: str) -> AsyncIterator[int]:
-    environ = os.environ | {
-        "BROADCAST_DRIVER": "memory",
-        "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
-        "BROADCAST_WEBSOCKET_PORT": "0",
-        "BROADCAST_DRAIN_TIME": "0",
-        "EDGE_LOG_LEVEL": "error",
-    }
+    environ = (
+        {"BROADCAST_DRIVER": "memory"}
+        | os.environ
+        | {
+            "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
+            "BROADCAST_WEBSOCKET_PORT": "0",
+            "BROADCAST_DRAIN_TIME": "0",
+            "EDGE_LOG_LEVEL": "error",
+        }
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edge", stdout=asyncio.subprocess.PIPE, env=environ | settings
     )
@@ -135,18 +172,22 @@ async def _fill(port: int) -> None:
 
 
 async def _measure(kind: str, flooders: int) -> str:
+    ends: multiprocessing.Queue[str] = multiprocessing.Queue()
     async with _edge() as port:
         await _fill(port)
-        ends: multiprocessing.Queue[str] = multiprocessing.Queue()
-        work: Callable[..., None] = flood
-        processes = [
-            multiprocessing.Process(target=work, args=(port, kind, ends)) for _ in range(flooders)
-        ]
+        if kind == "readers":
+            commands = _JOIN
+            works = [multiprocessing.Process(target=read_history, args=(port, flooders))]
+        else:
+            commands = _PING
+            arguments = (port, kind, ends)
+            works = [multiprocessing.Process(target=flood, args=arguments) for _ in range(flooders)]
+        processes = works if flooders else []
         for process in processes:
             process.start()
         try:
-            await asyncio.sleep(0.5 if processes else 0)
-            took = await _round_trips(port)
+            await asyncio.sleep(2.0 if processes else 0)
+            took = await _round_trips(port, commands)
         finally:
             for process in processes:
                 process.kill()
@@ -166,6 +207,8 @@ async def main(numbers: list[int]) -> None:
         for flooders in numbers:
             row = await _measure(kind, flooders)
             print(f"{kind:16} {flooders:8} {row}", flush=True)
+    for readers in (0, READERS):
+        print(f"{'join, readers':16} {readers:8} {await _measure('readers', readers)}", flush=True)
 
 
 if __name__ == "__main__":
