@@ -13,12 +13,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from edge.auth import Claims, TokenRejected
+from edge.handshake import check_origin
 from edge.keys import NODE, WORKERS_METRICS
 from edge.metrics import CONTENT_TYPE_LATEST
 from edge.problem import PROBLEM_JSON, Problem, bad_token
 
 __all__ = [
     "KNOWN",
+    "cors_headers",
     "healthz",
     "metrics",
     "paced",
@@ -81,7 +83,12 @@ async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
     """
     admission = request.app[NODE].admission
     kind = "probe " if request.path in _PROBES else ""
-    key = admission.request(request.remote, request.headers, kind)
+    try:
+        key = admission.request(request.remote, request.headers, kind)
+    except Problem as exc:
+        if request.path == "/sse":
+            exc.headers.update(cors_headers(request))
+        raise
     try:
         response = await handler(request)
     except Problem as exc:
@@ -91,6 +98,16 @@ async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.get(KNOWN, False):
         admission.charge_requests(key, -1.0)
     return response
+
+
+def cors_headers(request: web.Request) -> dict[str, str]:
+    """What lets a page of an allowed origin read an answer, a refusal too."""
+    origin = request.headers.get("Origin")
+    headers = {"Vary": "Origin"}
+    allowed = request.app[NODE].settings.cors_allowed_origins
+    if origin and check_origin(origin, request.host, allowed):
+        headers["Access-Control-Allow-Origin"] = origin
+    return headers
 
 
 def problem_of(exc: web.HTTPException) -> Problem:

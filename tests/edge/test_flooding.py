@@ -183,6 +183,42 @@ async def test_a_token_costs_five_actions(start_edge, bus, token):
     assert (await client.ask("ping"))["event"] == "pong"
 
 
+async def test_what_a_client_deflates_costs_as_much_as_it_is_inflated(start_edge, bus):
+    edge = await start_edge(bus, compression=True, max_actions_per_second=0.01, action_burst=10)
+    client = await edge.connect(compression="deflate")
+    bomb = {"data": "x" * 40_000}  # 3 actions, of some 100 bytes on the wire
+    events = [(await client.ask("ping", **bomb))["event"] for _ in range(4)]
+    assert events == ["pong", "pong", "pong", "eb:error"]
+
+
+async def test_a_long_answer_costs_an_action_more_for_each_64_kib(start_edge, bus, token):
+    edge = await start_edge(bus, max_actions_per_second=0.01, action_burst=5)
+    for number in range(70):
+        await edge.connect("/ws/presence.a", token=token(str(number), name="x" * 2000))
+    async with asyncio.timeout(PATIENCE_S):
+        while edge.node.presence.members("presence.a")[1] < 70:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+    client = await edge.connect("/ws/presence.a", token=token("0"))
+    await client.next()  # the list, of 140 KB: two actions
+    asked = [await client.ask("presence", channel="presence.a") for _ in range(2)]
+    assert [answer["event"] for answer in asked] == ["eb:presence", "eb:error"]
+    assert asked[1]["data"]["code"] == "rate_limited"
+
+
+async def test_a_client_that_sends_into_a_stream_is_let_go(start_edge, bus, open_socket):
+    edge = await start_edge(bus)
+    reader, writer = await open_socket(edge.port)
+    writer.write(b"GET /sse?channel=general HTTP/1.1\r\nHost: a\r\n\r\n")
+    await reader.readuntil(b"eb:subscribed")
+    writer.write(b"x" * 200_000)
+    async with asyncio.timeout(PATIENCE_S):
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        while edge.node.connections:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+    assert edge.node.metrics.closes.labels("4008")._value.get() == 1
+
+
 # Pings
 
 
@@ -278,6 +314,14 @@ async def test_an_address_has_its_number_of_requests_of_whatever_kind(start_edge
     assert headers["Connection"] == "close"
     assert reached(edge, "requests") == 1
     assert (await request(edge, "/nothing", **{"X-Forwarded-For": "9.9.9.8"}))[0] == 404
+
+
+async def test_a_page_of_another_origin_can_read_that_it_asks_too_often(start_edge, bus):
+    edge = await start_edge(bus, cors_allowed_origins=("https://app.example",), **few_requests())
+    page = {"Origin": "https://app.example"}
+    while (answer := await request(edge, "/sse", **page))[0] != 429:
+        pass
+    assert answer[1]["Access-Control-Allow-Origin"] == "https://app.example"
 
 
 async def test_handshakes_are_counted_by_the_address_behind_a_trusted_proxy(start_edge, bus):
