@@ -59,6 +59,11 @@ class ClientAddresses:
         hops = ",".join(values).split(",")[-_MAX_HOPS:]
         return [_forwarded_for(hop) for hop in hops] if self._is_rfc7239 else hops
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether the other end of a socket is a trusted proxy."""
+        address = parse_address(peer)
+        return address is not None and self._is_trusted(address)
+
     def _is_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
 

@@ -37,7 +37,7 @@ from edge.api_types import (
 from edge.auth import Claims
 from edge.body import JSON, read_json_text
 from edge.cluster import ClusterBusy
-from edge.http_api import require_admin
+from edge.http_api import KNOWN, require_admin
 from edge.keys import NODE
 from edge.node import Node
 from edge.openapi import Parameter, Route, describe
@@ -309,7 +309,9 @@ async def let_in(request: web.Request) -> Claims | None:
     A page of another origin must not use a browser's place on this host.
     """
     request.app[NODE].origins.require(request.headers.get("Origin"), request.host)
-    return await require_admin(request)
+    claims = await require_admin(request)
+    request[KNOWN] = True
+    return claims
 
 
 def _query(request: web.Request, type_: type[Q]) -> Q:

@@ -13,7 +13,7 @@ from edge.config import EdgeSettings
 from edge.contract import ContractDocument, checked_events
 from edge.dashboard import add_dashboard
 from edge.docs_page import add_docs
-from edge.http_api import healthz, metrics, problems, readyz
+from edge.http_api import healthz, metrics, paced, problems, readyz
 from edge.http_server import Runner
 from edge.jwks import Jwks
 from edge.keys import NODE, WORKERS_METRICS
@@ -60,7 +60,7 @@ def create_app(
     namespace = bus.namespace if isinstance(bus, Settings) else bus.subjects.namespace
     contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
     client_events = checked_events(settings, contract)
-    app = web.Application(middlewares=[traces, problems])
+    app = web.Application(middlewares=[traces, problems, paced])
     if settings.tls_client_ca:
         app.middlewares.append(client_certificates())
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from edge.api_types import MAX_LISTED, ChannelStats, Disconnect, NodeStats
-from edge.cluster import Cluster
+from edge.api_types import (
+    MAX_LISTED,
+    Channels,
+    ChannelStats,
+    Disconnect,
+    ListQuery,
+    NodeStats,
+    Stats,
+)
+from edge.cluster import Cluster, ClusterBusy
 from edge.inquiry import Inquiry
+from edge.limits import TokenBucket
 from edge.questions import (
     CHANNEL,
     CHANNELS,
@@ -41,6 +50,7 @@ CLOSE_DISCONNECTED: Final = 4003
 CLOSE_COME_BACK: Final = 4200
 SERVICE: Final = "eventbus-edge"
 """The name under which brokers that know services list nodes."""
+_QUESTIONS_SAVED_S: Final = 4.0
 _PART: Final = 100
 """Channels in one part of an answer: some 30 KB, which any broker takes."""
 
@@ -67,9 +77,10 @@ class Census:
         self._cluster.answer(RULE, self._own_rule)
         self._cluster.answer(DISCONNECT, lambda asked: [Count(self._disconnect_own(asked))])
         self._inquiry = Inquiry(self._cluster, bus.driver.name)
-        self.stats = self._inquiry.stats
-        self.channels = self._inquiry.channels
         self.disconnect = self._inquiry.disconnect
+        self._limits_reached = node.metrics.limits_reached.labels("questions")
+        rate = node.settings.max_questions
+        self._pace = TokenBucket(rate, max(_QUESTIONS_SAVED_S * rate, 1.0), time.monotonic())
 
     async def open(self) -> None:
         """Join the cluster, and let the broker's tools see the node. Raises a DriverError."""
@@ -91,13 +102,30 @@ class Census:
 
     # The whole cluster
 
+    async def stats(self, query: ListQuery) -> Stats:
+        """Nodes and channels, and sums over all nodes."""
+        self._count_question()
+        return await self._inquiry.stats(query)
+
+    async def channels(self, query: ListQuery) -> Channels:
+        """The channels that match; see Inquiry.channels."""
+        self._count_question()
+        return await self._inquiry.channels(query)
+
     async def channel(self, channel: str) -> ChannelStats:
         """One channel; nobody may hear it."""
+        self._count_question()
         told = await self._inquiry.channel(channel)
         if told.kind is ChannelKind.PRESENCE:
             _, members = await self._node.presence.look(channel)
             return msgspec.structs.replace(told, members=members)
         return told
+
+    def _count_question(self) -> None:
+        """Raises ClusterBusy when too many are asked; disconnecting is never refused."""
+        if not self._pace.take(time.monotonic()):
+            self._limits_reached.inc()
+            raise ClusterBusy("too many questions to all nodes: ask again in a moment")
 
     # This node
 

@@ -338,10 +338,46 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         Positive,
         Var(
             "BROADCAST_MAX_WHISPERS_PER_CHANNEL",
-            "client events a second that this node takes for one channel",
+            "client events and presence updates a second that this node takes for one channel",
             "above 0",
         ),
     ] = 200.0
+    max_joins_per_member: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_MAX_JOINS_PER_MEMBER",
+            "times a second that a user who has left a presence channel may become a member again, "
+            "ten times as many at once after a rest",
+            "above 0",
+        ),
+    ] = 1.0
+    max_requests_per_address: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_MAX_REQUESTS_PER_ADDRESS",
+            "HTTP requests and handshakes a second from one address; of IPv6, from one /64. At "
+            "once after a rest: those of 20 s, or twice the connections that the address may have",
+            "above 0",
+        ),
+    ] = 100.0
+    max_history_per_address: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_MAX_HISTORY_PER_ADDRESS",
+            "stored messages a second that are read for the clients of one address, those of 10 s "
+            "at once after a rest",
+            "above 0",
+        ),
+    ] = 5_000.0
+    max_questions: Annotated[
+        Positive,
+        Var(
+            "BROADCAST_MAX_QUESTIONS",
+            "questions a second that this node asks all nodes for its clients, those of 4 s at "
+            "once after a rest",
+            "above 0",
+        ),
+    ] = 50.0
     max_memory: Annotated[
         Annotated[int, msgspec.Meta(ge=0)],
         Var(
@@ -379,6 +415,15 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         Count,
         Var("BROADCAST_MAX_UNSENT_BYTES", "what may wait for a slow client", "1 or more"),
     ] = 1024 * 1024
+    max_unsent_bytes_total: Annotated[
+        Count,
+        Var(
+            "BROADCAST_MAX_UNSENT_BYTES_TOTAL",
+            "what may wait for all slow clients together; beyond it, those with most are cut, and "
+            "new connections refused",
+            "1 or more",
+        ),
+    ] = 256 * 1024 * 1024
     unsubscribe_after: Annotated[
         NotNegative,
         Var(

@@ -31,6 +31,7 @@ from edge.limits import Full, Place
 from edge.logs import of_connection
 from edge.look_up import look_up
 from edge.outbox import Outbox
+from edge.protocols.framing import pong_frame
 from edge.protocols.vocabulary import (
     Authenticate,
     Command,
@@ -82,6 +83,7 @@ class Connection:
         self.outbox = outbox
         self.is_closing = False
         self._may_return = True
+        self._ping: bytes | None = None
         self._node = node
         self._peer = peer
         self._place = place
@@ -94,13 +96,16 @@ class Connection:
         for command, decision in subscribe:
             await self._carry_out(self.session.consulted(command, decision))
 
-    async def handle(self, command: Command) -> None:
-        """Answer one command of the client; what comes after the close is not carried out."""
+    async def handle(self, command: Command, size: int = 0) -> None:
+        """Answer one command of the client, which came as a message of `size` bytes.
+
+        What comes after the close is not carried out.
+        """
         if self.is_closing:
             return
         try:
             with guarded():
-                await self._carry_out(self.session.receive(command, time.monotonic()))
+                await self._carry_out(self.session.receive(command, time.monotonic(), size))
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
             self.close(CLOSE_INTERNAL, "an internal error")
@@ -111,9 +116,29 @@ class Connection:
         """Where to log what concerns this connection."""
         return of_connection(_log, self.id)
 
+    @property
+    def address(self) -> str:
+        """What the client's address counts as; see `edge.addresses.group`."""
+        return self._place.address
+
     def heard(self) -> None:
         """The client gave a sign of life that is no command."""
         self.session.time.heard(time.monotonic())
+
+    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
+        """Count frames that are no commands, `ping` being the payload of their newest ping.
+
+        One pong answers all pings of a read (RFC 6455, 5.5.3), after its last frames.
+        """
+        effects: list[Effect] = []
+        if frames:
+            is_served, effects = self.session.count(frames, time.monotonic())
+            if ping is not None and is_served:
+                self._ping = ping
+        if self._ping is not None and (is_last or effects):
+            self.write(pong_frame(self._ping))
+            self._ping = None
+        self._carry_out_now(effects)
 
     @property
     def user(self) -> Claims:
@@ -126,7 +151,9 @@ class Connection:
         """Give the client a reply, in order with the messages of its channels."""
         if isinstance(reply, Failed):
             self._node.metrics.errors.labels(reply.code).inc()
-        self._node.hub.push(self.outbox, self.outbox.format.reply(reply))
+        frame = self.outbox.format.reply(reply)
+        self.session.answered(len(frame), time.monotonic())
+        self._node.hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
@@ -134,7 +161,11 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Do what the passing of time asks for."""
-        for effect in self.session.time.tick(now):
+        self._carry_out_now(self.session.time.tick(now))
+
+    def _carry_out_now(self, effects: list[Effect]) -> None:
+        """Carry out what needs no waiting."""
+        for effect in effects:
             match effect:
                 case Send(reply):
                     self.send(reply)
@@ -143,7 +174,7 @@ class Connection:
                 case Close(code, reason):
                     self.close(code, reason)
                 case _:
-                    raise AssertionError(f"time cannot ask for {effect}")
+                    raise AssertionError(f"{effect} would have to be waited for")
 
     def close(self, code: int, reason: str) -> None:
         """Begin to end the connection, once."""
@@ -219,7 +250,8 @@ class Connection:
                 case Attend() | Restate():
                     self._attend(effect)
                 case Read() | Survey():
-                    self.send(await look_up(self._node, effect, self.outbox.limit // 2))
+                    room = self.outbox.limit // 2
+                    self.send(await look_up(self._node, effect, room, self.address))
                 case Heartbeat():
                     self._peer.ping()
 
@@ -257,12 +289,18 @@ class Connection:
     def _attend(self, effect: Attend | Restate) -> None:
         match effect:
             case Attend(command):
-                self.send(self._node.presence.answer(command, self.user, self.id))
+                self.send(self._presence(command))
             case Restate(channel, changes) if channel in self.session.channels:
-                update = Presence(channel, changes, None)
-                answer = self._node.presence.answer(update, self.user, self.id)
+                answer = self._presence(Presence(channel, changes, None))
                 if isinstance(answer, Failed):  # the answer to the token has been given
                     self.send(answer)
+
+    def _presence(self, command: Presence) -> Reply:
+        channel, changes, ref = command
+        if changes is not None and not self._node.admission.may_update(channel):
+            message = "too many presence updates and client events on this channel: wait a moment"
+            return Failed("rate_limited", message, channel, ref)
+        return self._node.presence.answer(command, self.user, self.id)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._node.consult(question, self.user, self.id)

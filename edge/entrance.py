@@ -44,6 +44,7 @@ async def _admit(
         headers=request.headers,
         max_channels=node.settings.max_channels_per_connection,
     )
+    node.admission.charge_channels(place.address, len(asked.channels))
     claims = None
     if asked.token is not None:
         claims = await _verify(node, asked.token)

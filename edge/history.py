@@ -9,7 +9,7 @@ from edge.protocols.vocabulary import ChannelMessage, Subscribe
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
 
-__all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead"]
+__all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead", "OnRead", "ignore"]
 
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -19,6 +19,11 @@ _TURNS: Final = 16
 
 _Key = tuple[str, int | None, int]
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
+OnRead = Callable[[int], object]
+
+
+def ignore(_messages: int) -> None:
+    """An OnRead of callers whose reading is not counted."""
 
 
 class HistoryRead(NamedTuple):
@@ -69,15 +74,22 @@ class History:
         self._turns = [asyncio.Lock() for _ in range(_TURNS)]
 
     async def page(
-        self, channel: str, since: int | None, limit: int, *, max_bytes: int = MAX_PAGE_BYTES
+        self,
+        channel: str,
+        since: int | None,
+        limit: int,
+        *,
+        max_bytes: int = MAX_PAGE_BYTES,
+        on_read: OnRead = ignore,
     ) -> HistoryRead:
         """The first `limit` messages after the offset `since`; without it, the last `limit`.
 
-        Only as many as fit into `max_bytes`, but always one. Raises an EventBusError.
+        Only as many as fit into `max_bytes`, but always one. `on_read` gets the number of messages
+        of each page that is read. Raises an EventBusError.
         """
         if self._driver is None:
             return HistoryRead([], None, complete=True)
-        page = await self._read((channel, since, limit))
+        page = await self._read((channel, since, limit), on_read)
         messages = self._messages(channel, page)
         if since is None:
             fitting = _fitting(reversed(messages), max_bytes)[::-1]
@@ -86,7 +98,12 @@ class History:
         return HistoryRead(fitting, page.position, page.complete)
 
     async def catch_up(
-        self, command: Subscribe, position: Position | None, *, most: int | None = None
+        self,
+        command: Subscribe,
+        position: Position | None,
+        *,
+        most: int | None = None,
+        on_read: OnRead = ignore,
     ) -> CaughtUp:
         """What a client that resumes, or asks for history, is to get first.
 
@@ -100,22 +117,24 @@ class History:
         if resume is not None and most == 0:
             return CaughtUp(position, [], recovered=False, last=position.offset)
         if resume is None:
-            return await self._last(command)
-        return await self._after(command.channel, resume, most)
+            return await self._last(command, on_read)
+        return await self._after(command.channel, resume, most, on_read)
 
-    async def _last(self, command: Subscribe) -> CaughtUp:
-        page = await self._read((command.channel, None, command.history))
+    async def _last(self, command: Subscribe, on_read: OnRead) -> CaughtUp:
+        page = await self._read((command.channel, None, command.history), on_read)
         last = page.position
         if not page.messages or page.messages[0].position is None:
             return CaughtUp(last, [], None, last.offset)
         start = Position(page.messages[0].position.offset - 1, last.epoch)
         return CaughtUp(start, self._messages(command.channel, page), None, last.offset)
 
-    async def _after(self, channel: str, resume: Position, most: int | None) -> CaughtUp:
+    async def _after(
+        self, channel: str, resume: Position, most: int | None, on_read: OnRead
+    ) -> CaughtUp:
         messages: list[ChannelMessage] = []
         after, room = resume.offset, MAX_CATCH_UP_BYTES
         while True:
-            page = await self._read((channel, after, PAGE))
+            page = await self._read((channel, after, PAGE), on_read)
             last = page.position
             is_ours = resume.epoch == last.epoch and resume.offset <= last.offset
             if not is_ours or (after == resume.offset and not page.complete):
@@ -135,13 +154,15 @@ class History:
         made = (self._to_message(channel, delivery) for delivery in page.messages)
         return [message for message in made if message is not None]
 
-    async def _read(self, key: _Key) -> Page:
+    async def _read(self, key: _Key, on_read: OnRead) -> Page:
         """A page that is read after this call; those who wait for the same one share it."""
         task = self._waiting.get(key)
         if task is None:
             task = self._waiting[key] = asyncio.create_task(self._run(key))
             task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)
+        page = await asyncio.shield(task)
+        on_read(len(page.messages))
+        return page
 
     async def _run(self, key: _Key) -> Page:
         channel, after, limit = key

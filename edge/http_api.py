@@ -18,8 +18,11 @@ from edge.problem import PROBLEM_JSON, Problem, bad_token
 from eventbus.user_code import guarded
 
 __all__ = [
+    "KNOWN",
+    "cors_headers",
     "healthz",
     "metrics",
+    "paced",
     "problem_of",
     "problems",
     "readyz",
@@ -35,6 +38,9 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
 }
+KNOWN: Final = web.RequestKey("KNOWN", bool)
+"""Set on a request of somebody who may use the HTTP API: it is not counted."""
+_PROBES: Final = frozenset({"/healthz", "/readyz"})
 _DOTS_OF_A_JWT: Final = 2
 
 
@@ -62,7 +68,44 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             _log.exception("%s %s failed", request.method, route)
             problem = Problem("internal", "an internal error: the log of the node tells more")
     request.app[NODE].metrics.refusals.labels(problem.code).inc()
-    return respond(problem)
+    response = respond(problem)
+    if problem.code == "rate_limited":
+        response.force_close()  # else the next one would cost as much
+    return response
+
+
+@web.middleware
+async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count the requests of each address; one with a wrong token or key counts twice.
+
+    Probes count apart: a flood must not have the node taken for dead.
+    """
+    admission = request.app[NODE].admission
+    kind = "probe " if request.path in _PROBES else ""
+    try:
+        key = admission.request(request.remote, request.headers, kind)
+    except Problem as exc:
+        if request.path == "/sse":
+            exc.headers.update(cors_headers(request))
+        raise
+    try:
+        response = await handler(request)
+    except Problem as exc:
+        if exc.status == HTTPStatus.UNAUTHORIZED:
+            admission.charge_requests(key, 1.0)
+        raise
+    if request.get(KNOWN, False):
+        admission.charge_requests(key, -1.0)
+    return response
+
+
+def cors_headers(request: web.Request) -> dict[str, str]:
+    """What lets a page of an allowed origin read an answer, a refusal too."""
+    origin = request.headers.get("Origin")
+    headers = {"Vary": "Origin"}
+    if origin and request.app[NODE].origins.allows(origin, request.host):
+        headers["Access-Control-Allow-Origin"] = origin
+    return headers
 
 
 def problem_of(exc: web.HTTPException) -> Problem:
@@ -99,6 +142,7 @@ async def metrics(request: web.Request) -> web.Response:
     node = request.app[NODE]
     if not node.settings.metrics_open:
         await require_admin(request)
+        request[KNOWN] = True
     workers = request.app.get(WORKERS_METRICS)
     body = node.metrics.exposition() if workers is None else await workers.exposition()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

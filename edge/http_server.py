@@ -10,16 +10,18 @@ import logging
 import re
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
+from edge.admission import Admission
+from edge.frame_gate import FrameGate
 from edge.http_api import problem_of, respond
 from edge.keys import NODE
 from edge.problem import Problem
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "put_gate"]
 
 MAX_HEADERS: Final = 64
 """Header lines of a request, each of at most 8 KiB, as is the request's first line."""
@@ -50,12 +52,14 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        refusals = self.app[NODE].metrics.refusals
+        node = self.app[NODE]
+        refusals = node.metrics.refusals
         return _Server(
             made.request_handler,
             made.request_factory,
             self._options,
             lambda code: refusals.labels(code).inc(),
+            node.admission,
         )
 
 
@@ -66,9 +70,11 @@ class _Server(web.Server):
         request_factory: Any,
         options: dict[str, Any],
         on_refusal: Callable[[str], None],
+        admission: Admission,
     ) -> None:
         super().__init__(handler, request_factory=request_factory, **options)
         self.on_refusal = on_refusal
+        self.admission = admission
         self._options = options
 
     def __call__(self) -> web.RequestHandler:
@@ -78,11 +84,58 @@ class _Server(web.Server):
 class _RequestHandler(web.RequestHandler):
     """One HTTP connection."""
 
-    __slots__ = ("_on_refusal",)
+    __slots__ = ("_admission", "_is_held", "_on_refusal", "_peer", "gate")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._on_refusal = server.on_refusal
+        self._admission = server.admission
+        self._peer: str | None = None
+        """The address of a socket that counts."""
+        self._is_held = False
+        self.gate: FrameGate | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a socket, unless its address has too many, which may all be silent."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):  # a Unix socket has none
+            return
+        if self._admission.opened(peer[0]):
+            self._peer = peer[0]
+        else:
+            cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The socket has ended."""
+        if self._peer is not None:
+            self._admission.ended(self._peer)
+            self._peer = None
+        super().connection_lost(exc)
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Read on with a parser: that of a WebSocket is fed by the connection's gate."""
+        if self.gate is not None:
+            self.gate.feeds(parser)
+            parser = self.gate
+        super().set_parser(parser, data_received_cb)
+
+    def hold(self) -> None:
+        """Read no more from the socket until `release`, whatever aiohttp's own buffers allow."""
+        self._is_held = True
+        self._pause_transport_reading()
+
+    def release(self) -> None:
+        """Read on, unless aiohttp's buffers are full."""
+        self._is_held = False
+        if not self._reading_paused:
+            self._resume_transport_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, now that aiohttp's buffers have room again."""
+        super().resume_reading(resume_parser)
+        if self._is_held:
+            self._pause_transport_reading()
 
     def handle_error(
         self,
@@ -110,6 +163,15 @@ class _RequestHandler(web.RequestHandler):
     def _refuse(self, problem: Problem) -> web.Response:
         self._on_refusal(problem.code)
         return respond(problem)
+
+
+def put_gate(request: web.Request, *, deflates: bool) -> FrameGate:
+    """Put a gate before the reader of the WebSocket that the request is about to become."""
+    protocol = request.protocol
+    assert isinstance(protocol, _RequestHandler), "the application runs in a Runner"
+    call_soon = asyncio.get_running_loop().call_soon
+    protocol.gate = FrameGate(protocol, call_soon, deflates=deflates)
+    return protocol.gate
 
 
 def _what_is_wrong(exc: BaseException | None) -> str:

@@ -1,9 +1,10 @@
 """Fan-out: which connections hear a channel, and one encoding of each message for all of them."""
 
+import sys
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from edge.outbox import Outbox, State
+from edge.outbox import Outbox, State, Unsent
 from edge.protocols.vocabulary import ChannelMessage, Reply, WireFormat
 from eventbus.drivers.base import Position
 
@@ -36,7 +37,7 @@ class Hub:
 
     `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow`
     gets each outbox that passed its bound, after the fan-out; `on_written` how many bytes a flush
-    has given to all.
+    has given to all. `unsent` keeps what is unsent to all of them within a bound.
     """
 
     def __init__(
@@ -44,7 +45,10 @@ class Hub:
         schedule: Callable[[Callable[[], None]], object],
         on_too_slow: Callable[[Outbox], None],
         on_written: Callable[[int], None] = lambda _: None,
+        *,
+        unsent: Unsent | None = None,
     ) -> None:
+        self.unsent = unsent or Unsent(sys.maxsize)
         self._schedule = schedule
         self._on_too_slow = on_too_slow
         self._on_written = on_written
@@ -178,7 +182,9 @@ class Hub:
             outbox.flush()
             written += outbox.written
             outbox.written = 0
+            self.unsent.note(outbox)
             if outbox.state is State.TOO_SLOW:
                 outbox.close()
                 self._on_too_slow(outbox)
         self._on_written(written)
+        self.unsent.relieve()

@@ -1,6 +1,7 @@
 """How a connection comes into a channel: listen, catch up, answer, then be delivered to."""
 
 import asyncio
+import functools
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ CLOSE_TOO_SLOW: Final = 4201
 DRAIN_PATIENCE_S: Final = 10.0
 """How long a client may take for half of its bound of unsent bytes, while it catches up."""
 _DRAIN_POLL_S: Final = 0.01
+MAX_HISTORY_WAIT_S: Final = 5.0
+"""How long a client that resumes waits for its turn; our own clients wait 10 s for an answer."""
 
 
 class Joiner:
@@ -35,6 +38,7 @@ class Joiner:
         self._id = connection.id
         self._session = connection.session
         self._outbox = connection.outbox
+        self._address = connection.address
         self._joining: str | None = None
         self._is_taken = False
 
@@ -74,6 +78,9 @@ class Joiner:
             recovered = _recovered(command, position)
             members = presence.members(channel)[0] if _has_members(rule) else None
             return self._session.joined(command, rule, position, recovered, members)
+        if not await self._may_read(command, rule):
+            message = "too much history is read from this address: wait a moment"
+            return self._session.refused("rate_limited", message, channel, command.ref)
         try:
             position = await traffic.acquire(channel)
         except EventBusError as exc:
@@ -81,7 +88,8 @@ class Joiner:
         backlog = traffic.hold(channel)
         traffic.wildcards.mute(channel, self._id)
         try:
-            caught_up = await traffic.catch_up(command, rule, position)
+            on_read = functools.partial(self._node.admission.charge_history, self._address)
+            caught_up = await traffic.catch_up(command, rule, position, on_read)
             if _has_members(rule):
                 await presence.enter(channel, self._connection.user, info, self._id)
                 await self._drained()  # a long list must not look like a slow client
@@ -98,6 +106,21 @@ class Joiner:
                 presence.leave(channel, self._session.claims, self._id, lost=True)
                 traffic.release(channel)
         return []
+
+    async def _may_read(self, command: Subscribe, rule: Rule) -> bool:
+        """Wait until stored messages may be read for the client, where any are to be read.
+
+        Whoever comes back after a fault must not be refused: it waits for its turn, if that comes
+        before its own patience ends.
+        """
+        if command.resume is None and not command.history and not rule.retain:
+            return True
+        debt_s = self._node.admission.history_debt_s(self._address)
+        if debt_s > MAX_HISTORY_WAIT_S:
+            return False
+        if debt_s:
+            await asyncio.sleep(debt_s)
+        return True
 
     async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
         command, pattern = effect

@@ -8,6 +8,9 @@ from collections import Counter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 __all__ = [
+    "ANSWER_BYTES_PER_ACTION",
+    "BYTES_PER_ACTION",
+    "MAX_KEYS",
     "STRIKES",
     "Full",
     "Pace",
@@ -24,6 +27,14 @@ Limit: TypeAlias = Literal["connections", "address", "user"]
 
 STRIKES: Final = 100
 """Refusals, without a rest between them, after which a client is not served any longer."""
+
+
+MAX_KEYS: Final = 100_000
+"""Channels, addresses or members whose pace is kept, some 200 bytes for each."""
+BYTES_PER_ACTION: Final = 16 * 1024
+"""A command costs an action more for each of these bytes, inflated."""
+ANSWER_BYTES_PER_ACTION: Final = 64 * 1024
+"""A command costs an action more for each of these bytes of its answer."""
 
 
 class SessionLimits(NamedTuple):
@@ -49,13 +60,26 @@ class TokenBucket:
         self._burst = self._tokens = burst
         self._at = now
 
-    def take(self, now: float) -> bool:
-        """Whether there was a token; if so, it is gone."""
+    def take(self, now: float, cost: float = 1.0) -> bool:
+        """Whether there were `cost` tokens; if so, they are gone.
+
+        What costs more than the bucket can hold needs a full one, and leaves a debt.
+        """
         self._fill(now)
-        if self._tokens < 1:
+        if self._tokens < min(cost, self._burst):
             return False
-        self._tokens -= 1
+        self._tokens -= cost
         return True
+
+    def charge(self, now: float, cost: float) -> None:
+        """Take `cost` tokens for what is done already, at the price of a debt."""
+        self._fill(now)
+        self._tokens = min(self._burst, self._tokens - cost)
+
+    def debt_s(self, now: float) -> float:
+        """How many seconds it takes until a debt is paid; 0 where there is none."""
+        self._fill(now)
+        return max(-self._tokens, 0.0) / self._rate
 
     def is_full(self, now: float) -> bool:
         """Whether it is as if nothing had ever been taken."""
@@ -77,7 +101,10 @@ class Verdict(enum.Enum):
 
 
 class Pace:
-    """The actions of one connection. Refusals count until it has rested, its bucket being full."""
+    """The actions of one connection. Refusals count until it has rested, its bucket being full.
+
+    Every frame is an action, whatever its kind; large and expensive commands cost several.
+    """
 
     __slots__ = ("_bucket", "_strikes")
 
@@ -85,33 +112,56 @@ class Pace:
         self._bucket = TokenBucket(rate, burst, now)
         self._strikes = 0
 
-    def judge(self, now: float) -> Verdict:
-        """Count one action."""
+    def judge(self, now: float, cost: float = 1.0) -> Verdict:
+        """Count one action, or what costs as much as `cost` of them."""
         if self._strikes and self._bucket.is_full(now):
             self._strikes = 0
-        if self._bucket.take(now):
+        if self._bucket.take(now, cost):
             return Verdict.SERVE
         self._strikes += 1
         return Verdict.END if self._strikes >= STRIKES else Verdict.REFUSE
 
+    def charge(self, now: float, cost: float) -> None:
+        """Count what an action that was served has cost beyond its price."""
+        self._bucket.charge(now, cost)
+
 
 class Paces:
-    """A bucket for each key; those that are full again are forgotten."""
+    """A bucket per key; those that are full again are forgotten."""
 
-    def __init__(self, rate: float, burst: float) -> None:
+    def __init__(self, rate: float, burst: float, most_keys: int = MAX_KEYS) -> None:
+        """With more than `most_keys`, the key that is kept for longest is forgotten too early."""
+        self.overflows = 0
+        """How often that was so."""
         self._rate = rate
         self._burst = burst
+        self._most_keys = most_keys
         self._buckets: dict[str, TokenBucket] = {}
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: str, now: float) -> bool:
-        """Whether there was a token for `key`."""
+    def take(self, key: str, now: float, cost: float = 1.0) -> bool:
+        """Whether there were `cost` tokens for `key`."""
+        return self._bucket(key, now).take(now, cost)
+
+    def charge(self, key: str, now: float, cost: float) -> None:
+        """Take tokens for what is done already; with a negative cost, give them back."""
+        self._bucket(key, now).charge(now, cost)
+
+    def debt_s(self, key: str, now: float) -> float:
+        """How many seconds it takes until the debt of `key` is paid; 0 where there is none."""
+        bucket = self._buckets.get(key)
+        return 0.0 if bucket is None else bucket.debt_s(now)
+
+    def _bucket(self, key: str, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
+            if len(self._buckets) >= self._most_keys:
+                self.overflows += 1
+                del self._buckets[next(iter(self._buckets))]
             bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
-        return bucket.take(now)
+        return bucket
 
     def sweep(self, now: float) -> None:
         """Forget the keys that have rested. Call it now and then: it is what bounds the memory."""

@@ -43,8 +43,9 @@ class Metrics:
         )
         self.limits_reached = Counter(
             "eventbus_edge_limits_reached",
-            "Connections and client events refused, by the limit: connections, address, user, "
-            "memory, whispers. What one connection has reached is told by its errors.",
+            "What was refused, made to wait or cut, by the limit: connections, address, user, "
+            "memory, sockets, requests, whispers, presence, joins, history, questions, unsent. "
+            "What one connection has reached is told by its errors.",
             ["limit"],
             registry=registry,
         )
@@ -69,6 +70,11 @@ class Metrics:
         )
         self.memory = Gauge(
             "eventbus_edge_memory_bytes", "Resident memory of the process.", registry=registry
+        )
+        self.unsent = Gauge(
+            "eventbus_edge_unsent_bytes",
+            "Bytes that wait for slow clients, of all connections.",
+            registry=registry,
         )
         self.errors = Counter(
             "eventbus_edge_client_errors",

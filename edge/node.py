@@ -26,7 +26,7 @@ from edge.lifecycle_node import Lifecycle
 from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
 from edge.origins import Origins
-from edge.outbox import Outbox, Sink
+from edge.outbox import Outbox, Sink, Unsent
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.deflate import DeflatedFormats
@@ -75,7 +75,7 @@ class Node:
         self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
-        self.admission = Admission(settings, self.metrics)
+        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_near_limit)
         is_production = settings.environment == "production"
         self.hosts = Hosts(
             settings.allowed_hosts,
@@ -89,7 +89,10 @@ class Node:
         # Apart: a flood of bad payloads and a drain of many must not get in each other's way.
         self.closing = Background(settings.max_connections, dropped)
         self.hub = Hub(
-            asyncio.get_running_loop().call_soon, self._too_slow, self.metrics.tally.wrote
+            asyncio.get_running_loop().call_soon,
+            self._too_slow,
+            self.metrics.tally.wrote,
+            unsent=Unsent(settings.max_unsent_bytes_total, self._cut),
         )
         self._bus = bus
         self._verifier = verifier
@@ -108,7 +111,9 @@ class Node:
         self.traffic = Traffic(
             bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
-        self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
+        self.presence = PresenceChannels(
+            bus.driver, self.id, settings, self.hub, self.admission.may_join
+        )
         self.lifecycle = Lifecycle(bus, self.census.cluster, settings, self.metrics)
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
@@ -224,6 +229,7 @@ class Node:
     def _look(self, now: float) -> None:
         self.metrics.channels.set(self.traffic.channels)
         self.admission.look(now)
+        self.metrics.unsent.set(self.hub.unsent.measure())
         self.metrics.revocations.set(len(self.revoker.known))
         if self.revoker.is_due(now):
             self.background.start(self.revoker.keep_up(), "reading the revocations")
@@ -232,6 +238,13 @@ class Node:
         connection = self.connections.get(outbox.connection_id)
         if connection is not None:
             connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
+
+    def _cut(self, outbox: Outbox) -> None:
+        self.metrics.limits_reached.labels("unsent").inc()
+        connection = self.connections.get(outbox.connection_id)
+        if connection is not None:
+            reason = "too slow: more bytes were unsent to all clients than the node may keep"
+            connection.close(CLOSE_TOO_SLOW, reason)
 
     # What connections ask for
 

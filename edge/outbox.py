@@ -1,11 +1,15 @@
 """What waits to be written to one connection: joined within a loop turn, bounded in bytes."""
 
 import enum
-from typing import Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from edge.protocols.vocabulary import WireFormat
 
-__all__ = ["Outbox", "Sink", "State"]
+__all__ = ["Outbox", "Sink", "State", "Unsent"]
+
+_RELIEVED: Final = 0.9
+"""The share of its limit to which the sum of unsent bytes is brought down."""
 
 
 class Sink(Protocol):
@@ -16,6 +20,9 @@ class Sink(Protocol):
 
     def unsent(self) -> int:
         """Bytes taken that the peer's socket has not accepted yet."""
+
+    def abort(self) -> None:
+        """End the connection at once, and free what is unsent."""
 
 
 class State(enum.Enum):
@@ -36,7 +43,7 @@ class Outbox:
 
     __slots__ = (
         "_pending", "_pending_bytes", "_sink", "connection_id", "dropped", "format", "limit",
-        "state", "was_too_slow", "written",
+        "state", "unsent", "was_too_slow", "written",
     )  # fmt: skip
 
     def __init__(self, connection_id: str, wire: WireFormat, sink: Sink, limit: int) -> None:
@@ -49,6 +56,8 @@ class Outbox:
         self.dropped = 0
         """Frames that were not taken any more, or not written."""
         self.was_too_slow = False
+        self.unsent = 0
+        """Bytes that the peer's socket had not accepted when that was looked at last."""
         self._sink = sink
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -73,7 +82,7 @@ class Outbox:
             self._pending = []
             self._pending_bytes = 0
             self._sink.write(frames[0] if len(frames) == 1 else b"".join(frames))
-            if self._sink.unsent() > self.limit:
+            if self.measure() > self.limit:
                 self.state = State.TOO_SLOW
                 self.was_too_slow = True
 
@@ -82,9 +91,65 @@ class Outbox:
         """Bytes that are pending, or that the peer's socket has not accepted yet."""
         return self._pending_bytes + self._sink.unsent()
 
+    def measure(self) -> int:
+        """Look at how much is unsent."""
+        self.unsent = self._sink.unsent()
+        return self.unsent
+
     def close(self) -> None:
         """Take no more; what was not flushed is dropped."""
         self.state = State.CLOSED
         self.dropped += len(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
+
+    def abort(self) -> None:
+        """Free what is unsent, by ending the connection."""
+        self.close()
+        self._sink.abort()
+
+
+class Unsent:
+    """The unsent bytes of all connections, in sum, of which those behind are known one by one.
+
+    A connection counts until its bytes are sent or freed, also when it has been closed.
+    """
+
+    def __init__(self, limit: int, on_cut: Callable[[Outbox], None] = lambda _: None) -> None:
+        """`on_cut` gets each outbox that is about to be aborted, the sum being above `limit`."""
+        self.total = 0
+        self._limit = limit
+        self._on_cut = on_cut
+        self._behind: dict[Outbox, int] = {}
+
+    @property
+    def is_near_limit(self) -> bool:
+        """Whether so much is unsent that nobody should be added."""
+        return self.total > _RELIEVED * self._limit
+
+    def note(self, outbox: Outbox) -> None:
+        """An outbox has been written to. A part of the hot path."""
+        if outbox.unsent or outbox in self._behind:
+            self._set(outbox, outbox.unsent)
+
+    def _set(self, outbox: Outbox, unsent: int) -> None:
+        self.total += unsent - self._behind.pop(outbox, 0)
+        if unsent:
+            self._behind[outbox] = unsent
+
+    def measure(self) -> int:
+        """Look again at all that were behind; gives the sum."""
+        for outbox in list(self._behind):
+            self._set(outbox, outbox.measure())
+        return self.total
+
+    def relieve(self) -> None:
+        """Above the limit, cut those with most unsent bytes until the sum is well below it."""
+        if self.total <= self._limit or self.measure() <= self._limit:
+            return
+        for outbox in sorted(self._behind, key=self._behind.__getitem__, reverse=True):
+            if self.total <= _RELIEVED * self._limit:
+                break
+            self._on_cut(outbox)
+            outbox.abort()
+            self._set(outbox, 0)

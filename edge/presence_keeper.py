@@ -60,10 +60,19 @@ class PresenceKeeper:
     With a driver that keeps no state, members are those of this node alone.
     """
 
-    def __init__(self, driver: Driver, node: str, settings: PresenceSettings, tell: Tell) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        node: str,
+        settings: PresenceSettings,
+        tell: Tell,
+        may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
+    ) -> None:
+        """`may_join` gets channel and token of each user who is about to become a member."""
         self._node = node
         self._settings = settings
         self._tell = tell
+        self._may_join = may_join
         self._shares = Capability.PRESENCE in driver.capabilities
         self._driver = cast(StateDriver, driver)
         self._writer = EntryWriter(self._driver)
@@ -176,6 +185,10 @@ class PresenceKeeper:
                 "limit_exceeded",
                 f"the list of the members of {channel} has {len(watched.room.members)} bytes, more "
                 "than may be sent to a client",
+            )
+        if known is None and not self._may_join(channel, token):
+            raise PresenceRefused(
+                "rate_limited", f"this user has joined {channel} too often: wait a moment"
             )
         watched.stays.join(token, connection_id)
         # Another tab, or a reload, does not take back what the user has said since.

@@ -26,7 +26,14 @@ from edge.effects import (
     failed,
     not_subscribed,
 )
-from edge.limits import STRIKES, Pace, SessionLimits, Verdict
+from edge.limits import (
+    ANSWER_BYTES_PER_ACTION,
+    BYTES_PER_ACTION,
+    STRIKES,
+    Pace,
+    SessionLimits,
+    Verdict,
+)
 from edge.protocols.vocabulary import (
     Acknowledged,
     AskStats,
@@ -60,6 +67,10 @@ __all__ = ["Session"]
 
 BAD_TOKENS: Final = 3
 _OF_A_CHANNEL: Final = (Subscribe, Unsubscribe, Whisper, Presence, ReadHistory)
+_PRICES: Final[Mapping[type, float]] = {Authenticate: 5.0, AskStats: 5.0}
+"""Actions that cost the node as much as several others: a signature, a question to all nodes."""
+_RECHECK_PRICE: Final = 0.5
+"""For each channel that a changed token has checked again."""
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
 
 
@@ -85,10 +96,11 @@ class Session:
         pace = limits.actions_per_s, limits.action_burst
         return [Send(Connected(self.connection_id, node, limits.heartbeat_s, *pace))]
 
-    def receive(self, command: Command, now: float) -> list[Effect]:
-        """Answer one command."""
+    def receive(self, command: Command, now: float, size: int = 0) -> list[Effect]:
+        """Answer one command, which came as a message of `size` bytes."""
         self.time.heard(now)
-        verdict = self._pace.judge(now)
+        cost = _PRICES.get(type(command), 1.0) + size // BYTES_PER_ACTION
+        verdict = self._pace.judge(now, cost)
         if verdict is not Verdict.SERVE:
             return self._too_fast(command.ref, is_last=verdict is Verdict.END)
         if isinstance(command, _OF_A_CHANNEL):
@@ -97,6 +109,28 @@ class Session:
             except InvalidChannel as exc:
                 return [failed("invalid_channel", str(exc), None, command.ref)]
         return self._serve(command, now)
+
+    def count(self, frames: int, now: float) -> tuple[bool, list[Effect]]:
+        """Count frames that are no commands: pings, pongs, parts of a message.
+
+        Gives whether any was within the pace, and what the others lead to: one error for all.
+        """
+        self.time.heard(now)
+        is_served, verdict = False, Verdict.SERVE
+        for _ in range(frames):
+            verdict = self._pace.judge(now)
+            if verdict is Verdict.SERVE:
+                is_served = True
+            elif verdict is Verdict.END:
+                break
+        if verdict is Verdict.SERVE:
+            return is_served, []
+        return is_served, self._too_fast(None, is_last=verdict is Verdict.END)
+
+    def answered(self, size: int, now: float) -> None:
+        """Charge for a large answer, of `size` bytes."""
+        if size >= ANSWER_BYTES_PER_ACTION:
+            self._pace.charge(now, size // ANSWER_BYTES_PER_ACTION)
 
     def _serve(self, command: Command, now: float) -> list[Effect]:
         match command:
@@ -156,6 +190,7 @@ class Session:
         effects: list[Effect] = [Send(Authenticated(claims.user_id, claims.exp, ref))]
         if before is None or not claims.says_the_same_as(before):
             effects += self._recheck(claims.presence_changes(before) if before else {})
+            self._pace.charge(now, _RECHECK_PRICE * len(self.channels))
         return effects
 
     def _recheck(self, changes: Mapping[str, Any]) -> list[Effect]:

@@ -14,6 +14,7 @@ from aiohttp import HttpVersion11, web
 from edge.body import read_json_text
 from edge.connection import Connection
 from edge.entrance import Admitted, admit
+from edge.http_api import cors_headers
 from edge.keys import NODE
 from edge.node import Node
 from edge.outbox import Sink
@@ -38,6 +39,9 @@ _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take for what is unsent when its stream has ended."""
+CLOSE_TOO_MUCH: Final = 4008
+MAX_SURPLUS: Final = 64 * 1024
+"""Bytes that a client may send after its request; a proxy might send some."""
 _ONE: Final = OneChannel()
 _WITHOUT_CURSOR: Final = WithoutCursor()
 _HEADERS: Final = {
@@ -68,13 +72,14 @@ async def _answer(
     read: Callable[[Node, web.Request, Admitted], Awaitable[tuple[WireFormat, _Begin]]],
 ) -> web.StreamResponse:
     node = request.app[NODE]
-    cors = _cors(node, request)
+    cors = cors_headers(request)
     try:
         with node.arrival(request.remote, request.headers) as place:
             admitted = await admit(node, request, place, None)
             _check(node, admitted)
             wire, begin = await read(node, request, admitted)
             response = web.StreamResponse(headers=_HEADERS | cors)
+            response.force_close()  # else its end would leave the socket open
             await response.prepare(request)
             transport = request.transport
             if transport is None:  # the client has left meanwhile
@@ -134,6 +139,7 @@ async def _by_body(
 
     async def begin(connection: Connection) -> None:
         await connection.open(())
+        node.admission.charge_channels(connection.address, len(commands))
         for command in commands:
             await connection.handle(command)
 
@@ -150,7 +156,7 @@ async def _commands(node: Node, request: web.Request) -> list[Command]:
 
 async def preflight(request: web.Request) -> web.Response:
     """OPTIONS /sse: what a page of an allowed origin may ask for (fetch.spec.whatwg.org)."""
-    cors = _cors(request.app[NODE], request)
+    cors = cors_headers(request)
     if "Access-Control-Allow-Origin" not in cors:
         raise Problem("forbidden", "the request's origin is not allowed", headers=cors)
     allowed = {
@@ -161,14 +167,6 @@ async def preflight(request: web.Request) -> web.Response:
         "Access-Control-Max-Age": str(_MAX_AGE_S),
     }
     return web.Response(status=204, headers=cors | allowed)
-
-
-def _cors(node: Node, request: web.Request) -> dict[str, str]:
-    origin = request.headers.get("Origin")
-    headers = {"Vary": "Origin"}
-    if origin and node.origins.allows(origin, request.host):
-        headers["Access-Control-Allow-Origin"] = origin
-    return headers
 
 
 def _positions(request: web.Request, channels: list[str]) -> dict[str, Position] | None:
@@ -188,6 +186,7 @@ class _Stream:
         self.connection: Connection | None = None
         self._transport = transport
         self._chunked = chunked
+        self._surplus = 0
 
     # Sink
 
@@ -197,6 +196,9 @@ class _Stream:
 
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # Peer
 
@@ -212,7 +214,13 @@ class _Stream:
 
     # What aiohttp calls, having been given this as a parser
 
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]:  # noqa: ARG002 - none is asked for
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Drop what is sent into a stream, for nothing is asked for; much of it ends the stream."""
+        self._surplus += len(data)
+        if self._surplus > MAX_SURPLUS:
+            if self.connection is not None:
+                self.connection.close(CLOSE_TOO_MUCH, "nothing may be sent into a stream")
+            self.ended.set()
         return False, b""
 
     def feed_eof(self) -> None:

@@ -1,6 +1,7 @@
 """The messages of a node's channels: from the bus to its clients, and of clients to the bus."""
 
 import datetime
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Final
 import msgspec
 
 from edge.config import EdgeSettings
-from edge.history import MAX_PAGE_BYTES, CaughtUp, History, HistoryRead
+from edge.history import MAX_PAGE_BYTES, CaughtUp, History, HistoryRead, OnRead, ignore
 from edge.hub import Backlog, Hub
 from edge.interest import Interest
 from edge.metrics import Metrics
@@ -104,7 +105,13 @@ class Traffic:
         """Keep what passes on a channel, for a client that catches up; see Hub.release."""
         return self._hub.hold(channel, self._max_backlog)
 
-    async def catch_up(self, command: Subscribe, rule: Rule, position: Position | None) -> CaughtUp:
+    async def catch_up(
+        self,
+        command: Subscribe,
+        rule: Rule,
+        position: Position | None,
+        on_read: OnRead = ignore,
+    ) -> CaughtUp:
         """What a new subscription gets first; see History.catch_up."""
         most = rule.most_history
         if most is not None:
@@ -113,31 +120,39 @@ class Traffic:
             return CaughtUp(position, [], None, 0)
         last = command._replace(resume=None, history=max(command.history, int(rule.retain)))
         if command.resume is None:
-            return await self._history.catch_up(last, position)
-        caught_up = await self._history.catch_up(command, position, most=most)
+            return await self._history.catch_up(last, position, on_read=on_read)
+        caught_up = await self._history.catch_up(command, position, most=most, on_read=on_read)
         self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
         if rule.retain and not caught_up.recovered:
             # Who cannot have what it missed begins again, and so with the last message.
-            caught_up = (await self._history.catch_up(last, position))._replace(recovered=False)
+            begun_again = await self._history.catch_up(last, position, on_read=on_read)
+            caught_up = begun_again._replace(recovered=False)
         return caught_up
 
     async def read_history(
-        self, channel: str, since: int | None, limit: int, *, max_bytes: int = MAX_PAGE_BYTES
+        self,
+        channel: str,
+        since: int | None,
+        limit: int,
+        *,
+        max_bytes: int = MAX_PAGE_BYTES,
+        on_read: OnRead = ignore,
     ) -> HistoryRead:
         """Stored messages, as far back as the channel's rule lets clients read; see History.page.
 
         That the rule lets them read any is for the caller to look at. Raises an EventBusError.
         """
         most = self._rules.find(channel).most_history
+        read = functools.partial(self._history.page, max_bytes=max_bytes, on_read=on_read)
         if most is None:
-            return await self._history.page(channel, since, limit, max_bytes=max_bytes)
+            return await read(channel, since, limit)
         if since is None:
-            return await self._history.page(channel, None, min(limit, most), max_bytes=max_bytes)
-        page = await self._history.page(channel, None, most, max_bytes=max_bytes)
+            return await read(channel, None, min(limit, most))
+        page = await read(channel, None, most)
         later = [one for one in page.messages if one.position and one.position.offset > since]
         complete = len(later) < len(page.messages)
         if not complete and len(later) < most:  # nothing is further back than may be read
-            complete = (await self._history.page(channel, since, 1)).complete
+            complete = (await read(channel, since, 1)).complete
         return HistoryRead(later[:limit], page.position, complete)
 
     async def whisper(

@@ -7,19 +7,22 @@ what clients deflate, and bounds it, inflated, as it bounds plain frames.
 """
 
 import asyncio
+import itertools
 import logging
 import zlib
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 
 from edge.connection import Connection
 from edge.entrance import admit
+from edge.frame_gate import FrameGate
+from edge.http_server import put_gate
 from edge.keys import NODE
 from edge.node import Node
 from edge.problem import Problem
 from edge.protocols.extensions import Deflate, InvalidExtensions, agree
-from edge.protocols.framing import PING, close_reason, pong_frame
+from edge.protocols.framing import PING, close_reason
 from edge.protocols.native import PROTOCOL, NativeWebSocket, decode
 from edge.protocols.vocabulary import Malformed, WireFormat
 
@@ -31,6 +34,8 @@ CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take to answer a close frame before its socket is cut."""
 _NATIVE: Final = NativeWebSocket()
 _AGREED: Final = web.ResponseKey("AGREED", Deflate)
+_TURN: Final = 16
+"""Messages of one client that are handled before the event loop serves the others."""
 _BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
 
 
@@ -45,9 +50,10 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
         connection = node.connect(_format(node, ws), socket, socket, claims, place)
         try:
             await connection.open(channels)
-            await _serve(ws, connection)
+            await _serve(ws, connection, socket.gate)
         finally:
             node.disconnect(connection)
+        await socket.closed()
     return ws
 
 
@@ -66,8 +72,9 @@ async def _upgrade(
         ws[_AGREED] = agreed
     if request.version < HttpVersion11 or not ws.can_prepare(request).ok:
         raise Problem("bad_request", "this address takes WebSocket connections only")
+    gate = put_gate(request, deflates=agreed is not None)
     await ws.prepare(request)
-    return ws, _Socket(node, ws, request.transport) if request.transport else None
+    return ws, _Socket(node, ws, request.transport, gate) if request.transport else None
 
 
 def _agree(node: Node, request: web.Request) -> Deflate | None:
@@ -106,21 +113,21 @@ def _raw_channel(request: web.Request) -> str | None:
     return request.rel_url.raw_path.split("/", 2)[2]
 
 
-async def _serve(ws: web.WebSocketResponse, connection: Connection) -> None:
+async def _serve(ws: web.WebSocketResponse, connection: Connection, gate: FrameGate) -> None:
+    gate.open(connection)
+    turns = itertools.cycle(range(_TURN))
     async for message in ws:
+        gate.took()
         match message.type:
             case WSMsgType.TEXT:
-                await connection.handle(decode(message.data))
+                await connection.handle(decode(message.data), len(message.data))
             case WSMsgType.BINARY:
-                await connection.handle(_BINARY)
-            case WSMsgType.PING:
-                connection.heard()
-                connection.write(pong_frame(message.data))
-            case WSMsgType.PONG:
-                connection.heard()
+                await connection.handle(_BINARY, len(message.data))
             case WSMsgType.ERROR:
                 # aiohttp has closed: 1007 for text that is not UTF-8, 1009 for a large frame.
                 connection.ended(_code_of(message.data))
+        if next(turns) == 0:
+            await asyncio.sleep(0)  # what was read already is handled without a wait
     connection.ended(None)
 
 
@@ -132,7 +139,16 @@ def _code_of(fault: BaseException) -> int:
 
 
 class _WebSocket(web.WebSocketResponse):
-    """Closes with 1002 for data that cannot be inflated, where aiohttp has 1000 for it."""
+    """Closes with 1002 for data that cannot be inflated, where aiohttp has 1000 for it.
+
+    And waits for the client's close frame where aiohttp, while it is receiving, does not.
+    """
+
+    async def receive(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - aiohttp's
+        message = await super().receive(timeout)
+        if message.type is WSMsgType.CLOSING:
+            self._closing = False  # by the node; `close` goes on once this has returned
+        return message
 
     async def close(
         self,
@@ -149,10 +165,18 @@ class _WebSocket(web.WebSocketResponse):
 class _Socket:
     """The sink that an outbox writes to, and the peer that a connection ends."""
 
-    def __init__(self, node: Node, ws: web.WebSocketResponse, transport: asyncio.Transport) -> None:
+    def __init__(
+        self,
+        node: Node,
+        ws: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        gate: FrameGate,
+    ) -> None:
+        self.gate = gate
         self._node = node
         self._ws = ws
         self._transport = transport
+        self._closed: asyncio.Event | None = None
 
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():
@@ -161,12 +185,27 @@ class _Socket:
     def unsent(self) -> int:
         return self._transport.get_write_buffer_size()
 
+    def abort(self) -> None:
+        self._transport.abort()
+
     def ping(self) -> None:
         self.write(PING)
 
     def close(self, code: int, reason: str) -> None:
+        self._closed = asyncio.Event()
+        self.gate.closing()
         if not self._node.closing.start(self._close(code, reason), "closing a connection"):
+            self._closed.set()
             self._transport.abort()
+
+    async def closed(self) -> None:
+        """Wait for the end of a close that the node has begun.
+
+        A socket that is closed while its client still sends is reset, and the client may not get
+        to read why (RFC 6455, 7.1.1).
+        """
+        if self._closed is not None:
+            await self._closed.wait()
 
     async def _close(self, code: int, reason: str) -> None:
         message = close_reason(reason)
@@ -178,5 +217,7 @@ class _Socket:
         finally:
             # A peer that is behind gets the time to read the rest; one that does not read would
             # keep its unsent bytes alive.
+            assert self._closed is not None, "the close has begun"
+            self._closed.set()
             if self._transport.get_write_buffer_size():
                 asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)

@@ -42,6 +42,9 @@ class Nowhere:
         """None wait."""
         return 0
 
+    def abort(self) -> None:
+        """There is nothing to free."""
+
 
 def new_hub(clients: int, on_written: Callable[[int], None] = lambda _: None) -> Hub:
     hub = Hub(lambda _: None, lambda _: None, on_written)

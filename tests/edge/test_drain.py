@@ -223,21 +223,18 @@ async def test_a_client_that_stops_reading_is_cut_and_the_others_hear_everything
     writer.close()
 
 
-PING = b"\x89\xfd\x00\x00\x00\x00" + b"p" * 125
 ACTION = b"\x81\x91\x00\x00\x00\x00" + b'{"action":"ping"}'
 
 
-@pytest.mark.parametrize("frame", [PING, ACTION], ids=["ping frames", "actions"])
-async def test_a_client_that_asks_and_does_not_read_the_answers_is_cut(start_edge, bus, frame):
+async def test_a_client_that_asks_and_does_not_read_the_answers_is_cut(start_edge, bus):
     pace = {"max_actions_per_second": 1e6, "action_burst": 1_000_000}
     edge = await start_edge(bus, max_unsent_bytes=64 * 1024, **pace)
     _, writer = await raw_websocket(edge.port)
-    for _ in range(200):
-        if not edge.node.connections:
-            break
-        writer.write(frame * 1000)
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            await asyncio.wait_for(writer.drain(), 0.5)
+    async with asyncio.timeout(30):
+        while edge.node.connections:
+            writer.write(ACTION * 1000)
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                await asyncio.wait_for(writer.drain(), 0.5)
     writer.transport.abort()
     assert edge.node.metrics.closes.labels("4201")._value.get() == 1
 

@@ -91,6 +91,54 @@ def test_buckets_of_keys_are_apart_and_forgotten_when_they_have_rested():
     assert len(paces) == 0
 
 
+def test_what_costs_several_tokens_takes_them_at_once_or_none():
+    bucket = TokenBucket(10.0, 5, 0.0)
+    assert bucket.take(0.0, 3)
+    assert not bucket.take(0.0, 3)
+    assert bucket.take(0.0, 2)
+
+
+def test_what_costs_more_than_a_bucket_holds_needs_a_full_one_and_leaves_a_debt():
+    bucket = TokenBucket(10.0, 5, 0.0)
+    assert bucket.take(0.0, 8)
+    assert bucket.debt_s(0.0) == pytest.approx(0.3)
+    assert not bucket.take(0.7, 8)
+    assert bucket.take(0.8, 8)
+
+
+def test_a_charge_is_never_refused_and_is_paid_with_time():
+    bucket = TokenBucket(10.0, 5, 0.0)
+    bucket.charge(0.0, 25)
+    assert bucket.debt_s(0.0) == pytest.approx(2.0)
+    assert bucket.debt_s(1.5) == pytest.approx(0.5)
+    assert not bucket.take(2.0)
+    assert bucket.take(2.1)
+    assert bucket.debt_s(9.0) == 0.0
+
+
+def test_what_is_given_back_does_not_overfill_a_bucket():
+    bucket = TokenBucket(10.0, 2, 0.0)
+    bucket.charge(0.0, -5)
+    assert [bucket.take(0.0) for _ in range(3)] == [True, True, False]
+
+
+def test_an_expensive_action_costs_a_connection_several_of_its_pace():
+    pace = Pace(1.0, 10, 0.0)
+    assert [pace.judge(0.0, 5) for _ in range(3)] == [Verdict.SERVE] * 2 + [Verdict.REFUSE]
+    pace.charge(0.0, 3)
+    assert pace.judge(3.9) is Verdict.REFUSE
+    assert pace.judge(4.1) is Verdict.SERVE
+
+
+def test_the_keys_of_paces_are_bounded_and_it_is_told_when_one_is_forgotten_too_early():
+    paces = Paces(1.0, 1, most_keys=3)
+    assert all(paces.take(key, 0.0) for key in "abc")
+    assert not paces.take("a", 0.0)
+    assert paces.take("d", 0.0)
+    assert (len(paces), paces.overflows) == (3, 1)
+    assert paces.take("a", 0.0)  # it was kept for longest
+
+
 def places(**limits):
     return Places(PlaceLimits(**limits))
 

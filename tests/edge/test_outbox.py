@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from edge.outbox import Outbox, State
+from edge.outbox import Outbox, State, Unsent
 
 
 class Sink:
@@ -18,6 +18,9 @@ class Sink:
 
     def unsent(self):
         return max(0, sum(map(len, self.writes)) - self.accepts)
+
+    def abort(self):
+        self.writes = []
 
 
 def outbox(sink, limit=100):
@@ -97,3 +100,56 @@ def test_what_one_turn_adds_costs_at_most_the_bound_and_one_frame(frames, limit)
     assert len(written) <= 2 * limit + 60
     if sum(map(len, frames)) <= limit:
         assert (written, box.state) == (b"".join(frames), State.OPEN)
+
+
+# All together
+
+
+def behind(unsent, *sizes):
+    """An outbox for each size, with so much unsent."""
+    boxes = [outbox(Sink(accepts=0), limit=10**6) for _ in sizes]
+    for box, size in zip(boxes, sizes, strict=True):
+        box.push(b"x" * size)
+        box.flush()
+        unsent.note(box)
+    return boxes
+
+
+def test_the_unsent_bytes_of_all_are_summed_and_those_that_were_sent_are_taken_off():
+    unsent = Unsent(1000)
+    first, second = behind(unsent, 100, 200)
+    assert unsent.total == 300
+    first._sink.accepts = 60
+    assert unsent.total == 300  # nobody has looked
+    assert unsent.measure() == 240
+    first._sink.accepts = second._sink.accepts = 10**6
+    second.push(b"x")
+    second.flush()
+    unsent.note(second)
+    assert unsent.total == 40
+    assert unsent.measure() == 0
+
+
+def test_above_the_limit_those_with_most_are_cut_until_there_is_room_again():
+    cut = []
+    unsent = Unsent(1000, cut.append)
+    boxes = behind(unsent, 300, 100, 400, 150)
+    unsent.relieve()
+    assert cut == []
+    boxes += behind(unsent, 200)
+    assert unsent.is_near_limit
+    unsent.relieve()
+    assert cut == [boxes[2]]
+    assert (boxes[2].state, boxes[2].measure()) == (State.CLOSED, 0)
+    assert unsent.total == unsent.measure() == 750
+    assert not unsent.is_near_limit
+
+
+def test_nobody_is_cut_for_bytes_that_have_been_sent_meanwhile():
+    cut = []
+    unsent = Unsent(1000, cut.append)
+    for box in behind(unsent, 600, 600):
+        box._sink.accepts = 300
+    unsent.relieve()
+    assert cut == []
+    assert unsent.total == 600

@@ -18,6 +18,7 @@ from edge.effects import (
 from edge.limits import SessionLimits
 from edge.protocols.vocabulary import (
     Acknowledged,
+    AskStats,
     Authenticate,
     Authenticated,
     Connected,
@@ -96,6 +97,73 @@ def test_a_malformed_command_is_answered_and_changes_nothing():
     answer = it.receive(Malformed("bad_request", "no", "r"), 0.0)
     assert answer == [Send(Failed("bad_request", "no", None, "r"))]
     assert list(it.channels) == ["general"]
+
+
+# The pace
+
+
+def test_frames_that_are_no_commands_are_counted_and_refused_with_one_error():
+    it = session(actions_per_s=1.0, action_burst=10)
+    assert it.count(6, 0.0) == (True, [])
+    is_served, effects = it.count(6, 0.0)
+    assert is_served
+    assert code_of(effects) == "rate_limited"
+    is_served, effects = it.count(6, 0.0)
+    assert not is_served
+    assert code_of(effects) == "rate_limited"
+    assert code_of(it.receive(Ping(None, None), 0.0)) == "rate_limited"
+
+
+def test_frames_that_are_no_commands_end_the_connection_when_they_are_too_many():
+    it = session(actions_per_s=1.0, action_burst=10)
+    _, (error, end) = it.count(10_000, 0.0)
+    assert code_of([error]) == "rate_limited"
+    assert end.code == 4008
+
+
+def test_a_frame_of_any_kind_is_a_sign_of_life():
+    it = session(heartbeat_s=10.0)
+    it.count(1, 9.0)
+    assert it.time.tick(18.0) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "size", "cost"),
+    [
+        (Ping(None, None), 10, 1),
+        (Ping(None, None), 16 * 1024, 2),
+        (Ping(None, None), 64 * 1024, 5),
+        (Authenticate("a.b.c", None), 500, 5),
+        (AskStats(None), 20, 5),
+    ],
+)
+def test_commands_cost_what_they_cost_the_node(command, size, cost):
+    it = session(actions_per_s=1.0, action_burst=10)
+    served = 0
+    for _ in range(10):
+        (effect,) = it.receive(command, 0.0, size)
+        limited = isinstance(effect, Send) and getattr(effect.reply, "code", "") == "rate_limited"
+        served += not limited
+    assert served == 10 // cost
+
+
+def test_a_token_that_has_all_channels_checked_again_costs_more():
+    it = session(user="7", actions_per_s=1.0, action_burst=10)
+    for channel in ("user.7", "general", "public", "announcements"):
+        join(it, channel)
+    assert not isinstance(it.receive(Authenticate("a.b.c", None), 0.0)[0], Send)
+    it.verified(claims(name="new"), 60.0, None, 0.0)  # 4, 5 and 2 are 11
+    assert code_of(it.receive(Ping(None, None), 1.9)) == "rate_limited"
+    assert it.receive(Ping(None, None), 2.1) == [Send(Pong(None, None))]
+
+
+def test_a_long_answer_costs_something_afterwards():
+    it = session(actions_per_s=1.0, action_burst=10)
+    it.answered(64 * 1024 - 1, 0.0)
+    assert it.count(0, 0.0) == (False, [])
+    it.answered(640 * 1024, 0.0)
+    assert code_of(it.receive(Ping(None, None), 0.5)) == "rate_limited"
+    assert it.receive(Ping(None, None), 1.5) == [Send(Pong(None, None))]
 
 
 # Tokens
