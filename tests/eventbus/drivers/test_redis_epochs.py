@@ -1,4 +1,4 @@
-"""Stores that go back in time: another epoch, no offset given twice, and all who listen hear of it."""
+"""Stores that go back in time begin another epoch, and give no offset twice."""
 
 import asyncio
 import shutil
