@@ -169,14 +169,29 @@ else
   given = math.max(now - b.t, 0)
 end
 
+-- What of the hash changes seldom.
+local changes = {}
+local function change(name, value)
+  changes[#changes + 1] = name
+  changes[#changes + 1] = value
+end
+if epoch ~= m[1] or run ~= m[3] or not m[6] then
+  change('e', epoch) change('r', run) change('f', text(floor))
+end
+
 -- Of writers that would keep a message for different times, the one who keeps it longest decides,
--- until what he wrote last is older than that.
+-- until what he wrote last is older than that. (That time is set ahead, so that it is seldom set.)
+local micro_age = age * 1000000
 local kept_age, kept = tonumber(m[9]), tonumber(m[7])
 local age_until, kept_until = tonumber(m[10]) or 0, tonumber(m[8]) or 0
 if kept_age and kept_age > age and age_until > now then age = kept_age
-else age_until = now + age * 1000000 end
+elseif kept_age ~= age or age_until < now + micro_age then
+  change('a', tostring(age)) change('aw', text(now + 1.25 * micro_age))
+end
 if kept and kept > count and kept_until > now then count = kept
-else kept_until = now + age * 1000000 end
+elseif kept ~= count or kept_until < now + micro_age then
+  change('n', text(count)) change('nw', text(now + 1.25 * micro_age))
+end
 
 local limit = now - age * 1000000
 if oldest <= limit then
@@ -189,6 +204,7 @@ if oldest <= limit then
     redis.call('XDEL', stream, e[1])
   end
 end
+if oldest ~= tonumber(m[4]) then change('t', text(oldest)) end
 local offset, before, micros = text(given + 1), text(last), text(now)
 -- This may fail, for what others have put into the stream: nothing before it needs to be undone.
 redis.call('XADD', stream, 'MAXLEN', '=', text(count), offset .. '-' .. micros,
@@ -198,14 +214,14 @@ local began = tonumber(m[5]) or 0
 if now - began >= window * 1000000 or redis.call('HLEN', ids) >= most then
   if redis.call('EXISTS', ids) == 1 then redis.call('RENAME', ids, older) end
   redis.call('EXPIRE', base, BASE_S)
-  began = now
+  change('g', micros)
 end
 redis.call('HSET', ids, id, offset)
 if redis.call('HLEN', ids) == 1 then redis.call('EXPIRE', ids, 2 * window) end
-redis.call('HSET', meta, 'e', epoch, 'l', offset, 'o', offset, 'r', run, 't', text(oldest),
-  'g', text(began), 'f', text(floor), 'n', text(count), 'nw', text(kept_until),
-  'a', tostring(age), 'aw', text(age_until))
-redis.call('EXPIRE', meta, math.max(META / 1000000, math.ceil(2 * age)))
+redis.call('HSET', meta, 'l', offset, 'o', offset, unpack(changes))
+if #changes > 0 then
+  redis.call('EXPIRE', meta, math.max(META / 1000000, math.ceil(2 * age)))
+end
 send(channel, table.concat({'\\0eb1', epoch, offset, before, micros, body}, ' '), sharded, run)
 return {epoch, offset, 0}
 """.replace("BASE_S", str(BASE_S))

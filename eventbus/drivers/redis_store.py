@@ -111,8 +111,8 @@ class Store:
             seen is not None
             and seen.position.epoch == page.position.epoch
             and seen.position.offset > page.position.offset
-            and await self._renew(subject, seen.position)
         ):
+            await self._renew(subject, seen.position)
             page, _ = await self._read(subject, after, limit)
         return page
 
@@ -140,20 +140,23 @@ class Store:
             page.position.offset < position.offset
             or (len(page.messages) > 0 and (page.messages[0].previous or 0) < position.offset)
         )
-        if has_gone_back and await self._renew(subject, position):
+        if has_gone_back:
+            await self._renew(subject, position)
             page, _ = await self._read(subject, position.offset, limit)
         return page
 
-    async def _renew(self, subject: str, seen: Position) -> bool:
-        """Give a stream that lacks an offset that was seen another epoch; whether it lacks it."""
+    async def _renew(self, subject: str, seen: Position) -> None:
+        """Have a stream that lacks an offset that was seen get another epoch.
+
+        Somebody else may have done it already: the stream is to be read again in any case.
+        """
         channel = subject.encode()
-        if not await self._run(RENEW, channel, seen.epoch, seen.offset):
-            return False
-        self._seen.pop(channel, None)
-        _log.warning(
-            "%s has gone back to before offset %d: Redis has lost messages", subject, seen.offset
-        )
-        return True
+        if await self._run(RENEW, channel, seen.epoch, seen.offset):
+            self._seen.pop(channel, None)
+            _log.warning(
+                "%s has gone back to before offset %d: Redis has lost messages",
+                subject, seen.offset,
+            )  # fmt: skip
 
     async def _read(self, subject: str, after: int | None, limit: int) -> tuple[Page, bool]:
         """A page, and whether its epoch is one that others know too."""
