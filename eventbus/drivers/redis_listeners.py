@@ -195,8 +195,9 @@ class Listeners:
                 raise
             volatile += self._check(held, page, cursor)
             if page.position.epoch != cursor.epoch:
+                goes_on = cursor.begin_again(page)
                 self._count_gap(cursor, "Redis has lost messages, and its history is another one")
-                if not cursor.begin_again(page):
+                if not goes_on:
                     continue
             elif not page.complete:
                 self._count_gap(cursor, "some messages were evicted before they could be read")

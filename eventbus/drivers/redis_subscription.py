@@ -186,7 +186,9 @@ class RedisSubscription:
             cursor.hold()
 
     def tell_gap(self) -> None:
-        """Messages of a filter may have been missed for good."""
+        """Messages may have been missed for good; of one subject, the history may be another."""
+        if self.cursor is not None:
+            self.position = self.cursor.position
         if self._handler is not None and self.on_gap is not None:
             self.on_gap()
 
