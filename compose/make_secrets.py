@@ -51,7 +51,7 @@ _CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_A
 # subscriptions. Redis compares the glob of a PSUBSCRIBE letter by letter with those that are
 # granted, and a glob is whatever a client's pattern makes it: a service that listens needs all
 # channels.
-_CONNECTING: Final = "+hello +auth +ping +select +client|setname +info"
+_CONNECTING: Final = "+hello +auth +ping +select +client|setname +info +wait"
 _STORING: Final = (
     "+evalsha +eval +script|load +time +publish +exists +del +rename +expire "
     "+hget +hmget +hset +hlen +xadd +xdel +xtrim +xrange +xrevrange +xlen"

@@ -97,11 +97,24 @@ class Interest:
             self._on_delivery(channel, delivery)
 
         subscription = await self._driver.subscribe(self._subject_of(channel), receive)
-        if self._on_filter_gap is not None and isinstance(subscription, GapSubscription):
-            subscription.on_gap = functools.partial(self._on_filter_gap, channel)
+        if isinstance(subscription, GapSubscription):
+            if self._on_filter_gap is not None:
+                subscription.on_gap = functools.partial(self._on_filter_gap, channel)
+            else:
+                subscription.on_gap = functools.partial(
+                    self._begin_again, channel, entry, subscription
+                )
         entry.subscription = subscription
         # Messages that came while the subscription was being made have moved the position already.
         entry.position = entry.position or subscription.position
+
+    def _begin_again(self, channel: str, entry: _Channel, subscription: Subscription) -> None:
+        """Report a history that was replaced, which may be long before its next message."""
+        position, before = subscription.position, entry.position
+        if position is not None and before is not None and position.epoch != before.epoch:
+            entry.position = position
+            if self._on_gap is not None:
+                self._on_gap(channel, position)
 
     def position(self, channel: str) -> Position | None:
         """Where a held channel stands; None where the bus keeps no history."""

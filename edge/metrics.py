@@ -221,6 +221,12 @@ class Metrics:
             lambda: bus_counters().get("publish_retries", 0),
             registry=registry,
         )
+        self.bus_foreign = ReadCounter(
+            "eventbus_edge_bus_foreign_data",
+            "Data of other programs in the bus's keys and channels (only the redis driver looks).",
+            lambda: bus_counters().get("foreign", 0),
+            registry=registry,
+        )
         self.bus_filled = ReadCounter(
             "eventbus_edge_bus_filled_messages",
             "Messages that came late, because they were missed and read from the stream.",

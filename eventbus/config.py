@@ -215,6 +215,15 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         str,
         Var("BROADCAST_REDIS_SENTINEL_PASSWORD", "the sentinels' own password", "a string", True),
     ] = ""
+    redis_wait_replicas: Annotated[
+        int,
+        msgspec.Meta(ge=0, le=16),
+        Var(
+            "BROADCAST_REDIS_WAIT_REPLICAS",
+            "how many replicas of Redis must have a message before `publish` returns",
+            "0 to 16; 0 does not wait",
+        ),
+    ] = 0
     log_path: Annotated[
         str,
         Var(

@@ -13,7 +13,9 @@ class GapSubscription(Protocol):
     """A subscription to a filter that tells of gaps.
 
     A listener to one subject sees a gap itself, by `Delivery.previous`. For a filter it cannot,
-    since offsets compare within a channel.
+    since offsets compare within a channel. A driver may also report that the history of one subject
+    was replaced, before the next message shows it: the subscription's `position` is then in the new
+    one.
     """
 
     on_gap: OnGap | None

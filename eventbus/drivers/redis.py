@@ -21,6 +21,7 @@ from eventbus.drivers.base import (
     Published,
 )
 from eventbus.drivers.redis_errors import DRIVER, Refused
+from eventbus.drivers.redis_foreign import Foreign
 from eventbus.drivers.redis_listeners import Listeners
 from eventbus.drivers.redis_nodes import CHECK_S, Nodes
 from eventbus.drivers.redis_publish import Publisher
@@ -40,7 +41,7 @@ DRAIN_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
 _RETRY_S: Final = 0.05
-_TELL_AGAIN_S: Final = 10.0
+_LOG_AGAIN_S: Final = 10.0
 
 
 class RedisDriver:
@@ -59,9 +60,10 @@ class RedisDriver:
         self._live = f"{settings.namespace}.live."
         self._timeout = settings.connect_timeout
         self._unsettled = asyncio.Event()
-        self._listeners = Listeners(self._live, self._unsettled.set)
+        self._foreign = Foreign()
+        self._listeners = Listeners(self._live, self._unsettled.set, self._foreign)
         self._nodes = Nodes(Target.of(settings), self._listeners.on_message, self._unsettled.set)
-        self._store = store = Store(self._nodes, settings)
+        self._store = store = Store(self._nodes, settings, self._foreign)
         self._listeners.attach(self._nodes, store)
         self._publisher = Publisher(self._nodes, store, settings.publish_timeout)
         self._entries = RedisState(
@@ -70,6 +72,7 @@ class RedisDriver:
             settings.namespace,
             subscribe=self.subscribe,
             attempt=self._try,
+            foreign=self._foreign,
         )
         self._refusals = 0
         self._state = "new"
@@ -88,6 +91,7 @@ class RedisDriver:
             "refusals": self._refusals,
             "publish_retries": self._publisher.retries,
             "gaps": self._listeners.gaps,
+            "foreign": self._foreign.count,
         }
 
     @property
@@ -209,31 +213,42 @@ class RedisDriver:
 
     async def _keep(self) -> None:
         """For as long as the driver is open: reconnect, subscribe again, read what was missed."""
-        pause, told, at = _FIRST_PAUSE_S, "", 0.0
+        pause, logged, at = _FIRST_PAUSE_S, "", 0.0
         loop = asyncio.get_running_loop()
         while True:
             try:
                 async with asyncio.timeout(CHECK_S):
                     await self._unsettled.wait()
             except TimeoutError:
-                pass  # a look at the layout is due
+                pass  # the servers are to be asked again
             self._unsettled.clear()
-            try:
-                failures = await self._nodes.settle()
-                failures += await self._listeners.settle()
-                if failures:
-                    raise failures[0]
-            except ConnectionFailed as exc:
-                is_refused = isinstance(exc, Refused)
-                self._refusals += is_refused
-                if str(exc) != told or (is_refused and loop.time() - at >= _TELL_AGAIN_S):
-                    told, at = str(exc), loop.time()
-                    level = logging.ERROR if is_refused else logging.WARNING
-                    _log.log(level, "%s; trying again", told)
-                self._unsettled.set()
-                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
-                pause = min(2 * pause, _MAX_PAUSE_S)
-            else:
-                if told:
+            if (failure := await self._settle()) is None:
+                if logged:
                     _log.info("connected to Redis again")
-                pause, told = _FIRST_PAUSE_S, ""
+                pause, logged = _FIRST_PAUSE_S, ""
+                continue
+            is_refused = isinstance(failure, Refused)
+            self._refusals += is_refused
+            if str(failure) != logged or (is_refused and loop.time() - at >= _LOG_AGAIN_S):
+                logged, at = str(failure), loop.time()
+                level = logging.ERROR if is_refused else logging.WARNING
+                # An unexpected error is a fault of this program: its traceback is wanted.
+                cause = None if isinstance(failure, ConnectionFailed) else failure
+                _log.log(level, "%s; trying again", logged or repr(failure), exc_info=cause)
+            self._unsettled.set()
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def _settle(self) -> BaseException | None:
+        """Bring connections and subscriptions up to date; gives the first of what failed."""
+        try:
+            failures = await self._nodes.settle()
+            failures += await self._listeners.settle()
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return exc  # of something that was awaited, and not of this task
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the driver must come back
+            return exc
+        return failures[0] if failures else None

@@ -12,7 +12,17 @@ from redis import exceptions
 
 from eventbus.errors import ConnectionFailed, DriverError, PublishFailed
 
-__all__ = ["DRIVER", "KINDS", "RETRIED", "Refused", "is_denied", "mapped", "to_error"]
+__all__ = [
+    "DRIVER",
+    "KINDS",
+    "RETRIED",
+    "Refused",
+    "is_denied",
+    "is_foreign",
+    "is_passing",
+    "mapped",
+    "to_error",
+]
 
 DRIVER: Final = "redis"
 
@@ -74,6 +84,26 @@ RETRIED: Final = (
 )
 """What a server answers that may be over in a moment: a failover, a move of slots, full memory."""
 
+
+def is_passing(exc: BaseException) -> bool:
+    """Whether it may be over in a moment: see RETRIED; and that a master has too few replicas."""
+    return isinstance(exc, RETRIED) or (
+        isinstance(exc, exceptions.ResponseError) and "NOREPLICAS" in str(exc)
+    )
+
+
+def is_foreign(exc: BaseException) -> bool:
+    """Whether a key has what only others can have written: another type, or higher entry ids."""
+    return isinstance(exc, exceptions.ResponseError) and any(
+        words in str(exc) for words in _FOREIGN
+    )
+
+
+_FOREIGN: Final = (
+    "WRONGTYPE",
+    "equal or smaller than the target stream top item",
+    "exhausted the last possible ID",
+)
 _DENIED_IN_SCRIPT: Final = ("The user executing the script can't", "ACL failure in script")
 """Of 7.0, and of later versions."""
 _CREDENTIALS: Final = "check BROADCAST_REDIS_USERNAME and BROADCAST_REDIS_PASSWORD"

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis.crc import key_slot
 
 from eventbus.drivers.redis_errors import DRIVER, mapped
+from eventbus.drivers.redis_sentinel import find_master
 from eventbus.drivers.redis_target import Address, Target
 from eventbus.errors import ConnectionFailed
 
@@ -40,13 +41,14 @@ async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
     """
     if not target.kind:
         return Layout(target.addresses[:1])
-    ask = _ask_sentinel if target.kind == "sentinel" else _ask_cluster
+    if target.kind == "sentinel":
+        return Layout((await find_master(target, known),))
     asked = list(dict.fromkeys((*target.addresses, *known)))
     failures: list[ConnectionFailed] = []
     for address in asked:
         try:
             async with asyncio.timeout(max(0.2, target.timeout / len(asked))):
-                return await ask(target, address)
+                return await _ask_cluster(target, address)
         except TimeoutError:
             failures.append(ConnectionFailed(f"{address} does not answer", driver=DRIVER))
         except ConnectionFailed as exc:
@@ -55,37 +57,18 @@ async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
     raise failures[0]
 
 
-async def _ask(target: Target, address: Address, what: str, *command: str) -> Any:
-    connection = target.connection(address, sentinel=target.kind == "sentinel")
+async def _ask_cluster(target: Target, address: Address) -> Layout:
+    connection = target.connection(address)
     try:
         with mapped(
-            f"asking {address} {what}",
-            "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_SENTINELS"
-            if target.kind == "sentinel"
-            else "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT",
+            f"asking {address} for the cluster's nodes",
+            "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT",
         ):
             await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_command(*command)
-            return await connection.read_response()
+            await connection.send_command("CLUSTER", "SLOTS")
+            reply = await connection.read_response()
     finally:
         await connection.disconnect(nowait=True)
-
-
-async def _ask_sentinel(target: Target, address: Address) -> Layout:
-    reply = await _ask(
-        target, address, "who the master is", "SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service
-    )
-    if not reply:
-        raise ConnectionFailed(
-            f"the sentinel at {address} knows no master {target.service!r} "
-            "(check BROADCAST_REDIS_SENTINEL_SERVICE)",
-            driver=DRIVER,
-        )
-    return Layout((Address(reply[0].decode(), int(reply[1])),))
-
-
-async def _ask_cluster(target: Target, address: Address) -> Layout:
-    reply = await _ask(target, address, "for the cluster's nodes", "CLUSTER", "SLOTS")
     indexes: dict[Address, int] = {}
     slots = [-1] * SLOTS
     for first, last, master, *_ in reply:

@@ -113,9 +113,21 @@ class Link(ABC):
             with mapped(f"the connection to Redis at {self.address} is lost"):
                 await work
         except ConnectionFailed as exc:
-            if self.error is None:
-                self._fail(exc)
-                self._on_lost()
+            self._lose(exc)
+        except Exception as exc:  # noqa: BLE001 - a fault of one message, or of this program
+            # Without this task the connection is dead: another one takes its place.
+            _log.exception("the connection to Redis at %s has failed", self.address)
+            self._lose(
+                ConnectionFailed(
+                    f"the connection to Redis at {self.address} has failed: {type(exc).__name__}",
+                    driver=DRIVER,
+                )
+            )
+
+    def _lose(self, error: ConnectionFailed) -> None:
+        if self.error is None:
+            self._fail(error)
+            self._on_lost()
 
     def _fail(self, error: ConnectionFailed) -> None:
         if self.error is None:

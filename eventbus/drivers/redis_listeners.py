@@ -3,12 +3,12 @@
 import asyncio
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from eventbus.drivers.base import Delivery, Page
 from eventbus.drivers.redis_errors import DRIVER, mapped
+from eventbus.drivers.redis_foreign import Foreign
 from eventbus.drivers.redis_node import Node
 from eventbus.drivers.redis_nodes import Nodes
 from eventbus.drivers.redis_store import Store
@@ -28,17 +28,17 @@ FILLS_AT_ONCE: Final = 64
 class Listeners:
     """Subscriptions by what the server is asked for: a command, and a channel or glob."""
 
-    def __init__(self, live: str, on_doubt: Callable[[], None]) -> None:
-        """`live` is how the subjects of streams begin; `on_doubt` asks for `fill`."""
+    def __init__(self, live: str, on_doubt: Callable[[], None], foreign: Foreign) -> None:
+        """`live` is how the subjects of streams begin; `on_doubt` asks for `settle`."""
         self.gaps = 0
         """How often messages were missed for good."""
         self._live = live
         self._on_doubt = on_doubt
+        self._foreign = foreign
         self._listeners: dict[tuple[str, bytes], list[RedisSubscription]] = {}
         self._doubting: dict[Cursor, None] = {}
         self._untold: dict[RedisSubscription, None] = {}
         """Filters that some node did not send to for a while."""
-        self._refreshed = time.monotonic()
 
     def attach(self, nodes: Nodes, store: Store) -> None:
         """Say which servers to use, before anything else."""
@@ -103,14 +103,14 @@ class Listeners:
         await self._place([subscription.key])
         if (cursor := subscription.cursor) is None:
             return
-        page = await self.read(subscription.subject, None, 0)
-        subscription.position = page.position
-        cursor.epoch = page.position.epoch
+        with mapped(f"reading {subscription.subject} from Redis"):
+            position = await self._store.begin(subscription.subject)
+        subscription.position = position
+        cursor.last, cursor.epoch = position
         if cursor in self._doubting:  # it was placed anew meanwhile: its stream is read first
-            cursor.last = page.position.offset
             self._on_doubt()
         else:
-            cursor.release(page.position.offset)
+            cursor.release(position.offset)
 
     async def settle(self) -> list[ConnectionFailed]:
         """Have all where they belong and up to date, as far as that goes; gives what failed."""
@@ -121,15 +121,16 @@ class Listeners:
             failures.append(exc)
         else:
             self._tell_filters()
-        if time.monotonic() - self._refreshed > self._store.meta_seconds / 4:
-            await self._refresh()
         cursors = [cursor for cursor in self._doubting if cursor.epoch]
         for start in range(0, len(cursors), FILLS_AT_ONCE):
             some = cursors[start : start + FILLS_AT_ONCE]
             for result in await asyncio.gather(*map(self._fill, some), return_exceptions=True):
                 if isinstance(result, ConnectionFailed):
                     failures.append(result)
-                elif isinstance(result, BaseException):
+                elif isinstance(result, Exception):  # of one channel; the others go on
+                    _log.error("reading a stream failed", exc_info=result)
+                    failures.append(ConnectionFailed(f"reading a stream: {result}", driver=DRIVER))
+                elif result is not None:
                     raise result
         return failures
 
@@ -181,35 +182,47 @@ class Listeners:
 
     async def _fill(self, cursor: Cursor) -> None:
         """Deliver what the cursor has missed, then what was held meanwhile."""
+        volatile: list[Delivery] = []
         while True:
             self._doubting.pop(cursor, None)
+            held = cursor.take_held()
             try:
-                page = await self.read(cursor.subject, cursor.last, FILL_PAGE)
+                with mapped(f"reading {cursor.subject} from Redis"):
+                    page = await self._store.follow(cursor.subject, cursor.position, FILL_PAGE)
             except BaseException:
+                cursor.put_back(held)
                 self._doubting[cursor] = None
                 raise
+            volatile += self._check(held, page, cursor)
             if page.position.epoch != cursor.epoch:
-                self._count_gap(cursor, "Redis has lost its messages, and begins anew")
-                cursor.begin_anew(page.position.epoch)
-                continue
-            if not page.complete:
+                goes_on = cursor.begin_again(page)
+                self._count_gap(cursor, "Redis has lost messages, and its history is another one")
+                if not goes_on:
+                    continue
+            elif not page.complete:
                 self._count_gap(cursor, "some messages were evicted before they could be read")
             cursor.fill(page)
             if len(page.messages) < FILL_PAGE and cursor not in self._doubting:
-                cursor.release(page.position.offset)
+                cursor.release(page.position.offset, volatile)
                 return
+
+    def _check(self, held: list[Delivery], page: Page, cursor: Cursor) -> list[Delivery]:
+        """Those of `held` that no stream has. The page, read later, shows the others."""
+        epochs = {cursor.epoch, page.position.epoch}
+        for delivery in held:
+            position = delivery.position
+            if position is not None and (
+                position.epoch not in epochs
+                or (position.epoch == page.position.epoch
+                    and position.offset > page.position.offset)
+            ):  # fmt: skip
+                self._foreign.note(
+                    "a message of %s has a position that its stream does not have: %d of %s",
+                    cursor.subject, position.offset, position.epoch,
+                )  # fmt: skip
+        return [delivery for delivery in held if delivery.position is None]
 
     def _count_gap(self, cursor: Cursor, why: str) -> None:
         self.gaps += 1
         _log.warning("%s was missed in part: %s", cursor.subject, why)
         cursor.tell_gap()
-
-    async def _refresh(self) -> None:
-        """Ask for each stream that is listened to, so that its epoch is kept."""
-        self._refreshed = time.monotonic()
-        subjects = {s.subject for some in self._listeners.values() for s in some if s.cursor}
-        for subject in subjects:
-            try:
-                await self.read(subject, None, 0)
-            except ConnectionFailed as exc:
-                _log.warning("%s", exc)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from redis import exceptions
 
+from eventbus.drivers.redis_acks import Acks
 from eventbus.drivers.redis_errors import DRIVER, Refused, mapped
 from eventbus.drivers.redis_link import CommandLink, ListenLink
 from eventbus.drivers.redis_script import SCRIPTS, Script
@@ -36,7 +37,8 @@ class Node:
         self.run = ""
         """The server's run: another after each of its starts."""
         self.durable = False
-        """Whether it keeps an append-only file."""
+        """Whether a run of it has all that the run before had acknowledged: it keeps an append-only
+        file, and was not promoted from a replica, which may lack what its master had."""
         self._target = target
         self._on_lost = on_lost
         self._lost = False
@@ -48,11 +50,16 @@ class Node:
             lambda glob, channel, data: on_message(self, glob, channel, data),
             on_moved,
         )
+        self._acks = Acks(target, address, self._lose) if target.wait_replicas else None
 
     @property
     def is_open(self) -> bool:
-        """Whether both connections serve."""
-        return self.commands.is_open and self.messages.is_open
+        """Whether all connections serve."""
+        return (
+            self.commands.is_open
+            and self.messages.is_open
+            and (self._acks is None or self._acks.is_open)
+        )
 
     @property
     def error(self) -> ConnectionFailed:
@@ -60,6 +67,7 @@ class Node:
         return (
             self.commands.error
             or self.messages.error
+            or (self._acks and self._acks.error)
             or ConnectionFailed(f"not connected to Redis at {self.address}", driver=DRIVER)
         )
 
@@ -70,6 +78,8 @@ class Node:
                 await self.commands.open()
                 await self._check()
                 await self.messages.open()
+                if self._acks is not None:
+                    await self._acks.open()
         except TimeoutError:
             await self.aclose()
             raise ConnectionFailed(
@@ -89,13 +99,34 @@ class Node:
         except exceptions.NoScriptError:  # after SCRIPT FLUSH
             return await self.commands.call("EVAL", script.text, len(keys), *keys, *args)
 
+    async def check_role(self) -> None:
+        """Find out whether it is a master still. Raises ConnectionFailed, Refused for what lasts.
+
+        A server that has become a replica goes on sending messages, and may keep its connections.
+        """
+        with mapped(f"asking Redis at {self.address} what it is"):
+            info = _parse(await self.commands.call("INFO", "replication"))
+        self._require_master(info)
+
+    async def wait_replicas(self) -> None:
+        """Wait until replicas have what was written up to now, where a setting asks for that.
+
+        Raises ConnectionFailed where fewer than asked for have it in time.
+        """
+        if self._acks is not None:
+            await self._acks.wait()
+
     async def aclose(self) -> None:
-        """Let go of both connections."""
+        """Let go of all connections."""
         self._lost = True
         try:
             await self.commands.aclose()
         finally:  # also when the one who closes is cancelled
-            await self.messages.aclose()
+            try:
+                await self.messages.aclose()
+            finally:
+                if self._acks is not None:
+                    await self._acks.aclose()
 
     def _lose(self) -> None:
         if not self._lost:
@@ -115,13 +146,18 @@ class Node:
             raise self._refused("is no cluster's node: leave BROADCAST_REDIS_CLUSTER false")
         if not cluster and info.get("cluster_enabled") == "1":
             raise self._refused("is a cluster's node: set BROADCAST_REDIS_CLUSTER=true")
+        self._require_master(info)
+        self.run = info.get("run_id", secrets.token_hex(8))[:16]
+        # A promoted replica knows up to which offset it had followed its master.
+        was_promoted = info.get("second_repl_offset", "-1") != "-1"
+        self.durable = info.get("aof_enabled") == "1" and not was_promoted
+
+    def _require_master(self, info: dict[str, str]) -> None:
         if info.get("role") != "master":
             message = f"Redis at {self.address} is a replica, which cannot be written to"
             if self._target.kind:  # during a failover
                 raise ConnectionFailed(message, driver=DRIVER)
             raise self._refused("is a replica: BROADCAST_REDIS_HOST must name its master")
-        self.run = info.get("run_id", secrets.token_hex(8))[:16]
-        self.durable = info.get("aof_enabled") == "1"
 
     def _refused(self, what: str) -> Refused:
         return Refused(f"Redis at {self.address} {what}", driver=DRIVER)

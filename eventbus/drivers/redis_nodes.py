@@ -11,6 +11,7 @@ from eventbus.drivers.redis_errors import DRIVER, Refused
 from eventbus.drivers.redis_layout import Layout, find_layout
 from eventbus.drivers.redis_node import Node, OnNodeMessage
 from eventbus.drivers.redis_script import Script
+from eventbus.drivers.redis_sentinel import SentinelEvents
 from eventbus.drivers.redis_target import Address, Target
 from eventbus.errors import ConnectionFailed
 
@@ -19,7 +20,8 @@ __all__ = ["Nodes"]
 _log = logging.getLogger(__name__)
 
 CHECK_S: Final = 10.0
-"""How often a cluster's nodes, or sentinels, are asked again who the masters are."""
+"""How often servers are asked again whether they are masters; and a cluster's nodes, or sentinels,
+who the masters are."""
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 
@@ -41,6 +43,7 @@ class Nodes:
         self._checked = 0.0
         self._news = asyncio.Event()
         self._closed = False
+        self._events = SentinelEvents(target, self.doubt) if target.kind == "sentinel" else None
 
     @property
     def is_connected(self) -> bool:
@@ -136,17 +139,16 @@ class Nodes:
         """Ask for the layout where that is due, and connect what is missing; gives what failed."""
         failures: list[ConnectionFailed] = []
         loop = asyncio.get_running_loop()
-        try:
-            if loop.time() - self._checked > CHECK_S or not self.is_connected:
+        if is_due := loop.time() - self._checked > CHECK_S or not self.is_connected:
+            self._checked = loop.time()  # whoever doubts it from here on has it asked again
+            if self._events is not None:
+                await self._events.settle()
+            try:
                 self.layout = await find_layout(self.target, tuple(self._nodes))
-                self._checked = loop.time()
-        except ConnectionFailed as exc:
-            failures.append(exc)
+            except ConnectionFailed as exc:
+                failures.append(exc)
+        failures += await self._drop(check=is_due)
         wanted = self.layout.addresses
-        for address, node in list(self._nodes.items()):
-            if address not in wanted or not node.is_open:
-                del self._nodes[address]
-                await node.aclose()
         missing = [address for address in wanted if address not in self._nodes]
         results = await asyncio.gather(*map(self._connect, missing), return_exceptions=True)
         for result in results:
@@ -160,9 +162,30 @@ class Nodes:
         self._news = asyncio.Event()
         return failures
 
+    async def _drop(self, *, check: bool) -> list[ConnectionFailed]:
+        """Let go of nodes that are lost, or are no masters of ours; gives what `check` found."""
+        failures: list[ConnectionFailed] = []
+        for address, node in list(self._nodes.items()):
+            if node.is_open:
+                if address in self.layout.addresses:
+                    if not check:
+                        continue
+                    try:
+                        await node.check_role()
+                        continue
+                    except ConnectionFailed as exc:
+                        failures.append(exc)
+                self.losses += 1
+                _log.warning("Redis at %s is not a master any more", address)
+            del self._nodes[address]
+            await node.aclose()
+        return failures
+
     async def aclose(self) -> None:
         """Let go of all."""
         self._closed = True
+        if self._events is not None:
+            await self._events.aclose()
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():
             await node.aclose()

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from redis import exceptions
 
 from eventbus.drivers.base import Headers
-from eventbus.drivers.redis_errors import DRIVER, RETRIED, is_denied, to_error
+from eventbus.drivers.redis_errors import DRIVER, is_denied, is_passing, to_error
 from eventbus.drivers.redis_nodes import Nodes
 from eventbus.drivers.redis_script import PUBLISH_SHARDED
 from eventbus.drivers.redis_store import Store, Stored
@@ -116,7 +116,9 @@ class Publisher:
                         await self._nodes.wait(channel)
                         try:
                             return await self._store.add(channel, body, digest)
-                        except (ConnectionFailed, *RETRIED) as exc:
+                        except (ConnectionFailed, exceptions.RedisError) as exc:
+                            if not isinstance(exc, ConnectionFailed) and not is_passing(exc):
+                                raise
                             failure = exc
                         self.retries += 1
                         await asyncio.sleep(pause)

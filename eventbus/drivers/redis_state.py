@@ -17,16 +17,19 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
 
+from redis import exceptions
+
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Headers, StateHandler
 from eventbus.drivers.base_state import validate_key
-from eventbus.drivers.redis_errors import DRIVER, mapped
+from eventbus.drivers.redis_errors import DRIVER, is_foreign, mapped
+from eventbus.drivers.redis_foreign import Foreign
 from eventbus.drivers.redis_nodes import Nodes
 from eventbus.drivers.redis_publish import Publisher
 from eventbus.drivers.redis_script import Script, make_script
 from eventbus.drivers.redis_subscription import RedisSubscription
 from eventbus.drivers.redis_wire import glob_of
-from eventbus.errors import ConnectionFailed, DriverError, PublishFailed
+from eventbus.errors import ConnectionFailed, DriverError, InvalidPattern, PublishFailed
 
 __all__ = ["RedisState"]
 
@@ -91,6 +94,23 @@ ENDED: Final = make_script(
 """The entries whose time is over."""
 
 
+REPAIR: Final = make_script(
+    """
+local aside = 0
+for i, probe in ipairs({{'HLEN', KEYS[1]}, {'ZSCORE', KEYS[2], ''}, {'GET', KEYS[3]}}) do
+  local found = redis.pcall(unpack(probe))
+  if type(found) == 'table' and found.err then
+    redis.call('RENAME', KEYS[i], KEYS[i] .. 'x')
+    redis.call('EXPIRE', KEYS[i] .. 'x', 86400)
+    aside = aside + 1
+  end
+end
+return aside
+"""
+)
+"""Put aside keys of another type, under the key's name and an `x`; gives how many."""
+
+
 class _Subscribe(Protocol):
     def __call__(self, subject: str, handler: Handler) -> Awaitable[RedisSubscription]: ...
 
@@ -106,8 +126,10 @@ class RedisState:
         *,
         subscribe: _Subscribe,
         attempt: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]],
+        foreign: Foreign,
     ) -> None:
         """`attempt` does something again while the connection is lost, for a bounded time."""
+        self._foreign = foreign
         self._nodes = nodes
         self._publisher = publisher
         self._subscribe = subscribe
@@ -160,8 +182,10 @@ class RedisState:
         found: dict[bytes, bytes] = await self._attempt(
             f"reading entries of {pattern}", lambda: self._scan(glob_of(parsed))
         )
-        entries = {key.decode(errors="replace"): value for key, value in found.items()}
-        return {key: value for key, value in entries.items() if parsed.match(key) is not None}
+        entries = {self._name(key): value for key, value in found.items()}
+        return {
+            key: value for key, value in entries.items() if key and parsed.match(key) is not None
+        }
 
     async def watch(self, pattern: str, handler: StateHandler) -> RedisSubscription:
         """Listen to what is told of writes and ends; see `StateStore.watch`."""
@@ -191,7 +215,30 @@ class RedisState:
 
     async def _evaluate(self, script: Script, *args: bytes | str | int) -> Any:
         with mapped(f"changing {self._told}"):
-            return await self._nodes.evaluate(self._slot, script, self._keys, lambda _node: args)
+            try:
+                return await self._run(script, *args)
+            except exceptions.ResponseError as exc:
+                if script is ENDED or not is_foreign(exc):
+                    raise
+                aside = await self._run(REPAIR)
+                self._foreign.note(
+                    "%d keys of %s were others' and are put aside, with an x at the name's end: %s",
+                    aside, self._told, exc,
+                )  # fmt: skip
+                return await self._run(script, *args)
+
+    async def _run(self, script: Script, *args: bytes | str | int) -> Any:
+        return await self._nodes.evaluate(self._slot, script, self._keys, lambda _node: args)
+
+    def _name(self, key: bytes) -> str:
+        """The key of an entry; empty for one that others have written, and that is not a key."""
+        try:
+            return validate_key(key.decode())
+        except (UnicodeDecodeError, InvalidPattern):
+            self._foreign.note(
+                "an entry of %s has a name that is not a key: %.80r", self._told, key
+            )
+            return ""
 
     async def _scan(self, glob: bytes) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = {}
@@ -211,15 +258,23 @@ class RedisState:
         return found
 
     async def _sweep(self) -> None:
+        logged = ""
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.7, 1))  # noqa: S311 - no secret
             try:
-                ended = await self._evaluate(ENDED)
-                # Told before they are removed: should this process die between, another tells.
-                for key in ended:
-                    subject = self._told + key.decode(errors="replace")
-                    await self._publisher.send(subject, b"", _END)
-                if ended:
-                    await self._evaluate(REMOVE, "ended", *ended)
+                await self._end()
             except DriverError as exc:
                 _log.debug("looking for ended entries: %s", exc)
+            except Exception as exc:  # noqa: BLE001 - the next round may do
+                if repr(exc) != logged:
+                    logged = repr(exc)
+                    _log.exception("looking for ended entries failed; trying again")
+
+    async def _end(self) -> None:
+        ended = await self._evaluate(ENDED)
+        # Told before they are removed: should this process die between, another tells.
+        for key in ended:
+            if name := self._name(key):
+                await self._publisher.send(self._told + name, b"", _END)
+        if ended:
+            await self._evaluate(REMOVE, "ended", *ended)

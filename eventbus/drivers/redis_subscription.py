@@ -2,12 +2,13 @@
 
 import collections
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Page, Position
 from eventbus.drivers.base_gaps import OnGap
+from eventbus.drivers.redis_script import START_STEP
 from eventbus.drivers.redis_wire import glob_of
 from eventbus.user_code import guarded
 
@@ -48,6 +49,11 @@ class Cursor:
         self._deliver = deliver
         self._doubt = doubt
 
+    @property
+    def position(self) -> Position:
+        """Up to where all is delivered."""
+        return Position(self.last, self.epoch)
+
     def hold(self) -> None:
         """Keep what comes until the stream was read."""
         if self.held is None:
@@ -55,33 +61,44 @@ class Cursor:
         self._doubt(self)
 
     def receive(self, delivery: Delivery) -> None:
-        """Take a message as it comes."""
+        """Take a message as it comes. What does not follow the last one is looked up first."""
         position = delivery.position
         if self.held is not None:
             self.held.append(delivery)
         elif position is None:
             self._deliver(delivery)
-        elif position.epoch == self.epoch:
-            if position.offset <= self.last:
-                return  # known from the stream
-            if (delivery.previous or 0) > self.last:
-                self.hold()
-                self.receive(delivery)
-                return
+        elif position.epoch == self.epoch and position.offset <= self.last:
+            return  # known from the stream
+        elif position.epoch == self.epoch and self._follows(delivery.previous):
             self.last = position.offset
-            self._deliver(delivery)
-        elif not delivery.previous:  # the first one after the data was lost
-            _log.warning("%s begins anew: Redis has lost its messages", self.subject)
-            self.tell_gap()
-            self.epoch, self.last = position.epoch, position.offset
             self._deliver(delivery)
         else:
             self.hold()
             self.receive(delivery)
 
-    def begin_anew(self, epoch: str) -> None:
-        """The stream is another one."""
-        self.epoch, self.last = epoch, 0
+    def _follows(self, previous: int | None) -> bool:
+        return previous == self.last or (not previous and self.last % START_STEP == 0)
+
+    def take_held(self) -> list[Delivery]:
+        """What is held. Whatever of it is stored will be in a page that is read after this."""
+        held, self.held = self.held, collections.deque(maxlen=MAX_HELD)
+        return list(held or ())
+
+    def put_back(self, held: Iterable[Delivery]) -> None:
+        """Hold again what `take_held` has given, before what came meanwhile."""
+        later = self.held or ()
+        self.held = collections.deque((*held, *later), maxlen=MAX_HELD)
+
+    def begin_again(self, page: Page) -> bool:
+        """The stream has another epoch, as this page shows; whether the page is what follows.
+
+        It is where both epochs have the same first part: then offsets go on, see redis_script.
+        Otherwise the stream is to be read from its beginning.
+        """
+        goes_on = page.position.epoch.partition("-")[0] == self.epoch.partition("-")[0]
+        self.last = min(self.last, page.position.offset) if goes_on else 0
+        self.epoch = page.position.epoch
+        return goes_on
 
     def fill(self, page: Page) -> None:
         """Deliver what was read after `last`."""
@@ -91,9 +108,14 @@ class Cursor:
                 self.last = delivery.position.offset
                 self._deliver(delivery)
 
-    def release(self, last: int) -> None:
-        """Go on with what was held; all up to `last` is delivered, or is kept no more."""
+    def release(self, last: int, volatile: Iterable[Delivery] = ()) -> None:
+        """Go on with what was held; all up to `last` is delivered, or is kept no more.
+
+        `volatile` are messages that no stream has, and that were held before the others.
+        """
         self.last = max(self.last, last)
+        for delivery in volatile:
+            self._deliver(delivery)
         held, self.held = self.held, None
         for delivery in held or ():
             self.receive(delivery)
@@ -165,7 +187,9 @@ class RedisSubscription:
             cursor.hold()
 
     def tell_gap(self) -> None:
-        """Messages of a filter may have been missed for good."""
+        """Messages may have been missed for good; of one subject, the history may be another."""
+        if self.cursor is not None:
+            self.position = self.cursor.position
         if self._handler is not None and self.on_gap is not None:
             self.on_gap()
 

@@ -41,6 +41,8 @@ class Target(NamedTuple):
     login: dict[str, Any]
     sentinel_login: dict[str, Any]
     tls: dict[str, Any] | None
+    wait_replicas: int
+    """How many replicas must have a message before it counts as stored."""
 
     def __repr__(self) -> str:
         return f"Target({self.kind or 'server'}, {', '.join(map(str, self.addresses))})"
@@ -90,6 +92,7 @@ class Target(NamedTuple):
         return cls(
             kind, addresses, database, service, settings.connect_timeout,
             _given(login), _given(sentinel_login), _tls(settings) if secure else None,
+            settings.redis_wait_replicas,
         )  # fmt: skip
 
     def connection(self, address: Address, *, sentinel: bool = False) -> Connection:

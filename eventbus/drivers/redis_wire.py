@@ -42,7 +42,8 @@ MAX_MESSAGE: Final = 8 * 1024**2
 
 _GLOB: Final = re.compile(r"[*?\[\]\\]")
 _ROOT: Final = re.compile(r"[a-z0-9_-]{1,32}\.[a-z]+\.", re.ASCII)
-_NUMBERS: Final = re.compile(rb"(\d{1,16}) (\d{1,16}) (\d{1,18}) ", re.ASCII)
+_PLACE: Final = re.compile(rb"([0-9a-z-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,18}) ")
+_MAX_OFFSET: Final = 2**53 - 1
 _headers: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -81,16 +82,15 @@ def decode(subject: str, data: bytes) -> Delivery:
     """A message as it came; what is no frame of ours, or a broken one, is a bare payload."""
     try:
         if data.startswith(STORED_PREFIX):
-            epoch, rest = data[len(STORED_PREFIX) :].split(b" ", 1)
-            if numbers := _NUMBERS.match(rest):
-                offset, previous, micros = (int(number) for number in numbers.groups())
-                body = rest[numbers.end() :]
-                position = Position(offset, epoch.decode("ascii"))
-                return decode_stored(subject, body, position, previous, micros)
+            if place := _PLACE.match(data, len(STORED_PREFIX)):
+                offset, previous, micros = (int(number) for number in place.groups()[1:])
+                position = Position(offset, place[1].decode("ascii"))
+                if offset <= _MAX_OFFSET:
+                    return decode_stored(subject, data[place.end() :], position, previous, micros)
         elif data.startswith(VOLATILE_PREFIX):
             headers, payload = _decode_body(data[len(VOLATILE_PREFIX) :])
             return Delivery(subject, payload, headers)
-    except (ValueError, OverflowError, msgspec.MsgspecError):
+    except (ValueError, OverflowError, OSError, msgspec.MsgspecError):
         pass  # somebody else's bytes: they are delivered, and judged by those who listen
     return Delivery(subject, data)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import shutil
 import socket
 
 import pytest
@@ -125,6 +126,30 @@ async def test_clients_see_no_gap_when_redis_is_killed_and_comes_back(
     await publishing
     assert await data_of(client, 150) == list(range(50, 200))
     assert await client.hears_nothing()
+
+
+async def test_clients_of_a_quiet_channel_hear_at_once_that_its_history_is_another(
+    start_edge, bus, settings, redis
+):
+    edge = await start_edge(settings)
+    client = await edge.connect("/ws/general")
+    await client.next()
+    receipt = await bus.publish("general", "tick", 1)
+    await data_of(client, 1)
+    await redis.kill()
+    shutil.rmtree(redis.folder)
+    redis.folder.mkdir()
+    await redis.start()
+    told = await client.next()
+    assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
+    assert told["data"]["epoch"] != receipt.epoch
+    after = await bus.publish("general", "tick", 2)
+    message = await client.next()
+    assert (message["data"], message["epoch"]) == (2, told["data"]["epoch"])
+    assert message["offset"] == after.offset
+    late = await edge.connect()
+    cursor = {"offset": receipt.offset, "epoch": receipt.epoch}
+    assert (await late.subscribe("general", data=cursor))["recovered"] is False
 
 
 async def test_members_of_two_nodes_see_each_other_come_and_go(start_edge, bus, settings, token):
