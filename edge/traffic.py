@@ -192,7 +192,7 @@ class Traffic:
         self._metrics.gaps.inc()
         _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
         kind = self._rules.find(channel).kind
-        self._hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
+        self._hub.announce_gap(Subscribed(channel, kind, position, recovered=False, ref=None))
 
     def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
         """One message to those who hear a pattern; what none is, the channel's own way tells."""
@@ -217,8 +217,9 @@ def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
     envelope = read_delivery(channel, delivery)
     exclude = delivery.headers.get(HEADER_EXCEPT)
     published = delivery.time or envelope.timestamp
+    mark = None if delivery.position is None else delivery.time
     return ChannelMessage(
-        channel, envelope.event, envelope.body, delivery.position, exclude, published
+        channel, envelope.event, envelope.body, delivery.position, exclude, published, mark
     )
 
 

@@ -105,9 +105,7 @@ class Subscription extends Emitter {
         if (this._left) return;
         // Without a position, what passed meanwhile is missed.
         if (this.#joined) answer.recovered ??= false;
-        const { offset, epoch } = answer;
-        if (epoch) this.#positions.set(this.channel, { offset, epoch });
-        else this.#positions.delete(this.channel);
+        this.#stand(this.channel, answer);
         this.#refusals = 0;
         this.active = this.#joined = true;
         this.#ready.resolve(answer);
@@ -115,6 +113,11 @@ class Subscription extends Emitter {
       },
       (error) => this.#refused(error),
     );
+  }
+
+  #stand(channel, { offset, epoch, mark }) {
+    if (epoch) this.#positions.set(channel, { offset, epoch, mark });
+    else this.#positions.delete(channel);
   }
 
   #refused(error) {
@@ -137,11 +140,13 @@ class Subscription extends Emitter {
     const { channel, event, data, offset, epoch } = message;
     if (!this.active) return;
     this.active = event !== "eb:unsubscribed";
+    // After a gap it goes on from there, which may be further back.
+    if (event === "eb:subscribed" && channel) this.#stand(channel, data);
     if (epoch) {
       const last = this.#positions.get(channel);
       if (epoch === last?.epoch && offset <= last.offset) return;
       if (this.#positions.size >= MOST) this.#positions.clear();
-      this.#positions.set(channel, { offset, epoch });
+      this.#stand(channel, message);
     }
     this._emit(event, data, message);
     if (!event.startsWith("eb:")) this._emit("*", data, message);

@@ -254,7 +254,9 @@ class NatsConsumer:
             self._config_of(answer)
             _log.info("consumer %s was changed to %s", self.name, wanted)
         if (created := answer.body.get("created", "")) != self._created:
-            self._epoch, self._created = (await self._stream.state()).epoch, created
+            await self._stream.state()
+            self._created = created
+        self._epoch = self._stream.epoch
         self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
         self._looked = asyncio.get_running_loop().time()
         self._known = True

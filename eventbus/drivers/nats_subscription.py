@@ -6,8 +6,9 @@ from typing import Final, Protocol
 
 from eventbus.drivers.base import Delivery, Handler, Position
 from eventbus.drivers.base_gaps import OnGap
+from eventbus.drivers.base_marks import ANY_CHANNEL, MarkedPosition
 from eventbus.drivers.nats_connection import Listening
-from eventbus.drivers.nats_stream import StreamState
+from eventbus.drivers.nats_stream import Point, StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
 
 __all__ = ["NatsSubscription", "Place"]
@@ -40,8 +41,8 @@ class NatsSubscription:
 
     __slots__ = (
         "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_reads",
-        "_seen", "_stream", "_unsure", "is_exact", "last", "listening", "noted", "on_gap",
-        "position", "subject",
+        "_seen", "_stream", "_time", "_unsure", "has_gap", "is_exact", "last", "listening",
+        "noted", "on_gap", "position", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +69,10 @@ class NatsSubscription:
         self._epoch = ""
         self._seen = 0
         """The offset delivered last, 0 before the first."""
+        self._time = ""
+        """When the stream stored that."""
+        self.has_gap = False
+        """Messages were missed for good, as the next delivery is to show."""
         self._doubts = 0
         """How often in a row a held message was not delivered for a gap before it."""
         self._unsure = False
@@ -99,19 +104,28 @@ class NatsSubscription:
             self._place.doubt(self)
         else:
             self.last = self._seen = stamp.sequence
-            self._handler(self._delivery(subject, payload, headers, stamp))
+            self._time = stamp.time
+            delivery = self._delivery(subject, payload, headers, stamp)
+            self._handler(self._after_gap(delivery) if self.has_gap else delivery)
+
+    @property
+    def seen(self) -> Point:
+        """The message that was delivered last; of offset 0 before the first."""
+        return Point(self._seen, self._time)
 
     def begin(self, state: StreamState) -> None:
         """Deliver from after the stream's state, which was asked for after subscribing."""
-        self.position = Position(state.last, state.epoch)
+        self.position = MarkedPosition(state.last, state.epoch, ANY_CHANNEL + state.time)
         self._epoch = state.epoch
         self.last = state.last
         self.release(state)
 
-    def restart(self, epoch: str) -> None:
-        """The stream is another one: its offsets begin again."""
+    def restart(self, epoch: str, same: int) -> None:
+        """The stream is another one, and as it was up to an offset: 0 where it was made anew."""
         self._epoch = epoch
-        self.last = self._seen = self.noted = 0
+        self.last, self.noted = min(self.last, same), min(self.noted, same)
+        if self._seen > same:
+            self._seen, self._time = same, ""
         self.tell_gap()  # what was stored in the old one, and had not come, is gone
 
     def release(self, state: StreamState) -> None:
@@ -124,6 +138,7 @@ class NatsSubscription:
             # No stream wrote the offset that we saw last: anyone may publish what looks like it.
             _log.warning("%s carried an offset that its stream does not have", self.subject)
             self.last = self._seen = held[0][3].sequence - 1
+            self._time = ""
         while held and self._handler is not None:
             subject, payload, headers, stamp = held.popleft()
             if self._reads and stamp.previous > self.last and self._doubts < _MAX_DOUBTS:
@@ -136,6 +151,7 @@ class NatsSubscription:
             self._doubts = 0
             if stamp.sequence > self.last:
                 self.last = self._seen = stamp.sequence
+                self._time = stamp.time
                 self._call(self._delivery(subject, payload, headers, stamp))
 
     def is_behind(self, state: StreamState) -> bool:
@@ -159,6 +175,7 @@ class NatsSubscription:
         if self._handler is None or delivery.position.offset <= self.last:
             return
         self.last = self._seen = delivery.position.offset
+        self._time = delivery.time or ""
         self._call(delivery)
 
     def has_read(self, offset: int) -> None:
@@ -196,9 +213,17 @@ class NatsSubscription:
         position = Position(stamp.sequence, self._epoch)
         return Delivery(subject, payload, headers, position, stamp.previous, stamp.time)
 
+    def _after_gap(self, delivery: Delivery) -> Delivery:
+        """A delivery that names a message before it which the listener cannot have seen."""
+        assert delivery.position is not None
+        self.has_gap = False
+        return delivery._replace(previous=delivery.position.offset - 1)
+
     def _call(self, delivery: Delivery) -> None:
         """Call the handler outside of the client, which logs what a handler raises."""
         assert self._handler is not None
+        if self.has_gap:
+            delivery = self._after_gap(delivery)
         try:
             self._handler(delivery)
         except Exception:  # noqa: BLE001 - a handler may raise anything
