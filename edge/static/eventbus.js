@@ -103,9 +103,11 @@ class Subscription extends Emitter {
       (answer, message) => {
         this.#asked = false;
         if (this._left) return;
-        // Without a position, what passed meanwhile is missed.
+        // Without a position, messages were missed.
         if (this.#joined) answer.recovered ??= false;
-        this.#stand(this.channel, answer);
+        const { offset, epoch, mark } = answer;
+        if (epoch) this.#positions.set(this.channel, { offset, epoch, mark });
+        else this.#positions.delete(this.channel);
         this.#refusals = 0;
         this.active = this.#joined = true;
         this.#ready.resolve(answer);
@@ -113,11 +115,6 @@ class Subscription extends Emitter {
       },
       (error) => this.#refused(error),
     );
-  }
-
-  #stand(channel, { offset, epoch, mark }) {
-    if (epoch) this.#positions.set(channel, { offset, epoch, mark });
-    else this.#positions.delete(channel);
   }
 
   #refused(error) {
@@ -137,16 +134,14 @@ class Subscription extends Emitter {
   }
 
   _receive(message) {
-    const { channel, event, data, offset, epoch } = message;
+    const { channel, event, data, offset, epoch, mark } = message;
     if (!this.active) return;
     this.active = event !== "eb:unsubscribed";
-    // After a gap it goes on from there, which may be further back.
-    if (event === "eb:subscribed" && channel) this.#stand(channel, data);
     if (epoch) {
       const last = this.#positions.get(channel);
       if (epoch === last?.epoch && offset <= last.offset) return;
       if (this.#positions.size >= MOST) this.#positions.clear();
-      this.#stand(channel, message);
+      this.#positions.set(channel, { offset, epoch, mark });
     }
     this._emit(event, data, message);
     if (!event.startsWith("eb:")) this._emit("*", data, message);

@@ -94,11 +94,13 @@ class Cursor:
         self.offset, self.epoch, self.mark = min(offset, _MAX_OFFSET), epoch, mark
         return True
 
-    def missed(self, offset: int | None, epoch: str | None, mark: str | None = None) -> None:
+    def missed(
+        self, offset: int | None = None, epoch: str | None = None, mark: str | None = None
+    ) -> None:
         """The edge says that messages are lost, and after which place it goes on."""
         self.recovered = False
         self._gap()
-        if self._resumable:
+        if self._resumable and offset is not None:
             self._go_to(offset, epoch, mark)
 
     def take_gap(self) -> bool:

@@ -79,7 +79,6 @@ class NatsDriver:
         )
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
-        self._highest = 0
         self._state = "new"
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -141,7 +140,7 @@ class NatsDriver:
             )
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch,
-                seen=self._listeners.seen,
+                seen=self._listeners.seen, is_heard=lambda: self._listeners.count > 0,
             )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)
@@ -184,12 +183,11 @@ class NatsDriver:
             return None
         ack = await self._publisher.publish(subject, payload, headers)
         if not ack.duplicate:
-            if ack.seq <= self._highest:
-                self._highest = 0
+            if ack.seq <= self._stream.acked:
                 self._stream.doubt()  # offsets go back: the stream may be another one
             if self._stream.is_doubted:
-                await self._stream.state()
-            self._highest = max(self._highest, ack.seq)
+                await self._look_again()
+            self._stream.acked = max(self._stream.acked, ack.seq)
         return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
@@ -354,6 +352,13 @@ class NatsDriver:
             driver=self.name,
         )
 
+    async def _look_again(self) -> None:
+        """Learn the epoch of a message that is stored already, whatever comes of that."""
+        try:
+            await self._stream.state()
+        except DriverError as exc:
+            _log.warning("the epoch of the stream is as it was last known: %s", exc)
+
     def _on_back(self) -> None:
         self._listeners.on_back()
         self._queues.on_back()
@@ -368,7 +373,6 @@ class NatsDriver:
             consumer.doubt()
 
     def _on_new_epoch(self, same: int) -> None:
-        self._highest = 0
         self._listeners.on_new_epoch(same)
         for consumer in list(self._consumers):
             consumer.doubt()

@@ -99,6 +99,11 @@ class NatsListeners:
         self.certain = False  # what came since may have passed for what was known
         self._doubted.set()
 
+    @property
+    def count(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._all)
+
     def seen(self) -> Point | None:
         """The last message of the stream that any subscription got; None before the first."""
         return max((one.seen for one in self._all if one.seen.time), default=None)

@@ -140,6 +140,7 @@ class EventStream:
         on_new_epoch: Callable[[int], None],
         *,
         seen: Callable[[], Point | None] = lambda: None,
+        is_heard: Callable[[], bool] = lambda: False,
     ) -> None:
         """`on_new_epoch` is called when the stream has become another one.
 
@@ -156,6 +157,9 @@ class EventStream:
         self._settings = settings
         self._on_new_epoch = on_new_epoch
         self._seen = seen
+        self._is_heard = is_heard
+        self.acked = 0
+        """The highest offset that a publisher of this process was told."""
         self._known = Point(0, "")
         self._shared = ""
         self._leader = ""
@@ -307,7 +311,7 @@ class EventStream:
 
     async def _recognize(self, answer: _Answer, doubts: int) -> None:
         base = epoch_of(answer.created)
-        if self.base == base and answer.state.last_seq < self._known.offset:
+        if self.base == base and answer.state.last_seq < max(self._known.offset, self.acked):
             answer = await self._fresh(answer)
             base = epoch_of(answer.created)
         is_first, is_new = not self.base, self.base != base
@@ -319,8 +323,11 @@ class EventStream:
         self._leader = answer.cluster.leader
         self._settled = max(self._settled, doubts)
         if is_new or gone_back is not None:
+            self.acked = 0
             self.watched_since = _nanoseconds(answer.ts)
-        elif shared == self._shared:
+        elif shared == self._shared or self._is_heard():
+            # Another has noticed what this process cannot have missed: its listeners go on.
+            self._shared = shared
             return
         self.base, self._shared = base, shared
         self.epoch = f"{base}.{generation}" if generation else base
@@ -346,14 +353,14 @@ class EventStream:
             if newer.error is not None:
                 break
             answer = newer
-            if answer.state.last_seq >= self._known.offset:
+            if answer.state.last_seq >= max(self._known.offset, self.acked):
                 break
             await asyncio.sleep(_CATCH_UP_S)
         return answer
 
     async def _gone_back(self, answer: _Answer) -> int | None:
         """The offset to which the stream has gone back; None where nothing shows that it has."""
-        points = [(self._known, True)]
+        points = [(self._known, True), (Point(self.acked, ""), True)]
         if (seen := self._seen()) is not None:
             points.append((seen, False))  # anyone may publish what looks like a stored message
         events = StoredSubject(

@@ -126,10 +126,24 @@ async def test_full_channel_that_gave_up_messages_is_told_before_what_follows(ow
         await lose(away)
         for number in range(1, 7):
             await there.publish("own.event.a.1", b"%d" % number)
-        await inbox.until(4)
-        assert inbox.payloads == [b"0", b"4", b"5", b"6"]
+        await inbox.until(5)
+        # The stream has one more of a channel than readers of its history are given.
+        assert inbox.payloads == [b"0", b"3", b"4", b"5", b"6"]
         assert told == [1]
         assert away.counters["gaps"] == 1
+
+
+async def test_full_channel_that_gave_up_nothing_new_is_not_told(own_settings):
+    few = msgspec.structs.replace(own_settings, history_messages=3)
+    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+        await there.publish("own.event.a.1", b"0")
+        await inbox.until(1)
+        await lose(away)
+        for number in range(1, 4):
+            await there.publish("own.event.a.1", b"%d" % number)
+        await inbox.until(4)
+        assert inbox.payloads == [b"0", b"1", b"2", b"3"]
+        assert not told
 
 
 async def test_purge_while_away_is_told(own_settings):
