@@ -8,7 +8,7 @@ from collections.abc import Callable
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Position, Subscription
 from eventbus.drivers.base_gaps import GapSubscription
-from eventbus.drivers.base_marks import MarkedPosition
+from eventbus.drivers.base_marks import FollowingSubscription, MarkedPosition
 from eventbus.errors import DriverError
 
 __all__ = ["Interest"]
@@ -119,6 +119,14 @@ class Interest:
         """Where a held channel stands; None where the bus keeps no history."""
         entry = self._channels.get(channel)
         return entry.marked if entry else None
+
+    def has_nothing_after(self, channel: str, position: Position) -> bool:
+        """Whether it is certain that a held channel has had no message after a position."""
+        entry = self._channels.get(channel)
+        subscription: object = None if entry is None else entry.subscription
+        if not isinstance(subscription, FollowingSubscription):
+            return False
+        return subscription.has_nothing_after(position)
 
     def release(self, channel: str) -> None:
         """Hold a channel no longer; after `aclose` there is nothing to do."""

@@ -115,6 +115,15 @@ class Traffic:
         if command.resume is None:
             return await self._history.catch_up(last, position)
         caught_up = await self._history.catch_up(command, position, most=most)
+        resume, channel = command.resume, command.channel
+        if (
+            caught_up.recovered is False
+            and most != 0
+            and resume.offset <= caught_up.last  # what the stream has given
+            and self._interest.has_nothing_after(channel, resume)
+        ):
+            # The stream cannot prove it of a channel whose last message has expired; this node can.
+            caught_up = CaughtUp(resume, [], recovered=True, last=resume.offset)
         self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
         if rule.retain and not caught_up.recovered:
             # Who cannot have what it missed begins again, and so with the last message.

@@ -107,7 +107,7 @@ def _time_of(position: Position | None) -> int | None:
 def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
     """The positions that a cursor tells of `channels`; None for one that cannot be read."""
     names = sorted(channels)
-    if len(text) > MAX_CURSOR or not text.isascii():
+    if len(text) > MAX_CURSOR or not text.isascii() or "=" in text:
         return None
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -15,8 +15,10 @@ from eventbus.drivers.base import HistoryDriver, Page, Position
 
 __all__ = [
     "ANY_CHANNEL",
+    "FollowingSubscription",
     "MarkedPosition",
     "ResumingDriver",
+    "end_of",
     "mark_of",
     "nanoseconds",
     "read_from",
@@ -48,6 +50,13 @@ class MarkedPosition(Position):
         return self
 
 
+def end_of(offset: int, epoch: str, time: str) -> Position:
+    """The end of a stream of all channels, whose last message was stored at a time, if any was."""
+    if nanoseconds(time) is None:
+        return Position(offset, epoch)
+    return MarkedPosition(offset, epoch, ANY_CHANNEL + time)
+
+
 def mark_of(position: Position | None) -> str | None:
     """A position's mark; None where it has none."""
     return position.mark if isinstance(position, MarkedPosition) else None
@@ -61,6 +70,17 @@ class ResumingDriver(Protocol):
         """As `HistoryDriver.read` after the position.
 
         `complete` is False where the stream is another one by now, or may be. Raises as `read`.
+        """
+
+
+@runtime_checkable
+class FollowingSubscription(Protocol):
+    """A subscription to one subject that knows what has passed since it began."""
+
+    def has_nothing_after(self, position: Position) -> bool:
+        """Whether it is certain that nothing has been stored on the subject after a position.
+
+        It has followed the stream since then, and so knows it of messages that have expired too.
         """
 
 

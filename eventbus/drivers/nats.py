@@ -35,7 +35,7 @@ from eventbus.drivers.nats_publish import Publisher, check_size
 from eventbus.drivers.nats_queue import NatsQueues
 from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
-from eventbus.drivers.nats_stream import EventStream, StreamState
+from eventbus.drivers.nats_stream import EventStream, Point, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.drivers.nats_wire import validate_filter, validate_subject
 from eventbus.errors import (
@@ -140,7 +140,7 @@ class NatsDriver:
             )
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch,
-                seen=self._listeners.seen, is_heard=lambda: self._listeners.count > 0,
+                seen=self._seen, is_heard=lambda: self._listeners.count > 0,
             )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)
@@ -352,6 +352,13 @@ class NatsDriver:
             driver=self.name,
         )
 
+    def _seen(self) -> Point | None:
+        """The last message of the stream that has come here."""
+        points = [consumer.seen for consumer in self._consumers if consumer.seen.offset]
+        if (heard := self._listeners.seen()) is not None:
+            points.append(heard)
+        return max(points, default=None)
+
     async def _look_again(self) -> None:
         """Learn the epoch of a message that is stored already, whatever comes of that."""
         try:
@@ -375,7 +382,7 @@ class NatsDriver:
     def _on_new_epoch(self, same: int) -> None:
         self._listeners.on_new_epoch(same)
         for consumer in list(self._consumers):
-            consumer.doubt()
+            consumer.restart(same)
         if self._state == "open":
             self._start(self._remake_classes(same))
 

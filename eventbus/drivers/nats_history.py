@@ -4,7 +4,7 @@ import datetime
 from typing import Final, NamedTuple
 
 from eventbus.drivers.base import Delivery, Page, Position
-from eventbus.drivers.base_marks import ANY_CHANNEL, MarkedPosition
+from eventbus.drivers.base_marks import end_of
 from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_direct import Stored, StoredSubject
@@ -106,8 +106,8 @@ class StreamReader:
                 Delivery(live, one.payload, one.headers, position, previous, one.time)
             )
             previous = one.offset
-        ended = ANY_CHANNEL + asked.state.stream.time
-        return Page(tuple(deliveries), MarkedPosition(asked.end, present, ended), complete)
+        end = end_of(asked.end, present, asked.state.stream.time)
+        return Page(tuple(deliveries), end, complete)
 
     async def read_filter(self, live: str, *, after: int, limit: int) -> FilterPage:
         """The first `limit` messages after an offset, of all subjects that a live filter matches.

@@ -100,6 +100,11 @@ class NatsListeners:
         self._doubted.set()
 
     @property
+    def watched_since(self) -> int:
+        """Since when the stream has not gone back, in nanoseconds of the server's time."""
+        return self._stream().watched_since
+
+    @property
     def count(self) -> int:
         """How many subscriptions there are."""
         return len(self._all)

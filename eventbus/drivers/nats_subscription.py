@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 from eventbus.drivers.base import Delivery, Handler, Position
 from eventbus.drivers.base_gaps import OnGap
-from eventbus.drivers.base_marks import ANY_CHANNEL, MarkedPosition
+from eventbus.drivers.base_marks import ANY_CHANNEL, end_of, mark_of, nanoseconds
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import Point, StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
@@ -28,6 +28,10 @@ class Place(Protocol):
 
     certain: bool
     """Whether the stream is known to be the one whose epoch is known."""
+
+    @property
+    def watched_since(self) -> int:
+        """Since when the stream has not gone back, in nanoseconds of the server's time."""
 
     def doubt(self, subscription: "NatsSubscription") -> None:
         """Ask the stream who it is, read what was missed, then call `subscription.release`."""
@@ -115,7 +119,7 @@ class NatsSubscription:
 
     def begin(self, state: StreamState) -> None:
         """Deliver from after the stream's state, which was asked for after subscribing."""
-        self.position = MarkedPosition(state.last, state.epoch, ANY_CHANNEL + state.time)
+        self.position = end_of(state.last, state.epoch, state.time)
         self._epoch = state.epoch
         self.last = state.last
         self.release(state)
@@ -189,6 +193,22 @@ class NatsSubscription:
         look like a gap after the next loss.
         """
         self.noted = offset
+
+    def has_nothing_after(self, position: Position) -> bool:
+        """See FollowingSubscription."""
+        if self.position is None or self._held is not None or self.has_gap or not self._reads:
+            return False
+        if not self._place.certain or position.epoch != self._epoch:
+            return False
+        followed = max(self.position.offset, self._seen)
+        mark = mark_of(position)
+        if position.offset < followed or mark is None:
+            return False
+        is_own = not mark.startswith(ANY_CHANNEL)
+        time = nanoseconds(mark.removeprefix(ANY_CHANNEL))
+        if is_own and (position.offset > followed or self._seen == followed):
+            return position.offset == followed and time == nanoseconds(self._time)
+        return time is not None and time >= self._place.watched_since
 
     def tell_gap(self) -> None:
         """Messages of a filter may have been missed for good."""

@@ -251,7 +251,7 @@ class HistoryContract(Contract):
             outcomes = set()
             for number in range(300):
                 # About as far back as messages are kept: some are evicted while they are read.
-                here = inbox.deliveries[-(95 + number % 10)]
+                here = inbox.deliveries[-(30 + number * 7 % 71)]
                 assert here.position is not None
                 assert here.time is not None
                 place = MarkedPosition(*here.position, here.time)

@@ -15,6 +15,7 @@ from edge.traffic import to_message
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Delivery, Position
+from eventbus.drivers.base_marks import MarkedPosition
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 
 
@@ -409,3 +410,80 @@ async def test_quiet_channel_is_told_of_no_gap_when_the_bus_is_lost_twice(
         frame = await quiet.next()
         assert (frame["event"], frame["data"]) == ("tick", 1)
         assert edge.node.metrics.total("eventbus_edge_gaps_total") == 0
+
+
+async def test_quiet_channel_whose_messages_have_expired_is_recovered_where_a_node_has_followed_it(
+    start_edge, own_nats_server
+):
+    settings = Settings(
+        nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_seconds=1.0
+    )
+    async with EventBus(settings) as bus:
+        edge = await start_edge(settings)
+        staying, leaving = await edge.connect("/ws/general"), await edge.connect("/ws/general")
+        await staying.next()
+        await leaving.next()
+        await publish(bus, [0])
+        frame = await leaving.next()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        leaving.socket.transport.abort()
+        live = bus.subjects.live("general")
+        while (await bus.driver.read(live, after=None, limit=1)).messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        at = MarkedPosition(*place.values())
+        while (await bus.driver.resume(live, at, 9)).complete:  # others' messages expire as well
+            await publish(bus, [1], "announcements")
+            await asyncio.sleep(0.1)
+        back = await edge.connect()
+        assert (await back.subscribe("general", data=place))["recovered"] is True
+        # A node that has not followed it cannot know.
+        other = await (await start_edge(settings)).connect()
+        assert (await other.subscribe("general", data=place))["recovered"] is False
+        await publish(bus, [4])
+        assert (await back.next())["data"] == 4
+
+
+async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(edge, bus):
+    """About as far back as messages are kept, so that some are evicted while they are read."""
+    total, done, seen = 0, asyncio.Event(), []
+    watcher = await edge.connect("/ws/general")
+    await watcher.next()
+
+    async def feed():
+        nonlocal total
+        while not done.is_set():
+            await asyncio.gather(*(bus.publish("general", "tick", total + i) for i in range(5)))
+            total += 5
+            await asyncio.sleep(0.002)
+
+    async def watch():
+        while True:
+            seen.append(await watcher.next())
+
+    async def resume(number):
+        frame = seen[-(40 + number % 62)]
+        client = await edge.connect()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        told = await client.subscribe("general", data=place)
+        if told["recovered"]:
+            offsets = [each["offset"] for each in await messages(client, 110)]
+            assert offsets == list(range(frame["offset"] + 1, frame["offset"] + 111))
+        await client.socket.close()
+        return told["recovered"]
+
+    tasks = [asyncio.create_task(feed()), asyncio.create_task(watch())]
+    try:
+        async with asyncio.timeout(60):
+            while len(seen) < 150:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+            outcomes = [
+                outcome
+                for start in range(0, 120, 6)
+                for outcome in await asyncio.gather(*map(resume, range(start, start + 6)))
+            ]
+    finally:
+        done.set()
+        await tasks[0]
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert True in outcomes
