@@ -140,7 +140,8 @@ class NatsDriver:
             )
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch,
-                seen=self._seen, is_heard=lambda: self._listeners.count > 0,
+                seen=self._seen,
+                is_heard=lambda: self._listeners.count > 0 or len(self._consumers) > 0,
             )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)

@@ -25,7 +25,7 @@ from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_direct import StoredSubject
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.drivers.nats_marks import purged_of
-from eventbus.errors import ConnectionFailed, EventBusError, StreamMismatch
+from eventbus.errors import ConnectionFailed, EventBusError, PublishDenied, StreamMismatch
 
 __all__ = [
     "EventStream",
@@ -163,6 +163,7 @@ class EventStream:
         self._known = Point(0, "")
         self._shared = ""
         self._leader = ""
+        self._may_read = True
         self._doubts = 0
         self._settled = 0
         self._checking = asyncio.Lock()
@@ -369,18 +370,32 @@ class EventStream:
             is_replicated=answer.config.get("num_replicas", 1) > 1,
         )  # fmt: skip
         for point, is_sure in points:
-            stored = nanoseconds(point.time)
             beyond = point.offset > answer.state.last_seq
-            if not point.offset or (stored is None and not (beyond and is_sure)):
-                continue
-            if not beyond and not await self._may_differ(events, answer, point):
-                continue
-            later = None if stored is None else await events.since(timestamp(stored + 1))
-            if later is not None and later.offset <= point.offset:
-                return later.offset - 1
+            if (same := await self._same_up_to(events, answer, point)) is not None:
+                return same
             if beyond and is_sure:
                 return answer.state.last_seq
         return None
+
+    async def _same_up_to(self, events: StoredSubject, answer: _Answer, point: Point) -> int | None:
+        """Where another history begins, if a message shows it that was stored after the point."""
+        stored = nanoseconds(point.time)
+        # A process that only publishes need not have the right to read.
+        if not point.offset or stored is None or not self._may_read or not self._is_heard():
+            return None
+        try:
+            is_there = point.offset <= answer.state.last_seq
+            if is_there and not await self._may_differ(events, answer, point):
+                return None
+            later = await events.since(timestamp(stored + 1))
+        except EventBusError as exc:
+            if not isinstance(exc, PublishDenied) and not isinstance(exc.__cause__, PublishDenied):
+                raise
+            # By the offsets alone, it notices less.
+            _log.info("stream %s: whether it has gone back is not looked at: %s", self.name, exc)
+            self._may_read = False
+            return None
+        return later.offset - 1 if later is not None and later.offset <= point.offset else None
 
     async def _may_differ(self, events: StoredSubject, answer: _Answer, point: Point) -> bool:
         """Whether a message that was seen is not, as far as can be seen, where it was."""

@@ -292,3 +292,79 @@ async def test_position_of_other_drivers_is_checked_by_its_message(broker):
         assert not (await read_from(Plain(), LIVE, other, 9)).complete
         foreign = MarkedPosition(3, "another", third.time)
         assert not (await read_from(Plain(), LIVE, foreign, 9)).complete
+
+
+async def test_class_that_keeps_more_than_its_origin_knows_what_was_lost(broker):
+    """The messages of a class's stream are copies, and have later times than their originals."""
+
+    def settings():
+        return replace(broker.settings, retention="a:200/1h/4MiB", history_seconds=1)
+
+    async def expired(driver):
+        """Wait until the stream of events has nothing more, and its copy all."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await driver._stream.of_subject(EVENT)).messages:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
+    async with opened(settings()) as driver:
+        await publish(driver, range(80))
+        await expired(driver)
+    await broker.keep_copy()
+    inbox = Inbox()
+    async with opened(settings()) as driver:
+        await driver.subscribe(LIVE, inbox)
+        await publish(driver, range(20))
+        await inbox.until(20)
+        await expired(driver)
+    read = inbox.deliveries
+    async with opened(settings()) as driver:
+        page = await driver.resume(LIVE, marked(read[4]), 500)
+        assert (len(page.messages), page.complete) == (15, True)
+    await broker.stop()
+    broker.put_back()
+    await broker.start()
+    async with opened(settings()) as driver:
+        await publish(driver, range(30))
+        await expired(driver)
+    async with opened(settings()) as driver:
+        assert not (await driver.resume(LIVE, marked(read[-1]), 500)).complete
+        kept = (await driver.read(LIVE, after=69, limit=1)).messages[0]
+        page = await driver.resume(LIVE, marked(kept), 500)
+        assert (len(page.messages), page.complete) == (40, True)
+
+
+async def test_user_that_may_only_publish_asks_for_nothing_that_it_may_not(tmp_path):
+    allowed = [f"{EVENT}", "_INBOX.publisher.>", "$JS.API.STREAM.INFO.*"]
+    users = [
+        {"user": "admin", "password": "pw"},
+        {
+            "user": "publisher",
+            "password": "pw",
+            "permissions": {
+                "publish": {"allow": allowed},
+                "subscribe": {"allow": ["_INBOX.publisher.>"]},
+            },
+        },
+    ]
+    config = {"authorization": {"users": users}}
+    async with NatsServer(tmp_path / "nats", config=config) as server:
+        url = server.url.replace("://", "://{}:pw@")
+        settings = Settings(nats_url=url.format("admin"), namespace="own", history_bytes=2**22)
+        async with opened(settings) as driver:
+            await publish(driver, range(3))
+        limited = replace(
+            settings, nats_url=url.format("publisher"), nats_inbox_prefix="_INBOX.publisher"
+        )
+        async with opened(limited) as driver:
+            await publish(driver, range(3))
+            for losses in (1, 2):
+                await driver._connection.client.force_reconnect()
+                await until(
+                    lambda losses=losses: (
+                        driver.counters["losses"] == losses and driver.is_connected
+                    )
+                )
+                [sent] = await publish(driver, ["after"])
+            assert sent.position.offset == 8
+            assert not driver._stream.is_doubted
+            assert driver.counters["refusals"] == 0
