@@ -136,6 +136,10 @@ class ClassStreams:
                 await self._ensure(kept)
 
     async def _has_lost(self, copy: Copy, offset: int) -> bool:
+        """Whether the first message after an offset is another one than the origin's.
+
+        Where the origin has none there, it has expired: a class keeps messages for longer.
+        """
         copied = await copy.all_of_class.after(offset, _NO_END, 1)
         if not copied:
             return False
@@ -144,7 +148,7 @@ class ClassStreams:
             self._connection, self._stream.name, self._stream.events, first=0, last=at, messages=0
         )
         there = await origin.after(at - 1, at, 1)
-        return not there or there[0].payload != copied[0].payload
+        return bool(there) and there[0].payload != copied[0].payload
 
     async def copy(self, kept: RetentionClass, subject: str) -> Copy | None:
         """What a class's stream has of a subject; None where the class has no stream.
