@@ -361,21 +361,20 @@ class EventStream:
 
     async def _gone_back(self, answer: _Answer) -> int | None:
         """The offset to which the stream has gone back; None where nothing shows that it has."""
-        points = [(self._known, True), (Point(self.acked, ""), True)]
-        if (seen := self._seen()) is not None:
-            points.append((seen, False))  # anyone may publish what looks like a stored message
         events = StoredSubject(
             self._connection, self.name, self.events,
             first=answer.state.first_seq, last=answer.state.last_seq, messages=0,
             is_replicated=answer.config.get("num_replicas", 1) > 1,
         )  # fmt: skip
-        for point, is_sure in points:
-            beyond = point.offset > answer.state.last_seq
-            if (same := await self._same_up_to(events, answer, point)) is not None:
+        # Anyone may publish what looks like a message that was seen: a later one has to show it.
+        for point in (self._known, self._seen()):
+            if point and (same := await self._same_up_to(events, answer, point)) is not None:
                 return same
-            if beyond and is_sure:
-                return answer.state.last_seq
-        return None
+        last = answer.state.last_seq
+        if self._known.offset > last:
+            return last  # nothing has been stored since
+        # Of what was acknowledged, the time is not known: some after the known may be new.
+        return self._known.offset if self.acked > last else None
 
     async def _same_up_to(self, events: StoredSubject, answer: _Answer, point: Point) -> int | None:
         """Where another history begins, if a message shows it that was stored after the point."""
