@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, cast
 
 from edge.hub import Backlog
-from edge.protocols.vocabulary import ChannelMessage, Subscribe
+from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, HistoryDriver, Page, Position
+from eventbus.drivers.base_marks import MarkedPosition, mark_of, read_from
 
 __all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead", "OnRead", "ignore"]
 
@@ -17,7 +18,7 @@ MAX_CATCH_UP_BYTES: Final = 64 * 1024 * 1024
 """What a node keeps in memory for one client that resumes; who has missed more begins anew."""
 _TURNS: Final = 16
 
-_Key = tuple[str, int | None, int]
+_Key = tuple[str, Position | int | None, str | None, int]
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
 OnRead = Callable[[int], object]
 
@@ -45,13 +46,19 @@ class CaughtUp(NamedTuple):
     last: int
     """Live messages up to this offset are among `messages`, or before `start`."""
 
-    def live(self, backlog: Backlog) -> list[ChannelMessage]:
-        """What passed meanwhile and is not among `messages`, volatile messages included."""
-        return [
-            message
-            for message in backlog.messages
-            if message.position is None or message.position.offset > self.last
-        ]
+    def live(self, backlog: Backlog) -> list[ChannelMessage | Subscribed]:
+        """What passed meanwhile and is not among `messages`: volatile messages and gaps included.
+
+        A gap that ends before `last` is none for who has read the messages up to there.
+        """
+        return [one for one in backlog.messages if self._is_new(one)]
+
+    def _is_new(self, passed: ChannelMessage | Subscribed) -> bool:
+        position, start = passed.position, self.start
+        if position is None or start is None or position.epoch != start.epoch:
+            return True
+        reached = position.offset + isinstance(passed, Subscribed)
+        return reached > self.last
 
     def ahead_of(self, live: Position | None) -> Position | None:
         """Up to where `messages` reach, when the bus has brought less than that."""
@@ -89,7 +96,7 @@ class History:
         """
         if self._driver is None:
             return HistoryRead([], None, complete=True)
-        page = await self._read((channel, since, limit), on_read)
+        page = await self._read((channel, since, None, limit), on_read)
         messages = self._messages(channel, page)
         if since is None:
             fitting = _fitting(reversed(messages), max_bytes)[::-1]
@@ -121,7 +128,7 @@ class History:
         return await self._after(command.channel, resume, most, on_read)
 
     async def _last(self, command: Subscribe, on_read: OnRead) -> CaughtUp:
-        page = await self._read((command.channel, None, command.history), on_read)
+        page = await self._read((command.channel, None, None, command.history), on_read)
         last = page.position
         if not page.messages or page.messages[0].position is None:
             return CaughtUp(last, [], None, last.offset)
@@ -132,12 +139,12 @@ class History:
         self, channel: str, resume: Position, most: int | None, on_read: OnRead
     ) -> CaughtUp:
         messages: list[ChannelMessage] = []
-        after, room = resume.offset, MAX_CATCH_UP_BYTES
+        place, room, mark = resume, MAX_CATCH_UP_BYTES, mark_of(resume)
         while True:
-            page = await self._read((channel, after, PAGE), on_read)
+            page = await self._read((channel, place, mark_of(place), PAGE), on_read)
             last = page.position
-            is_ours = resume.epoch == last.epoch and resume.offset <= last.offset
-            if not is_ours or (after == resume.offset and not page.complete):
+            # Each page for itself: messages may have been evicted since the one before.
+            if not page.complete or place.offset > last.offset:
                 return CaughtUp(last, [], recovered=False, last=last.offset)
             new = self._messages(channel, page)
             messages += new
@@ -145,10 +152,11 @@ class History:
             if room < 0 or (most is not None and len(messages) > most):
                 return CaughtUp(last, [], recovered=False, last=last.offset)
             if len(page.messages) < PAGE:
-                return CaughtUp(resume, messages, recovered=True, last=last.offset)
-            position = page.messages[-1].position
-            assert position is not None, "a stored message has a position"
-            after = position.offset
+                start = _position(resume.offset, last.epoch, mark)
+                return CaughtUp(start, messages, recovered=True, last=last.offset)
+            final = page.messages[-1]
+            assert final.position is not None, "a stored message has a position"
+            place = _position(*final.position, final.time)
 
     def _messages(self, channel: str, page: Page) -> list[ChannelMessage]:
         made = (self._to_message(channel, delivery) for delivery in page.messages)
@@ -165,11 +173,18 @@ class History:
         return page
 
     async def _run(self, key: _Key) -> Page:
-        channel, after, limit = key
+        channel, after, _, limit = key
+        subject = self._subjects.live(channel)
         async with self._turns[hash(channel) % _TURNS]:
             del self._waiting[key]  # from here on, it is too old for those who ask
             assert self._driver is not None
-            return await self._driver.read(self._subjects.live(channel), after=after, limit=limit)
+            if isinstance(after, Position):
+                return await read_from(self._driver, subject, after, limit)
+            return await self._driver.read(subject, after=after, limit=limit)
+
+
+def _position(offset: int, epoch: str, mark: str | None) -> Position:
+    return MarkedPosition(offset, epoch, mark) if mark else Position(offset, epoch)
 
 
 def _fitting(messages: Iterable[ChannelMessage], room: int) -> list[ChannelMessage]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from edge.outbox import Outbox, State, Unsent
-from edge.protocols.vocabulary import ChannelMessage, Reply, WireFormat
+from edge.protocols.vocabulary import ChannelMessage, Reply, Subscribed, WireFormat
 from eventbus.drivers.base import Position
 
 __all__ = ["Backlog", "Hub"]
@@ -18,7 +18,8 @@ class Backlog:
 
     def __init__(self, channel: str, limit: int) -> None:
         self.channel = channel
-        self.messages: list[ChannelMessage] = []
+        self.messages: list[ChannelMessage | Subscribed] = []
+        """With the news of gaps between them."""
         self.overflowed = False
         self._room = limit
 
@@ -30,6 +31,11 @@ class Backlog:
             self.messages.clear()
         if not self.overflowed:
             self.messages.append(message)
+
+    def note_gap(self, gap: Subscribed) -> None:
+        """Keep the news that messages are lost for good before what comes next."""
+        if not self.overflowed:
+            self.messages.append(gap)
 
 
 class Hub:
@@ -166,6 +172,12 @@ class Hub:
                 if frame is None:
                     frame = encoded[outbox.format] = outbox.format.reply(reply)
                 self.push(outbox, frame)
+
+    def announce_gap(self, gap: Subscribed) -> None:
+        """Tell all that hear a channel, and those that catch up, that messages are lost."""
+        for backlog in self._backlogs.get(gap.channel, ()):
+            backlog.note_gap(gap)
+        self.announce(gap.channel, gap)
 
     def push(self, outbox: Outbox, frame: bytes) -> None:
         """Push one frame to one connection, in order with what the hub delivers to it."""

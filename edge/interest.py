@@ -8,6 +8,7 @@ from collections.abc import Callable
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Position, Subscription
 from eventbus.drivers.base_gaps import GapSubscription
+from eventbus.drivers.base_marks import FollowingSubscription, MarkedPosition
 from eventbus.errors import DriverError
 
 __all__ = ["Interest"]
@@ -21,7 +22,7 @@ OnGap = Callable[[str, Position], None]
 class _Channel:
     """One channel's subscription, and how many hold it."""
 
-    __slots__ = ("expiry", "holders", "left_at", "lock", "position", "subscription")
+    __slots__ = ("expiry", "holders", "left_at", "lock", "mark", "position", "subscription")
 
     def __init__(self) -> None:
         self.holders = 0
@@ -29,7 +30,16 @@ class _Channel:
         self.lock = asyncio.Lock()
         self.subscription: Subscription | None = None
         self.position: Position | None = None
+        self.mark: str | None = None
+        """That of the message at the position, where one has come."""
         self.expiry: asyncio.Task[None] | None = None
+
+    @property
+    def marked(self) -> Position | None:
+        """The position with its mark."""
+        if self.position is None or self.mark is None:
+            return self.position
+        return MarkedPosition(*self.position, self.mark)
 
 
 class Interest:
@@ -80,12 +90,14 @@ class Interest:
         try:
             async with entry.lock:
                 if entry.subscription is None:
-                    entry.position = None  # the one before may have moved it to its very end
+                    entry.position = entry.mark = (
+                        None  # the one before may have moved it to its very end
+                    )
                     await self._subscribe(channel, entry)
         except BaseException:
             self.release(channel)
             raise
-        return entry.position
+        return entry.marked
 
     async def _subscribe(self, channel: str, entry: _Channel) -> None:
         def receive(delivery: Delivery) -> None:
@@ -93,7 +105,7 @@ class Interest:
             if position is not None:
                 if self._on_gap and _is_gap(delivery, position, entry.position):
                     self._on_gap(channel, Position(position.offset - 1, position.epoch))
-                entry.position = position
+                entry.position, entry.mark = position, delivery.time
             self._on_delivery(channel, delivery)
 
         subscription = await self._driver.subscribe(self._subject_of(channel), receive)
@@ -119,7 +131,15 @@ class Interest:
     def position(self, channel: str) -> Position | None:
         """Where a held channel stands; None where the bus keeps no history."""
         entry = self._channels.get(channel)
-        return entry.position if entry else None
+        return entry.marked if entry else None
+
+    def has_nothing_after(self, channel: str, position: Position) -> bool:
+        """Whether it is certain that a held channel has had no message after a position."""
+        entry = self._channels.get(channel)
+        subscription: object = None if entry is None else entry.subscription
+        if not isinstance(subscription, FollowingSubscription):
+            return False
+        return subscription.has_nothing_after(position)
 
     def release(self, channel: str) -> None:
         """Hold a channel no longer; after `aclose` there is nothing to do."""
@@ -139,7 +159,8 @@ class Interest:
             entry.expiry = None
             if entry.holders:
                 return
-            subscription, entry.subscription, entry.position = entry.subscription, None, None
+            subscription, entry.subscription = entry.subscription, None
+            entry.position = entry.mark = None
             if subscription is not None:
                 await self._close(channel, subscription)
             # Somebody may hold the channel by now: they wait for the lock, and subscribe anew.

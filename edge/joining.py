@@ -9,7 +9,7 @@ from edge.effects import Effect, Join, JoinPattern, Send
 from edge.history import CaughtUp
 from edge.hub import Backlog
 from edge.presence import PresenceRefused
-from edge.protocols.vocabulary import ChannelMessage, Subscribe
+from edge.protocols.vocabulary import ChannelMessage, Subscribe, Subscribed
 from edge.rules import Rule
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
@@ -156,9 +156,11 @@ class Joiner:
             self._connection.close(CLOSE_TOO_SLOW, reason)
             return
         # No await from here on: what the hub delivers next follows what is given here.
-        for message in caught_up.live(backlog):
-            if message.exclude != self._id:
-                self._give(message)
+        for passed in caught_up.live(backlog):
+            if isinstance(passed, Subscribed):
+                self._node.hub.push(self._outbox, self._outbox.format.reply(passed))
+            elif passed.exclude != self._id:
+                self._give(passed)
         live = self._node.traffic.position(command.channel)
         self._node.hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
 

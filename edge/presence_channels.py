@@ -11,7 +11,14 @@ from edge.config import EdgeSettings
 from edge.hub import Backlog, Hub
 from edge.presence import Change, PresenceRefused
 from edge.presence_keeper import PresenceKeeper, PresenceSettings
-from edge.protocols.vocabulary import ChannelMessage, Failed, Presence, PresenceMembers, Reply
+from edge.protocols.vocabulary import (
+    ChannelMessage,
+    Failed,
+    Presence,
+    PresenceMembers,
+    Reply,
+    Subscribed,
+)
 from eventbus.drivers.base import Driver
 
 __all__ = ["PresenceChannels"]
@@ -62,7 +69,9 @@ class PresenceChannels:
     def begin(self, channel: str, backlog: Backlog) -> bytes:
         """The members as JSON, and nothing in `backlog` that is older than they are."""
         backlog.messages[:] = [
-            message for message in backlog.messages if not message.event.startswith(EVENT_PREFIX)
+            passed
+            for passed in backlog.messages
+            if isinstance(passed, Subscribed) or not passed.event.startswith(EVENT_PREFIX)
         ]
         return self._keeper.members(channel)[0]
 

@@ -122,6 +122,15 @@ class Traffic:
         if command.resume is None:
             return await self._history.catch_up(last, position, on_read=on_read)
         caught_up = await self._history.catch_up(command, position, most=most, on_read=on_read)
+        resume, channel = command.resume, command.channel
+        if (
+            caught_up.recovered is False
+            and most != 0
+            and resume.offset <= caught_up.last  # what the stream has given
+            and self._interest.has_nothing_after(channel, resume)
+        ):
+            # The stream cannot prove it of a channel whose last message has expired; this node can.
+            caught_up = CaughtUp(resume, [], recovered=True, last=resume.offset)
         self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
         if rule.retain and not caught_up.recovered:
             # Who cannot have what it missed begins again, and so with the last message.
@@ -207,7 +216,7 @@ class Traffic:
         self._metrics.gaps.inc()
         _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
         kind = self._rules.find(channel).kind
-        self._hub.announce(channel, Subscribed(channel, kind, position, recovered=False, ref=None))
+        self._hub.announce_gap(Subscribed(channel, kind, position, recovered=False, ref=None))
 
     def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
         """One message to those who hear a pattern; what none is, the channel's own way tells."""
@@ -232,8 +241,9 @@ def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
     envelope = read_delivery(channel, delivery)
     exclude = delivery.headers.get(HEADER_EXCEPT)
     published = delivery.time or envelope.timestamp
+    mark = None if delivery.position is None else delivery.time
     return ChannelMessage(
-        channel, envelope.event, envelope.body, delivery.position, exclude, published
+        channel, envelope.event, envelope.body, delivery.position, exclude, published, mark
     )
 
 

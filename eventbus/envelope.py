@@ -36,6 +36,7 @@ class _Wire(msgspec.Struct):
     timestamp: str | msgspec.UnsetType | None = msgspec.UNSET
     offset: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     epoch: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    mark: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Shape(msgspec.Struct):
@@ -99,7 +100,11 @@ def _read(
     if wire.channel == "":
         raise InvalidPayload("bad_envelope", "the envelope's channel is empty")
     own_id = wire.id or id_
-    if wire.offset is not msgspec.UNSET or wire.epoch is not msgspec.UNSET:
+    if (
+        wire.offset is not msgspec.UNSET
+        or wire.epoch is not msgspec.UNSET
+        or wire.mark is not msgspec.UNSET
+    ):
         # A position is the stream's to give: a publisher's own must not move a client's cursor.
         stamp = wire.timestamp or timestamp
         body = _build(channel, wire.event, bytes(wire.data), own_id, stamp)

@@ -38,6 +38,7 @@ from edge.protocols.vocabulary import (
 )
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
+from eventbus.drivers.base_marks import MarkedPosition, mark_of
 
 __all__ = [
     "ACTIONS",
@@ -91,6 +92,7 @@ class _AuthData(msgspec.Struct):
 class _SubscribeData(msgspec.Struct):
     offset: int | None = None
     epoch: str | None = None
+    mark: str | None = None
     history: int | None = None
 
 
@@ -178,6 +180,8 @@ def _subscribe(frame: _Frame) -> Subscribe | SubscribePattern:
     resume = None
     if asked.offset is not None and asked.epoch is not None:
         resume = Position(asked.offset, asked.epoch)
+        if asked.mark:
+            resume = MarkedPosition(asked.offset, asked.epoch, asked.mark)
     return Subscribe(channel, resume, asked.history or 0, frame.ref)
 
 
@@ -236,11 +240,12 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             return None, "eb:authenticated", {"user_id": user_id, "expires_at": _time(expires_at)}
         case Subscribed(channel, kind, position, recovered, members=members):
             offset, epoch = position or (None, None)
-            data: dict[str, Any] = {"kind": kind.value, "offset": offset, "epoch": epoch}
-            if recovered is not None:
-                data["recovered"] = recovered
-            if members is not None:
-                data["members"] = msgspec.Raw(members)
+            data = _with(
+                {"kind": kind.value, "offset": offset, "epoch": epoch},
+                mark=mark_of(position),
+                recovered=recovered,
+                members=None if members is None else msgspec.Raw(members),
+            )
             return channel, "eb:subscribed", data
         case SubscribedPattern() | UnsubscribedPattern():
             return _of_pattern(reply)
@@ -283,7 +288,7 @@ def _of_pattern(
             return None, "eb:unsubscribed", _with({"pattern": pattern}, reason=reason)
 
 
-def _with(data: dict[str, Any], **more: str | bool | None) -> dict[str, Any]:
+def _with(data: dict[str, Any], **more: str | bool | msgspec.Raw | None) -> dict[str, Any]:
     """The same, with those of the others that have a value."""
     return data | {name: value for name, value in more.items() if value is not None}
 
@@ -297,12 +302,17 @@ def _time(unix: float) -> datetime.datetime:
 
 
 def encode_message(message: ChannelMessage) -> bytes:
-    """A message's envelope as it came, with offset and epoch spliced in where it has them."""
+    """A message's envelope as it came, with its place spliced in where it has one."""
     if message.position is None:
         return message.body
     offset, epoch = message.position
     # The envelope is an object with members, whatever white space ends it: read_payload saw to it.
-    return b'%b,"offset":%d,"epoch":"%b"}' % (message.body.rstrip()[:-1], offset, epoch.encode())
+    body = message.body.rstrip()[:-1]
+    if message.mark is None:
+        return b'%b,"offset":%d,"epoch":"%b"}' % (body, offset, epoch.encode())
+    # Encoded, since on a live subject anyone may claim any time.
+    mark = _encode(message.mark)
+    return b'%b,"offset":%d,"epoch":"%b","mark":%b}' % (body, offset, epoch.encode(), mark)
 
 
 class NativeWebSocket:

@@ -25,6 +25,13 @@ from edge.protocols.vocabulary import (
     SubscribePattern,
 )
 from eventbus.drivers.base import Position
+from eventbus.drivers.base_marks import (
+    ANY_CHANNEL,
+    MarkedPosition,
+    mark_of,
+    nanoseconds,
+    timestamp,
+)
 
 __all__ = [
     "COMMENT",
@@ -45,6 +52,7 @@ MAX_CURSOR: Final = 8192
 """Characters of a cursor that is read: some thirty for each of two hundred channels."""
 NOWHERE: Final = Position(0, "")
 """Where a client stands whose cursor tells nothing: no stream has this epoch."""
+_MAX_TIME: Final = 2**63 - 1
 _RETRY_AT_ONCE_MS: Final = 1000
 _RETRY_LATER_MS: Final = 30_000
 _encode_json: Final = msgspec.json.Encoder().encode
@@ -53,15 +61,18 @@ _encode_json: Final = msgspec.json.Encoder().encode
 class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Positions in the alphabetical order of the request's channels, which are not named.
 
-    All channels mostly have one epoch, and offsets that are not far apart: so each is told as the
-    place of its epoch, and its distance from the highest offset; None where nothing is known.
+    All channels mostly have one epoch, and offsets and times that are not far apart: each one has
+    the place of its epoch, and its distance from the highest offset; with a mark, also that from
+    the latest time, and 1 where the message is the channel's own. None where nothing is known.
     """
 
     channels: int
     """A checksum of their names: a cursor of other channels is none of these."""
     epochs: list[str]
     highest: int
-    places: list[tuple[int, int] | None]
+    latest: int
+    """Nanoseconds since 1970."""
+    places: list[tuple[int, ...] | None]
 
 
 _pack: Final = msgspec.msgpack.Encoder().encode
@@ -74,15 +85,29 @@ def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) ->
     known = [positions.get(name) for name in names]
     epochs = list(dict.fromkeys(position.epoch for position in known if position))
     highest = max((position.offset for position in known if position), default=0)
-    places = [p and (epochs.index(p.epoch), highest - p.offset) for p in known]
-    packed = _pack(_Cursor(_checksum(names), epochs, highest, places))
+    times = [_time_of(position) for position in known]
+    latest = max((time for time in times if time is not None), default=0)
+    places: list[tuple[int, ...] | None] = []
+    for position, time in zip(known, times, strict=True):
+        if position is None:
+            places.append(None)
+            continue
+        place = epochs.index(position.epoch), highest - position.offset
+        is_own = int(not (mark_of(position) or "").startswith(ANY_CHANNEL))
+        places.append(place if time is None else (*place, latest - time, is_own))
+    packed = _pack(_Cursor(_checksum(names), epochs, highest, latest, places))
     return base64.urlsafe_b64encode(packed).rstrip(b"=")
+
+
+def _time_of(position: Position | None) -> int | None:
+    mark = mark_of(position)
+    return nanoseconds(mark.removeprefix(ANY_CHANNEL)) if mark else None
 
 
 def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
     """The positions that a cursor tells of `channels`; None for one that cannot be read."""
     names = sorted(channels)
-    if len(text) > MAX_CURSOR or not text.isascii():
+    if len(text) > MAX_CURSOR or not text.isascii() or "=" in text:
         return None
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
@@ -91,13 +116,22 @@ def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | N
         return None
     if cursor.channels != _checksum(names) or len(cursor.places) != len(names):
         return None
-    positions = {}
+    positions: dict[str, Position] = {}
     for name, place in zip(names, cursor.places, strict=True):
         if place is not None:
-            epoch, distance = place
+            if len(place) not in (2, 4):
+                return None
+            epoch, distance, *marked = place
             if not (0 <= epoch < len(cursor.epochs) and 0 <= distance <= cursor.highest):
                 return None
-            positions[name] = Position(cursor.highest - distance, cursor.epochs[epoch])
+            position = Position(cursor.highest - distance, cursor.epochs[epoch])
+            if marked:
+                earlier, is_own = marked
+                if not 0 <= earlier <= cursor.latest <= _MAX_TIME:
+                    return None
+                mark = ("" if is_own else ANY_CHANNEL) + timestamp(cursor.latest - earlier)
+                position = MarkedPosition(*position, mark)
+            positions[name] = position
     return positions
 
 
@@ -143,7 +177,8 @@ class OneChannel:
         data = _data(encode_message(message))
         if message.position is None:
             return data
-        return _id(encode_cursor((message.channel,), {message.channel: message.position})) + data
+        marked = {message.channel: message.marked or message.position}
+        return _id(encode_cursor((message.channel,), marked)) + data
 
     def reply(self, reply: Reply) -> bytes:
         """An event with a system event."""
@@ -166,7 +201,7 @@ class ManyChannels:
         data = _shared.data(message)
         if message.position is None:
             return data
-        self._positions[message.channel] = message.position
+        self._positions[message.channel] = message.marked or message.position
         return self._id() + data
 
     def reply(self, reply: Reply) -> bytes:

@@ -11,6 +11,7 @@ import msgspec
 
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
+from eventbus.drivers.base_marks import MarkedPosition
 
 __all__ = [
     "Acknowledged",
@@ -261,6 +262,15 @@ class ChannelMessage(NamedTuple):
     """The id of the connection that must not receive it."""
     published: str | None = None
     """When it was stored, or published where no stream has it, RFC 3339; None where nobody says."""
+    mark: str | None = None
+    """Which message it is that stands at the position; see MarkedPosition."""
+
+    @property
+    def marked(self) -> Position | None:
+        """The position with its mark."""
+        if self.position is None or self.mark is None:
+            return self.position
+        return MarkedPosition(*self.position, self.mark)
 
 
 class StoredMessages(NamedTuple):

@@ -118,6 +118,8 @@ export interface Subscription<Events = Record<string, any>> {
 export interface Position {
   offset: number;
   epoch: string;
+  /** Names the message at the offset, for the server to know it again. */
+  mark?: string;
 }
 
 export interface Member {
@@ -136,6 +138,7 @@ export interface Subscribed {
   kind: "public" | "private" | "presence";
   offset?: number | null;
   epoch?: string | null;
+  mark?: string;
   /**
    * There when the channel was joined before: false when messages were missed that cannot be had
    * any more, so that the page must load its state anew.
@@ -164,6 +167,7 @@ export interface Message<Data = any, Event extends string = string> {
   id?: string;
   offset?: number;
   epoch?: string;
+  mark?: string;
   /** Of whispers: the authenticated sender. */
   user_id?: string | null;
 }

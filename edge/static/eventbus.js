@@ -103,10 +103,10 @@ class Subscription extends Emitter {
       (answer, message) => {
         this.#asked = false;
         if (this._left) return;
-        // Without a position, what passed meanwhile is missed.
+        // Without a position, messages were missed.
         if (this.#joined) answer.recovered ??= false;
-        const { offset, epoch } = answer;
-        if (epoch) this.#positions.set(this.channel, { offset, epoch });
+        const { offset, epoch, mark } = answer;
+        if (epoch) this.#positions.set(this.channel, { offset, epoch, mark });
         else this.#positions.delete(this.channel);
         this.#refusals = 0;
         this.active = this.#joined = true;
@@ -134,14 +134,14 @@ class Subscription extends Emitter {
   }
 
   _receive(message) {
-    const { channel, event, data, offset, epoch } = message;
+    const { channel, event, data, offset, epoch, mark } = message;
     if (!this.active) return;
     this.active = event !== "eb:unsubscribed";
     if (epoch) {
       const last = this.#positions.get(channel);
       if (epoch === last?.epoch && offset <= last.offset) return;
       if (this.#positions.size >= MOST) this.#positions.clear();
-      this.#positions.set(channel, { offset, epoch });
+      this.#positions.set(channel, { offset, epoch, mark });
     }
     this._emit(event, data, message);
     if (!this._left && !event.startsWith("eb:")) this._emit("*", data, message);

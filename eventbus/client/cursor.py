@@ -36,6 +36,8 @@ class Cursor:
         self.phase = Phase.WAITING
         self.offset: int | None = None
         self.epoch: str | None = None
+        self.mark: str | None = None
+        """Which message it is that stands there, in the edge's words."""
         self.recovered: bool | None = None
         """Whether the last join left no gap; None for the first one."""
         self.gaps = 0
@@ -51,10 +53,18 @@ class Cursor:
         if not self._resumable:
             return None
         if self.offset is not None:
-            return {"offset": self.offset, "epoch": self.epoch}
+            place = {"offset": self.offset, "epoch": self.epoch}
+            return place if self.mark is None else {**place, "mark": self.mark}
         return {"history": self._history} if self._history else None
 
-    def subscribed(self, offset: int | None, epoch: str | None, *, recovered: bool | None) -> None:
+    def subscribed(
+        self,
+        offset: int | None,
+        epoch: str | None,
+        *,
+        recovered: bool | None,
+        mark: str | None = None,
+    ) -> None:
         """The edge has answered the join."""
         self.phase = Phase.ACTIVE
         if self._joined:
@@ -63,12 +73,14 @@ class Cursor:
             if not self.recovered:
                 self._gap()
         self._joined = True
-        if offset is not None and epoch is not None:
-            self.offset, self.epoch = offset, epoch
-        else:
-            self.offset = self.epoch = None
+        self._go_to(offset, epoch, mark)
 
-    def take(self, offset: int | None, epoch: str | None) -> bool:
+    def _go_to(self, offset: int | None, epoch: str | None, mark: str | None) -> None:
+        if offset is None or epoch is None:
+            offset = epoch = mark = None
+        self.offset, self.epoch, self.mark = offset, epoch, mark
+
+    def take(self, offset: int | None, epoch: str | None, mark: str | None = None) -> bool:
         """Whether a message is new, in which case the place is behind it."""
         if self.phase is not Phase.ACTIVE:
             return False
@@ -78,14 +90,18 @@ class Cursor:
             if self.offset is not None and offset <= self.offset:
                 return False
         elif self.epoch is not None:
-            self._gap()  # the stream was made anew, and its offsets begin again
-        self.offset, self.epoch = min(offset, _MAX_OFFSET), epoch
+            self._gap()  # the stream is another one, and its offsets begin again, or go back
+        self.offset, self.epoch, self.mark = min(offset, _MAX_OFFSET), epoch, mark
         return True
 
-    def missed(self) -> None:
-        """The edge says that messages are lost: those that come go on after a gap."""
+    def missed(
+        self, offset: int | None = None, epoch: str | None = None, mark: str | None = None
+    ) -> None:
+        """The edge says that messages are lost, and after which place it goes on."""
         self.recovered = False
         self._gap()
+        if self._resumable and offset is not None:
+            self._go_to(offset, epoch, mark)
 
     def take_gap(self) -> bool:
         """Whether there is a gap that nobody has been told of; it is told now."""

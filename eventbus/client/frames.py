@@ -22,6 +22,7 @@ class Frame(msgspec.Struct):
     id: str | None = None
     offset: int | None = None
     epoch: str | None = None
+    mark: str | None = None
     user_id: str | None = None
 
     @property

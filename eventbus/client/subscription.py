@@ -32,6 +32,7 @@ ChannelHandlers = Handler | Mapping[str | type[Event], Handler]
 class _Position(msgspec.Struct):
     offset: int | None = None
     epoch: str | None = None
+    mark: str | None = None
     recovered: bool | None = None
 
 
@@ -201,7 +202,7 @@ class Subscription:
         if self.cursor.phase is not Phase.ASKED:  # one's own side has left meanwhile
             self._client.settle(self)
             return
-        self.cursor.subscribed(told.offset, told.epoch, recovered=told.recovered)
+        self.cursor.subscribed(told.offset, told.epoch, recovered=told.recovered, mark=told.mark)
         if self.cursor.recovered is False:
             self._log_gap()
         if not self._joined.done():
@@ -214,9 +215,8 @@ class Subscription:
     def receive(self, frame: Frame) -> None:
         """Take a frame of the channel."""
         if frame.is_system:
-            if frame.event == "eb:subscribed" and _decode_position(frame.data).recovered is False:
-                self.cursor.missed()
-                self._log_gap()
+            if frame.event == "eb:subscribed":
+                self._take_news(_decode_position(frame.data))
             self._offer_event(frame)
             return
         has_room = self._has_room_for(frame)
@@ -225,7 +225,7 @@ class Subscription:
         if self.cursor.phase is Phase.BEHIND:
             self.dropped += frame.offset is None or not self.pattern.is_exact
             return
-        if not self.cursor.take(frame.offset, frame.epoch):
+        if not self.cursor.take(frame.offset, frame.epoch, frame.mark):
             return
         message = ClientMessage.of(frame, after_gap=self.cursor.take_gap())
         if self._handlers.wants(frame.event, is_system=False):
@@ -235,6 +235,12 @@ class Subscription:
             self._for_iteration.drop_oldest()
             self._for_iteration.offer(message)
             self._count_dropped()
+
+    def _take_news(self, told: _Position) -> None:
+        # Who is behind asks again from its own place.
+        if told.recovered is False and self.cursor.phase is Phase.ACTIVE:
+            self.cursor.missed(told.offset, told.epoch, told.mark)
+            self._log_gap()
 
     def lost(self) -> None:
         """The connection has ended."""

@@ -26,6 +26,7 @@ from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import PENDING_BYTES, NatsConnection
 from eventbus.drivers.nats_consumer import NatsConsumer
 from eventbus.drivers.nats_errors import DRIVER, mapped, to_error
+from eventbus.drivers.nats_evidence import Place
 from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_listeners import NatsListeners
 from eventbus.drivers.nats_login import make_login
@@ -35,7 +36,7 @@ from eventbus.drivers.nats_queue import NatsQueues
 from eventbus.drivers.nats_servers import Servers
 from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
-from eventbus.drivers.nats_stream import EventStream, StreamState
+from eventbus.drivers.nats_stream import EventStream, Point, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.drivers.nats_wire import validate_filter, validate_subject
 from eventbus.errors import (
@@ -79,7 +80,6 @@ class NatsDriver:
         )
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
-        self._highest = 0
         self._state = "new"
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -140,8 +140,10 @@ class NatsDriver:
                 on_back=self._on_back,
             )
             self._stream = EventStream(
-                self._connection, self.subjects, settings, self._on_new_epoch
-            )
+                self._connection, self.subjects, settings, self._on_new_epoch,
+                seen=self._seen,
+                is_heard=lambda: self._listeners.count > 0 or len(self._consumers) > 0,
+            )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)
             self._publisher = Publisher(self._connection, settings.publish_timeout)
@@ -183,10 +185,11 @@ class NatsDriver:
             return None
         ack = await self._publisher.publish(subject, payload, headers)
         if not ack.duplicate:
-            if ack.seq <= self._highest:
-                self._highest = 0
-                await self._stream.state()  # offsets go back: the stream may be another one
-            self._highest = max(self._highest, ack.seq)
+            if ack.seq <= self._stream.acked:
+                self._stream.doubt()  # offsets go back: the stream may be another one
+            if self._stream.is_doubted:
+                await self._look_again()
+            self._stream.acked = max(self._stream.acked, ack.seq)
         return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
@@ -240,7 +243,16 @@ class NatsDriver:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
         self._require_open()
         validate_subject(subject)
-        return await self._reader.read(subject, after=after, limit=limit)
+        place = None if after is None else Place(after)
+        return await self._reader.read(subject, after=place, limit=limit)
+
+    async def resume(self, subject: str, position: Position, limit: int) -> Page:
+        """Stored messages after a reader's position; see `ResumingDriver.resume`."""
+        self._require_open()
+        validate_subject(subject)
+        return await self._reader.read(
+            subject, after=Place.of(position), limit=limit, epoch=position.epoch
+        )
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
         """What the stream has of each channel; see `MaintenanceDriver.stored`."""
@@ -342,6 +354,20 @@ class NatsDriver:
             driver=self.name,
         )
 
+    def _seen(self) -> Point | None:
+        """The last message of the stream that has come here."""
+        points = [consumer.seen for consumer in self._consumers if consumer.seen.offset]
+        if (heard := self._listeners.seen()) is not None:
+            points.append(heard)
+        return max(points, default=None)
+
+    async def _look_again(self) -> None:
+        """Learn the epoch of a message that is stored already, whatever comes of that."""
+        try:
+            await self._stream.state()
+        except DriverError as exc:
+            _log.warning("the epoch of the stream is as it was last known: %s", exc)
+
     def _on_back(self) -> None:
         self._listeners.on_back()
         self._queues.on_back()
@@ -349,21 +375,25 @@ class NatsDriver:
             service.on_back()
 
     def _on_lost(self) -> None:
+        self._stream.doubt()
         self._listeners.on_lost()
         self._entries.on_lost()
         for consumer in list(self._consumers):
             consumer.doubt()
 
-    def _on_new_epoch(self) -> None:
-        self._highest = 0
-        self._listeners.on_new_epoch()
+    def _on_new_epoch(self, same: int) -> None:
+        self._listeners.on_new_epoch(same)
+        for consumer in list(self._consumers):
+            consumer.restart(same)
         if self._state == "open":
-            self._start(self._remake_classes())
+            self._start(self._remake_classes(same))
 
-    async def _remake_classes(self) -> None:
-        """The streams of classes copy a stream that is gone."""
+    async def _remake_classes(self, same: int) -> None:
+        """The streams of classes copy a stream that is gone, or has gone back."""
         try:
             await self._classes.ensure()
+            if same:
+                await self._classes.go_back(same)
         except DriverError as exc:  # whoever reads tries it again
             _log.error("%s", exc)
 

@@ -1,6 +1,7 @@
 """JetStream's management API: one question, asked until there is an answer or time is over."""
 
 import asyncio
+import base64
 import logging
 import random
 from collections.abc import Mapping
@@ -17,8 +18,10 @@ __all__ = [
     "NO_MESSAGE",
     "STREAM_NOT_FOUND",
     "Answer",
+    "Got",
     "ask",
     "ensure_stream",
+    "get_message",
     "newest",
 ]
 
@@ -103,22 +106,43 @@ async def ensure_stream(
     return answer
 
 
+class Got(NamedTuple):
+    """A message, as the leader of its stream has it."""
+
+    subject: str
+    sequence: int
+    time: str
+    headers: Mapping[str, str]
+
+
+async def get_message(
+    connection: NatsConnection, stream: str, question: Mapping[str, Any], seconds: float
+) -> Got | None:
+    """The message that the question is about; None where there is none.
+
+    Any replica answers direct gets, also one that lags; this answer is the leader's. Raises
+    ConnectionFailed.
+    """
+    answer = await ask(connection, f"STREAM.MSG.GET.{stream}", question, seconds)
+    if answer.error_code == NO_MESSAGE:
+        return None
+    if answer.error is not None:
+        raise ConnectionFailed(
+            f"asking stream {stream} for a message: {answer.error}", driver=DRIVER
+        )
+    found = answer.body["message"]
+    lines = base64.b64decode(found.get("hdrs", "")).decode("utf-8", "replace").split("\r\n")
+    headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return Got(found["subject"], found["seq"], found["time"], headers)
+
+
 async def newest(connection: NatsConnection, stream: str, subject: str, seconds: float) -> int:
     """The sequence of the newest message of a subject or filter, as the stream's leader has it.
 
-    0 when there is none. Any replica answers direct gets, also one that lags; this one answer is
-    the leader's. Raises ConnectionFailed.
+    0 when there is none. Raises ConnectionFailed.
     """
-    question = {"last_by_subj": subject}
-    answer = await ask(connection, f"STREAM.MSG.GET.{stream}", question, seconds)
-    if answer.error_code == NO_MESSAGE:
-        return 0
-    if answer.error is not None:
-        raise ConnectionFailed(
-            f"asking for the newest message of {subject}: {answer.error}", driver=DRIVER
-        )
-    found: int = answer.body["message"]["seq"]
-    return found
+    found = await get_message(connection, stream, {"last_by_subj": subject}, seconds)
+    return found.sequence if found is not None else 0
 
 
 def _passes(error: ApiError) -> bool:

@@ -20,7 +20,7 @@ from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_direct import StoredSubject
 from eventbus.drivers.nats_errors import DRIVER, ApiError
-from eventbus.drivers.nats_stream import DUPLICATE_WINDOW_S, EventStream
+from eventbus.drivers.nats_stream import DUPLICATE_WINDOW_S, SPARE, EventStream
 from eventbus.errors import ConnectionFailed, StreamMismatch
 from eventbus.retention import RetentionClass
 
@@ -29,6 +29,7 @@ __all__ = ["ClassStreams", "Copy"]
 _log = logging.getLogger(__name__)
 
 _NANO: Final = 1_000_000_000
+_NO_END: Final = 2**63 - 1
 _EPOCH: Final = "eventbus.epoch"
 _SINCE: Final = "eventbus.since"
 _SILENT: Final = 5 * _NANO
@@ -121,6 +122,34 @@ class ClassStreams:
         for one in self._configs:
             await self._ensure(one)
 
+    async def go_back(self, offset: int) -> None:
+        """Make those anew that have what the stream has lost; it has gone back to an offset.
+
+        Raises ConnectionFailed, and StreamMismatch.
+        """
+        for kept, config in self._configs.items():
+            copy = await self.copy(kept, self._stream.events)
+            if copy is not None and await self._has_lost(copy, offset):
+                _log.warning("stream %s has messages that %s has lost, and is made anew",
+                             config["name"], self._stream.name)  # fmt: skip
+                await self._ask("DELETE", config["name"])
+                await self._ensure(kept)
+
+    async def _has_lost(self, copy: Copy, offset: int) -> bool:
+        """Whether the first message after an offset is another one than the origin's.
+
+        Where the origin has none there, it has expired: a class keeps messages for longer.
+        """
+        copied = await copy.all_of_class.after(offset, _NO_END, 1)
+        if not copied:
+            return False
+        at = copied[0].offset
+        origin = StoredSubject(
+            self._connection, self._stream.name, self._stream.events, first=0, last=at, messages=0
+        )
+        there = await origin.after(at - 1, at, 1)
+        return bool(there) and there[0].payload != copied[0].payload
+
     async def copy(self, kept: RetentionClass, subject: str) -> Copy | None:
         """What a class's stream has of a subject; None where the class has no stream.
 
@@ -148,7 +177,7 @@ class ClassStreams:
         return Copy(
             stored(subject, (state.subjects or {}).get(subject, 0)),
             stored(">", 1),
-            int(answer.config.get("max_msgs_per_subject", kept.messages)),
+            int(answer.config.get("max_msgs_per_subject", kept.messages + SPARE)),
             int(answer.config["metadata"].get(_SINCE, 0)),
             state.first_seq <= 1,
             0 <= source.active < _SILENT and source.lag < self.retention.max_count,
@@ -203,7 +232,7 @@ class ClassStreams:
 
     def _is_ours(self, found: dict[str, Any]) -> bool:
         metadata = found.get("metadata") or {}
-        return bool(metadata.get(_EPOCH) == self._stream.epoch)
+        return bool(metadata.get(_EPOCH) == self._stream.base)
 
     async def _ensure(self, kept: RetentionClass) -> None:
         config = self._configs[kept]
@@ -219,7 +248,7 @@ class ClassStreams:
         elif answer.error.err_code != STREAM_NOT_FOUND:
             raise self._mismatch(name, answer.error)
         first = await self._stream.first()
-        metadata = {_EPOCH: self._stream.epoch, _SINCE: str(first)}
+        metadata = {_EPOCH: self._stream.base, _SINCE: str(first)}
         answer = await self._ask("CREATE", name, {**config, "metadata": metadata})
         if answer.error is not None and answer.error.err_code != NAME_IN_USE:
             raise self._mismatch(name, answer.error)
@@ -263,7 +292,7 @@ def _config(
         "allow_direct": True,
         "max_msgs": -1,
         "max_consumers": -1,
-        "max_msgs_per_subject": kept.messages,
+        "max_msgs_per_subject": kept.messages + SPARE,
         "max_age": age,
         "max_bytes": kept.max_bytes or settings.history_bytes,
         "num_replicas": settings.history_replicas,

@@ -20,10 +20,11 @@ from nats.aio.subscription import Subscription
 from eventbus.channels import Subjects
 from eventbus.drivers.base import NO_HEADERS, Delivery, Position
 from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.base_marks import timestamp
 from eventbus.drivers.nats_api import STREAM_NOT_FOUND, Answer, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, mapped
-from eventbus.drivers.nats_stream import EventStream
+from eventbus.drivers.nats_stream import EventStream, Point
 from eventbus.errors import ConnectionFailed, DriverError, EventBusError, StreamMismatch
 
 __all__ = ["NatsConsumer", "NatsHeld"]
@@ -43,6 +44,7 @@ _NANO: Final = 1_000_000_000
 _NOT_FOUND: Final = 10014
 _EXISTS: Final = 10148
 _ACK_PREFIX: Final = "$JS.ACK."
+_TOKENS: Final = 9
 
 
 class NatsHeld:
@@ -110,6 +112,8 @@ class NatsConsumer:
         self._inbox = ""
         self._subscription: Subscription | None = None
         self._closed = False
+        self.seen = Point(0, "")
+        """The furthest message of the stream that has come."""
 
     async def open(self, seconds: float) -> None:
         """Make the consumer, or join the one that there is, within that time."""
@@ -119,6 +123,12 @@ class NatsConsumer:
         """The connection was lost: look for the consumer, and pull anew."""
         self._asked, self._known = 0, False
         self._woken.set()
+
+    def restart(self, same: int) -> None:
+        """The stream is another one, and as it was up to an offset."""
+        if self.seen.offset > same:
+            self.seen = Point(0, "")
+        self.doubt()
 
     async def take(self, limit: int) -> list[NatsHeld]:
         """See `Consumer.take`."""
@@ -211,6 +221,12 @@ class NatsConsumer:
             self._take_status(message)
             return
         about = message.metadata
+        if about.sequence.stream > self.seen.offset:
+            # To the nanosecond, which the parsed one is not: $JS.ACK.….<time>.<pending>, with more
+            # tokens behind where an account or a domain is named.
+            tokens = message.reply.split(".")
+            time = tokens[7] if len(tokens) == _TOKENS else tokens[9]
+            self.seen = Point(about.sequence.stream, timestamp(int(time)))
         delivery = Delivery(
             self._subjects.live_of(message.subject) or message.subject,
             message.data,
@@ -253,8 +269,11 @@ class NatsConsumer:
             answer = await self._create("update", {**config, **wanted}, seconds)
             self._config_of(answer)
             _log.info("consumer %s was changed to %s", self.name, wanted)
-        if (created := answer.body.get("created", "")) != self._created:
-            self._epoch, self._created = (await self._stream.state()).epoch, created
+        created = answer.body.get("created", "")
+        if created != self._created or self._stream.is_doubted:
+            await self._stream.state()
+            self._created = created
+        self._epoch = self._stream.epoch
         self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
         self._looked = asyncio.get_running_loop().time()
         self._known = True

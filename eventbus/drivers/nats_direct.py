@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from eventbus.drivers.nats_api import newest
+from eventbus.drivers.nats_api import get_message, newest
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER
 from eventbus.drivers.nats_wire import WireHeaders
 from eventbus.errors import ConnectionFailed
 
-__all__ = ["Stored", "StoredSubject"]
+__all__ = ["Place", "Stored", "StoredSubject"]
 
 _BATCH: Final = 500
 _ATTEMPTS: Final = 3
@@ -24,6 +24,7 @@ _END: Final = "204"
 _NOTHING: Final = "404"
 _PAUSE_S: Final = 0.1
 _SOURCE: Final = "Nats-Stream-Source"
+_SUBJECT: Final = "Nats-Subject"
 _LEFT: Final = "Nats-Num-Pending"
 _LEADER_S: Final = 5.0
 _LAGS: Final = 50
@@ -42,6 +43,15 @@ class Stored(NamedTuple):
     time: str
     left: int
     """How many messages of the subject follow it in the stream that was read."""
+
+
+class Place(NamedTuple):
+    """Where a message stands, and since when."""
+
+    subject: str
+    offset: int
+    """Its sequence in the stream of events, where it was stored first."""
+    time: str
 
 
 class _Read(NamedTuple):
@@ -133,10 +143,18 @@ class StoredSubject:
                 break
         return _Read(list(kept), start - 1)
 
-    async def oldest(self) -> Stored | None:
+    async def oldest(self) -> Place | None:
         """The subject's oldest message. Raises ConnectionFailed."""
-        found = await self._get(1, 1)
-        return found[0] if found else None
+        return await self._place({"seq": 1, "next_by_subj": self.subject})
+
+    async def at(self, sequence: int) -> Place | None:
+        """What the stream has at a sequence, on whatever subject. Raises ConnectionFailed."""
+        return await self._place({"seq": sequence})
+
+    async def since(self, time: str) -> Place | None:
+        """The subject's first message stored at that time or later. Raises ConnectionFailed."""
+        found = await self._ask({"start_time": time, "next_by_subj": self.subject, "batch": 1})
+        return _place_of(found[0]) if found else None
 
     async def place_after(self, offset: int) -> int:
         """A sequence before which the subject has no message after that offset."""
@@ -168,6 +186,19 @@ class StoredSubject:
             else:
                 low = found[0].place + 1
         return low
+
+    async def _place(self, question: Mapping[str, Any]) -> Place | None:
+        """One message; of several replicas, the leader's, since another may lag behind it."""
+        if self._is_replicated:
+            got = await get_message(self._connection, self.stream, question, _LEADER_S)
+            if got is None:
+                return None
+            offset = int(got.headers[_SOURCE].split()[1]) if self._is_copy else got.sequence
+            return Place(got.subject, offset, got.time)
+        found = await self._ask({**question, "batch": 1})
+        if not found or ("next_by_subj" not in question and found[0].place != question["seq"]):
+            return None  # a batch goes on to the next message there is
+        return _place_of(found[0])
 
     async def _get(self, start: int, count: int) -> list[Stored]:
         """Up to `count` messages from a sequence on."""
@@ -206,3 +237,8 @@ class StoredSubject:
             offset = int(headers[_SOURCE].split()[1])
         left = int(headers.get(_LEFT, "0"))
         return Stored(payload, headers, stamp.sequence, offset, stamp.time, left)
+
+
+def _place_of(stored: Stored) -> Place:
+    # What the publisher's own headers claim stands before what the server appends.
+    return Place(stored.headers.get(_SUBJECT, ""), stored.offset, stored.time)

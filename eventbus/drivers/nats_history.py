@@ -4,9 +4,18 @@ import datetime
 from typing import Final, NamedTuple
 
 from eventbus.drivers.base import Delivery, Page, Position
+from eventbus.drivers.base_marks import end_of
 from eventbus.drivers.nats_classes import ClassStreams
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_direct import Stored, StoredSubject
+from eventbus.drivers.nats_evidence import (
+    Place,
+    Verdict,
+    judge_copy,
+    judge_message,
+    judge_stream,
+    keeps_all_after,
+)
 from eventbus.drivers.nats_stream import EventStream, SubjectState
 from eventbus.errors import InvalidChannel
 from eventbus.retention import RetentionClass
@@ -14,6 +23,7 @@ from eventbus.retention import RetentionClass
 __all__ = ["FilterPage", "StreamReader"]
 
 _SUBJECT: Final = "Nats-Subject"
+_NO_END: Final = 2**63 - 1
 
 
 class _Asked(NamedTuple):
@@ -34,6 +44,7 @@ class FilterPage(NamedTuple):
 
     messages: list[Delivery]
     state: SubjectState
+    """As it was after the messages were read."""
     stored: StoredSubject
 
     async def has_all_after(self, offset: int) -> bool:
@@ -42,7 +53,7 @@ class FilterPage(NamedTuple):
         What went because its own subject has too many is not to be seen here. Raises
         ConnectionFailed.
         """
-        return await _is_complete(self.stored, self.state, offset)
+        return await keeps_all_after(self.stored, self.state, offset)
 
 
 class StreamReader:
@@ -56,40 +67,47 @@ class StreamReader:
         self._classes = classes
 
     async def read(
-        self, live: str, *, after: int | None, limit: int, whole: bool = False, known: int = 0
+        self,
+        live: str,
+        *,
+        after: Place | None,
+        limit: int,
+        epoch: str | None = None,
+        whole: bool = False,
+        known: int = 0,
     ) -> Page:
-        """The first `limit` messages of a live subject after an offset; without one, the last.
+        """The first `limit` messages of a live subject after a place; without one, the last.
 
-        With `whole`, what the streams still have of a class that keeps less is given too. Up to the
-        offset `known` nothing is missing, whatever the stream has of it. The first message's
-        `previous` is None: the stream does not tell it. Raises InvalidChannel for a
-        subject of another root, ConnectionFailed and StreamMismatch.
+        A place of another `epoch` than the stream's must be proved by its time. With `whole`, what
+        the streams still have of a class that keeps less is given too. Up to the offset `known`
+        nothing is missing, whatever the stream has of it. The first message's `previous` is None:
+        the stream does not tell it. Raises InvalidChannel for a subject of another root,
+        ConnectionFailed and StreamMismatch.
         """
         subject = self._stream.event_of(live)
         if subject is None:
             raise InvalidChannel(
                 f"{live[:80]!r} is not a live subject of {self._stream.name}", name=live
             )
-        state = await self._stream.of_subject(subject)
-        stored = StoredSubject(
-            self._connection, self._stream.name, subject,
-            first=state.first, last=state.stream.last, messages=state.messages,
-            is_replicated=state.replicas > 1,
-        )  # fmt: skip
-        asked = _Asked(stored, state, self._classes.of(subject))
+        asked = await self._ask(subject)
+        present = asked.state.stream.epoch
         if after is None:
             found, complete = await self._last(asked, limit), True
         else:
             found, complete = await self._after(asked, after, limit, whole=whole, known=known)
+            if epoch is not None and epoch != present:
+                is_marked = after.time is not None and _creation(epoch) == _creation(present)
+                complete = complete and is_marked
         previous: int | None = None
         deliveries = []
         for one in found:
-            position = Position(one.offset, state.stream.epoch)
+            position = Position(one.offset, present)
             deliveries.append(
                 Delivery(live, one.payload, one.headers, position, previous, one.time)
             )
             previous = one.offset
-        return Page(tuple(deliveries), Position(asked.end, state.stream.epoch), complete)
+        end = end_of(asked.end, present, asked.state.stream.time)
+        return Page(tuple(deliveries), end, complete)
 
     async def read_filter(self, live: str, *, after: int, limit: int) -> FilterPage:
         """The first `limit` messages after an offset, of all subjects that a live filter matches.
@@ -99,12 +117,8 @@ class StreamReader:
         event = self._stream.event_of(live)
         assert event is not None, "filters that are read are of live subjects"
         state = await self._stream.of_subject(event)
-        stored = StoredSubject(
-            self._connection, self._stream.name, event,
-            first=state.first, last=state.stream.last, messages=0,
-            is_replicated=state.replicas > 1,
-        )  # fmt: skip
-        found = await stored.after(after, state.stream.last, limit)
+        # Also what came since: a subject that is full by now has given up some, as its count tells.
+        found = await self._stored(event, state).after(after, _NO_END, limit)
         deliveries = [
             Delivery(
                 # What the publisher's own headers claim stands before what the server appends.
@@ -117,11 +131,26 @@ class StreamReader:
             )
             for one in found
         ]
-        return FilterPage(deliveries, state, stored)
+        now = await self._stream.of_subject(event)
+        # Up to where it was read; how far back the stream goes by now.
+        state = now._replace(stream=state.stream) if now.stream.epoch == state.stream.epoch else now
+        return FilterPage(deliveries, state, self._stored(event, state))
+
+    async def _ask(self, subject: str) -> _Asked:
+        state = await self._stream.of_subject(subject)
+        return _Asked(self._stored(subject, state), state, self._classes.of(subject))
+
+    def _stored(self, subject: str, state: SubjectState) -> StoredSubject:
+        return StoredSubject(
+            self._connection, self._stream.name, subject,
+            first=state.first, last=state.stream.last, messages=state.messages,
+            is_replicated=state.replicas > 1,
+        )  # fmt: skip
 
     async def _last(self, asked: _Asked, limit: int) -> list[Stored]:
         kept = asked.kept
-        count = limit if kept is None else min(limit, kept.messages)
+        most = self._given(asked.state) if kept is None else kept.messages
+        count = min(limit, most) if most > 0 else limit
         found = _due(asked, await asked.subject.last(count, asked.end))
         if kept is None or len(found) >= count:
             return found
@@ -133,50 +162,84 @@ class StreamReader:
         older = _due(asked, await copy.subject.last(count, begin - 1))
         return [*older, *found][-count:]
 
+    def _given(self, state: SubjectState) -> int:
+        return self._stream.given_of(state.limit)
+
     async def _after(
-        self, asked: _Asked, after: int, limit: int, *, whole: bool, known: int
+        self, asked: _Asked, after: Place, limit: int, *, whole: bool, known: int
     ) -> tuple[list[Stored], bool]:
-        """The messages, and whether it is proved that none after that offset is missing."""
-        complete = await _is_complete(asked.subject, asked.state, max(after, known))
-        if asked.kept is None:
-            return await asked.subject.after(after, asked.end, limit), complete
-        if not complete and after >= asked.state.purged:
-            copy = await self._classes.copy(asked.kept, asked.subject.subject)
-            if copy is not None:
-                complete = await copy.has_all_after(after)
-                found = await copy.subject.after(after, asked.end, limit)
-                reached = found[-1].offset if found else after
-                found += await asked.subject.after(reached, asked.end, limit - len(found))
-                trimmed = found if len(found) >= limit else found[-asked.kept.messages :]
-                return trimmed, complete and len(trimmed) == len(found)
-        found = await asked.subject.after(after, asked.end, limit)
+        """The messages, and whether it is proved that none after that place is missing.
+
+        It is judged when they have been read: what is there by then was there before.
+        """
+        offset, kept = after.offset, asked.kept
+        found = await asked.subject.after(offset, asked.end, limit)
+        now, verdict = await self._judge(asked, after, known)
+        if kept is None:
+            most = self._given(now.state)
+            if found and 0 < most < len(found) + found[-1].left:
+                # The first is the one beyond what is given, and there may have been others.
+                beyond = found[len(found) + found[-1].left - most - 1]
+                return await asked.subject.after(beyond.offset, asked.end, limit), False
+            return found, verdict is Verdict.WHOLE
+        if verdict is Verdict.UNPROVEN and offset >= now.state.purged:
+            copied = await self._from_copy(asked, kept, after, limit)
+            if copied is not None:
+                return copied
+        complete = verdict is Verdict.WHOLE
         if whole or not found:
             return found, complete
-        if len(found) + found[-1].left > asked.kept.messages:
-            held = await self._last(asked, asked.kept.messages)
-            found, complete = [one for one in held if one.offset > after][:limit], False
-        if len(_due(asked, found)) < len(found):
-            held = await self._last(asked, asked.kept.messages)
-            return [one for one in held if one.offset > after][:limit], False
+        too_many = len(found) + found[-1].left > kept.messages
+        if too_many or len(_due(asked, found)) < len(found):
+            held = await self._last(asked, kept.messages)
+            return [one for one in held if one.offset > offset][:limit], False
         return found, complete
 
+    async def _judge(self, asked: _Asked, after: Place, known: int) -> tuple[_Asked, Verdict]:
+        """What is proved by now, and how the stream stands as far as it was asked for that."""
+        events = self._stored(self._stream.events, asked.state)
+        if after.offset < asked.end:
+            verdict = await judge_message(after, events, asked.subject.subject)
+            if verdict is not None:
+                return asked, verdict
+            epoch = asked.state.stream.epoch
+            asked = await self._ask(asked.subject.subject)
+            if asked.state.stream.epoch != epoch:
+                return asked, Verdict.ANOTHER
+        return asked, await judge_stream(
+            after, asked.subject, asked.state,
+            events=events, watched_since=self._stream.watched_since, known=known,
+        )  # fmt: skip
 
-async def _is_complete(stored: StoredSubject, state: SubjectState, after: int) -> bool:
-    """Whether the stream of events has all of the subject after that offset, as is proved.
+    async def _from_copy(
+        self, asked: _Asked, kept: RetentionClass, after: Place, limit: int
+    ) -> tuple[list[Stored], bool] | None:
+        """What the stream of a class has, and the stream of events after that; None without one."""
+        subject = asked.subject.subject
+        copy = await self._classes.copy(kept, subject)
+        if copy is None:
+            return None
+        found = await copy.subject.after(after.offset, asked.end, limit)
+        reached = found[-1].offset if found else after.offset
+        found += await asked.subject.after(reached, asked.end, limit - len(found))
+        trimmed = found if len(found) >= limit else found[-kept.messages :]
+        copy, now = await self._classes.copy(kept, subject), await self._ask(subject)
+        complete = (
+            len(trimmed) == len(found)
+            and copy is not None
+            and await judge_copy(after, copy) is Verdict.WHOLE
+            and (
+                len(found) >= limit
+                or reached == after.offset
+                or await keeps_all_after(now.subject, now.state, reached)
+            )
+        )
+        return trimmed, complete
 
-    The messages of a filter are not counted: that one of its subjects gave up some does not show.
-    """
-    if after >= state.stream.last:
-        return True
-    if after < state.purged:
-        return False
-    if state.first <= after + 1 and (state.limit <= 0 or state.messages < state.limit):
-        # Nothing after it went by age or size, which take the stream's oldest; nor by count:
-        # a subject that had to give up messages is full, until some go by age.
-        return True
-    # Each way of eviction takes a subject's oldest message first.
-    oldest = await stored.oldest()
-    return oldest is not None and oldest.offset <= after
+
+def _creation(epoch: str) -> str:
+    """Which creation of the stream an epoch names, of whatever generation."""
+    return epoch.partition(".")[0]
 
 
 def _due(asked: _Asked, found: list[Stored]) -> list[Stored]:

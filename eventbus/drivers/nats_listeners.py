@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from eventbus.drivers.base import Delivery
+from eventbus.drivers.base_marks import nanoseconds
 from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_evidence import Place
 from eventbus.drivers.nats_history import StreamReader
-from eventbus.drivers.nats_stream import EventStream, StreamState
+from eventbus.drivers.nats_stream import EventStream, Point, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.errors import EventBusError
 
@@ -56,6 +57,8 @@ class NatsListeners:
         self._stream = stream
         self._reader = reader
         self._note_s = note_s
+        self._changes = 0
+        """How often the connection was lost, or the stream has become another one."""
         self._all: set[NatsSubscription] = set()
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
@@ -81,16 +84,34 @@ class NatsListeners:
     def on_lost(self) -> None:
         """The connection is lost: nothing that comes later is certain."""
         self.losses += 1
+        self._changes += 1
         self.certain = False
 
     def on_back(self) -> None:
         """There is a connection again."""
         self._doubted.set()
 
-    def on_new_epoch(self) -> None:
-        """The stream is another one."""
+    def on_new_epoch(self, same: int) -> None:
+        """The stream is another one, which is as it was up to an offset."""
         for subscription in self._all:
-            subscription.restart(self._stream().epoch)
+            subscription.restart(self._stream().epoch, same)
+        self._changes += 1
+        self.certain = False  # what came since may have passed for what was known
+        self._doubted.set()
+
+    @property
+    def watched_since(self) -> int:
+        """Since when the stream has not gone back, in nanoseconds of the server's time."""
+        return self._stream().watched_since
+
+    @property
+    def count(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._all)
+
+    def seen(self) -> Point | None:
+        """The last message of the stream that any subscription got; None before the first."""
+        return max((one.seen for one in self._all if one.seen.time), default=None)
 
     async def run(self) -> None:
         """Settle doubts until cancelled."""
@@ -99,7 +120,9 @@ class NatsListeners:
             self._doubted.clear()
             # Those that doubt from here on wait for the next answer: this one may be too old.
             held, self._doubting = self._doubting, set()
-            lost, losses = not self.certain, self.losses
+            lost, changes = not self.certain, self._changes
+            if held:
+                self._stream().doubt()  # an offset that is not as expected may show another stream
             try:
                 state = await (self._stream().ensure() if lost else self._stream().state())
             except EventBusError as exc:
@@ -107,15 +130,15 @@ class NatsListeners:
                 self._again(held)
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if lost:
+            if lost or not self.certain:  # it may be found out by the answer
                 held |= {each for each in self._all if each.hold_if_behind(state)}
-            if losses == self.losses:
+            if changes == self._changes:
                 self.certain = True
             for subscription in held:
                 if subscription in self._filling:
                     continue  # it looks itself whether the connection was lost meanwhile
                 if subscription.is_behind(state):
-                    self._start_filling(subscription, state, losses)
+                    self._start_filling(subscription, state, changes)
                 else:
                     subscription.release(state)
 
@@ -133,13 +156,13 @@ class NatsListeners:
         self._doubted.set()
 
     def _start_filling(
-        self, subscription: NatsSubscription, state: StreamState, losses: int
+        self, subscription: NatsSubscription, state: StreamState, changes: int
     ) -> None:
-        task = asyncio.create_task(self._fill(subscription, state, losses), name="eventbus-fill")
+        task = asyncio.create_task(self._fill(subscription, state, changes), name="eventbus-fill")
         self._filling[subscription] = task
         task.add_done_callback(lambda _: self._filling.pop(subscription, None))
 
-    async def _fill(self, subscription: NatsSubscription, state: StreamState, losses: int) -> None:
+    async def _fill(self, subscription: NatsSubscription, state: StreamState, changes: int) -> None:
         """Deliver what was missed, then what was held."""
         try:
             async with self._slots:
@@ -148,8 +171,8 @@ class NatsListeners:
         except EventBusError as exc:
             _log.warning("reading what %s missed: %s", subscription.subject, exc)
             await asyncio.sleep(_RETRY_S)
-            losses = -1
-        if losses != self.losses:  # what is held may have a gap of its own
+            changes = -1
+        if changes != self._changes:  # what is held may have a gap of its own
             asyncio.get_running_loop().call_soon(self._again, {subscription})
             return
         # What was held may be newer than the state that was asked for before.
@@ -157,19 +180,23 @@ class NatsListeners:
 
     async def _read(self, subscription: NatsSubscription, epoch: str) -> None:
         while True:
-            after = subscription.last
+            last, seen = subscription.last, subscription.seen
+            is_own = last == seen.offset
+            time = nanoseconds(seen.time) if is_own else None
             page = await self._reader().read(
-                subscription.subject, after=after, limit=_PAGE, whole=True,
+                subscription.subject, after=Place(last, time, is_own), limit=_PAGE, whole=True,
                 known=subscription.noted,
             )  # fmt: skip
             if page.position.epoch != epoch:
                 return  # made anew meanwhile: the release that follows finds new offsets
             if not page.complete:
                 self.gaps += 1
+                subscription.has_gap = True
                 _log.warning("messages of %s were missed and are gone", subscription.subject)
             for i, delivery in enumerate(page.messages):
+                # The stream does not say what came before the first: it is what was delivered last.
                 subscription.catch_up(
-                    _after(delivery, after, page.complete) if i == 0 else delivery
+                    delivery._replace(previous=seen.offset) if i == 0 else delivery
                 )
             self.filled += len(page.messages)
             if len(page.messages) < _PAGE:
@@ -208,13 +235,13 @@ class NatsListeners:
         before: StreamState | None = None
         while True:
             await asyncio.sleep(self._note_s)
-            losses = self.losses
+            changes = self._changes
             try:
                 state = await self._stream().state() if self._all and self.certain else None
             except EventBusError as exc:
                 _log.info("%s", exc)  # it is asked again
                 state = None
-            if state is not None and losses == self.losses and self.certain:
+            if state is not None and changes == self._changes and self.certain:
                 # What the stream had the last time has come by now, from whatever server.
                 if before is not None and before.epoch == state.epoch:
                     for each in self._all:
@@ -222,13 +249,3 @@ class NatsListeners:
                 before = state
             else:
                 before = None
-
-
-def _after(delivery: Delivery, after: int, complete: bool) -> Delivery:
-    """The first message of a page, which the stream gives without the offset of the one before.
-
-    Where messages are gone, it names one that the listener cannot have seen.
-    """
-    assert delivery.position is not None, "a stored message has a position"
-    previous = after if complete else delivery.position.offset - 1
-    return delivery._replace(previous=previous)

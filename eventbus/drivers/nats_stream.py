@@ -1,4 +1,13 @@
-"""The stream of events: made or checked at the start, and watched for being another one."""
+"""The stream of events: made or checked at the start, and watched for being another one.
+
+It is another one when it was made anew, which its time of creation shows, and when it has gone back
+in time: its store was restored from a copy, or a power cut took its end. Then the sequences that
+were lost are given out again. Nobody need be running to see it go back, so that it may be far past
+the old end when it is looked at; but what it has at a known sequence was stored at another time.
+Who notices gives the stream a new generation, which is a part of the epoch, and writes it into the
+stream's metadata where the NATS user may. Where it may not, the epoch is of this process alone;
+positions are recognized by their marks, whatever generation they name.
+"""
 
 import asyncio
 import datetime
@@ -10,14 +19,17 @@ import msgspec
 
 from eventbus.channels import Subjects
 from eventbus.config import Settings
+from eventbus.drivers.base_marks import nanoseconds, timestamp
 from eventbus.drivers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, ask
 from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.drivers.nats_direct import StoredSubject
 from eventbus.drivers.nats_errors import DRIVER, ApiError
 from eventbus.drivers.nats_marks import purged_of
-from eventbus.errors import ConnectionFailed, StreamMismatch
+from eventbus.errors import ConnectionFailed, EventBusError, PublishDenied, StreamMismatch
 
 __all__ = [
     "EventStream",
+    "Point",
     "StreamState",
     "SubjectState",
     "differences",
@@ -28,7 +40,18 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 DUPLICATE_WINDOW_S: Final = 120.0
+SPARE: Final = 1
+"""How many messages of a channel the stream keeps beyond those that are given to readers.
+
+Who stands at the last message before those has missed as many as are given. That nothing is
+missing in front of them can be seen as long as that one message is still there.
+"""
+_MAX_GENERATION: Final = 16
+_CATCH_UPS: Final = 20
+_CATCH_UP_S: Final = 0.25
+_GENERATION: Final = "eventbus.generation"
 _NANO: Final = 1_000_000_000
+_UNIX: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _HINTS: Final = {
     10047: "BROADCAST_HISTORY_BYTES is more than the server has left",
     10023: "BROADCAST_HISTORY_BYTES is more than the server has left",
@@ -47,12 +70,22 @@ _MAY_DIFFER: Final = (
 )  # fmt: skip
 
 
+class Point(NamedTuple):
+    """A message that was seen in the stream."""
+
+    offset: int
+    time: str
+    """When the stream stored it, RFC 3339; empty where that is not known."""
+
+
 class StreamState(NamedTuple):
     """What a stream says of itself."""
 
     epoch: str
     last: int
     """The offset of its last message, 0 in an empty stream that is new."""
+    time: str = ""
+    """When that was stored, RFC 3339."""
 
 
 class SubjectState(NamedTuple):
@@ -61,6 +94,8 @@ class SubjectState(NamedTuple):
     stream: StreamState
     first: int
     """The offset of the oldest message in the stream, on whatever subject."""
+    first_time: str
+    """When that was stored, RFC 3339."""
     messages: int
     """How many the subject has."""
     limit: int
@@ -75,13 +110,20 @@ class SubjectState(NamedTuple):
 
 class _State(msgspec.Struct):
     first_seq: int = 0
+    first_ts: str = ""
     last_seq: int = 0
+    last_ts: str = ""
     subjects: dict[str, int] | None = None
+
+
+class _Cluster(msgspec.Struct):
+    leader: str = ""
 
 
 class _Answer(msgspec.Struct):
     config: dict[str, Any] = {}
     created: str = ""
+    cluster: _Cluster = msgspec.field(default_factory=_Cluster)
     ts: datetime.datetime = datetime.datetime.max.replace(tzinfo=datetime.UTC)
     state: _State = msgspec.field(default_factory=_State)
     error: ApiError | None = None
@@ -95,16 +137,39 @@ class EventStream:
         connection: NatsConnection,
         subjects: Subjects,
         settings: Settings,
-        on_new_epoch: Callable[[], None],
+        on_new_epoch: Callable[[int], None],
+        *,
+        seen: Callable[[], Point | None] = lambda: None,
+        is_heard: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_new_epoch` is called when the stream has become another one."""
+        """`on_new_epoch` is called when the stream has become another one.
+
+        It gets the offset up to which the new one is as the old one was, 0 for one that was made
+        anew. `seen` gives the last message of the stream that any listener got.
+        """
         self.name = f"{subjects.namespace.upper()}_EVENTS"
         self.epoch = ""
-        self.last = 0
+        self.base = ""
+        """The epoch without its generation: which creation of the stream it is."""
+        self.watched_since = 0
+        """Since when it has been known not to have gone back; nanoseconds of the server's time."""
         self._connection = connection
         self._settings = settings
         self._on_new_epoch = on_new_epoch
+        self._seen = seen
+        self._is_heard = is_heard
+        self.acked = 0
+        """The highest offset that a publisher of this process was told."""
+        self._known = Point(0, "")
+        self._shared = ""
+        self._leader = ""
+        self._may_read = True
+        self._doubts = 0
+        self._settled = 0
+        self._checking = asyncio.Lock()
         self._namespace = subjects.namespace
+        self.events = f"{subjects.namespace}.event.>"
+        """The filter of all that it has."""
         self._config = stream_config(subjects.namespace, settings)
         self._asking = asyncio.Lock()
         self._next: asyncio.Task[StreamState] | None = None
@@ -120,6 +185,7 @@ class EventStream:
         ConnectionFailed. Limits that differ are logged. Nothing is altered, but that the stream is
         given room for as many messages of a channel as a retention class has.
         """
+        doubts = self._doubts
         answer = await self._ask("INFO")
         if answer.error is not None and answer.error.err_code == STREAM_NOT_FOUND:
             answer = await self._ask("CREATE", self._config)
@@ -134,9 +200,26 @@ class EventStream:
                 + (f"; {hint}" if hint else ""),
                 driver=DRIVER,
             )
-        state = self._take(answer)
+        state = await self._take(answer, doubts)
         self._check(await self._with_room(answer.config))
         return state
+
+    def doubt(self) -> None:
+        """The stream may have gone back: the next answer about it is checked."""
+        self._doubts += 1
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether that is still to be done."""
+        return self._settled < self._doubts
+
+    def given_of(self, limit: int) -> int:
+        """How many messages of a channel are given to readers, of those that the stream may have.
+
+        All of a stream whose limit somebody else has set.
+        """
+        is_ours = 0 < limit == self._config["max_msgs_per_subject"]
+        return limit - SPARE if is_ours else limit
 
     async def state(self) -> StreamState:
         """The stream's present state, asked for after this call; concurrent calls share one.
@@ -159,13 +242,15 @@ class EventStream:
         Of a filter, the messages are not counted: the answer would name each of its subjects.
         """
         counted = {} if "*" in subject or ">" in subject else {"subjects_filter": subject}
+        doubts = self._doubts
         answer = await self._ask("INFO", counted)
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
-        stream = self._take(answer)
+        stream = await self._take(answer, doubts)
         return SubjectState(
             stream,
             answer.state.first_seq,
+            answer.state.first_ts,
             (answer.state.subjects or {}).get(subject, 0),
             answer.config.get("max_msgs_per_subject", -1),
             purged_of(answer.config, subject),
@@ -196,18 +281,153 @@ class EventStream:
     async def _state(self) -> StreamState:
         async with self._asking:
             self._next = None  # from here on, the question may be older than who asks
+            doubts = self._doubts
             answer = await self._ask("INFO")
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
-        return self._take(answer)
+        return await self._take(answer, doubts)
 
-    def _take(self, answer: _Answer) -> StreamState:
-        state = StreamState(epoch_of(answer.created), answer.state.last_seq)
-        known, self.epoch, self.last = self.epoch, state.epoch, state.last
-        if known and known != state.epoch:
-            _log.warning("stream %s is another one now; its offsets begin again", self.name)
-            self._on_new_epoch()
-        return state
+    async def _take(self, answer: _Answer, doubts: int) -> StreamState:
+        """What an answer says, when it is known which stream says it; see the module.
+
+        `doubts` is how many there were when it was asked for. Raises ConnectionFailed.
+        """
+        if not self._is_same(answer):
+            async with self._checking:
+                await self._recognize(answer, doubts)
+        elif answer.state.last_seq > self._known.offset:
+            self._known = Point(answer.state.last_seq, answer.state.last_ts)
+        return StreamState(self.epoch, answer.state.last_seq, answer.state.last_ts)
+
+    def _is_same(self, answer: _Answer) -> bool:
+        """Whether nothing speaks for another stream, and nobody doubts it."""
+        known, state = self._known, answer.state
+        return (
+            not self.is_doubted
+            and epoch_of(answer.created) == self.base
+            and _generation_of(answer) == self._shared
+            and answer.cluster.leader == self._leader
+            and (state.last_seq > known.offset or (state.last_seq, state.last_ts) == known)
+        )
+
+    async def _recognize(self, answer: _Answer, doubts: int) -> None:
+        base = epoch_of(answer.created)
+        if self.base == base and answer.state.last_seq < max(self._known.offset, self.acked):
+            answer = await self._fresh(answer)
+            base = epoch_of(answer.created)
+        is_first, is_new = not self.base, self.base != base
+        shared = generation = _generation_of(answer)
+        gone_back = None if is_new else await self._gone_back(answer)
+        if gone_back is not None:
+            shared, generation = await self._renew(answer)
+        self._known = Point(answer.state.last_seq, answer.state.last_ts)
+        self._leader = answer.cluster.leader
+        self._settled = max(self._settled, doubts)
+        if is_new or gone_back is not None:
+            self.acked = 0
+            self.watched_since = _nanoseconds(answer.ts)
+        elif shared == self._shared or self._is_heard():
+            # Another has noticed what this process cannot have missed: its listeners go on.
+            self._shared = shared
+            return
+        self.base, self._shared = base, shared
+        self.epoch = f"{base}.{generation}" if generation else base
+        if gone_back is not None:
+            _log.warning(
+                "stream %s has gone back: of what it had, nothing after offset %d is there; its "
+                "offsets go on from there under the epoch %s", self.name, gone_back, self.epoch,
+            )  # fmt: skip
+        elif not is_first:
+            _log.warning("stream %s is another one now, of the epoch %s", self.name, self.epoch)
+        if not is_first:
+            same = 0 if is_new else answer.state.last_seq
+            self._on_new_epoch(same if gone_back is None else gone_back)
+
+    async def _fresh(self, answer: _Answer) -> _Answer:
+        """A newer answer than one that is behind what is known.
+
+        Of answers that were under way together, that may be the older one; and a leader that was
+        elected a moment ago may not have applied all that it has been given.
+        """
+        for _ in range(_CATCH_UPS if answer.config.get("num_replicas", 1) > 1 else 1):
+            newer = await self._ask("INFO")
+            if newer.error is not None:
+                break
+            answer = newer
+            if answer.state.last_seq >= max(self._known.offset, self.acked):
+                break
+            await asyncio.sleep(_CATCH_UP_S)
+        return answer
+
+    async def _gone_back(self, answer: _Answer) -> int | None:
+        """The offset to which the stream has gone back; None where nothing shows that it has."""
+        events = StoredSubject(
+            self._connection, self.name, self.events,
+            first=answer.state.first_seq, last=answer.state.last_seq, messages=0,
+            is_replicated=answer.config.get("num_replicas", 1) > 1,
+        )  # fmt: skip
+        # Anyone may publish what looks like a message that was seen: a later one has to show it.
+        for point in (self._known, self._seen()):
+            if point and (same := await self._same_up_to(events, answer, point)) is not None:
+                return same
+        last = answer.state.last_seq
+        if self._known.offset > last:
+            return last  # nothing has been stored since
+        # Of what was acknowledged, the time is not known: some after the known may be new.
+        return self._known.offset if self.acked > last else None
+
+    async def _same_up_to(self, events: StoredSubject, answer: _Answer, point: Point) -> int | None:
+        """Where another history begins, if a message shows it that was stored after the point."""
+        stored = nanoseconds(point.time)
+        # A process that only publishes need not have the right to read.
+        if not point.offset or stored is None or not self._may_read or not self._is_heard():
+            return None
+        try:
+            is_there = point.offset <= answer.state.last_seq
+            if is_there and not await self._may_differ(events, answer, point):
+                return None
+            later = await events.since(timestamp(stored + 1))
+        except EventBusError as exc:
+            if not isinstance(exc, PublishDenied) and not isinstance(exc.__cause__, PublishDenied):
+                raise
+            # By the offsets alone, it notices less.
+            _log.info("stream %s: whether it has gone back is not looked at: %s", self.name, exc)
+            self._may_read = False
+            return None
+        return later.offset - 1 if later is not None and later.offset <= point.offset else None
+
+    async def _may_differ(self, events: StoredSubject, answer: _Answer, point: Point) -> bool:
+        """Whether a message that was seen is not, as far as can be seen, where it was."""
+        stored = nanoseconds(point.time)
+        there = await events.at(point.offset)
+        if there is not None:
+            return nanoseconds(there.time) != stored
+        # The time of the last message stays when the message is gone.
+        is_last = point.offset == answer.state.last_seq
+        return not is_last or nanoseconds(answer.state.last_ts) != stored
+
+    async def _renew(self, answer: _Answer) -> tuple[str, str]:
+        """A generation for a stream that has gone back: as the metadata have it, and the present.
+
+        They are the same where the NATS user may change the stream, or somebody else has done so.
+        """
+        found = _generation_of(answer)
+        if found and int(found, 36) * 1000 > self.watched_since:
+            return found, found  # made since this process watches: somebody has noticed before
+        generation = _base36(_nanoseconds(answer.ts) // 1000)
+        metadata = {**(answer.config.get("metadata") or {}), _GENERATION: generation}
+        why: object
+        try:
+            update = await self._ask("UPDATE", {**answer.config, "metadata": metadata})
+        except EventBusError as exc:
+            why = exc
+        else:
+            if update.error is None:
+                return generation, generation
+            why = update.error
+        # Most users of NATS may not change streams: the marks of positions tell the same.
+        _log.info("the generation of stream %s stays with this process: %s", self.name, why)
+        return found, generation
 
     async def _ask(self, what: str, question: Mapping[str, Any] | None = None) -> _Answer:
         """The API's answer, waited for as long as a start may take."""
@@ -264,8 +484,20 @@ def _difference(name: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) 
 def epoch_of(created: str) -> str:
     """A short name of a stream's identity, from the time at which it was made (RFC 3339)."""
     moment = datetime.datetime.fromisoformat(created)
-    since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    number = since // datetime.timedelta(microseconds=1)
+    return _base36(_nanoseconds(moment) // 1000)
+
+
+def _generation_of(answer: _Answer) -> str:
+    """The generation that the metadata have; empty for none, and for what is no generation."""
+    found = str((answer.config.get("metadata") or {}).get(_GENERATION, ""))
+    return found if found.isascii() and found.isalnum() and len(found) <= _MAX_GENERATION else ""
+
+
+def _nanoseconds(moment: datetime.datetime) -> int:
+    return (moment - _UNIX) // datetime.timedelta(microseconds=1) * 1000
+
+
+def _base36(number: int) -> str:
     digits = ""
     while number:
         number, digit = divmod(number, 36)
@@ -288,7 +520,7 @@ def stream_config(namespace: str, settings: Settings) -> dict[str, Any]:
         "allow_direct": True,
         "max_msgs": -1,
         "max_consumers": -1,
-        "max_msgs_per_subject": settings.retention_classes().max_count,
+        "max_msgs_per_subject": settings.retention_classes().max_count + SPARE,
         "max_age": age,
         "max_bytes": settings.history_bytes,
         "num_replicas": settings.history_replicas,

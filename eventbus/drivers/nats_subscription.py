@@ -6,8 +6,9 @@ from typing import Final, Protocol
 
 from eventbus.drivers.base import Delivery, Handler, Position
 from eventbus.drivers.base_gaps import OnGap
+from eventbus.drivers.base_marks import ANY_CHANNEL, end_of, mark_of, nanoseconds
 from eventbus.drivers.nats_connection import Listening
-from eventbus.drivers.nats_stream import StreamState
+from eventbus.drivers.nats_stream import Point, StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
 from eventbus.user_code import guarded
 
@@ -29,6 +30,10 @@ class Place(Protocol):
     certain: bool
     """Whether the stream is known to be the one whose epoch is known."""
 
+    @property
+    def watched_since(self) -> int:
+        """Since when the stream has not gone back, in nanoseconds of the server's time."""
+
     def doubt(self, subscription: "NatsSubscription") -> None:
         """Ask the stream who it is, read what was missed, then call `subscription.release`."""
 
@@ -41,8 +46,8 @@ class NatsSubscription:
 
     __slots__ = (
         "__weakref__", "_doubts", "_epoch", "_handler", "_held", "_place", "_reads",
-        "_seen", "_stream", "_unsure", "is_exact", "last", "listening", "noted", "on_gap",
-        "position", "subject",
+        "_seen", "_stream", "_time", "_unsure", "has_gap", "is_exact", "last", "listening",
+        "noted", "on_gap", "position", "subject",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +74,10 @@ class NatsSubscription:
         self._epoch = ""
         self._seen = 0
         """The offset delivered last, 0 before the first."""
+        self._time = ""
+        """When the stream stored that."""
+        self.has_gap = False
+        """Messages were missed for good, as the next delivery is to show."""
         self._doubts = 0
         """How often in a row a held message was not delivered for a gap before it."""
         self._unsure = False
@@ -100,19 +109,28 @@ class NatsSubscription:
             self._place.doubt(self)
         else:
             self.last = self._seen = stamp.sequence
-            self._handler(self._delivery(subject, payload, headers, stamp))
+            self._time = stamp.time
+            delivery = self._delivery(subject, payload, headers, stamp)
+            self._handler(self._after_gap(delivery) if self.has_gap else delivery)
+
+    @property
+    def seen(self) -> Point:
+        """The message that was delivered last; of offset 0 before the first."""
+        return Point(self._seen, self._time)
 
     def begin(self, state: StreamState) -> None:
         """Deliver from after the stream's state, which was asked for after subscribing."""
-        self.position = Position(state.last, state.epoch)
+        self.position = end_of(state.last, state.epoch, state.time)
         self._epoch = state.epoch
         self.last = state.last
         self.release(state)
 
-    def restart(self, epoch: str) -> None:
-        """The stream is another one: its offsets begin again."""
+    def restart(self, epoch: str, same: int) -> None:
+        """The stream is another one, and as it was up to an offset: 0 where it was made anew."""
         self._epoch = epoch
-        self.last = self._seen = self.noted = 0
+        self.last, self.noted = min(self.last, same), min(self.noted, same)
+        if self._seen > same:
+            self._seen, self._time = same, ""
         self.tell_gap()  # what was stored in the old one, and had not come, is gone
 
     def release(self, state: StreamState) -> None:
@@ -125,6 +143,7 @@ class NatsSubscription:
             # No stream wrote the offset that we saw last: anyone may publish what looks like it.
             _log.warning("%s carried an offset that its stream does not have", self.subject)
             self.last = self._seen = held[0][3].sequence - 1
+            self._time = ""
         while held and self._handler is not None:
             subject, payload, headers, stamp = held.popleft()
             if self._reads and stamp.previous > self.last and self._doubts < _MAX_DOUBTS:
@@ -137,6 +156,7 @@ class NatsSubscription:
             self._doubts = 0
             if stamp.sequence > self.last:
                 self.last = self._seen = stamp.sequence
+                self._time = stamp.time
                 self._call(self._delivery(subject, payload, headers, stamp))
 
     def is_behind(self, state: StreamState) -> bool:
@@ -160,6 +180,7 @@ class NatsSubscription:
         if self._handler is None or delivery.position.offset <= self.last:
             return
         self.last = self._seen = delivery.position.offset
+        self._time = delivery.time or ""
         self._call(delivery)
 
     def has_read(self, offset: int) -> None:
@@ -173,6 +194,22 @@ class NatsSubscription:
         look like a gap after the next loss.
         """
         self.noted = offset
+
+    def has_nothing_after(self, position: Position) -> bool:
+        """See FollowingSubscription."""
+        if self.position is None or self._held is not None or self.has_gap or not self._reads:
+            return False
+        if not self._place.certain or position.epoch != self._epoch:
+            return False
+        followed = max(self.position.offset, self._seen)
+        mark = mark_of(position)
+        if position.offset < followed or mark is None:
+            return False
+        is_own = not mark.startswith(ANY_CHANNEL)
+        time = nanoseconds(mark.removeprefix(ANY_CHANNEL))
+        if is_own and (position.offset > followed or self._seen == followed):
+            return position.offset == followed and time == nanoseconds(self._time)
+        return time is not None and time >= self._place.watched_since
 
     def tell_gap(self) -> None:
         """Messages of a filter may have been missed for good."""
@@ -197,9 +234,17 @@ class NatsSubscription:
         position = Position(stamp.sequence, self._epoch)
         return Delivery(subject, payload, headers, position, stamp.previous, stamp.time)
 
+    def _after_gap(self, delivery: Delivery) -> Delivery:
+        """A delivery that names a message before it which the listener cannot have seen."""
+        assert delivery.position is not None
+        self.has_gap = False
+        return delivery._replace(previous=delivery.position.offset - 1)
+
     def _call(self, delivery: Delivery) -> None:
         """Call the handler outside of the client, which logs what a handler raises."""
         assert self._handler is not None
+        if self.has_gap:
+            delivery = self._after_gap(delivery)
         try:
             with guarded():
                 self._handler(delivery)

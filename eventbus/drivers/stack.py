@@ -17,6 +17,7 @@ from eventbus.drivers.base import (
     Headers,
     HistoryDriver,
     Page,
+    Position,
     Published,
     QueueDriver,
     QueueStore,
@@ -30,6 +31,7 @@ from eventbus.drivers.base_consumer import (
     ConsumerSettings,
     GroupDriver,
 )
+from eventbus.drivers.base_marks import read_from
 from eventbus.drivers.base_store import MaintenanceDriver
 from eventbus.drivers.stack_calls import (
     close,
@@ -193,6 +195,11 @@ class StackDriver:
         """What the reader has stored; see HistoryDriver.read."""
         reader = cast(HistoryDriver, self._able(Capability.HISTORY))
         return await reader.read(subject, after=after, limit=limit)
+
+    async def resume(self, subject: str, position: Position, limit: int) -> Page:
+        """What the reader has stored after a position; see ResumingDriver.resume."""
+        reader = cast(HistoryDriver, self._able(Capability.HISTORY))
+        return await read_from(reader, subject, position, limit)
 
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Subscription:
         """Listen in a group of the reader's; see GroupDriver."""

@@ -5,6 +5,7 @@ from typing import cast
 
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, HistoryDriver, Position, Subscription
+from eventbus.drivers.base_marks import MarkedPosition, read_from
 from eventbus.message import HEADER_EVENT, HEADER_ID, new_id
 from eventbus.testing.driver_probes import Contract, Inbox, MakeDriver
 
@@ -175,3 +176,93 @@ class HistoryContract(Contract):
             page = await history.read(live, after=after, limit=1000)
             assert page.complete is complete, after
             assert len(page.messages) == min(100, all_.position.offset - after)
+
+    async def test_reader_that_missed_as_many_as_are_kept_has_missed_nothing(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        """Every driver keeps 100 messages of a channel by default."""
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("full")
+        await driver.publish(subjects.event("full"), b"x")
+        first = await driver.publish(subjects.event("full"), b"x")
+        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(100)))
+        assert first is not None
+        page = await history.read(live, after=first.position.offset, limit=1000)
+        assert (len(page.messages), page.complete) == (100, True)
+        await driver.publish(subjects.event("full"), b"x")
+        page = await history.read(live, after=first.position.offset, limit=1000)
+        assert (len(page.messages), page.complete) == (100, False)
+
+    async def test_position_is_known_again_by_its_mark(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, inbox = await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("a")
+        subscription = await driver.subscribe(live, inbox)
+        start = subscription.position
+        assert start is not None
+        for _ in range(3):
+            await driver.publish(subjects.event("a"), b"x")
+        await inbox.until(3)
+        page = await read_from(history, live, start, 100)
+        assert (len(page.messages), page.complete) == (3, True)
+        second = inbox.deliveries[1]
+        assert second.position is not None
+        assert second.time is not None
+        page = await read_from(history, live, MarkedPosition(*second.position, second.time), 100)
+        assert [d.position for d in page.messages] == [inbox.deliveries[2].position]
+        assert page.complete
+        assert page.messages[0].time == inbox.deliveries[2].time
+        for other in (
+            MarkedPosition(*second.position, "2020-01-01T00:00:00Z"),
+            Position(second.position.offset, "another"),
+        ):
+            assert not (await read_from(history, live, other, 100)).complete
+
+    async def test_page_that_says_it_is_complete_lacks_nothing_of_a_busy_full_channel(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, publisher, inbox = await make_driver(), await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("busy")
+        await driver.subscribe(live, inbox)
+        done = False
+
+        async def publish() -> None:
+            number = 0
+            while not done:
+                await asyncio.gather(
+                    *(
+                        publisher.publish(subjects.event("busy"), b"%d" % (number + i))
+                        for i in range(10)
+                    )
+                )
+                number += 10
+                await asyncio.sleep(0)
+
+        publishing = asyncio.create_task(publish())
+        try:
+            await inbox.until(110)
+            outcomes = set()
+            for number in range(300):
+                # About as far back as messages are kept: some are evicted while they are read.
+                here = inbox.deliveries[-(30 + number * 7 % 71)]
+                assert here.position is not None
+                assert here.time is not None
+                place = MarkedPosition(*here.position, here.time)
+                page = await read_from(history, live, place, 500)
+                outcomes.add(page.complete)
+                if page.complete:
+                    offsets = [d.position.offset for d in page.messages if d.position is not None]
+                    # No other channel is written to.
+                    expected = range(place.offset + 1, place.offset + 1 + len(offsets))
+                    assert offsets == list(expected)
+        finally:
+            done = True
+            await publishing
+        assert True in outcomes

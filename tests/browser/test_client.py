@@ -170,6 +170,16 @@ async def test_reconnect_resumes_after_the_last_message_and_hands_on_none_twice(
     await received(page, [4, 5, 6, 1])
 
 
+async def test_reconnect_gives_back_the_mark_of_the_last_message(server, page):
+    socket = await server.joined(3)
+    place = {"offset": 4, "epoch": "e", "mark": "2026-11-30T18:55:02.5Z"}
+    await server.say(socket, "Shipped", 4, "orders.1", **place)
+    await page.wait_for_function("room.position?.offset === 4")
+    await socket.close(code=4201)
+    await server.joined(4, recovered=True)
+    assert server.asked["data"] == place
+
+
 async def test_gap_that_the_edge_tells_of_reaches_a_channel_and_a_pattern(server, page):
     socket = await server.joined(0)
     await page.wait_for_function("room.active")

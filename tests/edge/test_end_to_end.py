@@ -34,6 +34,7 @@ async def test_what_python_publishes_reaches_a_client_as_its_envelope(edge, bus)
     receipt = await bus.publish("general", "greeting", {"text": "héllo", "n": [1, None, 2.5]})
     message = await client.next()
     assert message.pop("timestamp").endswith("Z")
+    assert message.pop("mark").endswith("Z")
     assert message == {
         "channel": "general",
         "event": "greeting",
@@ -93,7 +94,7 @@ async def test_a_whole_envelope_of_a_raw_nats_client_arrives_byte_for_byte(edge,
     text = await client.socket.recv()
     assert text.startswith(envelope.rstrip("}"))
     added = set(json.loads(text)) - set(json.loads(envelope))
-    assert added == {"offset", "epoch"}
+    assert added == {"offset", "epoch", "mark"}
 
 
 QUARANTINED = [

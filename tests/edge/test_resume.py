@@ -14,8 +14,9 @@ from edge.protocols.vocabulary import Subscribe
 from edge.traffic import to_message
 from eventbus.bus import EventBus
 from eventbus.config import Settings
-from eventbus.drivers.base import Position
-from eventbus.drivers.memory import MemoryDriver
+from eventbus.drivers.base import NO_HEADERS, Delivery, Position
+from eventbus.drivers.base_marks import MarkedPosition
+from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 
 
 @pytest.fixture
@@ -290,3 +291,199 @@ async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
         }
         assert data_of(await messages(client, 3)) == [8, 9, 10]
         assert edge.node.metrics.total("eventbus_edge_gaps_total") == 1
+
+
+async def test_eviction_between_the_pages_of_a_resume_is_not_recovered(monkeypatch):
+    monkeypatch.setattr(history_module, "PAGE", 5)
+    evicting = asyncio.Event()
+
+    class Full(MemoryDriver):
+        """Between two pages of a reader, others publish as many messages as are kept."""
+
+        async def read(self, subject, *, after, limit):
+            page = await super().read(subject, after=after, limit=limit)
+            if evicting.is_set() and len(page.messages) == limit:
+                evicting.clear()
+                await publish(bus, range(100, 110))
+            return page
+
+    driver = Full(MemoryBroker(history_messages=10))
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, range(1, 9))
+        history = History(driver, bus.subjects, to_message)
+        command = Subscribe("general", cursor, 0, None)
+        whole = await history.catch_up(command, end)
+        assert (whole.recovered, len(whole.messages)) == (True, 8)
+        evicting.set()
+        broken = await history.catch_up(command, end)
+    assert (broken.recovered, broken.messages) == (False, [])
+
+
+async def test_gap_while_a_client_catches_up_is_told_to_it_too(start_edge):
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    handlers = []
+
+    class Slow(MemoryDriver):
+        async def subscribe(self, subject, handler):
+            handlers.append(handler)
+            return await super().subscribe(subject, handler)
+
+        async def read(self, subject, *, after, limit):
+            page = await super().read(subject, after=after, limit=limit)
+            reading.set()
+            await go_on.wait()
+            return page
+
+    driver = Slow()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        edge = await start_edge(bus)
+        cursor = await publish(bus, [0, 1])
+        client = await edge.connect()
+        joining = asyncio.create_task(client.subscribe("general", data=cursor._asdict()))
+        await reading.wait()
+        # The node has missed offset 3 for good, as the message after it shows.
+        position = Position(4, cursor.epoch)
+        body = b'{"channel":"general","event":"tick","data":"after"}'
+        for handler in handlers:
+            handler(Delivery(bus.subjects.live("general"), body, NO_HEADERS, position, previous=3))
+        go_on.set()
+        assert (await joining)["recovered"] is True  # up to here
+        told = await client.next()
+        assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
+        assert told["data"]["offset"] == 3
+        assert (await client.next())["data"] == "after"
+
+
+async def test_resume_with_marks_is_recovered_and_with_the_mark_of_another_message_not(edge, bus):
+    client = await edge.connect()
+    here = await client.subscribe("general")
+    await publish(bus, range(3))
+    frames = await messages(client, 3)
+    marks = [frame["mark"] for frame in frames]
+    assert len(set(marks)) == 3
+    for number in range(3):
+        place = {key: frames[number][key] for key in ("offset", "epoch", "mark")}
+        other = await edge.connect()
+        told = await other.subscribe("general", data=place)
+        assert told["recovered"] is True
+        assert {key: told[key] for key in place} == place
+        assert data_of(await messages(other, 2 - number)) == list(range(number + 1, 3))
+        wrong = place | {"mark": marks[number - 1]}
+        other = await edge.connect()
+        assert (await other.subscribe("general", data=wrong))["recovered"] is False
+    place = {key: here[key] for key in ("offset", "epoch", "mark") if key in here}
+    other = await edge.connect()
+    assert (await other.subscribe("general", data=place))["recovered"] is True
+    assert len(await messages(other, 3)) == 3
+
+
+@pytest.mark.parametrize("mark", ["", "no time", "~", "9999-99-99T00:00:00Z", "x" * 1000, "\u0000"])
+async def test_mark_that_nobody_has_given_does_no_harm(edge, bus, mark):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1])
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict() | {"mark": mark})
+    assert told["recovered"] in {True, False}
+    await publish(bus, [2])
+    assert data_of(await messages(client, 1 + told["recovered"]))[-1] == 2
+
+
+async def test_quiet_channel_is_told_of_no_gap_when_the_bus_is_lost_twice(
+    start_edge, own_nats_server, monkeypatch
+):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=9)
+    async with EventBus(settings) as bus, EventBus(settings) as away:
+        edge = await start_edge(away)
+        quiet, busy = await edge.connect("/ws/general"), await edge.connect("/ws/announcements")
+        await quiet.next()
+        await busy.next()
+        await publish(bus, [0])
+        assert (await quiet.next())["data"] == 0
+        await away.driver._connection.client.force_reconnect()
+        await publish(bus, range(9), "announcements")
+        assert data_of(await messages(busy, 9)) == list(range(9))
+        await away.driver._connection.client.force_reconnect()
+        await publish(bus, [1])
+        frame = await quiet.next()
+        assert (frame["event"], frame["data"]) == ("tick", 1)
+        assert edge.node.metrics.total("eventbus_edge_gaps_total") == 0
+
+
+async def test_quiet_channel_whose_messages_have_expired_is_recovered_where_a_node_has_followed_it(
+    start_edge, own_nats_server
+):
+    settings = Settings(
+        nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_seconds=1.0
+    )
+    async with EventBus(settings) as bus:
+        edge = await start_edge(settings)
+        staying, leaving = await edge.connect("/ws/general"), await edge.connect("/ws/general")
+        await staying.next()
+        await leaving.next()
+        await publish(bus, [0])
+        frame = await leaving.next()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        leaving.socket.transport.abort()
+        live = bus.subjects.live("general")
+        while (await bus.driver.read(live, after=None, limit=1)).messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        at = MarkedPosition(*place.values())
+        while (await bus.driver.resume(live, at, 9)).complete:  # others' messages expire as well
+            await publish(bus, [1], "announcements")
+            await asyncio.sleep(0.1)
+        back = await edge.connect()
+        assert (await back.subscribe("general", data=place))["recovered"] is True
+        # A node that has not followed it cannot know.
+        other = await (await start_edge(settings)).connect()
+        assert (await other.subscribe("general", data=place))["recovered"] is False
+        await publish(bus, [4])
+        assert (await back.next())["data"] == 4
+
+
+async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(edge, bus):
+    """About as far back as messages are kept, so that some are evicted while they are read."""
+    total, done, seen = 0, asyncio.Event(), []
+    watcher = await edge.connect("/ws/general")
+    await watcher.next()
+
+    async def feed():
+        nonlocal total
+        while not done.is_set():
+            await asyncio.gather(*(bus.publish("general", "tick", total + i) for i in range(5)))
+            total += 5
+            await asyncio.sleep(0.002)
+
+    async def watch():
+        while True:
+            seen.append(await watcher.next())
+
+    async def resume(number):
+        frame = seen[-(40 + number % 62)]
+        client = await edge.connect()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        told = await client.subscribe("general", data=place)
+        if told["recovered"]:
+            offsets = [each["offset"] for each in await messages(client, 110)]
+            assert offsets == list(range(frame["offset"] + 1, frame["offset"] + 111))
+        await client.socket.close()
+        return told["recovered"]
+
+    tasks = [asyncio.create_task(feed()), asyncio.create_task(watch())]
+    try:
+        async with asyncio.timeout(60):
+            while len(seen) < 150:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+            outcomes = [
+                outcome
+                for start in range(0, 120, 6)
+                for outcome in await asyncio.gather(*map(resume, range(start, start + 6)))
+            ]
+    finally:
+        done.set()
+        await tasks[0]
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert True in outcomes

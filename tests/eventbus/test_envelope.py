@@ -150,8 +150,11 @@ def test_data_reaches_clients_exactly_as_it_was_published():
         assert b'"data":' + data in read_payload("general", payload).body
 
 
-def test_position_that_a_publisher_claims_is_taken_out():
-    body = json.dumps({**WHOLE, "offset": 9, "epoch": "mine"}).encode()
+@pytest.mark.parametrize(
+    "claimed", [{"offset": 9, "epoch": "mine"}, {"offset": 9}, {"epoch": 1}, {"mark": "mine"}]
+)
+def test_position_that_a_publisher_claims_is_taken_out(claimed):
+    body = json.dumps({**WHOLE, **claimed}).encode()
     assert json.loads(read_payload("general", body).body) == WHOLE
 
 

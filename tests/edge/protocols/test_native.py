@@ -29,6 +29,7 @@ from edge.protocols.vocabulary import (
 )
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
+from eventbus.drivers.base_marks import mark_of
 
 JSON = st.recursive(
     st.none()
@@ -325,3 +326,20 @@ def test_the_websocket_format_wraps_replies_and_messages_in_text_frames():
     message = ChannelMessage("c", "e", b'{"channel":"c"}', None, None)
     assert wire.message(message) == text_frame(b'{"channel":"c"}')
     assert wire.reply(Unsubscribed("c", None))[:1] == text_frame(b"")[:1]
+
+
+def test_mark_of_a_position_is_read_and_written():
+    place = {"offset": 3, "epoch": "e1", "mark": "2026-11-30T18:55:02.5Z"}
+    command = decode(json.dumps({"action": "subscribe", "channel": "a", "data": place}))
+    assert command.resume == Position(3, "e1")
+    assert mark_of(command.resume) == place["mark"]
+    answer = Subscribed("a", ChannelKind.PUBLIC, command.resume, True, None)
+    told = json.loads(encode_reply(answer))["data"]
+    assert {key: told[key] for key in place} == place
+
+
+def test_time_that_somebody_has_forged_stays_within_its_string():
+    message = ChannelMessage("a", "e", b'{"data":1}', Position(1, "e1"), None, None, 'x","data":"2')
+    assert json.loads(encode_message(message)) == {
+        "data": 1, "offset": 1, "epoch": "e1", "mark": 'x","data":"2',
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from edge.protocols.sse import (
 from edge.protocols.vocabulary import ChannelMessage, Connected, Subscribed
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
+from eventbus.drivers.base_marks import MarkedPosition, mark_of
 
 EPOCH = "2026-11-23T20:07:01.298134Z"
 
@@ -50,6 +51,39 @@ def test_cursors_of_any_positions_come_back():
             text = encode_cursor(channels, positions).decode()
             rng.shuffle(channels)
             assert decode_cursor(text, channels) == positions
+
+
+def test_marks_of_positions_come_back_with_a_cursor():
+    marks = ["2026-11-30T18:55:02.52499475Z", "~2026-11-30T18:55:02Z", "~1970-01-01T00:00:00.1Z"]
+    positions = {f"c{n}": MarkedPosition(n, EPOCH, mark) for n, mark in enumerate(marks)}
+    positions["plain"] = Position(7, EPOCH)
+    positions["odd"] = MarkedPosition(8, EPOCH, "no time")
+    names = [*positions, "nowhere"]
+    found = decode_cursor(encode_cursor(names, positions).decode(), names)
+    assert found == positions
+    assert {name: mark_of(position) for name, position in found.items()} == {
+        "c0": marks[0], "c1": marks[1], "c2": marks[2], "plain": None, "odd": None,
+    }  # fmt: skip
+
+
+def test_event_of_a_stream_bears_the_mark_of_its_message():
+    marked = message("a", 7)._replace(mark="2026-11-30T18:55:02.5Z")
+    for stream in (OneChannel(), ManyChannels(["a", "b"], {})):
+        event = parse(stream.message(marked))
+        assert json.loads(event["data"])["mark"] == "2026-11-30T18:55:02.5Z"
+        names = ["a"] if isinstance(stream, OneChannel) else ["a", "b"]
+        assert mark_of(decode_cursor(event["id"], names)["a"]) == "2026-11-30T18:55:02.5Z"
+
+
+def test_a_cursor_of_a_hundred_marked_channels_is_short_enough_to_be_read():
+    channels = [f"orders.{n:0>40}" for n in range(200)]
+    positions = {
+        name: MarkedPosition(10**9 + n, EPOCH, f"2026-11-30T18:{n % 60:02}:02.{n:09}Z")
+        for n, name in enumerate(channels)
+    }
+    cursor = encode_cursor(channels, positions).decode()
+    assert len(cursor) < MAX_CURSOR
+    assert decode_cursor(cursor, channels) == positions
 
 
 def test_a_cursor_of_a_hundred_channels_is_short():

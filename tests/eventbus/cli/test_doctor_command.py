@@ -150,7 +150,7 @@ def test_stream_with_other_limits_and_one_that_cannot_work(findings, settings, n
     make_stream(settings, history_messages=7)
     stream = only(findings(), "stream")
     assert stream["status"] == "warning"
-    assert "max_msgs_per_subject is 7, not 100" in stream["found"]
+    assert "max_msgs_per_subject is 8, not 101" in stream["found"]
     assert "BROADCAST_HISTORY_*" in stream["change"]
 
     other = "u" + settings.namespace

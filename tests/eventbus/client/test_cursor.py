@@ -159,3 +159,27 @@ def test_gap_that_the_edge_tells_of_shows_at_the_next_message():
     assert cursor.take(2, "a")
     assert cursor.take_gap()
     assert not cursor.take_gap()
+
+
+def test_place_is_given_back_with_the_mark_of_its_message():
+    cursor = Cursor()
+    cursor.subscribed(3, "e", recovered=None, mark="~2026-11-30T18:55:02Z")
+    assert cursor.ask() == {"offset": 3, "epoch": "e", "mark": "~2026-11-30T18:55:02Z"}
+    cursor.subscribed(3, "e", recovered=True, mark="~2026-11-30T18:55:02Z")
+    assert cursor.take(4, "e", "2026-11-30T18:55:03Z")
+    assert cursor.ask() == {"offset": 4, "epoch": "e", "mark": "2026-11-30T18:55:03Z"}
+    cursor.subscribed(4, "e", recovered=True)
+    assert cursor.ask() == {"offset": 4, "epoch": "e"}
+
+
+def test_after_a_gap_messages_of_earlier_offsets_are_new():
+    cursor = Cursor()
+    cursor.subscribed(100, "e", recovered=None)
+    cursor.missed(80, "e")
+    assert cursor.take(81, "e")
+    assert cursor.take_gap()
+    assert cursor.gaps == 1
+    cursor.missed(90, "e.1", "mark")
+    assert cursor.take(85, "e.1") is False
+    assert cursor.take(91, "e.1")
+    assert cursor.gaps == 2  # the other epoch is no second gap

@@ -241,7 +241,7 @@ class TestStream:
         config = info["config"]
         expected = stream_config(namespace, storage="file", retention="limits", discard="old")
         assert expected.items() <= config.items()
-        assert config["max_msgs_per_subject"] == 7
+        assert config["max_msgs_per_subject"] == 7 + 1  # one more than readers are given
         assert config["max_age"] == 90 * 10**9
         assert config["num_replicas"] == 1
 
@@ -292,7 +292,7 @@ class TestStream:
         made = await api(raw, "CREATE", config["name"], config)
         async with opened(settings) as driver:
             assert await driver.publish(f"{namespace}.event.a", b"x") is not None
-        assert "max_msgs_per_subject is 3, not 100" in caplog.text
+        assert "max_msgs_per_subject is 3, not 101" in caplog.text
         assert 'storage is "memory", not "file"' in caplog.text
         assert "max_bytes" not in caplog.text
         assert (await api(raw, "INFO", config["name"]))["config"] == made["config"]

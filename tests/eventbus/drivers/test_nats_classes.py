@@ -11,6 +11,7 @@ import pytest
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.nats import NatsDriver
+from eventbus.drivers.nats_evidence import Place
 
 LONG = "orders.>:50/1h/4MiB"
 
@@ -172,7 +173,7 @@ async def test_listeners_that_missed_messages_get_what_there_still_is(brief, sub
         given = await publish(driver, subjects, "orders.42", 10)
         live = subjects.live("orders.42")
         assert offsets(await driver.read(live, after=given[0], limit=100)) == given[-3:]
-        page = await driver._reader.read(live, after=given[0], limit=100, whole=True)
+        page = await driver._reader.read(live, after=Place(given[0]), limit=100, whole=True)
         assert offsets(page) == given[1:]
         assert page.complete
 
@@ -205,7 +206,7 @@ async def test_changed_limits_change_the_stream_in_place(brief, subjects, raw):
     async with opened(changed) as driver:
         info = await class_info(raw)
         assert info["created"] == created
-        assert info["config"]["max_msgs_per_subject"] == 200
+        assert info["config"]["max_msgs_per_subject"] == 200 + 1
         assert info["config"]["max_age"] == 7200 * 10**9
         assert info["config"]["max_bytes"] == 8 * 1024**2
         page = await driver.read(subjects.live("orders.42"), after=None, limit=100)

@@ -126,10 +126,24 @@ async def test_full_channel_that_gave_up_messages_is_told_before_what_follows(ow
         await lose(away)
         for number in range(1, 7):
             await there.publish("own.event.a.1", b"%d" % number)
-        await inbox.until(4)
-        assert inbox.payloads == [b"0", b"4", b"5", b"6"]
+        await inbox.until(5)
+        # The stream has one more of a channel than readers of its history are given.
+        assert inbox.payloads == [b"0", b"3", b"4", b"5", b"6"]
         assert told == [1]
         assert away.counters["gaps"] == 1
+
+
+async def test_full_channel_that_gave_up_nothing_new_is_not_told(own_settings):
+    few = msgspec.structs.replace(own_settings, history_messages=3)
+    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+        await there.publish("own.event.a.1", b"0")
+        await inbox.until(1)
+        await lose(away)
+        for number in range(1, 4):
+            await there.publish("own.event.a.1", b"%d" % number)
+        await inbox.until(4)
+        assert inbox.payloads == [b"0", b"1", b"2", b"3"]
+        assert not told
 
 
 async def test_purge_while_away_is_told(own_settings):
@@ -225,3 +239,38 @@ async def test_member_of_a_group_does_not_read_what_went_to_others(own_settings)
         await inbox.until(1)
         assert inbox.payloads[-1] == b"next"
         assert driver.counters["filled"] == 0
+
+
+async def test_what_was_missed_and_is_gone_shows_by_the_next_message_of_its_subject(own_settings):
+    async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
+        await there.prepare()
+        first = await there.publish("own.event.a", b"1")
+        await inbox.until(1)
+        await lose(away)
+        await there.publish("own.event.a", b"purged")
+        await there.purge("own.live.a")
+        await until(lambda: away.counters["gaps"] == 1)
+        await there.publish("own.event.a", b"2")
+        await there.publish("own.event.a", b"3")
+        await inbox.until(3)
+        assert inbox.payloads == [b"1", b"2", b"3"]
+        _, second, third = inbox.deliveries
+        assert second.previous > first.position.offset
+        assert third.previous == second.position.offset
+
+
+async def test_subject_that_was_quiet_at_one_loss_names_its_own_last_message_after_the_next(
+    own_settings,
+):
+    async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
+        first = await there.publish("own.event.a", b"1")
+        await inbox.until(1)
+        subscription = next(iter(away._listeners._all))
+        await lose(away)
+        last = [await there.publish("own.event.busy", b"x") for _ in range(5)][-1]
+        await until(lambda: subscription.last == last.position.offset)
+        await lose(away)
+        await there.publish("own.event.a", b"2")
+        await inbox.until(2)
+        assert inbox.deliveries[1].previous == first.position.offset
+        assert away.counters["gaps"] == 0
