@@ -69,7 +69,9 @@ class Node:
         self.address = ""
         """Where it listens, as a URL, once it does."""
         self.settings = settings
-        self.revoker = Revoker(bus.driver, bus.subjects, self._carry_out_revocation)
+        self.revoker = Revoker(
+            bus.driver, bus.subjects, self._carry_out_revocation, leeway_s=settings.jwt_leeway
+        )
         self.rules = rules.guarded(self.revoker.forbids)
         self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
@@ -92,6 +94,7 @@ class Node:
             token_required=settings.auth_required,
             token_timeout_s=settings.auth_timeout,
             token_grace_s=settings.token_grace,
+            token_leeway_s=settings.jwt_leeway,
             actions_per_s=settings.max_actions_per_second,
             action_burst=settings.action_burst,
         )
@@ -106,7 +109,9 @@ class Node:
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.deflated = _deflated(settings, self.metrics)
         self.publish, self.queues = bus.publish, bus.queues
-        self.tickets = Tickets(settings.api_key or settings.jwt_secret)
+        self.tickets = Tickets(
+            settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway
+        )
         self.watch = Watch(self, bus.driver.name)
         self.clock = Clock(
             self.connections,
@@ -254,12 +259,17 @@ class Node:
         jti: str | None = None,
         connection_id: str | None = None,
         channel: str | None = None,
+        issued_before: float | None = None,
     ) -> None:
         """End what is named, on every node, and refuse it until the tokens would have expired.
 
         Give one of user, token id and connection, or a channel; a channel beside a user or a token
-        takes only that away from them. Raises ValueError, and an EventBusError when it could not be
-        told to all: on this node it holds then all the same.
+        takes only that away from them. It concerns tokens that were issued until now, and for
+        JWT_LEEWAY seconds more, since clocks differ; or exactly those whose `iat` is less than
+        `issued_before`, in seconds since 1970 by the clock of their issuer.
+
+        Raises ValueError, and an EventBusError when it could not be told to all: on this node it
+        holds then all the same.
         """
         now = time.time()
         await self.revoker.revoke(
@@ -270,6 +280,7 @@ class Node:
                 jti=jti,
                 connection_id=connection_id,
                 channel=channel,
+                issued_before=issued_before,
             )
         )
 
@@ -284,7 +295,8 @@ class Node:
         return await self.revoker.lift(like)
 
     def _carry_out_revocation(self, revocation: Revocation) -> None:
-        count = drop(revocation, list(self.connections.values()))
+        connections = list(self.connections.values())
+        count = drop(revocation, connections, self.settings.jwt_leeway)
         _log.info("a revocation has ended %d connections or subscriptions", count)
 
     async def consult(

@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 CLOSE_REVOKED: Final = 4003
 _KEYS: Final = "revocation"
+_LONGER_S: Final = 600.0
+"""So much longer revocations are kept: nodes hold to them for twice their leeway longer."""
 _RESYNC_S: Final = 30.0
 _RETRY_S: Final = 1.0
 _AGAIN_S: Final = 5.0
@@ -46,19 +48,34 @@ async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> No
     """Make a revocation known to every node, and to those that start before it ends.
 
     Nodes carry it out when it arrives. Where the driver keeps no state, only the present nodes know
-    of it. Raises an EventBusError when one of the two could not be done; the other may be.
+    of it. Raises an EventBusError when a part of it could not be done; the rest may be.
     """
+    store = _store(driver) if revocation.is_kept else None
+    results: list[object] = []
+    if store is not None:
+        try:
+            revocation = revocation.after(await _kept(store, revocation))
+        except EventBusError as exc:
+            results.append(exc)
     payload = _encode(revocation)
     works: list[Coroutine[Any, Any, object]] = [driver.publish(subjects.control("revoke"), payload)]
-    if revocation.is_kept and (store := _store(driver)) is not None:
+    if store is not None:
         works.append(_keep(store, revocation))
-    for result in await asyncio.gather(*works, return_exceptions=True):
+    results += await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
         if isinstance(result, BaseException):
             raise result
 
 
+async def _kept(store: StateStore, like: Revocation) -> Revocation | None:
+    """What is kept about the same."""
+    key = f"{_KEYS}.{like.key}"
+    payload = (await store.entries(key)).get(key)
+    return None if payload is None else _read(payload)
+
+
 async def _keep(store: StateStore, revocation: Revocation) -> None:
-    left = revocation.until - time.time()
+    left = revocation.until + _LONGER_S - time.time()
     if left > 0:
         key = f"{_KEYS}.{revocation.key}"
         await store.put(key, _encode(revocation), ttl_s=max(left, 1.0))
@@ -96,10 +113,18 @@ class Revoker:
     """A node's part: hears of revocations, knows those that hold, and has them carried out."""
 
     def __init__(
-        self, driver: Driver, subjects: Subjects, carry_out: Callable[[Revocation], None]
+        self,
+        driver: Driver,
+        subjects: Subjects,
+        carry_out: Callable[[Revocation], None],
+        *,
+        leeway_s: float = 0.0,
     ) -> None:
-        """`carry_out` ends what a revocation that is new concerns on this node."""
-        self.known = Revocations()
+        """`carry_out` ends what a revocation that is new concerns on this node.
+
+        The clocks of issuers, of nodes and of those who revoke may differ by `leeway_s`.
+        """
+        self.known = Revocations(leeway_s=leeway_s)
         self._driver = driver
         self._subjects = subjects
         self._carry_out = carry_out
@@ -124,6 +149,7 @@ class Revoker:
 
     async def revoke(self, revocation: Revocation) -> None:
         """Carry a revocation out here and have it carried out everywhere; see `tell`."""
+        revocation = revocation.after(self.known.held(revocation))
         self._take(revocation)
         await tell(self._driver, self._subjects, revocation)
 
@@ -198,13 +224,12 @@ class Revoker:
             self._carry_out(revocation)
 
 
-def drop(revocation: Revocation, connections: "list[Connection]") -> int:
+def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: float) -> int:
     """End the connections, or the subscriptions, that a revocation concerns; how many."""
     count = 0
     for connection in connections:
-        if connection.is_closing or not revocation.concerns(
-            connection.id, connection.session.claims
-        ):
+        claims = connection.session.claims
+        if connection.is_closing or not revocation.concerns(connection.id, claims, leeway_s):
             continue
         if revocation.channel is None:
             connection.close(CLOSE_REVOKED, "revoked")
