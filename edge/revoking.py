@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from edge.auth import Claims
-from edge.revocation import Revocation, Revocations
+from edge.revocation import MAX_REVOCATIONS, Revocation, Revocations
 from eventbus.channels import Pattern, Subjects
 from eventbus.drivers.base import (
     Capability,
@@ -40,8 +40,9 @@ _decode: Final = msgspec.json.Decoder(Revocation).decode
 
 
 def _store(driver: Driver) -> StateStore | None:
+    """Where revocations are kept: it outlives a restart of all nodes and of the broker."""
     can = Capability.PRESENCE in driver.capabilities
-    return cast(StateDriver, driver).state if can else None
+    return cast(StateDriver, driver).durable_state if can else None
 
 
 async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
@@ -130,7 +131,7 @@ class Revoker:
         self._carry_out = carry_out
         self._store: StateStore | None = None
         self._subscription: Subscription | None = None
-        self._losses = 0
+        self._losses = self._forgotten = 0
         self._has_lost = False
         self._next = 0.0
         self._is_reading = False
@@ -140,7 +141,19 @@ class Revoker:
         self._store = _store(self._driver)
         subject = self._subjects.control("revoke")
         self._subscription = await self._driver.subscribe(subject, self._on_delivery)
+        if self._store is not None:
+            await self._take_over(cast(StateDriver, self._driver).state)
         await self.resync()
+
+    async def _take_over(self, state: StateStore) -> None:
+        """Read what nodes of 0.1 have kept, in the state that is lost with the broker's memory.
+
+        `resync` puts it where it lasts. In a cluster that is upgraded node by node, what such nodes
+        revoke later arrives as any revocation does.
+        """
+        if state is not self._store:
+            for payload in (await state.entries(f"{_KEYS}.*")).values():
+                self._take(_read(payload))
 
     async def aclose(self) -> None:
         """Listen no more."""
@@ -203,6 +216,14 @@ class Revoker:
         for payload in kept.values():
             self._take(_read(payload))
         self.known.sweep(time.time())
+        if self.known.forgotten != self._forgotten:
+            self._forgotten = self.known.forgotten
+            _log.warning(
+                "more than %d revocations hold: those that would end first are not kept in memory, "
+                "and their tokens are good again on this node (%d so far)",
+                MAX_REVOCATIONS,
+                self._forgotten,
+            )
         for revocation in self.known.all():
             # What is kept may also be older: written by who did not know the newer one.
             if kept.get(f"{_KEYS}.{revocation.key}") != _encode(revocation):

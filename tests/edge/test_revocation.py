@@ -491,11 +491,11 @@ async def test_a_node_that_has_not_heard_of_a_lift_finds_it_and_does_not_undo_it
 
 async def test_an_older_entry_that_is_written_over_a_lift_is_put_right(edge, bus, token):
     await edge.node.revoke(user_id="7")
-    [(key, older)] = (await bus.driver.state.entries("revocation.*")).items()
+    [(key, older)] = (await bus.driver.durable_state.entries("revocation.*")).items()
     await edge.node.lift(user_id="7")
-    await bus.driver.state.put(key, older, ttl_s=60)
+    await bus.driver.durable_state.put(key, older, ttl_s=60)
     await edge.node.revoker.resync()
-    [kept] = (await bus.driver.state.entries("revocation.*")).values()
+    [kept] = (await bus.driver.durable_state.entries("revocation.*")).values()
     assert msgspec.json.decode(kept)["lifted"] is True
     assert await read_kept(bus.driver) == {}
 
@@ -601,7 +601,7 @@ async def test_a_process_that_is_no_node_may_revoke(two, bus, token):
 
 async def test_what_the_broker_has_lost_is_put_back(edge, bus):
     await edge.node.revoke(user_id="7")
-    [key] = await bus.driver.state.entries("revocation.*")
-    await bus.driver.state.delete(key)
+    [key] = await bus.driver.durable_state.entries("revocation.*")
+    await bus.driver.durable_state.delete(key)
     await edge.node.revoker.resync()
-    assert list(await bus.driver.state.entries("revocation.*")) == [key]
+    assert list(await bus.driver.durable_state.entries("revocation.*")) == [key]
