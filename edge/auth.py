@@ -46,6 +46,7 @@ Reason = Literal[
     "expired",
     "revoked",
     "keys_unavailable",
+    "revocations_unavailable",
     "no_key",
 ]
 # RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.

@@ -26,6 +26,7 @@ from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
 from edge.origins import Origins
 from edge.outbox import Outbox, Sink
+from edge.pauses import Pauses, closed_by_peer
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.deflate import DeflatedFormats
@@ -40,6 +41,7 @@ from edge.traffic import Traffic
 from edge.watch import Watch
 from eventbus.bus import EventBus
 from eventbus.drivers.base import counters_of
+from eventbus.errors import EventBusError
 
 __all__ = ["Node"]
 
@@ -103,8 +105,12 @@ class Node:
         self.traffic = Traffic(
             bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
-        self.presence = PresenceChannels(bus.driver, self.id, settings, self.hub)
-        self.lifecycle = Lifecycle(bus, self.census.cluster, settings, self.metrics)
+        self.presence = PresenceChannels(
+            bus.driver, self.id, settings, self.hub, drop_gone=self.drop_gone
+        )
+        self.lifecycle = Lifecycle(
+            bus, self.census.cluster, settings, self.metrics, drop_gone=self.drop_gone
+        )
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.deflated = _deflated(settings, self.metrics)
@@ -113,6 +119,7 @@ class Node:
             settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway
         )
         self.watch = Watch(self, bus.driver.name)
+        self._pauses = Pauses(time.monotonic())
         self.clock = Clock(
             self.connections,
             heartbeat_s=settings.heartbeat,
@@ -129,6 +136,7 @@ class Node:
         await self.revoker.start()
         await self.lifecycle.start()
         self.watch.start()
+        self._pauses.look(time.monotonic())
         self.clock.start()
 
     async def drain(self) -> None:
@@ -218,7 +226,34 @@ class Node:
             self.metrics.connections.dec()
             connection.log.debug("ended")
 
+    def drop_gone(self) -> None:
+        """Let go at once of the connections that their clients have closed unseen."""
+        by_fileno = {each.fileno(): each for each in self.connections.values()}
+        by_fileno.pop(-1, None)
+        closed = closed_by_peer(by_fileno)
+        for connection in list(self.connections.values()):
+            # A transport may know the end already, and the connection's own task not yet.
+            if (fileno := connection.fileno()) == -1 or fileno in closed:
+                connection.ended(None)
+                self.disconnect(connection)
+
+    def _notice_pause(self, now: float) -> None:
+        """After the process was stopped: what happened meanwhile waits to be read.
+
+        Before anybody is let in or announced, or cut for not having answered: sockets may have been
+        closed, revocations made, and answers given.
+        """
+        if not (paused := self._pauses.look(now)):
+            return
+        self.metrics.pauses.inc()
+        _log.warning("the process was stopped, or its event loop blocked, for %.1f s", paused)
+        self.revoker.doubt()
+        self.drop_gone()
+        for connection in self.connections.values():
+            connection.session.time.resumed(now)
+
     def _look(self, now: float) -> None:
+        self._notice_pause(now)
         self.metrics.channels.set(self.traffic.channels)
         self.admission.look(now)
         self.metrics.revocations.set(len(self.revoker.known))
@@ -232,15 +267,19 @@ class Node:
 
     # What connections ask for
 
-    async def verify(self, token: str) -> Claims:
-        """The claims of a token. Raises TokenRejected."""
+    async def verify(self, token: str, *, is_new: bool = True) -> Claims:
+        """The claims of a token. Raises TokenRejected.
+
+        Who is new is let in only when all revocations are known that others made.
+        """
+        self._notice_pause(time.monotonic())
         try:
-            return await self._verify(token)
+            return await self._verify(token, is_new=is_new)
         except TokenRejected as exc:
             self.metrics.auth_failures.labels(exc.reason).inc()
             raise
 
-    async def _verify(self, token: str) -> Claims:
+    async def _verify(self, token: str, *, is_new: bool) -> Claims:
         if is_ticket(token):
             claims = self.tickets.read(token)
         elif self._verifier is None:
@@ -248,6 +287,13 @@ class Node:
             raise TokenRejected("unauthorized", message, "no_key")
         else:
             claims = await self._verifier.verify(token)
+        try:
+            if is_new:
+                await self.revoker.confirm()
+        except EventBusError as exc:
+            _log.warning("a token cannot be accepted before revocations are read: %s", exc)
+            message = "revocations cannot be read at the moment: try again"
+            raise TokenRejected("unavailable", message, "revocations_unavailable") from None
         if self.revoker.forbids_token(claims):
             raise TokenRejected("unauthorized", "the token has been revoked", "revoked")
         return claims

@@ -1,7 +1,7 @@
 """Presence as connections use it: who comes and goes, and what the others hear of it."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -24,8 +24,16 @@ _encode: Final = msgspec.json.Encoder().encode
 class PresenceChannels:
     """The presence channels of a node; members' events go through its hub."""
 
-    def __init__(self, driver: Driver, node: str, settings: EdgeSettings, hub: Hub) -> None:
-        """`node` is the node's id."""
+    def __init__(
+        self,
+        driver: Driver,
+        node: str,
+        settings: EdgeSettings,
+        hub: Hub,
+        *,
+        drop_gone: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`node` is the node's id; for `drop_gone` see PresenceKeeper."""
         self._hub = hub
         own = PresenceSettings(
             grace_s=settings.presence_grace,
@@ -35,7 +43,7 @@ class PresenceChannels:
             max_info_bytes=settings.presence_max_info_bytes,
             max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, _ROOM_FOR_REST // 2),
         )
-        self._keeper = PresenceKeeper(driver, node, own, self._tell)
+        self._keeper = PresenceKeeper(driver, node, own, self._tell, drop_gone=drop_gone)
 
     async def enter(
         self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str

@@ -60,14 +60,29 @@ class PresenceKeeper:
     With a driver that keeps no state, members are those of this node alone.
     """
 
-    def __init__(self, driver: Driver, node: str, settings: PresenceSettings, tell: Tell) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        node: str,
+        settings: PresenceSettings,
+        tell: Tell,
+        *,
+        drop_gone: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`drop_gone` lets go of connections that clients have closed and this node has not seen.
+
+        It is called before this node counts as alive again.
+        """
         self._node = node
         self._settings = settings
         self._tell = tell
         self._shares = Capability.PRESENCE in driver.capabilities
         self._driver = cast(StateDriver, driver)
         self._writer = EntryWriter(self._driver)
-        self._nodes = LiveNodes(self._driver, node, settings.ttl_s, self._on_node)
+        self._drop_gone = drop_gone
+        self._nodes = LiveNodes(
+            self._driver, node, settings.ttl_s, self._on_node, self._before_return
+        )
         self._watched: dict[str, WatchedRoom] = {}
         self._deadlines = Deadlines()
         self._starting = asyncio.Lock()
@@ -233,6 +248,20 @@ class PresenceKeeper:
     def _on_node(self, node: str) -> None:
         for watched in self._watched.values():
             self._announce(watched, watched.room.refresh(node))
+
+    async def _before_return(self) -> None:
+        """The others have let this node's members go: only those who are still here may come back.
+
+        Nobody is waited for any more who was lost before, or meanwhile.
+        """
+        self._drop_gone()
+        now = time.monotonic()
+        for watched in list(self._watched.values()):
+            for token in watched.stays.lost():
+                watched.stays.returned(token)
+                self._end(watched, token, now)
+        if not await self._writer.flush(WRITTEN_S):
+            _log.warning("members that have left may be announced again for a moment")
 
     def _take(self, watched: WatchedRoom, node: str, token: str, value: bytes | None) -> None:
         """Take in what a node says of a user; what this node says, it knows itself."""

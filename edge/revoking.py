@@ -135,6 +135,10 @@ class Revoker:
         self._has_lost = False
         self._next = 0.0
         self._is_reading = False
+        self._doubts = 0
+        self._read_at = (-1, -1)
+        """Losses and doubts as of which everything has been read."""
+        self._confirming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen, then read what was revoked before. Raises an EventBusError."""
@@ -157,6 +161,9 @@ class Revoker:
 
     async def aclose(self) -> None:
         """Listen no more."""
+        if self._confirming is not None:
+            self._confirming.cancel()
+            await asyncio.gather(self._confirming, return_exceptions=True)
         if self._subscription is not None:
             await self._subscription.aclose()
 
@@ -189,6 +196,31 @@ class Revoker:
         """Whether one of the channels of a pattern has been taken away from them."""
         return self.known.forbids_any(pattern, claims, time.time())
 
+    def doubt(self) -> None:
+        """Revocations may have been missed, whatever the bus says of its losses."""
+        self._doubts += 1
+        self._next = 0.0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no revocation is known to have been missed."""
+        return self._store is None or self._read_at == (self._store.losses, self._doubts)
+
+    async def confirm(self) -> None:
+        """Wait until what may have been missed is read. Raises an EventBusError.
+
+        All who wait share one reading.
+        """
+        while not self.is_current:
+            if self._confirming is None or self._confirming.done():
+                self._confirming = asyncio.create_task(self.resync(), name="reading revocations")
+                self._confirming.add_done_callback(_retrieve)
+            try:
+                await asyncio.shield(self._confirming)
+            except EventBusError:
+                if not self.is_current:  # else only the writing back has failed, which is due again
+                    raise
+
     def is_due(self, now: float) -> bool:
         """Whether `keep_up` should be called: sometimes, and soon where something was lost."""
         if self._store is None or self._is_reading:
@@ -212,9 +244,11 @@ class Revoker:
             return
         self._has_lost |= self._store.losses != self._losses
         self._losses = self._store.losses
+        as_of = self._losses, self._doubts
         kept = await self._store.entries(f"{_KEYS}.*")
         for payload in kept.values():
             self._take(_read(payload))
+        self._read_at = as_of
         self.known.sweep(time.time())
         if self.known.forgotten != self._forgotten:
             self._forgotten = self.known.forgotten
@@ -243,6 +277,12 @@ class Revoker:
             _log.info("a revocation was taken back")
         elif is_news:
             self._carry_out(revocation)
+
+
+def _retrieve(task: "asyncio.Task[None]") -> None:
+    """Mark the exception as seen: those who wait raise it, and there may be none left."""
+    if not task.cancelled():
+        task.exception()
 
 
 def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: float) -> int:

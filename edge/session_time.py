@@ -33,6 +33,11 @@ class SessionTime:
         self._last_seen = now
         self._asked_at = None
 
+    def resumed(self, now: float) -> None:
+        """The node was stopped for a while: an answer to its heartbeat may wait to be read."""
+        if self._asked_at is not None:
+            self._asked_at = now
+
     def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
         """The connection has a token from now on; `expires_in` is what is left of its life."""
         self._claims = claims

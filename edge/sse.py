@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from aiohttp import HttpVersion11, web
 
 from edge.body import read_json_text
-from edge.connection import Connection
+from edge.connection import Connection, fileno_of
 from edge.entrance import Admitted, admit
 from edge.handshake import check_origin
 from edge.keys import NODE
@@ -204,6 +204,9 @@ class _Stream:
         if self.connection is not None:
             self.connection.write(COMMENT)
             self.connection.heard()
+
+    def fileno(self) -> int:
+        return fileno_of(self._transport)
 
     def close(self, code: int, reason: str) -> None:
         self.write(closing(code, reason))

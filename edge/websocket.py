@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 
-from edge.connection import Connection
+from edge.connection import Connection, fileno_of
 from edge.entrance import admit
 from edge.keys import NODE
 from edge.node import Node
@@ -163,6 +163,9 @@ class _Socket:
 
     def ping(self) -> None:
         self.write(PING)
+
+    def fileno(self) -> int:
+        return fileno_of(self._transport)
 
     def close(self, code: int, reason: str) -> None:
         if not self._node.closing.start(self._close(code, reason), "closing a connection"):

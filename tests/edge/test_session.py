@@ -204,6 +204,14 @@ def test_a_token_that_comes_just_expired_is_not_announced_and_ends_by_its_grace(
     assert [effect.code for effect in it.time.tick(8.0)] == [4202]
 
 
+def test_after_a_pause_of_the_node_an_answer_to_its_heartbeat_has_its_whole_time_again():
+    it = session(heartbeat_s=10.0)
+    assert it.time.tick(10.0) == [Heartbeat()]
+    it.time.resumed(60.0)
+    assert it.time.tick(69.9) == []
+    assert [effect.code for effect in it.time.tick(70.0)] == [4203]
+
+
 def test_a_connection_without_the_token_that_is_required_is_closed_in_time():
     it = session(token_required=True, token_timeout_s=3.0, heartbeat_s=1e6)
     assert it.time.deadline() == 3.0
