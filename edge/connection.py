@@ -31,6 +31,7 @@ from edge.limits import Full, Place
 from edge.logs import of_connection
 from edge.look_up import look_up
 from edge.outbox import Outbox
+from edge.pauses import closed_by_peer
 from edge.protocols.vocabulary import (
     Authenticate,
     Command,
@@ -47,7 +48,15 @@ from edge.session import Session
 if TYPE_CHECKING:
     from edge.node import Node
 
-__all__ = ["CLOSE_INTERNAL", "CLOSE_TOO_SLOW", "Connection", "Peer", "fileno_of", "let_go"]
+__all__ = [
+    "CLOSE_INTERNAL",
+    "CLOSE_TOO_SLOW",
+    "Connection",
+    "Peer",
+    "fileno_of",
+    "is_gone",
+    "let_go",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -280,6 +289,15 @@ def fileno_of(transport: asyncio.Transport) -> int:
     """The file descriptor of a transport's socket; -1 when it is closed."""
     socket = transport.get_extra_info("socket")
     return -1 if socket is None or transport.is_closing() else socket.fileno()
+
+
+def is_gone(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its socket, even if that has not been read yet.
+
+    Such as one that gave up waiting for the answer to its handshake, while the node was stopped.
+    """
+    fileno = fileno_of(transport)
+    return fileno == -1 or bool(closed_by_peer([fileno]))
 
 
 async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:

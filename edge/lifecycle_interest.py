@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from edge.deadlines import Deadlines
 from edge.lifecycle import interest_key, own_interests, sign_key
-from edge.presence_nodes import give_sign
+from edge.presence_nodes import give_sign, nobody_gone
 from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import StateDriver
 
@@ -32,7 +32,7 @@ class OwnChannels:
         *,
         ttl_s: float,
         linger_s: float,
-        drop_gone: Callable[[], object] = lambda: None,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
         """`drop_gone` lets go of connections that clients have closed and this node has not seen.
 
@@ -80,13 +80,14 @@ class OwnChannels:
         When the last sign has ended, the channels of this node have been vacated: only those that
         somebody still hears are occupied again, without having lingered.
         """
-        if time.monotonic() - self._beaten_at >= self._ttl_s:
-            self._drop_gone()
+        is_first = self._beaten_at == float("-inf")
+        if not is_first and time.monotonic() - self._beaten_at >= self._ttl_s:
+            await self._drop_gone()
             self._end_due(float("inf"))
             if not await self._writer.flush(WRITTEN_S):
                 _log.warning("channels that nobody hears may be occupied again for a moment")
         now = time.monotonic()
-        await give_sign(self._driver, sign_key(self._node), self._ttl_s)
+        await give_sign(self._driver, sign_key(self._node), self._ttl_s, is_first=is_first)
         self._beaten_at = now
 
     async def repair(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -16,6 +16,7 @@ from edge.lifecycle import LEADER
 from edge.lifecycle_interest import OwnChannels
 from edge.lifecycle_leader import Leader, LeaderOptions
 from edge.metrics import Metrics
+from edge.presence_nodes import nobody_gone
 from edge.presence_watch import keep_in_step
 from edge.webhook_jobs import QUEUE, Outlet, webhook_queue
 from edge.webhook_post import Poster
@@ -52,7 +53,7 @@ class Lifecycle:
         settings: EdgeSettings,
         metrics: Metrics,
         *,
-        drop_gone: Callable[[], object] = lambda: None,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
         """For `drop_gone` see OwnChannels.
 

@@ -49,6 +49,8 @@ _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
+_READ_S: Final = 0.25
+"""How long a node that returns reads before it says who is still here."""
 
 
 class Node:
@@ -226,8 +228,16 @@ class Node:
             self.metrics.connections.dec()
             connection.log.debug("ended")
 
-    def drop_gone(self) -> None:
-        """Let go at once of the connections that their clients have closed unseen."""
+    async def drop_gone(self) -> None:
+        """Let go of the connections that their clients have closed unseen.
+
+        The end of one whose client had sent more than the kernel takes comes after what is read.
+        """
+        self._drop_closed()
+        await asyncio.sleep(_READ_S)
+        self._drop_closed()
+
+    def _drop_closed(self) -> None:
         by_fileno = {each.fileno(): each for each in self.connections.values()}
         by_fileno.pop(-1, None)
         closed = closed_by_peer(by_fileno)
@@ -248,7 +258,7 @@ class Node:
         self.metrics.pauses.inc()
         _log.warning("the process was stopped, or its event loop blocked, for %.1f s", paused)
         self.revoker.doubt()
-        self.drop_gone()
+        self._drop_closed()
         for connection in self.connections.values():
             connection.session.time.resumed(now)
 

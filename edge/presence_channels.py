@@ -1,7 +1,7 @@
 """Presence as connections use it: who comes and goes, and what the others hear of it."""
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +11,7 @@ from edge.config import EdgeSettings
 from edge.hub import Backlog, Hub
 from edge.presence import Change, PresenceRefused
 from edge.presence_keeper import PresenceKeeper, PresenceSettings
+from edge.presence_nodes import nobody_gone
 from edge.protocols.vocabulary import ChannelMessage, Failed, Presence, PresenceMembers, Reply
 from eventbus.drivers.base import Driver
 
@@ -31,7 +32,7 @@ class PresenceChannels:
         settings: EdgeSettings,
         hub: Hub,
         *,
-        drop_gone: Callable[[], object] = lambda: None,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
         """`node` is the node's id; for `drop_gone` see PresenceKeeper."""
         self._hub = hub

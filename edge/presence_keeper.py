@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -22,7 +22,7 @@ from edge.presence import (
     own_keys_of,
     token_of,
 )
-from edge.presence_nodes import LiveNodes
+from edge.presence_nodes import LiveNodes, nobody_gone
 from edge.presence_read import read_room
 from edge.presence_watch import TICK_S, WatchedRoom, keep_in_step
 from edge.presence_writer import EntryWriter
@@ -67,7 +67,7 @@ class PresenceKeeper:
         settings: PresenceSettings,
         tell: Tell,
         *,
-        drop_gone: Callable[[], object] = lambda: None,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
         """`drop_gone` lets go of connections that clients have closed and this node has not seen.
 
@@ -254,7 +254,7 @@ class PresenceKeeper:
 
         Nobody is waited for any more who was lost before, or meanwhile.
         """
-        self._drop_gone()
+        await self._drop_gone()
         now = time.monotonic()
         for watched in list(self._watched.values()):
             for token in watched.stays.lost():

@@ -10,11 +10,15 @@ from typing import Final
 from eventbus.drivers.base import StateDriver, Subscription
 from eventbus.errors import EventBusError, PublishFailed
 
-__all__ = ["LiveNodes", "give_sign", "signs_of"]
+__all__ = ["LiveNodes", "give_sign", "nobody_gone", "signs_of"]
 
 _log = logging.getLogger(__name__)
 
 _ROOT: Final = "node."
+
+
+async def nobody_gone() -> None:
+    """For a keeper whose connections need no look."""
 
 
 async def signs_of(driver: StateDriver) -> set[str]:
@@ -22,14 +26,15 @@ async def signs_of(driver: StateDriver) -> set[str]:
     return {key.removeprefix(_ROOT) for key in await driver.state.entries(f"{_ROOT}*")}
 
 
-async def give_sign(driver: StateDriver, key: str, ttl_s: float) -> None:
+async def give_sign(driver: StateDriver, key: str, ttl_s: float, *, is_first: bool) -> None:
     """Say that a node is alive, which holds for `ttl_s`. Raises a DriverError.
 
-    A sign that has not arrived in that time is given up. The bus, or this process, may have been
-    away for so long that the node counts as dead: then it must not come back to life by a retry.
+    A sign that has not arrived in that time is given up, unless it is the first. The bus, or this
+    process, may have been away for so long that the node counts as dead: then it must not come back
+    to life by a retry.
     """
     try:
-        async with asyncio.timeout(ttl_s):
+        async with asyncio.timeout(None if is_first else ttl_s):
             await driver.state.put(key, b"", ttl_s=ttl_s)
     except TimeoutError:
         message = f"a sign of life was not acknowledged within {ttl_s:g} s"
@@ -116,10 +121,11 @@ class LiveNodes:
             await self._driver.state.delete(key)
 
     async def _beat(self) -> None:
-        if time.monotonic() - self._beaten_at >= self._ttl_s:
+        is_first = self._beaten_at == float("-inf")
+        if not is_first and time.monotonic() - self._beaten_at >= self._ttl_s:
             await self._before_return()
         now = time.monotonic()
-        await give_sign(self._driver, _ROOT + self._node, self._ttl_s)
+        await give_sign(self._driver, _ROOT + self._node, self._ttl_s, is_first=is_first)
         self._beaten_at = now
 
     def _on_sign(self, key: str, value: bytes | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from aiohttp import HttpVersion11, web
 
 from edge.body import read_json_text
-from edge.connection import Connection, fileno_of
+from edge.connection import Connection, fileno_of, is_gone
 from edge.entrance import Admitted, admit
 from edge.handshake import check_origin
 from edge.keys import NODE
@@ -78,7 +78,7 @@ async def _answer(
             response = web.StreamResponse(headers=_HEADERS | cors)
             await response.prepare(request)
             transport = request.transport
-            if transport is None:  # the client has left meanwhile
+            if transport is None or is_gone(transport):  # the client has left meanwhile
                 return response
             stream = _Stream(transport, chunked=request.version >= HttpVersion11)
             # aiohttp tells of the end of a connection only to who reads from it.

@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 
-from edge.connection import Connection, fileno_of
+from edge.connection import Connection, fileno_of, is_gone
 from edge.entrance import admit
 from edge.keys import NODE
 from edge.node import Node
@@ -67,7 +67,8 @@ async def _upgrade(
     if request.version < HttpVersion11 or not ws.can_prepare(request).ok:
         raise Problem("bad_request", "this address takes WebSocket connections only")
     await ws.prepare(request)
-    return ws, _Socket(node, ws, request.transport) if request.transport else None
+    transport = request.transport
+    return ws, None if transport is None or is_gone(transport) else _Socket(node, ws, transport)
 
 
 def _agree(node: Node, request: web.Request) -> Deflate | None:

@@ -51,7 +51,7 @@ async def close_unseen(client, how):
     """End a client whose node cannot see it."""
     transport = client.socket.transport
     if how == "after unread data":
-        for _ in range(100):
+        for _ in range(20):
             await client.send("ping", data="x" * 1000)
     if how == "reset":
         linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
@@ -77,8 +77,7 @@ async def test_members_whose_sockets_are_gone_do_not_come_back_with_a_node_that_
     clients = {}
     for user in ("lost", "gone", "stays"):
         clients[user] = await connect(stopping.port, f"/ws/{ROOM}", token=token(user))
-        for _ in range(2):
-            await clients[user].next()
+        assert [(await clients[user].next())["event"] for _ in range(2)][1] == "eb:subscribed"
     assert [(await watcher.next())["event"] for _ in range(5)][2:] == ["eb:presence.joined"] * 3
     await close_unseen(clients["lost"], "closed")  # in its grace when the node stops
     assert (await clients["stays"].ask("ping"))["event"] == "pong"
@@ -100,6 +99,43 @@ async def test_members_whose_sockets_are_gone_do_not_come_back_with_a_node_that_
     assert heard == {("eb:presence.left", "lost"), ("eb:presence.left", "gone")}
 
 
+@pytest.mark.parametrize("path", ["/ws/presence.room", "/sse?channel=presence.room"])
+async def test_who_gave_up_on_a_node_while_it_was_stopped_does_not_join(
+    start_process, connect, token, path
+):
+    stopping, other = await start_process(**FAST), await start_process(**FAST)
+    watcher = await connect(other.port, f"/ws/{ROOM}", token=token("watcher"))
+    stays = await connect(stopping.port, f"/ws/{ROOM}", token=token("stays"))
+    for _ in range(3):
+        await watcher.next()
+    with stopped(stopping):
+        assert (await watcher.next())["event"] == "eb:presence.left"
+        for number in range(5):  # the kernel takes them, and the node reads of them when it goes on
+            await asyncio.wait_for(give_up(stopping.port, path, token(f"gone{number}")), 10)
+    joined = await watcher.next()
+    assert (joined["event"], joined["data"]["user_id"]) == ("eb:presence.joined", "stays")
+    await stays.ask("ping")
+    await asyncio.sleep(1)
+    assert await watcher.hears_nothing()
+
+
+async def give_up(port, path, token):
+    """Ask for a connection, and close it before there is an answer."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(handshake(path, token))
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+def handshake(path, token):
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        f"Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+
+
 async def test_a_member_who_was_lost_is_not_announced_again_after_a_loss_of_the_bus():
     """Whatever kept the node from giving signs: here, a bus that takes none."""
     driver = MemoryDriver()
@@ -107,9 +143,12 @@ async def test_a_member_who_was_lost_is_not_announced_again_after_a_loss_of_the_
     told, settings = [], PresenceSettings(grace_s=60, ttl_s=1)
     gone = set()
     keeper = PresenceKeeper(driver, "a", settings, lambda *each: told.append(each[1]))
-    keeper._drop_gone = lambda: [
-        keeper.leave(ROOM, user, connection, lost=True) for user, connection in gone
-    ]
+
+    async def drop_gone():
+        for user, connection in gone:
+            keeper.leave(ROOM, user, connection, lost=True)
+
+    keeper._drop_gone = drop_gone
     for user in ("lost", "gone", "stays"):
         await keeper.join(ROOM, user, {}, f"c-{user}")
     keeper.leave(ROOM, "lost", "c-lost", lost=True)
@@ -138,7 +177,7 @@ async def test_a_sign_of_life_that_is_late_is_given_up():
         state = SimpleNamespace(put=lambda *_, **__: asyncio.get_running_loop().create_future())
 
     with pytest.raises(PublishFailed, match="sign of life"):
-        await give_sign(Away(), "node.a", 0.1)
+        await give_sign(Away(), "node.a", 0.1, is_first=False)
 
 
 # Lifecycle events
@@ -182,14 +221,18 @@ async def test_channels_of_sockets_that_are_gone_are_not_occupied_again(
     await until(("occupied", "public"))
     await asyncio.sleep(TTL_S + 1)
     assert told == []
-    await stays.next()
+    assert [(await stays.next())["event"] for _ in range(2)] == ["eb:connected", "eb:subscribed"]
     assert await stays.hears_nothing()
 
 
 async def test_channels_that_lingered_end_before_a_node_counts_as_alive_again():
     driver = MemoryDriver()
     await driver.open()
-    own = OwnChannels(driver, "a", ttl_s=1, linger_s=60, drop_gone=lambda: own.use("gone", False))
+
+    async def drop_gone():
+        own.use("gone", False)
+
+    own = OwnChannels(driver, "a", ttl_s=1, linger_s=60, drop_gone=drop_gone)
     for channel in ("lingers", "gone", "heard"):
         own.use(channel, True)
     own.use("lingers", False)
@@ -300,12 +343,7 @@ async def test_a_node_that_was_stopped_reads_revocations_before_it_lets_anybody_
 async def status(port, token):
     """The status of the answer to a handshake, by a socket of its own."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-        f"Authorization: Bearer {token}\r\n\r\n"
-    )
-    writer.write(head.encode())
+    writer.write(handshake("/ws", token))
     try:
         async with asyncio.timeout(30):
             return int((await reader.readline()).split()[1])
