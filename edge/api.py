@@ -172,10 +172,21 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
         validate_channel(whom.channel)
         if whom.reconnect:
             raise Problem("bad_request", "reconnect means nothing for a channel: leave it out")
+    if whom.issued_before is not None and (
+        whom.reconnect or (whom.user_id is None and whom.channel is None)
+    ):
+        raise Problem(
+            "bad_request", "issued_before stands beside user_id or channel, without reconnect"
+        )
     disconnected = await call.node.census.disconnect(whom)
     if not whom.reconnect and whom.connection_id is None:
         # Those who were to come back may; others stay out until their tokens have expired.
-        await call.node.revoke(user_id=whom.user_id, jti=whom.jti, channel=whom.channel)
+        await call.node.revoke(
+            user_id=whom.user_id,
+            jti=whom.jti,
+            channel=whom.channel,
+            issued_before=whom.issued_before,
+        )
     return disconnected
 
 

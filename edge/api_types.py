@@ -168,8 +168,10 @@ class Published(msgspec.Struct, frozen=True, kw_only=True):
     messages: list[PublishedMessage]
 
 
-class Disconnect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom to let go: exactly one of the four is needed."""
+class Disconnect(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Whom to let go: exactly one of user_id, connection_id, jti and channel is needed."""
 
     user_id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     connection_id: Annotated[str, msgspec.Meta(min_length=1)] | None = None
@@ -194,6 +196,23 @@ class Disconnect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "for a channel."
         ),
     ] = False
+    issued_before: (
+        Annotated[
+            float,
+            msgspec.Meta(
+                ge=0,
+                le=253_402_300_799,
+                description="Beside user_id or channel: only tokens whose iat is less than this "
+                "are concerned, in seconds since 1970 by the issuer's clock. Otherwise it is "
+                "those that were issued until now.",
+            ),
+        ]
+        | None
+    ) = None
+
+    def concerns(self, iat: float | None) -> bool:
+        """Whether a token of that `iat` is meant, by when it was issued."""
+        return self.issued_before is None or iat is None or iat < self.issued_before
 
     def criteria(self) -> int:
         """How many of the four are given."""

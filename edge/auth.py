@@ -23,6 +23,7 @@ __all__ = [
     "KeySource",
     "TokenRejected",
     "TokenVerifier",
+    "check_times",
     "is_deeper",
 ]
 
@@ -48,6 +49,7 @@ Reason = Literal[
     "expired",
     "revoked",
     "keys_unavailable",
+    "revocations_unavailable",
     "no_key",
 ]
 # RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.
@@ -221,10 +223,25 @@ class TokenVerifier:
         if policy.issuer and claims.iss != policy.issuer:
             message = f"the token is of another issuer: its iss must be {policy.issuer!r}"
             _reject(message, "issuer")
-        if claims.nbf is not None and claims.nbf > now + policy.leeway_s:
-            _reject("the token is not valid yet: its nbf lies in the future", "not_yet_valid")
-        if claims.exp <= now - policy.leeway_s:
-            raise TokenRejected("token_expired", "the token has expired", "expired")
+        check_times(claims, now, policy.leeway_s)
+
+
+def check_times(claims: Claims, now: float, leeway_s: float) -> None:
+    """Raise TokenRejected for a token whose times do not allow its use at `now`.
+
+    The issuer's clock may differ from this one by `leeway_s`. A token that was issued further in
+    the future than that is refused (RFC 7519, 4.1.6 leaves it to us): a revocation by user, which
+    compares `iat`, would not concern it.
+    """
+    if claims.nbf is not None and claims.nbf > now + leeway_s:
+        _reject("the token is not valid yet: its nbf lies in the future", "not_yet_valid")
+    if claims.iat is not None and claims.iat > now + leeway_s:
+        _reject(
+            "the token's iat lies in the future: set the clocks of its issuer and of this node",
+            "not_yet_valid",
+        )
+    if claims.exp <= now - leeway_s:
+        raise TokenRejected("token_expired", "the token has expired", "expired")
 
 
 def _reject(message: str, reason: Reason = "malformed") -> NoReturn:

@@ -189,10 +189,15 @@ class Census:
         for connection in self._node.connections.values():
             session = connection.session
             claims = session.claims
-            if not connection.is_closing and (
-                (whom.channel is not None and whom.channel in session.channels)
-                or connection.id == whom.connection_id
-                or (claims is not None and whom.user_id == claims.user_id)
-                or (claims is not None and whom.jti is not None and whom.jti == claims.jti)
+            is_meant = claims is None or whom.concerns(claims.iat)
+            if (
+                is_meant
+                and not connection.is_closing
+                and (
+                    (whom.channel is not None and whom.channel in session.channels)
+                    or connection.id == whom.connection_id
+                    or (claims is not None and whom.user_id == claims.user_id)
+                    or (claims is not None and whom.jti is not None and whom.jti == claims.jti)
+                )
             ):
                 yield connection

@@ -29,7 +29,10 @@ class Clock:
         on_turn: Callable[[float], None],
         on_lag: Callable[[float], None],
     ) -> None:
-        """`on_turn` is called with the time, a few times a second, `on_lag` with its lateness."""
+        """`on_turn` is called with the time, a few times a second, `on_lag` with its lateness.
+
+        It is called before the connections are looked at.
+        """
         self._connections = connections
         self._turn_s = min(_TURN_S, heartbeat_s / 4)
         self._on_turn = on_turn
@@ -68,16 +71,16 @@ class Clock:
     async def _run(self) -> None:
         while True:
             now = time.monotonic()
-            for connection_id in self._deadlines.due(now):
-                self._due.pop(connection_id, None)
-                connection = self._connections.get(connection_id)
-                if connection is not None and not connection.is_closing:
-                    self._tick(connection, now)
             try:
                 with guarded():
                     self._on_turn(now)
             except Exception:  # noqa: BLE001 - without a clock, dead connections would stay
                 _log.exception("a turn of the node's clock failed")
+            for connection_id in self._deadlines.due(now):
+                self._due.pop(connection_id, None)
+                connection = self._connections.get(connection_id)
+                if connection is not None and not connection.is_closing:
+                    self._tick(connection, now)
             await asyncio.sleep(self._turn_s)
             self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
 

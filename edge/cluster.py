@@ -112,6 +112,7 @@ class Cluster:
         self._subscriptions: list[Subscription] = []
         self._announcing: asyncio.Task[None] | None = None
         self._settled_at = 0.0
+        self._announced_at = float("inf")
 
     def answer(self, question: Question[Q, A], handler: Callable[[Q], Sequence[A]]) -> None:
         """Answer a kind of question with one or more parts, each smaller than a message may be.
@@ -164,6 +165,8 @@ class Cluster:
             raise ConnectionFailed(message, driver=self._driver.name)
         call_id = secrets.token_hex(8)
         complete = asyncio.Event()
+        if self._is_node and self._now() - self._announced_at > _MISSED_HELLOS * self._hello_s:
+            self._unsettle(_MISSED_HELLOS * self._hello_s)  # this process was stopped for a while
         is_settled = self._now() >= self._settled_at
         gather = Gather(question, set(self.nodes), complete.set, has_strangers=not is_settled)
         self._asked[call_id] = gather
@@ -274,7 +277,11 @@ class Cluster:
 
     async def _announce(self) -> None:
         while True:
-            self.lag.sent(self._now())
+            now = self._now()
+            if now - self._announced_at > _MISSED_HELLOS * self._hello_s:
+                self._unsettle(_MISSED_HELLOS * self._hello_s)  # the process was stopped
+            self._announced_at = now
+            self.lag.sent(now)
             await self._publish(self._all, _encode(_Hello(self.node_id)))
             if not self._driver.is_connected:
                 self._unsettle(_MISSED_HELLOS * self._hello_s)

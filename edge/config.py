@@ -221,7 +221,12 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         str, Var("JWT_ISSUER", "what a token's iss must be; empty accepts any", "a string")
     ] = ""
     jwt_leeway: Annotated[
-        NotNegative, Var("JWT_LEEWAY", "how far clocks may differ", "0 or more")
+        NotNegative,
+        Var(
+            "JWT_LEEWAY",
+            "how far the clocks of issuers, of nodes and of who revokes may differ",
+            "0 or more",
+        ),
     ] = 5.0
     auth_required: Annotated[
         bool,

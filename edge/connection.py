@@ -31,6 +31,7 @@ from edge.limits import Full, Place
 from edge.logs import of_connection
 from edge.look_up import look_up
 from edge.outbox import Outbox
+from edge.pauses import closed_by_peer
 from edge.protocols.framing import pong_frame
 from edge.protocols.vocabulary import (
     Authenticate,
@@ -49,7 +50,15 @@ from eventbus.user_code import guarded
 if TYPE_CHECKING:
     from edge.node import Node
 
-__all__ = ["CLOSE_INTERNAL", "CLOSE_TOO_SLOW", "Connection", "Peer", "let_go"]
+__all__ = [
+    "CLOSE_INTERNAL",
+    "CLOSE_TOO_SLOW",
+    "Connection",
+    "Peer",
+    "fileno_of",
+    "is_gone",
+    "let_go",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +75,9 @@ class Peer(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Begin to end the connection; what was written before reaches the client first."""
+
+    def fileno(self) -> int:
+        """The socket's file descriptor; -1 when it is closed."""
 
 
 class Connection:
@@ -158,6 +170,10 @@ class Connection:
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
         self._node.hub.push(self.outbox, frame)
+
+    def fileno(self) -> int:
+        """The socket's file descriptor; -1 when it is closed."""
+        return self._peer.fileno()
 
     def tick(self, now: float) -> None:
         """Do what the passing of time asks for."""
@@ -264,7 +280,9 @@ class Connection:
 
     async def _verify(self, command: Authenticate) -> list[Effect]:
         try:
-            claims = await self._node.verify(command.token)
+            # Who is in may refresh while revocations cannot be read: they are carried out later.
+            is_new = self.session.claims is None
+            claims = await self._node.verify(command.token, is_new=is_new)
         except TokenRejected as exc:
             self.log.info("its token is not accepted: %s", exc.reason)
             return self.session.token_rejected(exc.code, str(exc), command.ref)
@@ -305,6 +323,21 @@ class Connection:
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._node.consult(question, self.user, self.id)
         return self.session.consulted(command, decision)
+
+
+def fileno_of(transport: asyncio.Transport) -> int:
+    """The file descriptor of a transport's socket; -1 when it is closed."""
+    socket = transport.get_extra_info("socket")
+    return -1 if socket is None or transport.is_closing() else socket.fileno()
+
+
+def is_gone(transport: asyncio.Transport) -> bool:
+    """Whether the client has closed its socket, even if that has not been read yet.
+
+    Such as one that gave up waiting for the answer to its handshake, while the node was stopped.
+    """
+    fileno = fileno_of(transport)
+    return fileno == -1 or bool(closed_by_peer([fileno]))
 
 
 async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:

@@ -34,7 +34,10 @@ __all__ = [
 
 LEADER: Final = "lifecycle.leader"
 MARK: Final = "lifecycle.mark"
-"""Stands beside a whole ledger: where it is missing, the bus has lost its memory."""
+"""Stands beside a whole ledger, and names the node that leads.
+
+Where it is missing, the bus has lost its memory.
+"""
 LEDGER: Final = "lifecycle.told."
 SIGNS: Final = "lifecycle.node."
 INTEREST: Final = "interest."

@@ -92,16 +92,18 @@ class Leader:
         options: LeaderOptions,
         outlets: Outlets,
         *,
+        node: str,
         may_lead: Callable[[], bool],
         confirm: Confirm,
     ) -> None:
         self._driver = driver
+        self._node = node
         self._options = options
         self._outlets = outlets
         self._may_lead = may_lead
         self._confirm = confirm
         self._changed = asyncio.Event()
-        self._writer = EntryWriter(driver, "the lifecycle ledger")
+        self._writer = EntryWriter(driver, "the lifecycle ledger", may_lead)
         self._ledger: dict[str, Told] = {}
         kinds = [k for k in (CHANNELS, MEMBERS) if {k.begins, k.ends} & set(options.events)]
         self._sides = {kind: _Side(driver, kind, self._changed.set) for kind in kinds}
@@ -195,7 +197,12 @@ class Leader:
         """Say that the ledger is whole: when all of it is written."""
         for key in self._ledger:
             await self._written(key)
-        await self._driver.state.put(MARK, b"")
+        await self._driver.state.put(MARK, self._node.encode())
+
+    async def is_last(self) -> bool:
+        """Whether nobody has led since, as far as the bus remembers. Raises a DriverError."""
+        mark = (await self._driver.state.entries(MARK)).get(MARK)
+        return mark is None or mark == self._node.encode()
 
     def _note(self, key: str, told: Told | None) -> None:
         if told is None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, cast
 
 import msgspec
@@ -16,6 +16,7 @@ from edge.lifecycle import LEADER
 from edge.lifecycle_interest import OwnChannels
 from edge.lifecycle_leader import Leader, LeaderOptions
 from edge.metrics import Metrics
+from edge.presence_nodes import nobody_gone
 from edge.presence_watch import keep_in_step
 from edge.webhook_jobs import QUEUE, Outlet, webhook_queue
 from edge.webhook_post import Poster
@@ -46,9 +47,18 @@ class Lifecycle:
     """Nothing at all where no lifecycle events are asked for."""
 
     def __init__(
-        self, bus: EventBus, cluster: Cluster, settings: EdgeSettings, metrics: Metrics
+        self,
+        bus: EventBus,
+        cluster: Cluster,
+        settings: EdgeSettings,
+        metrics: Metrics,
+        *,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
-        """Raises ConfigError for settings that cannot be, and for a driver that cannot do it."""
+        """For `drop_gone` see OwnChannels.
+
+        Raises ConfigError for settings that cannot be, and for a driver that cannot do it.
+        """
         settings.check_webhook()
         self.is_on = bool(settings.lifecycle_events)
         self._bus = bus
@@ -66,7 +76,11 @@ class Lifecycle:
             )
         self._driver = cast(StateDriver, bus.driver)
         self._own = OwnChannels(
-            self._driver, self._node, ttl_s=self._ttl_s, linger_s=settings.lifecycle_linger
+            self._driver,
+            self._node,
+            ttl_s=self._ttl_s,
+            linger_s=settings.lifecycle_linger,
+            drop_gone=drop_gone,
         )
         self._leader: Leader | None = None
         self._outlet: Outlet | None = None
@@ -79,6 +93,7 @@ class Lifecycle:
         self._repaired = 0
         """The losses of the bus's state after which this node has put back what it holds."""
         self._claim_at = 0.0
+        self._claiming = asyncio.Lock()
         self._knew_of_another = False
         self._watch: Subscription | None = None
         self._tasks: list[asyncio.Task[Any]] = []
@@ -169,7 +184,7 @@ class Lifecycle:
         while True:
             now = time.monotonic()
             self._own.tick(now)
-            if self._leader is not None:
+            if self._leader is not None and self._may_lead():
                 self._leader.refresh(now)
             self._metrics.lifecycle_pending.set(self._leader.pending if self._leader else 0)
             self._metrics.lifecycle_leader.set(self._leader is not None and self._may_lead())
@@ -181,6 +196,8 @@ class Lifecycle:
         if keep_missing:
             self._repaired = losses
             self._hold_until = time.monotonic() + max(self._ttl_s, _FIRST_S)
+        if self._leader is not None and not self._may_lead():
+            await self._claim()  # another may lead by now, and its ledger counts
         if self._leader is not None:
             await self._leader.synchronize(keep_missing=keep_missing)
 
@@ -215,15 +232,23 @@ class Lifecycle:
             self._claim_at = 0.0
 
     async def _claim(self) -> None:
+        async with self._claiming:
+            await self._claim_alone()
+
+    async def _claim_alone(self) -> None:
         asked = time.monotonic()
         if not await self._driver.state.claim(LEADER, self._node.encode(), ttl_s=self._ttl_s):
             self._knew_of_another = True
             self._lease_until = float("-inf")
             await self._resign()
             return
-        self._lease_until = asked + self._ttl_s
         if self._leader is not None and not self._leader.is_running:
             await self._resign()
+        # After a pause, another may have led and ended: what this node knows is out of date.
+        if self._leader is not None and not self._may_lead() and not await self._leader.is_last():
+            self._knew_of_another = True
+            await self._resign()
+        self._lease_until = asked + self._ttl_s
         if self._leader is None:
             self._lead()
 
@@ -237,7 +262,12 @@ class Lifecycle:
             self._ttl_s,
         )
         self._leader = Leader(
-            self._driver, options, self._outlet, may_lead=self._may_lead, confirm=self._confirm
+            self._driver,
+            options,
+            self._outlet,
+            node=self._node,
+            may_lead=self._may_lead,
+            confirm=self._confirm,
         )
         _log.info("node %s tells of lifecycle events", self._node)
         self._leader.start(knew_of_another=self._knew_of_another)

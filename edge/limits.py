@@ -46,6 +46,7 @@ class SessionLimits(NamedTuple):
     token_required: bool = False
     token_timeout_s: float = 10.0
     token_grace_s: float = 10.0
+    token_leeway_s: float = 0.0
     actions_per_s: float = 50.0
     action_burst: int = 100
 

@@ -14,7 +14,9 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 class Metrics:
     """One node's metrics, in a registry of its own."""
 
-    def __init__(self, bus_counters: Callable[[], Mapping[str, int]] = dict) -> None:
+    def __init__(  # noqa: PLR0915 - one statement per metric
+        self, bus_counters: Callable[[], Mapping[str, int]] = dict
+    ) -> None:
         """`bus_counters` gives what the driver counts; see `counters_of`."""
         registry = self.registry = CollectorRegistry()
         tally = self.tally = Tally()
@@ -53,7 +55,8 @@ class Metrics:
             "eventbus_edge_auth_failures",
             "Tokens that were not accepted, by reason: malformed, unsigned, algorithm, signature, "
             "unknown_key, claims, audience, issuer, not_yet_valid, expired, revoked, "
-            "keys_unavailable (none could be fetched), no_key (none is configured).",
+            "keys_unavailable (none could be fetched), revocations_unavailable (they could not be "
+            "read after a loss of the bus or a pause), no_key (none is configured).",
             ["reason"],
             registry=registry,
         )
@@ -142,6 +145,11 @@ class Metrics:
         self.background_dropped = Counter(
             "eventbus_edge_background_dropped",
             "Background tasks not started, their number being at its bound.",
+            registry=registry,
+        )
+        self.pauses = Counter(
+            "eventbus_edge_pauses",
+            "Times that the process was stopped, or its event loop blocked, for more than 2 s.",
             registry=registry,
         )
         self.authorizer_faults = Counter(

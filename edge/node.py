@@ -27,6 +27,7 @@ from edge.limits import Place, SessionLimits
 from edge.metrics import Metrics
 from edge.origins import Origins
 from edge.outbox import Outbox, Sink, Unsent
+from edge.pauses import Pauses, closed_by_peer
 from edge.presence_channels import PresenceChannels
 from edge.problem import Problem, retry_after
 from edge.protocols.deflate import DeflatedFormats
@@ -41,6 +42,7 @@ from edge.traffic import Traffic
 from edge.watch import Watch
 from eventbus.bus import EventBus
 from eventbus.drivers.base import counters_of
+from eventbus.errors import EventBusError
 
 __all__ = ["Node"]
 
@@ -48,6 +50,8 @@ _log = logging.getLogger(__name__)
 
 CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
+_READ_S: Final = 0.25
+"""How long a node that returns reads before it says who is still here."""
 
 
 class Node:
@@ -70,7 +74,9 @@ class Node:
         self.address = ""
         """Where it listens, as a URL, once it does."""
         self.settings = settings
-        self.revoker = Revoker(bus.driver, bus.subjects, self._carry_out_revocation)
+        self.revoker = Revoker(
+            bus.driver, bus.subjects, self._carry_out_revocation, leeway_s=settings.jwt_leeway
+        )
         self.rules = rules.guarded(self.revoker.forbids)
         self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
@@ -103,6 +109,7 @@ class Node:
             token_required=settings.auth_required,
             token_timeout_s=settings.auth_timeout,
             token_grace_s=settings.token_grace,
+            token_leeway_s=settings.jwt_leeway,
             actions_per_s=settings.max_actions_per_second,
             action_burst=settings.action_burst,
         )
@@ -112,15 +119,25 @@ class Node:
             bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
         )
         self.presence = PresenceChannels(
-            bus.driver, self.id, settings, self.hub, self.admission.may_join
+            bus.driver,
+            self.id,
+            settings,
+            self.hub,
+            self.admission.may_join,
+            drop_gone=self.drop_gone,
         )
-        self.lifecycle = Lifecycle(bus, self.census.cluster, settings, self.metrics)
+        self.lifecycle = Lifecycle(
+            bus, self.census.cluster, settings, self.metrics, drop_gone=self.drop_gone
+        )
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
         self.deflated = _deflated(settings, self.metrics)
         self.publish, self.queues = bus.publish, bus.queues
-        self.tickets = Tickets(settings.api_key or settings.jwt_secret)
+        self.tickets = Tickets(
+            settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway
+        )
         self.watch = Watch(self, bus.driver.name)
+        self._pauses = Pauses(time.monotonic())
         self.clock = Clock(
             self.connections,
             heartbeat_s=settings.heartbeat,
@@ -137,6 +154,7 @@ class Node:
         await self.revoker.start()
         await self.lifecycle.start()
         self.watch.start()
+        self._pauses.look(time.monotonic())
         self.clock.start()
 
     async def drain(self) -> None:
@@ -226,7 +244,42 @@ class Node:
             self.metrics.connections.dec()
             connection.log.debug("ended")
 
+    async def drop_gone(self) -> None:
+        """Let go of the connections that their clients have closed unseen.
+
+        The end of one whose client had sent more than the kernel takes comes after what is read.
+        """
+        self._drop_closed()
+        await asyncio.sleep(_READ_S)
+        self._drop_closed()
+
+    def _drop_closed(self) -> None:
+        by_fileno = {each.fileno(): each for each in self.connections.values()}
+        by_fileno.pop(-1, None)
+        closed = closed_by_peer(by_fileno)
+        for connection in list(self.connections.values()):
+            # A transport may know the end already, and the connection's own task not yet.
+            if (fileno := connection.fileno()) == -1 or fileno in closed:
+                connection.ended(None)
+                self.disconnect(connection)
+
+    def _notice_pause(self, now: float) -> None:
+        """After the process was stopped: what happened meanwhile waits to be read.
+
+        Before anybody is let in or announced, or cut for not having answered: sockets may have been
+        closed, revocations made, and answers given.
+        """
+        if not (paused := self._pauses.look(now)):
+            return
+        self.metrics.pauses.inc()
+        _log.warning("the process was stopped, or its event loop blocked, for %.1f s", paused)
+        self.revoker.doubt()
+        self._drop_closed()
+        for connection in self.connections.values():
+            connection.session.time.resumed(now)
+
     def _look(self, now: float) -> None:
+        self._notice_pause(now)
         self.metrics.channels.set(self.traffic.channels)
         self.admission.look(now)
         self.metrics.unsent.set(self.hub.unsent.measure())
@@ -248,15 +301,19 @@ class Node:
 
     # What connections ask for
 
-    async def verify(self, token: str) -> Claims:
-        """The claims of a token. Raises TokenRejected."""
+    async def verify(self, token: str, *, is_new: bool = True) -> Claims:
+        """The claims of a token. Raises TokenRejected.
+
+        Who is new is let in only when all revocations are known that others made.
+        """
+        self._notice_pause(time.monotonic())
         try:
-            return await self._verify(token)
+            return await self._verify(token, is_new=is_new)
         except TokenRejected as exc:
             self.metrics.auth_failures.labels(exc.reason).inc()
             raise
 
-    async def _verify(self, token: str) -> Claims:
+    async def _verify(self, token: str, *, is_new: bool) -> Claims:
         if is_ticket(token):
             claims = self.tickets.read(token)
         elif self._verifier is None:
@@ -264,6 +321,13 @@ class Node:
             raise TokenRejected("unauthorized", message, "no_key")
         else:
             claims = await self._verifier.verify(token)
+        try:
+            if is_new:
+                await self.revoker.confirm()
+        except EventBusError as exc:
+            _log.warning("a token cannot be accepted before revocations are read: %s", exc)
+            message = "revocations cannot be read at the moment: try again"
+            raise TokenRejected("unavailable", message, "revocations_unavailable") from None
         if self.revoker.forbids_token(claims):
             raise TokenRejected("unauthorized", "the token has been revoked", "revoked")
         return claims
@@ -275,12 +339,17 @@ class Node:
         jti: str | None = None,
         connection_id: str | None = None,
         channel: str | None = None,
+        issued_before: float | None = None,
     ) -> None:
         """End what is named, on every node, and refuse it until the tokens would have expired.
 
         Give one of user, token id and connection, or a channel; a channel beside a user or a token
-        takes only that away from them. Raises ValueError, and an EventBusError when it could not be
-        told to all: on this node it holds then all the same.
+        takes only that away from them. It concerns tokens that were issued until now, and for
+        JWT_LEEWAY seconds more, since clocks differ; or exactly those whose `iat` is less than
+        `issued_before`, in seconds since 1970 by the clock of their issuer.
+
+        Raises ValueError, and an EventBusError when it could not be told to all: on this node it
+        holds then all the same.
         """
         now = time.time()
         await self.revoker.revoke(
@@ -291,6 +360,7 @@ class Node:
                 jti=jti,
                 connection_id=connection_id,
                 channel=channel,
+                issued_before=issued_before,
             )
         )
 
@@ -305,7 +375,8 @@ class Node:
         return await self.revoker.lift(like)
 
     def _carry_out_revocation(self, revocation: Revocation) -> None:
-        count = drop(revocation, list(self.connections.values()))
+        connections = list(self.connections.values())
+        count = drop(revocation, connections, self.settings.jwt_leeway)
         _log.info("a revocation has ended %d connections or subscriptions", count)
 
     async def consult(

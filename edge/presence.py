@@ -253,6 +253,10 @@ class Stays:
             stay.until = now + grace_s
         return None if stay.connections else max(stay.until, now)
 
+    def lost(self) -> list[str]:
+        """The members whom no connection holds any more, and who may still return."""
+        return [token for token, stay in self._stays.items() if not stay.connections]
+
     def returned(self, token: str) -> None:
         """Whoever was lost here has come back elsewhere: nobody is waited for."""
         if (stay := self._stays.get(token)) is not None:

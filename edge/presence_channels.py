@@ -1,7 +1,7 @@
 """Presence as connections use it: who comes and goes, and what the others hear of it."""
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +11,7 @@ from edge.config import EdgeSettings
 from edge.hub import Backlog, Hub
 from edge.presence import Change, PresenceRefused
 from edge.presence_keeper import PresenceKeeper, PresenceSettings
+from edge.presence_nodes import nobody_gone
 from edge.protocols.vocabulary import (
     ChannelMessage,
     Failed,
@@ -38,8 +39,10 @@ class PresenceChannels:
         settings: EdgeSettings,
         hub: Hub,
         may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
+        *,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
-        """`node` is the node's id; for `may_join` see PresenceKeeper."""
+        """`node` is the node's id; for `may_join` and `drop_gone` see PresenceKeeper."""
         self._hub = hub
         own = PresenceSettings(
             grace_s=settings.presence_grace,
@@ -49,7 +52,7 @@ class PresenceChannels:
             max_info_bytes=settings.presence_max_info_bytes,
             max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, _ROOM_FOR_REST // 2),
         )
-        self._keeper = PresenceKeeper(driver, node, own, self._tell, may_join)
+        self._keeper = PresenceKeeper(driver, node, own, self._tell, may_join, drop_gone=drop_gone)
 
     async def enter(
         self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str

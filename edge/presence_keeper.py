@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 import msgspec
@@ -22,7 +22,7 @@ from edge.presence import (
     own_keys_of,
     token_of,
 )
-from edge.presence_nodes import LiveNodes
+from edge.presence_nodes import LiveNodes, nobody_gone
 from edge.presence_read import read_room
 from edge.presence_watch import TICK_S, WatchedRoom, keep_in_step
 from edge.presence_writer import EntryWriter
@@ -67,8 +67,14 @@ class PresenceKeeper:
         settings: PresenceSettings,
         tell: Tell,
         may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
+        *,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
-        """`may_join` gets channel and token of each user who is about to become a member."""
+        """`may_join` gets channel and token of each user who is about to become a member.
+
+        `drop_gone` lets go of connections that clients have closed and this node has not seen.
+        It is called before this node counts as alive again.
+        """
         self._node = node
         self._settings = settings
         self._tell = tell
@@ -76,7 +82,10 @@ class PresenceKeeper:
         self._shares = Capability.PRESENCE in driver.capabilities
         self._driver = cast(StateDriver, driver)
         self._writer = EntryWriter(self._driver)
-        self._nodes = LiveNodes(self._driver, node, settings.ttl_s, self._on_node)
+        self._drop_gone = drop_gone
+        self._nodes = LiveNodes(
+            self._driver, node, settings.ttl_s, self._on_node, self._before_return
+        )
         self._watched: dict[str, WatchedRoom] = {}
         self._deadlines = Deadlines()
         self._starting = asyncio.Lock()
@@ -246,6 +255,20 @@ class PresenceKeeper:
     def _on_node(self, node: str) -> None:
         for watched in self._watched.values():
             self._announce(watched, watched.room.refresh(node))
+
+    async def _before_return(self) -> None:
+        """The others have let this node's members go: only those who are still here may come back.
+
+        Nobody is waited for any more who was lost before, or meanwhile.
+        """
+        await self._drop_gone()
+        now = time.monotonic()
+        for watched in list(self._watched.values()):
+            for token in watched.stays.lost():
+                watched.stays.returned(token)
+                self._end(watched, token, now)
+        if not await self._writer.flush(WRITTEN_S):
+            _log.warning("members that have left may be announced again for a moment")
 
     def _take(self, watched: WatchedRoom, node: str, token: str, value: bytes | None) -> None:
         """Take in what a node says of a user; what this node says, it knows itself."""

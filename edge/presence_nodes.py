@@ -3,17 +3,22 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from eventbus.drivers.base import StateDriver, Subscription
-from eventbus.errors import EventBusError
+from eventbus.errors import EventBusError, PublishFailed
 
-__all__ = ["LiveNodes", "signs_of"]
+__all__ = ["LiveNodes", "give_sign", "nobody_gone", "signs_of"]
 
 _log = logging.getLogger(__name__)
 
 _ROOT: Final = "node."
+
+
+async def nobody_gone() -> None:
+    """For a keeper whose connections need no look."""
 
 
 async def signs_of(driver: StateDriver) -> set[str]:
@@ -21,18 +26,43 @@ async def signs_of(driver: StateDriver) -> set[str]:
     return {key.removeprefix(_ROOT) for key in await driver.state.entries(f"{_ROOT}*")}
 
 
+async def give_sign(driver: StateDriver, key: str, ttl_s: float, *, is_first: bool) -> None:
+    """Say that a node is alive, which holds for `ttl_s`. Raises a DriverError.
+
+    A sign that has not arrived in that time is given up, unless it is the first. The bus, or this
+    process, may have been away for so long that the node counts as dead: then it must not come back
+    to life by a retry.
+    """
+    try:
+        async with asyncio.timeout(None if is_first else ttl_s):
+            await driver.state.put(key, b"", ttl_s=ttl_s)
+    except TimeoutError:
+        message = f"a sign of life was not acknowledged within {ttl_s:g} s"
+        raise PublishFailed(message, driver=driver.name) from None
+
+
 class LiveNodes:
     """The nodes that are alive, this one among them, as far as the bus tells."""
 
     def __init__(
-        self, driver: StateDriver, node: str, ttl_s: float, on_change: Callable[[str], None]
+        self,
+        driver: StateDriver,
+        node: str,
+        ttl_s: float,
+        on_change: Callable[[str], None],
+        before_return: Callable[[], Awaitable[None]],
     ) -> None:
-        """`on_change` gets each node that comes to life or dies."""
+        """`on_change` gets each node that comes to life or dies.
+
+        `before_return` is awaited before this node gives a sign when its last one has ended.
+        """
         self.ids = {node}
         self._driver = driver
         self._node = node
         self._ttl_s = ttl_s
         self._on_change = on_change
+        self._before_return = before_return
+        self._beaten_at = float("-inf")
         self._watch: Subscription | None = None
         self._told: set[str] | None = None
         """While signs are read: what was told meanwhile is newer."""
@@ -91,7 +121,12 @@ class LiveNodes:
             await self._driver.state.delete(key)
 
     async def _beat(self) -> None:
-        await self._driver.state.put(_ROOT + self._node, b"", ttl_s=self._ttl_s)
+        is_first = self._beaten_at == float("-inf")
+        if not is_first and time.monotonic() - self._beaten_at >= self._ttl_s:
+            await self._before_return()
+        now = time.monotonic()
+        await give_sign(self._driver, _ROOT + self._node, self._ttl_s, is_first=is_first)
+        self._beaten_at = now
 
     def _on_sign(self, key: str, value: bytes | None) -> None:
         node = key.removeprefix(_ROOT)

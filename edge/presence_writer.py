@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from edge.background import Background
@@ -29,10 +29,16 @@ class EntryWriter:
     Keys are written one write at a time each, some hundred at once, and again until it succeeds.
     """
 
-    def __init__(self, driver: StateDriver, what: str = "presence") -> None:
-        """`what` names the entries in logs."""
+    def __init__(
+        self,
+        driver: StateDriver,
+        what: str = "presence",
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`what` names the entries in logs. Writes wait while `may_write` says no."""
         self._driver = driver
         self._what = what
+        self._may_write = may_write
         self._own: dict[str, bytes] = {}
         self._due: dict[str, None] = {}
         self._busy: set[str] = set()
@@ -70,6 +76,14 @@ class EntryWriter:
             return False
         return True
 
+    async def flush(self, seconds: float) -> bool:
+        """Whether all that is to be written by now is on the bus within that time."""
+        deadline = time.monotonic() + seconds
+        for key in {*self._due, *self._busy}:
+            if not await self.written(key, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
     def refresh(self, now: float) -> None:
         """Write again what would end by itself."""
         for key in self._again.due(now):
@@ -102,6 +116,9 @@ class EntryWriter:
     async def _bring(self, key: str) -> None:
         try:
             while key in self._due and not self._closed:
+                if not self._may_write():
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
                 del self._due[key]
                 try:
                     await self._bring_once(key)

@@ -1,8 +1,14 @@
 """What has been taken back before its time: users, tokens, their way into a channel. Pure.
 
-A revocation concerns the tokens that were issued until it was made (`iat`; a token without one is
+A revocation concerns the tokens that were issued before it was made (`iat`; a token without one is
 always meant), so that who logs in again later is let in again. One by `jti` concerns that token,
 whenever it was issued. It is kept until such tokens have expired by themselves.
+
+The clocks of issuers, of nodes and of those who revoke differ, by a leeway at most. So a revocation
+concerns tokens up to the leeway after it: one with such an `iat` may be an old one, of an issuer
+whose clock is ahead. And it holds for twice the leeway longer than tokens live: once for such a
+token, and once because a token is accepted for the leeway after its `exp`. Whoever knows the time
+by the issuer's own clock can give it as `issued_before`, which is compared exactly.
 
 What was taken back is given back by a revocation that is lifted: it stays in the place of the one
 before it, for as long as that would have held, so that nobody who still has that one says it again.
@@ -23,6 +29,9 @@ __all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
 
 MAX_REVOCATIONS: Final = 100_000
 """Beyond these, the one that would end first goes; some 50 MB."""
+
+_LATER_S: Final = 0.001
+"""More than what a float of this size rounds off."""
 
 Key: TypeAlias = tuple[str | None, str | None, str | None]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
@@ -45,6 +54,8 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jti: Name | None = None
     connection_id: Name | None = None
     channel: str | None = None
+    issued_before: Seconds | None = None
+    """By the issuer's clock: tokens with this `iat` or a later one are not concerned."""
     lifted: bool = False
     """Whether it refuses nothing, and ends those about the same that were made before it."""
 
@@ -62,6 +73,11 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             validate_channel(self.channel)
         if self.lifted and self.connection_id is not None:
             raise ValueError("a connection that was ended stays so: there is nothing to give back")
+        if self.issued_before is not None and (self.jti is not None or self.connection_id):
+            raise ValueError(
+                "issued_before stands beside a user_id or a channel: a jti is refused whenever it "
+                "was issued, a connection is ended"
+            )
 
     @property
     def is_kept(self) -> bool:
@@ -74,7 +90,17 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def lift(self, now: float) -> "Revocation":
         """What gives back what it has taken; made later, also where the clocks of two differ."""
-        return msgspec.structs.replace(self, at=max(self.at, now), lifted=True)
+        at = max(self.at, now)
+        return msgspec.structs.replace(self, at=at, lifted=True, issued_before=None)
+
+    def after(self, held: "Revocation | None") -> "Revocation":
+        """The same, made later than what it follows, also where the clocks of two differ.
+
+        Without that, a lift by a clock that is ahead would end a revocation that is made after it.
+        """
+        if held is None or not held.lifted or self.lifted or self.at > held.at:
+            return self
+        return msgspec.structs.replace(self, at=held.at + _LATER_S)
 
     @property
     def key(self) -> str:
@@ -85,8 +111,11 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def _about(self) -> Key:
         return self.user_id, self.jti, self.channel
 
-    def concerns(self, connection_id: str | None, claims: Claims | None) -> bool:
-        """Whether it ends this connection, or refuses the bearer of these claims."""
+    def concerns(self, connection_id: str | None, claims: Claims | None, leeway_s: float) -> bool:
+        """Whether it ends this connection, or refuses the bearer of these claims.
+
+        The clocks of the issuer and of who revoked may differ by `leeway_s`.
+        """
         if self.lifted:
             return False
         if self.connection_id is not None:
@@ -97,14 +126,24 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return self.jti == claims.jti
         if self.user_id is not None and self.user_id != claims.user_id:
             return False
-        return claims.iat is None or claims.iat <= self.at
+        if claims.iat is None:
+            return True
+        if self.issued_before is not None:
+            return claims.iat < self.issued_before
+        return claims.iat <= self.at + leeway_s
 
 
 def joined(one: Revocation, other: Revocation) -> Revocation:
     """What holds of two about the same, whichever came first."""
     until = max(one.until, other.until)
     if one.lifted == other.lifted:
-        return msgspec.structs.replace(one, at=max(one.at, other.at), until=until)
+        at, before = max(one.at, other.at), None
+        if one.issued_before is not None and other.issued_before is not None:
+            before = max(one.issued_before, other.issued_before)
+        elif not one.lifted:
+            # The two do not compare: by the later of both times, all tokens of either are refused.
+            at = max(at, one.issued_before or 0.0, other.issued_before or 0.0)
+        return msgspec.structs.replace(one, at=at, until=until, issued_before=before)
     lift, revocation = (one, other) if one.lifted else (other, one)
     if lift.at >= revocation.at:
         return msgspec.structs.replace(lift, until=until)
@@ -114,8 +153,12 @@ def joined(one: Revocation, other: Revocation) -> Revocation:
 class Revocations:
     """The revocations that a node knows of. Times are in seconds since 1970."""
 
-    def __init__(self, limit: int = MAX_REVOCATIONS) -> None:
+    def __init__(self, limit: int = MAX_REVOCATIONS, *, leeway_s: float = 0.0) -> None:
+        self.forgotten = 0
+        """How many went before their time, for the limit."""
         self._limit = limit
+        self._leeway_s = leeway_s
+        self._longer_s = 2 * leeway_s
         self._held: dict[Key, Revocation] = {}
         self._ends: list[tuple[float, int, Key]] = []
         self._number = itertools.count()  # of two ends at the same time, the earlier made first
@@ -131,8 +174,12 @@ class Revocations:
 
     def find(self, like: Revocation, now: float) -> Revocation | None:
         """What is refused of what another is about, if anything is."""
-        held = self._held.get(like._about)  # noqa: SLF001 - of this module
-        return held if held is not None and held.holds(now) else None
+        held = self.held(like)
+        return held if held is not None and held.holds(now - self._longer_s) else None
+
+    def held(self, like: Revocation) -> Revocation | None:
+        """What is held about the same, a lift among them."""
+        return self._held.get(like._about)  # noqa: SLF001 - of this module
 
     def add(self, revocation: Revocation, now: float) -> bool:
         """Hold a revocation; False when it says nothing new. Of two about the same, both hold.
@@ -144,13 +191,14 @@ class Revocations:
         held = self._held.get(about)
         if held is not None:
             revocation = joined(held, revocation)
-        if not revocation.is_kept or revocation.until <= now or revocation == held:
+        is_over = revocation.until + self._longer_s <= now
+        if not revocation.is_kept or is_over or revocation == held:
             return False
         self._held[about] = revocation
         self._lifted += revocation.lifted - (held is not None and held.lifted)
         heapq.heappush(self._ends, (revocation.until, next(self._number), about))
         while len(self._held) > self._limit:
-            self._pop()
+            self.forgotten += self._pop()
         if len(self._ends) > 2 * len(self._held) + 16:  # ends that were put off
             self._ends = [
                 (held.until, next(self._number), about) for about, held in self._held.items()
@@ -160,15 +208,17 @@ class Revocations:
 
     def sweep(self, now: float) -> None:
         """Forget those that are over."""
-        while self._ends and self._ends[0][0] <= now:
+        while self._ends and self._ends[0][0] + self._longer_s <= now:
             self._pop()
 
-    def _pop(self) -> None:
+    def _pop(self) -> bool:
         until, _, about = heapq.heappop(self._ends)
         held = self._held.get(about)
-        if held is not None and held.until == until:
-            del self._held[about]
-            self._lifted -= held.lifted
+        if held is None or held.until != until:
+            return False
+        del self._held[about]
+        self._lifted -= held.lifted
+        return True
 
     def forbids_token(self, claims: Claims, now: float) -> bool:
         """Whether a token is refused altogether."""
@@ -187,11 +237,14 @@ class Revocations:
         return any(
             revocation.channel is not None
             and pattern.match(revocation.channel) is not None
-            and revocation.until > now
-            and revocation.concerns(None, claims)
+            and self._refuses(revocation, claims, now)
             for revocation in self._held.values()
         )
 
     def _meets(self, about: list[Key], claims: Claims, now: float) -> bool:
         found = (self._held.get(key) for key in about)
-        return any(r is not None and r.until > now and r.concerns(None, claims) for r in found)
+        return any(r is not None and self._refuses(r, claims, now) for r in found)
+
+    def _refuses(self, revocation: Revocation, claims: Claims, now: float) -> bool:
+        is_over = revocation.until + self._longer_s <= now
+        return not is_over and revocation.concerns(None, claims, self._leeway_s)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from edge.auth import Claims
-from edge.revocation import Revocation, Revocations
+from edge.revocation import MAX_REVOCATIONS, Revocation, Revocations
 from eventbus.channels import Pattern, Subjects
 from eventbus.drivers.base import (
     Capability,
@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 CLOSE_REVOKED: Final = 4003
 _KEYS: Final = "revocation"
+_LONGER_S: Final = 600.0
+"""So much longer revocations are kept: nodes hold to them for twice their leeway longer."""
 _RESYNC_S: Final = 30.0
 _RETRY_S: Final = 1.0
 _AGAIN_S: Final = 5.0
@@ -38,27 +40,43 @@ _decode: Final = msgspec.json.Decoder(Revocation).decode
 
 
 def _store(driver: Driver) -> StateStore | None:
+    """Where revocations are kept: it outlives a restart of all nodes and of the broker."""
     can = Capability.PRESENCE in driver.capabilities
-    return cast(StateDriver, driver).state if can else None
+    return cast(StateDriver, driver).durable_state if can else None
 
 
 async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
     """Make a revocation known to every node, and to those that start before it ends.
 
     Nodes carry it out when it arrives. Where the driver keeps no state, only the present nodes know
-    of it. Raises an EventBusError when one of the two could not be done; the other may be.
+    of it. Raises an EventBusError when a part of it could not be done; the rest may be.
     """
+    store = _store(driver) if revocation.is_kept else None
+    results: list[object] = []
+    if store is not None:
+        try:
+            revocation = revocation.after(await _kept(store, revocation))
+        except EventBusError as exc:
+            results.append(exc)
     payload = _encode(revocation)
     works: list[Coroutine[Any, Any, object]] = [driver.publish(subjects.control("revoke"), payload)]
-    if revocation.is_kept and (store := _store(driver)) is not None:
+    if store is not None:
         works.append(_keep(store, revocation))
-    for result in await asyncio.gather(*works, return_exceptions=True):
+    results += await asyncio.gather(*works, return_exceptions=True)
+    for result in results:
         if isinstance(result, BaseException):
             raise result
 
 
+async def _kept(store: StateStore, like: Revocation) -> Revocation | None:
+    """What is kept about the same."""
+    key = f"{_KEYS}.{like.key}"
+    payload = (await store.entries(key)).get(key)
+    return None if payload is None else _read(payload)
+
+
 async def _keep(store: StateStore, revocation: Revocation) -> None:
-    left = revocation.until - time.time()
+    left = revocation.until + _LONGER_S - time.time()
     if left > 0:
         key = f"{_KEYS}.{revocation.key}"
         await store.put(key, _encode(revocation), ttl_s=max(left, 1.0))
@@ -96,34 +114,62 @@ class Revoker:
     """A node's part: hears of revocations, knows those that hold, and has them carried out."""
 
     def __init__(
-        self, driver: Driver, subjects: Subjects, carry_out: Callable[[Revocation], None]
+        self,
+        driver: Driver,
+        subjects: Subjects,
+        carry_out: Callable[[Revocation], None],
+        *,
+        leeway_s: float = 0.0,
     ) -> None:
-        """`carry_out` ends what a revocation that is new concerns on this node."""
-        self.known = Revocations()
+        """`carry_out` ends what a revocation that is new concerns on this node.
+
+        The clocks of issuers, of nodes and of those who revoke may differ by `leeway_s`.
+        """
+        self.known = Revocations(leeway_s=leeway_s)
         self._driver = driver
         self._subjects = subjects
         self._carry_out = carry_out
         self._store: StateStore | None = None
         self._subscription: Subscription | None = None
-        self._losses = 0
+        self._losses = self._forgotten = 0
         self._has_lost = False
         self._next = 0.0
         self._is_reading = False
+        self._doubts = 0
+        self._read_at = (-1, -1)
+        """Losses and doubts as of which everything has been read."""
+        self._confirming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen, then read what was revoked before. Raises an EventBusError."""
         self._store = _store(self._driver)
         subject = self._subjects.control("revoke")
         self._subscription = await self._driver.subscribe(subject, self._on_delivery)
+        if self._store is not None:
+            await self._take_over(cast(StateDriver, self._driver).state)
         await self.resync()
+
+    async def _take_over(self, state: StateStore) -> None:
+        """Read what nodes of 0.1 have kept, in the state that is lost with the broker's memory.
+
+        `resync` puts it where it lasts. In a cluster that is upgraded node by node, what such nodes
+        revoke later arrives as any revocation does.
+        """
+        if state is not self._store:
+            for payload in (await state.entries(f"{_KEYS}.*")).values():
+                self._take(_read(payload))
 
     async def aclose(self) -> None:
         """Listen no more."""
+        if self._confirming is not None:
+            self._confirming.cancel()
+            await asyncio.gather(self._confirming, return_exceptions=True)
         if self._subscription is not None:
             await self._subscription.aclose()
 
     async def revoke(self, revocation: Revocation) -> None:
         """Carry a revocation out here and have it carried out everywhere; see `tell`."""
+        revocation = revocation.after(self.known.held(revocation))
         self._take(revocation)
         await tell(self._driver, self._subjects, revocation)
 
@@ -150,6 +196,31 @@ class Revoker:
         """Whether one of the channels of a pattern has been taken away from them."""
         return self.known.forbids_any(pattern, claims, time.time())
 
+    def doubt(self) -> None:
+        """Revocations may have been missed, whatever the bus says of its losses."""
+        self._doubts += 1
+        self._next = 0.0
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no revocation is known to have been missed."""
+        return self._store is None or self._read_at == (self._store.losses, self._doubts)
+
+    async def confirm(self) -> None:
+        """Wait until what may have been missed is read. Raises an EventBusError.
+
+        All who wait share one reading.
+        """
+        while not self.is_current:
+            if self._confirming is None or self._confirming.done():
+                self._confirming = asyncio.create_task(self.resync(), name="reading revocations")
+                self._confirming.add_done_callback(_retrieve)
+            try:
+                await asyncio.shield(self._confirming)
+            except EventBusError:
+                if not self.is_current:  # else only the writing back has failed, which is due again
+                    raise
+
     def is_due(self, now: float) -> bool:
         """Whether `keep_up` should be called: sometimes, and soon where something was lost."""
         if self._store is None or self._is_reading:
@@ -173,10 +244,20 @@ class Revoker:
             return
         self._has_lost |= self._store.losses != self._losses
         self._losses = self._store.losses
+        as_of = self._losses, self._doubts
         kept = await self._store.entries(f"{_KEYS}.*")
         for payload in kept.values():
             self._take(_read(payload))
+        self._read_at = as_of
         self.known.sweep(time.time())
+        if self.known.forgotten != self._forgotten:
+            self._forgotten = self.known.forgotten
+            _log.warning(
+                "more than %d revocations hold: those that would end first are not kept in memory, "
+                "and their tokens are good again on this node (%d so far)",
+                MAX_REVOCATIONS,
+                self._forgotten,
+            )
         for revocation in self.known.all():
             # What is kept may also be older: written by who did not know the newer one.
             if kept.get(f"{_KEYS}.{revocation.key}") != _encode(revocation):
@@ -198,13 +279,18 @@ class Revoker:
             self._carry_out(revocation)
 
 
-def drop(revocation: Revocation, connections: "list[Connection]") -> int:
+def _retrieve(task: "asyncio.Task[None]") -> None:
+    """Mark the exception as seen: those who wait raise it, and there may be none left."""
+    if not task.cancelled():
+        task.exception()
+
+
+def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: float) -> int:
     """End the connections, or the subscriptions, that a revocation concerns; how many."""
     count = 0
     for connection in connections:
-        if connection.is_closing or not revocation.concerns(
-            connection.id, connection.session.claims
-        ):
+        claims = connection.session.claims
+        if connection.is_closing or not revocation.concerns(connection.id, claims, leeway_s):
             continue
         if revocation.channel is None:
             connection.close(CLOSE_REVOKED, "revoked")

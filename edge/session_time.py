@@ -24,6 +24,7 @@ class SessionTime:
         self._last_seen = now
         self._asked_at: float | None = None
         self._claims: Claims | None = None
+        self._exp: float | None = None
         self._expires: float | None = None
         self._notice: float | None = None
 
@@ -32,11 +33,18 @@ class SessionTime:
         self._last_seen = now
         self._asked_at = None
 
+    def resumed(self, now: float) -> None:
+        """The node was stopped for a while: an answer to its heartbeat may wait to be read."""
+        if self._asked_at is not None:
+            self._asked_at = now
+
     def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
         """The connection has a token from now on; `expires_in` is what is left of its life."""
         self._claims = claims
-        self._expires = now + expires_in
-        self._notice = self._expires - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
+        self._exp = now + expires_in
+        # As long as the token would be accepted, it is good for whatever the client asks.
+        self._expires = self._exp + self._limits.token_leeway_s
+        self._notice = self._exp - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
 
     def has_expired(self, now: float) -> bool:
         """Whether there is a token whose time is over."""
@@ -63,8 +71,8 @@ class SessionTime:
         effects: list[Effect] = []
         if self._notice is not None and now >= self._notice:
             self._notice = None
-            if self._claims is not None and self._expires is not None and now < self._expires:
-                left = round(self._expires - now, 1)
+            if self._claims is not None and self._exp is not None and now < self._exp:
+                left = round(self._exp - now, 1)
                 effects.append(Send(TokenExpiring(self._claims.exp, left)))
         if self._asked_at is not None:
             if now >= self._asked_at + self._limits.heartbeat_s:

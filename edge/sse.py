@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from aiohttp import HttpVersion11, web
 
 from edge.body import read_json_text
-from edge.connection import Connection
+from edge.connection import Connection, fileno_of, is_gone
 from edge.entrance import Admitted, admit
 from edge.http_api import cors_headers
 from edge.keys import NODE
@@ -82,7 +82,7 @@ async def _answer(
             response.force_close()  # else its end would leave the socket open
             await response.prepare(request)
             transport = request.transport
-            if transport is None:  # the client has left meanwhile
+            if transport is None or is_gone(transport):  # the client has left meanwhile
                 return response
             stream = _Stream(transport, chunked=request.version >= HttpVersion11)
             # aiohttp tells of the end of a connection only to who reads from it.
@@ -207,6 +207,9 @@ class _Stream:
         if self.connection is not None:
             self.connection.write(COMMENT)
             self.connection.heard()
+
+    def fileno(self) -> int:
+        return fileno_of(self._transport)
 
     def close(self, code: int, reason: str) -> None:
         self.write(closing(code, reason))

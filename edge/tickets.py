@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from edge.auth import Claims, TokenRejected
+from edge.auth import Claims, TokenRejected, check_times
 
 __all__ = ["LIFE_S", "Tickets", "is_ticket"]
 
@@ -37,20 +37,29 @@ def is_ticket(token: str) -> bool:
 class Tickets:
     """Issues and reads tickets."""
 
-    def __init__(self, secret: str, clock: Callable[[], float] = time.time) -> None:
-        """`secret` is what nodes share; when empty, tickets hold in this process only."""
+    def __init__(
+        self, secret: str, clock: Callable[[], float] = time.time, *, leeway_s: float = 0.0
+    ) -> None:
+        """`secret` is what nodes share; when empty, tickets hold in this process only.
+
+        The clocks of nodes may differ by `leeway_s`.
+        """
         given = secret.encode() or secrets.token_bytes(32)
         self._key = hmac.digest(given, _CONTEXT, hashlib.sha256)
         self._clock = clock
+        self._leeway_s = leeway_s
 
     def issue(self, bearer: Claims | None) -> str:
         """A ticket for who may use the HTTP API; `bearer` is what their token says, if it was one.
 
         It is never good for longer than that token, and revoking the user or the token ends it.
         """
-        exp = self._clock() + LIFE_S
+        now = self._clock()
+        exp = now + LIFE_S
         if bearer is None:
-            claims = Claims(sub=OPERATOR, exp=exp, roles=frozenset({"admin"}), channels=(">",))
+            claims = Claims(
+                sub=OPERATOR, iat=now, exp=exp, roles=frozenset({"admin"}), channels=(">",)
+            )
         else:
             claims = Claims(
                 sub=bearer.sub,
@@ -75,8 +84,7 @@ class Tickets:
             message = "the ticket's signature does not verify"
             raise TokenRejected("unauthorized", message, "signature")
         claims = _decode(base64.urlsafe_b64decode(_padded(payload)))
-        if claims.exp <= self._clock():
-            raise TokenRejected("token_expired", "the ticket has expired", "expired")
+        check_times(claims, self._clock(), self._leeway_s)
         return claims
 
     def _sign(self, payload: str) -> bytes:

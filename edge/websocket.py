@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 
-from edge.connection import Connection
+from edge.connection import Connection, fileno_of, is_gone
 from edge.entrance import admit
 from edge.frame_gate import FrameGate
 from edge.http_server import put_gate
@@ -74,7 +74,10 @@ async def _upgrade(
         raise Problem("bad_request", "this address takes WebSocket connections only")
     gate = put_gate(request, deflates=agreed is not None)
     await ws.prepare(request)
-    return ws, _Socket(node, ws, request.transport, gate) if request.transport else None
+    transport = request.transport
+    return ws, None if transport is None or is_gone(transport) else _Socket(
+        node, ws, transport, gate
+    )
 
 
 def _agree(node: Node, request: web.Request) -> Deflate | None:
@@ -190,6 +193,9 @@ class _Socket:
 
     def ping(self) -> None:
         self.write(PING)
+
+    def fileno(self) -> int:
+        return fileno_of(self._transport)
 
     def close(self, code: int, reason: str) -> None:
         self._closed = asyncio.Event()

@@ -92,6 +92,7 @@ async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float)
         findings.append(await _check_account(connection, deadline))
         if findings[0].status != "failed":
             findings += await _check_stream(connection, settings, leeway_s, deadline)
+            findings.append(await _check_durable(connection, settings, deadline))
     except ConnectionFailed as exc:
         check = "stream" if findings else "JetStream"
         return [*findings, failed(check, str(exc), _change(str(exc)))]
@@ -174,6 +175,29 @@ async def _check_stream(
         messages, size = kept.get("messages", 0), kept.get("bytes", 0)
         finding = ok("stream", f"{name} is as configured: {messages:,} messages, {_size(size)}")
     return [finding, *_clock(str(answer.body.get("ts", "")), now, "NATS", leeway_s)]
+
+
+async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
+    """The bucket of what must outlive a restart of all."""
+    from eventbus.drivers.nats_api import STREAM_NOT_FOUND, ask  # noqa: PLC0415
+    from eventbus.drivers.nats_state import bucket_config, bucket_faults  # noqa: PLC0415
+
+    wanted = bucket_config(settings, "durable")
+    name = wanted["name"]
+    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
+    if answer.error_code == STREAM_NOT_FOUND:
+        found = f"{name} is not there yet: the first edge makes it, where its user may"
+        return warning("revocations", found, "nothing, or make all streams now: eventbus setup")
+    if answer.error is not None:
+        return failed("revocations", f"{name}: {answer.error}")
+    wrong, less_safe = bucket_faults(wanted, answer.body.get("config", {}))
+    if wrong:
+        found = f"{name} cannot work, by its {', '.join(wrong)}"
+        return failed("revocations", found, f"remove it: nats stream rm {name}; eventbus setup")
+    if less_safe:
+        change = f"nats stream edit {name} --replicas {wanted['num_replicas']}"
+        return warning("revocations", f"{less_safe}, as BROADCAST_HISTORY_REPLICAS has it", change)
+    return ok("revocations", f"{name} keeps them over restarts")
 
 
 async def _check_embedded(settings: Settings) -> list[Finding]:

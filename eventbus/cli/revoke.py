@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["duration", "revoke"]
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
+_SECONDS: Final = re.compile(r"\d{1,12}(?:\.\d+)?", re.ASCII)
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 MAX_S: Final = 31_536_000.0
 
@@ -37,6 +38,13 @@ def revoke(
         str,
         typer.Option("--for", help="How long tokens are refused: as long as yours live. 90s, 2h."),
     ] = "24h",
+    issued_before: Annotated[
+        str | None,
+        typer.Option(
+            help="Only tokens whose iat is earlier, by the issuer's clock: seconds since 1970, or "
+            "RFC 3339. Beside --user or --channel."
+        ),
+    ] = None,
     undo: Annotated[
         bool, typer.Option("--undo", help="Give back what was revoked by the same names.")
     ] = False,
@@ -45,20 +53,26 @@ def revoke(
 ) -> None:
     """End what is named, on every node, and refuse it until the tokens would have expired.
 
-    A user's tokens that are issued from now on are accepted. A connection is only ended. With
-    --undo the tokens are good again, those who were put out may come back.
+    A user's tokens that are issued JWT_LEEWAY seconds after it are accepted, or at once with
+    --issued-before. A connection is only ended. With --undo the tokens are good again, those who
+    were put out may come back.
 
     Example: eventbus revoke --user 42 --for 1h
     """
     about = {"user": user, "jti": jti, "connection": connection, "channel": channel}
     names = {name: value for name, value in about.items() if value is not None}
     if listed:
-        if names or undo:
+        if names or undo or issued_before is not None:
             fail("--list stands alone, or with --json", code=2)
         _show(run(_held()), json=json)
         return
     seconds = duration(lasting, "--for")
-    revocation = _revocation(names, seconds)
+    if undo and issued_before is not None:
+        fail(
+            "--undo gives back all that was revoked by the names: leave --issued-before out", code=2
+        )
+    before = None if issued_before is None else _moment(issued_before)
+    revocation = _revocation(names, seconds, before)
     what = ", ".join(f"{name} {value}" for name, value in names.items())
     if undo:
         if not revocation.is_kept:
@@ -79,7 +93,24 @@ def revoke(
     typer.echo(f"revoked on every node: {what}{kept}")
 
 
-def _revocation(names: dict[str, str], seconds: float) -> "Revocation":
+def _moment(text: str) -> float:
+    """Seconds since 1970, given as such or as RFC 3339; anything else ends with 2."""
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        fail(
+            f"--issued-before: {text[:80]!r} is not a moment: allowed are seconds since 1970, such "
+            "as 1795470000, and RFC 3339, such as 2026-11-24T03:00:12Z",
+            code=2,
+        )
+    return moment.timestamp()
+
+
+def _revocation(names: dict[str, str], seconds: float, before: float | None) -> "Revocation":
     """What the options say; those that cannot stand together end the command with 2."""
     from edge.revocation import Revocation  # noqa: PLC0415 - `eventbus --help` is to be fast
 
@@ -102,6 +133,7 @@ def _revocation(names: dict[str, str], seconds: float) -> "Revocation":
             jti=names.get("jti"),
             connection_id=names.get("connection"),
             channel=names.get("channel"),
+            issued_before=before,
         )
     except ValueError as exc:
         fail(str(exc), code=2)

@@ -304,8 +304,8 @@ class QueueDriver(Driver, Protocol):
 class StateStore(Protocol):
     """Small entries that every process of the cluster sees.
 
-    Keys are dot-separated tokens as channels are, and may have 300 bytes. What is kept is what
-    nodes say of themselves: it may be lost with the broker's memory; then they say it again.
+    Keys are dot-separated tokens as channels are, and may have 300 bytes. How long entries last is
+    the driver's to say: see `StateDriver.state` and `StateDriver.durable_state`.
     Writes of one key must be made one after another; those of others may be concurrent.
     """
 
@@ -348,7 +348,18 @@ class StateDriver(Driver, Protocol):
 
     @property
     def state(self) -> StateStore:
-        """Its entries. Raises ConnectionFailed when the driver is not open."""
+        """What nodes can report again, such as presence: it may be lost with the broker's memory.
+
+        Raises ConnectionFailed when the driver is not open.
+        """
+
+    @property
+    def durable_state(self) -> StateStore:
+        """What must outlive a restart of all nodes and of the broker, such as revocations.
+
+        It is as durable as anything that the broker keeps. It may be the same store as `state`
+        where that is so. Raises ConnectionFailed when the driver is not open.
+        """
 
 
 @runtime_checkable

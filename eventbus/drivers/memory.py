@@ -111,6 +111,11 @@ class MemoryDriver:
         self._require_open()
         return self.broker.state
 
+    @property
+    def durable_state(self) -> MemoryState:
+        """The same: the broker is this process, and ends with it."""
+        return self.state
+
     async def open(self) -> None:
         """Nothing to connect to."""
         self.is_connected = True

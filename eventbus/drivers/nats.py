@@ -114,6 +114,12 @@ class NatsDriver:
         self._require_open()
         return self._entries
 
+    @property
+    def durable_state(self) -> NatsState:
+        """What must outlive a restart; see `StateDriver.durable_state`."""
+        self._require_open()
+        return self._durable
+
     async def open(self) -> None:
         """Connect, and make or check the stream.
 
@@ -149,6 +155,7 @@ class NatsDriver:
             self._publisher = Publisher(self._connection, settings.publish_timeout)
             self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._entries = NatsState(self._connection, settings, self._settle)
+            self._durable = NatsState(self._connection, settings, self._settle, "durable")
             self._state = "opening"
             await self._connection.open()
             await self._stream.ensure()
@@ -167,8 +174,10 @@ class NatsDriver:
         self._require_open()
         await self._queues.ensure_streams()
         await self._entries.ensure()
+        await self._durable.ensure()
         queues = (self._queues.name, self._queues.failed.name)
-        return (self._stream.name, *self._classes.names, *queues, self._entries.name)
+        buckets = (self._entries.name, self._durable.name)
+        return (self._stream.name, *self._classes.names, *queues, *buckets)
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
@@ -378,6 +387,7 @@ class NatsDriver:
         self._stream.doubt()
         self._listeners.on_lost()
         self._entries.on_lost()
+        self._durable.on_lost()
         for consumer in list(self._consumers):
             consumer.doubt()
 

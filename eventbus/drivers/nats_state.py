@@ -1,14 +1,17 @@
-"""What nodes say of themselves: a KV bucket in memory, which republishes its changes.
+"""Entries that all processes see: a KV bucket, which republishes its changes.
+
+There are two: what nodes can report again lies in memory, what must outlive a restart on disk.
 
 Watchers are plain subscriptions to what the bucket republishes, ends and expiries included, and
-leave nothing at the server. The layout is that of NATS's ADR-8 (`nats kv ls <NAMESPACE>_STATE`
-shows the entries), expiry is that of ADR-43 and ADR-48.
+leave nothing at the server. The layout is that of NATS's ADR-8 (`nats kv ls <NAMESPACE>_STATE`, or
+`<NAMESPACE>_DURABLE`, shows the entries), expiry is that of ADR-43 and ADR-48.
 """
 
 import asyncio
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -23,7 +26,9 @@ from eventbus.drivers.nats_publish import Ack, Publisher
 from eventbus.drivers.nats_wire import WireHeaders
 from eventbus.errors import ConnectionFailed, PublishFailed, StreamMismatch
 
-__all__ = ["NatsState", "NatsWatch"]
+__all__ = ["NatsState", "NatsWatch", "bucket_config", "bucket_faults"]
+
+_log = logging.getLogger(__name__)
 
 MAX_ENTRIES: Final = 500_000
 MAX_ENTRY_BYTES: Final = 64 * 1024
@@ -38,23 +43,64 @@ _ENDS: Final = ("204", "404")
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _MUST_FIT: Final = ("subjects", "republish", "allow_direct", "allow_msg_ttl")
 
+Purpose = Literal["state", "durable"]
+"""What a bucket is for: what nodes can report again, or what must outlive a restart."""
+
+
+def bucket_config(settings: Settings, purpose: Purpose) -> dict[str, Any]:
+    """The stream of a bucket, as JetStream's API is given it to make it."""
+    namespace = settings.namespace
+    bucket = f"{namespace.upper()}_{purpose.upper()}"
+    return {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "republish": {"src": f"$KV.{bucket}.>", "dest": f"{namespace}.{purpose}.>"},
+        "storage": "file" if purpose == "durable" else "memory",
+        "discard": "new",
+        "max_msgs": MAX_ENTRIES,
+        "max_msg_size": MAX_ENTRY_BYTES,
+        "max_msgs_per_subject": 1,
+        "num_replicas": settings.history_replicas,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,
+        "subject_delete_marker_ttl": MARKER_S * _NANO,
+        "deny_delete": True,
+        "duplicate_window": 10 * _NANO,
+    }
+
+
+def bucket_faults(
+    wanted: Mapping[str, Any], found: Mapping[str, Any]
+) -> tuple[list[str], str | None]:
+    """The settings of a bucket that cannot work, and what makes it less safe than it is to be.
+
+    A bucket on disk whose stream lies in memory, made so by hand, would lose what must not be lost.
+    """
+    must_fit = (*_MUST_FIT, "storage") if wanted["storage"] == "file" else _MUST_FIT
+    wrong = [name for name in must_fit if found.get(name) != wanted[name]]
+    copies = found.get("num_replicas", 1)
+    if wanted["storage"] != "file" or copies >= wanted["num_replicas"]:
+        return wrong, None
+    return wrong, f"stream {wanted['name']} has {copies} copies, not {wanted['num_replicas']}"
+
 
 class NatsState:
-    """The bucket `<NAMESPACE>_STATE`, made when it is first needed."""
+    """A bucket, made when it is first needed."""
 
     def __init__(
         self,
         connection: NatsConnection,
         settings: Settings,
         settle: Callable[[str], Awaitable[None]],
+        purpose: Purpose = "state",
     ) -> None:
         """`settle` waits until the server has taken a subscription to what it is given."""
         self.losses = 0
-        namespace = settings.namespace
-        bucket = f"{namespace.upper()}_STATE"
-        self.name = f"KV_{bucket}"
-        self._root = f"$KV.{bucket}."
-        self._told = f"{namespace}.state."
+        self._config = bucket_config(settings, purpose)
+        self.name: str = self._config["name"]
+        self._root = f"$KV.{self.name.removeprefix('KV_')}."
+        self._told = f"{settings.namespace}.{purpose}."
         self._connection = connection
         self._publisher = Publisher(connection, _PUT_S)
         self._settle = settle
@@ -66,23 +112,6 @@ class NatsState:
         self._sure = False
         self._is_replicated = False
         self._making = asyncio.Lock()
-        self._config: dict[str, Any] = {
-            "name": self.name,
-            "subjects": [f"{self._root}>"],
-            "republish": {"src": f"{self._root}>", "dest": f"{self._told}>"},
-            "storage": "memory",
-            "discard": "new",
-            "max_msgs": MAX_ENTRIES,
-            "max_msg_size": MAX_ENTRY_BYTES,
-            "max_msgs_per_subject": 1,
-            "num_replicas": settings.history_replicas,
-            "allow_direct": True,
-            "allow_rollup_hdrs": True,
-            "allow_msg_ttl": True,
-            "subject_delete_marker_ttl": MARKER_S * _NANO,
-            "deny_delete": True,
-            "duplicate_window": 10 * _NANO,
-        }
 
     def on_lost(self) -> None:
         """The connection was lost: changes pass untold, and the bucket may be gone."""
@@ -214,13 +243,16 @@ class NatsState:
                     f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
                 )
             found = answer.body.get("config", {})
-            if wrong := [name for name in _MUST_FIT if found.get(name) != self._config[name]]:
+            wrong, less_safe = bucket_faults(self._config, found)
+            if wrong:
                 raise StreamMismatch(
                     f"stream {self.name} exists with settings that cannot work: "
                     f"{', '.join(wrong)}. Remove it, or set BROADCAST_CHANNELS_PREFIX to another "
                     "namespace",
                     driver=DRIVER,
                 )
+            if less_safe and not self._created:
+                _log.warning("%s: it is lost with the servers that have them", less_safe)
             created = str(answer.body.get("created", ""))
             if self._created not in {"", created}:
                 self.losses += 1

@@ -25,7 +25,7 @@ from eventbus.drivers.redis_foreign import Foreign
 from eventbus.drivers.redis_listeners import Listeners
 from eventbus.drivers.redis_nodes import CHECK_S, Nodes
 from eventbus.drivers.redis_publish import Publisher
-from eventbus.drivers.redis_state import RedisState
+from eventbus.drivers.redis_state import LIFE_S, RedisState
 from eventbus.drivers.redis_store import Store
 from eventbus.drivers.redis_subscription import RedisSubscription
 from eventbus.drivers.redis_target import Target
@@ -66,13 +66,17 @@ class RedisDriver:
         self._store = store = Store(self._nodes, settings, self._foreign)
         self._listeners.attach(self._nodes, store)
         self._publisher = Publisher(self._nodes, store, settings.publish_timeout)
-        self._entries = RedisState(
-            self._nodes,
-            self._publisher,
-            settings.namespace,
-            subscribe=self.subscribe,
-            attempt=self._try,
-            foreign=self._foreign,
+        self._entries, self._durable = (
+            RedisState(
+                self._nodes,
+                self._publisher,
+                f"{settings.namespace}.{purpose}",
+                subscribe=self.subscribe,
+                attempt=self._try,
+                foreign=self._foreign,
+                life_s=life_s,
+            )
+            for purpose, life_s in (("state", LIFE_S), ("durable", None))
         )
         self._refusals = 0
         self._state = "new"
@@ -99,6 +103,12 @@ class RedisDriver:
         """What nodes say of themselves; see `StateDriver.state`."""
         self._require_open()
         return self._entries
+
+    @property
+    def durable_state(self) -> RedisState:
+        """What must outlive a restart; see `StateDriver.durable_state`."""
+        self._require_open()
+        return self._durable
 
     async def open(self) -> None:
         """Connect, and check the server. Raises ConnectionFailed naming the setting to look at."""
@@ -182,6 +192,7 @@ class RedisDriver:
                 self._keeper.cancel()
                 await asyncio.gather(self._keeper, return_exceptions=True)
             await self._entries.aclose()
+            await self._durable.aclose()
             self._listeners.clear()
             await self._nodes.aclose()
         self._state = "closed"

@@ -1,10 +1,14 @@
-"""What nodes say of themselves: one hash, and one sorted set of when entries end.
+"""Entries that all processes see: one hash, and one sorted set of when entries end.
 
 Both lie in one hash slot, with a key that names their generation:
 
     {<namespace>.state}:v   hash: entry to value
     {<namespace>.state}:e   sorted set: entry to its end, in Unix milliseconds of the server
     {<namespace>.state}:g   made anew with the others: when it is another one, entries were lost
+
+These keys have a time to live, for what nodes say of themselves means nothing when there are none.
+What must outlive a restart lies in `{<namespace>.durable}:…`: keys without one, which no policy of
+the kind volatile-* evicts either.
 
 Redis tells only those of an end who ask for keyspace events, which is a setting of the server: here
 each driver that watches looks for ended entries twice a second, tells of them, and removes them.
@@ -31,12 +35,12 @@ from eventbus.drivers.redis_subscription import RedisSubscription
 from eventbus.drivers.redis_wire import glob_of
 from eventbus.errors import ConnectionFailed, DriverError, InvalidPattern, PublishFailed
 
-__all__ = ["RedisState"]
+__all__ = ["LIFE_S", "RedisState"]
 
 _log = logging.getLogger(__name__)
 
 LIFE_S: Final = 86_400
-"""Without a write in this time, all is forgotten."""
+"""Without a write in this time, what nodes say of themselves is forgotten."""
 SWEEP_S: Final = 0.5
 _SCAN: Final = 1000
 _HEADER: Final = "Eb-State"
@@ -54,7 +58,7 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[3] == '' then redis.call('ZREM', KEYS[2], ARGV[1])
 else redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1]) end
 redis.call('SET', KEYS[3], ARGV[4], 'NX')
-for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
+if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end end
 return redis.call('GET', KEYS[3])
 """
 )
@@ -68,7 +72,7 @@ if held and held ~= ARGV[2] and not (ends and tonumber(ends) <= now) then return
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('SET', KEYS[3], ARGV[4], 'NX')
-for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
+if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end end
 return redis.call('GET', KEYS[3])
 """
 )
@@ -116,26 +120,32 @@ class _Subscribe(Protocol):
 
 
 class RedisState:
-    """The entries of one namespace."""
+    """The entries below one root."""
 
     def __init__(
         self,
         nodes: Nodes,
         publisher: Publisher,
-        namespace: str,
+        root: str,
         *,
         subscribe: _Subscribe,
         attempt: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]],
         foreign: Foreign,
+        life_s: int | None,
     ) -> None:
-        """`attempt` does something again while the connection is lost, for a bounded time."""
+        """`root` begins the keys, and the subjects of changes.
+
+        `attempt` does something again while the connection is lost, for a bounded time. Without a
+        write for `life_s` seconds, all entries are forgotten; with None they are not.
+        """
         self._foreign = foreign
         self._nodes = nodes
         self._publisher = publisher
         self._subscribe = subscribe
         self._attempt = attempt
-        self._told = f"{namespace}.state."
-        self._slot = f"{namespace}.state".encode()
+        self._told = f"{root}."
+        self._slot = root.encode()
+        self._life = "" if life_s is None else str(life_s)
         self._keys = [b"{%b}:%b" % (self._slot, part) for part in (b"v", b"e", b"g")]
         self._generation = b""
         self._lost = 0
@@ -151,15 +161,18 @@ class RedisState:
         validate_key(key)
         ttl = "" if ttl_s is None else str(round(max(ttl_s, 1.0) * 1000))
         name = key.encode()
-        generation = await self._write(key, PUT, name, value, ttl, secrets.token_hex(6), LIFE_S)
+        generation = await self._write(key, PUT, name, value, ttl, secrets.token_hex(6), self._life)
         await self._written(key, value, generation)
+        if not self._life:  # nobody need watch, and so look for ended ones
+            await self._remove_ended()
 
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
         """Set an entry unless it has another value; see `StateStore.claim`."""
         validate_key(key)
         ttl = str(round(max(ttl_s, 1.0) * 1000))
         name = key.encode()
-        generation = await self._write(key, CLAIM, name, value, ttl, secrets.token_hex(6), LIFE_S)
+        made = secrets.token_hex(6)
+        generation = await self._write(key, CLAIM, name, value, ttl, made, self._life)
         if generation:
             await self._written(key, value, generation)
         return bool(generation)
@@ -262,19 +275,20 @@ class RedisState:
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.7, 1))  # noqa: S311 - no secret
             try:
-                await self._end()
-            except DriverError as exc:
-                _log.debug("looking for ended entries: %s", exc)
+                await self._remove_ended()
             except Exception as exc:  # noqa: BLE001 - the next round may do
                 if repr(exc) != logged:
                     logged = repr(exc)
                     _log.exception("looking for ended entries failed; trying again")
 
-    async def _end(self) -> None:
-        ended = await self._evaluate(ENDED)
-        # Told before they are removed: should this process die between, another tells.
-        for key in ended:
-            if name := self._name(key):
-                await self._publisher.send(self._told + name, b"", _END)
-        if ended:
-            await self._evaluate(REMOVE, "ended", *ended)
+    async def _remove_ended(self) -> None:
+        try:
+            ended = await self._evaluate(ENDED)
+            # Announced before they are removed: if this process dies in between, another does it.
+            for key in ended:
+                if name := self._name(key):
+                    await self._publisher.send(self._told + name, b"", _END)
+            if ended:
+                await self._evaluate(REMOVE, "ended", *ended)
+        except DriverError as exc:  # the next round tries again
+            _log.debug("looking for ended entries: %s", exc)

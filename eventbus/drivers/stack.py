@@ -231,6 +231,11 @@ class StackDriver:
         """What nodes say of themselves, at the reader; see StateDriver."""
         return cast(StateDriver, self._able(Capability.PRESENCE)).state
 
+    @property
+    def durable_state(self) -> StateStore:
+        """What must outlive a restart, at the reader; see StateDriver."""
+        return cast(StateDriver, self._able(Capability.PRESENCE)).durable_state
+
     async def aclose(self) -> None:
         """Give drivers that are behind `close_timeout` seconds, and close all."""
         was_open, self._is_open = self._is_open, False

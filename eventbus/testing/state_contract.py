@@ -107,6 +107,27 @@ class StateContract(Contract):
         assert not await states[0].claim("lease.short", b"mine", ttl_s=1)
         assert await states[2].entries("lease.short") == {"lease.short": b"other"}
 
+    async def test_what_must_outlive_a_restart_is_seen_by_all(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes = await make_driver(), await make_driver(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine = cast(StateDriver, one).durable_state
+        theirs = cast(StateDriver, two).durable_state
+        await theirs.watch("kept.*", changes)
+        await mine.put("kept.a", b"1")
+        await mine.put("kept.short", b"1", ttl_s=1)
+        await changes.until("kept.short", b"1")
+        assert await theirs.entries("kept.*") == {"kept.a": b"1", "kept.short": b"1"}
+        await changes.until("kept.short", None)
+        assert await mine.entries("kept.*") == {"kept.a": b"1"}
+        assert await theirs.claim("kept.b", b"two", ttl_s=30)
+        assert not await mine.claim("kept.b", b"one", ttl_s=30)
+        await mine.delete("kept.a")
+        await changes.until("kept.a", None)
+        assert mine.losses == theirs.losses == 0
+
     async def test_thousands_of_entries_are_read_whole(self, make_driver: MakeDriver) -> None:
         driver = await make_driver()
         if Capability.PRESENCE not in driver.capabilities:

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+import time
 
 import nkeys
 import pytest
 import trustme
 from aiohttp import web
 
+from edge.revocation import Revocation
+from edge.revoking import read_kept, tell
 from eventbus.bus import EventBus
 from eventbus.client import connect
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
@@ -47,6 +50,18 @@ async def test_edge_hears_and_reads_and_cannot_publish_events(deployment):
         assert len(page.messages) == 1
         with pytest.raises(PublishFailed, match=r"no permission to publish to eb\.event\.orders"):
             await published(edge, "orders.1")
+
+
+async def test_edge_and_command_line_revoke_and_nobody_else_can(deployment):
+    now = time.time()
+    for user in ("edge", "cli"):
+        revocation = Revocation(at=now, until=now + 60, user_id=f"revoked by {user}")
+        async with EventBus(deployment.settings(user)) as bus:
+            await tell(bus.driver, bus.subjects, revocation)
+            assert revocation.key in await read_kept(bus.driver)
+    async with EventBus(deployment.settings("worker")) as bus:
+        with pytest.raises(EventBusError, match="no permission"):
+            await tell(bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7"))
 
 
 async def test_worker_takes_and_fails_jobs(deployment):

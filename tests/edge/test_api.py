@@ -6,6 +6,7 @@ import io
 import time
 
 import aiohttp
+import jwt
 import msgspec
 import pytest
 
@@ -14,6 +15,7 @@ from edge.outbox import Outbox
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.server import NatsServer
+from tests.edge.conftest import SECRET
 
 KEY = "the-key-of-this-test"
 BASE = "/api/broadcast"
@@ -343,6 +345,23 @@ async def test_user_is_disconnected_on_all_nodes_and_nobody_else(nodes, token):
     assert await anonymous.hears_nothing()
 
 
+async def test_older_tokens_of_a_user_are_disconnected_and_a_new_one_is_good_at_once(nodes, token):
+    old = token("7")
+    new_iat = jwt.decode(old, options={"verify_signature": False})["iat"] + 2
+    new = jwt.encode(
+        {"sub": "7", "aud": "websocket", "iat": new_iat, "exp": new_iat + 60}, SECRET, "HS256"
+    )
+    gone = [await joined(api.edge, "general", token=old) for api in nodes]
+    stays = [await joined(api.edge, "general", token=new) for api in nodes]
+    body = {"user_id": "7", "issued_before": new_iat}
+    assert await nodes[0].post("/disconnect", body) == {"count": 2, "missing": []}
+    assert [await client.closed() for client in gone] == [4003] * 2
+    for client in stays:
+        assert await client.hears_nothing()
+    assert await nodes[0].refusal("GET", "/ws", key=old) == (401, "unauthorized")
+    await joined(nodes[0].edge, "general", token=new)
+
+
 async def test_one_connection_is_told_to_come_back(nodes):
     client, other = [await joined(api.edge, "general") for api in nodes]
     whom = {"connection_id": client.greeting["data"]["connection_id"], "reconnect": True}
@@ -416,7 +435,11 @@ async def test_what_is_not_revoked_cannot_be_given_back(api, query, answer):
 @pytest.mark.parametrize(
     "body",
     [{}, {"user_id": "7", "jti": "x"}, {"user_id": ""}, {"user": "7"}, {"user_id": 7},
-     {"user_id": "7", "reconnect": 1}, {"channel": "general", "reconnect": True}],
+     {"user_id": "7", "reconnect": 1}, {"channel": "general", "reconnect": True},
+     {"jti": "x", "issued_before": 1}, {"connection_id": "x", "issued_before": 1},
+     {"user_id": "7", "issued_before": "now"}, {"user_id": "7", "issued_before": -1},
+     {"user_id": "7", "issued_before": True}, {"user_id": "7", "issued_before": 1e300},
+     {"user_id": "7", "issued_before": 1, "reconnect": True}],
 )  # fmt: skip
 async def test_disconnect_that_does_not_say_whom_disconnects_nobody(api, body):
     client = await joined(api.edge, "general")

@@ -215,6 +215,14 @@ ATTACKS = {
     "exp past 9999": (craft(claims(exp=253_402_300_800)), "$.exp"),
     "exp of 1000 digits": (craft(b'{"sub":"1","exp":%s}' % (b"9" * 1000)), "$.exp"),
     "nbf in the future": (craft(claims(nbf=NOW + 6)), "not valid yet"),
+    "iat beyond the leeway": (craft(claims(iat=NOW + 5.5)), "iat lies in the future"),
+    "iat in a thousand years": (craft(claims(iat=NOW + 3.2e10)), "iat lies in the future"),
+    "iat huge": (craft(claims(iat=1e300)), "$.iat"),
+    "iat of 1000 digits": (craft(b'{"sub":"1","exp":2e9,"iat":%s}' % (b"9" * 1000)), "$.iat"),
+    "iat a string": (craft(claims(iat=str(int(NOW)))), "$.iat"),
+    "iat true": (craft(claims(iat=True)), "$.iat"),
+    "iat a list": (craft(claims(iat=[NOW])), "$.iat"),
+    "iat NaN": (craft(claims(iat=float("nan"))), "claims cannot be used"),
     "nbf a string": (craft(claims(nbf="now")), "$.nbf"),
     "no aud": (craft(claims(aud=...)), "'websocket'"),
     "other aud": (craft(claims(aud="api")), "'websocket'"),
@@ -271,8 +279,11 @@ async def test_token_past_its_exp_is_expired(exp):
 
 
 async def test_leeway_is_granted_on_both_ends_and_no_more():
-    within = claims(exp=NOW - 4.9, nbf=NOW + 5)
+    within = claims(exp=NOW - 4.9, nbf=NOW + 5, iat=NOW + 5)
     assert await verifier().verify(craft(within))
+    assert (await rejection(craft(claims(iat=NOW + 0.5)), verifier(leeway_s=0))).reason == (
+        "not_yet_valid"
+    )
     assert (await rejection(craft(within), verifier(leeway_s=0))).code == "unauthorized"
     assert (await rejection(craft(claims(exp=NOW)), verifier(leeway_s=0))).code == "token_expired"
 

@@ -8,15 +8,17 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from edge.auth import Claims
+from edge.auth import Claims, check_times
 from edge.revocation import Revocation, Revocations
 from edge.revoking import Revoker, read_kept, tell
 from edge.rules import ChannelRules
 from eventbus.bus import EventBus
+from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.drivers.memory_state import MemoryState
 from eventbus.errors import ConnectionFailed
+from tests.edge.conftest import SECRET
 
 T = 1_000_000.0
 
@@ -108,6 +110,94 @@ def test_one_holds_as_long_as_any_that_was_made_about_the_same(made):
             assert known.forbids_token(claims(name), now) == (end > now)
         assert len(known) == sum(end > now for end in ends.values())
         assert len(known._ends) <= 2 * len(known) + 16
+
+
+# Clocks that differ
+
+
+LEEWAY = 5.0
+
+
+@pytest.mark.parametrize("iat", [T - 1e6, T, T + 0.5, T + 4, T + LEEWAY, None])
+@pytest.mark.parametrize(
+    ("about", "channel"),
+    [({"user_id": "7"}, None), ({"user_id": "7", "channel": "chat.1"}, "chat.1"),
+     ({"channel": "chat.1"}, "chat.1")],
+)  # fmt: skip
+def test_a_token_of_an_issuer_whose_clock_is_ahead_is_refused(iat, about, channel):
+    known = Revocations(leeway_s=LEEWAY)
+    known.add(revocation(**about), T)
+    mine, later = claims(iat=iat), claims(iat=T + LEEWAY + 0.01)
+    if channel is None:
+        assert known.forbids_token(mine, T + 60)
+        assert not known.forbids_token(later, T + 60)
+    else:
+        assert known.forbids(channel, mine, T + 60)
+        assert known.forbids_any(Pattern("chat.*"), mine, T + 60)
+        assert not known.forbids(channel, later, T + 60)
+        assert not known.forbids_any(Pattern("chat.*"), later, T + 60)
+
+
+def test_the_last_token_that_is_concerned_is_refused_for_as_long_as_it_could_be_accepted():
+    known, life = Revocations(leeway_s=LEEWAY), 60.0
+    taken = revocation(user_id="7", until=T + life)
+    known.add(taken, T)
+    last = Claims(sub="7", iat=T + LEEWAY, exp=T + LEEWAY + life)
+    now = last.exp + LEEWAY - 0.01  # the last moment in which a verifier accepts it
+    check_times(last, now, LEEWAY)
+    assert known.forbids_token(last, now)
+    assert known.find(taken, now) == taken
+    known.sweep(now)
+    assert len(known) == 1
+    known.sweep(now + 0.01)
+    assert len(known) == 0
+
+
+def test_a_time_of_the_issuers_own_clock_is_compared_exactly():
+    known = Revocations(leeway_s=LEEWAY)
+    known.add(revocation(user_id="7", issued_before=T + 2), T)
+    assert known.forbids_token(claims(iat=T + 1.99), T)
+    assert known.forbids_token(claims(iat=None), T)
+    assert not known.forbids_token(claims(iat=T + 2), T)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.none() | st.integers(0, 40)), min_size=1, max_size=6),
+    st.integers(0, 50),
+    st.data(),
+)
+def test_what_any_revocation_refuses_is_refused_by_all_of_them_in_whichever_order(made, iat, data):
+    all_ = [
+        revocation(user_id="7", at=T + at, issued_before=None if before is None else T + before)
+        for at, before in made
+    ]
+    mine = claims(iat=T + iat)
+    ends = set()
+    for order in (all_, data.draw(st.permutations(all_))):
+        known = Revocations(leeway_s=LEEWAY)
+        for each in order:
+            known.add(each, T)
+        ends.add(known.forbids_token(mine, T))
+    assert len(ends) == 1
+    if any(each.concerns(None, mine, LEEWAY) for each in all_):
+        assert ends == {True}
+
+
+@pytest.mark.parametrize(
+    "about", [{"jti": "a"}, {"jti": "a", "channel": "c"}, {"connection_id": "c"}]
+)
+def test_what_is_refused_whenever_it_was_issued_takes_no_time_of_issue(about):
+    with pytest.raises(ValueError, match="issued_before"):
+        revocation(issued_before=T, **about)
+
+
+def test_a_revocation_after_a_lift_by_a_clock_that_is_ahead_holds():
+    known = Revocations()
+    lift = revocation(user_id="7", at=T + 60).lift(T + 60)
+    known.add(lift, T)
+    again = revocation(user_id="7", at=T + 1).after(known.held(lift))
+    known.add(again, T + 1)
+    assert known.forbids_token(claims("7"), T + 1)
 
 
 # Lifted
@@ -287,11 +377,77 @@ async def test_a_revoked_user_is_closed_on_every_node_and_stays_out_with_the_old
     await other.subscribe("user.8")
 
 
-async def test_a_user_who_logs_in_again_is_let_in(two, token):
-    await two[0].node.revoke(user_id="7")
-    await asyncio.sleep(1.1)  # iat has whole seconds
-    client = await two[0].connect(token=token("7"))
-    await client.subscribe("user.7")
+def issued(at, user="7", lifetime_s=3600, **more):
+    """A token of an issuer whose clock says `at`."""
+    made = {"sub": user, "aud": "websocket", "iat": at, "exp": at + lifetime_s, "jti": "a", **more}
+    return jwt.encode({k: v for k, v in made.items() if v is not None}, SECRET, "HS256")
+
+
+async def test_a_user_who_logs_in_after_the_leeway_is_let_in_and_before_it_is_not(
+    start_edge, settings
+):
+    edge = await start_edge(settings, jwt_leeway=2.0)
+    await edge.node.revoke(user_id="7")
+    assert (await edge.refusal(token=issued(time.time())))[0] == 401
+    await asyncio.sleep(2.1)
+    await (await edge.connect(token=issued(time.time()))).subscribe("user.7")
+
+
+async def test_a_token_of_an_issuer_whose_clock_is_ahead_does_not_survive_its_users_revocation(
+    two, start_edge, settings
+):
+    ahead, without = issued(time.time() + 4), issued(time.time(), iat=None)
+    clients = [await node.connect(token=each) for node in two for each in (ahead, without)]
+    other = await two[0].connect(token=token_of_another())
+    await two[1].node.revoke(user_id="7")
+    assert [await ends_at_once(client) for client in clients] == [4003] * 4
+    for node in [*two, await start_edge(settings)]:
+        for each in (ahead, without, issued(time.time() + 4.5)):
+            assert (await node.refusal(token=each))[0] == 401
+    assert await other.error("auth", data={"token": ahead}) == "unauthorized"
+
+
+def token_of_another():
+    return issued(time.time() + 4, user="8")
+
+
+async def test_a_channel_is_taken_away_from_a_token_of_an_issuer_whose_clock_is_ahead(two):
+    ahead = issued(time.time() + 4)
+    client = await two[0].connect("/ws/user.7", token=ahead)
+    await client.next()
+    await two[1].node.revoke(channel="user.7")
+    assert (await client.next())["event"] == "eb:unsubscribed"
+    assert await client.error("subscribe", channel="user.7") == "forbidden"
+    refreshed = issued(time.time() + 4.5)
+    assert (await client.ask("auth", data={"token": refreshed}))["event"] == "eb:authenticated"
+    assert await client.error("subscribe", channel="user.7") == "forbidden"
+
+
+async def test_a_new_token_is_good_at_once_with_a_time_of_its_issuers_clock(two):
+    now = time.time() + 3  # the issuer's clock
+    old, new = issued(now - 1), issued(now)
+    client, kept = await two[0].connect(token=old), await two[0].connect(token=new)
+    await two[1].node.revoke(user_id="7", issued_before=now)
+    assert await ends_at_once(client) == 4003
+    for node in two:
+        assert (await node.refusal(token=old))[0] == 401
+        await (await node.connect(token=new)).subscribe("user.7")
+    assert await kept.hears_nothing()
+
+
+async def test_a_revocation_after_a_lift_holds_on_all_nodes_whatever_the_clocks(two, bus, token):
+    old, now = token("7"), time.time()
+    ahead = Revocation(at=now + 60, until=now + 600, user_id="7")
+    await tell(bus.driver, bus.subjects, ahead)
+    await tell(bus.driver, bus.subjects, ahead.lift(now + 61))
+    await until(lambda: all(node.node.revoker.known.all() for node in two))
+    again = Revocation(at=now + 1, until=now + 600, user_id="7")
+    await tell(bus.driver, bus.subjects, again)
+    await until(lambda: all(len(node.node.revoker.known) for node in two))
+    for node in two:
+        await node.node.revoker.resync()
+        assert (await node.refusal(token=old))[0] == 401
+    assert len(await read_kept(bus.driver)) == 1
 
 
 async def test_who_was_revoked_by_mistake_is_let_in_again_with_the_old_token(
@@ -335,11 +491,11 @@ async def test_a_node_that_has_not_heard_of_a_lift_finds_it_and_does_not_undo_it
 
 async def test_an_older_entry_that_is_written_over_a_lift_is_put_right(edge, bus, token):
     await edge.node.revoke(user_id="7")
-    [(key, older)] = (await bus.driver.state.entries("revocation.*")).items()
+    [(key, older)] = (await bus.driver.durable_state.entries("revocation.*")).items()
     await edge.node.lift(user_id="7")
-    await bus.driver.state.put(key, older, ttl_s=60)
+    await bus.driver.durable_state.put(key, older, ttl_s=60)
     await edge.node.revoker.resync()
-    [kept] = (await bus.driver.state.entries("revocation.*")).values()
+    [kept] = (await bus.driver.durable_state.entries("revocation.*")).values()
     assert msgspec.json.decode(kept)["lifted"] is True
     assert await read_kept(bus.driver) == {}
 
@@ -445,7 +601,7 @@ async def test_a_process_that_is_no_node_may_revoke(two, bus, token):
 
 async def test_what_the_broker_has_lost_is_put_back(edge, bus):
     await edge.node.revoke(user_id="7")
-    [key] = await bus.driver.state.entries("revocation.*")
-    await bus.driver.state.delete(key)
+    [key] = await bus.driver.durable_state.entries("revocation.*")
+    await bus.driver.durable_state.delete(key)
     await edge.node.revoker.resync()
-    assert list(await bus.driver.state.entries("revocation.*")) == [key]
+    assert list(await bus.driver.durable_state.entries("revocation.*")) == [key]

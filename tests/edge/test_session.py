@@ -246,6 +246,19 @@ def test_an_expired_token_holds_for_the_grace_time_for_old_subscriptions_only():
     assert (type(close), close.code) == (Close, 4202)
 
 
+def test_a_token_that_would_be_accepted_within_the_leeway_is_good_for_subscriptions():
+    it = session(user="7", life=-2.0, token_leeway_s=5.0, token_grace_s=10.0, heartbeat_s=1e6)
+    assert isinstance(it.receive(subscribe("chat.1"), 2.9)[0], Join)
+    assert code_of(it.receive(subscribe("chat.2"), 3.0)) == "token_expired"
+    assert it.time.tick(12.9) == []
+    assert [effect.code for effect in it.time.tick(13.0)] == [4202]
+
+
+def test_the_end_of_a_token_is_announced_by_its_exp_whatever_the_leeway():
+    it = session(user="7", life=10.0, token_leeway_s=5.0, heartbeat_s=1e6)
+    assert it.time.tick(5.0) == [Send(TokenExpiring(EXP, 5.0))]
+
+
 def test_a_token_refreshed_within_the_grace_time_holds_on():
     it = session(user="7", life=10.0, heartbeat_s=1e6)
     it.verified(claims(), 100.0, None, 15.0)
@@ -257,6 +270,14 @@ def test_a_token_that_comes_just_expired_is_not_announced_and_ends_by_its_grace(
     it = session(user="7", life=-2.0, token_grace_s=10.0, heartbeat_s=1e6)
     assert it.time.tick(0.0) == []
     assert [effect.code for effect in it.time.tick(8.0)] == [4202]
+
+
+def test_after_a_pause_of_the_node_an_answer_to_its_heartbeat_has_its_whole_time_again():
+    it = session(heartbeat_s=10.0)
+    assert it.time.tick(10.0) == [Heartbeat()]
+    it.time.resumed(60.0)
+    assert it.time.tick(69.9) == []
+    assert [effect.code for effect in it.time.tick(70.0)] == [4203]
 
 
 def test_a_connection_without_the_token_that_is_required_is_closed_in_time():

@@ -39,6 +39,20 @@ def test_ticket_expires():
     assert caught.value.code == "token_expired"
 
 
+def test_ticket_of_another_node_is_good_while_their_clocks_differ_by_the_leeway_at_most():
+    here, ahead = Clock(), Clock()
+    ahead.now += 5
+    there = Tickets("a key", ahead, leeway_s=5)
+    ticket = there.issue(None)
+    assert Tickets("a key", here, leeway_s=5).read(ticket).iat == ahead.now
+    here.now = ahead.now + LIFE_S + 4.9
+    Tickets("a key", here, leeway_s=5).read(ticket)
+    here.now = ahead.now - 5.1
+    with pytest.raises(TokenRejected) as caught:
+        Tickets("a key", here, leeway_s=5).read(ticket)
+    assert caught.value.reason == "not_yet_valid"
+
+
 @pytest.mark.parametrize("secret", ["another key", ""])
 def test_ticket_of_another_secret_is_refused(secret):
     with pytest.raises(TokenRejected) as caught:

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 
+import nats
 import pytest
 
 from eventbus.bus import EventBus
 from eventbus.cli import checks_bus
 from eventbus.config import Settings
+from eventbus.drivers.nats_state import bucket_config
 from eventbus.server import NatsServer, find_binary
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -87,13 +89,14 @@ def test_all_is_well(doctor, findings, settings):
     found = findings()
     statuses = {check: {each["status"] for each in several} for check, several in found.items()}
     assert statuses.pop("edge nodes") == {"warning"}, "none runs"
+    assert statuses.pop("revocations") == {"warning"}, "no edge has made their bucket"
     assert set.union(*statuses.values()) == {"ok"}, found
     assert "as configured" in only(found, "stream")["found"]
     assert "version 2." in only(found, "NATS")["found"]
     shown = doctor()
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
-    assert lines[-1] == "10 ok, 1 warning, 0 failed"
+    assert lines[-1] == "10 ok, 2 warnings, 0 failed"
     assert any(line.startswith("✓ JetStream   ") for line in lines)
     assert all(len(line) <= 100 for line in lines)
     assert shown.stderr == ""
@@ -144,6 +147,35 @@ def test_stream_that_is_not_there_is_no_fault_and_is_not_made(findings):
         stream = only(findings(), "stream")
         assert stream["status"] == "warning"
         assert "not there yet" in stream["found"]
+
+
+def test_bucket_of_revocations(findings, settings, nats_server):
+    async def prepare():
+        async with EventBus(settings) as bus:
+            await bus.driver.prepare()
+
+    make_stream(settings)
+    asyncio.run(prepare())
+    kept = only(findings(), "revocations")
+    assert (kept["status"], "over restarts" in kept["found"]) == ("ok", True)
+    kept = only(findings(BROADCAST_HISTORY_REPLICAS="3"), "revocations")
+    assert kept["status"] == "warning"
+    assert "has 1 copies, not 3" in kept["found"]
+
+
+def test_bucket_of_revocations_in_memory_is_a_fault(findings, settings):
+    async def make():
+        config = bucket_config(settings, "durable") | {"storage": "memory"}
+        client = await nats.connect(settings.nats_url)
+        api = f"$JS.API.STREAM.CREATE.{config['name']}"
+        await client.request(api, json.dumps(config).encode())
+        await client.close()
+
+    make_stream(settings)
+    asyncio.run(make())
+    kept = only(findings(), "revocations")
+    assert kept["status"] == "failed"
+    assert "by its storage" in kept["found"]
 
 
 def test_stream_with_other_limits_and_one_that_cannot_work(findings, settings, nats_server):

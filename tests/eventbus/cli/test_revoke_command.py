@@ -1,9 +1,11 @@
 """`eventbus revoke`, against a real edge node."""
 
+import datetime
 import json
 import re
 import time
 
+import jwt
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -23,6 +25,21 @@ def test_user_is_put_out_of_a_node_and_kept_out(eventbus, start_node, join, cli_
     assert json.loads(other.recv(timeout=30))["event"] == "pong"
     with pytest.raises(InvalidStatus):  # a node that starts later knows of it too
         join(start_node(), "user.7", token)
+
+
+@pytest.mark.parametrize("form", ["{:.0f}", "{:%Y-%m-%dT%H:%M:%SZ}"])
+def test_tokens_from_a_moment_on_are_good_at_once(eventbus, start_node, join, cli_token, form):
+    address, token = start_node(), cli_token("7")
+    issued = jwt.decode(token, options={"verify_signature": False})["iat"]
+    moments = [
+        form.format(at if "Y" not in form else datetime.datetime.fromtimestamp(at, datetime.UTC))
+        for at in (issued, issued + 1)
+    ]
+    assert eventbus("revoke", "--user", "7", "--issued-before", moments[0]).returncode == 0
+    join(address, "user.7", token)
+    assert eventbus("revoke", "--user", "7", "--issued-before", moments[1]).returncode == 0
+    with pytest.raises(InvalidStatus):
+        join(address, "user.7", token)
 
 
 def test_channel_is_taken_away_from_a_user(eventbus, start_node, join, cli_token):
@@ -86,6 +103,12 @@ def test_what_is_not_revoked_cannot_be_undone(eventbus):
         (["--undo", "--connection", "c"], "--undo: a connection that was ended stays so"),
         (["--list", "--user", "7"], "--list stands alone"),
         (["--channel", "a b"], "'a b' is not a channel name"),
+        (["--user", "7", "--issued-before", "soon"], "--issued-before: 'soon' is not a moment"),
+        (["--user", "7", "--issued-before", "2026-11-24T03:00:12"], "is not a moment"),
+        (["--user", "7", "--issued-before", "-1"], "is not a moment"),
+        (["--jti", "7", "--issued-before", "1"], "issued_before stands beside a user_id"),
+        (["--undo", "--user", "7", "--issued-before", "1"], "leave --issued-before out"),
+        (["--list", "--issued-before", "1"], "--list stands alone"),
         (["--user", "7", "--for", "soon"], "--for: 'soon' is no length of time"),
         (["--user", "7", "--for", "0s"], "--for: '0s' is no length of time"),
     ],

@@ -28,7 +28,7 @@ def run(own_nats_server):
     return run
 
 
-STREAMS = ["EB_EVENTS", "EB_QUEUE", "EB_FAILED", "KV_EB_STATE"]
+STREAMS = ["EB_EVENTS", "EB_QUEUE", "EB_FAILED", "KV_EB_STATE", "KV_EB_DURABLE"]
 
 
 def test_streams_are_made_once_and_found_the_second_time(run):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 
 import nats
 import pytest
@@ -9,6 +11,7 @@ import pytest_asyncio
 
 from eventbus.config import Settings
 from eventbus.drivers.nats import NatsDriver
+from eventbus.drivers.nats_state import bucket_config
 from eventbus.errors import ConnectionFailed, EncodingError, InvalidPattern, StreamMismatch
 from eventbus.testing.driver_contract import Changes
 
@@ -90,6 +93,45 @@ async def test_bucket_that_cannot_work_is_refused_and_named(driver, plain, names
         await driver.state.put("a", b"1")
     with pytest.raises(StreamMismatch):
         await driver.state.watch("a", Changes())
+
+
+async def test_a_durable_bucket_in_memory_is_refused_and_named(driver, plain, settings):
+    config = bucket_config(settings, "durable") | {"storage": "memory"}
+    await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
+    with pytest.raises(StreamMismatch, match=f"{config['name']} exists .* storage"):
+        await driver.durable_state.put("a", b"1")
+
+
+async def test_a_durable_bucket_with_fewer_copies_is_used_and_logged(plain, settings, caplog):
+    config = bucket_config(settings, "durable")
+    await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
+    driver = NatsDriver(settings)
+    await driver.open()
+    driver.durable_state._config["num_replicas"] = 3
+    await driver.durable_state.put("a", b"1")
+    assert "has 1 copies, not 3" in caplog.text
+    await driver.aclose()
+
+
+async def test_durable_entries_outlive_a_server_that_is_killed(own_nats_server):
+    settings = Settings(nats_url=own_nats_server.url, namespace="kept", history_bytes=2**22)
+    driver = NatsDriver(settings)
+    await driver.open()
+    try:
+        await driver.durable_state.put("a.ended", b"1", ttl_s=1)
+        await driver.durable_state.put("a.1", b"kept", ttl_s=600)
+        await driver.state.put("a.1", b"lost", ttl_s=600)
+        os.kill(own_nats_server.pid, signal.SIGKILL)
+        await own_nats_server.stop()
+        await asyncio.sleep(1)
+        await own_nats_server.start()
+        assert await driver.durable_state.entries("a.1") == {"a.1": b"kept"}
+        async with asyncio.timeout(20):
+            while "a.ended" in await driver.durable_state.entries(">"):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert await driver.state.entries("a.>") == {}
+    finally:
+        await driver.aclose()
 
 
 @pytest.mark.parametrize("key", ["", "a..b", "a.*", "a.>", "a b", "ä", "x" * 301, "a\r\nb", "{a}"])

@@ -26,6 +26,29 @@ async def test_nothing_is_kept_for_ever(make_redis, redis_server, namespace):
         assert int(await redis_server.command("TTL", f"{{{namespace}.state}}:{part}")) > 0
 
 
+async def test_what_must_outlive_a_restart_is_under_keys_that_do_not_expire(
+    make_redis, redis_server, namespace
+):
+    state = (await make_redis()).durable_state
+    await state.put("a", b"1", ttl_s=60)
+    await state.claim("b", b"1", ttl_s=60)
+    for part in "veg":
+        assert int(await redis_server.command("TTL", f"{{{namespace}.durable}}:{part}")) == -1
+
+
+async def test_what_has_ended_is_removed_with_the_next_write_though_nobody_watches(
+    make_redis, redis_server, namespace
+):
+    state = (await make_redis()).durable_state
+    await state.put("short", b"1", ttl_s=1)
+    await asyncio.sleep(1.1)
+    assert await state.entries(">") == {}
+    await state.put("long", b"1", ttl_s=60)
+    for command in ("HLEN", "ZCARD"):
+        key = f"{{{namespace}.durable}}:{'v' if command == 'HLEN' else 'e'}"
+        assert int(await redis_server.command(command, key)) == 1
+
+
 async def test_a_restarted_server_is_a_loss_and_watchers_go_on(own_redis, make_redis, namespace):
     driver = await make_redis(redis_port=own_redis.port)
     changes = Changes()
