@@ -271,7 +271,7 @@ class Leader:
             except EventBusError as exc:
                 _log.warning("whether channels are vacated is not known yet: %s", exc)
                 heard = frozenset(channels)
-            for channel in heard:
+            for channel in heard & channels.keys():
                 del due[channels[channel]]
                 self._sides[CHANNELS].holdings.dirty[channel] = time.monotonic()
         return due

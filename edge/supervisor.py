@@ -156,7 +156,14 @@ class Supervisor:
 
     async def _read(self, index: int, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        async for line in process.stdout:
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # longer than the buffer, from which asyncio has dropped it
+                _log.warning("worker %d printed a line that is too long to pass on", index)
+                continue
+            if not line:
+                return
             text = line.decode(errors="replace")
             if not text.startswith(READY):
                 sys.stdout.write(text)

@@ -22,6 +22,7 @@ from typing import IO, Any, Final, Self
 from eventbus import server_guard
 from eventbus.errors import ServerError
 from eventbus.server_lock import lock_folder, write_holder
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsServer", "find_binary"]
 
@@ -78,7 +79,7 @@ class NatsServer:
         self._config = dict(config or {})
         self._on_death = on_death
         self._guard: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Tasks()
         self._folder = Path()
         self._log_start = 0
 
@@ -118,15 +119,14 @@ class NatsServer:
             # it is free when the server has ended, and not a moment earlier.
             if _POSIX:
                 lock.close()
-        self._watch = asyncio.create_task(self._watch_death(), name="eventbus-nats-server")
+        self._watch.start(self._watch_death(), "watching the nats-server")
         _log.info("nats-server %d listens on %s, data in %s", self.pid, self.url, self._folder)
 
     async def stop(self) -> None:
         """End the server in bounded time; harmless when it has ended already."""
         guard, self._guard = self._guard, None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        watch, self._watch = self._watch, Tasks()
+        await watch.aclose()
         if guard is not None:
             await self._end(guard)
         if self._data is None and self._folder != Path():

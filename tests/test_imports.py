@@ -18,6 +18,7 @@ LAYERS = [
         "eventbus.pool",
         "eventbus.server_guard",
         "eventbus.signatures",
+        "eventbus.tasks",
         "eventbus.tracing",
     },
     {"eventbus.channels", "eventbus.environment", "eventbus.server_lock"},

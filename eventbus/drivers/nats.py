@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,7 @@ from eventbus.errors import (
     ServerError,
 )
 from eventbus.server import NatsServer
+from eventbus.tasks import Shutdown, Tasks
 
 __all__ = ["NatsDriver"]
 
@@ -80,7 +81,8 @@ class NatsDriver:
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._highest = 0
         self._state = "new"
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
 
     @property
     def is_connected(self) -> bool:
@@ -154,10 +156,10 @@ class NatsDriver:
             await self._let_go()
             raise
         self._state = "open"
-        self._start(self._listeners.run())
-        self._start(self._listeners.note())
+        self._tasks.keep(self._listeners.run, "following the NATS stream")
+        self._tasks.keep(self._listeners.note, "noting how far the NATS stream is")
         if settings.retention:
-            self._start(self._classes.tell_leftovers())
+            self._tasks.start(self._classes.tell_leftovers(), "looking for classes out of use")
 
     async def prepare(self) -> tuple[str, ...]:
         """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
@@ -286,6 +288,9 @@ class NatsDriver:
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
         if self._state == "open":
             self._state = "closing"
             await self._queues.aclose()
@@ -357,7 +362,7 @@ class NatsDriver:
         self._highest = 0
         self._listeners.on_new_epoch()
         if self._state == "open":
-            self._start(self._remake_classes())
+            self._tasks.start(self._remake_classes(), "making the streams of classes again")
 
     async def _remake_classes(self) -> None:
         """The streams of classes copy a stream that is gone."""
@@ -368,7 +373,7 @@ class NatsDriver:
 
     def _on_death(self, _error: ServerError) -> None:
         if self._state in {"opening", "open"}:
-            self._start(self._revive())
+            self._tasks.keep(self._revive, "starting the embedded nats-server again")
 
     async def _revive(self) -> None:
         """Start the embedded server again; connection and stream come back by themselves."""
@@ -384,17 +389,9 @@ class NatsDriver:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_S)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _let_go(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._listeners.detach()
+        await self._tasks.aclose()
+        await self._listeners.aclose()
         if self._state != "new":
             await self._stream.aclose()
             await self._connection.aclose()

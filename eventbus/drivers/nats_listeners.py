@@ -12,6 +12,7 @@ from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.errors import EventBusError
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsListeners"]
 
@@ -60,7 +61,8 @@ class NatsListeners:
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
         self._slots = asyncio.Semaphore(_READS)
-        self._filling: dict[NatsSubscription, asyncio.Task[None]] = {}
+        self._filling: set[NatsSubscription] = set()
+        self._tasks = Tasks()
 
     def add(self, subscription: NatsSubscription) -> None:
         """Look after a subscription until it leaves."""
@@ -107,6 +109,9 @@ class NatsListeners:
                 self._again(held)
                 await asyncio.sleep(_PAUSE_S)
                 continue
+            except Exception:
+                self._again(held)  # they hold their messages until the next answer
+                raise
             if lost:
                 held |= {each for each in self._all if each.hold_if_behind(state)}
             if losses == self.losses:
@@ -119,10 +124,9 @@ class NatsListeners:
                 else:
                     subscription.release(state)
 
-    def detach(self) -> None:
+    async def aclose(self) -> None:
         """Stop all, without a word to the server, whose connection is closing."""
-        for task in self._filling.values():
-            task.cancel()
+        await self._tasks.aclose()
         for subscription in self._all:
             subscription.detach()
         self._all.clear()
@@ -135,9 +139,10 @@ class NatsListeners:
     def _start_filling(
         self, subscription: NatsSubscription, state: StreamState, losses: int
     ) -> None:
-        task = asyncio.create_task(self._fill(subscription, state, losses), name="eventbus-fill")
-        self._filling[subscription] = task
-        task.add_done_callback(lambda _: self._filling.pop(subscription, None))
+        self._filling.add(subscription)
+        self._tasks.start(
+            self._fill(subscription, state, losses), f"reading what {subscription.subject} missed"
+        )
 
     async def _fill(self, subscription: NatsSubscription, state: StreamState, losses: int) -> None:
         """Deliver what was missed, then what was held."""
@@ -145,10 +150,17 @@ class NatsListeners:
             async with self._slots:
                 read = self._read if subscription.is_exact else self._read_filter
                 await read(subscription, state.epoch)
-        except EventBusError as exc:
-            _log.warning("reading what %s missed: %s", subscription.subject, exc)
+        except Exception as exc:  # noqa: BLE001 - tried again, or it would hold messages for ever
+            _log.warning(
+                "reading what %s missed: %s",
+                subscription.subject,
+                exc,
+                exc_info=None if isinstance(exc, EventBusError) else exc,
+            )
             await asyncio.sleep(_RETRY_S)
             losses = -1
+        finally:
+            self._filling.discard(subscription)
         if losses != self.losses:  # what is held may have a gap of its own
             asyncio.get_running_loop().call_soon(self._again, {subscription})
             return

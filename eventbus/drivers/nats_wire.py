@@ -80,9 +80,12 @@ class PlainHeaders(WireHeaders):
     def stamp(self, stream: bytes) -> Stamp | None:
         get = self._headers.get
         sequence, previous = get("Nats-Sequence", ""), get("Nats-Last-Sequence", "")
-        if get("Nats-Stream") != stream.decode() or not (sequence.isdigit() and previous.isdigit()):
+        if get("Nats-Stream") != stream.decode():
             return None
-        return Stamp(int(sequence), int(previous), get("Nats-Time-Stamp", ""))
+        try:
+            return Stamp(int(sequence), int(previous), get("Nats-Time-Stamp", ""))
+        except ValueError:  # no number: no stream wrote this
+            return None
 
 
 NO_WIRE_HEADERS: Final[WireHeaders] = PlainHeaders({})
@@ -104,6 +107,10 @@ class WireClient(Protocol):
     def is_deaf(self) -> bool:
         """Whether the client takes itself for connected and does not read any more."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the client has lost its connection and does not try to make another."""
+
 
 class PlainClient(SecureClient):
     """The form on public API: three times slower with headers, and 25 times larger when idle."""
@@ -124,6 +131,11 @@ class PlainClient(SecureClient):
     @property
     def is_deaf(self) -> bool:
         """Not to be known by public means; the unanswered pings tell in the end."""
+        return False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Not to be known by public means."""
         return False
 
 
