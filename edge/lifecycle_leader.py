@@ -143,8 +143,10 @@ class Leader:
             await asyncio.sleep(self._options.ttl_s)  # in which the nodes put back what they hold
         found = await state.entries(f"{LEDGER}>")
         for key, value in found.items():
-            if (told := decode_told(value)) is not None:
+            if (told := decode_told(key, value)) is not None:
                 self._note(key, told)
+            else:
+                _log.warning("%s is ignored: it is no entry of the lifecycle ledger", key)
         if is_lost:
             self._adopt()
         now = time.monotonic()

@@ -11,7 +11,7 @@ import msgspec
 from edge.cluster import Cluster
 from edge.config import EdgeSettings
 from edge.gather import Question
-from edge.lifecycle import LEADER
+from edge.lifecycle import LEADER, SIGNS
 from edge.lifecycle_interest import OwnChannels
 from edge.lifecycle_leader import Leader, LeaderOptions
 from edge.metrics import Metrics
@@ -79,6 +79,8 @@ class Lifecycle:
         self._repaired = 0
         """The losses of the bus's state after which this node has put back what it holds."""
         self._claim_at = 0.0
+        self._look_at = 0.0
+        self._strange_holder: bytes | None = None
         self._knew_of_another = False
         self._watch: Subscription | None = None
         self._tasks = Tasks()
@@ -222,12 +224,32 @@ class Lifecycle:
             self._knew_of_another = True
             self._lease_until = float("-inf")
             await self._resign()
+            if asked >= self._look_at:
+                self._look_at = asked + 2 * self._ttl_s
+                await self._end_strange_lease()
             return
         self._lease_until = asked + self._ttl_s
         if self._leader is not None and not self._leader.is_running:
             await self._resign()
         if self._leader is None:
             self._lead()
+
+    async def _end_strange_lease(self) -> None:
+        """End a lease whose holder has shown no sign of life for longer than a lease lasts.
+
+        No node wrote it, or it has lost its time to live: it would keep all nodes from leading.
+        """
+        state = self._driver.state
+        holder = (await state.entries(LEADER)).get(LEADER)
+        signs = {key.encode() for key in await state.entries(f"{SIGNS}*")}
+        if holder is None or SIGNS.encode() + holder in signs:
+            self._strange_holder = None
+        elif holder == self._strange_holder:
+            _log.warning("the lease of lifecycle events was held by %r, which is no node", holder)
+            self._strange_holder = None
+            await state.delete(LEADER)
+        else:
+            self._strange_holder = holder
 
     def _lead(self) -> None:
         assert self._outlet is not None, "made at the start"

@@ -24,7 +24,7 @@ from eventbus.errors import ServerError
 from eventbus.server_lock import lock_folder, write_holder
 from eventbus.tasks import Tasks
 
-__all__ = ["NatsServer", "find_binary"]
+__all__ = ["MIN_FREE", "NatsServer", "find_binary"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ _LOG_BYTES: Final = 5_000_000
 _TAIL_LINES: Final = 12
 _KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
 _POSIX: Final = sys.platform != "win32"
+MIN_FREE: Final = 8 * 1024**2
+"""Bytes that the disk of its folder must have free, for writes that have failed to be tried again:
+one block of a stream."""
 
 
 def find_binary() -> str:
@@ -138,6 +141,17 @@ class NatsServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+
+    @property
+    def folder(self) -> Path:
+        """Where its data is, once it was started."""
+        return self._folder
+
+    def is_full(self) -> bool:
+        """Whether the disk of its folder has less free space than it needs to go on."""
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(self._folder).free < MIN_FREE
+        return False
 
     def log_tail(self) -> str:
         """The last lines that the server has logged since its start."""

@@ -36,15 +36,17 @@ from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
 from eventbus.drivers.nats_stream import EventStream, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
-from eventbus.drivers.nats_wire import validate_filter, validate_subject
+from eventbus.drivers.nats_wire import PROBE, validate_filter, validate_subject
+from eventbus.drivers.nats_writes import Writes
 from eventbus.errors import (
     ConnectionFailed,
     DriverError,
     InvalidPattern,
+    PublishDenied,
     PublishFailed,
     ServerError,
 )
-from eventbus.server import NatsServer
+from eventbus.server import MIN_FREE, NatsServer
 from eventbus.tasks import Shutdown, Tasks
 
 __all__ = ["NatsDriver"]
@@ -55,6 +57,7 @@ DRAIN_S: Final = 5.0
 _NOTE_S: Final = 30.0
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
+_FULL_S: Final = 2.0
 
 
 class NatsDriver:
@@ -83,6 +86,7 @@ class NatsDriver:
         self._state = "new"
         self._tasks = Tasks()
         self._shutdown = Shutdown()
+        self._healing = False
 
     @property
     def is_connected(self) -> bool:
@@ -145,7 +149,10 @@ class NatsDriver:
             )
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)
-            self._publisher = Publisher(self._connection, settings.publish_timeout)
+            self._writes = Writes(self._connection, self._stream, self._event)
+            self._publisher = Publisher(
+                self._connection, settings.publish_timeout, self._writes.explain
+            )
             self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._entries = NatsState(self._connection, settings, self._settle)
             self._state = "opening"
@@ -182,8 +189,16 @@ class NatsDriver:
         if not subject.startswith(self._event):
             await self._publish_core(subject, payload, headers)
             return None
-        ack = await self._publisher.publish(subject, payload, headers)
+        try:
+            ack = await self._publisher.publish(subject, payload, headers)
+        except PublishFailed as exc:
+            if self._connection.is_connected and not isinstance(exc, PublishDenied):
+                self._writes.failed(str(exc))
+                self._heal()
+            raise
         if not ack.duplicate:
+            if self._writes.fault:
+                self._writes.stored()
             if ack.seq <= self._highest:
                 self._highest = 0
                 await self._stream.state()  # offsets go back: the stream may be another one
@@ -237,6 +252,14 @@ class NatsDriver:
         self._consumers.add(consumer)
         return consumer
 
+    async def check(self) -> str:
+        """Whether the stream stores messages; see `CheckedDriver.check`."""
+        self._require_open()
+        fault = await self._writes.check()
+        if fault:
+            self._heal()
+        return fault
+
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
         self._require_open()
@@ -249,6 +272,7 @@ class NatsDriver:
         validate_filter(pattern)
         event = self._stream.event_of(pattern)
         counts = {} if event is None else await self._stream.counts(event)
+        counts.pop(f"{self._event}{PROBE}", None)
         first = itertools.islice(counts.items(), limit)
         return {str(self.subjects.live_of(subject)): count for subject, count in first}
 
@@ -374,6 +398,30 @@ class NatsDriver:
     def _on_death(self, _error: ServerError) -> None:
         if self._state in {"opening", "open"}:
             self._tasks.keep(self._revive, "starting the embedded nats-server again")
+
+    def _heal(self) -> None:
+        """Restart the embedded server when its disk, which was full, has room again."""
+        if self.server is not None and not self._healing and self._state == "open":
+            self._healing = True
+            self._tasks.start(self._wait_for_room(self.server), "waiting for room on the disk")
+
+    async def _wait_for_room(self, server: NatsServer) -> None:
+        try:
+            if not server.is_full():
+                return  # something else is wrong, which a restart need not help
+            _log.error(
+                "the disk of the embedded nats-server is full (%s); it is restarted when %d MiB "
+                "are free",
+                server.folder,
+                MIN_FREE >> 20,
+            )
+            while server.is_full():  # noqa: ASYNC110 - the system announces it by no event
+                await asyncio.sleep(_FULL_S)
+            if self._writes.fault:
+                _log.warning("there is room again: the embedded nats-server is restarted")
+                await self._revive()
+        finally:
+            self._healing = False
 
     async def _revive(self) -> None:
         """Start the embedded server again; connection and stream come back by themselves."""

@@ -192,6 +192,7 @@ class NatsConnection:
         client = client_class()()
         client.login = self._login
         self.faults.clear()
+        is_made = False
         connecting = asyncio.create_task(self._connect(client))
         refused = asyncio.create_task(self.faults.refused.wait())
         try:
@@ -201,6 +202,7 @@ class NatsConnection:
             if connecting.done():
                 with mapped(f"connecting to {self.address}"):
                     connecting.result()
+                is_made = True
                 self.max_payload = client.max_payload
                 return client
         except EventBusError:
@@ -208,10 +210,11 @@ class NatsConnection:
         except Exception as exc:  # an address or a key that cannot be read, a server that is none
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
-            unfinished = connecting.cancel()
+            connecting.cancel()
             refused.cancel()
             await asyncio.gather(connecting, refused, return_exceptions=True)
-            if unfinished:
+            if not is_made:
+                client.close_transport()
                 await _close(client)
         faults = self.faults
         why = faults.why if faults.refused.is_set() else f"not within {seconds:g} s: {faults.why}"
@@ -326,9 +329,10 @@ class NatsConnection:
             if client.is_deaf:
                 _log.error("the reading of messages from NATS has stopped; connecting anew")
                 await client.force_reconnect()
-            elif client.is_closed or client.is_stuck:
-                if client.is_stuck:
-                    _log.error("reconnecting to NATS has stopped; making a new connection")
+            elif (why := client.stuck) or client.is_closed:
+                if why:
+                    _log.error("reconnecting to NATS has failed (%s); making a new client", why)
+                    client.close_transport()
                     await _close(client)
                 try:
                     await self._rebuild()

@@ -24,6 +24,7 @@ from eventbus.drivers.nats_api import STREAM_NOT_FOUND, Answer, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, mapped
 from eventbus.drivers.nats_stream import EventStream
+from eventbus.drivers.nats_wire import PROBE
 from eventbus.errors import ConnectionFailed, DriverError, EventBusError, StreamMismatch
 
 __all__ = ["NatsConsumer", "NatsHeld"]
@@ -207,7 +208,8 @@ class NatsConsumer:
 
     async def _receive(self, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if not message.reply.startswith(_ACK_PREFIX):
+        # What a consumer delivers bears the subject that it was stored on.
+        if message.subject.startswith(self._inbox) or not message.reply.startswith(_ACK_PREFIX):
             self._take_status(message)
             return
         about = message.metadata
@@ -224,6 +226,10 @@ class NatsConsumer:
             await taken.retry()
             return
         self._asked = max(0, self._asked - 1)
+        if message.subject.endswith(f".{PROBE}"):
+            await taken.ack()
+            self._woken.set()
+            return
         self._ready.append(taken)
         self._woken.set()
 

@@ -8,7 +8,7 @@ from eventbus.drivers.base import Delivery, Handler, Position
 from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import StreamState
-from eventbus.drivers.nats_wire import Stamp, WireHeaders
+from eventbus.drivers.nats_wire import PROBE, Stamp, WireHeaders
 
 __all__ = ["NatsSubscription", "Place"]
 
@@ -18,6 +18,7 @@ MAX_HELD: Final = 10_000
 """Messages that wait while the stream's identity is asked for; the oldest are dropped beyond, which
 a listener sees by `Delivery.previous`."""
 _MAX_DOUBTS: Final = 3
+_PROBE_END: Final = f".{PROBE}"
 
 _Held = tuple[str, bytes, WireHeaders, Stamp]
 
@@ -78,7 +79,7 @@ class NatsSubscription:
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
         """Take a message off the wire."""
-        if self._handler is None:
+        if self._handler is None or (not self.is_exact and subject.endswith(_PROBE_END)):
             return
         stamp = headers.stamp(self._stream) if self._stream else None
         if stamp is None:
@@ -159,7 +160,8 @@ class NatsSubscription:
         if self._handler is None or delivery.position.offset <= self.last:
             return
         self.last = self._seen = delivery.position.offset
-        self._call(delivery)
+        if not delivery.subject.endswith(_PROBE_END):
+            self._call(delivery)
 
     def has_read(self, offset: int) -> None:
         """All that the stream has up to an offset was delivered: what is missing is gone."""

@@ -13,6 +13,7 @@ from eventbus.errors import InvalidChannel, InvalidPattern
 
 __all__ = [
     "NO_WIRE_HEADERS",
+    "PROBE",
     "PlainClient",
     "PlainHeaders",
     "Receiver",
@@ -31,6 +32,9 @@ _TOKEN: Final = r"[!-)+-\-/-=?-~]+"
 _SUBJECT: Final = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
 _FILTER: Final = re.compile(rf"(?:(?:{_TOKEN}|\*)\.)*(?:{_TOKEN}|\*|>)")
 _MAX_SUBJECT: Final = 300
+
+PROBE: Final = "~probe"
+"""Where `Writes` stores its probes, below the event root. No channel can have that name."""
 
 
 class Stamp(NamedTuple):
@@ -108,8 +112,8 @@ class WireClient(Protocol):
         """Whether the client takes itself for connected and does not read any more."""
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether the client has lost its connection and does not try to make another."""
+    def stuck(self) -> str:
+        """Why the client has lost its connection and does not try to make another."""
 
 
 class PlainClient(SecureClient):
@@ -134,9 +138,9 @@ class PlainClient(SecureClient):
         return False
 
     @property
-    def is_stuck(self) -> bool:
+    def stuck(self) -> str:
         """Not to be known by public means."""
-        return False
+        return ""
 
 
 def call_receiver(receiver: Receiver, subject: str, payload: bytes, headers: WireHeaders) -> None:

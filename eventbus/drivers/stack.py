@@ -23,6 +23,7 @@ from eventbus.drivers.base import (
     StateDriver,
     StateStore,
     Subscription,
+    check_of,
 )
 from eventbus.drivers.base_consumer import (
     Consumer,
@@ -202,6 +203,10 @@ class StackDriver:
         """Join a consumer of the reader's; see ConsumerDriver."""
         reader = cast(ConsumerDriver, self._able(Capability.CONSUMERS))
         return await reader.consume(name, subject, settings)
+
+    async def check(self) -> str:
+        """What the reader's broker lacks; see CheckedDriver."""
+        return await check_of(self.member(self._reader))
 
     async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
         """What the reader has stored; see MaintenanceDriver."""
