@@ -37,8 +37,8 @@ _CODES: Final[Mapping[int, str]] = {
 }
 _DOTS_OF_A_JWT: Final = 2
 _NOT_STORED: Final = (
-    "the bus stores nothing that is published: its disk may be full, or a limit reached; the log of "
-    "this node says more"
+    "the bus stores nothing that is published: its disk may be full, or a limit reached; the log "
+    "of this node says more"
 )
 _PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
 

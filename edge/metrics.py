@@ -227,7 +227,6 @@ class Metrics:
             "Whether the bus stores what is published, as far as the node can know: 1 or 0.",
             registry=registry,
         )
-        self.bus_stores.set(1)
         self.task_faults = ReadCounter(
             "eventbus_edge_task_faults",
             "Background tasks of the process that have failed; those that must go on were started "

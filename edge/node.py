@@ -114,6 +114,7 @@ class Node:
         self.watch = Watch(self, bus.driver.name)
         self.bus_fault = ""
         """What keeps the bus from storing messages; empty where nothing does, as far as known."""
+        self.metrics.bus_stores.set_function(lambda: float(not self.bus_fault))
         self._tasks = Tasks()
         self._shutdown = Shutdown()
         self.clock = Clock(
@@ -181,7 +182,6 @@ class Node:
                 self.bus_fault = await check_of(self._bus.driver)
             except EventBusError as exc:
                 _log.debug("the bus cannot be checked: %s", exc)  # readiness says so
-            self.metrics.bus_stores.set(not self.bus_fault)
             await asyncio.sleep(_CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     @property

@@ -87,6 +87,7 @@ class NatsDriver:
         self._tasks = Tasks()
         self._shutdown = Shutdown()
         self._healing = False
+        self._evicted = 0
 
     @property
     def is_connected(self) -> bool:
@@ -105,6 +106,7 @@ class NatsDriver:
             "publish_retries": self._publisher.retries if opened else 0,
             "filled": self._listeners.filled,
             "gaps": self._listeners.gaps,
+            "evicted": self._evicted,
         }
 
     @property
@@ -247,6 +249,7 @@ class NatsDriver:
         consumer = NatsConsumer(
             self._connection, self._stream, name,
             filter_subject=event, subjects=self.subjects, settings=settings,
+            on_evicted=self._count_evicted,
         )  # fmt: skip
         await consumer.open(self._settings.connect_timeout)
         self._consumers.add(consumer)
@@ -381,6 +384,9 @@ class NatsDriver:
         self._entries.on_lost()
         for consumer in list(self._consumers):
             consumer.doubt()
+
+    def _count_evicted(self) -> None:
+        self._evicted += 1
 
     def _on_new_epoch(self) -> None:
         self._highest = 0

@@ -65,6 +65,7 @@ class Writes:
         if not self.fault:
             _log.error("stream %s stores no messages: %s", self._stream.name, why)
         self.fault = why
+        self._last = -1  # the stream may have grown before, which proves nothing now
 
     async def explain(self) -> str:
         """Why a publish got no answer, as far as the server says."""
@@ -114,7 +115,9 @@ class Writes:
     async def _store_probe(self) -> None:
         number = int(time.time()) // _ROUND_S
         try:
-            await self._publisher.publish(self._probe, b"{}", {HEADER_ID: f"{PROBE}-{number}"})
+            ack = await self._publisher.publish(
+                self._probe, b"{}", {HEADER_ID: f"{PROBE}-{number}"}
+            )
         except PublishDenied:
             self._may_probe = False
             _log.info(
@@ -127,4 +130,6 @@ class Writes:
             if self._connection.is_connected:
                 self.failed(str(exc))
         else:
-            self.stored()
+            self._last = max(self._last, ack.seq)
+            if not ack.duplicate:
+                self.stored()

@@ -1,4 +1,4 @@
-"""A broker that stores nothing: a node that publishes nothing itself says so, and when it is over."""
+"""A broker that stores nothing: a node that only listens says so, and when it is over."""
 
 import asyncio
 import resource
@@ -25,7 +25,7 @@ async def test_node_is_degraded_while_its_broker_stores_nothing(start_edge, own_
 
         async def until(status):
             async with asyncio.timeout(40):
-                while (await ready())[1].get("status") != status:
+                while (await ready())[1].get("status") != status:  # noqa: ASYNC110 - it is asked
                     await asyncio.sleep(0.1)
 
         async def stores():

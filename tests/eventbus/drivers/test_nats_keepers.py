@@ -53,9 +53,10 @@ async def stranger(port, greeting):
 async def test_driver_reconnects_though_something_else_took_the_servers_place_for_a_while(
     own_nats_server, greeting
 ):
-    driver, inbox = NatsDriver(
-        Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=BYTES)
-    ), Inbox()
+    driver, inbox = (
+        NatsDriver(Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=BYTES)),
+        Inbox(),
+    )
     await driver.open()
     try:
         await driver.subscribe("own.live.a", inbox)
