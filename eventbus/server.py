@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = server_guard.GRACE_S + 2.0
 _POLL_S: Final = 0.005
+_LOOK_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 5.0
 _LOG_BYTES: Final = 5_000_000
 _TAIL_LINES: Final = 12
 _KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -65,7 +68,7 @@ class NatsServer:
         port: int = 0,
         host: str = "127.0.0.1",
         config: Mapping[str, Any] | None = None,
-        on_death: Callable[[ServerError], None] | None = None,
+        on_death: Callable[[ServerError], object] | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -134,6 +137,32 @@ class NatsServer:
             await self._end(guard)
         if self._data is None and self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def restart(self) -> None:
+        """Stop what is left and start again; tried until it succeeds, with pauses that grow."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self.stop()
+                await self.start()
+                return
+            except ServerError as exc:
+                _log.error("the embedded nats-server could not be started again: %s", exc)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def wait_for_room(self) -> None:
+        """Wait until the disk of its folder has been full and has room again."""
+        while not self.is_full():  # noqa: ASYNC110 - the system announces it by no event
+            await asyncio.sleep(_LOOK_S)
+        _log.error(
+            "the disk of %s is full: the nats-server stores nothing, and is restarted when %d MiB "
+            "are free",
+            self._folder,
+            MIN_FREE >> 20,
+        )
+        while self.is_full():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(_LOOK_S)
 
     async def __aenter__(self) -> Self:
         await self.start()

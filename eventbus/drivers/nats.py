@@ -46,7 +46,7 @@ from eventbus.errors import (
     PublishFailed,
     ServerError,
 )
-from eventbus.server import MIN_FREE, NatsServer
+from eventbus.server import NatsServer
 from eventbus.tasks import Shutdown, Tasks
 
 __all__ = ["NatsDriver"]
@@ -55,9 +55,7 @@ _log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 5.0
 _NOTE_S: Final = 30.0
-_FIRST_PAUSE_S: Final = 0.1
-_MAX_PAUSE_S: Final = 5.0
-_FULL_S: Final = 2.0
+_HEAL_S: Final = 10.0
 
 
 class NatsDriver:
@@ -402,46 +400,27 @@ class NatsDriver:
             _log.error("%s", exc)
 
     def _on_death(self, _error: ServerError) -> None:
-        if self._state in {"opening", "open"}:
-            self._tasks.keep(self._revive, "starting the embedded nats-server again")
+        if self.server is not None and self._state in {"opening", "open"}:
+            self._tasks.keep(self.server.restart, "starting the embedded nats-server again")
 
     def _heal(self) -> None:
-        """Restart the embedded server when its disk, which was full, has room again."""
-        if self.server is not None and not self._healing and self._state == "open":
-            self._healing = True
-            self._tasks.start(self._wait_for_room(self.server), "waiting for room on the disk")
+        """Restart the embedded server when it drops messages, once its disk has room."""
+        if self.server is None or self._healing or not self._writes.is_stuck:
+            return
+        self._healing = True
+        self._tasks.start(self._restart_with_room(self.server), "healing the nats-server")
 
-    async def _wait_for_room(self, server: NatsServer) -> None:
+    async def _restart_with_room(self, server: NatsServer) -> None:
         try:
-            if not server.is_full():
-                return  # something else is wrong, which a restart need not help
-            _log.error(
-                "the disk of the embedded nats-server is full (%s); it is restarted when %d MiB "
-                "are free",
-                server.folder,
-                MIN_FREE >> 20,
-            )
-            while server.is_full():  # noqa: ASYNC110 - the system announces it by no event
-                await asyncio.sleep(_FULL_S)
-            if self._writes.fault:
-                _log.warning("there is room again: the embedded nats-server is restarted")
-                await self._revive()
+            if server.is_full():
+                await server.wait_for_room()
+            await self._writes.check()  # it may have been slow only
+            if self._writes.is_stuck:
+                _log.warning("the embedded nats-server stores nothing and is restarted")
+                await server.restart()
+                await asyncio.sleep(_HEAL_S)  # before it may be restarted once more
         finally:
             self._healing = False
-
-    async def _revive(self) -> None:
-        """Start the embedded server again; connection and stream come back by themselves."""
-        assert self.server is not None
-        pause = _FIRST_PAUSE_S
-        while True:
-            try:
-                await self.server.stop()
-                await self.server.start()
-                return
-            except ServerError as exc:
-                _log.error("the embedded nats-server could not be started again: %s", exc)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
 
     async def _let_go(self) -> None:
         await self._tasks.aclose()

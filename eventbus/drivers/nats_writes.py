@@ -47,6 +47,8 @@ class Writes:
         """`event_root` is what event subjects begin with."""
         self.fault = ""
         """Why the stream stores nothing; empty while it does, as far as is known."""
+        self.is_stuck = False
+        """Whether the server drops what is published: only a restart helps."""
         self._connection = connection
         self._stream = stream
         self._probe = f"{event_root}{PROBE}"
@@ -56,6 +58,7 @@ class Writes:
 
     def stored(self) -> None:
         """A message was stored just now."""
+        self.is_stuck = False
         if self.fault:
             self.fault = ""
             _log.warning("stream %s stores messages again", self._stream.name)
@@ -84,6 +87,7 @@ class Writes:
             return "no answer"
         if info.error is not None:
             return f"no answer; stream {name}: {info.error}"
+        self.is_stuck = True
         leader = info.cluster.leader or "(none)"
         return (
             f"no answer, although stream {name} can be read: it stores nothing. The disk of its "
