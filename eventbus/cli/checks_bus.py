@@ -199,7 +199,7 @@ async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
         "make room on the disks of the NATS servers (or raise the limit that is named), then "
         "restart the server that leads the stream: it stores nothing before"
     )
-    return [failed("stream", f"{stream.name} stores no messages: {fault}", change)]
+    return [failed("writes", f"{stream.name} stores no messages: {fault}", change)]
 
 
 async def _check_embedded(settings: Settings) -> list[Finding]:
