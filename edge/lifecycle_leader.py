@@ -24,6 +24,7 @@ from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import StateDriver
 from eventbus.errors import EventBusError
 from eventbus.message import new_id
+from eventbus.tasks import Tasks
 from eventbus.webhooks import LifecycleName, WebhookEvent, encode_event
 
 __all__ = ["Confirm", "Leader", "LeaderOptions", "Outlets"]
@@ -105,6 +106,7 @@ class Leader:
         self._ledger: dict[str, Told] = {}
         kinds = [k for k in (CHANNELS, MEMBERS) if {k.begins, k.ends} & set(options.events)]
         self._sides = {kind: _Side(driver, kind, self._changed.set) for kind in kinds}
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._is_ready = False
 
@@ -130,8 +132,8 @@ class Leader:
         `knew_of_another`: somebody has led before while this node was there. Then a ledger that is
         not there any more is lost, with the bus's memory, and what is held counts as told.
         """
-        self._task = asyncio.create_task(self._run(knew_of_another), name="lifecycle events")
-        self._task.add_done_callback(_tell_fault)
+        # Where it fails, the node makes another leader: what this one knew may be the reason.
+        self._task = self._tasks.start(self._run(knew_of_another), "telling lifecycle events")
 
     async def _take_in(self, knew_of_another: bool) -> None:
         state = self._driver.state
@@ -169,9 +171,7 @@ class Leader:
 
     async def aclose(self) -> None:
         """Lead no more; the ledger stays."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._tasks.aclose()
         await self._writer.aclose()
         for side in self._sides.values():
             for mirror in (side.signs, side.entries):
@@ -297,10 +297,3 @@ class Leader:
             self._note(key, None if has_ended else Told(told.event, batch, is_told=True))
             if kind in self._sides:  # what has changed meanwhile is looked at again
                 self._sides[kind].holdings.dirty.setdefault(rest, time.monotonic())
-
-
-def _tell_fault(task: asyncio.Task[None]) -> None:
-    """The node begins anew: what this one knew may be what made it fail."""
-    if not task.cancelled() and (fault := task.exception()) is not None:
-        known = isinstance(fault, EventBusError)
-        _log.error("telling lifecycle events failed: %s", fault, exc_info=None if known else fault)
