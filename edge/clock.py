@@ -1,7 +1,6 @@
 """Keeps a node's time: looks at each connection when it is due, and at the node all along."""
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +8,7 @@ from typing import Final
 
 from edge.connection import CLOSE_INTERNAL, Connection
 from edge.deadlines import Deadlines
+from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 
 __all__ = ["Clock"]
@@ -39,18 +39,15 @@ class Clock:
         self._on_lag = on_lag
         self._deadlines = Deadlines()
         self._due: dict[str, float] = {}
-        self._running: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     def start(self) -> None:
         """Begin to keep time."""
-        self._running = asyncio.create_task(self._run(), name="the node's clock")
+        self._tasks.keep(self._run, "the node's clock")
 
     async def aclose(self) -> None:
         """Stop."""
-        if self._running is not None:
-            self._running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._running
+        await self._tasks.aclose()
 
     def expect(self, connection: Connection) -> None:
         """Make sure that the connection is looked at in time.

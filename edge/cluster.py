@@ -6,7 +6,6 @@ node that is slow or has died costs at most `patience_s`, until it is forgotten.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from edge.lag import BusLag
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Delivery, Driver, Subscription
 from eventbus.errors import ConnectionFailed, DriverError, EventBusError, InvalidChannel
+from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 
 __all__ = ["Cluster", "ClusterBusy"]
@@ -110,7 +110,7 @@ class Cluster:
         self._asked: dict[str, Gather] = {}
         self._background = Background(MAX_ASKING, lambda: on_fault("overloaded"))
         self._subscriptions: list[Subscription] = []
-        self._announcing: asyncio.Task[None] | None = None
+        self._announcing = Tasks()
         self._settled_at = 0.0
         self._announced_at = float("inf")
 
@@ -128,16 +128,14 @@ class Cluster:
             self._subscriptions.append(await self._driver.subscribe(subject, self._receive))
         self._unsettle(self._patience_s)
         if self._is_node:
-            self._announcing = asyncio.create_task(self._announce(), name="the node's hellos")
+            self._announcing.keep(self._announce, "the node's hellos")
         else:
             self._say(self._all, _Look(self.node_id))
 
     async def aclose(self) -> None:
         """Say goodbye, where the bus still takes it, and listen no more."""
-        if self._announcing is not None:
-            self._announcing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._announcing
+        if self._announcing:
+            await self._announcing.aclose()
             await self._publish(self._all, _encode(_Bye(self.node_id)))
         await self._background.aclose()
         for subscription in self._subscriptions:

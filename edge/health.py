@@ -33,7 +33,10 @@ def main() -> int:
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=tls)
         )
-        with opener.open(url, timeout=_TIMEOUT_S):
+        with opener.open(url, timeout=_TIMEOUT_S) as response:
+            body = response.read(1000).decode(errors="replace")
+            if '"degraded"' in body:
+                print(body, file=sys.stderr)  # noqa: T201
             return 0
     except urllib.error.HTTPError as exc:
         fault = f"{exc.code}: {exc.read(1000).decode(errors='replace')}"

@@ -42,6 +42,10 @@ KNOWN: Final = web.RequestKey("KNOWN", bool)
 """Set on a request of somebody who may use the HTTP API: it is not counted."""
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _DOTS_OF_A_JWT: Final = 2
+_NOT_STORED: Final = (
+    "the bus stores nothing that is published: its disk may be full, or a limit reached; the log "
+    "of this node says more"
+)
 
 
 @web.middleware
@@ -131,10 +135,21 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """The node can serve: 503 while it drains or has no bus."""
+    """The node can serve: 503 while it drains or has no bus.
+
+    It is degraded, and says why, while the bus stores nothing that is published: all nodes are
+    then, and clients still get what is not stored, histories and presence.
+    """
     node = request.app[NODE]
     node.require_ready()
-    return _json({"status": "ready", "node": node.id, "connections": len(node.connections)})
+    body: dict[str, object] = {
+        "status": "degraded" if node.bus_fault else "ready",
+        "node": node.id,
+        "connections": len(node.connections),
+    }
+    if node.bus_fault:
+        body["reason"] = _NOT_STORED  # the fault names the broker, which is not for everybody
+    return _json(body)
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -10,6 +10,7 @@ from eventbus.drivers.base import Delivery, Driver, Position, Subscription
 from eventbus.drivers.base_gaps import GapSubscription
 from eventbus.drivers.base_marks import FollowingSubscription, MarkedPosition
 from eventbus.errors import DriverError
+from eventbus.tasks import Tasks
 
 __all__ = ["Interest"]
 
@@ -22,7 +23,7 @@ OnGap = Callable[[str, Position], None]
 class _Channel:
     """One channel's subscription, and how many hold it."""
 
-    __slots__ = ("expiry", "holders", "left_at", "lock", "mark", "position", "subscription")
+    __slots__ = ("holders", "is_expiring", "left_at", "lock", "mark", "position", "subscription")
 
     def __init__(self) -> None:
         self.holders = 0
@@ -32,7 +33,7 @@ class _Channel:
         self.position: Position | None = None
         self.mark: str | None = None
         """That of the message at the position, where one has come."""
-        self.expiry: asyncio.Task[None] | None = None
+        self.is_expiring = False
 
     @property
     def marked(self) -> Position | None:
@@ -73,6 +74,7 @@ class Interest:
         self._on_filter_gap = on_filter_gap
         self._linger_s = linger_s
         self._channels: dict[str, _Channel] = {}
+        self._tasks = Tasks()
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -148,24 +150,27 @@ class Interest:
             return
         entry.holders -= 1
         entry.left_at = asyncio.get_running_loop().time()
-        if entry.holders == 0 and entry.expiry is None:
-            entry.expiry = asyncio.create_task(self._expire(channel, entry))
+        if entry.holders == 0 and not entry.is_expiring:
+            entry.is_expiring = True
+            self._tasks.start(self._expire(channel, entry), f"unsubscribing from {channel}")
 
     async def _expire(self, channel: str, entry: _Channel) -> None:
         now = asyncio.get_running_loop().time
         while (wait := entry.left_at + self._linger_s - now()) > 0:  # noqa: ASYNC110 - no poll
             await asyncio.sleep(wait)
         async with entry.lock:
-            entry.expiry = None
+            entry.is_expiring = False
             if entry.holders:
                 return
             subscription, entry.subscription = entry.subscription, None
             entry.position = entry.mark = None
-            if subscription is not None:
-                await self._close(channel, subscription)
-            # Somebody may hold the channel by now: they wait for the lock, and subscribe anew.
-            if entry.holders == 0:
-                self._channels.pop(channel, None)
+            try:
+                if subscription is not None:
+                    await self._close(channel, subscription)
+            finally:
+                # Somebody may hold the channel by now: they wait for the lock, and subscribe anew.
+                if entry.holders == 0:
+                    self._channels.pop(channel, None)
 
     async def _close(self, channel: str, subscription: Subscription) -> None:
         try:
@@ -176,9 +181,8 @@ class Interest:
     async def aclose(self) -> None:
         """End all subscriptions, held or not."""
         channels, self._channels = self._channels, {}
+        await self._tasks.aclose()
         for channel, entry in channels.items():
-            if entry.expiry is not None:
-                entry.expiry.cancel()
             if entry.subscription is not None:
                 await self._close(channel, entry.subscription)
 

@@ -172,7 +172,7 @@ class Jwks:
     async def _fetch(self) -> None:
         try:
             keys = read_key_set(await self._read(), self._algorithms)
-        except (aiohttp.ClientError, TimeoutError, BadKeySet, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001 - the answer is a stranger's: keep the known keys
             kept = len(self._keys)
             why = str(exc) if isinstance(exc, BadKeySet) else fault_text(exc)
             _log.warning("%s gave no keys, %d are kept: %s", self._shown, kept, why)

@@ -20,6 +20,7 @@ __all__ = [
     "LEDGER",
     "MARK",
     "MEMBERS",
+    "SIGNS",
     "Holdings",
     "Kind",
     "Told",
@@ -113,12 +114,21 @@ def encode_told(told: Told) -> bytes:
     return _encode(told)
 
 
-def decode_told(value: bytes) -> Told | None:
-    """What stands in the ledger; None for what no node would write."""
+def decode_told(key: str, value: bytes) -> Told | None:
+    """What stands in the ledger under a key; None for what no node would write."""
     try:
-        return _decode_told(value)
+        told = _decode_told(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    kind, rest = kind_of(key)
+    event = told.event
+    fits = (
+        key == kind.ledger_key(rest)
+        and event.event in (kind.begins, kind.ends)
+        and event.channel == kind.channel_of(rest)
+        and (event.user_id is not None) == (kind is MEMBERS)
+    )
+    return told if fits else None
 
 
 class _MemberEntry(msgspec.Struct):

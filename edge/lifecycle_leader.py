@@ -24,6 +24,7 @@ from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import StateDriver
 from eventbus.errors import EventBusError
 from eventbus.message import new_id
+from eventbus.tasks import Tasks
 from eventbus.webhooks import LifecycleName, WebhookEvent, encode_event
 
 __all__ = ["Confirm", "Leader", "LeaderOptions", "Outlets"]
@@ -107,6 +108,7 @@ class Leader:
         self._ledger: dict[str, Told] = {}
         kinds = [k for k in (CHANNELS, MEMBERS) if {k.begins, k.ends} & set(options.events)]
         self._sides = {kind: _Side(driver, kind, self._changed.set) for kind in kinds}
+        self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
         self._is_ready = False
 
@@ -132,8 +134,8 @@ class Leader:
         `knew_of_another`: somebody has led before while this node was there. Then a ledger that is
         not there any more is lost, with the bus's memory, and what is held counts as told.
         """
-        self._task = asyncio.create_task(self._run(knew_of_another), name="lifecycle events")
-        self._task.add_done_callback(_tell_fault)
+        # Where it fails, the node makes another leader: what this one knew may be the reason.
+        self._task = self._tasks.start(self._run(knew_of_another), "telling lifecycle events")
 
     async def _take_in(self, knew_of_another: bool) -> None:
         state = self._driver.state
@@ -145,8 +147,10 @@ class Leader:
             await asyncio.sleep(self._options.ttl_s)  # in which the nodes put back what they hold
         found = await state.entries(f"{LEDGER}>")
         for key, value in found.items():
-            if (told := decode_told(value)) is not None:
+            if (told := decode_told(key, value)) is not None:
                 self._note(key, told)
+            else:
+                _log.warning("%s is ignored: it is no entry of the lifecycle ledger", key)
         if is_lost:
             self._adopt()
         now = time.monotonic()
@@ -169,9 +173,7 @@ class Leader:
 
     async def aclose(self) -> None:
         """Lead no more; the ledger stays."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._tasks.aclose()
         await self._writer.aclose()
         for side in self._sides.values():
             for mirror in (side.signs, side.entries):
@@ -278,7 +280,7 @@ class Leader:
             except EventBusError as exc:
                 _log.warning("whether channels are vacated is not known yet: %s", exc)
                 heard = frozenset(channels)
-            for channel in heard:
+            for channel in heard & channels.keys():
                 del due[channels[channel]]
                 self._sides[CHANNELS].holdings.dirty[channel] = time.monotonic()
         return due
@@ -302,10 +304,3 @@ class Leader:
             self._note(key, None if has_ended else Told(told.event, batch, is_told=True))
             if kind in self._sides:  # what has changed meanwhile is looked at again
                 self._sides[kind].holdings.dirty.setdefault(rest, time.monotonic())
-
-
-def _tell_fault(task: asyncio.Task[None]) -> None:
-    """The node begins anew: what this one knew may be what made it fail."""
-    if not task.cancelled() and (fault := task.exception()) is not None:
-        known = isinstance(fault, EventBusError)
-        _log.error("telling lifecycle events failed: %s", fault, exc_info=None if known else fault)

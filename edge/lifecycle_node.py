@@ -3,26 +3,26 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
-from edge.background import tell_fault
 from edge.cluster import Cluster
 from edge.config import EdgeSettings
 from edge.gather import Question
-from edge.lifecycle import LEADER
+from edge.lifecycle import LEADER, SIGNS
 from edge.lifecycle_interest import OwnChannels
 from edge.lifecycle_leader import Leader, LeaderOptions
 from edge.metrics import Metrics
 from edge.presence_nodes import nobody_gone
-from edge.presence_watch import keep_in_step
+from edge.presence_watch import InStep
 from edge.webhook_jobs import QUEUE, Outlet, webhook_queue
 from edge.webhook_post import Poster
 from eventbus.bus import EventBus
 from eventbus.drivers.base import Capability, QueueStore, StateDriver, Subscription
 from eventbus.errors import ConfigError, EventBusError
+from eventbus.tasks import Tasks
 from eventbus.worker import Worker
 
 __all__ = ["Lifecycle"]
@@ -94,9 +94,12 @@ class Lifecycle:
         """The losses of the bus's state after which this node has put back what it holds."""
         self._claim_at = 0.0
         self._claiming = asyncio.Lock()
+        self._look_at = 0.0
+        self._strange_holder: bytes | None = None
         self._knew_of_another = False
         self._watch: Subscription | None = None
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks = Tasks()
+        self._posting = Tasks()
         self._working: asyncio.Task[Any] | None = None
         cluster.answer(_HEARD, self._heard)
 
@@ -112,35 +115,27 @@ class Lifecycle:
         settings = self._settings
         if self._store is not None:
             self._poster = Poster(settings, self._metrics)
-            self._worker = Worker(
-                self._bus,
-                queues=[QUEUE],
-                concurrency=settings.webhook_concurrency,
-                connection=settings.webhook_queue_connection or None,
-                grace=_CLOSE_S,
-                processor=self._poster,
-            )
-            self._working = self._run(self._worker.run(), "posting webhooks")
+            self._working = self._posting.keep(self._post, "posting webhooks")
         self._outlet = Outlet(self._bus, settings, self._store, self._metrics)
         losses = self._repaired = self._driver.state.losses
         await self._own.beat()
         self._watch = await self._driver.state.watch(LEADER, self._on_lease)
-        step = keep_in_step(
+        step = InStep(
             self._driver, losses, self._synchronize, certain_s=self._ttl_s, what="lifecycle events"
         )
-        self._run(step, "lifecycle: losses")
-        self._run(self._keep_time(), "lifecycle: time")
-        self._run(self._campaign(), "lifecycle: the lease")
-        self._run(self._read_queue(), "lifecycle: the queue's length")
+        self._tasks.keep(step.run, "lifecycle: losses")
+        self._tasks.keep(self._keep_time, "lifecycle: time")
+        self._tasks.keep(self._campaign, "lifecycle: the lease")
+        self._tasks.keep(self._read_queue, "lifecycle: the queue's length")
 
     async def aclose(self) -> None:
         """End. What is heard here still counts while it would linger; another node leads."""
         if self._worker is not None:
             self._worker.stop()
-        for task in self._tasks:
-            if task is not self._working:
-                task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            assert self._working is not None, "the task that runs the worker"
+            await asyncio.wait({self._working}, timeout=2 * _CLOSE_S)
+        await self._posting.aclose()
+        await self._tasks.aclose()
         if self._poster is not None:
             await self._poster.aclose()
         led = self._leader is not None and self._may_lead()
@@ -157,11 +152,20 @@ class Lifecycle:
         except (TimeoutError, EventBusError) as exc:
             _log.warning("lifecycle events were not closed in order: %s", exc)
 
-    def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(tell_fault)
-        self._tasks.append(task)
-        return task
+    async def _post(self) -> None:
+        """Run a worker of the queue of posts; a new one when the last one has failed."""
+        self._worker = Worker(
+            self._bus,
+            queues=[QUEUE],
+            concurrency=self._settings.webhook_concurrency,
+            connection=self._settings.webhook_queue_connection or None,
+            grace=_CLOSE_S,
+            processor=self._poster,
+        )
+        try:
+            await self._worker.run()
+        finally:
+            self._worker = None
 
     # What clients hear
 
@@ -241,6 +245,9 @@ class Lifecycle:
             self._knew_of_another = True
             self._lease_until = float("-inf")
             await self._resign()
+            if asked >= self._look_at:
+                self._look_at = asked + 2 * self._ttl_s
+                await self._end_strange_lease()
             return
         if self._leader is not None and not self._leader.is_running:
             await self._resign()
@@ -251,6 +258,23 @@ class Lifecycle:
         self._lease_until = asked + self._ttl_s
         if self._leader is None:
             self._lead()
+
+    async def _end_strange_lease(self) -> None:
+        """End a lease whose holder has shown no sign of life for longer than a lease lasts.
+
+        No node wrote it, or it has lost its time to live: it would keep all nodes from leading.
+        """
+        state = self._driver.state
+        holder = (await state.entries(LEADER)).get(LEADER)
+        signs = {key.encode() for key in await state.entries(f"{SIGNS}*")}
+        if holder is None or SIGNS.encode() + holder in signs:
+            self._strange_holder = None
+        elif holder == self._strange_holder:
+            _log.warning("the lease of lifecycle events was held by %r, which is no node", holder)
+            self._strange_holder = None
+            await state.delete(LEADER)
+        else:
+            self._strange_holder = holder
 
     def _lead(self) -> None:
         assert self._outlet is not None, "made at the start"

@@ -12,6 +12,7 @@ from edge.config import EdgeSettings
 from edge.keys import NODE
 from edge.tls import log_seldom, tls_context
 from eventbus.errors import ConfigError
+from eventbus.tasks import Tasks
 
 __all__ = ["Listener"]
 
@@ -36,7 +37,7 @@ class Listener:
         self._tls = tls_context(settings, self._tell)
         self._servers: list[asyncio.Server] = []
         self._renewing = asyncio.Lock()
-        self._renewals: set[asyncio.Task[None]] = set()
+        self._renewals = Tasks()
 
     async def open(self, server: web.Server | None) -> str:
         """Begin to listen; gives the address as a URL, that of all interfaces included."""
@@ -77,8 +78,8 @@ class Listener:
 
     async def aclose(self) -> None:
         """Listen no longer; connections that stand are not touched."""
-        for task in list(self._renewals):
-            await task
+        async with self._renewing:  # one that is under way ends first
+            await self._renewals.aclose()
         for server in self._servers:
             server.close()
 
@@ -87,9 +88,7 @@ class Listener:
         self._log_fault(reason)
 
     def _hang_up(self) -> None:
-        task = asyncio.create_task(self._renew())
-        self._renewals.add(task)
-        task.add_done_callback(self._renewals.discard)
+        self._renewals.start(self._renew(), "reading the certificate again")
 
     async def _renew(self) -> None:
         if self._tls is None:

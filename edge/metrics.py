@@ -7,6 +7,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from edge.metrics_read import ReadCounter, ReadHistogram
 from edge.tally import Tally
+from eventbus.tasks import fault_count
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -239,6 +240,18 @@ class Metrics:
             "eventbus_edge_bus_filled_messages",
             "Messages that came late, because they were missed and read from the stream.",
             lambda: bus_counters().get("filled", 0),
+            registry=registry,
+        )
+        self.bus_stores = Gauge(
+            "eventbus_edge_bus_stores",
+            "Whether the bus stores what is published, as far as the node can know: 1 or 0.",
+            registry=registry,
+        )
+        self.task_faults = ReadCounter(
+            "eventbus_edge_task_faults",
+            "Background tasks of the process that have failed; those that must go on were started "
+            "again. The log names them.",
+            fault_count,
             registry=registry,
         )
         self.presence_channels = Gauge(

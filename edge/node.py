@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 import re
 import secrets
 import socket
@@ -41,8 +42,9 @@ from edge.tickets import Tickets, is_ticket
 from edge.traffic import Traffic
 from edge.watch import Watch
 from eventbus.bus import EventBus
-from eventbus.drivers.base import counters_of
+from eventbus.drivers.base import check_of, counters_of
 from eventbus.errors import EventBusError
+from eventbus.tasks import Shutdown, Tasks
 
 __all__ = ["Node"]
 
@@ -52,6 +54,7 @@ CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
 _READ_S: Final = 0.25
 """How long a node that returns reads before it says who is still here."""
+_CHECK_S: Final = 5.0
 
 
 class Node:
@@ -138,6 +141,11 @@ class Node:
         )
         self.watch = Watch(self, bus.driver.name)
         self._pauses = Pauses(time.monotonic())
+        self.bus_fault = ""
+        """What keeps the bus from storing messages; empty where nothing does, as far as known."""
+        self.metrics.bus_stores.set_function(lambda: float(not self.bus_fault))
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
         self.clock = Clock(
             self.connections,
             heartbeat_s=settings.heartbeat,
@@ -156,6 +164,7 @@ class Node:
         self.watch.start()
         self._pauses.look(time.monotonic())
         self.clock.start()
+        self._tasks.keep(self._check_bus, "checking what the bus stores")
 
     async def drain(self) -> None:
         """Take no new connections, and let the present ones go, spread over `drain_time`."""
@@ -174,6 +183,10 @@ class Node:
 
     async def aclose(self) -> None:
         """End what runs. Connections must have been drained, or are cut."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
+        await self._tasks.aclose()
         await self.clock.aclose()
         await self.watch.aclose()
         await self.lifecycle.aclose()
@@ -191,6 +204,15 @@ class Node:
         if not self.is_connected:
             message = "this node is not connected to the bus"
             raise Problem("unavailable", message, headers=retry_after(2))
+
+    async def _check_bus(self) -> None:
+        """Learn every few seconds whether what is published can be stored."""
+        while True:
+            try:
+                self.bus_fault = await check_of(self._bus.driver)
+            except EventBusError as exc:
+                _log.debug("the bus cannot be checked: %s", exc)  # readiness says so
+            await asyncio.sleep(_CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
     @property
     def is_connected(self) -> bool:

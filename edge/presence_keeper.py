@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, cast
 
 import msgspec
 
-from edge.background import tell_fault
 from edge.deadlines import Deadlines
 from edge.presence import (
     Change,
@@ -24,10 +23,11 @@ from edge.presence import (
 )
 from edge.presence_nodes import LiveNodes, nobody_gone
 from edge.presence_read import read_room
-from edge.presence_watch import TICK_S, WatchedRoom, keep_in_step
+from edge.presence_watch import TICK_S, InStep, WatchedRoom
 from edge.presence_writer import EntryWriter
 from eventbus.drivers.base import Capability, Driver, StateDriver
 from eventbus.errors import EventBusError
+from eventbus.tasks import Tasks
 
 __all__ = ["PresenceKeeper", "PresenceSettings"]
 
@@ -89,7 +89,7 @@ class PresenceKeeper:
         self._watched: dict[str, WatchedRoom] = {}
         self._deadlines = Deadlines()
         self._starting = asyncio.Lock()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
 
     # What connections ask for
 
@@ -165,9 +165,7 @@ class PresenceKeeper:
 
     async def aclose(self) -> None:
         """Stop. The members stay for the grace time: clients of a node that ends go to another."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.aclose()
         await self._writer.aclose()
         rooms = list(self._watched.values())
         self._watched.clear()
@@ -240,17 +238,12 @@ class PresenceKeeper:
             if self._shares:
                 losses = self._driver.state.losses
                 await self._nodes.start()
-                self._run(self._nodes.keep_beating(), "presence: signs of life")
-                step = keep_in_step(
+                self._tasks.keep(self._nodes.keep_beating, "presence: signs of life")
+                step = InStep(
                     self._driver, losses, self._synchronize, certain_s=self._settings.ttl_s
                 )
-                self._run(step, "presence: losses")
-            self._run(self._keep_time(), "presence: time")
-
-    def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(work, name=name)
-        task.add_done_callback(tell_fault)
-        self._tasks.append(task)
+                self._tasks.keep(step.run, "presence: losses")
+            self._tasks.keep(self._keep_time, "presence: time")
 
     def _on_node(self, node: str) -> None:
         for watched in self._watched.values():

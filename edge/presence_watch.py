@@ -10,7 +10,7 @@ from edge.presence import Room, Stays, keys_of, parts_of
 from eventbus.drivers.base import StateDriver, Subscription
 from eventbus.errors import DriverError, EventBusError
 
-__all__ = ["WatchedRoom", "keep_in_step"]
+__all__ = ["InStep", "WatchedRoom"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,32 +90,44 @@ class WatchedRoom:
         self._take(self, node, token, value)
 
 
-async def keep_in_step(
-    driver: StateDriver,
-    known: int,
-    synchronize: Callable[[bool], Awaitable[None]],
-    *,
-    certain_s: float,
-    what: str = "presence",
-) -> None:
-    """After each loss beyond the `known` ones, call `synchronize` with True, and later with False.
+class InStep:
+    """Synchronizes with the bus after each loss of what it kept."""
 
-    That is `certain_s` seconds later. The argument says whether to keep what is missing: the other
-    nodes may have had the same loss, and until the time is over in which a dead one is missed,
-    presence is stale rather than empty.
-    """
-    certain_at: float | None = None
-    while True:
-        await asyncio.sleep(TICK_S)
-        try:
-            losses = driver.state.losses
-            if losses != known:
-                await synchronize(True)
-                known = losses
-                certain_at = time.monotonic() + certain_s
-            elif certain_at is not None and time.monotonic() >= certain_at:
-                await synchronize(False)
-                certain_at = None
-        except EventBusError as exc:
-            _log.warning("%s: stale, for the bus cannot be asked: %s", what, exc)
-            await asyncio.sleep(_PAUSE_S)
+    def __init__(
+        self,
+        driver: StateDriver,
+        known: int,
+        synchronize: Callable[[bool], Awaitable[None]],
+        *,
+        certain_s: float,
+        what: str = "presence",
+    ) -> None:
+        """After each loss beyond the `known` ones, `synchronize` is called with True, later False.
+
+        That is `certain_s` seconds later. The argument says whether to keep what is missing: the
+        other nodes may have had the same loss, and until the time is over in which a dead one is
+        missed, presence is stale rather than empty.
+        """
+        self._driver = driver
+        self._known = known
+        self._synchronize = synchronize
+        self._certain_s = certain_s
+        self._certain_at: float | None = None
+        self._what = what
+
+    async def run(self) -> None:
+        """Look for losses until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                losses = self._driver.state.losses
+                if losses != self._known:
+                    await self._synchronize(True)
+                    self._known = losses
+                    self._certain_at = time.monotonic() + self._certain_s
+                elif self._certain_at is not None and time.monotonic() >= self._certain_at:
+                    await self._synchronize(False)
+                    self._certain_at = None
+            except EventBusError as exc:
+                _log.warning("%s: stale, for the bus cannot be asked: %s", self._what, exc)
+                await asyncio.sleep(_PAUSE_S)

@@ -122,7 +122,7 @@ class EntryWriter:
                 del self._due[key]
                 try:
                     await self._bring_once(key)
-                except EventBusError as exc:
+                except Exception as exc:  # noqa: BLE001 - tried again, or the entry would be lost
                     self._due[key] = None
                     self._tell(exc)
                     await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1))  # noqa: S311 - no secret
@@ -148,8 +148,14 @@ class EntryWriter:
         wait = ENTRY_TTL_S / 3 * random.uniform(0.5, 1)  # noqa: S311 - no secret
         self._again.set(key, time.monotonic() + wait)
 
-    def _tell(self, exc: EventBusError) -> None:
+    def _tell(self, exc: Exception) -> None:
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_S:
             self._logged = now
-            _log.warning("%s: entries wait for the bus (%d): %s", self._what, len(self._due), exc)
+            _log.warning(
+                "%s: entries wait for the bus (%d): %s",
+                self._what,
+                len(self._due),
+                exc,
+                exc_info=None if isinstance(exc, EventBusError) else exc,
+            )

@@ -22,6 +22,7 @@ from eventbus.config import Settings
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
+from eventbus.tasks import Tasks
 
 __all__ = ["READY", "Supervisor"]
 
@@ -70,10 +71,9 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with _reserve(self._settings) as reserved, _private_folder() as folder:
             port = reserved.getsockname()[1]
-            server = None
+            server, tasks = None, Tasks()
             if self._bus.driver == "nats" and not self._bus.nats_url:
-                server = NatsServer(Path(self._bus.nats_data), port=self._bus.nats_port)
-                await server.start()
+                server = await self._start_server(tasks)
             try:
                 environ = _environment(port, server.url if server else "")
                 async with asyncio.TaskGroup() as group:
@@ -81,9 +81,27 @@ class Supervisor:
                         socket_path = {"EDGE_WORKER_SOCKET": f"{folder}/{index}"}
                         group.create_task(self._keep(index, environ | socket_path))
             finally:
+                await tasks.aclose()
                 if server is not None:
                     await server.stop()
         return self._failure
+
+    async def _start_server(self, tasks: Tasks) -> NatsServer:
+        """Start the embedded server, and again when it dies, or its disk was full."""
+        server = NatsServer(
+            Path(self._bus.nats_data),
+            port=self._bus.nats_port,
+            on_death=lambda _: tasks.keep(server.restart, "starting the nats-server again"),
+        )
+
+        async def watch_disk() -> None:
+            while True:
+                await server.wait_for_room()
+                await server.restart()
+
+        await server.start()
+        tasks.keep(watch_disk, "watching the disk of the nats-server")
+        return server
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -156,7 +174,14 @@ class Supervisor:
 
     async def _read(self, index: int, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        async for line in process.stdout:
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # longer than the buffer, from which asyncio has dropped it
+                _log.warning("worker %d printed a line that is too long to pass on", index)
+                continue
+            if not line:
+                return
             text = line.decode(errors="replace")
             if not text.startswith(READY):
                 sys.stdout.write(text)

@@ -6,7 +6,6 @@ several nodes never tell the same twice, and where nobody listens nothing is ask
 """
 
 import asyncio
-import contextlib
 import datetime
 import heapq
 import logging
@@ -32,6 +31,7 @@ from edge.samples import (
 )
 from edge.tally import LATENCY_BOUNDS
 from eventbus.errors import DriverError, EventBusError
+from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 
 if TYPE_CHECKING:
@@ -63,18 +63,15 @@ class Watch:
         self._began = time.monotonic()
         self._rates: ChannelRates | None = None
         self._end_counting: asyncio.TimerHandle | None = None
-        self._asking: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     def start(self) -> None:
         """Begin to look whether anybody listens."""
-        self._asking = asyncio.create_task(self._tell(), name="samples for who watches")
+        self._tasks.keep(self._tell, "samples for dashboards")
 
     async def aclose(self) -> None:
         """Tell nothing any more."""
-        if self._asking is not None:
-            self._asking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._asking
+        await self._tasks.aclose()
         self._stop_counting()
 
     # For who listens here

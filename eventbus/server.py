@@ -22,18 +22,25 @@ from typing import IO, Any, Final, Self
 from eventbus import server_guard
 from eventbus.errors import ServerError
 from eventbus.server_lock import lock_folder, write_holder
+from eventbus.tasks import Tasks
 
-__all__ = ["NatsServer", "find_binary"]
+__all__ = ["MIN_FREE", "NatsServer", "find_binary"]
 
 _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = server_guard.GRACE_S + 2.0
 _POLL_S: Final = 0.005
+_LOOK_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 5.0
 _LOG_BYTES: Final = 5_000_000
 _TAIL_LINES: Final = 12
 _KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
 _POSIX: Final = sys.platform != "win32"
+MIN_FREE: Final = 8 * 1024**2
+"""Bytes that the disk of its folder must have free, for writes that have failed to be tried again:
+one block of a stream."""
 
 
 def find_binary() -> str:
@@ -61,7 +68,7 @@ class NatsServer:
         port: int = 0,
         host: str = "127.0.0.1",
         config: Mapping[str, Any] | None = None,
-        on_death: Callable[[ServerError], None] | None = None,
+        on_death: Callable[[ServerError], object] | None = None,
     ) -> None:
         """Nothing is started yet.
 
@@ -78,7 +85,7 @@ class NatsServer:
         self._config = dict(config or {})
         self._on_death = on_death
         self._guard: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watch = Tasks()
         self._folder = Path()
         self._log_start = 0
 
@@ -118,19 +125,44 @@ class NatsServer:
             # it is free when the server has ended, and not a moment earlier.
             if _POSIX:
                 lock.close()
-        self._watch = asyncio.create_task(self._watch_death(), name="eventbus-nats-server")
+        self._watch.start(self._watch_death(), "watching the nats-server")
         _log.info("nats-server %d listens on %s, data in %s", self.pid, self.url, self._folder)
 
     async def stop(self) -> None:
         """End the server in bounded time; harmless when it has ended already."""
         guard, self._guard = self._guard, None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        watch, self._watch = self._watch, Tasks()
+        await watch.aclose()
         if guard is not None:
             await self._end(guard)
         if self._data is None and self._folder != Path():
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def restart(self) -> None:
+        """Stop what is left and start again; tried until it succeeds, with pauses that grow."""
+        pause = _FIRST_PAUSE_S
+        while True:
+            try:
+                await self.stop()
+                await self.start()
+                return
+            except ServerError as exc:
+                _log.error("the embedded nats-server could not be started again: %s", exc)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def wait_for_room(self) -> None:
+        """Wait until the disk of its folder has been full and has room again."""
+        while not self.is_full():  # noqa: ASYNC110 - the system announces it by no event
+            await asyncio.sleep(_LOOK_S)
+        _log.error(
+            "the disk of %s is full: the nats-server stores nothing, and is restarted when %d MiB "
+            "are free",
+            self._folder,
+            MIN_FREE >> 20,
+        )
+        while self.is_full():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(_LOOK_S)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -138,6 +170,17 @@ class NatsServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
+
+    @property
+    def folder(self) -> Path:
+        """Where its data is, once it was started."""
+        return self._folder
+
+    def is_full(self) -> bool:
+        """Whether the disk of its folder has less free space than it needs to go on."""
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(self._folder).free < MIN_FREE
+        return False
 
     def log_tail(self) -> str:
         """The last lines that the server has logged since its start."""

@@ -11,6 +11,7 @@ waits here for a moment, and is handed back when there is still none.
 import asyncio
 import collections
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Coroutine, Iterable
@@ -24,6 +25,7 @@ from eventbus.drivers.base import QueueReader, Taken
 from eventbus.errors import DriverError
 from eventbus.job_runner import STUBBORN_S, Counters, JobRunner, Processor
 from eventbus.queue import DEFAULT_QUEUE, validate_queue
+from eventbus.tasks import Tasks
 from eventbus.user_code import guarded, is_cancelled
 
 __all__ = ["Counters", "Worker"]
@@ -97,7 +99,8 @@ class Worker:
         self._held = {queue: collections.deque() for queue in self.queues}
         loop = asyncio.get_running_loop()
         timer = None if self._max_time is None else loop.call_later(self._max_time, self.stop)
-        keeper = asyncio.create_task(self._runner.keep_leases(store))
+        keeper = Tasks()
+        keeper.keep(functools.partial(self._runner.keep_leases, store), "extending leases")
         _log.info("working on %s, %d at once", ", ".join(self.queues), self.concurrency)
         try:
             await self._work()
@@ -106,8 +109,7 @@ class Worker:
             if timer is not None:
                 timer.cancel()
             await complete(self._let_go(), within=2 * STUBBORN_S)
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            await keeper.aclose()
             _log.info("the worker has stopped: %s", _told(self.counters))
         return self.counters
 
@@ -275,7 +277,12 @@ class Worker:
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._handed_back)
+
+    def _handed_back(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _log.error("a job could not be handed back, its lease will end", exc_info=exc)
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

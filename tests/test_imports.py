@@ -28,7 +28,7 @@ LAYERS = [
         "eventbus.server_lock",
         "eventbus.user_code",
     },
-    {"eventbus.pool", "eventbus.retention"},
+    {"eventbus.pool", "eventbus.retention", "eventbus.tasks"},
     {"eventbus.message", "eventbus.config", "eventbus.server"},
     {
         "eventbus.envelope",

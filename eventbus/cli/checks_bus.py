@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime
+import shutil
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from eventbus.cli.asking import asking
 from eventbus.cli.findings import CHECK_S, Finding, failed, ok, warning, within
 from eventbus.config import Settings
 from eventbus.errors import ConfigError, ConnectionFailed, EventBusError, PublishFailed
-from eventbus.server import find_binary
+from eventbus.server import MIN_FREE, find_binary
 from eventbus.server_lock import lock_folder
 
 __all__ = ["NATS_S", "check_nats", "check_redis"]
@@ -22,10 +23,12 @@ __all__ = ["NATS_S", "check_nats", "check_redis"]
 _CONNECT_S: Final = 3.0
 _ELECTION_S: Final = 10.0
 """A cluster that has just started, or has lost a leader, elects one within 4 to 8 s."""
-NATS_S: Final = 2 * _CONNECT_S + _ELECTION_S + CHECK_S
+NATS_S: Final = 2 * _CONNECT_S + _ELECTION_S + CHECK_S + 6.0
 """How long all of NATS's check may take."""
 _MIN_PAYLOAD: Final = 64 * 1024
 _CLOCK_S: Final = 1.0
+_NEARLY: Final = 1.1
+"""A limit of which less than a tenth is left is nearly reached."""
 
 
 class _Limits(msgspec.Struct):
@@ -129,6 +132,9 @@ async def _check_account(connection: Any, deadline: float) -> Finding:
     found = f"{_size(account.storage)} stored, " + (
         f"{_size(limit)} allowed" if limit >= 0 else "no limit of the account's"
     )
+    if 0 <= limit <= account.storage * _NEARLY:
+        change = "raise the limit of the account, or keep less history: BROADCAST_HISTORY_BYTES"
+        return warning("JetStream", found, change)
     return ok("JetStream", found)
 
 
@@ -174,7 +180,27 @@ async def _check_stream(
     else:
         messages, size = kept.get("messages", 0), kept.get("bytes", 0)
         finding = ok("stream", f"{name} is as configured: {messages:,} messages, {_size(size)}")
-    return [finding, *_clock(str(answer.body.get("ts", "")), now, "NATS", leeway_s)]
+    clock = _clock(str(answer.body.get("ts", "")), now, "NATS", leeway_s)
+    if finding.status == "failed":
+        return [finding, *clock]
+    return [finding, *await _check_writes(connection, settings), *clock]
+
+
+async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
+    """Whether the stream stores a small message, which no channel has."""
+    from eventbus.channels import Subjects  # noqa: PLC0415
+    from eventbus.drivers.nats_stream import EventStream  # noqa: PLC0415
+    from eventbus.drivers.nats_writes import Writes  # noqa: PLC0415
+
+    stream = EventStream(connection, Subjects(settings.namespace), settings, lambda _same: None)
+    fault = await Writes(connection, stream, f"{settings.namespace}.event.").check()
+    if not fault:
+        return []
+    change = (
+        "make room on the disks of the NATS servers (or raise the limit that is named), then "
+        "restart the server that leads the stream: it stores nothing before"
+    )
+    return [failed("writes", f"{stream.name} stores no messages: {fault}", change)]
 
 
 async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
@@ -208,13 +234,22 @@ async def _check_embedded(settings: Settings) -> list[Finding]:
         try:
             (await lock_folder(folder, wait=0.0)).close()
         except EventBusError as exc:
-            return [warning("NATS", f"NATS_URL is not set, and {exc}")]
+            return [*_room(folder), warning("NATS", f"NATS_URL is not set, and {exc}")]
     return [
+        *_room(folder),
         ok(
             "NATS",
             f"NATS_URL is not set: a server is started in {folder}, for this machine only",
-        )
+        ),
     ]
+
+
+def _room(folder: Path) -> list[Finding]:
+    """What there is to say of the disk of an embedded server."""
+    if not folder.is_dir() or shutil.disk_usage(folder).free >= MIN_FREE:
+        return []
+    change = "make room: the embedded nats-server is restarted then, and stores again"
+    return [failed("disk", f"the disk of {folder} is full, and no message can be stored", change)]
 
 
 async def check_nodes() -> list[Finding]:

@@ -93,7 +93,14 @@ class _Edge:
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
-        async for line in self.process.stdout:
+        while True:
+            try:
+                line = await self.process.stdout.readline()
+            except ValueError:  # longer than the buffer, from which asyncio has dropped it
+                sys.stdout.write("(a line that is too long to show)\n")
+                continue
+            if not line:
+                return
             text = line.decode(errors="replace")
             if text.startswith(_READY):
                 self.address = text[len(_READY) :].split()[0]

@@ -34,7 +34,8 @@ _MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": (
 def doctor(json: Json = False) -> None:
     """Check settings, brokers, streams, clock, keys, ports and limits; say what to change.
 
-    Nothing is altered. Exits 1 when something failed; warnings do not count.
+    Nothing is altered, but for a small probe in the stream. Exits 1 when something failed;
+    warnings do not count.
 
     Example: NATS_URL=nats://127.0.0.1:4222 eventbus doctor
     """

@@ -10,6 +10,7 @@ __all__ = [
     "Announced",
     "AnnouncingDriver",
     "Capability",
+    "CheckedDriver",
     "CountingDriver",
     "Delivery",
     "Driver",
@@ -30,6 +31,7 @@ __all__ = [
     "StateStore",
     "Subscription",
     "Taken",
+    "check_of",
     "counters_of",
 ]
 
@@ -408,6 +410,22 @@ class CountingDriver(Protocol):
         Common ones: `losses` of the connection, `errors` that the broker's client reported,
         `publish_retries`, and messages `filled` in that had been missed.
         """
+
+
+@runtime_checkable
+class CheckedDriver(Protocol):
+    """A driver that can say whether its broker stores messages."""
+
+    async def check(self) -> str:
+        """What keeps messages from being stored, in words; empty where nothing does.
+
+        Empty, too, where that cannot be known. Called every few seconds by each node.
+        """
+
+
+async def check_of(driver: Driver) -> str:
+    """What a driver's broker lacks; empty for a driver that cannot say it."""
+    return await driver.check() if isinstance(driver, CheckedDriver) else ""
 
 
 def counters_of(driver: Driver) -> Mapping[str, int]:

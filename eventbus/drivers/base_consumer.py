@@ -51,6 +51,10 @@ class Held(Protocol):
 class Consumer(Protocol):
     """One member of those that take messages from the same place in the stream."""
 
+    @property
+    def evicted(self) -> int:
+        """How often messages of a channel were found to be gone before they were handled."""
+
     async def take(self, limit: int) -> Sequence[Held]:
         """Wait for a message; gives up to `limit` of those that are there, in order.
 

@@ -76,7 +76,7 @@ class MemoryBroker:
         """The place that `name` has in what is stored, made where there is none."""
         if (place := self._places.get(name)) is None:
             start = 0 if settings.from_start else self.stream.last_offset
-            place = self._places[name] = ConsumerPlace(self.stream, start)
+            place = self._places[name] = ConsumerPlace(self.stream, name, start)
         return place
 
     def add(self, subject: str, handler: Handler, group: str = "") -> Listener:

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, Protocol
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery
 from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.base_evicted import Evicted
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["ConsumerPlace", "MemoryConsumer", "MemoryHeld", "Retained"]
@@ -19,6 +20,9 @@ class Retained(Protocol):
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
         """The stored messages that match and have a greater offset, in order."""
 
+    def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
+        """The live subjects that match and have given up messages after an offset; up to which."""
+
 
 class _Open(NamedTuple):
     """A message that was handed out, or is to be again."""
@@ -31,13 +35,15 @@ class _Open(NamedTuple):
 class ConsumerPlace:
     """How far a consumer has come; it outlives its members, as long as the broker lasts."""
 
-    def __init__(self, stream: Retained, start: int) -> None:
+    def __init__(self, stream: Retained, name: str, start: int) -> None:
         """`start` is the offset after which it begins."""
         self.last = start
         self.open: dict[int, _Open] = {}
         self.pattern = Pattern(">")
         self.ack_wait = 0.0
         self.members: set[MemoryConsumer] = set()
+        self.evicted = Evicted(name)
+        self._known_evicted: dict[str, int] = {}
         self._stream = stream
 
     def set_up(self, pattern: Pattern, settings: ConsumerSettings) -> None:
@@ -47,6 +53,7 @@ class ConsumerPlace:
 
     def hand_out(self, limit: int, now: float) -> list[tuple[int, int, Delivery]]:
         """Offset, attempt and message of up to `limit`: first those that are due again."""
+        self._look_for_evicted()
         taken: list[tuple[int, int, Delivery]] = []
         due = sorted(offset for offset, one in self.open.items() if one.due <= now)
         for offset in due[:limit]:
@@ -61,6 +68,15 @@ class ConsumerPlace:
         for offset, attempt, delivery in taken:
             self.open[offset] = _Open(now + self.ack_wait, attempt, delivery)
         return taken
+
+    def _look_for_evicted(self) -> None:
+        found = self._stream.evicted(self.pattern, self.last)
+        for live, offset in found.items():
+            if offset > self._known_evicted.get(live, 0):
+                self.evicted.found(
+                    live, "are lost: they were given up before the consumer got them"
+                )
+        self._known_evicted = found
 
     def next_due(self) -> float | None:
         """When a message is handed out again, if none is answered for."""
@@ -130,6 +146,11 @@ class MemoryConsumer:
             finally:
                 timer.cancel()
         raise ConnectionFailed(f"the consumer {self._name} is closed", driver="memory")
+
+    @property
+    def evicted(self) -> int:
+        """See `Consumer.evicted`."""
+        return self._place.evicted.count
 
     async def aclose(self) -> None:
         """Take no more."""

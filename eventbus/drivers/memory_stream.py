@@ -29,11 +29,11 @@ class _Stored(NamedTuple):
 class _Channel:
     """What is kept of one channel, oldest first, and the last offset that is kept no more."""
 
-    __slots__ = ("evicted", "kept")
+    __slots__ = ("began", "evicted", "kept")
 
     def __init__(self, evicted: int) -> None:
         self.kept: collections.deque[_Stored] = collections.deque()
-        self.evicted = evicted
+        self.evicted = self.began = evicted
 
     def expire(self, now: float) -> None:
         while self.kept and self.kept[0].expires <= now:
@@ -139,6 +139,17 @@ class MemoryStream:
                 channel.expire(now)
                 found += [(one.offset, one.delivery) for one in channel.kept if one.offset > after]
         return [delivery for _, delivery in sorted(found, key=operator.itemgetter(0))]
+
+    def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
+        """The live subjects that match and have given up messages after an offset; up to which."""
+        now = time.monotonic()
+        found: dict[str, int] = {}
+        for live, channel in self._channels.items():
+            if pattern.match(live) is not None:
+                channel.expire(now)
+                if channel.evicted > max(after, channel.began):
+                    found[live] = channel.evicted
+        return found
 
     def _forget_expired(self, now: float) -> None:
         """Forget channels whose messages have all expired, from the one longest without any."""

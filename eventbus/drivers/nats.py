@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import logging
 import weakref
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -38,15 +38,18 @@ from eventbus.drivers.nats_service import NatsService
 from eventbus.drivers.nats_state import NatsState
 from eventbus.drivers.nats_stream import EventStream, Point, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
-from eventbus.drivers.nats_wire import validate_filter, validate_subject
+from eventbus.drivers.nats_wire import PROBE, validate_filter, validate_subject
+from eventbus.drivers.nats_writes import Writes
 from eventbus.errors import (
     ConnectionFailed,
     DriverError,
     InvalidPattern,
+    PublishDenied,
     PublishFailed,
     ServerError,
 )
 from eventbus.server import NatsServer
+from eventbus.tasks import Shutdown, Tasks
 
 __all__ = ["NatsDriver"]
 
@@ -54,8 +57,7 @@ _log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 5.0
 _NOTE_S: Final = 30.0
-_FIRST_PAUSE_S: Final = 0.1
-_MAX_PAUSE_S: Final = 5.0
+_HEAL_S: Final = 10.0
 
 
 class NatsDriver:
@@ -81,7 +83,10 @@ class NatsDriver:
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._state = "new"
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
+        self._healing = False
+        self._evicted = 0
 
     @property
     def is_connected(self) -> bool:
@@ -100,6 +105,7 @@ class NatsDriver:
             "publish_retries": self._publisher.retries if opened else 0,
             "filled": self._listeners.filled,
             "gaps": self._listeners.gaps,
+            "evicted": self._evicted,
         }
 
     @property
@@ -152,7 +158,10 @@ class NatsDriver:
             )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
             self._reader = StreamReader(self._connection, self._stream, self._classes)
-            self._publisher = Publisher(self._connection, settings.publish_timeout)
+            self._writes = Writes(self._connection, self._stream, self._event)
+            self._publisher = Publisher(
+                self._connection, settings.publish_timeout, self._writes.explain
+            )
             self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._entries = NatsState(self._connection, settings, self._settle)
             self._durable = NatsState(self._connection, settings, self._settle, "durable")
@@ -164,10 +173,10 @@ class NatsDriver:
             await self._let_go()
             raise
         self._state = "open"
-        self._start(self._listeners.run())
-        self._start(self._listeners.note())
+        self._tasks.keep(self._listeners.run, "following the NATS stream")
+        self._tasks.keep(self._listeners.note, "noting how far the NATS stream is")
         if settings.retention:
-            self._start(self._classes.tell_leftovers())
+            self._tasks.start(self._classes.tell_leftovers(), "looking for classes out of use")
 
     async def prepare(self) -> tuple[str, ...]:
         """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
@@ -192,8 +201,16 @@ class NatsDriver:
         if not subject.startswith(self._event):
             await self._publish_core(subject, payload, headers)
             return None
-        ack = await self._publisher.publish(subject, payload, headers)
+        try:
+            ack = await self._publisher.publish(subject, payload, headers)
+        except PublishFailed as exc:
+            if self._connection.is_connected and not isinstance(exc, PublishDenied):
+                self._writes.failed(str(exc))
+                self._heal()
+            raise
         if not ack.duplicate:
+            if self._writes.fault:
+                self._writes.stored()
             if ack.seq <= self._stream.acked:
                 self._stream.doubt()  # offsets go back: the stream may be another one
             if self._stream.is_doubted:
@@ -243,10 +260,19 @@ class NatsDriver:
         consumer = NatsConsumer(
             self._connection, self._stream, name,
             filter_subject=event, subjects=self.subjects, settings=settings,
+            on_evicted=self._count_evicted,
         )  # fmt: skip
         await consumer.open(self._settings.connect_timeout)
         self._consumers.add(consumer)
         return consumer
+
+    async def check(self) -> str:
+        """Whether the stream stores messages; see `CheckedDriver.check`."""
+        self._require_open()
+        fault = await self._writes.check()
+        if fault:
+            self._heal()
+        return fault
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
@@ -269,6 +295,7 @@ class NatsDriver:
         validate_filter(pattern)
         event = self._stream.event_of(pattern)
         counts = {} if event is None else await self._stream.counts(event)
+        counts.pop(f"{self._event}{PROBE}", None)
         first = itertools.islice(counts.items(), limit)
         return {str(self.subjects.live_of(subject)): count for subject, count in first}
 
@@ -308,6 +335,9 @@ class NatsDriver:
 
     async def aclose(self) -> None:
         """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
         if self._state == "open":
             self._state = "closing"
             await self._queues.aclose()
@@ -391,12 +421,15 @@ class NatsDriver:
         for consumer in list(self._consumers):
             consumer.doubt()
 
+    def _count_evicted(self) -> None:
+        self._evicted += 1
+
     def _on_new_epoch(self, same: int) -> None:
         self._listeners.on_new_epoch(same)
         for consumer in list(self._consumers):
             consumer.restart(same)
         if self._state == "open":
-            self._start(self._remake_classes(same))
+            self._tasks.start(self._remake_classes(same), "making the streams of classes again")
 
     async def _remake_classes(self, same: int) -> None:
         """The streams of classes copy a stream that is gone, or has gone back."""
@@ -408,34 +441,31 @@ class NatsDriver:
             _log.error("%s", exc)
 
     def _on_death(self, _error: ServerError) -> None:
-        if self._state in {"opening", "open"}:
-            self._start(self._revive())
+        if self.server is not None and self._state in {"opening", "open"}:
+            self._tasks.keep(self.server.restart, "starting the embedded nats-server again")
 
-    async def _revive(self) -> None:
-        """Start the embedded server again; connection and stream come back by themselves."""
-        assert self.server is not None
-        pause = _FIRST_PAUSE_S
-        while True:
-            try:
-                await self.server.stop()
-                await self.server.start()
-                return
-            except ServerError as exc:
-                _log.error("the embedded nats-server could not be started again: %s", exc)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
+    def _heal(self) -> None:
+        """Restart the embedded server when it drops messages, once its disk has room."""
+        if self.server is None or self._healing or not self._writes.is_stuck:
+            return
+        self._healing = True
+        self._tasks.start(self._restart_with_room(self.server), "healing the nats-server")
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _restart_with_room(self, server: NatsServer) -> None:
+        try:
+            if server.is_full():
+                await server.wait_for_room()
+            await self._writes.check()  # it may have been slow only
+            if self._writes.is_stuck:
+                _log.warning("the embedded nats-server stores nothing and is restarted")
+                await server.restart()
+                await asyncio.sleep(_HEAL_S)  # before it may be restarted once more
+        finally:
+            self._healing = False
 
     async def _let_go(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._listeners.detach()
+        await self._tasks.aclose()
+        await self._listeners.aclose()
         if self._state != "new":
             await self._stream.aclose()
             await self._connection.aclose()

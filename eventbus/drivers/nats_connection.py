@@ -21,7 +21,8 @@ from eventbus.drivers.nats_login import Login
 from eventbus.drivers.nats_replies import ATTEMPT_S, Replies, Reply
 from eventbus.drivers.nats_servers import Servers
 from eventbus.drivers.nats_wire import PlainClient, Receiver, WireHeaders
-from eventbus.errors import ConnectionFailed
+from eventbus.errors import ConnectionFailed, EventBusError
+from eventbus.tasks import Tasks
 
 __all__ = ["Listening", "NatsConnection"]
 
@@ -79,7 +80,7 @@ class NatsConnection:
         self._connected = asyncio.Event()
         self._closing = False
         self._leaving = ""
-        self._watchdog: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     @property
     def address(self) -> str:
@@ -109,7 +110,7 @@ class NatsConnection:
         await self.listen(self.replies.filter, self.replies.receive)
         if self._client.is_connected:
             self._connected.set()
-        self._watchdog = asyncio.create_task(self._watch(), name="eventbus-nats-watchdog")
+        self._tasks.keep(self._watch, "the watchdog of the connection to NATS")
 
     async def wait_connected(self, seconds: float) -> bool:
         """Whether there is a connection within that time."""
@@ -180,9 +181,7 @@ class NatsConnection:
     async def aclose(self) -> None:
         """Close in bounded time; what is pending is written if the socket takes it."""
         self._closing = True
-        if self._watchdog is not None:
-            self._watchdog.cancel()
-            await asyncio.gather(self._watchdog, return_exceptions=True)
+        await self._tasks.aclose()
         self._connected.set()  # who waits for a connection wakes, and finds that there is none
         self.replies.close()
         self._listening.clear()
@@ -194,6 +193,7 @@ class NatsConnection:
         client = client_class()()
         client.login, client.known_servers = self._login, self._servers
         self.faults.clear()
+        is_made = False
         connecting = asyncio.create_task(self._connect(client))
         refused = asyncio.create_task(self.faults.refused.wait())
         try:
@@ -203,15 +203,19 @@ class NatsConnection:
             if connecting.done():
                 with mapped(f"connecting to {self.address}"):
                     connecting.result()
+                is_made = True
                 self.max_payload = client.max_payload
                 return client
-        except ValueError as exc:  # an address or a key that cannot be read
+        except EventBusError:
+            raise
+        except Exception as exc:  # an address or a key that cannot be read, a server that is none
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
-            unfinished = connecting.cancel()
+            connecting.cancel()
             refused.cancel()
             await asyncio.gather(connecting, refused, return_exceptions=True)
-            if unfinished:
+            if not is_made:
+                client.close_transport()
                 await _close(client)
         faults = self.faults
         why = faults.why if faults.refused.is_set() else f"not within {seconds:g} s: {faults.why}"
@@ -248,11 +252,17 @@ class NatsConnection:
     def _for(
         self, client: Client, callback: Callable[[], Awaitable[None]]
     ) -> Callable[[], Awaitable[None]]:
-        """A callback that a client which has been replaced does not reach."""
+        """A callback that a client which has been replaced does not reach.
+
+        It raises nothing: nats-py awaits it in the task that reconnects, which an exception ends.
+        """
 
         async def call() -> None:
-            if client is self._client:
-                await callback()
+            try:
+                if client is self._client:
+                    await callback()
+            except Exception:  # noqa: BLE001 - see above
+                _log.exception("a callback of the connection to NATS failed")
 
         return call
 
@@ -263,6 +273,13 @@ class NatsConnection:
         return server, _jitter(0.05, server.reconnects)
 
     async def _on_error(self, exc: Exception) -> None:
+        """Take an error that nats-py reports; like all of its callbacks, it raises nothing."""
+        try:
+            self._take_error(exc)
+        except Exception:  # noqa: BLE001 - nats-py's reading, or reconnecting, would end
+            _log.exception("an error of the connection to NATS could not be taken in")
+
+    def _take_error(self, exc: Exception) -> None:
         kind, subject = refused_subject(exc)
         if kind == "publish":
             self.replies.refuse(subject)
@@ -314,7 +331,11 @@ class NatsConnection:
             if client.is_deaf:
                 _log.error("the reading of messages from NATS has stopped; connecting anew")
                 await client.force_reconnect()
-            elif client.is_closed:
+            elif (why := client.stuck) or client.is_closed:
+                if why:
+                    _log.error("reconnecting to NATS has failed (%s); making a new client", why)
+                    client.close_transport()
+                    await _close(client)
                 try:
                     await self._rebuild()
                     attempts = 0
@@ -349,5 +370,5 @@ async def _close(client: Client) -> None:
     try:
         async with asyncio.timeout(_CLOSE_S):
             await client.close()
-    except (TimeoutError, nats_errors.Error, OSError) as exc:
+    except Exception as exc:  # noqa: BLE001 - it is let go whatever its state was
         _log.warning("closing a NATS client: %s", str(exc) or type(exc).__name__)

@@ -9,6 +9,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -20,12 +21,16 @@ from nats.aio.subscription import Subscription
 from eventbus.channels import Subjects
 from eventbus.drivers.base import NO_HEADERS, Delivery, Position
 from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.base_evicted import Evicted
 from eventbus.drivers.base_marks import timestamp
 from eventbus.drivers.nats_api import STREAM_NOT_FOUND, Answer, ask
 from eventbus.drivers.nats_connection import NatsConnection
 from eventbus.drivers.nats_errors import DRIVER, mapped
+from eventbus.drivers.nats_evicted import find_evicted, is_gone
 from eventbus.drivers.nats_stream import EventStream, Point
+from eventbus.drivers.nats_wire import PROBE
 from eventbus.errors import ConnectionFailed, DriverError, EventBusError, StreamMismatch
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsConsumer", "NatsHeld"]
 
@@ -40,6 +45,7 @@ _LOOK_S: Final = 10.0
 _PAUSE_S: Final = 0.2
 _MAX_PAUSE_S: Final = 5.0
 _MAX_UNANSWERED: Final = 10_000
+_MAX_LOOKS: Final = 1000
 _NANO: Final = 1_000_000_000
 _NOT_FOUND: Final = 10014
 _EXISTS: Final = 10148
@@ -68,6 +74,8 @@ class NatsHeld:
         """Hand it out again after that time."""
         nak = b'-NAK {"delay": %d}' % int(seconds * _NANO) if seconds > 0 else b"-NAK"
         await self._consumer.answer(self._reply, nak)
+        if seconds > 0:
+            self._consumer.expect_again(self.delivery, seconds)
 
     async def discard(self) -> None:
         """It is never handed out again."""
@@ -86,8 +94,9 @@ class NatsConsumer:
         filter_subject: str,
         subjects: Subjects,
         settings: ConsumerSettings,
+        on_evicted: Callable[[], object] = lambda: None,
     ) -> None:
-        """`filter_subject` is one of event subjects."""
+        """`filter_subject` is one of event subjects; `on_evicted` is called for each loss."""
         self.name = name
         self._connection = connection
         self._stream = stream
@@ -114,6 +123,8 @@ class NatsConsumer:
         self._closed = False
         self.seen = Point(0, "")
         """The furthest message of the stream that has come."""
+        self._evicted = Evicted(name, on_evicted)
+        self._tasks = Tasks(_MAX_LOOKS)
 
     async def open(self, seconds: float) -> None:
         """Make the consumer, or join the one that there is, within that time."""
@@ -159,12 +170,36 @@ class NatsConsumer:
         with mapped(f"answering for a message of consumer {self.name}"):
             await self._connection.client.publish(reply, payload)
 
+    @property
+    def evicted(self) -> int:
+        """See `Consumer.evicted`."""
+        return self._evicted.count
+
+    def expect_again(self, delivery: Delivery, seconds: float) -> None:
+        """Look, just before a message is to be handed out again, whether the stream has it."""
+        self._tasks.start(self._look_for(delivery, seconds), f"consumer {self.name}: a look")
+
+    async def _look_for(self, delivery: Delivery, seconds: float) -> None:
+        assert delivery.position is not None, "a stored message has a position"
+        offset, epoch = delivery.position
+        await asyncio.sleep(0.9 * seconds)
+        try:
+            gone = await is_gone(self._connection, self._stream.name, offset)
+        except DriverError as exc:
+            _log.debug("consumer %s: %s", self.name, exc)
+            return
+        if gone and epoch == self._stream.epoch:
+            self._evicted.found(
+                delivery.subject, f"are lost: {offset} is gone before it was to be tried again"
+            )
+
     async def aclose(self) -> None:
         """Unsubscribe, and hand back what was fetched and not taken."""
         if self._closed:
             return
         self._closed = True
         self._woken.set()
+        await self._tasks.aclose()
         await self._unsubscribe()
         while self._ready:
             try:
@@ -217,7 +252,8 @@ class NatsConsumer:
 
     async def _receive(self, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if not message.reply.startswith(_ACK_PREFIX):
+        # What a consumer delivers bears the subject that it was stored on.
+        if message.subject.startswith(self._inbox) or not message.reply.startswith(_ACK_PREFIX):
             self._take_status(message)
             return
         about = message.metadata
@@ -240,6 +276,10 @@ class NatsConsumer:
             await taken.retry()
             return
         self._asked = max(0, self._asked - 1)
+        if message.subject.endswith(f".{PROBE}"):
+            await taken.ack()
+            self._woken.set()
+            return
         self._ready.append(taken)
         self._woken.set()
 
@@ -275,8 +315,21 @@ class NatsConsumer:
             self._created = created
         self._epoch = self._stream.epoch
         self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
+        await self._look_for_evicted(answer.body)
         self._looked = asyncio.get_running_loop().time()
         self._known = True
+
+    async def _look_for_evicted(self, info: dict[str, Any]) -> None:
+        """What is between the consumer and the stream's end may not be there any more."""
+        delivered = info.get("delivered", {}).get("stream_seq", 0)
+        if self._looked and not info.get("num_pending"):
+            return
+        try:
+            await find_evicted(
+                self._connection, self._stream, self._filter, delivered, self._evicted
+            )
+        except DriverError as exc:  # it is looked again
+            _log.debug("consumer %s: %s", self.name, exc)
 
     async def _make(self, seconds: float) -> Answer:
         """A consumer where there is none: new, or in the place of one that was lost."""

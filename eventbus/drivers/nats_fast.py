@@ -189,6 +189,17 @@ class FastClient(SecureClient):
         """Whether the client takes itself for connected and does not read any more."""
         return self.is_connected and self._reading_task is not None and self._reading_task.done()
 
+    @property
+    def stuck(self) -> str:
+        """Why the client has lost its connection and does not try to make another; mostly empty.
+
+        An error that nats-py does not expect ends its task that reconnects, and nothing else.
+        """
+        task = self._reconnection_task
+        if self.is_connected or self.is_closed or task is None or not task.done():
+            return ""
+        return repr(None if task.cancelled() else task.exception())
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:

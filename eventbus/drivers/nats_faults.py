@@ -113,4 +113,4 @@ def refused_subject(exc: BaseException) -> tuple[str, str]:
     """
     text = str(exc).lower()
     kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
-    return kind, rest.split('"')[1] if '"' in rest else ""
+    return kind, rest.partition('"')[2].partition('"')[0]

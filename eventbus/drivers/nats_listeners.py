@@ -13,6 +13,7 @@ from eventbus.drivers.nats_history import StreamReader
 from eventbus.drivers.nats_stream import EventStream, Point, StreamState
 from eventbus.drivers.nats_subscription import NatsSubscription
 from eventbus.errors import EventBusError
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsListeners"]
 
@@ -63,7 +64,8 @@ class NatsListeners:
         self._doubting: set[NatsSubscription] = set()
         self._doubted = asyncio.Event()
         self._slots = asyncio.Semaphore(_READS)
-        self._filling: dict[NatsSubscription, asyncio.Task[None]] = {}
+        self._filling: set[NatsSubscription] = set()
+        self._tasks = Tasks()
 
     def add(self, subscription: NatsSubscription) -> None:
         """Look after a subscription until it leaves."""
@@ -130,6 +132,9 @@ class NatsListeners:
                 self._again(held)
                 await asyncio.sleep(_PAUSE_S)
                 continue
+            except Exception:
+                self._again(held)  # they hold their messages until the next answer
+                raise
             if lost or not self.certain:  # it may be found out by the answer
                 held |= {each for each in self._all if each.hold_if_behind(state)}
             if changes == self._changes:
@@ -142,10 +147,9 @@ class NatsListeners:
                 else:
                     subscription.release(state)
 
-    def detach(self) -> None:
+    async def aclose(self) -> None:
         """Stop all, without a word to the server, whose connection is closing."""
-        for task in self._filling.values():
-            task.cancel()
+        await self._tasks.aclose()
         for subscription in self._all:
             subscription.detach()
         self._all.clear()
@@ -158,9 +162,10 @@ class NatsListeners:
     def _start_filling(
         self, subscription: NatsSubscription, state: StreamState, changes: int
     ) -> None:
-        task = asyncio.create_task(self._fill(subscription, state, changes), name="eventbus-fill")
-        self._filling[subscription] = task
-        task.add_done_callback(lambda _: self._filling.pop(subscription, None))
+        self._filling.add(subscription)
+        self._tasks.start(
+            self._fill(subscription, state, changes), f"reading what {subscription.subject} missed"
+        )
 
     async def _fill(self, subscription: NatsSubscription, state: StreamState, changes: int) -> None:
         """Deliver what was missed, then what was held."""
@@ -168,10 +173,17 @@ class NatsListeners:
             async with self._slots:
                 read = self._read if subscription.is_exact else self._read_filter
                 await read(subscription, state.epoch)
-        except EventBusError as exc:
-            _log.warning("reading what %s missed: %s", subscription.subject, exc)
+        except Exception as exc:  # noqa: BLE001 - tried again, or it would hold messages for ever
+            _log.warning(
+                "reading what %s missed: %s",
+                subscription.subject,
+                exc,
+                exc_info=None if isinstance(exc, EventBusError) else exc,
+            )
             await asyncio.sleep(_RETRY_S)
             changes = -1
+        finally:
+            self._filling.discard(subscription)
         if changes != self._changes:  # what is held may have a gap of its own
             asyncio.get_running_loop().call_soon(self._again, {subscription})
             return

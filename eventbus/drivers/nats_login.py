@@ -63,14 +63,14 @@ class SecureClient(Client):
 
     async def _connect_to_server(self, s: Any) -> None:
         self.login.load()
-        self._close_transport()
+        self.close_transport()
         await super()._connect_to_server(s)
 
     def _connect_command(self) -> bytes:
         server = self._current_server
         is_plain = server is not None and server.uri.scheme not in _OWN_TLS
         if self.login.requires_tls and is_plain and not self._server_info.get("tls_required"):
-            self._close_transport()
+            self.close_transport()
             raise nats_errors.SecureConnRequiredError
         # nats-py gets addresses without credentials, so that no error of its can quote them.
         self.options.update(self.known_servers.credentials(server.uri.netloc if server else ""))
@@ -78,7 +78,7 @@ class SecureClient(Client):
         command: bytes = super()._connect_command()
         return command
 
-    def _close_transport(self) -> None:
+    def close_transport(self) -> None:
         """Let go of an attempt that was refused: nats-py leaves its socket open, one for each."""
         if isinstance(self._transport, TcpTransport):
             self._transport.close()  # type: ignore[no-untyped-call]

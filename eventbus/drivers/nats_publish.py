@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -24,6 +25,12 @@ _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 _TOO_LARGE: Final = 10054
 _STORE_FAILED: Final = 10077
+_HINTS: Final = {
+    10023: "JetStream's storage, max_file_store or the account's limit, is used up",
+    10028: "JetStream's memory, max_memory_store or the account's limit, is used up",
+    10047: "JetStream's storage, max_file_store or the account's limit, is used up",
+    10077: "the stream has reached a limit (see its discard policy), or its disk failed",
+}
 _BEING_STORED: Final = 10158
 """Another attempt with the same id is with the replicas: the next will be told how that ended."""
 _TRY_AGAIN: Final = (
@@ -64,12 +71,21 @@ def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> No
 class Publisher:
     """Publishes to subjects that a stream captures."""
 
-    def __init__(self, connection: NatsConnection, timeout: float) -> None:
-        """`timeout`: the seconds in which a message must be acknowledged."""
+    def __init__(
+        self,
+        connection: NatsConnection,
+        timeout: float,
+        explain: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """`timeout`: the seconds in which a message must be acknowledged.
+
+        `explain` says why there was no answer; it has a second more.
+        """
         self.retries = 0
         """How many attempts were not the first one of a message."""
         self._connection = connection
         self._timeout = timeout
+        self._explain = explain
         self._window = asyncio.Semaphore(WINDOW)
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -135,6 +151,8 @@ class Publisher:
                 pause = min(pause * 2, _MAX_PAUSE_S)
             else:
                 failure = "no answer"
+        if failure == "no answer" and self._explain is not None and self._connection.is_connected:
+            failure = await self._explain()
         raise self._failure(subject, failure)
 
     async def _attempt(
@@ -169,9 +187,9 @@ class Publisher:
         passes = error.code >= 500 and error.err_code != _STORE_FAILED
         if not (passes or error.err_code == _BEING_STORED):
             raise PublishFailed(
-                f"the stream refuses a message for {subject}: {error}", driver=DRIVER
+                f"the stream refuses a message for {subject}: {_said(error)}", driver=DRIVER
             )
-        return str(error)
+        return _said(error)
 
     def _failure(self, subject: str, why: str) -> PublishFailed:
         return PublishFailed(
@@ -179,6 +197,11 @@ class Publisher:
             f"{self._timeout:g} s: {why}",
             driver=DRIVER,
         )
+
+
+def _said(error: ApiError) -> str:
+    hint = _HINTS.get(error.err_code)
+    return f"{error}: {hint}" if hint else str(error)
 
 
 def _publish_error(error: EventBusError) -> EventBusError:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import random
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
@@ -31,6 +32,7 @@ HEADER_ATTEMPTS: Final = "Eb-Attempts"
 """How often a job was taken before it was handed back, and so stored anew."""
 POLL_S: Final = 30.0
 HEARTBEAT_S: Final = 5.0
+_ATTEMPTS: Final = re.compile("[0-9]{1,9}")
 FETCH_S: Final = 2.0
 _CLOSE_S: Final = 2.0
 _NORMAL_ENDS: Final = ("", "404", "408")
@@ -85,8 +87,8 @@ class NatsTaken:
         delivered = message.metadata
         self._sequence = delivered.sequence.stream
         self.key = f"seq-{self._sequence}"
-        before = (message.headers or {}).get(HEADER_ATTEMPTS, "")
-        self.attempt = delivered.num_delivered + (int(before) if before.isdigit() else 0)
+        before = _ATTEMPTS.fullmatch((message.headers or {}).get(HEADER_ATTEMPTS, ""))
+        self.attempt = delivered.num_delivered + (int(before[0]) if before else 0)
         self._ack = message.reply
         self._store = store
         self._is_same_try = False

@@ -33,6 +33,7 @@ from eventbus.errors import (
     StreamMismatch,
 )
 from eventbus.message import HEADER_ID
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsQueues"]
 
@@ -76,7 +77,7 @@ class NatsQueues:
         self._order = asyncio.Lock()
         self._consumers: set[str] = set()
         self._readers: set[NatsReader] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._bytes = 0
         self._looked = float("-inf")
         self._config: dict[str, Any] = {
@@ -238,9 +239,7 @@ class NatsQueues:
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something in the background; `aclose` waits for it."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, f"handing back a job of {self.name}")
 
     def on_back(self) -> None:
         """The connection is another one: the server may be, too."""
@@ -252,10 +251,8 @@ class NatsQueues:
     async def aclose(self) -> None:
         """Let what hands back jobs finish, in bounded time."""
         await asyncio.gather(*(reader.aclose() for reader in list(self._readers)))
-        if self._tasks:
-            await asyncio.wait(list(self._tasks), timeout=2.0)
-        for task in list(self._tasks):
-            task.cancel()
+        await self._tasks.join(2.0)
+        await self._tasks.aclose()
 
     async def _push(
         self, queue: str, key: str, payload: bytes, headers: Headers, delay: float

@@ -4,7 +4,6 @@ Answers and subjects are those of nats.micro. Its own `Service` is not used: it 
 client of nats-py, which may be replaced by another here, and it stops by waiting for the server.
 """
 
-import asyncio
 import contextlib
 import datetime
 import logging
@@ -25,6 +24,7 @@ from nats.micro.service import (
 )
 
 from eventbus.drivers.nats_connection import NatsConnection
+from eventbus.tasks import Tasks
 
 __all__ = ["NatsService"]
 
@@ -65,7 +65,7 @@ class NatsService:
         }
         self._client: Client | None = None
         self._subscriptions: list[Subscription] = []
-        self._moving: asyncio.Task[None] | None = None
+        self._moving = Tasks()
 
     async def open(self) -> None:
         """Answer from now on. Raises ConnectionFailed, and errors of nats-py."""
@@ -74,8 +74,11 @@ class NatsService:
             for name, instance in ((None, None), (self._name, None), (self._name, self._id)):
 
                 async def respond(message: Msg, answer: bytes = answer) -> None:
-                    if message.reply:
-                        await message.respond(answer)
+                    try:
+                        if message.reply:
+                            await message.respond(answer)
+                    except Exception as exc:  # noqa: BLE001 - nats-py would take it for its own
+                        _log.warning("a question to %s is not answered: %r", self._name, exc)
 
                 subject = control_subject(verb, name, instance)
                 self._subscriptions.append(await client.subscribe(subject, cb=respond))
@@ -84,7 +87,7 @@ class NatsService:
         """There is a connection again: where it is another client's, answer through that."""
         if self._client is not None and self._client is not self._connection.client:
             self._subscriptions.clear()
-            self._moving = asyncio.create_task(self._move(), name="eventbus-nats-service")
+            self._moving.start(self._move(), f"moving the service {self._name}")
 
     async def _move(self) -> None:
         try:
@@ -95,9 +98,7 @@ class NatsService:
     async def aclose(self) -> None:
         """Answer no more. Closing twice is harmless."""
         self._client = None
-        if self._moving is not None:
-            self._moving.cancel()
-            await asyncio.gather(self._moving, return_exceptions=True)
+        await self._moving.aclose()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
             # Where the connection has gone, so has the subscription.

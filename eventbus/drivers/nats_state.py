@@ -36,6 +36,7 @@ MARKER_S: Final = 60
 """How long the mark of an ended entry stays, for who reads in that moment."""
 _PUT_S: Final = 1.0
 """After so long without an acknowledgement, the bucket itself is looked at."""
+_MAX_TTL_S: Final = 100 * 365 * 86_400.0
 _PAUSE_S: Final = 0.1
 _BATCH: Final = 500
 _NANO: Final = 1_000_000_000
@@ -121,7 +122,7 @@ class NatsState:
 
     async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
         """Set an entry; see `StateStore.put`. A time to live is rounded up to whole seconds."""
-        headers = NO_HEADERS if ttl_s is None else {"Nats-TTL": f"{max(1, math.ceil(ttl_s))}s"}
+        headers = NO_HEADERS if ttl_s is None else {"Nats-TTL": _ttl(ttl_s)}
         await self._write(key, value, headers)
 
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
@@ -140,7 +141,7 @@ class NatsState:
                 held = value if _is_end(headers) else payload
             if held != value:
                 return False
-            condition = {"Nats-TTL": f"{max(1, math.ceil(ttl_s))}s", _EXPECTED: last}
+            condition = {"Nats-TTL": _ttl(ttl_s), _EXPECTED: last}
             try:
                 self._take(await self._publisher.publish(subject, value, condition))
                 return True
@@ -298,6 +299,11 @@ class NatsWatch:
             self.is_closed = True
             if self.listening is not None:
                 await self._connection.unlisten(self.listening)
+
+
+def _ttl(seconds: float) -> str:
+    """A time to live as the server takes it: in whole seconds, of which nanoseconds fit 63 bits."""
+    return f"{max(1, math.ceil(min(seconds, _MAX_TTL_S)))}s"
 
 
 def _is_end(headers: WireHeaders) -> bool:

@@ -108,6 +108,16 @@ class SubjectState(NamedTuple):
     """How many servers hold the stream."""
 
 
+class Counted(NamedTuple):
+    """A stream's ends, and how many messages some of its subjects have."""
+
+    first: int
+    last: int
+    limit: int
+    """How many messages a subject may have; not above 0 for as many as there are."""
+    subjects: Mapping[str, int]
+
+
 class _State(msgspec.Struct):
     first_seq: int = 0
     first_ts: str = ""
@@ -257,6 +267,15 @@ class EventStream:
             answer.ts,
             answer.config.get("num_replicas", 1),
         )
+
+    async def counted(self, event_filter: str) -> "Counted":
+        """What the subjects that match have, and where the stream is. Raises ConnectionFailed."""
+        answer = await self._ask("INFO", {"subjects_filter": event_filter})
+        if answer.error is not None:
+            raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
+        state = answer.state
+        limit = answer.config.get("max_msgs_per_subject", -1)
+        return Counted(state.first_seq, state.last_seq, limit, state.subjects or {})
 
     async def first(self) -> int:
         """The offset of the oldest message, on whatever subject. Raises ConnectionFailed."""

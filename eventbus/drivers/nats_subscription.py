@@ -9,7 +9,7 @@ from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.base_marks import ANY_CHANNEL, end_of, mark_of, nanoseconds
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import Point, StreamState
-from eventbus.drivers.nats_wire import Stamp, WireHeaders
+from eventbus.drivers.nats_wire import PROBE, Stamp, WireHeaders
 from eventbus.user_code import guarded
 
 __all__ = ["NatsSubscription", "Place"]
@@ -20,6 +20,7 @@ MAX_HELD: Final = 10_000
 """Messages that wait while the stream's identity is asked for; the oldest are dropped beyond, which
 a listener sees by `Delivery.previous`."""
 _MAX_DOUBTS: Final = 3
+_PROBE_END: Final = f".{PROBE}"
 
 _Held = tuple[str, bytes, WireHeaders, Stamp]
 
@@ -88,7 +89,7 @@ class NatsSubscription:
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
         """Take a message off the wire."""
-        if self._handler is None:
+        if self._handler is None or (not self.is_exact and subject.endswith(_PROBE_END)):
             return
         stamp = headers.stamp(self._stream) if self._stream else None
         if stamp is None:
@@ -181,7 +182,8 @@ class NatsSubscription:
             return
         self.last = self._seen = delivery.position.offset
         self._time = delivery.time or ""
-        self._call(delivery)
+        if not delivery.subject.endswith(_PROBE_END):
+            self._call(delivery)
 
     def has_read(self, offset: int) -> None:
         """All that the stream has up to an offset was delivered: what is missing is gone."""

@@ -14,6 +14,7 @@ from eventbus.user_code import guarded
 
 __all__ = [
     "NO_WIRE_HEADERS",
+    "PROBE",
     "PlainClient",
     "PlainHeaders",
     "Receiver",
@@ -32,6 +33,9 @@ _TOKEN: Final = r"[!-)+-\-/-=?-~]+"
 _SUBJECT: Final = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
 _FILTER: Final = re.compile(rf"(?:(?:{_TOKEN}|\*)\.)*(?:{_TOKEN}|\*|>)")
 _MAX_SUBJECT: Final = 300
+
+PROBE: Final = "~probe"
+"""Where `Writes` stores its probes, below the event root. No channel can have that name."""
 
 
 class Stamp(NamedTuple):
@@ -81,9 +85,12 @@ class PlainHeaders(WireHeaders):
     def stamp(self, stream: bytes) -> Stamp | None:
         get = self._headers.get
         sequence, previous = get("Nats-Sequence", ""), get("Nats-Last-Sequence", "")
-        if get("Nats-Stream") != stream.decode() or not (sequence.isdigit() and previous.isdigit()):
+        if get("Nats-Stream") != stream.decode():
             return None
-        return Stamp(int(sequence), int(previous), get("Nats-Time-Stamp", ""))
+        try:
+            return Stamp(int(sequence), int(previous), get("Nats-Time-Stamp", ""))
+        except ValueError:  # no number: no stream wrote this
+            return None
 
 
 NO_WIRE_HEADERS: Final[WireHeaders] = PlainHeaders({})
@@ -104,6 +111,10 @@ class WireClient(Protocol):
     @property
     def is_deaf(self) -> bool:
         """Whether the client takes itself for connected and does not read any more."""
+
+    @property
+    def stuck(self) -> str:
+        """Why the client has lost its connection and does not try to make another."""
 
 
 class PlainClient(SecureClient):
@@ -126,6 +137,11 @@ class PlainClient(SecureClient):
     def is_deaf(self) -> bool:
         """Not to be known by public means; the unanswered pings tell in the end."""
         return False
+
+    @property
+    def stuck(self) -> str:
+        """Not to be known by public means."""
+        return ""
 
 
 def call_receiver(receiver: Receiver, subject: str, payload: bytes, headers: WireHeaders) -> None:

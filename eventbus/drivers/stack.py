@@ -24,6 +24,7 @@ from eventbus.drivers.base import (
     StateDriver,
     StateStore,
     Subscription,
+    check_of,
 )
 from eventbus.drivers.base_consumer import (
     Consumer,
@@ -49,6 +50,7 @@ from eventbus.errors import (
     NotSupported,
     PublishFailed,
 )
+from eventbus.tasks import Tasks
 from eventbus.user_code import call_guarded, guarded, text_of
 
 __all__ = ["StackDriver"]
@@ -99,7 +101,7 @@ class StackDriver:
         self._open: dict[str, Driver] = {}
         self._is_open = False
         self._behind: dict[str, set[asyncio.Task[Published | None]]] = collections.defaultdict(set)
-        self._reopening: set[asyncio.Task[None]] = set()
+        self._reopening = Tasks()
         self._quiet_until: dict[str, float] = {}
 
     @property
@@ -147,9 +149,7 @@ class StackDriver:
         self._is_open = True
         for name, fault in faults.items():
             self._count(name, "did not open, and is tried again", fault)
-            task = asyncio.create_task(self._reopen(name))
-            self._reopening.add(task)
-            task.add_done_callback(self._reopening.discard)
+            self._reopening.keep(functools.partial(self._reopen, name), f"opening {name} again")
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
@@ -211,6 +211,10 @@ class StackDriver:
         reader = cast(ConsumerDriver, self._able(Capability.CONSUMERS))
         return await reader.consume(name, subject, settings)
 
+    async def check(self) -> str:
+        """What the reader's broker lacks; see CheckedDriver."""
+        return await check_of(self.member(self._reader))
+
     async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
         """What the reader has stored; see MaintenanceDriver."""
         reader = cast(MaintenanceDriver, self._able(Capability.MAINTENANCE))
@@ -239,9 +243,8 @@ class StackDriver:
     async def aclose(self) -> None:
         """Give drivers that are behind `close_timeout` seconds, and close all."""
         was_open, self._is_open = self._is_open, False
-        for reopening in (tasks := list(self._reopening)):
-            reopening.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        reopening, self._reopening = self._reopening, Tasks()
+        await reopening.aclose()
         if not was_open:
             return
         if behind := [task for tasks in self._behind.values() for task in tasks]:

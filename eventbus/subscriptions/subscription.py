@@ -91,6 +91,14 @@ class EventSubscription(Generic[E]):
         """Whether it has ended."""
         return self._closed
 
+    @property
+    def evicted(self) -> int:
+        """How often messages of a channel were gone before a durable group had handled them.
+
+        Of all members in this process, as far as the broker lets it be known: see docs/events.md.
+        """
+        return self._consumer.evicted if self._consumer is not None else 0
+
     def start(self) -> None:
         """Subscribe in the background."""
         self._starting = asyncio.create_task(self._start())

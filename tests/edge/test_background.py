@@ -27,7 +27,7 @@ async def test_work_runs_beside_the_caller(dropped):
     async def work():
         done.set()
 
-    assert background.start(work(), "work")
+    assert background.start(work(), "work") is not None
     assert not done.is_set()
     await done.wait()
     assert dropped.count == 0
@@ -40,7 +40,8 @@ async def test_work_beyond_the_bound_is_not_started_and_is_counted(dropped):
         ran.append(name)
         await go.wait()
 
-    assert [background.start(work(name), name) for name in "abc"] == [True, True, False]
+    started = [background.start(work(name), name) is not None for name in "abc"]
+    assert started == [True, True, False]
     assert dropped.count == 1
     await asyncio.sleep(0)
     assert ran == ["a", "b"]
@@ -71,7 +72,7 @@ async def test_a_fault_is_logged_with_what_it_was_and_harms_no_other(dropped, ca
         await asyncio.sleep(0)
         done.set()
 
-    with caplog.at_level(logging.ERROR, "edge.background"):
+    with caplog.at_level(logging.ERROR, "eventbus.tasks"):
         background.start(fail(), "the failing one")
         background.start(work(), "the other")
         await done.wait()

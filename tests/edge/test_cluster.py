@@ -107,7 +107,7 @@ async def test_every_node_answers_the_asker_included_and_the_gather_ends_early(j
 async def test_a_node_that_dies_is_missed_once_and_then_forgotten(join):
     a, b, c = [await join(name, hello_s=0.4) for name in ("a", "b", "c")]
     await settled(a, b, c)
-    c._announcing.cancel()  # no goodbye: it is killed
+    await c._announcing.aclose()  # no goodbye: it is killed
     await c.bus.driver.aclose()
     gathered, took = await timed(a.ask(ECHO, Asked("hi")))
     assert said(gathered) == {"a": ["hi"], "b": ["hi"]}
@@ -118,14 +118,12 @@ async def test_a_node_that_dies_is_missed_once_and_then_forgotten(join):
     gathered, took = await timed(a.ask(ECHO, Asked("hi")))
     assert gathered.missing == frozenset()
     assert took < PATIENCE_S / 2
-    c._announcing = None
 
 
 async def test_a_node_that_says_goodbye_is_not_waited_for(join):
     a, b = await join("a"), await join("b", hello_s=60)
     await settled(a, b)
     await b.aclose()
-    b._announcing = None
     await until(lambda: not a.nodes)
     gathered, took = await timed(a.ask(ECHO, Asked("hi")))
     assert said(gathered) == {"a": ["hi"]}
@@ -209,8 +207,7 @@ async def test_questions_under_way_are_bounded(join):
     with pytest.raises(ClusterBusy):
         await a.ask(ECHO, Asked("hi"))
     await asyncio.gather(*asking)
-    b._announcing.cancel()
-    b._announcing = None
+    await b._announcing.aclose()
 
 
 async def test_without_a_bus_the_asker_is_told(join):

@@ -89,8 +89,7 @@ async def publish(driver, payload=b"1", channel="a"):
 
 async def gone(interest):
     """Wait until what is being let go has gone, and see that nothing is left."""
-    expiring = [entry.expiry for entry in interest._channels.values() if entry.expiry]
-    await asyncio.wait_for(asyncio.gather(*expiring), 5)
+    await interest._tasks.join(5)
     assert len(interest) == 0
 
 

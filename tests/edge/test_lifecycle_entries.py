@@ -102,10 +102,17 @@ def test_entries_that_no_node_wrote_are_not_told(value):
 
 
 def test_the_ledger_is_read_as_it_was_written():
-    for entry in (told(1), told(2, is_told=True)):
-        assert decode_told(encode_told(entry)) == entry
+    for number, entry in ((1, told(1)), (2, told(2, is_told=True))):
+        assert decode_told(CHANNELS.ledger_key(f"c.{number}"), encode_told(entry)) == entry
     for value in (b"", b"x", b"{}", b"\xff", b"[" * 100_000, b'{"event":{},"batch":"b"}'):
-        assert decode_told(value) is None
+        assert decode_told(CHANNELS.ledger_key("c.1"), value) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["lifecycle.told.c.c.2", "lifecycle.told.m.c.1.token", "lifecycle.told.x.c.1"]
+)
+def test_what_stands_under_another_key_than_its_own_is_no_entry_of_the_ledger(key):
+    assert decode_told(key, encode_told(told(1))) is None
 
 
 def test_what_may_not_have_been_told_is_told_in_its_batches_in_order():

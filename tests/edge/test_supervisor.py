@@ -96,6 +96,31 @@ async def test_workers_share_an_embedded_nats_server_that_ends_with_them(start_p
     await until(lambda: all(is_gone(process) for process in processes))
 
 
+async def test_embedded_nats_server_of_workers_is_started_again_when_it_dies(
+    start_process, tmp_path, connect
+):
+    edge = await start_process(
+        BROADCAST_WORKERS="2",
+        NATS_URL="",
+        BROADCAST_NATS_DATA=str(tmp_path / "nats"),
+        BROADCAST_NATS_PORT="0",
+        BROADCAST_DRAIN_TIME="0",
+    )
+    (server,) = (int(file.stem.rpartition("_")[2]) for file in (tmp_path / "nats").glob("*.ports"))
+    os.kill(server, signal.SIGKILL)
+    await until(lambda: is_gone(server))
+    async with asyncio.timeout(PATIENCE_S):
+        while True:  # until a worker is connected to the new server
+            with contextlib.suppress(Exception):
+                client = await connect(edge.port, "/ws/general")
+                frames = [await client.next(), await client.next()]
+                if frames[1]["event"] == "eb:subscribed":
+                    break
+            await asyncio.sleep(0.1)
+    edge.terminate()
+    assert (await edge.end())[0] == 0
+
+
 async def test_workers_that_cannot_start_end_the_supervisor_with_their_code(start_process):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as nobody:
         port = nobody.getsockname()[1]

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import socket
 import subprocess
 import sys
 
+import msgspec
 import nats
 import pytest
 
@@ -428,3 +430,21 @@ async def test_cluster_that_is_just_starting_is_waited_for(lonely, monkeypatch):
     found = await examined(lonely, monkeypatch, 60)
     assert found["JetStream"].status == "ok"
     assert found["stream"].status == "warning"  # it is not there yet
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits files by prlimit(2)")
+async def test_server_that_stores_nothing_is_a_failure_that_says_what_to_do(
+    own_nats_server, findings, settings
+):
+    changes = {"NATS_URL": own_nats_server.url}
+    async with EventBus(msgspec.structs.replace(settings, nats_url=own_nats_server.url)) as bus:
+        await bus.publish("general", "tick", 1)
+        assert "writes" not in await asyncio.to_thread(findings, **changes)
+        resource.prlimit(own_nats_server.pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+        async with asyncio.timeout(60):
+            while "writes" not in (found := await asyncio.to_thread(findings, **changes)):
+                pass  # a probe that was stored counts for some seconds
+    finding = only(found, "writes")
+    assert finding["status"] == "failed"
+    assert "stores no messages" in finding["found"]
+    assert "restart the server" in finding["change"]
