@@ -74,7 +74,7 @@ class Node:
         self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
-        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_near_limit)
+        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_over)
         self.origins = Origins(settings.cors_allowed_origins)
         dropped = self.metrics.background_dropped.inc
         self.background = Background(_MAX_BACKGROUND, dropped)
