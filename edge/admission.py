@@ -93,8 +93,7 @@ class Admission:
     @contextlib.contextmanager
     def arrival(self, peer: str | None, headers: Mapping[str, str]) -> Iterator[Place]:
         """Keep a place for one more connection, from its handshake to its end. Raises Problem."""
-        if self._is_behind():
-            self._metrics.limits_reached.labels("unsent").inc()
+        if self.is_behind():
             message = "too much waits for this node's slow clients"
             raise Problem("unavailable", message, headers=retry_after(_COME_AGAIN_S))
         if self._max_memory and self._memory >= self._max_memory:
@@ -109,6 +108,10 @@ class Admission:
             yield place
         finally:
             place.leave()
+
+    def is_behind(self) -> bool:
+        """Whether too much waits for the node's clients to take on anything more."""
+        return self._is_behind() and not self._reached("unsent")
 
     def claim(self, place: Place, user_id: str) -> None:
         """Count a connection as its user's. Raises Full."""

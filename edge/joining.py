@@ -79,7 +79,7 @@ class Joiner:
             members = presence.members(channel)[0] if _has_members(rule) else None
             return self._session.joined(command, rule, position, recovered, members)
         if not await self._may_read(command, rule):
-            message = "too much history is read from this address: wait a moment"
+            message = "too much history is read, from this address or from all: wait a moment"
             return self._session.refused("rate_limited", message, channel, command.ref)
         try:
             position = await traffic.acquire(channel)
@@ -120,7 +120,7 @@ class Joiner:
             return False
         if debt_s:
             await asyncio.sleep(debt_s)
-        return True
+        return not self._node.admission.is_behind()
 
     async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
         command, pattern = effect
@@ -148,9 +148,7 @@ class Joiner:
         for effect in self._session.joined(command, rule, start, recovered, members):
             assert isinstance(effect, Send)
             self._connection.send(effect.reply)
-        for message in caught_up.messages:
-            self._give(message)
-            await self._drained()
+        await self._give_all(caught_up.messages)
         if backlog.overflowed:
             reason = "too slow: more passed than may wait while catching up"
             self._connection.close(CLOSE_TOO_SLOW, reason)
@@ -163,6 +161,18 @@ class Joiner:
                 self._give(passed)
         live = self._node.traffic.position(command.channel)
         self._node.hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
+
+    async def _give_all(self, messages: list[ChannelMessage]) -> None:
+        """Give stored messages as fast as the client takes them; what is held until then counts."""
+        unsent = self._node.hub.unsent
+        held = sum(len(message.body) for message in messages)
+        unsent.held += held
+        try:
+            for message in messages:
+                self._give(message)
+                await self._drained()
+        finally:
+            unsent.held -= held
 
     def _give(self, message: ChannelMessage) -> None:
         self._node.hub.push(self._outbox, self._outbox.format.message(message))

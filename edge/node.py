@@ -84,7 +84,7 @@ class Node:
         self.metrics = Metrics(lambda: counters_of(bus.driver))
         self.connections: dict[str, Connection] = {}
         self.is_draining = False
-        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_near_limit)
+        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_over)
         is_production = settings.environment == "production"
         self.hosts = Hosts(
             settings.allowed_hosts,

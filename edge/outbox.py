@@ -118,14 +118,16 @@ class Unsent:
     def __init__(self, limit: int, on_cut: Callable[[Outbox], None] = lambda _: None) -> None:
         """`on_cut` gets each outbox that is about to be aborted, the sum being above `limit`."""
         self.total = 0
+        self.held = 0
+        """Bytes of stored messages that were read for clients and not given to them yet."""
         self._limit = limit
         self._on_cut = on_cut
         self._behind: dict[Outbox, int] = {}
 
     @property
-    def is_near_limit(self) -> bool:
-        """Whether so much is unsent that nobody should be added."""
-        return self.total > _RELIEVED * self._limit
+    def is_over(self) -> bool:
+        """Whether too much waits, stored messages included, to add anything."""
+        return self.total + self.held > self._limit
 
     def note(self, outbox: Outbox) -> None:
         """An outbox has been written to. A part of the hot path."""

@@ -453,6 +453,7 @@ async def test_a_subscription_that_reads_waits_for_its_turn_and_then_has_all(sta
     assert answer.get("recovered", True)
     assert [(await client.next())["data"] for _ in range(50)] == list(range(50))
     assert reached(edge, "history") == 1
+    assert edge.node.hub.unsent.held == 0
 
 
 async def test_a_subscription_that_would_wait_for_too_long_is_to_be_tried_later(start_edge, bus):
@@ -586,14 +587,18 @@ async def test_the_unsent_bytes_of_all_are_bounded_and_a_client_that_reads_is_no
     assert well.socket.close_code is None
 
 
-async def test_nobody_new_is_let_in_while_almost_too_much_is_unsent(start_edge, bus, raw):
+async def test_nothing_is_taken_on_while_too_much_is_unsent(start_edge, bus):
     edge = await start_edge(bus, max_unsent_bytes_total=10_000_000)
-    await edge.connect()
-    edge.node.hub.unsent.total = 9_500_000
+    client = await edge.connect()
+    edge.node.hub.unsent.held = 10_000_001
     status, headers, problem = await edge.refusal()
     assert (status, problem["code"]) == (503, "unavailable")
     assert "Retry-After" in headers
-    assert reached(edge, "unsent") == 1
+    assert await client.error("subscribe", channel="general", data={"history": 1}) == "rate_limited"
+    assert reached(edge, "unsent") == 2
+    await client.subscribe("general")
+    edge.node.hub.unsent.held = 0
+    await edge.connect()
 
 
 # Others

@@ -137,12 +137,16 @@ def test_above_the_limit_those_with_most_are_cut_until_there_is_room_again():
     unsent.relieve()
     assert cut == []
     boxes += behind(unsent, 200)
-    assert unsent.is_near_limit
+    assert unsent.is_over
     unsent.relieve()
     assert cut == [boxes[2]]
     assert (boxes[2].state, boxes[2].measure()) == (State.CLOSED, 0)
     assert unsent.total == unsent.measure() == 750
-    assert not unsent.is_near_limit
+    assert not unsent.is_over
+    unsent.held = 300  # of others, who are not cut for it
+    assert unsent.is_over
+    unsent.relieve()
+    assert cut == [boxes[2]]
 
 
 def test_nobody_is_cut_for_bytes_that_have_been_sent_meanwhile():
