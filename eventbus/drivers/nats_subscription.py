@@ -9,7 +9,7 @@ from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import StreamState
 from eventbus.drivers.nats_wire import Stamp, WireHeaders
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = ["NatsSubscription", "Place"]
 
@@ -201,7 +201,8 @@ class NatsSubscription:
         """Call the handler outside of the client, which logs what a handler raises."""
         assert self._handler is not None
         try:
-            with guarded():
-                self._handler(delivery)
-        except Exception:  # noqa: BLE001 - a handler may raise anything
+            self._handler(delivery)
+        except BaseException as exc:  # a handler may raise anything
+            if must_pass(exc):
+                raise
             _log.exception("a handler failed on a message of %s", delivery.subject)
