@@ -89,7 +89,7 @@ class _Stamp(NamedTuple):
 class _Run:
     """A job under way."""
 
-    __slots__ = ("attempt", "begun", "held", "is_lost", "taken", "until")
+    __slots__ = ("begun", "held", "is_lost", "taken", "until")
 
     def __init__(self, taken: Taken) -> None:
         self.taken = taken
