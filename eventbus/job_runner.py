@@ -52,7 +52,10 @@ _LOST: Final = qualified_name(WorkerLost)
 
 
 class Counters(msgspec.Struct):
-    """What a worker has done since it was made; each job ends in one of the last four."""
+    """What a worker has done since it was made.
+
+    Each job ends in one of the last four, unless its lease had ended and others have it.
+    """
 
     taken: int = 0
     done: int = 0
@@ -86,7 +89,7 @@ class _Stamp(NamedTuple):
 class _Run:
     """A job under way."""
 
-    __slots__ = ("attempt", "begun", "held", "is_lost", "taken", "until")
+    __slots__ = ("begun", "held", "is_lost", "taken", "until")
 
     def __init__(self, taken: Taken) -> None:
         self.taken = taken

@@ -6,7 +6,7 @@ import logging
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Position
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = ["Listener", "Listeners"]
 
@@ -103,9 +103,10 @@ class Listener:
         if self._handler is None:
             return
         try:
-            with guarded():
-                self._handler(delivery)
-        except Exception:  # noqa: BLE001 - one listener's fault is not another's
+            self._handler(delivery)
+        except BaseException as exc:  # one listener's fault is not another's
+            if must_pass(exc):
+                raise
             _log.exception("a handler of %s failed", self.subject)
 
     async def aclose(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Position, StateHandler
 from eventbus.drivers.base_state import validate_key
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = ["MemoryState", "MemoryWatch"]
 
@@ -98,9 +98,10 @@ class MemoryWatch:
         if self._handler is None:
             return
         try:
-            with guarded():
-                self._handler(key, value)
-        except Exception:  # noqa: BLE001 - one watcher's fault is not another's
+            self._handler(key, value)
+        except BaseException as exc:  # one watcher's fault is not another's
+            if must_pass(exc):
+                raise
             _log.exception("a watcher of %s failed", self.pattern.text)
 
     async def aclose(self) -> None:

@@ -10,7 +10,7 @@ from eventbus.drivers.base_marks import ANY_CHANNEL, end_of, mark_of, nanosecond
 from eventbus.drivers.nats_connection import Listening
 from eventbus.drivers.nats_stream import Point, StreamState
 from eventbus.drivers.nats_wire import PROBE, Stamp, WireHeaders
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = ["NatsSubscription", "Place"]
 
@@ -248,7 +248,8 @@ class NatsSubscription:
         if self.has_gap:
             delivery = self._after_gap(delivery)
         try:
-            with guarded():
-                self._handler(delivery)
-        except Exception:  # noqa: BLE001 - a handler may raise anything
+            self._handler(delivery)
+        except BaseException as exc:  # a handler may raise anything
+            if must_pass(exc):
+                raise
             _log.exception("a handler failed on a message of %s", delivery.subject)

@@ -10,7 +10,7 @@ from nats.aio.subscription import Subscription
 
 from eventbus.drivers.nats_login import SecureClient
 from eventbus.errors import InvalidChannel, InvalidPattern
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = [
     "NO_WIRE_HEADERS",
@@ -147,9 +147,10 @@ class PlainClient(SecureClient):
 def call_receiver(receiver: Receiver, subject: str, payload: bytes, headers: WireHeaders) -> None:
     """Call it, and log what it raises: a listener's fault is neither another's nor the client's."""
     try:
-        with guarded():
-            receiver(subject, payload, headers)
-    except Exception:  # noqa: BLE001 - a listener may raise anything
+        receiver(subject, payload, headers)
+    except BaseException as exc:  # a listener may raise anything
+        if must_pass(exc):
+            raise
         _log.exception("a handler failed on a message of %s", subject)
 
 

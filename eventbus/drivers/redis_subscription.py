@@ -10,7 +10,7 @@ from eventbus.drivers.base import Delivery, Handler, Page, Position
 from eventbus.drivers.base_gaps import OnGap
 from eventbus.drivers.redis_script import START_STEP
 from eventbus.drivers.redis_wire import glob_of
-from eventbus.user_code import guarded
+from eventbus.user_code import must_pass
 
 __all__ = ["Cursor", "RedisSubscription"]
 
@@ -215,7 +215,8 @@ class RedisSubscription:
         if self._handler is None:
             return
         try:
-            with guarded():
-                self._handler(delivery)
-        except Exception:  # noqa: BLE001 - a handler may raise anything
+            self._handler(delivery)
+        except BaseException as exc:  # a handler may raise anything
+            if must_pass(exc):
+                raise
             _log.exception("a handler failed on a message of %s", delivery.subject)
