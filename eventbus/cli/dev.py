@@ -26,7 +26,6 @@ from eventbus.cli.output import console, fail
 from eventbus.cli.running import run
 from eventbus.cli.tokens import issue_token
 from eventbus.config import Settings
-from eventbus.drivers.nats_servers import Servers
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
@@ -171,15 +170,17 @@ class _Development:
 
     async def run(self) -> int:
         """Until Ctrl-C or SIGTERM; the exit code. Raises ConfigError, ServerError."""
+        from eventbus.drivers.nats_servers import Servers  # noqa: PLC0415 - it imports nats-py
+
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends the process
                 loop.add_signal_handler(number, self._stop.set)
         settings = Settings.from_env(self._environ)
-        servers = Servers.of(settings.nats_url)
+        given = Servers.of(settings.nats_url).shown
         self._take_port()
         async with _nats_server(settings) as url:
-            self._nats = url or servers.shown
+            self._nats = url or given
             if url:
                 self._environ["NATS_URL"] = url
             try:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from eventbus.errors import ConfigError
+from eventbus.drivers.nats_errors import DRIVER
+from eventbus.errors import ConnectionFailed
 from eventbus.urls import BrokerAddress, parse_broker_address
 
 __all__ = ["Servers"]
@@ -21,7 +22,10 @@ class Servers(NamedTuple):
 
     @classmethod
     def of(cls, nats_url: str) -> "Servers":
-        """Read NATS_URL: addresses separated by commas. Raises ConfigError without quoting it."""
+        """Read NATS_URL, addresses separated by commas.
+
+        Raises ConnectionFailed, which does not quote it.
+        """
         addresses: list[BrokerAddress] = []
         for entry in filter(None, map(str.strip, nats_url.split(","))):
             if addresses and "://" not in entry and "@" in entry:
@@ -76,9 +80,10 @@ def _address(text: str) -> BrokerAddress:
     return address._replace(hosts=((host, port or _PORT),), path="")
 
 
-def _wrong(problem: str) -> ConfigError:
-    return ConfigError(
-        f"NATS_URL=***: {problem}; allowed: nats://, tls://, ws:// or wss:// addresses, separated "
-        "by commas, each host:port with user:password@ or token@ before it where needed",
-        variable="NATS_URL",
+def _wrong(problem: str) -> ConnectionFailed:
+    return ConnectionFailed(
+        f"cannot connect: NATS_URL=***: {problem}; allowed: nats://, tls://, ws:// or wss:// "
+        "addresses, separated by commas, each host:port with user:password@ or token@ before it "
+        "where needed",
+        driver=DRIVER,
     )
