@@ -10,6 +10,7 @@ from edge.auth import Claims
 from edge.config import EdgeSettings
 from edge.rules import Allowed, Ask, ChannelRules, Denied
 from edge.rules_file import read_rules
+from eventbus.config import Settings
 from eventbus.environment import variables
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "access.md").read_text(encoding="utf-8")
@@ -60,7 +61,7 @@ def test_the_module_of_the_page_registers_its_rules_and_its_authorizer(tmp_path,
 
 
 def test_the_page_names_only_settings_that_exist():
-    known = {variable.name for variable in variables(EdgeSettings)}
+    known = {each.name for struct in (EdgeSettings, Settings) for each in variables(struct)}
     named = set(re.findall(r"\b(?:BROADCAST|JWT|EDGE)_[A-Z_]+\b", PAGE))
     assert named <= known
     assert len(named) > 15
