@@ -37,7 +37,7 @@ _CODES: Final[Mapping[int, str]] = {
 }
 _DOTS_OF_A_JWT: Final = 2
 _NOT_STORED: Final = (
-    "the bus stores nothing that is published: its disk may be full, or a limit reached; the log "
+    "the bus does not store what it gets: its disk may be full, or a limit reached; the log "
     "of this node says more"
 )
 _PROXIED: Final = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
