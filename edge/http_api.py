@@ -43,7 +43,7 @@ KNOWN: Final = web.RequestKey("KNOWN", bool)
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _DOTS_OF_A_JWT: Final = 2
 _NOT_STORED: Final = (
-    "the bus stores nothing that is published: its disk may be full, or a limit reached; the log "
+    "the bus does not store what it gets: its disk may be full, or a limit reached; the log "
     "of this node says more"
 )
 

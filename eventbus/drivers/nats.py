@@ -272,7 +272,7 @@ class NatsDriver:
         fault = await self._writes.check()
         if fault:
             self._heal()
-        return fault
+        return fault or self._entries.fault
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""

@@ -26,7 +26,7 @@ _MAX_PAUSE_S: Final = 1.0
 _TOO_LARGE: Final = 10054
 _STORE_FAILED: Final = 10077
 _HINTS: Final = {
-    10023: "JetStream's storage, max_file_store or the account's limit, is used up",
+    10023: "max_file_store, max_memory_store or the account's limit is used up",
     10028: "JetStream's memory, max_memory_store or the account's limit, is used up",
     10047: "JetStream's storage, max_file_store or the account's limit, is used up",
     10077: "the stream has reached a limit (see its discard policy), or its disk failed",

@@ -98,6 +98,8 @@ class NatsState:
     ) -> None:
         """`settle` waits until the server has taken a subscription to what it is given."""
         self.losses = 0
+        self.fault = ""
+        """Why the last entry could not be stored; empty where it could."""
         self._config = bucket_config(settings, purpose)
         self.name: str = self._config["name"]
         self._root = f"$KV.{self.name.removeprefix('KV_')}."
@@ -211,10 +213,13 @@ class NatsState:
             try:
                 await self.ensure()
                 self._take(await self._publisher.publish(subject, value, headers))
+                self.fault = ""
                 return
-            except PublishFailed:
+            except PublishFailed as exc:
                 self._sure = False  # without its memory, the server has no bucket either
                 if loop.time() > deadline:
+                    if self._connection.is_connected:
+                        self.fault = f"{self.name} stores no entries: {exc}"
                     raise
             except ConnectionFailed as exc:
                 raise PublishFailed(f"setting {key}: {exc}", driver=DRIVER) from exc

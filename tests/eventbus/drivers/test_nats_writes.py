@@ -97,6 +97,19 @@ async def test_limit_of_jetstreams_storage_is_named(tmp_path):
             assert "max_file_store" in await driver.check()
 
 
+async def test_memory_that_is_used_up_is_named_and_known_to_the_check(tmp_path):
+    limits = {"store_dir": str(tmp_path / "nats"), "max_memory_store": 3000}
+    async with (
+        NatsServer(tmp_path / "nats", config={"jetstream": limits}) as server,
+        opened(server.url) as driver,
+    ):
+        assert await driver.check() == ""
+        await driver.state.put("node.large", b"x" * 5000, ttl_s=60)  # the last that fits
+        with pytest.raises(PublishFailed, match="max_memory_store"):
+            await driver.state.put("node.next", b"x" * 5000, ttl_s=60)
+        assert "KV_OWN_STATE stores no entries" in await driver.check()
+
+
 async def test_user_who_may_not_publish_the_probe_knows_nothing_and_says_so_once(tmp_path, caplog):
     password = "a-password-for-watching"
     allowed = ["_INBOX.>", "$JS.API.STREAM.INFO.*"]
