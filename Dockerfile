@@ -35,7 +35,7 @@ USER 10001
 WORKDIR /var/lib/eventbus
 EXPOSE 8080
 # Of an edge, with TLS or without; whoever runs something else says --no-healthcheck.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-m", "edge.health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-m", "eventbus_edge.health"]
 # The process itself gets SIGTERM, and drains; it waits for its own children. A process 1 never gets a
 # signal that it does not handle yet: --init (compose: init) is for the half second of its start.
 ENTRYPOINT ["eventbus"]

@@ -16,8 +16,6 @@ from eventbus.broadcasting import (
 from eventbus.bus import BusState, EventBus
 from eventbus.channels import ChannelKind, Pattern, Subjects, validate_channel
 from eventbus.config import Settings
-from eventbus.decoding import EventContext
-from eventbus.definition import EventDefinition
 from eventbus.drivers import create_driver
 from eventbus.errors import (
     BusStateError,
@@ -55,18 +53,21 @@ from eventbus.errors import (
 from eventbus.events import (
     ClientEvent,
     Event,
+    EventContext,
+    EventDefinition,
     EventMeta,
+    Listeners,
+    QueuePolicy,
     ShouldBroadcast,
+    ShouldQueue,
     event_definition,
     event_type,
     event_types,
+    listen,
 )
-from eventbus.jobs import FailedJob
-from eventbus.listeners import Listeners, listen
-from eventbus.message import Message, Receipt, validate_event_name
-from eventbus.queue import QueuePolicy, ShouldQueue
+from eventbus.messages import Message, Receipt, validate_event_name
+from eventbus.queue import FailedJob, Worker
 from eventbus.subscriptions import EventSubscription
-from eventbus.worker import Worker
 
 __all__ = [
     "AlertLevel",

@@ -15,12 +15,10 @@ from typing import Any, Final, overload
 import msgspec
 
 from eventbus.channels import Pattern, validate_channel
-from eventbus.current import current_bus
-from eventbus.delayed import DelayedBroadcast, DelayedVolatileBroadcast
 from eventbus.errors import EventFieldError
-from eventbus.events import Event
-from eventbus.message import Receipt, new_id, utc_now, validate_event_name
-from eventbus.receipts import gather_receipts
+from eventbus.events import Event, current_bus
+from eventbus.messages import Receipt, gather_receipts, new_id, utc_now, validate_event_name
+from eventbus.queue import DelayedBroadcast, DelayedVolatileBroadcast
 
 __all__ = [
     "AlertData",

@@ -8,21 +8,38 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
-from eventbus import current, tracing
+from eventbus import tracing
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
-from eventbus.drivers.base import NO_HEADERS, Driver, Headers, QueueStore
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Driver,
+    Headers,
+)
+from eventbus.drivers.queues import QueueStore
 from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NoListener, NotSupported
-from eventbus.events import Event, ShouldBroadcast, event_definition, qualified_name
-from eventbus.headers import check_headers, check_id
-from eventbus.jobs import Job, job_of
-from eventbus.listeners import Listeners, default_listeners
-from eventbus.message import HEADER_EXCEPT, Message, Receipt
-from eventbus.outgoing import Outgoing, outgoing_of
-from eventbus.queue import ShouldQueue
-from eventbus.sending import Sender
+from eventbus.events import (
+    Event,
+    Listeners,
+    Outgoing,
+    ShouldBroadcast,
+    ShouldQueue,
+    Transaction,
+    current,
+    default_listeners,
+    event_definition,
+    outgoing_of,
+    qualified_name,
+)
+from eventbus.messages import HEADER_EXCEPT, Message, Receipt, check_headers, check_id
+from eventbus.publishing import (
+    OtherDrivers,
+    Sender,
+    Using,
+)
+from eventbus.queue import Job, job_of
 from eventbus.subscriptions import (
     EventSubscription,
     Handler,
@@ -30,9 +47,7 @@ from eventbus.subscriptions import (
     SubscribeOptions,
     Subscriptions,
 )
-from eventbus.transaction import Transaction
 from eventbus.user_code import guarded
-from eventbus.using import OtherDrivers, Using
 
 __all__ = ["BusState", "EventBus"]
 

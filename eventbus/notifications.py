@@ -11,7 +11,7 @@ import msgspec
 
 from eventbus.broadcasting import AlertLevel, NotificationData
 from eventbus.events import Event, ShouldBroadcast
-from eventbus.message import utc_now
+from eventbus.messages import utc_now
 
 __all__ = ["Notification", "SystemAlert"]
 

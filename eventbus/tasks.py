@@ -1,22 +1,134 @@
-"""Background tasks with an owner: no fault is lost, and all of them end with the owner.
-
-tasks = Tasks()
-tasks.start(send_once(), "sending the report")
-tasks.keep(watch, "the watchdog")  # runs again, after a pause, when it fails
-await tasks.aclose()
-"""
+"""Steps that must not be cut between two calls to the broker, such as to store and then to drop."""
 
 import asyncio
+import collections
 import logging
 import random
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+)
+from typing import (
+    Any,
+    Final,
+    TypeVar,
+)
 
-from eventbus.user_code import cause_of, guarded
+from eventbus.user_code import (
+    cause_of,
+    guarded,
+)
 
-__all__ = ["Shutdown", "Tasks", "fault_count"]
+__all__ = ["Pool", "Shutdown", "Tasks", "Work", "complete", "fault_count"]
+
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+WITHIN_S: Final = 5.0
+
+
+async def complete(work: Coroutine[Any, Any, T], *, within: float = WITHIN_S) -> T:
+    """Run `work` to its end, although the caller is cancelled meanwhile.
+
+    The cancellation is raised then. After it, `work` has `within` seconds; then it is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    task, name = loop.create_task(work), getattr(work, "__qualname__", "a step")
+    cancelled: asyncio.CancelledError | None = None
+    deadline = float("inf")
+    while not task.done() and (left := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait([task], timeout=None if cancelled is None else left)
+        except asyncio.CancelledError as exc:
+            if cancelled is None:
+                deadline = loop.time() + within
+            cancelled = exc
+    if cancelled is None:
+        return task.result()
+    if not task.done():
+        task.cancel()
+        _log.warning("%s did not end within %g s and is cut", name, within)
+    elif not task.cancelled() and (fault := task.exception()) is not None:
+        _log.error("%s failed", name, exc_info=fault)
+    raise cancelled
+
+
+Work = Callable[[], Awaitable[object]]
+
+
+class Pool:
+    """Runs what it is offered in the order in which it came, `size` at once."""
+
+    def __init__(self, size: int, waiting: int, name: str) -> None:
+        """`waiting`: how many may wait for a place. `name` is for logs and tasks."""
+        self._size = size
+        self._limit = waiting
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: collections.deque[Work] = collections.deque()
+        self._changed = asyncio.Event()
+
+    @property
+    def free(self) -> int:
+        """Places at which something would be run at once."""
+        return max(0, self._size - len(self._tasks))
+
+    def offer(self, work: Work) -> bool:
+        """Run it, now or later; False when too many wait already."""
+        if self.free and not self._waiting:
+            self._start(work)
+        elif len(self._waiting) < self._limit:
+            self._waiting.append(work)
+        else:
+            return False
+        return True
+
+    async def room(self) -> None:
+        """Wait for a free place."""
+        while not self.free:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def aclose(self, seconds: float, caller: "asyncio.Task[Any] | None" = None) -> int:
+        """Let all finish within that time, then cancel; how many never began.
+
+        `caller` is neither waited for nor cancelled: it may be one that runs here.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while self._waiting or self._tasks - {caller}:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            _log.warning("%s: %d did not finish and are cancelled", self._name, len(self._tasks))
+        left = len(self._waiting)
+        self._waiting.clear()
+        tasks = [task for task in self._tasks if task is not caller]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return left
+
+    def _start(self, work: Work) -> None:
+        task = asyncio.create_task(self._run(work), name=f"eventbus-{self._name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def _run(self, work: Work) -> None:
+        try:
+            with guarded():
+                await work()
+        except Exception:  # noqa: BLE001 - one's fault is not another's
+            _log.exception("%s failed", self._name)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        while self._waiting and self.free:
+            self._start(self._waiting.popleft())
+        self._changed.set()
+
 
 STUBBORN_S: Final = 10.0
 """How long a close waits for a task that does not end when it is cancelled."""

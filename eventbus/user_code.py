@@ -1,25 +1,4 @@
-"""Calls of the application's own code: listeners, handlers, authorizers, hooks, foreign drivers.
-
-Such code may raise anything. Every place that calls it does so within `guarded()` (or by
-`call_guarded`), so that what it raises is an Exception, which `except Exception` then handles:
-
-| raised by the code                        | becomes                                            |
-|-------------------------------------------|----------------------------------------------------|
-| an Exception                              | itself                                             |
-| CancelledError, and nobody cancelled the  | CallbackFailed: the code leaked the cancellation   |
-| task                                      | of something that it awaited                       |
-| CancelledError, and somebody did          | itself: the task ends                              |
-| SystemExit                                | CallbackFailed: sys.exit() ends only the call      |
-| KeyboardInterrupt by Ctrl-C               | itself: the process ends                           |
-| KeyboardInterrupt where Ctrl-C raises     | CallbackFailed                                     |
-| none (see `_may_be_ctrl_c`)               |                                                    |
-| GeneratorExit, and the coroutine is being | itself: it must not await any more                 |
-| closed                                    |                                                    |
-| any other BaseException, such as the      | CallbackFailed                                     |
-| panic of a Rust extension                 |                                                    |
-
-The functions below show what was raised; they never raise, and give valid Unicode of bounded size.
-"""
+"""What a user's handler takes."""
 
 import asyncio
 import inspect
@@ -27,9 +6,16 @@ import itertools
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import (
+    Callable,
+    Iterator,
+)
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import (
+    Any,
+    Final,
+    Self,
+)
 
 from eventbus.errors import CallbackFailed
 
@@ -41,11 +27,30 @@ __all__ = [
     "members_of",
     "must_pass",
     "only_cause",
+    "takes_context",
     "text_of",
     "traceback_of",
     "type_name",
     "valid_text",
 ]
+
+
+def takes_context(handler: Callable[..., Any]) -> bool:
+    """Whether a handler has a second parameter, for the context. Raises TypeError."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(handler).parameters
+    except ValueError:  # some built-in functions have none to be known
+        return False
+    wanted = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind in positional and parameter.default is parameter.empty
+    ]
+    return len(wanted) > 1
+
 
 MAX_TEXT: Final = 1000
 _MAX_NAME: Final = 200

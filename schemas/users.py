@@ -5,7 +5,7 @@ import datetime
 import msgspec
 
 from eventbus.events import Event, ShouldBroadcast
-from eventbus.message import utc_now
+from eventbus.messages import utc_now
 
 __all__ = ["UserRegistered"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
-from edge.config import EdgeSettings
-from edge.metrics import Metrics
-from edge.metrics_read import ReadMetric
 from eventbus.cli.app import app
 from eventbus.cli.reference import reference
 from eventbus.config import Settings
 from eventbus.environment import variables
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics.readers import ReadMetric
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -145,7 +145,7 @@ def pytest_configure() -> None:
 def _watch_for_secrets() -> None:
     """Watch the logs from the start, ours from the debug level on, and children's stderr."""
     logging.getLogger().addHandler(_leaks)
-    for package in ("edge", "eventbus"):
+    for package in ("eventbus_edge", "eventbus"):
         logging.getLogger(package).setLevel(logging.DEBUG)
     # Every fixture and test that reads a child's output does it by one of these.
     run, run_async = subprocess.Popen.communicate, asyncio.subprocess.Process.communicate

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import edge
 import eventbus
 import eventbus.errors
+import eventbus_edge
 import schemas
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for package in ("eventbus", "schemas")
     for path in (ROOT / package).rglob("*.py")
-    if "cli" not in path.parts and path.stem != "server_guard"
+    if "cli" not in path.parts and path.stem != "guard"
 )
 
 EXPORTED = {
@@ -48,7 +48,7 @@ def test_every_error_is_exported():
     assert set(eventbus.errors.__all__) <= set(eventbus.__all__)
 
 
-@pytest.mark.parametrize("package", [eventbus, schemas, edge], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("package", [eventbus, schemas, eventbus_edge], ids=lambda p: p.__name__)
 def test_exports_are_sorted_exist_and_are_documented(package):
     names = getattr(package, "__all__", [])
     assert list(names) == sorted(

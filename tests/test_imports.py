@@ -1,300 +1,222 @@
-"""Who may import whom (the rules of the design), read from the source of every module."""
+"""Who may import whom, by packages; docs/architecture.md draws it."""
 
 import ast
 import graphlib
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("edge", "eventbus", "schemas")
-
-LAYERS = [
-    {
-        "eventbus.completion",
-        "eventbus.errors",
-        "eventbus.server_guard",
-        "eventbus.signatures",
-        "eventbus.tracing",
-        "eventbus.urls",
-    },
-    {
-        "eventbus.application",
-        "eventbus.channels",
-        "eventbus.environment",
-        "eventbus.server_lock",
-        "eventbus.user_code",
-    },
-    {"eventbus.pool", "eventbus.retention", "eventbus.tasks"},
-    {"eventbus.message", "eventbus.config", "eventbus.server"},
-    {
-        "eventbus.envelope",
-        "eventbus.current",
-        "eventbus.headers",
-        "eventbus.queue",
-        "eventbus.receipts",
-        "eventbus.templates",
-    },
-    {"eventbus.definition"},
-    {"eventbus.drivers", "eventbus.events"},
-    {"eventbus.data_types"},
-    {"eventbus.decoding", "eventbus.delayed", "eventbus.outgoing"},
-    {
-        "eventbus.jobs",
-        "eventbus.listeners",
-        "eventbus.subscriptions",
-        "eventbus.transaction",
-        "eventbus.using",
-    },
-    {"eventbus.sending"},
-    {"eventbus.bus"},
-    {"eventbus.job_runner"},
-    {
-        "eventbus.broadcasting",
-        "eventbus.contracts",
-        "eventbus.client",
-        "eventbus.webhooks",
-        "eventbus.worker",
-    },
-    {"eventbus.notifications"},
-    {"eventbus.cli"},
-    {"eventbus.testing"},
-]
-"""From the innermost: a module imports what lies further in, and from its own package."""
-
-DOORS = {
-    "aiohttp": {
-        "edge.api", "edge.app", "edge.body", "edge.dashboard", "edge.docs_page",
-        "edge.entrance", "edge.http_api", "edge.http_server", "edge.jwks", "edge.keys",
-        "edge.listening", "edge.problem", "edge.serving", "edge.sse", "edge.static_files",
-        "edge.tls", "edge.traces", "edge.webhook_post", "edge.websocket",
-        "eventbus.cli", "eventbus.client", "eventbus.testing",
-    },
-    "cryptography": {"edge.token_keys"},
-    "jwt": {"edge.auth", "edge.jwks", "edge.token_keys", "eventbus.cli.tokens"},
-    "jsonschema_rs": {"edge.client_events"},
-    "msgspec": set(PACKAGES),
-    "nats": {"eventbus.drivers.nats*", "eventbus.queue", "eventbus.listeners"},
-    "nkeys": {"eventbus.drivers.nats*"},
-    "opentelemetry": {"eventbus.tracing"},
-    "prometheus_client": {"edge.metrics*"},
-    "psutil": {"eventbus.cli"},
-    "pytest": {"eventbus.testing"},
-    "pytest_asyncio": {"eventbus.testing"},
-    "redis": {"eventbus.drivers.redis*"},
-    "rich": {"eventbus.cli"},
-    "typer": {"eventbus.cli"},
-    "uuid_utils": {"eventbus.message", "eventbus.drivers.memory_stream"},
-    "uvloop": {"edge.__main__", "eventbus.cli"},
-    "watchfiles": {"eventbus.cli.dev"},
-    "websockets": {"edge.protocols.extensions"},
-}  # fmt: skip
-"""Each third-party package, and the modules (or packages, or beginnings of names) that use it."""
-
+SOURCES = {
+    "eventbus": ROOT / "eventbus",
+    "eventbus_edge": ROOT / "edge/eventbus_edge",
+    "schemas": ROOT / "schemas",
+}
+# From the bottom up: a package imports those of lower lines. Those of one line know nothing of
+# each other; a line that ends in "+" is of packages that may, without a cycle.
+LAYERS = {
+    "eventbus": """
+        errors tracing
+        application channels environment urls user_code
+        retention tasks
+        config messages server
+        drivers
+        events
+        queue subscriptions
+        publishing
+        bus
+        broadcasting webhooks contracts client
+        notifications
+        cli testing +""",
+    "eventbus_edge": """
+        deadlines logs problem background
+        config metrics
+        protocols
+        framing
+        access
+        delivery state
+        sessions
+        presence lifecycle cluster +
+        node
+        keys
+        http transports +
+        app
+        process health __main__ +""",
+}
+DRIVERS = {"nats", "redis", "memory", "log", "stack", "null"}
 PURE = (
-    "edge.client_events",
-    "edge.effects",
-    "edge.session",
-    "edge.session_patterns",
-    "edge.session_time",
-    "edge.hub",
-    "edge.outbox",
-    "edge.tally",
-    "edge.channel_rates",
-    "edge.lag",
-    "edge.protocols",
-    "edge.deadlines",
-    "edge.rules",
-    "edge.limits",
-    "edge.addresses",
-    "edge.lifecycle",
-    "edge.presence",
-    "edge.revocation",
-    "edge.rules_file",
-    "edge.rules_told",
+    "access.addresses access.origins access.revocation access.rules access.rules_file deadlines "
+    "cluster.rates delivery.hub delivery.outbox framing lifecycle.holdings metrics.tally "
+    "presence.members protocols sessions.client_events sessions.effects sessions.limits "
+    "sessions.patterns sessions.session sessions.timing"
 )
-"""The edge's ring without input and output, tested without sockets."""
-RING = (*PURE, "edge.auth", "edge.token_keys")  # pure, but for reading the keys
+DOORS = {  # what may import a third-party package: a regular expression over modules
+    "aiohttp": r"eventbus_edge\.(app|access\.jwks|http|keys|lifecycle\.webhooks|process)\b"
+    r"|eventbus_edge\.transports\b|eventbus\.(cli|client|testing)\b",
+    "cryptography": r"eventbus_edge\.access\.token_keys",
+    "jsonschema_rs": r"eventbus_edge\.sessions\.client_events",
+    "jwt": r"eventbus_edge\.access\.(jwks|tokens|token_keys)|eventbus\.cli\.tokens",
+    "msgspec": "",
+    "nats": r"eventbus\.drivers\.nats\.",
+    "nkeys": r"eventbus\.drivers\.nats\.auth",
+    "opentelemetry": r"eventbus\.tracing",
+    "prometheus_client": r"eventbus_edge\.metrics\.",
+    "psutil|rich|typer": r"eventbus\.cli\.",
+    "pytest|pytest_asyncio": r"eventbus\.testing\.",
+    "redis": r"eventbus\.drivers\.redis\.",
+    "uuid_utils": r"eventbus\.(messages\.message|drivers\.memory\.stream)",
+    "uvloop": r"eventbus_edge\.__main__|eventbus\.cli\.",
+    "watchfiles": r"eventbus\.cli\.dev\.",
+    "websockets": r"eventbus_edge\.framing\.extensions",
+}
 IMPURE = {"asyncio", "socket", "ssl", "threading", "aiohttp", "nats", "redis", "prometheus_client"}
 
 
-class Import(NamedTuple):
-    module: str
-    """The module that imports."""
-    target: str
-    line: int
-    lazy: bool
-    """Whether loading the module does without it: it stands in a function, or is for types."""
-
-
-def _name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+def _name(root: str, path: Path) -> str:
+    parts = (root, *path.relative_to(SOURCES[root]).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {
-    _name(path): path
-    for package in PACKAGES
-    for path in sorted((ROOT / package).rglob("*.py"))
-    if "__pycache__" not in path.parts
+TREES = {
+    _name(root, path): ast.parse(path.read_text(encoding="utf-8"))
+    for root, folder in SOURCES.items()
+    for path in sorted(folder.rglob("*.py"))
 }
 
 
-def _imports(module: str, tree: ast.AST) -> Iterator[Import]:
-    def walk(node: ast.AST, *, lazy: bool) -> Iterator[Import]:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module, alias.name, node.lineno, lazy)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            assert node.level == 0, f"{module}:{node.lineno}: a relative import"
-            for alias in node.names:
-                inner = f"{base}.{alias.name}"
-                yield Import(module, inner if inner in MODULES else base, node.lineno, lazy)
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
-            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        )
-        for child in ast.iter_child_nodes(node):
-            yield from walk(child, lazy=lazy or inside)
-
-    return walk(tree, lazy=False)
+def _targets(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if not isinstance(node, ast.ImportFrom):
+        return set()
+    assert node.level == 0, f"a relative import: {ast.unparse(node)}"
+    inner = {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name if name in TREES else str(node.module) for name in inner}
 
 
 IMPORTS = [
-    one
-    for module, path in MODULES.items()
-    for one in _imports(module, ast.parse(path.read_text(encoding="utf-8")))
-]
+    (module, target)
+    for module, tree in TREES.items()
+    for node in ast.walk(tree)
+    for target in _targets(node)
+]  # all of them: in functions and under TYPE_CHECKING too
 
 
-def _within(module: str, *names: str) -> bool:
-    return any(
-        module.startswith(name[:-1]) if name.endswith("*") else f"{module}.".startswith(f"{name}.")
-        for name in names
-    )
-
-
-def _layer(module: str) -> int:
-    for number, names in enumerate(LAYERS):
-        if _within(module, *names):
-            return number
+def _floor(module: str) -> tuple[int, str, bool]:
+    root, *rest = module.split(".")
+    for number, line in enumerate(LAYERS[root].strip().splitlines()):
+        if rest and rest[0] in line.split():
+            return number, rest[0], "+" in line
     raise AssertionError(f"{module} has no place in LAYERS: give it one")
 
 
-def _told(imports: list[Import]) -> list[str]:
-    return [f"{one.module}:{one.line} imports {one.target}" for one in imports]
+def _within(module: str, names: str, root: str = "eventbus_edge") -> bool:
+    return any(f"{module}.".startswith(f"{root}.{name}.") for name in names.split())
 
 
-def test_the_modules_are_found():
-    assert {"eventbus", "eventbus.bus", "edge.session", "schemas.chat"} <= MODULES.keys()
-    assert len(IMPORTS) > 100
-
-
-def test_packages_keep_their_directions():
-    allowed = {"eventbus": {"eventbus"}, "edge": {"edge", "eventbus"},
-               "schemas": {"schemas", "eventbus"}}  # fmt: skip
-    wrong = [
-        one
-        for one in IMPORTS
-        if (package := one.target.split(".")[0]) in PACKAGES
-        and package not in allowed[one.module.split(".")[0]]
-        # The command line and the parts for tests start edges: they stand above the edge.
-        and not (package == "edge" and _within(one.module, "eventbus.cli", "eventbus.testing"))
+def test_library_edge_and_catalogue_keep_their_directions():
+    allowed = {
+        "eventbus": {"eventbus"},
+        "eventbus_edge": {"eventbus", "eventbus_edge"},
+        "schemas": {"eventbus", "schemas"},
+    }
+    assert not [
+        (module, target)
+        for module, target in IMPORTS
+        if (root := target.split(".")[0]) in SOURCES
+        and root not in allowed[module.split(".")[0]]
+        and not _within(module, "cli testing", "eventbus")  # they start edges
     ]
-    assert _told(wrong) == []
 
 
-def test_layers_of_the_library_import_inwards_only():
+def test_packages_import_those_of_lower_layers_only():
     wrong = []
-    for one in IMPORTS:
-        if not (_within(one.module, "eventbus") and _within(one.target, "eventbus")):
-            continue
-        if one.module == "eventbus":
-            continue
-        same_package = one.module.split(".")[1] == (*one.target.split("."), "")[1]
-        if not same_package and _layer(one.target) >= _layer(one.module):
-            wrong.append(one)
-    assert _told(wrong) == []
+    for module, target in IMPORTS:
+        root = module.split(".")[0]
+        if target in SOURCES:  # the public API of another package
+            assert target != root or module == root, f"{module} imports its own root"
+        elif target.startswith(f"{root}.") and root in LAYERS and module != root:
+            floor, package, _ = _floor(module)
+            below, other, may_be_level = _floor(target)
+            if package != other and not (below < floor or (below == floor and may_be_level)):
+                wrong.append((module, target))
+    assert not wrong
 
 
-def test_no_module_imports_the_root_of_its_own_package():
-    wrong = [one for one in IMPORTS if one.target in PACKAGES and one.target != one.module
-             and one.module.split(".")[0] == one.target]  # fmt: skip
-    assert _told(wrong) == []
-
-
-def test_drivers_know_neither_events_nor_each_other():
-    wrong = []
-    for one in IMPORTS:
-        if not one.module.startswith("eventbus.drivers."):
-            continue
-        if one.module == "eventbus.drivers.registry":  # it makes them
-            continue
-        family = one.module.split(".")[2].split("_")[0]
-        if _within(one.target, "eventbus.events", "eventbus.outgoing", "eventbus.current"):
-            wrong.append(one)
-        elif _within(one.target, "eventbus.drivers"):
-            other = (*one.target.split("."), "")[2].split("_")[0]
-            if other not in (family, "base"):
-                wrong.append(one)
-    assert _told(wrong) == []
-
-
-def test_the_edges_ring_does_no_input_or_output():
-    wrong = [
-        one
-        for one in IMPORTS
-        if _within(one.module, *PURE)
-        and (
-            one.target.split(".")[0] in IMPURE
-            or (_within(one.target, "edge") and not _within(one.target, *RING))
-            or _within(one.target, "eventbus.bus", "eventbus.server", "eventbus.cli")
-        )
-    ]
-    assert _told(wrong) == []
-
-
-def test_every_dependency_has_its_doors():
-    wrong = []
-    for one in IMPORTS:
-        package = one.target.split(".")[0]
-        if package in sys.stdlib_module_names or package in PACKAGES:
-            continue
-        if not _within(one.module, *DOORS.get(package, ())):
-            wrong.append(one)
-    assert _told(wrong) == []
-
-
-@pytest.mark.parametrize("package", ["typer", "redis", "nats", "psutil", "pytest", "aiohttp"])
-def test_heavy_dependency_is_loaded_only_by_those_who_ask_for_it(package):
-    """No chain of imports leads from `import eventbus` to it."""
-    reached, queue = set(), ["eventbus"]
-    while queue:
-        module = queue.pop()
-        if module in reached:
-            continue
-        reached.add(module)
-        queue += [one.target for one in IMPORTS if one.module == module and not one.lazy]
-    assert package not in {module.split(".")[0] for module in reached}
-
-
-def test_there_is_no_circle():
-    graph: dict[str, set[str]] = {module: set() for module in MODULES}
-    for one in IMPORTS:
-        if not one.lazy and one.target in MODULES and one.target != one.module:
-            graph[one.module].add(one.target)
+def test_there_is_no_import_cycle_not_even_for_types():
+    graph: dict[str, set[str]] = {module: set() for module in TREES}
+    for module, target in IMPORTS:
+        if target in TREES and target != module:
+            graph[module].add(target)
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_the_environment_is_read_in_one_place():
+def test_drivers_do_not_know_each_other():
+    families = [
+        (module, *(name.split(".")[2:3] for name in (module, target)), target)
+        for module, target in IMPORTS
+        if module.startswith("eventbus.drivers.") and target.startswith("eventbus.drivers.")
+    ]
+    assert not [
+        (module, target)
+        for module, [own], [other], target in families
+        if own in DRIVERS and other in DRIVERS and own != other
+    ]
+
+
+def test_what_is_pure_does_no_input_or_output():
+    assert not [
+        (module, target)
+        for module, target in IMPORTS
+        if _within(module, PURE)
+        and (target.split(".")[0] in IMPURE or _within(target, "bus server cli", "eventbus"))
+    ]
+
+
+def test_each_dependency_has_its_doors():
+    doors = {name: door for names, door in DOORS.items() for name in names.split("|")}
+    assert not [
+        (module, target)
+        for module, target in IMPORTS
+        if (package := target.split(".")[0]) not in sys.stdlib_module_names | SOURCES.keys()
+        and not re.match(doors.get(package, "none"), f"{module}.")
+    ]
+
+
+def test_import_of_the_library_loads_no_heavy_dependency():
+    heavy = {"typer", "redis", "nats", "psutil", "pytest", "aiohttp", "eventbus_edge"}
+    code = f"import sys, eventbus; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.split() == []
+
+
+def test_folder_has_at_most_16_modules():
+    modules = Counter(
+        path.parent
+        for folder in SOURCES.values()
+        for path in folder.rglob("*.py")
+        if path.stem != "__init__"
+    )
+    assert not {str(folder): count for folder, count in modules.items() if count > 16}
+
+
+def test_wheel_owns_no_other_top_level_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {path.rpartition("/")[2] for path in packages} == {"eventbus", "eventbus_edge"}
+
+
+def test_environment_is_read_in_one_place():
     readers = [
-        f"{module}:{node.lineno}"
-        for module, path in MODULES.items()
-        if not _within(module, "eventbus.environment", "eventbus.cli")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        module
+        for module, tree in TREES.items()
+        if not _within(module, "environment cli", "eventbus")
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}
     ]
     assert readers == []

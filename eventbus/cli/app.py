@@ -6,16 +6,18 @@ from typing import Annotated
 import typer
 
 from eventbus.cli import (
-    broadcast,
-    dev,
-    doctor,
-    nodes,
+    edge as nodes,
     queue,
-    revoke,
-    schema,
     setup,
-    subjects,
-    tokens,
+)
+from eventbus.cli.broadcast import commands as broadcast
+from eventbus.cli.dev import command as dev
+from eventbus.cli.doctor import command as doctor
+from eventbus.cli.schema import commands as schema
+from eventbus.cli.subjects import commands as subjects
+from eventbus.cli.tokens import (
+    commands as tokens,
+    revoke,
 )
 
 __all__ = ["app", "main"]

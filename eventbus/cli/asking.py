@@ -10,7 +10,7 @@ from eventbus.cli.running import opened_bus
 from eventbus.errors import EventBusError
 
 if TYPE_CHECKING:
-    from edge.inquiry import Inquiry
+    from eventbus_edge.cluster.inquiry import Inquiry
 
 __all__ = ["NoEdge", "asking", "inquiry", "no_edge"]
 
@@ -29,8 +29,8 @@ async def asking() -> AsyncIterator[tuple[EventBus, "Inquiry"]]:
 @contextlib.asynccontextmanager
 async def inquiry(bus: EventBus) -> AsyncIterator["Inquiry"]:
     """Who asks all nodes over a bus. An answer is waited for at most a second."""
-    from edge.cluster import Cluster  # noqa: PLC0415 - `eventbus --help` is to be fast
-    from edge.inquiry import Inquiry  # noqa: PLC0415
+    from eventbus_edge.cluster.cluster import Cluster  # noqa: PLC0415 - `eventbus --help` is to be fast
+    from eventbus_edge.cluster.inquiry import Inquiry  # noqa: PLC0415
 
     name = f"cli-{secrets.token_hex(6)}"
     cluster = Cluster(bus.driver, bus.subjects, name, _ignore, is_node=False)

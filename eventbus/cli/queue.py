@@ -15,9 +15,8 @@ from eventbus.cli.running import (
     opened_bus,
     run as run_command,
 )
-from eventbus.drivers.base import QueueStore
-from eventbus.jobs import FailedJob, failed_jobs
-from eventbus.worker import Worker
+from eventbus.drivers.queues import QueueStore
+from eventbus.queue import FailedJob, Worker, failed_jobs
 
 __all__ = ["app"]
 

@@ -11,11 +11,14 @@ from typing import Any, Self
 import aiohttp
 
 from eventbus.channels import Pattern, validate_channel
-from eventbus.client.address import parse_address
 from eventbus.client.frames import Frame
-from eventbus.client.link import Link, Lost
-from eventbus.client.options import ClientOptions, ClientState, StateChange
-from eventbus.client.reconnect import FAILED, Reconnect
+from eventbus.client.link import (
+    FAILED,
+    Link,
+    Lost,
+    Reconnect,
+)
+from eventbus.client.options import ClientOptions, ClientState, StateChange, parse_address
 from eventbus.client.registry import Registry, names
 from eventbus.client.session import Session
 from eventbus.client.sockets import Sockets

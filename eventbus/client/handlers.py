@@ -7,12 +7,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from eventbus.client.frames import ClientMessage
-from eventbus.decoding import EventReader
 from eventbus.drivers.base import Delivery, Position
 from eventbus.errors import EventDefinitionError, InvalidPayload
-from eventbus.events import Event
-from eventbus.signatures import takes_context
-from eventbus.user_code import call_guarded, guarded
+from eventbus.events import Event, EventReader
+from eventbus.user_code import call_guarded, guarded, takes_context
 
 __all__ = ["ANY", "Handlers"]
 

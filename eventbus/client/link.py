@@ -1,20 +1,112 @@
-"""One WebSocket to an edge, for one life: it is never reconnected, but replaced."""
+"""Whether the far end is still there, by what was heard of it. Pure, without a clock."""
 
 import asyncio
 import contextlib
+import enum
+import random
 from collections.abc import Callable
-from typing import Any, Final
+from typing import (
+    Any,
+    Final,
+)
 
 import aiohttp
 import msgspec
 
-from eventbus.client.frames import Frame, decode_frame, encode_action
-from eventbus.client.liveness import Liveness, Verdict
-from eventbus.client.reconnect import FAILED
+from eventbus.client.frames import (
+    Frame,
+    decode_frame,
+    encode_action,
+)
 from eventbus.errors import ClientRefused
 from eventbus.urls import fault_text
 
-__all__ = ["Greeting", "Link", "Lost"]
+__all__ = ["FAILED", "Greeting", "Link", "Liveness", "Lost", "Reconnect", "Verdict"]
+
+
+ASK_AFTER: Final = 1.25
+"""In heartbeats. An edge asks a silent client after one, so that an idle connection is not idle."""
+MAX_ANSWER_S: Final = 10.0
+
+
+class Verdict(enum.Enum):
+    """What is to be done."""
+
+    WAIT = enum.auto()
+    ASK = enum.auto()
+    DEAD = enum.auto()
+
+
+class Liveness:
+    """A far end that is silent is asked, and given up when it does not answer."""
+
+    def __init__(self, heartbeat_s: float, now: float) -> None:
+        """`heartbeat_s` is the edge's own; times are monotonic seconds."""
+        self.ask_after_s = ASK_AFTER * heartbeat_s
+        self.answer_s = min(heartbeat_s, MAX_ANSWER_S)
+        self._heard_at = now
+        self._asked_at: float | None = None
+        self._looked_at = now
+
+    @property
+    def look_every_s(self) -> float:
+        """How often to call `look`."""
+        return self.answer_s / 4
+
+    def heard(self, now: float) -> None:
+        """Something came, of whatever kind."""
+        self._heard_at = now
+        self._asked_at = None
+
+    def look(self, now: float) -> Verdict:
+        """Look at the silence so far."""
+        slept, self._looked_at = now - self._looked_at > 2 * self.look_every_s, now
+        if slept:
+            # It was this process that was not listening: what came meanwhile is still unread.
+            self._heard_at, self._asked_at = max(self._heard_at, now - self.ask_after_s), None
+        if self._asked_at is not None:
+            return Verdict.DEAD if now - self._asked_at >= self.answer_s else Verdict.WAIT
+        if now - self._heard_at >= self.ask_after_s:
+            self._asked_at = now
+            return Verdict.ASK
+        return Verdict.WAIT
+
+
+FAILED: Final = 1006
+"""RFC 6455, 7.4.1: the code of a connection that ended without one."""
+
+
+class Reconnect:
+    """Counts failures, and gives each its delay."""
+
+    def __init__(
+        self, first_s: float, last_s: float, uniform: Callable[[float, float], float] | None = None
+    ) -> None:
+        """`uniform(a, b)` gives the jitter: that of `random` by default."""
+        self.failures = 0
+        self._first_s = first_s
+        self._last_s = last_s
+        self._uniform = uniform or random.uniform
+
+    def steady(self) -> None:
+        """A connection has lived long enough for the next delay to be a first one."""
+        self.failures = 0
+
+    def after(self, code: int, retry_after_s: float = 0.0) -> float | None:
+        """The seconds to wait after a connection ended with that code; None to stay away.
+
+        The bands of docs/wire-protocol.md, "Close codes": 40xx never, 42xx at once, jittered, and
+        all others after a back-off that doubles. What says "at once" again and again backs off too.
+        A server's Retry-After holds where it is longer, up to the longest delay.
+        """
+        if 4000 <= code < 4100:
+            return None
+        at_once = 4200 <= code < 4300 and self.failures == 0
+        bound = min(self._last_s, self._first_s * 2.0 ** min(self.failures, 64))
+        delay = self._uniform(0.0, self._first_s) if at_once else self._uniform(bound / 2, bound)
+        self.failures += 1
+        return max(delay, min(retry_after_s, self._last_s))
+
 
 PROTOCOL: Final = "eventbus.v1"
 CLOSE_S: Final = 2.0

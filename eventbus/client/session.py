@@ -9,9 +9,8 @@ from typing import Any, Final
 import msgspec
 
 from eventbus.client.frames import Frame
-from eventbus.client.link import Link, Lost
+from eventbus.client.link import FAILED, Link, Lost
 from eventbus.client.options import ClientOptions
-from eventbus.client.reconnect import FAILED
 from eventbus.client.registry import Registry
 from eventbus.client.requests import OnAnswer, Requests
 from eventbus.client.tokens import TokenSource

@@ -15,7 +15,7 @@ from eventbus.client.handlers import ANY, Handlers
 from eventbus.client.inbox import Ended, Inbox
 from eventbus.errors import ClientClosed, ClientError, ClientRefused
 from eventbus.events import Event
-from eventbus.message import encode_data
+from eventbus.messages import encode_data
 
 if TYPE_CHECKING:
     from eventbus.client.client import EdgeClient

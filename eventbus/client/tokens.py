@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from eventbus.client.link import Lost
-from eventbus.client.reconnect import FAILED
+from eventbus.client.link import FAILED, Lost
 from eventbus.user_code import call_guarded, cause_of
 
 __all__ = ["Token", "TokenSource"]

@@ -5,13 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from eventbus.contracts.docs import class_doc
-from eventbus.data_types import data_type
-from eventbus.events import (
-    Event,
-    ShouldBroadcast,
-    event_definition,
-    event_types,
-)
+from eventbus.events import Event, ShouldBroadcast, data_type, event_definition, event_types
 
 __all__ = ["Contract", "Kind", "catalogue", "shared"]
 

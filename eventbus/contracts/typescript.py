@@ -9,7 +9,7 @@ import msgspec
 from eventbus.contracts.catalogue import Contract, Kind, shared
 from eventbus.contracts.jsonschema import Schema, schemas_of
 from eventbus.contracts.words import facts
-from eventbus.message import CLIENT_EVENT_PREFIX
+from eventbus.messages import CLIENT_EVENT_PREFIX
 
 __all__ = ["declarations"]
 

@@ -1,9 +1,17 @@
 """What every driver is: it moves subjects, headers and bytes, and never sees an event object."""
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Mapping,
+)
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    Final,
+    NamedTuple,
+    Protocol,
+    runtime_checkable,
+)
 
 __all__ = [
     "NO_HEADERS",
@@ -14,26 +22,22 @@ __all__ = [
     "CountingDriver",
     "Delivery",
     "Driver",
-    "Failure",
+    "GapSubscription",
     "Handler",
     "Headers",
     "HistoryDriver",
+    "MaintenanceDriver",
+    "OnGap",
     "Page",
     "Position",
     "PreparedDriver",
     "Published",
-    "QueueDriver",
-    "QueueReader",
-    "QueueStats",
-    "QueueStore",
-    "StateDriver",
     "StateHandler",
-    "StateStore",
     "Subscription",
-    "Taken",
     "check_of",
     "counters_of",
 ]
+
 
 Headers = Mapping[str, str]
 NO_HEADERS: Final[Headers] = MappingProxyType({})
@@ -172,198 +176,6 @@ class HistoryDriver(Driver, Protocol):
         """
 
 
-class Taken(Protocol):
-    """A job that a reader has taken; it ends by one of `done`, `retry`, `hand_back` and `fail`.
-
-    One that is not ended and not touched for the lease's time is given to another reader. None of
-    the methods raises DriverError: what the broker does not confirm is logged, and comes again.
-    """
-
-    @property
-    def queue(self) -> str:
-        """The queue it was taken from."""
-
-    @property
-    def key(self) -> str:
-        """A name for it where its payload tells none, unique within the queue's life."""
-
-    @property
-    def payload(self) -> bytes:
-        """What was pushed."""
-
-    @property
-    def attempt(self) -> int:
-        """How often it has been taken and not handed back, this time included; from 1."""
-
-    async def done(self) -> None:
-        """It has been done."""
-
-    async def retry(self, seconds: float) -> None:
-        """Give it to a reader again, after that time."""
-
-    async def hand_back(self) -> None:
-        """Give it to a reader again, as if it had not been taken."""
-
-    async def fail(self, failure: "Failure") -> None:
-        """Keep it among the failures."""
-
-    async def touch(self) -> bool:
-        """It is being worked on: its lease begins again. False where the broker is away."""
-
-    async def is_queued(self) -> bool:
-        """Whether nobody has ended it yet. Raises ConnectionFailed."""
-
-    def continues(self, earlier: "Taken") -> None:
-        """It is the same job as `earlier`, which is still worked on: it is no try of its own."""
-
-
-class Failure(NamedTuple):
-    """A job that is not tried again by itself."""
-
-    id: str
-    """Up to 100 of A-Z a-z 0-9 _ and -. A second failure of this id takes the first one's place."""
-    queue: str
-    info: str
-    """What is known of it, as ASCII; the drivers do not look into it."""
-    payload: bytes
-
-
-class QueueStats(NamedTuple):
-    """How many jobs a queue has."""
-
-    queue: str
-    ready: int
-    taken: int
-    """Being worked on, or waiting for their next try."""
-    delayed: int
-
-
-class QueueReader(Protocol):
-    """Takes jobs from one queue; one call at a time of each method."""
-
-    async def fetch(self, limit: int) -> Sequence[Taken]:
-        """What is ready now, about `limit` at most. Raises ConnectionFailed, StreamMismatch."""
-
-    async def wait(self) -> Taken | None:
-        """The next job; None after some seconds without one. Raises as `fetch` does.
-
-        A job that arrives when the call has been cancelled is handed back.
-        """
-
-    async def aclose(self) -> None:
-        """Take no more. Closing twice is harmless."""
-
-
-class QueueStore(Protocol):
-    """The queues of a driver, and the jobs that failed."""
-
-    @property
-    def lease(self) -> float:
-        """Seconds after which a job that is not touched is given to another reader.
-
-        Infinite where that never happens.
-        """
-
-    async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
-        """Store a job, to be taken after `delay` seconds; one of the same id is stored once.
-
-        Raises PublishFailed, NotSupported (for a delay), EncodingError, StreamMismatch.
-        """
-
-    def reader(self, queue: str) -> QueueReader:
-        """A reader of one queue."""
-
-    async def stats(self) -> Sequence[QueueStats]:
-        """Each queue that has jobs or readers, by name. Raises ConnectionFailed."""
-
-    async def failures(self, limit: int) -> Sequence[Failure]:
-        """The oldest failures, up to `limit`. Raises ConnectionFailed."""
-
-    async def failure(self, id: str) -> Failure | None:  # noqa: A002
-        """The failure of that id, or None. Raises ConnectionFailed."""
-
-    async def failure_count(self) -> int:
-        """How many failures are kept. Raises ConnectionFailed."""
-
-    async def retry(self, id: str) -> bool:  # noqa: A002
-        """Push a failed job again and drop the failure; False for an unknown id."""
-
-    async def forget(self, id: str) -> bool:  # noqa: A002
-        """Drop a failure; False for an unknown id."""
-
-    async def flush(self) -> int:
-        """Drop all failures; how many there were."""
-
-
-class QueueDriver(Driver, Protocol):
-    """A driver with QUEUE: it stores jobs until a worker has done them."""
-
-    @property
-    def queues(self) -> QueueStore:
-        """Its queues. Raises ConnectionFailed when the driver is not open."""
-
-
-class StateStore(Protocol):
-    """Small entries that every process of the cluster sees.
-
-    Keys are dot-separated tokens as channels are, and may have 300 bytes. How long entries last is
-    the driver's to say: see `StateDriver.state` and `StateDriver.durable_state`.
-    Writes of one key must be made one after another; those of others may be concurrent.
-    """
-
-    @property
-    def losses(self) -> int:
-        """How often, since the start, changes may have passed untold or entries may be lost.
-
-        Whoever watches looks at it from time to time, and when it has risen reads `entries` again.
-        """
-
-    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
-        """Set an entry; it ends after `ttl_s` seconds (at least 1) unless it is set again.
-
-        Raises PublishFailed, and InvalidPattern for what is no key.
-        """
-
-    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
-        """Set an entry unless it has another value; whether it has this one now.
-
-        Of several that claim one key at once, one succeeds: with a value of its own, each can hold
-        a lease so, and prolong it by claiming it again. Raises as `put` and `entries` do.
-        """
-
-    async def delete(self, key: str) -> None:
-        """End an entry; one that is not there is no error. Raises as `put` does."""
-
-    async def entries(self, pattern: str) -> Mapping[str, bytes]:
-        """The entries whose keys match a filter, as of now. Raises ConnectionFailed."""
-
-    async def watch(self, pattern: str, handler: "StateHandler") -> Subscription:
-        """Be told of each change from now on: key and value, None where an entry has ended.
-
-        An entry whose time is over is told within a second; an end may be told twice. Changes that
-        pass while there is no connection are not told: see `losses`. Raises ConnectionFailed.
-        """
-
-
-class StateDriver(Driver, Protocol):
-    """A driver with PRESENCE: it keeps what nodes say of themselves."""
-
-    @property
-    def state(self) -> StateStore:
-        """What nodes can report again, such as presence: it may be lost with the broker's memory.
-
-        Raises ConnectionFailed when the driver is not open.
-        """
-
-    @property
-    def durable_state(self) -> StateStore:
-        """What must outlive a restart of all nodes and of the broker, such as revocations.
-
-        It is as durable as anything that the broker keeps. It may be the same store as `state`
-        where that is so. Raises ConnectionFailed when the driver is not open.
-        """
-
-
 @runtime_checkable
 class PreparedDriver(Protocol):
     """A driver that makes things at the broker before it can use them."""
@@ -435,3 +247,39 @@ def counters_of(driver: Driver) -> Mapping[str, int]:
 
 StateHandler = Callable[[str, bytes | None], None]
 """Called in the event loop for each change, in the order of each key's changes."""
+
+OnGap = Callable[[], None]
+
+
+@runtime_checkable
+class GapSubscription(Protocol):
+    """A subscription to a filter that tells of gaps.
+
+    A listener to one subject sees a gap itself, by `Delivery.previous`. For a filter it cannot,
+    since offsets compare within a channel. A driver may also report that the history of one subject
+    was replaced, before the next message shows it: the subscription's `position` is then in the new
+    one.
+    """
+
+    on_gap: OnGap | None
+    """Called in the event loop where messages may have been missed that are not read again, before
+    whatever follows them is delivered. It must not raise. To be set when `subscribe` has returned,
+    before the next await."""
+
+
+class MaintenanceDriver(HistoryDriver, Protocol):
+    """A driver with MAINTENANCE."""
+
+    async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
+        """How many messages are stored of each live subject that matches a filter.
+
+        Up to `limit` subjects, whichever; those without messages are left out. Raises
+        ConnectionFailed.
+        """
+
+    async def purge(self, subject: str) -> int:
+        """Remove what is stored of a live subject; how many messages it was.
+
+        Offsets go on from where they were, and whoever resumes from before a message that was
+        removed is told so: see `Page.complete`. Raises ConnectionFailed.
+        """

@@ -62,14 +62,14 @@ def _memory(settings: Settings) -> Driver:
 
 
 def _nats(settings: Settings) -> Driver:
-    from eventbus.drivers.nats import NatsDriver  # noqa: PLC0415
+    from eventbus.drivers.nats.driver import NatsDriver  # noqa: PLC0415
 
     return NatsDriver(settings)
 
 
 def _redis(settings: Settings) -> Driver:
     try:
-        from eventbus.drivers.redis import RedisDriver  # noqa: PLC0415
+        from eventbus.drivers.redis.driver import RedisDriver  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "redis":
             raise

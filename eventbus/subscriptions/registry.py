@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
 from eventbus.channels import Subjects
-from eventbus.decoding import EventContext, EventReader
 from eventbus.drivers.base import Driver
 from eventbus.errors import BusStateError, EventDefinitionError
-from eventbus.events import Event
+from eventbus.events import Event, EventContext, EventReader
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
 from eventbus.subscriptions.subscription import CLOSE_S, EventSubscription, Handler
 

@@ -9,10 +9,8 @@ from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
 from eventbus.channels import Subjects
-from eventbus.completion import complete
-from eventbus.decoding import EventContext, EventReader
 from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
-from eventbus.drivers.base_consumer import (
+from eventbus.drivers.consumers import (
     Consumer,
     ConsumerDriver,
     ConsumerSettings,
@@ -26,12 +24,15 @@ from eventbus.errors import (
     InvalidPayload,
     NotSupported,
 )
-from eventbus.events import Event
-from eventbus.message import HEADER_REASON
-from eventbus.pool import Pool, Work
-from eventbus.signatures import takes_context
+from eventbus.events import Event, EventContext, EventReader
+from eventbus.messages import HEADER_REASON
 from eventbus.subscriptions.options import Options, consumer_name
-from eventbus.user_code import call_guarded, guarded
+from eventbus.tasks import (
+    Pool,
+    Work,
+    complete,
+)
+from eventbus.user_code import call_guarded, guarded, takes_context
 
 __all__ = ["EventSubscription", "Handler"]
 

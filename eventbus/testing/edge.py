@@ -6,12 +6,15 @@ from typing import Final, Self
 
 from aiohttp import web
 
-from edge.app import create_app, make_runner
-from edge.config import EdgeSettings
-from edge.rules import ChannelRules
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.testing.websocket import WebSocketClient
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.app import (
+    create_app,
+    make_runner,
+)
+from eventbus_edge.config import EdgeSettings
 
 __all__ = ["EdgeServer"]
 
@@ -26,8 +29,8 @@ class EdgeServer:
     ) -> None:
         """Listen on the loopback interface, on a free port whatever the settings say.
 
-        `bus` is open and stays the caller's. Without `rules`, those of `edge.channels` hold, into
-        which the module `settings.app` puts the application's. Raises ConfigError.
+        `bus` is open and stays the caller's. Without `rules`, those of `eventbus_edge.channels`
+        apply; the module `settings.app` adds the application's to them. Raises ConfigError.
         """
         self.settings = settings
         self.bus = bus

@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
-from eventbus import current
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import BusStateError
-from eventbus.events import Event
-from eventbus.jobs import Job
-from eventbus.listeners import Listeners
-from eventbus.message import Receipt
-from eventbus.outgoing import Outgoing
+from eventbus.events import Event, Listeners, Outgoing, current
+from eventbus.messages import Receipt
+from eventbus.queue import Job
 from eventbus.testing.recorder import Recorder
 from eventbus.testing.records import RecordedEvent, read_message
 

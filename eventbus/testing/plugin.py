@@ -26,9 +26,9 @@ from eventbus.server import NatsServer
 from eventbus.testing.faking import EventFake, fake
 
 if TYPE_CHECKING:  # they load aiohttp and the edge, which a test that does not use them is spared
-    from edge.config import EdgeSettings
     from eventbus.testing.edge import EdgeServer
     from eventbus.testing.websocket import Connect
+    from eventbus_edge.config import EdgeSettings
 
 try:
     from pytest_asyncio import fixture as async_fixture
@@ -111,7 +111,7 @@ async def event_bus(event_bus_settings: Settings) -> AsyncIterator[EventBus]:
 @pytest.fixture
 def edge_settings() -> "EdgeSettings":
     """The settings of `edge_server`, with a secret of its own; override it to change them."""
-    from edge.config import EdgeSettings  # noqa: PLC0415
+    from eventbus_edge.config import EdgeSettings  # noqa: PLC0415
 
     return EdgeSettings(jwt_secret=secrets.token_hex(32), drain_time=0.0, unsubscribe_after=0.05)
 

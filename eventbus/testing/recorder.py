@@ -6,9 +6,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from eventbus.channels import Pattern
-from eventbus.events import Event
-from eventbus.message import encode_data
-from eventbus.queue import validate_queue
+from eventbus.events import Event, validate_queue
+from eventbus.messages import encode_data
 from eventbus.testing.records import RecordedEvent, RecordedMessage, tell
 
 __all__ = ["Recorder"]

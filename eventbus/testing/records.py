@@ -5,10 +5,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from eventbus.events import Event, event_definition
-from eventbus.jobs import Job
-from eventbus.message import HEADER_EXCEPT
-from eventbus.outgoing import Outgoing
+from eventbus.events import Event, Outgoing, event_definition
+from eventbus.messages import HEADER_EXCEPT
+from eventbus.queue import Job
 
 __all__ = ["RecordedEvent", "RecordedMessage", "read_message", "tell"]
 

@@ -13,19 +13,22 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from edge.config import EdgeSettings
-from edge.hub import Hub
-from edge.metrics import Metrics
-from edge.outbox import Outbox
-from edge.protocols.native import NativeWebSocket
-from edge.rules import ChannelRules
-from edge.traffic import Traffic, to_message
 from eventbus import tracing
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery, Position
-from eventbus.drivers.nats_fast import RawHeaders
-from eventbus.message import Message, utc_now
+from eventbus.drivers.nats.client import RawHeaders
+from eventbus.messages import Message, utc_now
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.hub import Hub
+from eventbus_edge.delivery.outbox import Outbox
+from eventbus_edge.delivery.traffic import (
+    Traffic,
+    to_message,
+)
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.protocols.native import NativeWebSocket
 
 CHANNEL: Final = "general"
 MESSAGES: Final = 20_000

@@ -13,11 +13,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-from edge.config import EdgeSettings
-from edge.protocols.deflate import DeflatedFormats
-from edge.protocols.native import NativeWebSocket
-from edge.protocols.vocabulary import ChannelMessage, WireFormat
 from eventbus.drivers.base import Position
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.framing.deflate import DeflatedFormats
+from eventbus_edge.protocols.native import NativeWebSocket
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    WireFormat,
+)
 
 SIZES = (1_000, 4_000, 16_000, 64_000, 1_000_000)
 LEVELS = (1, EdgeSettings().compression_level, 6, 9)

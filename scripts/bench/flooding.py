@@ -149,7 +149,11 @@ async def _edge(**settings: str) -> AsyncIterator[int]:
         }
     )
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "edge", stdout=asyncio.subprocess.PIPE, env=environ | settings
+        sys.executable,
+        "-m",
+        "eventbus_edge",
+        stdout=asyncio.subprocess.PIPE,
+        env=environ | settings,
     )
     assert process.stdout is not None
     try:

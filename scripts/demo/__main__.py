@@ -12,12 +12,12 @@ from typing import Final
 
 import aiohttp
 
-from edge.config import EdgeSettings
-from edge.serving import serve
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import EventBusError, ServerError
 from eventbus.server import NatsServer
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.process.serving import serve
 from scripts.demo import once
 from scripts.demo.page import extend, guest_token, new_guest
 from scripts.demo.service import serve_measurements

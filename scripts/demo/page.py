@@ -11,8 +11,8 @@ from typing import Final
 
 from aiohttp import web
 
-from edge.static_files import page
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
+from eventbus_edge.http.pages import page
 
 __all__ = ["extend", "guest_token", "new_guest"]
 

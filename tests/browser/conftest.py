@@ -16,7 +16,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def keep(request: pytest.FixtureRequest) -> Callable[[Page, str], Awaitable[None
 
 
 class EdgeProcess:
-    """`python -m edge`, to be killed and started again on a port of its own."""
+    """`python -m eventbus_edge`, to be killed and started again on a port of its own."""
 
     def __init__(self, environ: dict[str, str]) -> None:
         self.environ = environ
@@ -149,7 +149,7 @@ class EdgeProcess:
     async def start(self, **environ: str) -> None:
         self.environ |= environ
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "edge"),
+            *(sys.executable, "-m", "eventbus_edge"),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
             env={"PATH": os.environ["PATH"], "BROADCAST_WEBSOCKET_PORT": str(self.port)}

@@ -11,7 +11,7 @@ import pytest_asyncio
 from aiohttp import WSMsgType, web
 from playwright.async_api import Page
 
-from edge.app import STATIC
+from eventbus_edge.app import STATIC
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright._impl._driver import compute_driver_executable
 
-from edge.app import STATIC
+from eventbus_edge.app import STATIC
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

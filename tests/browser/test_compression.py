@@ -7,11 +7,14 @@ import pytest_asyncio
 from aiohttp import web
 from playwright.async_api import Browser
 
-from edge.app import create_app, make_runner
-from edge.config import EdgeSettings
-from edge.keys import NODE
 from eventbus.bus import EventBus
 from eventbus.config import Settings
+from eventbus_edge.app import (
+    create_app,
+    make_runner,
+)
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.keys import NODE
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

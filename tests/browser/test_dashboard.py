@@ -6,7 +6,7 @@ import signal
 import pytest
 from playwright.async_api import expect
 
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

@@ -4,10 +4,18 @@ import pytest
 from aiohttp import web
 from playwright.async_api import expect
 
-from edge.app import create_app, make_runner
-from edge.config import EdgeSettings
-from eventbus import ClientEvent, Event, ShouldBroadcast, events
+from eventbus import (
+    ClientEvent,
+    Event,
+    ShouldBroadcast,
+)
 from eventbus.config import Settings
+from eventbus.events import event as events
+from eventbus_edge.app import (
+    create_app,
+    make_runner,
+)
+from eventbus_edge.config import EdgeSettings
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 

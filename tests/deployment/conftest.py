@@ -286,8 +286,8 @@ class Deployment:
             "BROADCAST_DRAIN_TIME": "2",
             **changes,
         }
-        edge = self.start(name, [sys.executable, "-m", "edge"], environ)
-        # As `edge.health` asks: whoever has started it knows whom it asks.
+        edge = self.start(name, [sys.executable, "-m", "eventbus_edge"], environ)
+        # As `eventbus_edge.health` asks: whoever has started it knows whom it asks.
         anyone = ssl.create_default_context()
         anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
         url = f"https://127.0.0.1:{port}/readyz"

@@ -17,13 +17,13 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from edge.config import EdgeSettings
-from edge.listening import BACKLOG
-from edge.metrics import Metrics
-from edge.metrics_read import ReadMetric
 from eventbus.config import Settings
 from eventbus.environment import FILE_SUFFIX, variables
 from eventbus.server import find_binary
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics.readers import ReadMetric
+from eventbus_edge.process.listening import BACKLOG
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"

@@ -20,7 +20,7 @@ def test_image_runs_as_a_user_without_rights_and_passes_signals_on():
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     assert "USER 10001" in lines
     assert 'ENTRYPOINT ["eventbus"]' in lines
-    assert any(line.endswith('CMD ["python", "-m", "edge.health"]') for line in lines)
+    assert any(line.endswith('CMD ["python", "-m", "eventbus_edge.health"]') for line in lines)
 
 
 def test_image_is_what_was_installed_on_a_base_of_one_release():

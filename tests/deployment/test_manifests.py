@@ -10,18 +10,18 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from edge.app import create_app
-from edge.config import EdgeSettings
-from edge.metrics import Metrics
 from eventbus.config import Settings
 from eventbus.environment import FILE_SUFFIX, variables
+from eventbus_edge.app import create_app
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.metrics.metrics import Metrics
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 SYSTEMD = DEPLOY / "systemd"
 UNITS = ("eventbus-edge", "eventbus-worker")
 WORKER_END_S = 15
-"""What `edge.supervisor` gives a worker beyond the drain."""
+"""What `eventbus_edge.process.supervisor` gives a worker beyond the drain."""
 UNIT_HARDENING = {
     "DynamicUser": "yes",
     "NoNewPrivileges": "yes",

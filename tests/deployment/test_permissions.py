@@ -9,11 +9,14 @@ import pytest
 import trustme
 from aiohttp import web
 
-from edge.revocation import Revocation
-from edge.revoking import read_kept, tell
 from eventbus.bus import EventBus
 from eventbus.client import connect
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
+from eventbus_edge.access.revocation import Revocation
+from eventbus_edge.access.revoker import (
+    read_kept,
+    tell,
+)
 
 pytestmark = pytest.mark.xdist_group("deployment")
 

@@ -17,7 +17,7 @@ import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 
 pytestmark = [
     pytest.mark.redis,
@@ -112,7 +112,7 @@ def edges(environ):
             }
             process = stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", "edge"],
+                    [sys.executable, "-m", "eventbus_edge"],
                     env=environ | own,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
@@ -218,7 +218,7 @@ async def test_page_of_an_origin_that_is_named_may_read_events_and_others_may_no
 
 def run_edge(environ, **changes):
     return subprocess.run(
-        [sys.executable, "-m", "edge"],
+        [sys.executable, "-m", "eventbus_edge"],
         env=environ | {"BROADCAST_WEBSOCKET_PORT": "0", "JWT_SECRET": JWT_SECRET} | changes,
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

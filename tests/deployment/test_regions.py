@@ -16,7 +16,7 @@ import urllib.request
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
 from eventbus.errors import PublishFailed
 from eventbus.server import find_binary

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from edge.auth import Claims
-from edge.config import EdgeSettings
-from edge.rules import Allowed, Ask, ChannelRules, Denied
-from edge.rules_file import read_rules
 from eventbus.config import Settings
 from eventbus.environment import variables
+from eventbus_edge.access.rules import (
+    Allowed,
+    Ask,
+    ChannelRules,
+    Denied,
+)
+from eventbus_edge.access.rules_file import read_rules
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.config import EdgeSettings
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "access.md").read_text(encoding="utf-8")
 
@@ -50,7 +55,7 @@ def test_the_file_of_the_page_says_what_its_comments_say(rules):
 
 def test_the_module_of_the_page_registers_its_rules_and_its_authorizer(tmp_path, monkeypatch):
     made = ChannelRules()
-    monkeypatch.setattr("edge.channels", made)
+    monkeypatch.setattr("eventbus_edge.channels", made)
     path = tmp_path / "app.py"
     path.write_text(example("python"), encoding="utf-8")
     runpy.run_path(str(path))

@@ -22,7 +22,11 @@ from typing import NamedTuple
 
 import pytest
 
-from eventbus import current, events, listeners
+from eventbus.events import (
+    current,
+    event as events,
+    listeners,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.metrics import MetricWrapperBase
 
-from edge.config import EdgeSettings
-from edge.metrics import Metrics
-from edge.metrics_read import ReadMetric
 from eventbus.config import Settings
 from eventbus.environment import variables
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics.readers import ReadMetric
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "operating.md").read_text(encoding="utf-8")
 ALERTS = re.findall(r"expr: (.*)", PAGE)

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge.rules import channels
 from eventbus import EventBus
 from eventbus.events import event_types
+from eventbus_edge.access.rules import channels
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

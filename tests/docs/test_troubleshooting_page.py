@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.server import NatsServer
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_every_quote_of_the_page_is_tried():
 
 
 class Edge:
-    """`python -m edge`, its log in a file."""
+    """`python -m eventbus_edge`, its log in a file."""
 
     def __init__(self, process, port, log):
         self.process, self.port, self._log = process, port, log
@@ -114,7 +114,7 @@ def start(environ, tmp_path):
             log = tmp_path / f"edge-{port}.log"
             process = stack.enter_context(
                 subprocess.Popen(
-                    [sys.executable, "-m", "edge"],
+                    [sys.executable, "-m", "eventbus_edge"],
                     env=environ | {"BROADCAST_WEBSOCKET_PORT": str(port)} | changes,
                     cwd=tmp_path,
                     stdout=subprocess.PIPE,
@@ -194,7 +194,7 @@ def test_origin_that_is_not_allowed(start, run):
     edge = start(CORS_ALLOWED_ORIGINS="https://app.example.com")
     origin = ("-H", "Origin: http://localhost:3000")
     seen("403-origin", curl(f"{edge.url}/ws", *UPGRADE, *origin))
-    seen("403-origin-log", edge.wait_for("edge.origins"))
+    seen("403-origin-log", edge.wait_for("eventbus_edge.access.hosts"))
     seen("403-metric", metrics(edge))
     seen("doctor-cors", run("doctor", CORS_ALLOWED_ORIGINS="https://app.example.com/"))
 

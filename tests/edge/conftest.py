@@ -16,13 +16,16 @@ from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect as ws_connect
 from websockets.exceptions import InvalidStatus
 
-from edge.app import create_app, make_runner
-from edge.config import EdgeSettings
-from edge.keys import NODE
-from edge.rules import ChannelRules
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.app import (
+    create_app,
+    make_runner,
+)
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.keys import NODE
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 PATIENCE_S = 10.0
@@ -116,7 +119,7 @@ async def open_client(port, path="/ws", *, token=None, **options) -> AsyncIterat
 
 
 class EdgeProcess:
-    """`python -m edge` as a child process."""
+    """`python -m eventbus_edge` as a child process."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int):
         self.process = process
@@ -251,7 +254,7 @@ async def start_process(nats_server, namespace):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "edge",
+            "eventbus_edge",
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from edge.background import Background
+from eventbus_edge.background import Background
 
 
 class Dropped:

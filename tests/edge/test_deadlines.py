@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from edge.deadlines import Deadlines
+from eventbus_edge.deadlines import Deadlines
 
 KEYS = st.sampled_from("abcde")
 TIMES = st.integers(0, 20).map(float)

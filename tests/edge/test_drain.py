@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from edge.rules import ChannelRules
 from eventbus.config import Settings
+from eventbus_edge.access.rules import ChannelRules
 
 
 async def get(url, path, **options):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from eventbus.events import Event, ShouldBroadcast
-from eventbus.message import HEADER_REASON
+from eventbus.messages import HEADER_REASON
 
 
 class EndToEndOrderShipped(Event, ShouldBroadcast, channel="general"):

@@ -9,13 +9,17 @@ import time
 import aiohttp
 import pytest
 
-from edge.admission import Admission
-from edge.config import EdgeSettings
-from edge.metrics import Metrics
-from edge.problem import Problem
-from edge.rules import ANYONE, ChannelRules, Rule
 from eventbus.channels import ChannelKind, Pattern
 from eventbus.client import connect
+from eventbus_edge.access.admission import Admission
+from eventbus_edge.access.rules import (
+    ANYONE,
+    ChannelRules,
+    Rule,
+)
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.problem import Problem
 
 PATIENCE_S = 30.0
 HANDSHAKE = (

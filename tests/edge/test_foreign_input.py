@@ -8,10 +8,10 @@ import time
 import msgspec
 import pytest
 
-from edge.api_types import ListQuery
 from eventbus.bus import EventBus
 from eventbus.tasks import fault_count
 from eventbus.webhooks import listen_lifecycle
+from eventbus_edge.cluster.answers import ListQuery
 
 FAST = {
     "lifecycle": "on",

@@ -4,9 +4,13 @@ import logging
 
 import pytest
 
-from edge.logs import ConsoleFormatter, JsonFormatter, configure
-from edge.rules import ChannelRules
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.logs import (
+    ConsoleFormatter,
+    JsonFormatter,
+    configure,
+)
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
@@ -120,7 +124,7 @@ async def test_what_concerns_a_connection_names_it_in_the_log(start_edge, bus, t
     assert await client.closed() == 4201
     told = [r for r in caplog.records if getattr(r, "connection", None) == connection_id]
     names = {record.name for record in told}
-    assert {"edge.authorize", "edge.connection"} <= names
+    assert {"eventbus_edge.access.authorizers", "eventbus_edge.sessions.connection"} <= names
     for record in told:
         line = json.loads(JsonFormatter().format(record))
         assert line["connection"] == connection_id
@@ -140,7 +144,7 @@ async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_i
     assert await client.closed() == 1011
     assert await other.hears_nothing()
     [record] = [r for r in caplog.records if r.exc_info]
-    assert (record.connection, record.name) == (connection_id, "edge.connection")
+    assert (record.connection, record.name) == (connection_id, "eventbus_edge.sessions.connection")
 
 
 class Unshowable(Exception):

@@ -7,9 +7,13 @@ import socket
 
 import pytest
 
-from edge.rules import ANYONE, ChannelRules, Rule
 from eventbus.channels import ChannelKind, Pattern
 from eventbus.config import Settings
+from eventbus_edge.access.rules import (
+    ANYONE,
+    ChannelRules,
+    Rule,
+)
 
 pytestmark = pytest.mark.redis
 

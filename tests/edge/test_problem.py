@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from edge.problem import STATUS, Problem, bad_token, retry_after
+from eventbus_edge.problem import (
+    STATUS,
+    Problem,
+    bad_token,
+    retry_after,
+)
 
 
 def test_body_is_problem_json_with_a_code():

@@ -24,10 +24,10 @@ from eventbus.broadcasting import (
     broadcast_to_team,
     broadcast_to_user,
 )
-from eventbus.current import current_bus
 from eventbus.drivers.memory import MemoryDriver
-from eventbus.message import HEADER_EXCEPT
-from eventbus.worker import Worker
+from eventbus.events import current_bus
+from eventbus.messages import HEADER_EXCEPT
+from eventbus.queue import Worker
 
 
 class ParcelSent(Event, ShouldBroadcast, channel="parcels.{parcel_id}"):

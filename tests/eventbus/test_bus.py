@@ -537,7 +537,7 @@ def test_bad_setting_stops_the_bus_before_it_is_made():
 
 
 INSTALLED = """
-from eventbus.drivers.memory import MemoryDriver
+from eventbus.drivers.memory.driver import MemoryDriver
 
 class Mine(MemoryDriver):
     name = "mine"

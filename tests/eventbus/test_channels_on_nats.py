@@ -9,7 +9,10 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 from nats.errors import BadSubjectError
 
 from eventbus.channels import Pattern, Subjects, validate_channel
-from eventbus.drivers.nats_wire import validate_filter, validate_subject
+from eventbus.drivers.nats.client import (
+    validate_filter,
+    validate_subject,
+)
 from eventbus.errors import InvalidChannel, InvalidPattern
 
 

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from edge.config import EdgeSettings
 from eventbus.config import Settings
 from eventbus.environment import variables
 from eventbus.errors import ConfigError
+from eventbus_edge.config import EdgeSettings
 
 
 def test_defaults_hold_without_any_variable():

@@ -13,10 +13,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from eventbus import tracing
 from eventbus.bus import EventBus
-from eventbus.events import Event, ShouldBroadcast
-from eventbus.listeners import isolated
-from eventbus.queue import ShouldQueue
-from eventbus.worker import Worker
+from eventbus.events import Event, ShouldBroadcast, ShouldQueue
+from eventbus.events.listeners import isolated
+from eventbus.queue import Worker
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PATIENCE_S = 10.0

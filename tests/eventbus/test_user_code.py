@@ -13,9 +13,8 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
-from eventbus.events import Event, ShouldBroadcast
-from eventbus.listeners import Listeners
-from eventbus.pool import Pool
+from eventbus.events import Event, Listeners, ShouldBroadcast
+from eventbus.tasks import Pool
 from eventbus.user_code import (
     call_guarded,
     guarded,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.app import STATIC
+from eventbus_edge.app import STATIC
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -30,7 +30,7 @@ def packed(tmp_path_factory):
     """The package as `npm pack` makes it, in a copy: other tests read the tree meanwhile."""
     copy = tmp_path_factory.mktemp("tree")
     shutil.copytree(NPM, copy / "npm")
-    shutil.copytree(STATIC, copy / "edge" / "static")
+    shutil.copytree(STATIC, copy / "edge" / "eventbus_edge" / "static")
     shutil.copy(ROOT / "LICENSE", copy)
     done = run("npm", "pack", "--silent", "--offline", cwd=copy / "npm")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import EventFieldError
 from eventbus.events import Event, event_definition, event_type
-from eventbus.outgoing import messages_of
+from eventbus.events.encoding import messages_of
 
 AT = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 LOAD = schemas.LoadAverage(one=0.5, five=0.25, fifteen=0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eventbus import events
+from eventbus.events import event as events
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import aiohttp
 
-from eventbus.message import Message
+from eventbus.messages import Message
 from scripts.bench.sizing.clients import EVENT
 from scripts.bench.sizing.crowd import Crowd, Guest, How
 from scripts.bench.sizing.processes import Measured

@@ -5,7 +5,7 @@ import json
 import time
 from typing import Final
 
-from eventbus.message import Receipt
+from eventbus.messages import Receipt
 from scripts.bench.sizing.clients import EVENT
 from scripts.bench.sizing.table import Table, figure
 from scripts.bench.sizing.workbench import OWN, Workbench, signed_in

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self
 import trustme
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
 from scripts.bench.sizing.crowd import Crowd, Guest, start_crowd
 from scripts.bench.sizing.processes import SECRET, Brokers, Server, start_brokers, start_server

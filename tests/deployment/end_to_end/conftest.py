@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
 from eventbus.config import Settings
 

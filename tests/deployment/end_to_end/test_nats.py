@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from eventbus.bus import EventBus
-from eventbus.message import HEADER_ID
+from eventbus.messages import HEADER_ID
 
 pytestmark = [
     pytest.mark.nginx,

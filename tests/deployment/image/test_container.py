@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
 
 pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]

@@ -9,7 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.xdist_group("deployment")
 ROOT = Path(__file__).parents[3]
-PACKAGES = ("eventbus", "edge")
+PACKAGES = {"eventbus": "eventbus", "eventbus_edge": "edge/eventbus_edge"}
+"""The import names of the wheel, and where their sources are."""
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +23,16 @@ def files(wheel):
 def test_wheel_has_every_file_of_the_packages_as_it_is_and_no_other(files, wheel):
     sources = wheel.parent / "src"
     expected = {
-        str(path.relative_to(sources)): path.read_bytes()
-        for package in PACKAGES
-        for path in (sources / package).rglob("*")
+        f"{package}/{path.relative_to(sources / folder)}": path.read_bytes()
+        for package, folder in PACKAGES.items()
+        for path in (sources / folder).rglob("*")
         if path.is_file()
     }
     assert {f"{package}/py.typed" for package in PACKAGES} < expected.keys()
-    assert {"edge/static/eventbus.js", "edge/static/dashboard.html"} < expected.keys()
+    assert {
+        "eventbus_edge/static/eventbus.js",
+        "eventbus_edge/static/dashboard.html",
+    } < expected.keys()
     assert {name: body for name, body in files.items() if ".dist-info/" not in name} == expected
 
 
@@ -46,8 +50,8 @@ def test_wheel_says_what_it_needs_and_what_it_offers(files):
 def test_programs_run_from_the_wheel_and_not_from_these_sources(engine, recipe):
     code, said = engine.run(
         "python", "-c",
-        "import sys, eventbus, edge\n"
-        "for each in eventbus, edge: assert each.__file__.startswith(sys.prefix), each\n"
+        "import sys, eventbus, eventbus_edge\n"
+        "for each in eventbus, eventbus_edge: assert each.__file__.startswith(sys.prefix), each\n"
         "print(sys.prefix)",
     )  # fmt: skip
     assert (code, str(ROOT) in said) == (0, False), said

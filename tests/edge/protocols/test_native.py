@@ -8,9 +8,18 @@ import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
-from edge.protocols.framing import text_frame
-from edge.protocols.native import ACTIONS, NativeWebSocket, decode, encode_message, encode_reply
-from edge.protocols.vocabulary import (
+from eventbus.channels import ChannelKind
+from eventbus.drivers.base import Position
+from eventbus.drivers.marks import mark_of
+from eventbus_edge.framing.frames import text_frame
+from eventbus_edge.protocols.native import (
+    ACTIONS,
+    NativeWebSocket,
+    decode,
+    encode_message,
+    encode_reply,
+)
+from eventbus_edge.protocols.vocabulary import (
     Acknowledged,
     Authenticate,
     Authenticated,
@@ -27,9 +36,6 @@ from edge.protocols.vocabulary import (
     Unsubscribed,
     Whisper,
 )
-from eventbus.channels import ChannelKind
-from eventbus.drivers.base import Position
-from eventbus.drivers.base_marks import mark_of
 
 JSON = st.recursive(
     st.none()

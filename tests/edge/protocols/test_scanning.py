@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 from websockets.frames import Frame, Opcode
 
-from edge.protocols.scanning import FrameScanner
+from eventbus_edge.framing.scanning import FrameScanner
 
 MANY = 10**6
 

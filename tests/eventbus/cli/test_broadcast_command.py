@@ -14,7 +14,7 @@ from fcntl import ioctl
 
 import pytest
 
-from eventbus.cli.monitor import sparkline
+from eventbus.cli.broadcast.monitor import sparkline
 
 NOWHERE = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
 

@@ -16,7 +16,7 @@ from eventbus.client import ClientOptions, connect
 from eventbus.server import NatsServer
 
 RULES = """
-from edge import ANYONE, Rule, channels
+from eventbus_edge import ANYONE, Rule, channels
 from eventbus.channels import ChannelKind, Pattern
 
 channels.add(Rule(Pattern("{name}.>"), ChannelKind.PUBLIC, ANYONE))

@@ -15,9 +15,9 @@ import nats
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli import checks_bus
+from eventbus.cli.doctor import brokers as checks_bus
 from eventbus.config import Settings
-from eventbus.drivers.nats_state import bucket_config
+from eventbus.drivers.nats.state import bucket_config
 from eventbus.server import NatsServer, find_binary
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -281,7 +281,7 @@ def test_port_that_a_stranger_has(findings):
 def test_edge_that_runs_is_found_at_its_port_and_over_the_bus(findings, environ):
     port = str(free_port())
     process = subprocess.Popen(
-        [sys.executable, "-m", "edge"],
+        [sys.executable, "-m", "eventbus_edge"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**environ, "BROADCAST_WEBSOCKET_PORT": port},
     )  # fmt: skip

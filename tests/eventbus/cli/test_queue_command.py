@@ -16,8 +16,9 @@ import pytest
 
 from eventbus.bus import EventBus
 from eventbus.config import Settings
-from eventbus.drivers.base import QueueStore
-from eventbus.jobs import FailedJob, failure_of
+from eventbus.drivers.queues import QueueStore
+from eventbus.queue import FailedJob
+from eventbus.queue.jobs import failure_of
 
 HERE = Path(__file__).parent
 APPS = HERE.parent

@@ -10,14 +10,14 @@ import sys
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens import issue_token
+from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import ClientOptions
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
 
 class EdgeAt:
-    """`python -m edge`; started again, it listens where it did."""
+    """`python -m eventbus_edge`; started again, it listens where it did."""
 
     def __init__(self, environ):
         with socket.socket() as free:
@@ -29,7 +29,7 @@ class EdgeAt:
 
     async def start(self, **environ):
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "edge"),
+            *(sys.executable, "-m", "eventbus_edge"),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self.environ | environ,

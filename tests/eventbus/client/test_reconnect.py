@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from eventbus.client.reconnect import Reconnect
+from eventbus.client.link import Reconnect
 
 codes = st.integers(1000, 4999)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from eventbus import events
 from eventbus.contracts.catalogue import catalogue
+from eventbus.events import event as events
 
 HERE = Path(__file__).parent
 NPM = HERE.parents[1] / "npm"

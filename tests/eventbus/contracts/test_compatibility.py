@@ -8,11 +8,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from eventbus import ClientEvent, Event, ShouldBroadcast, ShouldQueue, events
+from eventbus import (
+    ClientEvent,
+    Event,
+    ShouldBroadcast,
+    ShouldQueue,
+)
 from eventbus.contracts.catalogue import catalogue
 from eventbus.contracts.compatibility import compare
 from eventbus.contracts.difference import BOTH, NOBODY, READERS, WRITERS
 from eventbus.contracts.lock import InvalidLock, encode_lock, lock_of, read_lock
+from eventbus.events import event as events
 
 OPTIONAL = object()
 

@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from eventbus.channels import validate_channel
 from eventbus.contracts.catalogue import Kind, catalogue
 from eventbus.contracts.jsonschema import channel_regex, document, schemas_of
-from eventbus.envelope import read_payload
 from eventbus.errors import EventDefinitionError
 from eventbus.events import Event, ShouldBroadcast
-from eventbus.outgoing import messages_of
+from eventbus.events.encoding import messages_of
+from eventbus.messages import read_payload
 
 HERE = Path(__file__).parent
 UTC = datetime.UTC

@@ -11,7 +11,7 @@ from eventbus import Event, ShouldBroadcast
 from eventbus.contracts.catalogue import catalogue
 from eventbus.contracts.typescript import declarations
 
-CLIENT = Path(__file__).parents[3] / "edge" / "static"
+CLIENT = Path(__file__).parents[3] / "edge" / "eventbus_edge" / "static"
 
 RIGHT = """
 import type { Channels, ClientEvents, Line, OrderPaid, Size } from "./events.js";

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.config import Settings
-from eventbus.drivers.redis import RedisDriver
+from eventbus.drivers.redis.driver import RedisDriver
 
 START_S = 10.0
 MakeRedis = Callable[..., Awaitable[RedisDriver]]

@@ -8,14 +8,17 @@ import nats
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers import nats_connection, nats_consumer
 from eventbus.drivers.base import Capability
-from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.consumers import ConsumerSettings
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import NatsDriver
-from eventbus.drivers.nats_wire import PlainClient
+from eventbus.drivers.nats import (
+    connection as nats_connection,
+    consumer as nats_consumer,
+)
+from eventbus.drivers.nats.client import PlainClient
+from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import ConnectionFailed, StreamMismatch
-from eventbus.testing.driver_contract import Inbox
+from eventbus.testing.contracts.driver import Inbox
 
 TIMEOUT = 15
 ALL = ConsumerSettings(from_start=True)

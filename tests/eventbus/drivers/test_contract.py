@@ -4,11 +4,11 @@ import pytest
 import pytest_asyncio
 
 from eventbus.channels import Subjects
-from eventbus.drivers import nats_connection
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import NatsDriver
-from eventbus.drivers.nats_wire import PlainClient
-from eventbus.testing.driver_contract import DriverContract
+from eventbus.drivers.nats import connection as nats_connection
+from eventbus.drivers.nats.client import PlainClient
+from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.testing.contracts import DriverContract
 
 
 class TestMemory(DriverContract):

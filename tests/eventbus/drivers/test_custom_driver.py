@@ -27,7 +27,8 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.registry import unregister
 from eventbus.errors import ConfigError, ConnectionFailed
-from eventbus.testing.driver_contract import DriverContract, Inbox
+from eventbus.testing.contracts import DriverContract
+from eventbus.testing.contracts.driver import Inbox
 
 
 class FileSubscription:

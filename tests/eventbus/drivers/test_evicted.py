@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.consumers import ConsumerSettings
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import NatsDriver
+from eventbus.drivers.nats.driver import NatsDriver
 
 GROUP = ConsumerSettings(30.0)
 

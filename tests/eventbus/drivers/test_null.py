@@ -10,7 +10,8 @@ from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.null import NullDriver
 from eventbus.errors import ConnectionFailed
-from eventbus.testing.driver_contract import DriverContract, Inbox
+from eventbus.testing.contracts import DriverContract
+from eventbus.testing.contracts.driver import Inbox
 
 
 class TestNull:

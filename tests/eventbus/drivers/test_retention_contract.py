@@ -9,8 +9,9 @@ import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import NatsDriver
-from eventbus.testing.retention_contract import RETENTION, RetentionContract
+from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.testing.contracts import RetentionContract
+from eventbus.testing.contracts.retention import RETENTION
 
 
 class TestMemory(RetentionContract):

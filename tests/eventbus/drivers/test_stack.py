@@ -12,7 +12,7 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers import create_driver, stack as stack_module
 from eventbus.drivers.base import NO_HEADERS, Capability
-from eventbus.drivers.base_consumer import ConsumerSettings
+from eventbus.drivers.consumers import ConsumerSettings
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 from eventbus.drivers.null import NullDriver
 from eventbus.drivers.stack import StackDriver
@@ -24,7 +24,8 @@ from eventbus.errors import (
     PublishFailed,
     StreamMismatch,
 )
-from eventbus.testing.driver_contract import DriverContract, Inbox
+from eventbus.testing.contracts import DriverContract
+from eventbus.testing.contracts.driver import Inbox
 
 SUBJECTS = Subjects()
 

@@ -6,12 +6,16 @@ import aiohttp
 import msgspec
 import pytest
 
-from edge.config import EdgeSettings
-from edge.rules import AUTHENTICATED, ChannelRules, Rule
 from eventbus import ChannelKind, ConnectionFailed, Event, EventBus, Pattern, ShouldBroadcast
 from eventbus.broadcasting import broadcast
 from eventbus.testing import Refused
 from eventbus.testing.edge import EdgeServer
+from eventbus_edge.access.rules import (
+    AUTHENTICATED,
+    ChannelRules,
+    Rule,
+)
+from eventbus_edge.config import EdgeSettings
 
 
 class SeatTaken(Event, ShouldBroadcast, channel="chat.{room}"):

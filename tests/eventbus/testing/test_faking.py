@@ -17,7 +17,6 @@ from eventbus import (
     InvalidName,
     Settings,
     ShouldBroadcast,
-    current,
 )
 from eventbus.broadcasting import (
     Broadcast,
@@ -27,10 +26,10 @@ from eventbus.broadcasting import (
     broadcast_to_team,
     broadcast_to_user,
 )
-from eventbus.delayed import DelayedBroadcast
 from eventbus.drivers.log import LogDriver
 from eventbus.drivers.memory import MemoryDriver
-from eventbus.queue import ShouldQueue
+from eventbus.events import ShouldQueue, current
+from eventbus.queue import DelayedBroadcast
 from eventbus.testing import fake
 
 

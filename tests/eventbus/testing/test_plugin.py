@@ -171,7 +171,7 @@ async def test_owner(websocket_client):
         await websocket_client("lamp.1", user="2")
 """,
         lamp_rules="""
-from edge import channels
+from eventbus_edge import channels
 
 @channels.authorize("lamp.{owner}")
 async def is_owner(user, owner):

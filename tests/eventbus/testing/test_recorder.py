@@ -4,7 +4,7 @@ import pytest
 
 from eventbus import Event, InvalidPattern, ShouldBroadcast
 from eventbus.broadcasting import broadcast
-from eventbus.queue import ShouldQueue
+from eventbus.events import ShouldQueue
 from eventbus.testing import fake
 from eventbus.testing.records import MAX_TOLD
 

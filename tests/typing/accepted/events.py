@@ -8,7 +8,7 @@ from typing import Annotated, Any, Unpack, assert_type
 import msgspec
 
 from eventbus import Event, EventBus, Receipt, Settings, ShouldBroadcast, event_type
-from eventbus.current import PublishOptions
+from eventbus.events import PublishOptions
 from schemas import AlertLevel, Notification, SystemAlert
 
 

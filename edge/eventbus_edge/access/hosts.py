@@ -1,0 +1,178 @@
+"""Under which Host and for which origins a node answers, and who needs no key for its HTTP API."""
+
+import logging
+import time
+from collections.abc import (
+    Mapping,
+    Sequence,
+)
+from typing import Final
+
+from eventbus_edge.access.addresses import parse_address
+from eventbus_edge.access.origins import (
+    check_origin,
+    parse_host,
+)
+from eventbus_edge.problem import Problem
+
+__all__ = ["Hosts", "Origins", "is_loopback_host"]
+
+
+_PROXIED: Final = frozenset({
+    "forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "x-remote-ip",
+    "true-client-ip", "cf-connecting-ip", "fastly-client-ip", "fly-client-ip", "x-azure-clientip",
+    "x-original-host", "x-original-forwarded-for", "proxy-connection",
+})  # fmt: skip
+"""Headers that proxies add; and every one that begins with `_PROXIED_PREFIXES`."""
+_PROXIED_PREFIXES: Final = ("x-forwarded", "x-envoy-", "x-proxy")
+
+
+class Hosts:
+    """The hosts of one node."""
+
+    def __init__(
+        self,
+        named: Sequence[str] = (),
+        *,
+        any_name: bool = False,
+        without_key: bool = True,
+        behind_proxies: bool = False,
+    ) -> None:
+        """`named` are the node's own names; `any_name` takes every other name for its own too.
+
+        `without_key` says whether anybody may use the HTTP API without a key, `behind_proxies`
+        whether the node is known to stand behind proxies.
+        """
+        self._named = frozenset(name.lower().removesuffix(".") for name in named)
+        self._any_name = any_name
+        self._without_key = without_key
+        self._behind_proxies = behind_proxies
+
+    def is_own(self, host: str) -> bool:
+        """Whether a Host header is one that no page of a stranger can have made a browser send."""
+        parsed = parse_host(host)
+        if parsed is None:
+            return False
+        name = parsed[0].removesuffix(".")
+        return (
+            self._any_name
+            or name in self._named
+            or "." not in name
+            or parse_address(name) is not None
+        )
+
+    def why_a_key_is_needed(
+        self,
+        peer: str | None,
+        http_version: tuple[int, int],
+        target: str,
+        headers: Mapping[str, str],
+    ) -> str:
+        """Why a request may not use the HTTP API without a key; empty when it may.
+
+        `peer` is the other end of the socket, `target` the request's target as it came. A proxy on
+        this machine makes everybody's address a loopback one: each trace of one counts. A `headers`
+        with several values of a name must give each of them in its `items()`.
+        """
+        if not self._without_key:
+            return "in production there is no access without a key"
+        address = parse_address(peer or "")
+        if address is None or not address.is_loopback:
+            return "its address is not a loopback address"
+        if self._behind_proxies:
+            return "the node is behind proxies, for BROADCAST_TRUSTED_PROXIES is set"
+        given: dict[str, list[str]] = {}
+        for name, value in headers.items():
+            given.setdefault(name.lower(), []).append(value)
+        if trace := _trace_of_a_proxy(http_version, target, given):
+            return f"it came through a proxy ({trace})"
+        hosts = given.get("host", [])
+        if len(hosts) != 1 or not self._is_local(hosts[0]):
+            return "its Host is not localhost, a loopback address or one of BROADCAST_ALLOWED_HOSTS"
+        if any(not check_origin(origin, hosts[0], ()) for origin in given.get("origin", ())):
+            return "its Origin is another host's"
+        return ""
+
+    def _is_local(self, host: str) -> bool:
+        parsed = parse_host(host)
+        if parsed is None:
+            return False
+        return is_loopback_host(parsed[0]) or parsed[0].removesuffix(".") in self._named
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host, without a port, is this machine: `localhost` or a loopback address."""
+    address = parse_address(host)
+    return host.lower() in ("localhost", "localhost.") if address is None else address.is_loopback
+
+
+def _trace_of_a_proxy(
+    http_version: tuple[int, int], target: str, headers: Mapping[str, Sequence[str]]
+) -> str:
+    """What tells that a request has come through a proxy; empty when nothing does."""
+    for name in headers:
+        if name in _PROXIED or name.startswith(_PROXIED_PREFIXES):
+            return f"header {name}"
+    if http_version < (1, 1):
+        return "HTTP/1.0, which nginx speaks by default"
+    if not target.startswith("/"):
+        return "an absolute request target"
+    connection = ",".join(headers.get("connection", ())).lower()
+    if "upgrade" in connection and "upgrade" not in headers:
+        return "header Connection: upgrade without Upgrade"
+    return ""
+
+
+_log = logging.getLogger(__name__)
+
+_LOG_EVERY_S: Final = 10.0
+_SHOWN: Final = 100
+"""How many characters of an origin are logged: it is what a client sends."""
+
+
+class Origins:
+    """The origins that a node allows."""
+
+    def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
+        self._allowed = allowed
+        self._hosts = hosts
+        self._logged_at: float | None = None
+        self._unlogged = 0
+
+    def allows(self, origin: str | None, host: str) -> bool:
+        """Whether a page of `origin`, a request's Origin header, may ask with that Host header.
+
+        The origin of a Host that is not the node's own is a stranger's, and not the same host.
+        """
+        return check_origin(origin, host if self._hosts.is_own(host) else "", self._allowed)
+
+    def require_host(self, host: str) -> None:
+        """Raises Problem for a Host header by which a page of a stranger may have asked.
+
+        For requests without an Origin: browsers send none with a GET for the page's own host.
+        """
+        if self._hosts.is_own(host):
+            return
+        if not any(self.allows(f"{scheme}://{host}", host) for scheme in ("http", "https")):
+            raise Problem(
+                "forbidden",
+                "the request's Host is not this node's; allowed: localhost and other names "
+                "without a dot, IP addresses, and the names in BROADCAST_ALLOWED_HOSTS",
+            )
+
+    def require(self, origin: str | None, host: str) -> None:
+        """Raises Problem for an Origin header that is not allowed."""
+        if self.allows(origin, host):
+            return
+        self._unlogged += 1
+        now = time.monotonic()
+        if self._logged_at is None or now - self._logged_at >= _LOG_EVERY_S:
+            _log.warning(
+                "requests refused for their origin: %d; the last from %a: "
+                "CORS_ALLOWED_ORIGINS names those that are allowed, and BROADCAST_ALLOWED_HOSTS "
+                "the node's own names",
+                self._unlogged,
+                (origin or "")[:_SHOWN],
+            )
+            self._logged_at, self._unlogged = now, 0
+        raise Problem("forbidden", "the request's origin is not allowed")

@@ -1,0 +1,258 @@
+"""What has been taken back before its time: users, tokens, their way into a channel. Pure.
+
+A revocation concerns the tokens that were issued before it was made (`iat`; a token without one is
+always meant), so that who logs in again later is let in again. One by `jti` concerns that token,
+whenever it was issued. It is kept until such tokens have expired by themselves.
+
+The clocks of issuers, of nodes and of those who revoke differ, by a leeway at most. So a revocation
+concerns tokens up to the leeway after it: one with such an `iat` may be an old one, of an issuer
+whose clock is ahead. And it holds for twice the leeway longer than tokens live: once for such a
+token, and once because a token is accepted for the leeway after its `exp`. Whoever knows the time
+by the issuer's own clock can give it as `issued_before`, which is compared exactly.
+
+What was taken back is given back by a revocation that is lifted: it stays in the place of the one
+before it, for as long as that would have held, so that nobody who still has that one says it again.
+Of the two, the one that was made later counts.
+"""
+
+import hashlib
+import heapq
+import itertools
+from typing import (
+    Annotated,
+    Final,
+    TypeAlias,
+)
+
+import msgspec
+
+from eventbus.channels import (
+    Pattern,
+    validate_channel,
+)
+from eventbus_edge.access.tokens import Claims
+
+__all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
+
+
+MAX_REVOCATIONS: Final = 100_000
+"""Beyond these, the one that would end first goes; some 50 MB."""
+
+_LATER_S: Final = 0.001
+"""More than what a float of this size rounds off."""
+
+Key: TypeAlias = tuple[str | None, str | None, str | None]
+Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
+"""Since 1970, until the year 9999."""
+
+
+class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who or what is refused. Exactly one of `user_id`, `jti` and `connection_id` is given, or none
+    of them and a `channel`; a `channel` beside a user or a jti takes only that channel away.
+
+    A connection is only ended, there being nothing that could come back; so are the subscriptions
+    to a channel of those without a token.
+    """
+
+    at: Seconds
+    """When it was made, in seconds since 1970."""
+    until: Seconds
+    user_id: Name | None = None
+    jti: Name | None = None
+    connection_id: Name | None = None
+    channel: str | None = None
+    issued_before: Seconds | None = None
+    """By the issuer's clock: tokens with this `iat` or a later one are not concerned."""
+    lifted: bool = False
+    """Whether it refuses nothing, and ends those about the same that were made before it."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, InvalidChannel included."""
+        given = [name for name in (self.user_id, self.jti, self.connection_id) if name is not None]
+        if len(given) > 1 or (not given and self.channel is None):
+            raise ValueError(
+                "a revocation needs one of user_id, jti, connection_id and channel; "
+                "only a channel may stand beside a user_id or a jti"
+            )
+        if self.channel is not None:
+            if self.connection_id is not None:
+                raise ValueError("a revocation of a connection has no channel")
+            validate_channel(self.channel)
+        if self.lifted and self.connection_id is not None:
+            raise ValueError("a connection that was ended stays so: there is nothing to give back")
+        if self.issued_before is not None and (self.jti is not None or self.connection_id):
+            raise ValueError(
+                "issued_before stands beside a user_id or a channel: a jti is refused whenever it "
+                "was issued, a connection is ended"
+            )
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is something to refuse later on."""
+        return self.connection_id is None
+
+    def holds(self, now: float) -> bool:
+        """Whether it refuses something at that time."""
+        return self.is_kept and not self.lifted and self.until > now
+
+    def lift(self, now: float) -> "Revocation":
+        """What gives back what it has taken; made later, also where the clocks of two differ."""
+        at = max(self.at, now)
+        return msgspec.structs.replace(self, at=at, lifted=True, issued_before=None)
+
+    def after(self, held: "Revocation | None") -> "Revocation":
+        """The same, made later than what it follows, also where the clocks of two differ.
+
+        Without that, a lift by a clock that is ahead would end a revocation that is made after it.
+        """
+        if held is None or not held.lifted or self.lifted or self.at > held.at:
+            return self
+        return msgspec.structs.replace(self, at=held.at + _LATER_S)
+
+    @property
+    def key(self) -> str:
+        """A name of one token of the channel grammar for what it is about."""
+        return hashlib.sha256(msgspec.json.encode(self._about)).hexdigest()[:40]
+
+    @property
+    def _about(self) -> Key:
+        return self.user_id, self.jti, self.channel
+
+    def concerns(self, connection_id: str | None, claims: Claims | None, leeway_s: float) -> bool:
+        """Whether it ends this connection, or refuses the bearer of these claims.
+
+        The clocks of the issuer and of who revoked may differ by `leeway_s`.
+        """
+        if self.lifted:
+            return False
+        if self.connection_id is not None:
+            return self.connection_id == connection_id
+        if claims is None:
+            return self.user_id is None and self.jti is None
+        if self.jti is not None:
+            return self.jti == claims.jti
+        if self.user_id is not None and self.user_id != claims.user_id:
+            return False
+        if claims.iat is None:
+            return True
+        if self.issued_before is not None:
+            return claims.iat < self.issued_before
+        return claims.iat <= self.at + leeway_s
+
+
+def joined(one: Revocation, other: Revocation) -> Revocation:
+    """What holds of two about the same, whichever came first."""
+    until = max(one.until, other.until)
+    if one.lifted == other.lifted:
+        at, before = max(one.at, other.at), None
+        if one.issued_before is not None and other.issued_before is not None:
+            before = max(one.issued_before, other.issued_before)
+        elif not one.lifted:
+            # The two do not compare: by the later of both times, all tokens of either are refused.
+            at = max(at, one.issued_before or 0.0, other.issued_before or 0.0)
+        return msgspec.structs.replace(one, at=at, until=until, issued_before=before)
+    lift, revocation = (one, other) if one.lifted else (other, one)
+    if lift.at >= revocation.at:
+        return msgspec.structs.replace(lift, until=until)
+    return revocation
+
+
+class Revocations:
+    """The revocations that a node knows of. Times are in seconds since 1970."""
+
+    def __init__(self, limit: int = MAX_REVOCATIONS, *, leeway_s: float = 0.0) -> None:
+        self.forgotten = 0
+        """How many went before their time, for the limit."""
+        self._limit = limit
+        self._leeway_s = leeway_s
+        self._longer_s = 2 * leeway_s
+        self._held: dict[Key, Revocation] = {}
+        self._ends: list[tuple[float, int, Key]] = []
+        self._number = itertools.count()  # of two ends at the same time, the earlier made first
+        self._lifted = 0
+
+    def __len__(self) -> int:
+        """How many refuse something."""
+        return len(self._held) - self._lifted
+
+    def all(self) -> list[Revocation]:
+        """What is held, those that are lifted among them."""
+        return list(self._held.values())
+
+    def find(self, like: Revocation, now: float) -> Revocation | None:
+        """What is refused of what another is about, if anything is."""
+        held = self.held(like)
+        return held if held is not None and held.holds(now - self._longer_s) else None
+
+    def held(self, like: Revocation) -> Revocation | None:
+        """What is held about the same, a lift among them."""
+        return self._held.get(like._about)  # noqa: SLF001 - of this module
+
+    def add(self, revocation: Revocation, now: float) -> bool:
+        """Hold a revocation; False when it says nothing new. Of two about the same, both hold.
+
+        One that is lifted ends those that were made before it.
+        """
+        self.sweep(now)
+        about = revocation._about  # noqa: SLF001 - of this module
+        held = self._held.get(about)
+        if held is not None:
+            revocation = joined(held, revocation)
+        is_over = revocation.until + self._longer_s <= now
+        if not revocation.is_kept or is_over or revocation == held:
+            return False
+        self._held[about] = revocation
+        self._lifted += revocation.lifted - (held is not None and held.lifted)
+        heapq.heappush(self._ends, (revocation.until, next(self._number), about))
+        while len(self._held) > self._limit:
+            self.forgotten += self._pop()
+        if len(self._ends) > 2 * len(self._held) + 16:  # ends that were put off
+            self._ends = [
+                (held.until, next(self._number), about) for about, held in self._held.items()
+            ]
+            heapq.heapify(self._ends)
+        return True
+
+    def sweep(self, now: float) -> None:
+        """Forget those that are over."""
+        while self._ends and self._ends[0][0] + self._longer_s <= now:
+            self._pop()
+
+    def _pop(self) -> bool:
+        until, _, about = heapq.heappop(self._ends)
+        held = self._held.get(about)
+        if held is None or held.until != until:
+            return False
+        del self._held[about]
+        self._lifted -= held.lifted
+        return True
+
+    def forbids_token(self, claims: Claims, now: float) -> bool:
+        """Whether a token is refused altogether."""
+        return self._meets([(claims.user_id, None, None), (None, claims.jti, None)], claims, now)
+
+    def forbids(self, channel: str, claims: Claims | None, now: float) -> bool:
+        """Whether the bearer of `claims` is refused the channel."""
+        if claims is None or not self._held:
+            return False
+        user_id, jti = claims.user_id, claims.jti
+        about: list[Key] = [(None, None, channel), (user_id, None, channel), (None, jti, channel)]
+        return self._meets(about, claims, now)
+
+    def forbids_any(self, pattern: Pattern, claims: Claims, now: float) -> bool:
+        """Whether the bearer of `claims` is refused one of the channels of a pattern."""
+        return any(
+            revocation.channel is not None
+            and pattern.match(revocation.channel) is not None
+            and self._refuses(revocation, claims, now)
+            for revocation in self._held.values()
+        )
+
+    def _meets(self, about: list[Key], claims: Claims, now: float) -> bool:
+        found = (self._held.get(key) for key in about)
+        return any(r is not None and self._refuses(r, claims, now) for r in found)
+
+    def _refuses(self, revocation: Revocation, claims: Claims, now: float) -> bool:
+        is_over = revocation.until + self._longer_s <= now
+        return not is_over and revocation.concerns(None, claims, self._leeway_s)

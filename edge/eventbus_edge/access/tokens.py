@@ -1,0 +1,301 @@
+"""Tokens to claims: a JWT's signature, its claims' types, its audience and its times.
+
+The token chooses nothing: neither the algorithm nor the key. RFC 8725 is the list of attacks that
+this module is written against.
+"""
+
+import functools
+import re
+import time
+from collections.abc import (
+    Callable,
+    Mapping,
+)
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    Protocol,
+)
+
+import jwt
+import msgspec
+
+from eventbus.channels import Pattern
+from eventbus_edge.access.token_keys import (
+    TokenPolicy,
+    check_fetched_keys,
+    key_of,
+)
+
+__all__ = [
+    "MAX_INFO_DEPTH",
+    "MAX_TOKEN_BYTES",
+    "Claims",
+    "KeySource",
+    "TokenRejected",
+    "TokenVerifier",
+    "check_times",
+    "is_deeper",
+]
+
+
+MAX_TOKEN_BYTES: Final = 8 * 1024
+MAX_INFO_DEPTH: Final = 16
+"""Levels of objects and arrays in a user's info, from a token or from the action `presence`."""
+_COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
+_NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
+
+_NO_JWT: Final = "the token is not a JWT: its header or encoding cannot be used"
+
+Rejection = Literal["unauthorized", "token_expired", "unavailable"]
+Reason = Literal[
+    "malformed",
+    "unsigned",
+    "algorithm",
+    "signature",
+    "unknown_key",
+    "claims",
+    "audience",
+    "issuer",
+    "not_yet_valid",
+    "expired",
+    "revoked",
+    "keys_unavailable",
+    "revocations_unavailable",
+    "no_key",
+]
+# RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.
+Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
+
+
+class TokenRejected(Exception):
+    """A token that is not accepted. The message says why, and never contains the token.
+
+    With the code `unavailable` the token may be good: there are no keys to check it with. The
+    client is told code and message; the reason is for counting.
+    """
+
+    def __init__(self, code: Rejection, message: str, reason: Reason) -> None:
+        super().__init__(message)
+        self.code: Rejection = code
+        self.reason: Reason = reason
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """What a verified token says about its bearer; wire-protocol.md, "Token".
+
+    `exp` and `nbf` are in seconds since 1970. `channels` are names and patterns that the bearer
+    is granted beyond the channel rules.
+    """
+
+    # OpenID Connect Core §2 bounds a subject to 255 characters.
+    sub: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    exp: Seconds
+    aud: str | tuple[str, ...] = ()
+    iss: str | None = None
+    iat: Seconds | None = None
+    nbf: Seconds | None = None
+    jti: str | None = None
+    roles: frozenset[str] = frozenset()
+    permissions: frozenset[str] = frozenset()
+    name: str | None = None
+    info: dict[str, Any] = {}
+    channels: tuple[str, ...] = ()
+
+    @property
+    def user_id(self) -> str:
+        """The subject: who bears the token."""
+        return self.sub
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the bearer may see and steer the node: role or permission `admin`."""
+        return "admin" in self.roles or "admin" in self.permissions
+
+    def has_role(self, role: str) -> bool:
+        """Whether the bearer has a role."""
+        return role in self.roles
+
+    def has_permission(self, permission: str) -> bool:
+        """Whether the bearer has a permission."""
+        return permission in self.permissions
+
+    @functools.cached_property
+    def grants(self) -> tuple[Pattern, ...]:
+        """`channels`, parsed. Raises InvalidPattern; never for claims that a verifier gave."""
+        return tuple(Pattern(text) for text in self.channels)
+
+    def is_granted(self, channel: str) -> bool:
+        """Whether a grant covers `channel`, which must be a valid channel name."""
+        return any(grant.match(channel) is not None for grant in self.grants)
+
+    def is_granted_all(self, pattern: Pattern) -> bool:
+        """Whether one grant covers every channel that `pattern` matches."""
+        return any(grant.contains(pattern) for grant in self.grants)
+
+    def says_the_same_as(self, other: "Claims") -> bool:
+        """Whether the two differ in nothing but their times and their id: one is a refresh."""
+        times = {"exp": 0.0, "iat": None, "nbf": None, "jti": None}
+        return msgspec.structs.replace(self, **times) == msgspec.structs.replace(other, **times)
+
+    def presence_info(self) -> dict[str, Any]:
+        """What the members of a presence channel see: `info`, with `name` when it has none."""
+        if self.name is None or "name" in self.info:
+            return dict(self.info)
+        return {**self.info, "name": self.name}
+
+    def presence_changes(self, before: "Claims") -> dict[str, Any]:
+        """What they see otherwise than by the token before; None for what is there no more."""
+        old, new = before.presence_info(), self.presence_info()
+        gone = dict.fromkeys(old.keys() - new.keys())
+        return gone | {
+            key: value for key, value in new.items() if key not in old or old[key] != value
+        }
+
+
+class KeySource(Protocol):
+    """Where public keys come from that are known by their ids."""
+
+    async def find(self, kid: str | None, algorithm: str) -> Any:
+        """The key of an id, in PyJWT's form, if it may be used with the algorithm.
+
+        Without an id, the only key that fits the algorithm. Raises TokenRejected.
+        """
+
+
+class TokenVerifier:
+    """Checks tokens against one policy."""
+
+    def __init__(
+        self,
+        policy: TokenPolicy,
+        *,
+        keys: KeySource | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """With `keys` the policy has none. Raises ConfigError for keys and algorithms that do not
+        fit, or are too weak.
+        """
+        self._policy = policy
+        self._algorithms = list(policy.algorithms)
+        self._keys = keys
+        if keys is not None:
+            check_fetched_keys(policy)
+        self._key = key_of(policy) if keys is None else None
+        self._clock = clock
+        self._signatures = jwt.PyJWS()
+
+    async def verify(self, token: str) -> Claims:
+        """The claims of a token. Raises TokenRejected for any that is not accepted.
+
+        The signature is checked before anything of the payload is read.
+        """
+        _check_shape(token)
+        key = self._key if self._keys is None else await self._find_key(self._keys, token)
+        claims = _read_claims(self._check_signature(token, key))
+        self._check_claims(claims)
+        return claims
+
+    async def _find_key(self, keys: KeySource, token: str) -> Any:
+        """The key that a token names; the token only chooses among the keys that we have."""
+        try:
+            header = self._signatures.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            _reject(_NO_JWT)
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if algorithm not in self._algorithms:
+            self._reject_algorithm()
+        if kid is not None and not (isinstance(kid, str) and kid):
+            _reject("the token's kid is no name of a key: a string is", "unknown_key")
+        return await keys.find(kid, algorithm)
+
+    def _reject_algorithm(self) -> NoReturn:
+        allowed = ", ".join(self._algorithms)
+        _reject(f"the token's algorithm is not allowed; allowed: {allowed}", "algorithm")
+
+    def _check_signature(self, token: str, key: Any) -> bytes:
+        try:
+            decoded = self._signatures.decode_complete(token, key=key, algorithms=self._algorithms)
+        except jwt.InvalidAlgorithmError:
+            self._reject_algorithm()
+        except jwt.InvalidSignatureError:
+            _reject("the token's signature does not verify", "signature")
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            # PyJWT's own texts may quote the header, which is a part of the token.
+            _reject(_NO_JWT)
+        payload: bytes = decoded["payload"]
+        return payload
+
+    def _check_claims(self, claims: Claims) -> None:
+        policy, now = self._policy, self._clock()
+        audiences = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
+        if policy.audience not in audiences:
+            message = f"the token is not meant for us: its aud must contain {policy.audience!r}"
+            _reject(message, "audience")
+        if policy.issuer and claims.iss != policy.issuer:
+            message = f"the token is of another issuer: its iss must be {policy.issuer!r}"
+            _reject(message, "issuer")
+        check_times(claims, now, policy.leeway_s)
+
+
+def check_times(claims: Claims, now: float, leeway_s: float) -> None:
+    """Raise TokenRejected for a token whose times do not allow its use at `now`.
+
+    The issuer's clock may differ from this one by `leeway_s`. A token that was issued further in
+    the future than that is refused (RFC 7519, 4.1.6 leaves it to us): a revocation by user, which
+    compares `iat`, would not concern it.
+    """
+    if claims.nbf is not None and claims.nbf > now + leeway_s:
+        _reject("the token is not valid yet: its nbf lies in the future", "not_yet_valid")
+    if claims.iat is not None and claims.iat > now + leeway_s:
+        _reject(
+            "the token's iat lies in the future: set the clocks of its issuer and of this node",
+            "not_yet_valid",
+        )
+    if claims.exp <= now - leeway_s:
+        raise TokenRejected("token_expired", "the token has expired", "expired")
+
+
+def _reject(message: str, reason: Reason = "malformed") -> NoReturn:
+    raise TokenRejected("unauthorized", message, reason) from None
+
+
+def _check_shape(token: str) -> None:
+    if not token:
+        _reject("the token is empty")
+    if len(token) > MAX_TOKEN_BYTES:
+        _reject(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
+    if _NO_SIGNATURE.fullmatch(token):
+        _reject("the token is not signed", "unsigned")
+    if not _COMPACT.fullmatch(token):
+        _reject("the token is not a JWT: that is three parts of base64url, joined by dots")
+
+
+_decode_claims: Final = msgspec.json.Decoder(Claims).decode
+
+
+def _read_claims(payload: bytes) -> Claims:
+    try:
+        claims = _decode_claims(payload)
+        claims.grants  # noqa: B018 - parsed once, here, where a bad one can still be refused
+    except RecursionError:
+        _reject("the token's claims are nested too deeply", "claims")
+    except (msgspec.DecodeError, ValueError) as exc:
+        # InvalidPattern and UnicodeDecodeError are ValueErrors.
+        _reject(f"the token's claims cannot be used: {exc}", "claims")
+    if is_deeper(claims.info, MAX_INFO_DEPTH):
+        message = f"the token's info is nested more than {MAX_INFO_DEPTH} levels deep"
+        _reject(message, "claims")
+    return claims
+
+
+def is_deeper(value: object, levels: int) -> bool:
+    """Whether objects and arrays are nested more than `levels` deep."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return levels == 0 or any(is_deeper(item, levels - 1) for item in value)

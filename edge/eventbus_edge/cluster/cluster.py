@@ -1,0 +1,344 @@
+"""One question to all nodes of a cluster, and every answer, within a time limit."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import (
+    Callable,
+    Sequence,
+)
+from typing import (
+    Any,
+    Final,
+    TypeVar,
+)
+
+import msgspec
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import (
+    Delivery,
+    Driver,
+    Subscription,
+)
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    EventBusError,
+    InvalidChannel,
+)
+from eventbus.tasks import Tasks
+from eventbus.user_code import guarded
+from eventbus_edge.background import Background
+from eventbus_edge.cluster.gather import (
+    MAX_NODES,
+    Gather,
+    Gathered,
+    Question,
+)
+
+__all__ = ["BusLag", "Cluster", "ClusterBusy"]
+
+
+class BusLag:
+    """The time from a node's word to its own hearing of it.
+
+    The word queues behind all that the bus holds for the node, so that it tells of any delay there,
+    whatever the driver.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._under_way: float | None = None
+
+    def sent(self, now: float) -> None:
+        """A word is sent; while an earlier one is under way, that one counts."""
+        if self._under_way is None:
+            self._under_way = now
+
+    def heard(self, now: float) -> None:
+        """A word has come back."""
+        if self._under_way is not None:
+            self._seconds = now - self._under_way
+            self._under_way = None
+
+    def seconds(self, now: float) -> float:
+        """What the last word took; or since when one is under way, where that is longer."""
+        if self._under_way is None:
+            return self._seconds
+        return max(self._seconds, now - self._under_way)
+
+
+_log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+MAX_ASKING: Final = 100
+"""Questions of this node that may be under way at once, and answers that it is making."""
+_MISSED_HELLOS: Final = 2.5
+
+
+class ClusterBusy(EventBusError):
+    """Too many questions are under way at once."""
+
+
+class _Hello(msgspec.Struct, tag="hello"):
+    node: str
+
+
+class _Look(msgspec.Struct, tag="look"):
+    """Of somebody who only asks: which nodes are there?"""
+
+    node: str
+
+
+class _Bye(msgspec.Struct, tag="bye"):
+    node: str
+
+
+class _Ask(msgspec.Struct, tag="ask"):
+    id: str
+    node: str
+    question: str
+    body: msgspec.Raw
+
+
+class _Answer(msgspec.Struct, tag="answer"):
+    id: str
+    node: str
+    part: int
+    parts: int
+    body: msgspec.Raw
+
+
+class _Unanswered(msgspec.Struct, tag="unanswered"):
+    id: str
+    node: str
+    reason: str
+
+
+_decode: Final = msgspec.json.Decoder(_Hello | _Look | _Bye | _Ask | _Answer | _Unanswered).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Cluster:
+    """One node's place among the others; or, with `is_node` false, of somebody who only asks."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        subjects: Subjects,
+        node_id: str,
+        on_fault: Callable[[str], object],
+        *,
+        is_node: bool = True,
+        patience_s: float = 1.0,
+        hello_s: float = 2.0,
+    ) -> None:
+        """`on_fault` gets a word for each thing that went wrong, to be counted.
+
+        A node that has not been heard of for two and a half times `hello_s` is forgotten.
+        """
+        self.node_id = node_id
+        self.lag = BusLag()
+        """What the hellos to all, which reach the node itself too, tell of the bus."""
+        self._driver = driver
+        self._all = subjects.control("nodes")
+        self._subjects = subjects
+        self._on_fault = on_fault
+        self._is_node = is_node
+        self._patience_s = patience_s
+        self._hello_s = hello_s
+        self._handlers: dict[str, tuple[type[Any], Callable[[Any], Sequence[Any]]]] = {}
+        self._seen: dict[str, float] = {}
+        self._asked: dict[str, Gather] = {}
+        self._background = Background(MAX_ASKING, lambda: on_fault("overloaded"))
+        self._subscriptions: list[Subscription] = []
+        self._announcing = Tasks()
+        self._settled_at = 0.0
+        self._announced_at = float("inf")
+
+    def answer(self, question: Question[Q, A], handler: Callable[[Q], Sequence[A]]) -> None:
+        """Answer a kind of question with one or more parts, each smaller than a message may be.
+
+        The handler is called in the event loop and must not block. What it raises is logged, and
+        told to the one who asked.
+        """
+        self._handlers[question.name] = (question.asks, handler)
+
+    async def open(self) -> None:
+        """Listen, and make oneself known. Raises a DriverError."""
+        for subject in (self._all, self._own_subject(self.node_id)):
+            self._subscriptions.append(await self._driver.subscribe(subject, self._receive))
+        self._unsettle(self._patience_s)
+        if self._is_node:
+            self._announcing.keep(self._announce, "the node's hellos")
+        else:
+            self._say(self._all, _Look(self.node_id))
+
+    async def aclose(self) -> None:
+        """Say goodbye, where the bus still takes it, and listen no more."""
+        if self._announcing:
+            await self._announcing.aclose()
+            await self._publish(self._all, _encode(_Bye(self.node_id)))
+        await self._background.aclose()
+        for subscription in self._subscriptions:
+            try:
+                await subscription.aclose()
+            except DriverError as exc:
+                _log.warning("could not leave the cluster's subjects: %s", exc)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The other nodes that have been heard of lately."""
+        oldest = self._now() - _MISSED_HELLOS * self._hello_s
+        return frozenset(node for node, at in self._seen.items() if at >= oldest)
+
+    async def ask(self, question: Question[Q, A], body: Q) -> Gathered[A]:
+        """Ask all nodes, this one included, and wait until all have answered, or the bound.
+
+        Raises ClusterBusy, and a DriverError when the bus does not take the question.
+        """
+        if len(self._asked) >= MAX_ASKING:
+            raise ClusterBusy(f"{MAX_ASKING} questions to the cluster are under way already")
+        if not self._driver.is_connected:
+            # A client that buffers would take the question, and this node be the whole answer.
+            message = "not connected to the bus: the other nodes cannot be asked"
+            raise ConnectionFailed(message, driver=self._driver.name)
+        call_id = secrets.token_hex(8)
+        complete = asyncio.Event()
+        if self._is_node and self._now() - self._announced_at > _MISSED_HELLOS * self._hello_s:
+            self._unsettle(_MISSED_HELLOS * self._hello_s)  # this process was stopped for a while
+        is_settled = self._now() >= self._settled_at
+        gather = Gather(question, set(self.nodes), complete.set, has_strangers=not is_settled)
+        self._asked[call_id] = gather
+        try:
+            async with asyncio.timeout(self._patience_s):
+                call = _Ask(call_id, self.node_id, question.name, msgspec.Raw(_encode(body)))
+                await self._driver.publish(self._all, _encode(call))
+                self._answer_own(gather, body)
+                gather.look()
+                await complete.wait()
+        except TimeoutError:
+            pass  # the result says who is missing
+        finally:
+            del self._asked[call_id]
+        result = gather.result()
+        for _ in result.missing:
+            self._on_fault("unanswered")
+        return result
+
+    def _answer_own(self, gather: Gather, body: Any) -> None:
+        if gather.question.name in self._handlers:
+            parts = self._handlers[gather.question.name][1](body)
+            for number, part in enumerate(parts):
+                gather.add(self.node_id, number, len(parts), part)
+
+    # What comes
+
+    def _receive(self, delivery: Delivery) -> None:
+        try:
+            message = _decode(delivery.payload)
+            if message.node != self.node_id:
+                self._handle(message)
+            elif isinstance(message, _Hello):
+                self.lag.heard(self._now())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidChannel) as exc:
+            self._on_fault("malformed")
+            _log.debug("not a word of the cluster's, on %s: %s", delivery.subject, exc)
+
+    def _handle(self, message: _Hello | _Look | _Bye | _Ask | _Answer | _Unanswered) -> None:
+        match message:
+            case _Hello(node):
+                if self._hear(node) and self._is_node:
+                    self._say(self._own_subject(node), _Hello(self.node_id))
+            case _Look(node):
+                if self._is_node:
+                    self._say(self._own_subject(node), _Hello(self.node_id))
+            case _Bye(node):
+                self._seen.pop(node, None)
+                for gather in self._asked.values():
+                    gather.leave(node)
+            case _Ask():
+                self._answer(message)
+            case _Answer(call_id, node, part, parts, body):
+                self._hear(node)
+                if (asked := self._asked.get(call_id)) is not None:
+                    answer = msgspec.json.decode(body, type=asked.question.answers)
+                    asked.add(node, part, parts, answer)
+            case _Unanswered(call_id, node, reason):
+                if (asked := self._asked.get(call_id)) is not None:
+                    _log.warning("node %s does not answer: %s", node, reason[:200])
+                    asked.refuse(node)
+
+    def _hear(self, node: str) -> bool:
+        """Note that a node lives; whether it is new."""
+        is_new = node not in self._seen
+        if not is_new or len(self._seen) < MAX_NODES:
+            self._seen[node] = self._now()
+        return is_new
+
+    def _answer(self, call: _Ask) -> None:
+        if not self._is_node:
+            return
+        subject = self._own_subject(call.node)
+        if call.question not in self._handlers:
+            reason = f"node {self.node_id} knows no question {call.question[:40]!r}"
+            self._say(subject, _Unanswered(call.id, self.node_id, reason))
+            return
+        asks, handler = self._handlers[call.question]
+        body = msgspec.json.decode(call.body, type=asks)
+        try:
+            with guarded():
+                parts = handler(body)
+        except Exception:  # noqa: BLE001 - who asked is told, whatever it was
+            _log.exception("the answer to %s failed", call.question)
+            self._say(subject, _Unanswered(call.id, self.node_id, "an internal error"))
+            return
+        answers: list[msgspec.Struct] = [
+            _Answer(call.id, self.node_id, number, len(parts), msgspec.Raw(_encode(part)))
+            for number, part in enumerate(parts)
+        ]
+        self._say(subject, *answers)
+
+    # What is said
+
+    def _say(self, subject: str, *messages: msgspec.Struct) -> None:
+        self._background.start(
+            self._publish(subject, *map(_encode, messages)), f"word to {subject}"
+        )
+
+    async def _publish(self, subject: str, *payloads: bytes) -> None:
+        try:
+            for payload in payloads:
+                await self._driver.publish(subject, payload)
+        except EventBusError as exc:
+            self._on_fault("unpublished")
+            _log.debug("could not publish to %s: %s", subject, exc)
+            self._unsettle(_MISSED_HELLOS * self._hello_s)
+
+    async def _announce(self) -> None:
+        while True:
+            now = self._now()
+            if now - self._announced_at > _MISSED_HELLOS * self._hello_s:
+                self._unsettle(_MISSED_HELLOS * self._hello_s)  # the process was stopped
+            self._announced_at = now
+            self.lag.sent(now)
+            await self._publish(self._all, _encode(_Hello(self.node_id)))
+            if not self._driver.is_connected:
+                self._unsettle(_MISSED_HELLOS * self._hello_s)
+            alive = self.nodes
+            self._seen = {node: at for node, at in self._seen.items() if node in alive}
+            await asyncio.sleep(self._hello_s)
+
+    def _unsettle(self, seconds: float) -> None:
+        """Others may not have been heard of: till then, a gather waits its whole time."""
+        self._settled_at = max(self._settled_at, self._now() + seconds)
+
+    def _own_subject(self, node: str) -> str:
+        return self._subjects.control(f"nodes.{node}")
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()

@@ -1,0 +1,103 @@
+"""The answers of a cluster to one question, as they come. Pure."""
+
+from collections.abc import (
+    Callable,
+    Mapping,
+    Sequence,
+)
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    TypeVar,
+)
+
+__all__ = ["MAX_NODES", "MAX_PARTS", "Gather", "Gathered", "Question"]
+
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+MAX_PARTS: Final = 1000
+"""Into how many parts a node may split its answer."""
+MAX_NODES: Final = 1000
+
+
+class Question(NamedTuple, Generic[Q, A]):
+    """A kind of question: its name on the wire, and the msgspec types of question and answer."""
+
+    name: str
+    asks: type[Q]
+    answers: type[A]
+
+
+class Gathered(NamedTuple, Generic[A]):
+    """What the nodes answered: each one's parts, by the node's id; and who has not in time."""
+
+    answers: Mapping[str, Sequence[A]]
+    missing: frozenset[str]
+
+    @property
+    def all(self) -> Sequence[A]:
+        """The parts of all nodes."""
+        return [part for parts in self.answers.values() for part in parts]
+
+
+class Gather:
+    """The answers to one question, while they come."""
+
+    def __init__(
+        self,
+        question: Question[Any, Any],
+        expected: set[str],
+        on_complete: Callable[[], object],
+        *,
+        has_strangers: bool,
+    ) -> None:
+        """`on_complete` is called when all that are expected have answered.
+
+        With `has_strangers` it never is: others may answer that nobody has heard of yet.
+        """
+        self.question = question
+        self._expected = expected
+        self._on_complete = on_complete
+        self._has_strangers = has_strangers
+        self._refused: set[str] = set()
+        self._parts: dict[str, dict[int, Any]] = {}
+        self._sizes: dict[str, int] = {}
+
+    def add(self, node: str, part: int, parts: int, answer: Any) -> None:
+        """One of a node's parts; what cannot be one is ignored."""
+        is_known = node in self._parts or len(self._parts) < MAX_NODES
+        if is_known and 0 <= part < parts <= MAX_PARTS:
+            self._parts.setdefault(node, {})[part] = answer
+            self._sizes[node] = parts
+            self.look()
+
+    def refuse(self, node: str) -> None:
+        """A node will not answer."""
+        self._refused.add(node)
+        self.look()
+
+    def leave(self, node: str) -> None:
+        """A node has gone, and is not waited for."""
+        self._expected.discard(node)
+        self.look()
+
+    def look(self) -> None:
+        """See whether all have answered."""
+        if not self._has_strangers and self._expected <= self._whole() | self._refused:
+            self._on_complete()
+
+    def result(self) -> Gathered[Any]:
+        """The answers that are whole: a half one would be a lie."""
+        whole = self._whole()
+        answers = {
+            node: [self._parts[node][part] for part in sorted(self._parts[node])]
+            for node in sorted(whole)
+        }
+        return Gathered(answers, frozenset((self._expected | self._parts.keys()) - whole))
+
+    def _whole(self) -> set[str]:
+        return {node for node, parts in self._parts.items() if len(parts) == self._sizes[node]}

@@ -1,0 +1,200 @@
+"""A live picture of the cluster for administrators who watch it, such as the dashboard.
+
+Who listens to `admin.stats` gets one sample of all nodes each second, as the event `eb:stats`. The
+node that holds the listener asks all nodes, and hands their answers to its own listeners alone: so
+several nodes never tell the same twice, and where nobody listens nothing is asked or counted.
+"""
+
+import asyncio
+import datetime
+import heapq
+import logging
+import socket
+import time
+from typing import (
+    TYPE_CHECKING,
+    Final,
+)
+
+import msgspec
+
+from eventbus.errors import (
+    DriverError,
+    EventBusError,
+)
+from eventbus.tasks import Tasks
+from eventbus.user_code import guarded
+from eventbus_edge.cluster.rates import ChannelRates
+from eventbus_edge.cluster.samples import (
+    FEW,
+    MANY,
+    SAMPLE,
+    ChannelSample,
+    ClusterSample,
+    NodeSample,
+    NodeTold,
+    Sampled,
+    merge_channels,
+)
+from eventbus_edge.delivery.outbox import Outbox
+from eventbus_edge.metrics.tally import LATENCY_BOUNDS
+from eventbus_edge.protocols.vocabulary import ChannelMessage
+
+if TYPE_CHECKING:
+    from eventbus_edge.node import Node
+
+__all__ = ["CHANNEL", "Watch"]
+
+
+_log = logging.getLogger(__name__)
+
+CHANNEL: Final = "admin.stats"
+EVENT: Final = "eb:stats"
+"""A reserved name: no publisher can send it."""
+INTERVAL_S: Final = 1.0
+_WHOLE_EVERY: Final = 5
+"""Every so many samples have MANY channels rather than FEW."""
+_COUNTED_FOR_S: Final = 5.0
+"""So long after the last question, a node goes on counting the messages of channels."""
+_FINE: Final = 3
+
+
+class Watch:
+    """A node's part in it: its own sample, and those of all for who listens here."""
+
+    def __init__(self, node: "Node", driver_name: str) -> None:
+        self._node = node
+        self._driver_name = driver_name
+        self._cluster = node.census.cluster
+        self._cluster.answer(SAMPLE, lambda asked: [self._own(asked.most)])
+        self._began = time.monotonic()
+        self._rates: ChannelRates | None = None
+        self._end_counting: asyncio.TimerHandle | None = None
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        """Begin to look whether anybody listens."""
+        self._tasks.keep(self._tell, "samples for dashboards")
+
+    async def aclose(self) -> None:
+        """Tell nothing any more."""
+        await self._tasks.aclose()
+        self._stop_counting()
+
+    # For who listens here
+
+    async def _tell(self) -> None:
+        loop, turn = asyncio.get_running_loop(), 0
+        while True:
+            begun = loop.time()
+            if listeners := self._listeners():
+                try:
+                    with guarded():
+                        await self._sample(whole=turn % _WHOLE_EVERY == 0)
+                except EventBusError as exc:
+                    _log.warning("the nodes could not be asked for samples: %s", exc)
+                except Exception:  # noqa: BLE001 - the next one may be well; the log tells of this
+                    _log.exception("a sample failed")
+            turn = turn + 1 if listeners else 0
+            await asyncio.sleep(max(0.1, begun + INTERVAL_S - loop.time()))
+
+    def _listeners(self) -> list[Outbox]:
+        """Administrators who listen: an application's own rules may let others join too."""
+        connections = self._node.connections
+        return [
+            outbox
+            for outbox in self._node.hub.listeners(CHANNEL)
+            if (connection := connections.get(outbox.connection_id)) is not None
+            and (claims := connection.session.claims) is not None
+            and claims.is_admin
+        ]
+
+    async def _sample(self, *, whole: bool) -> None:
+        most = MANY if whole else FEW
+        try:
+            gathered = await self._cluster.ask(SAMPLE, Sampled(most))
+            told, missing = list(gathered.all), gathered.missing
+        except DriverError:  # the bus is away: that this node is without it is what to show
+            told, missing = [], self._cluster.nodes - {self._node.id}
+        if all(one.node.id != self._node.id for one in told):
+            told.append(self._own(most))
+        sample = ClusterSample(
+            driver=self._driver_name,
+            bounds=LATENCY_BOUNDS,
+            nodes=sorted((one.node for one in told), key=lambda node: node.id),
+            missing=sorted(missing),
+            channels=merge_channels((one for each in told for one in each.channels), most),
+            whole=whole,
+        )
+        body = msgspec.json.encode(
+            {
+                "channel": CHANNEL,
+                "event": EVENT,
+                "data": sample,
+                "timestamp": datetime.datetime.now(datetime.UTC),
+            }
+        )
+        message = ChannelMessage(CHANNEL, EVENT, body, None, None)
+        for outbox in self._listeners():
+            self._node.hub.push(outbox, outbox.format.message(message))
+
+    # What this node says of itself
+
+    def _own(self, most: int) -> NodeTold:
+        node, tally = self._node, self._node.metrics.tally
+        now = time.monotonic()
+        rates = self._count(now)
+        presence_channels, presence_members = node.presence.counts()
+        return NodeTold(
+            NodeSample(
+                id=node.id,
+                host=socket.gethostname(),
+                address=node.address,
+                at=round(now, _FINE),
+                uptime_s=round(now - self._began, 1),
+                connections=len(node.connections),
+                channels=len(node.hub),
+                subscriptions=node.metrics.total("eventbus_edge_subscriptions"),
+                messages_in=tally.messages_in,
+                messages_out=tally.messages_out,
+                bytes_in=tally.bytes_in,
+                bytes_out=tally.bytes_out,
+                latencies=list(tally.latencies.counts),
+                memory_bytes=node.metrics.total("eventbus_edge_memory_bytes"),
+                bus_connected=node.is_connected,
+                bus_lag_s=round(node.census.lag.seconds(asyncio.get_running_loop().time()), 6),
+                draining=node.is_draining,
+                presence_channels=presence_channels,
+                presence_members=presence_members,
+                truncated=rates.overflowed,
+            ),
+            self._busiest(rates.read(now), most),
+        )
+
+    def _busiest(self, rates: dict[str, float], most: int) -> list[ChannelSample]:
+        hub, rules = self._node.hub, self._node.rules
+        names = rates.keys() if most <= FEW and len(rates) >= most else {*hub.channels, *rates}
+        busiest = heapq.nsmallest(
+            most,
+            ((-rates.get(name, 0.0), -hub.count(name), name) for name in names if name != CHANNEL),
+        )
+        return [
+            ChannelSample(name, rules.find(name).kind, -connections, round(-rate, _FINE))
+            for rate, connections, name in busiest
+        ]
+
+    def _count(self, now: float) -> ChannelRates:
+        """Count messages by channel from now on, until some time after the last question."""
+        if self._rates is None:
+            self._rates = ChannelRates(now)
+            self._node.traffic.on_message = self._rates.count
+        if self._end_counting is not None:
+            self._end_counting.cancel()
+        loop = asyncio.get_running_loop()
+        self._end_counting = loop.call_later(_COUNTED_FOR_S, self._stop_counting)
+        return self._rates
+
+    def _stop_counting(self) -> None:
+        if self._end_counting is not None:
+            self._end_counting.cancel()
+        self._rates = self._node.traffic.on_message = self._end_counting = None

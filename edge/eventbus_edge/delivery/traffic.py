@@ -1,0 +1,280 @@
+"""The messages of a node's channels: from the bus to its clients, and of clients to the bus."""
+
+import datetime
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from eventbus import tracing
+from eventbus.bus import EventBus
+from eventbus.drivers.base import (
+    Delivery,
+    Position,
+)
+from eventbus.errors import (
+    EventBusError,
+    InvalidPayload,
+)
+from eventbus.events import read_delivery
+from eventbus.messages import HEADER_EXCEPT
+from eventbus_edge.access.rules import (
+    ChannelRules,
+    Rule,
+)
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.history import (
+    MAX_PAGE_BYTES,
+    CaughtUp,
+    History,
+    HistoryRead,
+    OnRead,
+    ignore,
+)
+from eventbus_edge.delivery.hub import (
+    Backlog,
+    Hub,
+)
+from eventbus_edge.delivery.interest import Interest
+from eventbus_edge.delivery.quarantine import Quarantine
+from eventbus_edge.delivery.wildcards import Wildcards
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    Subscribe,
+    Subscribed,
+    Whisper,
+)
+
+__all__ = ["Traffic", "to_message"]
+
+
+_log = logging.getLogger(__name__)
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Traffic:
+    """Listens to the channels in use, and hands each message to the hub, checked once."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        settings: EdgeSettings,
+        hub: Hub,
+        metrics: Metrics,
+        *,
+        quarantine: Quarantine,
+        rules: ChannelRules,
+    ) -> None:
+        """`bus` is opened and closed by the caller."""
+        self._bus = bus
+        self._hub = hub
+        self._metrics = metrics
+        self._tally = metrics.tally
+        self._quarantine = quarantine
+        self._rules = rules
+        self.on_message: Callable[[str], None] | None = None
+        """Gets the channel of each message, while somebody wants to know which are busy."""
+        self._traces = tracing.is_loaded()
+        self._max_backlog = settings.max_unsent_bytes
+        self._interest = Interest(
+            bus.driver,
+            bus.subjects,
+            self.take,
+            settings.unsubscribe_after,
+            on_gap=self._on_gap,
+        )
+        self.wildcards = Wildcards(
+            bus.driver,
+            bus.subjects,
+            hub,
+            self._matched_message,
+            on_sent=metrics.tally.went,
+            on_gap=metrics.gaps.inc,
+            linger_s=settings.unsubscribe_after,
+        )
+        self._history = History(bus.driver, bus.subjects, _stored_message)
+
+    @property
+    def channels(self) -> int:
+        """How many channels are listened to."""
+        return len(self._interest)
+
+    async def aclose(self) -> None:
+        """Listen to nothing any more."""
+        await self._interest.aclose()
+        await self.wildcards.aclose()
+
+    # What connections ask for
+
+    async def acquire(self, channel: str) -> Position | None:
+        """Listen to a channel; see Interest.acquire."""
+        with self._metrics.join_seconds.time():
+            position = await self._interest.acquire(channel)
+        self._metrics.subscriptions.inc()
+        return position
+
+    def release(self, channel: str) -> None:
+        """Undo one `acquire`."""
+        self._interest.release(channel)
+        self._metrics.subscriptions.dec()
+
+    def position(self, channel: str) -> Position | None:
+        """Where a channel that is listened to stands."""
+        return self._interest.position(channel)
+
+    def hold(self, channel: str) -> Backlog:
+        """Keep what passes on a channel, for a client that catches up; see Hub.release."""
+        return self._hub.hold(channel, self._max_backlog)
+
+    async def catch_up(
+        self,
+        command: Subscribe,
+        rule: Rule,
+        position: Position | None,
+        on_read: OnRead = ignore,
+    ) -> CaughtUp:
+        """What a new subscription gets first; see History.catch_up."""
+        most = rule.most_history
+        if most is not None:
+            command = command._replace(history=min(command.history, most))
+        if command.resume is None and not command.history and not rule.retain:
+            return CaughtUp(position, [], None, 0)
+        last = command._replace(resume=None, history=max(command.history, int(rule.retain)))
+        if command.resume is None:
+            return await self._history.catch_up(last, position, on_read=on_read)
+        caught_up = await self._history.catch_up(command, position, most=most, on_read=on_read)
+        resume, channel = command.resume, command.channel
+        if (
+            caught_up.recovered is False
+            and most != 0
+            and resume.offset <= caught_up.last  # what the stream has given
+            and self._interest.has_nothing_after(channel, resume)
+        ):
+            # The stream cannot prove it of a channel whose last message has expired; this node can.
+            caught_up = CaughtUp(resume, [], recovered=True, last=resume.offset)
+        self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        if rule.retain and not caught_up.recovered:
+            # Who cannot have what it missed begins again, and so with the last message.
+            begun_again = await self._history.catch_up(last, position, on_read=on_read)
+            caught_up = begun_again._replace(recovered=False)
+        return caught_up
+
+    async def read_history(
+        self,
+        channel: str,
+        since: int | None,
+        limit: int,
+        *,
+        max_bytes: int = MAX_PAGE_BYTES,
+        on_read: OnRead = ignore,
+    ) -> HistoryRead:
+        """Stored messages, as far back as the channel's rule lets clients read; see History.page.
+
+        That the rule lets them read any is for the caller to look at. Raises an EventBusError.
+        """
+        most = self._rules.find(channel).most_history
+        read = functools.partial(self._history.page, max_bytes=max_bytes, on_read=on_read)
+        if most is None:
+            return await read(channel, since, limit)
+        if since is None:
+            return await read(channel, None, min(limit, most))
+        page = await read(channel, None, most)
+        later = [one for one in page.messages if one.position and one.position.offset > since]
+        complete = len(later) < len(page.messages)
+        if not complete and len(later) < most:  # nothing is further back than may be read
+            complete = (await read(channel, since, 1)).complete
+        return HistoryRead(later[:limit], page.position, complete)
+
+    async def whisper(
+        self, command: Whisper, event: str, user_id: str | None, sender: str
+    ) -> str | None:
+        """Carry a client's event to the channel's other connections; a fault comes back as text."""
+        body = _encode(
+            {
+                "channel": command.channel,
+                "event": event,
+                "data": msgspec.Raw(command.data),
+                "timestamp": datetime.datetime.now(datetime.UTC),
+                "user_id": user_id,
+            }
+        )
+        subject = self._bus.subjects.live(command.channel)
+        try:
+            await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})
+        except EventBusError as exc:
+            return f"the bus did not take it: {exc}"
+        return None
+
+    # Messages from the bus
+
+    def take(self, channel: str, delivery: Delivery) -> None:
+        """The hot path: one message from the bus to all connections of its channel."""
+        tally = self._tally
+        tally.came(len(delivery.payload))
+        try:
+            message = to_message(channel, delivery)
+        except InvalidPayload as exc:
+            self._quarantine.put(channel, delivery.payload, exc)
+            return
+        if self.on_message is not None:
+            self.on_message(channel)
+        begun_ns = time.time_ns() if self._traces else 0
+        clients = self._hub.deliver(message)
+        tally.went(clients)
+        if message.published is not None:
+            tally.latencies.since(message.published)
+        if self._traces:
+            tracing.delivered(
+                self._bus.driver.name,
+                channel,
+                headers=delivery.headers,
+                begun_ns=begun_ns,
+                clients=clients,
+            )
+
+    def _on_gap(self, channel: str, position: Position) -> None:
+        """Messages are lost for good: tell those who listen, that they need not guess."""
+        self._metrics.gaps.inc()
+        _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
+        kind = self._rules.find(channel).kind
+        self._hub.announce_gap(Subscribed(channel, kind, position, recovered=False, ref=None))
+
+    def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
+        """One message to those who hear a pattern; what none is, the channel's own way tells."""
+        tally = self._tally
+        tally.came(len(delivery.payload))
+        is_first = not self._hub.count(channel)
+        try:
+            message = to_message(channel, delivery)
+        except InvalidPayload as exc:
+            if is_first:
+                self._quarantine.put(channel, delivery.payload, exc)
+            return None
+        if is_first and message.published is not None:
+            tally.latencies.since(message.published)
+        if is_first and self.on_message is not None:
+            self.on_message(channel)
+        return message
+
+
+def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
+    """Check a payload, once for all who get it. Raises InvalidPayload."""
+    envelope = read_delivery(channel, delivery)
+    exclude = delivery.headers.get(HEADER_EXCEPT)
+    published = delivery.time or envelope.timestamp
+    mark = None if delivery.position is None else delivery.time
+    return ChannelMessage(
+        channel, envelope.event, envelope.body, delivery.position, exclude, published, mark
+    )
+
+
+def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
+    """A message that is read again; what was put into quarantine when it was live is skipped."""
+    try:
+        return to_message(channel, delivery)
+    except InvalidPayload:
+        return None

@@ -1,0 +1,58 @@
+"""WebSocket frames from a server: never masked, never fragmented (RFC 6455, section 5.2)."""
+
+import struct
+from typing import Final
+
+__all__ = [
+    "MAX_CLOSE_REASON",
+    "PING",
+    "close_reason",
+    "deflated_text_frame",
+    "pong_frame",
+    "text_frame",
+]
+
+
+_FIN: Final = 0x80
+_RSV1: Final = 0x40
+_TEXT: Final = 0x1
+_PING: Final = 0x9
+_PONG: Final = 0xA
+_MAX_SHORT: Final = 125
+_MAX_MEDIUM: Final = 0xFFFF
+
+MAX_CLOSE_REASON: Final = 123
+"""Bytes of UTF-8; a control frame's payload is at most 125, two of them the code (section 5.5)."""
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One whole text message; `payload` is UTF-8."""
+    return _frame(_TEXT, payload)
+
+
+def deflated_text_frame(data: bytes) -> bytes:
+    """One whole text message, deflated: RFC 7692, section 6."""
+    return _frame(_RSV1 | _TEXT, data)
+
+
+def close_reason(text: str) -> bytes:
+    """A reason as a close frame holds it; a longer one is cut at a character's end."""
+    return text.encode()[:MAX_CLOSE_REASON].decode(errors="ignore").encode()
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping, with its payload (section 5.5.3)."""
+    return _frame(_PONG, payload)
+
+
+def _frame(opcode: int, payload: bytes) -> bytes:
+    size = len(payload)
+    if size <= _MAX_SHORT:
+        return bytes((_FIN | opcode, size)) + payload
+    if size <= _MAX_MEDIUM:
+        return struct.pack("!BBH", _FIN | opcode, 126, size) + payload
+    return struct.pack("!BBQ", _FIN | opcode, 127, size) + payload
+
+
+PING: Final = _frame(_PING, b"")
+"""The heartbeat: the same bytes for every connection."""

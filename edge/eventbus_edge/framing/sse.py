@@ -1,0 +1,283 @@
+"""Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Pure.
+
+Each event is a whole envelope in `data:`, without an `event:` field, so that `onmessage` hears all
+of them. `id:` is a cursor over all channels of the request; the browser gives it back in
+Last-Event-ID when it comes again, by itself, to the same URL. A stream that was asked for by POST
+has no cursor: its client says in the body where each channel goes on.
+"""
+
+import base64
+import binascii
+import datetime
+import zlib
+from collections.abc import (
+    Iterable,
+    Mapping,
+)
+from typing import Final
+
+import msgspec
+
+from eventbus.drivers.base import Position
+from eventbus.drivers.marks import (
+    ANY_CHANNEL,
+    MarkedPosition,
+    mark_of,
+    nanoseconds,
+    timestamp,
+)
+from eventbus_edge.protocols.native import (
+    decode,
+    encode_message,
+    encode_reply,
+)
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    Malformed,
+    Reply,
+    Subscribe,
+    Subscribed,
+    SubscribePattern,
+)
+
+__all__ = [
+    "COMMENT",
+    "MAX_CURSOR",
+    "NOWHERE",
+    "InvalidCommands",
+    "ManyChannels",
+    "OneChannel",
+    "WithoutCursor",
+    "closing",
+    "decode_commands",
+    "decode_cursor",
+    "encode_cursor",
+]
+
+
+COMMENT: Final = b":\n\n"
+MAX_CURSOR: Final = 8192
+"""Characters of a cursor that is read: some thirty for each of two hundred channels."""
+NOWHERE: Final = Position(0, "")
+"""Where a client stands whose cursor tells nothing: no stream has this epoch."""
+_MAX_TIME: Final = 2**63 - 1
+_RETRY_AT_ONCE_MS: Final = 1000
+_RETRY_LATER_MS: Final = 30_000
+_encode_json: Final = msgspec.json.Encoder().encode
+
+
+class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
+    """Positions in the alphabetical order of the request's channels, which are not named.
+
+    All channels mostly have one epoch, and offsets and times that are not far apart: each one has
+    the place of its epoch, and its distance from the highest offset; with a mark, also that from
+    the latest time, and 1 where the message is the channel's own. None where nothing is known.
+    """
+
+    channels: int
+    """A checksum of their names: a cursor of other channels is none of these."""
+    epochs: list[str]
+    highest: int
+    latest: int
+    """Nanoseconds since 1970."""
+    places: list[tuple[int, ...] | None]
+
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(_Cursor).decode
+
+
+def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) -> bytes:
+    """The cursor of a request for `channels`, those without a position included."""
+    names = sorted(channels)
+    known = [positions.get(name) for name in names]
+    epochs = list(dict.fromkeys(position.epoch for position in known if position))
+    highest = max((position.offset for position in known if position), default=0)
+    times = [_time_of(position) for position in known]
+    latest = max((time for time in times if time is not None), default=0)
+    places: list[tuple[int, ...] | None] = []
+    for position, time in zip(known, times, strict=True):
+        if position is None:
+            places.append(None)
+            continue
+        place = epochs.index(position.epoch), highest - position.offset
+        is_own = int(not (mark_of(position) or "").startswith(ANY_CHANNEL))
+        places.append(place if time is None else (*place, latest - time, is_own))
+    packed = _pack(_Cursor(_checksum(names), epochs, highest, latest, places))
+    return base64.urlsafe_b64encode(packed).rstrip(b"=")
+
+
+def _time_of(position: Position | None) -> int | None:
+    mark = mark_of(position)
+    return nanoseconds(mark.removeprefix(ANY_CHANNEL)) if mark else None
+
+
+def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
+    """The positions that a cursor tells of `channels`; None for one that cannot be read."""
+    names = sorted(channels)
+    if len(text) > MAX_CURSOR or not text.isascii() or "=" in text:
+        return None
+    try:
+        packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        cursor = _unpack(packed)
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if cursor.channels != _checksum(names) or len(cursor.places) != len(names):
+        return None
+    positions: dict[str, Position] = {}
+    for name, place in zip(names, cursor.places, strict=True):
+        if place is not None:
+            if len(place) not in (2, 4):
+                return None
+            epoch, distance, *marked = place
+            if not (0 <= epoch < len(cursor.epochs) and 0 <= distance <= cursor.highest):
+                return None
+            position = Position(cursor.highest - distance, cursor.epochs[epoch])
+            if marked:
+                earlier, is_own = marked
+                if not 0 <= earlier <= cursor.latest <= _MAX_TIME:
+                    return None
+                mark = ("" if is_own else ANY_CHANNEL) + timestamp(cursor.latest - earlier)
+                position = MarkedPosition(*position, mark)
+            positions[name] = position
+    return positions
+
+
+def _checksum(names: list[str]) -> int:
+    return zlib.crc32(",".join(names).encode())
+
+
+class InvalidCommands(Exception):
+    """The body of a POST is not what it must be; the message says what is wrong with it."""
+
+
+_decode_frames: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def decode_commands(text: str, most: int) -> list[Subscribe | SubscribePattern | Malformed]:
+    """The commands in a POST's body: a JSON array of what a WebSocket's client sends as frames.
+
+    A single one that is malformed is answered within the stream, as it is over WebSockets. Raises
+    InvalidCommands for anything but an array of at most `most` commands to subscribe.
+    """
+    try:
+        frames = _decode_frames(text)
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise InvalidCommands(f"it is not a JSON array of commands: {exc}") from None
+    except RecursionError:
+        raise InvalidCommands("its JSON is nested too deeply") from None
+    if len(frames) > most:
+        raise InvalidCommands(f"it has {len(frames)} commands: at most {most} are allowed")
+    commands: list[Subscribe | SubscribePattern | Malformed] = []
+    for number, frame in enumerate(frames):
+        command = decode(bytes(frame).decode())
+        if not isinstance(command, Subscribe | SubscribePattern | Malformed):
+            raise InvalidCommands(f"command {number} is no subscribe: only those are allowed here")
+        commands.append(command)
+    return commands
+
+
+class OneChannel:
+    """The format of all streams of a single channel: a message is one event for all of them."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope; one without a position leaves the cursor as it is."""
+        data = _data(encode_message(message))
+        if message.position is None:
+            return data
+        marked = {message.channel: message.marked or message.position}
+        return _id(encode_cursor((message.channel,), marked)) + data
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        data = _data(encode_reply(reply))
+        if isinstance(reply, Subscribed) and reply.position is not None:
+            return _id(encode_cursor((reply.channel,), {reply.channel: reply.position})) + data
+        return data
+
+
+class ManyChannels:
+    """The format of one stream of several channels: its cursor is its own, the rest is shared."""
+
+    def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
+        """`positions` are those that the client stands at already."""
+        self._channels = sorted(channels)
+        self._positions = dict(positions)
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope; one without a position leaves the cursor as it is."""
+        data = _shared.data(message)
+        if message.position is None:
+            return data
+        self._positions[message.channel] = message.marked or message.position
+        return self._id() + data
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        data = _data(encode_reply(reply))
+        if isinstance(reply, Subscribed):
+            if reply.position is None:
+                self._positions.pop(reply.channel, None)
+            else:
+                self._positions[reply.channel] = reply.position
+            return self._id() + data
+        return data
+
+    def _id(self) -> bytes:
+        return _id(encode_cursor(self._channels, self._positions))
+
+
+class WithoutCursor:
+    """The format of all streams by POST: a message is one event for all of them."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """An event with the envelope."""
+        return _shared.data(message)
+
+    def reply(self, reply: Reply) -> bytes:
+        """An event with a system event."""
+        return _data(encode_reply(reply))
+
+
+class _Shared:
+    """The data of the last message: its fan-out asks for it once for each stream, in a row."""
+
+    def __init__(self) -> None:
+        self._message: ChannelMessage | None = None
+        self._made = b""
+
+    def data(self, message: ChannelMessage) -> bytes:
+        if message is not self._message:
+            self._message, self._made = message, _data(encode_message(message))
+        return self._made
+
+
+_shared: Final = _Shared()
+
+
+def closing(code: int, reason: str) -> bytes:
+    """The last event: why the stream ends, by the close codes of WebSockets; and when to return.
+
+    A browser returns by itself whatever the code; who must not is told by `code`, and to others
+    `retry:` says how soon.
+    """
+    body = {
+        "channel": None,
+        "event": "eb:closing",
+        "data": {"code": code, "reason": reason},
+        "timestamp": datetime.datetime.now(datetime.UTC),
+    }
+    soon = 4200 <= code < 4300
+    retry = _RETRY_AT_ONCE_MS if soon else _RETRY_LATER_MS
+    return b"retry: %d\n%b" % (retry, _data(_encode_json(body)))
+
+
+def _id(cursor: bytes) -> bytes:
+    return b"id: %b\n" % cursor
+
+
+def _data(body: bytes) -> bytes:
+    # An envelope is forwarded as it came, and may have line ends between its tokens.
+    if b"\n" in body or b"\r" in body:
+        body = b"\ndata: ".join(body.splitlines())
+    return b"data: %b\n\n" % body

@@ -1,0 +1,380 @@
+"""The HTTP API: /api/broadcast/…, answering for the whole cluster."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from importlib.metadata import (
+    PackageNotFoundError,
+    version,
+)
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    TypeVar,
+)
+
+import msgspec
+from aiohttp import web
+
+from eventbus.channels import (
+    ChannelKind,
+    Pattern,
+    validate_channel,
+)
+from eventbus.errors import (
+    BusStateError,
+    DispatchFailed,
+    DriverError,
+    EncodingError,
+    InvalidChannel,
+    InvalidName,
+    InvalidPattern,
+    NotSupported,
+    PublishDenied,
+)
+from eventbus.messages import gather_receipts, new_id
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.cluster.answers import (
+    Channels,
+    ChannelStats,
+    Disconnect,
+    Disconnected,
+    ListQuery,
+    Stats,
+)
+from eventbus_edge.cluster.cluster import ClusterBusy
+from eventbus_edge.http.body import (
+    JSON,
+    read_json_text,
+)
+from eventbus_edge.http.endpoints import (
+    KNOWN,
+    require_admin,
+)
+from eventbus_edge.http.openapi import (
+    Parameter,
+    Route,
+    describe,
+)
+from eventbus_edge.http.queue import (
+    FailedJobs,
+    FailedQuery,
+    JobDone,
+    done,
+    failed_answer,
+    job_id,
+)
+from eventbus_edge.http.revocations import (
+    Lifted,
+    LiftQuery,
+    RevocationList,
+    RevocationsQuery,
+    lift,
+    revocation_list,
+)
+from eventbus_edge.http.types import (
+    HistoryPage,
+    HistoryQuery,
+    Member,
+    Members,
+    NoQuery,
+    Publish,
+    Published,
+    PublishedMessage,
+)
+from eventbus_edge.keys import NODE
+from eventbus_edge.node import Node
+from eventbus_edge.problem import (
+    Problem,
+    retry_after,
+)
+from eventbus_edge.protocols.native import encode_message
+
+__all__ = ["ROUTES", "add_api", "document", "let_in"]
+
+
+_log = logging.getLogger(__name__)
+
+Q = TypeVar("Q")
+B = TypeVar("B")
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+MAX_KEY: Final = 255
+_COME_AGAIN_S: Final = 2.0
+_decode_members: Final = msgspec.json.Decoder(list[Member]).decode
+
+
+class _Call(NamedTuple, Generic[Q, B]):
+    """One request, its parts validated by the types of its route."""
+
+    node: Node
+    path: Mapping[str, str]
+    query: Q
+    body: B
+    headers: Mapping[str, str]
+
+    @property
+    def channel(self) -> str:
+        """The path's channel. Raises InvalidChannel."""
+        return validate_channel(self.path["name"])
+
+
+async def _stats(call: _Call[ListQuery, None]) -> Stats:
+    Pattern(call.query.pattern)
+    return await call.node.census.stats(call.query)
+
+
+async def _channels(call: _Call[ListQuery, None]) -> Channels:
+    Pattern(call.query.pattern)
+    return await call.node.census.channels(call.query)
+
+
+async def _channel(call: _Call[NoQuery, None]) -> ChannelStats:
+    return await call.node.census.channel(call.channel)
+
+
+async def _members(call: _Call[NoQuery, None]) -> Members:
+    channel = call.channel
+    if call.node.rules.find(channel).kind is not ChannelKind.PRESENCE:
+        raise Problem("not_found", f"{channel} is not a presence channel: it has no members")
+    members, count = await call.node.presence.look(channel)
+    return Members(channel=channel, members=_decode_members(members), count=count)
+
+
+async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
+    query = call.query
+    if call.node.rules.find(call.channel).most_history == 0:
+        raise Problem("forbidden", f"the rules let nobody read the history of {call.channel}")
+    page = await call.node.traffic.read_history(call.channel, query.since, query.limit)
+    offset, epoch = page.position or (None, None)
+    return HistoryPage(
+        messages=[msgspec.Raw(encode_message(message)) for message in page.messages],
+        offset=offset,
+        epoch=epoch,
+        complete=page.complete,
+    )
+
+
+async def _publish(call: _Call[NoQuery, Publish]) -> Published:
+    asked = call.body
+    if (asked.channel is None) == (asked.channels is None):
+        raise Problem("bad_request", "give either channel or channels")
+    channels = asked.channels or [asked.channel or ""]
+    for channel in channels:
+        validate_channel(channel)
+    if len(set(channels)) < len(channels):
+        raise Problem("bad_request", "channels has a channel twice")
+    message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=asked.volatile)
+    sends = [
+        call.node.publish(
+            channel,
+            asked.event,
+            asked.data,
+            volatile=asked.volatile,
+            except_connection=asked.except_,
+            id=message_id,
+        )
+        for channel in channels
+    ]
+    receipts = await gather_receipts(channels, sends)
+    return Published(
+        messages=[
+            PublishedMessage(channel=r.channel, id=r.id, offset=r.offset, epoch=r.epoch)
+            for r in receipts
+        ]
+    )
+
+
+def _message_id(key: str | None, *, volatile: bool) -> str:
+    """The same id for the same key, so that the stream drops what it holds already."""
+    if key is None:
+        return new_id()
+    if volatile:
+        message = f"{IDEMPOTENCY_KEY} cannot be honoured for a volatile message: nothing stores it"
+        raise Problem("bad_request", message)
+    if not 1 <= len(key) <= MAX_KEY:
+        raise Problem("bad_request", f"{IDEMPOTENCY_KEY} must have 1 to {MAX_KEY} characters")
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
+    whom = call.body
+    if whom.criteria() != 1:
+        raise Problem("bad_request", "give exactly one of user_id, connection_id, jti and channel")
+    if whom.channel is not None:
+        validate_channel(whom.channel)
+        if whom.reconnect:
+            raise Problem("bad_request", "reconnect means nothing for a channel: leave it out")
+    if whom.issued_before is not None and (
+        whom.reconnect or (whom.user_id is None and whom.channel is None)
+    ):
+        raise Problem(
+            "bad_request", "issued_before stands beside user_id or channel, without reconnect"
+        )
+    disconnected = await call.node.census.disconnect(whom)
+    if not whom.reconnect and whom.connection_id is None:
+        # Those who were to come back may; others stay out until their tokens have expired.
+        await call.node.revoke(
+            user_id=whom.user_id,
+            jti=whom.jti,
+            channel=whom.channel,
+            issued_before=whom.issued_before,
+        )
+    return disconnected
+
+
+async def _revocations(call: _Call[RevocationsQuery, None]) -> RevocationList:
+    return revocation_list(call.node.revoker.known, call.query.limit)
+
+
+async def _lift(call: _Call[LiftQuery, None]) -> Lifted:
+    return await lift(call.node, call.query)
+
+
+async def _failed_jobs(call: _Call[FailedQuery, None]) -> FailedJobs:
+    return await failed_answer(await call.node.queues(), call.query.limit)
+
+
+async def _retry_job(call: _Call[NoQuery, None]) -> JobDone:
+    job = job_id(call.path["id"])
+    store = await call.node.queues()
+    return done(job, was_there=await store.retry(job))
+
+
+async def _forget_job(call: _Call[NoQuery, None]) -> JobDone:
+    job = job_id(call.path["id"])
+    store = await call.node.queues()
+    return done(job, was_there=await store.forget(job))
+
+
+_BASE: Final = "/api/broadcast"
+_QUEUE: Final = "/api/queue"
+_KEY: Final = Parameter(
+    IDEMPOTENCY_KEY,
+    "Publishing again with the same key, on the same channels, stores nothing twice while the "
+    "stream remembers it (two minutes by default); the answer is the first one's.",
+)
+
+ROUTES: Final[tuple[Route[Any, Any], ...]] = (
+    Route("GET", f"{_BASE}/stats", "The cluster: nodes, channels, sums",
+          _stats, ListQuery, None, Stats, (503,)),
+    Route("GET", f"{_BASE}/channels", "Channels that somebody hears",
+          _channels, ListQuery, None, Channels, (503,)),
+    Route("GET", f"{_BASE}/channels/{{name}}", "One channel",
+          _channel, NoQuery, None, ChannelStats, (503,)),
+    Route("GET", f"{_BASE}/channels/{{name}}/members", "Who is present in a channel",
+          _members, NoQuery, None, Members, (404, 503)),
+    Route("GET", f"{_BASE}/channels/{{name}}/history", "Stored messages of a channel",
+          _history, HistoryQuery, None, HistoryPage, (503,)),
+    Route("POST", f"{_BASE}/events", "Publish a message",
+          _publish, NoQuery, Publish, Published, (408, 413, 415, 503), (_KEY,)),
+    Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
+          _disconnect, NoQuery, Disconnect, Disconnected, (408, 413, 415, 503)),
+    Route("GET", f"{_BASE}/revocations", "What has been revoked, and until when",
+          _revocations, RevocationsQuery, None, RevocationList),
+    Route("DELETE", f"{_BASE}/revocations", "Give back what has been revoked",
+          _lift, LiftQuery, None, Lifted, (404, 503)),
+    Route("GET", f"{_QUEUE}/failed", "Queued events that failed, and how many wait",
+          _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
+    Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",
+          _retry_job, NoQuery, None, JobDone, (404, 503)),
+    Route("DELETE", f"{_QUEUE}/failed/{{id}}", "Drop a failed job",
+          _forget_job, NoQuery, None, JobDone, (404, 503)),
+)  # fmt: skip
+"""Every operation: what is validated, what is described and what is served are one list."""
+
+
+def add_api(app: web.Application) -> None:
+    """Add the API's routes, and its description at /api/openapi.json."""
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, _serve(route))
+    app.router.add_get("/api/openapi.json", _openapi)
+
+
+def document() -> dict[str, Any]:
+    """The API's OpenAPI document."""
+    try:
+        number = version("eventbus")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        number = "0"
+    return describe(
+        ROUTES,
+        title="eventbus",
+        version=number,
+        description="Publish to channels, and see and steer who listens, on all nodes.",
+    )
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    await let_in(request)
+    return web.Response(body=msgspec.json.encode(document()), content_type=JSON)
+
+
+def _serve(route: Route[Any, Any]) -> Any:
+    decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
+
+    async def handle(request: web.Request) -> web.Response:
+        await let_in(request)
+        query = _query(request, route.query)
+        body = None if decode is None else await _body(request, decode)
+        call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
+        try:
+            answer = await route.handler(call)
+        except InvalidChannel as exc:
+            raise Problem("invalid_channel", str(exc)) from None
+        except (InvalidName, InvalidPattern) as exc:
+            raise Problem("bad_request", str(exc)) from None
+        except EncodingError as exc:
+            raise Problem("payload_too_large", str(exc)) from None
+        except NotSupported as exc:
+            raise Problem("not_found", str(exc)) from None
+        except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
+            if _is_denied(exc):
+                raise Problem("forbidden", str(exc)) from exc
+            raise Problem("unavailable", str(exc), headers=retry_after(_COME_AGAIN_S)) from exc
+        return web.Response(
+            body=msgspec.json.encode(answer),
+            content_type=JSON,
+            headers={"Cache-Control": "no-store"},
+        )
+
+    return handle
+
+
+def _is_denied(exc: Exception) -> bool:
+    """Whether the bus permits this node none of it, so that it is of no use to come again."""
+    failures = exc.failures.values() if isinstance(exc, DispatchFailed) else (exc,)
+    return all(isinstance(failure, PublishDenied) for failure in failures)
+
+
+async def let_in(request: web.Request) -> Claims | None:
+    """Who may use the API; what their token says, if they have one. Raises Problem.
+
+    A page of another origin must not use a browser's place on this host.
+    """
+    request.app[NODE].origins.require(request.headers.get("Origin"), request.host)
+    claims = await require_admin(request)
+    request[KNOWN] = True
+    return claims
+
+
+def _query(request: web.Request, type_: type[Q]) -> Q:
+    given = request.query
+    if len(set(given)) < len(given):
+        raise Problem("bad_request", "a parameter is given more than once")
+    try:
+        return msgspec.convert(dict(given), type_, strict=False)
+    except msgspec.ValidationError as exc:
+        raise Problem("bad_request", f"the parameters are not valid: {exc}") from None
+
+
+async def _body(request: web.Request, decode: Any) -> Any:
+    text = await read_json_text(request, request.app[NODE].settings.request_timeout)
+    try:
+        return decode(text)  # as text: msgspec does not look at UTF-8 within a Raw
+    except msgspec.DecodeError as exc:
+        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+    except RecursionError:
+        raise Problem("bad_request", "the body's JSON is nested too deeply") from None

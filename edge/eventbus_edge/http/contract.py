@@ -1,0 +1,103 @@
+"""The contract that a node shows, and checks what clients send by: read, or made of event types."""
+
+from importlib.metadata import (
+    PackageNotFoundError,
+    version,
+)
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from eventbus.contracts import asyncapi
+from eventbus.contracts.catalogue import (
+    catalogue,
+    shared,
+)
+from eventbus.contracts.strict_json import refuse_duplicate_keys
+from eventbus.errors import ConfigError
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.sessions.client_events import ClientEvents
+
+__all__ = ["ContractDocument", "checked_events"]
+
+
+class ContractDocument:
+    """An AsyncAPI document: that of BROADCAST_CONTRACT, or of the event types that are imported."""
+
+    def __init__(self, settings: EdgeSettings, namespace: str) -> None:
+        """Raises ConfigError for a file that cannot be read."""
+        self._namespace = namespace
+        self._is_own = not settings.contract
+        self._document = _read(settings.contract) if settings.contract else None
+
+    def document(self) -> dict[str, Any] | None:
+        """The document; None without a file and without events. Raises EventDefinitionError."""
+        if self._document is None:
+            events = shared(catalogue())
+            if events:
+                self._document = asyncapi.document(
+                    events, version=_version(), servers=_servers("ws", "localhost:8080"),
+                    namespace=self._namespace,
+                )  # fmt: skip
+        return self._document
+
+    def document_for(self, scheme: str, host: str) -> dict[str, Any] | None:
+        """The same for a client that has come to `host`: a document of our own says so."""
+        document = self.document()
+        if document is None or not self._is_own:
+            return document
+        servers = _servers("wss" if scheme == "https" else "ws", host)
+        return {**document, "servers": asyncapi.servers_object(servers)}
+
+
+def checked_events(settings: EdgeSettings, contract: ContractDocument) -> ClientEvents | None:
+    """What checks client events, by BROADCAST_CLIENT_EVENTS; None where nothing is to be checked.
+
+    Raises ConfigError, and EventDefinitionError for an event type that has no schema.
+    """
+    if settings.client_events == "unchecked":
+        return None
+    document = contract.document()
+    if document is None:
+        raise ConfigError(
+            f"BROADCAST_CLIENT_EVENTS={settings.client_events}: there is no contract to check by; "
+            "set BROADCAST_CONTRACT, or define event types in EDGE_APP",
+            variable="BROADCAST_CLIENT_EVENTS",
+        )
+    return ClientEvents(document, strict=settings.client_events == "strict")
+
+
+def _read(path: str) -> dict[str, Any]:
+    wanted = "a file of `eventbus schema export --format asyncapi`"
+    try:
+        text = Path(path).read_bytes()
+        document = msgspec.json.decode(text, type=dict[str, Any])
+        refuse_duplicate_keys(text)
+    except OSError as exc:
+        fault = exc.strerror or str(exc)
+    except (ValueError, RecursionError) as exc:
+        fault = str(exc)
+    else:
+        if str(document.get("asyncapi", "")).startswith("3."):
+            return document
+        fault = "it is no AsyncAPI 3 document"
+    raise ConfigError(
+        f"BROADCAST_CONTRACT={path!r}: {fault}; allowed: {wanted}", variable="BROADCAST_CONTRACT"
+    )
+
+
+def _servers(protocol: str, host: str) -> dict[str, asyncapi.Server]:
+    return {
+        "edge": asyncapi.Server(protocol, host, "/ws"),
+        "api": asyncapi.Server(
+            protocol.replace("ws", "http"), host, "/api/broadcast/events"
+        ),
+    }  # fmt: skip
+
+
+def _version() -> str:
+    try:
+        return version("eventbus")
+    except PackageNotFoundError:  # run from a folder that is not installed
+        return "0"

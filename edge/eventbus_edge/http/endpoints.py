@@ -1,0 +1,219 @@
+"""HTTP beside the sockets: is the node alive, is it fit to serve, what has it counted."""
+
+import errno
+import hmac
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from eventbus.user_code import guarded
+from eventbus_edge.access.tokens import (
+    Claims,
+    TokenRejected,
+)
+from eventbus_edge.keys import (
+    NODE,
+    WORKERS_METRICS,
+)
+from eventbus_edge.metrics.metrics import CONTENT_TYPE_LATEST
+from eventbus_edge.problem import (
+    PROBLEM_JSON,
+    Problem,
+    bad_token,
+)
+
+__all__ = [
+    "KNOWN",
+    "cors_headers",
+    "healthz",
+    "metrics",
+    "paced",
+    "problem_of",
+    "problems",
+    "readyz",
+    "require_admin",
+    "respond",
+]
+
+
+_log = logging.getLogger(__name__)
+
+_CODES: Final[Mapping[int, str]] = {
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
+}
+KNOWN: Final = web.RequestKey("KNOWN", bool)
+"""Set on a request of somebody who may use the HTTP API: it is not counted."""
+_PROBES: Final = frozenset({"/healthz", "/readyz"})
+_DOTS_OF_A_JWT: Final = 2
+_NOT_STORED: Final = (
+    "the bus does not store what it gets: its disk may be full, or a limit reached; the log "
+    "of this node says more"
+)
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer what a handler raises as problem JSON (RFC 9457)."""
+    try:
+        with guarded():
+            return await handler(request)
+    except Problem as exc:
+        problem = exc
+    except web.HTTPException as exc:
+        if exc.status < HTTPStatus.BAD_REQUEST:
+            raise
+        problem = problem_of(exc)
+    except Exception as exc:
+        # What has begun to be answered, such as an upgrade, cannot become a problem.
+        if request.writer.output_size:
+            raise
+        if isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:  # below /static
+            problem = Problem("not_found", "no file can have such a name")
+        else:
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "a request"
+            _log.exception("%s %s failed", request.method, route)
+            problem = Problem("internal", "an internal error: the log of the node tells more")
+    request.app[NODE].metrics.refusals.labels(problem.code).inc()
+    response = respond(problem)
+    if problem.code == "rate_limited":
+        response.force_close()  # else the next one would cost as much
+    return response
+
+
+@web.middleware
+async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Count the requests of each address; one with a wrong token or key counts twice.
+
+    Probes count apart: a flood must not have the node taken for dead.
+    """
+    admission = request.app[NODE].admission
+    kind = "probe " if request.path in _PROBES else ""
+    try:
+        key = admission.request(request.remote, request.headers, kind)
+    except Problem as exc:
+        if request.path == "/sse":
+            exc.headers.update(cors_headers(request))
+        raise
+    try:
+        response = await handler(request)
+    except Problem as exc:
+        if exc.status == HTTPStatus.UNAUTHORIZED:
+            admission.charge_requests(key, 1.0)
+        raise
+    if request.get(KNOWN, False):
+        admission.charge_requests(key, -1.0)
+    return response
+
+
+def cors_headers(request: web.Request) -> dict[str, str]:
+    """What lets a page of an allowed origin read an answer, a refusal too."""
+    origin = request.headers.get("Origin")
+    headers = {"Vary": "Origin"}
+    if origin and request.app[NODE].origins.allows(origin, request.host):
+        headers["Access-Control-Allow-Origin"] = origin
+    return headers
+
+
+def problem_of(exc: web.HTTPException) -> Problem:
+    """An error that aiohttp has raised, as a problem."""
+    code = _CODES.get(exc.status, "bad_request")
+    allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
+    return Problem(code, exc.reason, status=exc.status, headers=allow)
+
+
+def respond(problem: Problem) -> web.Response:
+    """The answer that a problem is."""
+    return web.Response(
+        body=problem.body(),
+        status=problem.status,
+        headers=problem.headers,
+        content_type=PROBLEM_JSON,
+    )
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """The process is alive."""
+    return _json({"status": "alive", "node": request.app[NODE].id})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """The node can serve: 503 while it drains or has no bus.
+
+    It is degraded, and says why, while the bus stores nothing that is published: all nodes are
+    then, and clients still get what is not stored, histories and presence.
+    """
+    node = request.app[NODE]
+    node.require_ready()
+    body: dict[str, object] = {
+        "status": "degraded" if node.bus_fault else "ready",
+        "node": node.id,
+        "connections": len(node.connections),
+    }
+    if node.bus_fault:
+        body["reason"] = _NOT_STORED  # the fault names the broker, which is not for everybody
+    return _json(body)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """What the node has counted, for Prometheus; a worker answers for all of its supervisor."""
+    node = request.app[NODE]
+    if not node.settings.metrics_open:
+        await require_admin(request)
+        request[KNOWN] = True
+    workers = request.app.get(WORKERS_METRICS)
+    body = node.metrics.exposition() if workers is None else await workers.exposition()
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def require_admin(request: web.Request) -> Claims | None:
+    """Let only those in who know the API key, or whose token has the role or permission admin.
+
+    Without a key configured, who needs none; see `Hosts.why_a_key_is_needed`. Gives what the token
+    says, None for the others. Raises Problem.
+    """
+    node = request.app[NODE]
+    key = node.settings.api_key
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    given = given.strip()
+    if not key or scheme.lower() != "bearer" or given.count(".") != _DOTS_OF_A_JWT or given == key:
+        _require_key(request, key)
+        return None
+    try:
+        claims = await node.verify(given)
+    except TokenRejected as exc:
+        raise bad_token(exc.code, str(exc)) from None
+    if not claims.is_admin:
+        raise Problem("forbidden", "the token has neither the role nor the permission admin")
+    return claims
+
+
+def _require_key(request: web.Request, key: str) -> None:
+    if not key:
+        why = request.app[NODE].hosts.why_a_key_is_needed(
+            request.remote, request.version, request.raw_path, request.headers
+        )
+        if why:
+            raise Problem(
+                "forbidden",
+                "no BROADCAST_API_KEY is configured, and without one only clients on this machine "
+                f"may ask; this request may not: {why}",
+            )
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), key.encode())
+    if scheme.lower() != "bearer" or not right:
+        message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
+        raise Problem("unauthorized", message)
+
+
+def _json(body: Mapping[str, object]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), content_type="application/json")

@@ -1,0 +1,109 @@
+"""What the HTTP API tells of revocations, and how one is given back."""
+
+import datetime
+import heapq
+import time
+from typing import Annotated
+
+import msgspec
+
+from eventbus.errors import InvalidChannel
+from eventbus_edge.access.revocation import (
+    Revocation,
+    Revocations,
+)
+from eventbus_edge.cluster.answers import MAX_LISTED
+from eventbus_edge.node import Node
+from eventbus_edge.problem import Problem
+
+__all__ = [
+    "LiftQuery",
+    "Lifted",
+    "RevocationList",
+    "RevocationsQuery",
+    "lift",
+    "revocation_list",
+    "told",
+]
+
+
+Id = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class RevocationsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many of the revocations."""
+
+    limit: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=MAX_LISTED, description="How many at most, the newest first."),
+    ] = 1000
+
+
+class LiftQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to give back: the very names that it was revoked by."""
+
+    user_id: Id | None = None
+    jti: Id | None = None
+    channel: Id | None = None
+
+
+class RevocationTold(msgspec.Struct, frozen=True, kw_only=True):
+    """Who or what is refused: a user, a token by its id, or a channel, to everybody or to those."""
+
+    user_id: str | None
+    jti: str | None
+    channel: str | None
+    revoked_at: datetime.datetime
+    until: datetime.datetime
+
+
+class RevocationList(msgspec.Struct, frozen=True, kw_only=True):
+    """The revocations that hold, the newest first."""
+
+    revocations: list[RevocationTold]
+    count: Annotated[int, msgspec.Meta(description="How many there are in all.")]
+
+
+class Lifted(msgspec.Struct, frozen=True, kw_only=True):
+    """What was revoked, and is not any more."""
+
+    user_id: str | None
+    jti: str | None
+    channel: str | None
+
+
+def told(revocation: Revocation) -> RevocationTold:
+    """A revocation as it is shown."""
+    at, until = (
+        datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        for seconds in (revocation.at, revocation.until)
+    )
+    return RevocationTold(
+        user_id=revocation.user_id,
+        jti=revocation.jti,
+        channel=revocation.channel,
+        revoked_at=at,
+        until=until,
+    )
+
+
+def revocation_list(known: Revocations, limit: int) -> RevocationList:
+    """The answer."""
+    now = time.time()
+    holding = [revocation for revocation in known.all() if revocation.holds(now)]
+    newest = heapq.nlargest(limit, holding, key=lambda revocation: revocation.at)
+    return RevocationList(revocations=[told(each) for each in newest], count=len(holding))
+
+
+async def lift(node: Node, asked: LiftQuery) -> Lifted:
+    """Give it back. Raises Problem for names that cannot be, or of which nothing is revoked."""
+    names = msgspec.structs.asdict(asked)
+    try:
+        was_revoked = await node.lift(**names)
+    except InvalidChannel:
+        raise
+    except ValueError as exc:
+        raise Problem("bad_request", str(exc)) from None
+    if not was_revoked:
+        raise Problem("not_found", "nothing of that is revoked")
+    return Lifted(**names)

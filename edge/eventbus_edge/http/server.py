@@ -1,0 +1,201 @@
+"""The HTTP server beneath the application: what it refuses by itself is problem JSON as well.
+
+A request that cannot be parsed, or that expects what is not there, never reaches a handler. aiohttp
+would answer it as plain text, with its version and with what the client has sent; and log the
+latter, in which a token may stand.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import (
+    Any,
+    Final,
+    cast,
+)
+
+from aiohttp import web
+from aiohttp.http_exceptions import (
+    HttpProcessingError,
+    InvalidURLError,
+)
+
+from eventbus_edge.access.admission import Admission
+from eventbus_edge.http.endpoints import (
+    problem_of,
+    respond,
+)
+from eventbus_edge.http.frame_gate import FrameGate
+from eventbus_edge.keys import NODE
+from eventbus_edge.problem import Problem
+
+__all__ = ["Runner", "put_gate"]
+
+
+MAX_HEADERS: Final = 64
+"""Header lines of a request, each of at most 8 KiB, as is the request's first line."""
+_SHUTDOWN_S: Final = 5.0
+"""How long requests that are not WebSockets may take to end, once the node has drained."""
+_KIND: Final = re.compile(r"[A-Za-z0-9' .-]{4,60}", re.ASCII)
+
+
+class Runner(web.AppRunner):
+    """Runs the application, without a line in any log that could hold a URL."""
+
+    def __init__(self, app: web.Application, request_timeout: float) -> None:
+        """A connection that is silent for `request_timeout` seconds between requests is closed.
+
+        So is one whose next request's head has not come by then, bytes that trickle in or not:
+        aiohttp's keep-alive time begins with the connection.
+        """
+        log = logging.getLogger("edge.server")
+        log.addFilter(_is_the_nodes_fault)
+        self._options: dict[str, Any] = {
+            "access_log": None,
+            "logger": log,
+            "keepalive_timeout": request_timeout,
+            "max_headers": MAX_HEADERS,
+            "auto_decompress": False,  # a small body could become a large one
+        }
+        super().__init__(app, shutdown_timeout=_SHUTDOWN_S, **self._options)
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        node = self.app[NODE]
+        refusals = node.metrics.refusals
+        return _Server(
+            made.request_handler,
+            made.request_factory,
+            self._options,
+            lambda code: refusals.labels(code).inc(),
+            node.admission,
+        )
+
+
+class _Server(web.Server):
+    def __init__(
+        self,
+        handler: Any,
+        request_factory: Any,
+        options: dict[str, Any],
+        on_refusal: Callable[[str], None],
+        admission: Admission,
+    ) -> None:
+        super().__init__(handler, request_factory=request_factory, **options)
+        self.on_refusal = on_refusal
+        self.admission = admission
+        self._options = options
+
+    def __call__(self) -> web.RequestHandler:
+        return _RequestHandler(self, loop=asyncio.get_running_loop(), **self._options)
+
+
+class _RequestHandler(web.RequestHandler):
+    """One HTTP connection."""
+
+    __slots__ = ("_admission", "_is_held", "_on_refusal", "_peer", "gate")
+
+    def __init__(self, server: _Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._on_refusal = server.on_refusal
+        self._admission = server.admission
+        self._peer: str | None = None
+        """The address of a socket that counts."""
+        self._is_held = False
+        self.gate: FrameGate | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a socket, unless its address has too many, which may all be silent."""
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):  # a Unix socket has none
+            return
+        if self._admission.opened(peer[0]):
+            self._peer = peer[0]
+        else:
+            cast(asyncio.Transport, transport).abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The socket has ended."""
+        if self._peer is not None:
+            self._admission.ended(self._peer)
+            self._peer = None
+        super().connection_lost(exc)
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Read on with a parser: that of a WebSocket is fed by the connection's gate."""
+        if self.gate is not None:
+            self.gate.feeds(parser)
+            parser = self.gate
+        super().set_parser(parser, data_received_cb)
+
+    def hold(self) -> None:
+        """Read no more from the socket until `release`, whatever aiohttp's own buffers allow."""
+        self._is_held = True
+        self._pause_transport_reading()
+
+    def release(self) -> None:
+        """Read on, unless aiohttp's buffers are full."""
+        self._is_held = False
+        if not self._reading_paused:
+            self._resume_transport_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, now that aiohttp's buffers have room again."""
+        super().resume_reading(resume_parser)
+        if self._is_held:
+            self._pause_transport_reading()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no request; the rest of the errors have begun to be answered."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size:
+            return super().handle_error(request, status, exc, message)
+        response = self._refuse(Problem("bad_request", _what_is_wrong(exc), status=status))
+        response.headers["Server"] = "eventbus"  # no signal of the application runs for it
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the answer; an error that was raised before any handler (417) as a problem."""
+        if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
+            resp = self._refuse(problem_of(resp))
+        return await super().finish_response(request, resp, start_time)
+
+    def _refuse(self, problem: Problem) -> web.Response:
+        self._on_refusal(problem.code)
+        return respond(problem)
+
+
+def put_gate(request: web.Request, *, deflates: bool) -> FrameGate:
+    """Put a gate before the reader of the WebSocket that the request is about to become."""
+    protocol = request.protocol
+    assert isinstance(protocol, _RequestHandler), "the application runs in a Runner"
+    call_soon = asyncio.get_running_loop().call_soon
+    protocol.gate = FrameGate(protocol, call_soon, deflates=deflates)
+    return protocol.gate
+
+
+def _what_is_wrong(exc: BaseException | None) -> str:
+    """The kind of fault, without what was sent: aiohttp has that behind a colon, or alone."""
+    if isinstance(exc, InvalidURLError):
+        return "this is no HTTP request: its URL is not valid"
+    kind = exc.message.partition(":")[0].strip() if isinstance(exc, HttpProcessingError) else ""
+    return (
+        f"this is no HTTP request: {kind}" if _KIND.fullmatch(kind) else "this is no HTTP request"
+    )
+
+
+def _is_the_nodes_fault(record: logging.LogRecord) -> bool:
+    """A request that cannot be read is its sender's fault, and aiohttp quotes what was sent."""
+    cause = record.exc_info[1] if record.exc_info else None
+    return not isinstance(cause, HttpProcessingError | web.RequestPayloadError)

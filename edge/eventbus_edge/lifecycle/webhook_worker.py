@@ -1,0 +1,37 @@
+"""Posts webhooks from a worker of its own, for nodes that should not wait for receivers:
+
+    eventbus queue work --app eventbus_edge.lifecycle.webhook_worker --queue webhooks
+
+It has the nodes' settings, from the environment, and works beside them.
+"""
+
+from eventbus.errors import ConfigError
+from eventbus.events import listen
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.lifecycle.webhooks import (
+    Poster,
+    WebhookBatch,
+)
+from eventbus_edge.metrics.metrics import Metrics
+
+__all__ = ["post"]
+
+
+_settings = EdgeSettings.from_env()
+_settings.check_webhook()
+if not _settings.webhook_url:
+    raise ConfigError(
+        "BROADCAST_WEBHOOK_URL is not set, and there is nowhere to post to; allowed: an http:// or "
+        "https:// address",
+        variable="BROADCAST_WEBHOOK_URL",
+    )
+
+
+@listen(WebhookBatch)
+async def post(event: WebhookBatch) -> None:
+    """Post one batch; see Poster.process."""
+    poster = Poster(_settings, Metrics())
+    try:
+        await poster.process(event)
+    finally:
+        await poster.aclose()

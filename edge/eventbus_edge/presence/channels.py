@@ -1,0 +1,134 @@
+"""Presence as connections use it: who comes and goes, and what the others hear of it."""
+
+import datetime
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from typing import (
+    Any,
+    Final,
+)
+
+import msgspec
+
+from eventbus.drivers.base import Driver
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.hub import (
+    Backlog,
+    Hub,
+)
+from eventbus_edge.presence.keeper import (
+    PresenceKeeper,
+    PresenceSettings,
+)
+from eventbus_edge.presence.members import (
+    Change,
+    PresenceRefused,
+)
+from eventbus_edge.presence.nodes import nobody_gone
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    Failed,
+    Presence,
+    PresenceMembers,
+    Reply,
+    Subscribed,
+)
+
+__all__ = ["PresenceChannels"]
+
+
+EVENT_PREFIX: Final = "eb:presence."
+_ROOM_FOR_REST: Final = 4096
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class PresenceChannels:
+    """The presence channels of a node; members' events go through its hub."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        node: str,
+        settings: EdgeSettings,
+        hub: Hub,
+        may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
+        *,
+        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
+    ) -> None:
+        """`node` is the node's id; for `may_join` and `drop_gone` see PresenceKeeper."""
+        self._hub = hub
+        own = PresenceSettings(
+            grace_s=settings.presence_grace,
+            ttl_s=settings.presence_ttl,
+            linger_s=settings.unsubscribe_after,
+            max_members=settings.presence_max_members,
+            max_info_bytes=settings.presence_max_info_bytes,
+            max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, _ROOM_FOR_REST // 2),
+        )
+        self._keeper = PresenceKeeper(driver, node, own, self._tell, may_join, drop_gone=drop_gone)
+
+    async def enter(
+        self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str
+    ) -> None:
+        """A connection joins; `more` is what an authorizer adds to the user's info.
+
+        Raises PresenceRefused, and a DriverError when the members cannot be known.
+        """
+        info = {**user.presence_info(), **more}
+        await self._keeper.join(channel, user.user_id, info, connection_id)
+
+    def leave(self, channel: str, user: Claims | None, connection_id: str, *, lost: bool) -> None:
+        """A connection leaves; one that is lost may come back. Nothing for other channels."""
+        if user is not None:
+            self._keeper.leave(channel, user.user_id, connection_id, lost=lost)
+
+    def begin(self, channel: str, backlog: Backlog) -> bytes:
+        """The members as JSON, and nothing in `backlog` that is older than they are."""
+        backlog.messages[:] = [
+            passed
+            for passed in backlog.messages
+            if isinstance(passed, Subscribed) or not passed.event.startswith(EVENT_PREFIX)
+        ]
+        return self._keeper.members(channel)[0]
+
+    def members(self, channel: str) -> tuple[bytes, int]:
+        """The members of a channel that clients here have joined: a JSON array, their number."""
+        return self._keeper.members(channel)
+
+    async def look(self, channel: str) -> tuple[bytes, int]:
+        """The same for any channel. Raises a DriverError when it cannot be read."""
+        return await self._keeper.look(channel)
+
+    def answer(self, command: Presence, user: Claims, connection_id: str) -> Reply:
+        """Carry out the action `presence` of a connection that is subscribed."""
+        if command.changes is not None:
+            try:
+                self._keeper.update(command.channel, user.user_id, command.changes, connection_id)
+            except PresenceRefused as exc:
+                return Failed(exc.code, str(exc), command.channel, command.ref)
+        members, count = self._keeper.members(command.channel)
+        return PresenceMembers(command.channel, members, count, command.ref)
+
+    def counts(self) -> tuple[int, int]:
+        """How many channels' members are known here, and how many members those have."""
+        return self._keeper.counts()
+
+    async def aclose(self) -> None:
+        """Stop; see PresenceKeeper.aclose."""
+        await self._keeper.aclose()
+
+    def _tell(self, channel: str, change: Change, exclude: str | None) -> None:
+        event = EVENT_PREFIX + change.kind
+        body = _encode(
+            {
+                "channel": channel,
+                "event": event,
+                "data": msgspec.Raw(change.data),
+                "timestamp": datetime.datetime.now(datetime.UTC),
+            }
+        )
+        self._hub.deliver(ChannelMessage(channel, event, body, None, exclude))

@@ -1,0 +1,109 @@
+"""Running a node as a process: it listens, over TLS or not, until a signal asks it to drain."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus_edge.app import (
+    create_app,
+    make_runner,
+)
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.keys import NODE
+from eventbus_edge.process.listening import Listener
+from eventbus_edge.process.production import require_production
+
+__all__ = ["serve"]
+
+
+_log = logging.getLogger(__name__)
+
+_ANY: Final = ("0.0.0.0", "[::]")
+
+
+async def serve(
+    settings: EdgeSettings,
+    bus: EventBus | Settings,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    extend: Callable[[web.Application], None] | None = None,
+) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once, and so
+    does the first while the node is starting.
+
+    SIGHUP reads the TLS certificates again. `on_ready` is called with the node's address once it
+    listens; `extend` may add routes. Raises ConfigError, also for what production refuses, and what
+    opening the bus raises.
+    """
+    warnings = require_production(settings)
+    app = create_app(settings, bus)
+    listener = Listener(settings, app)
+    if extend is not None:
+        extend(app)
+    runner = make_runner(app, settings.request_timeout)
+    stop = _stop_event(supervised=settings.supervised)
+    listener.renew_on_hangup()
+    try:
+        # It may wait for the bus for as long as BROADCAST_CONNECT_TIMEOUT says.
+        await _either(asyncio.create_task(runner.setup()), stop)
+        if stop.is_set():
+            _log.info("asked to end before it was ready")
+            return
+        if app[NODE].verifies_no_tokens:
+            _log.warning(
+                "none of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL is set: all tokens are refused"
+            )
+        if not settings.supervised:  # the supervisor says it once
+            for warning in warnings:
+                _log.warning("%s", warning)
+        app[NODE].address = await listener.open(runner.server)
+        address = _local(app[NODE].address)
+        _log.info("node %s listens on %s", app[NODE].id, address)
+        if on_ready is not None:
+            on_ready(address)
+        await stop.wait()
+        drain = asyncio.create_task(app[NODE].drain())
+        await _either(drain, _stop_event(supervised=False))
+    finally:
+        await listener.aclose()
+        await runner.cleanup()
+
+
+def _local(address: str) -> str:
+    """An address by which this machine reaches one that listens on all interfaces."""
+    for host in _ANY:
+        address = address.replace(f"://{host}:", "://127.0.0.1:")
+    return address
+
+
+def _stop_event(*, supervised: bool) -> asyncio.Event:
+    """An event that the next SIGTERM or SIGINT sets, or the death of the supervisor."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, event.set)
+        except NotImplementedError:  # Windows has no loop handlers: Ctrl-C ends the process
+            break
+    if supervised:
+        # The supervisor holds the other end of stdin, which closes when it dies in whatever way.
+        loop.add_reader(sys.stdin.fileno(), event.set)
+    return event
+
+
+async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Wait until a task has ended, or an event is set, in which case the task is cancelled."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    task.cancel()
+    await asyncio.wait({task, waiting})
+    if not task.cancelled():
+        task.result()  # raises what it raised

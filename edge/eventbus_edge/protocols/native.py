@@ -1,0 +1,334 @@
+"""The native protocol, `eventbus.v1`: JSON frames to commands, replies and messages to JSON."""
+
+import datetime
+from typing import (
+    Any,
+    Final,
+)
+
+import msgspec
+
+from eventbus.channels import ChannelKind
+from eventbus.drivers.base import Position
+from eventbus.drivers.marks import (
+    MarkedPosition,
+    mark_of,
+)
+from eventbus_edge.framing.frames import text_frame
+from eventbus_edge.protocols.vocabulary import (
+    Acknowledged,
+    AskStats,
+    Authenticate,
+    Authenticated,
+    ChannelMessage,
+    ClusterStats,
+    Command,
+    Connected,
+    Failed,
+    Malformed,
+    Ping,
+    Pong,
+    Presence,
+    PresenceMembers,
+    ReadHistory,
+    Ref,
+    Reply,
+    StoredMessages,
+    Subscribe,
+    Subscribed,
+    SubscribedPattern,
+    SubscribePattern,
+    TokenExpiring,
+    Unsubscribe,
+    Unsubscribed,
+    UnsubscribedPattern,
+    UnsubscribePattern,
+    Whisper,
+)
+
+__all__ = [
+    "ACTIONS",
+    "BEARER_PREFIX",
+    "PROTOCOL",
+    "NativeWebSocket",
+    "decode",
+    "encode_message",
+    "encode_reply",
+]
+
+
+PROTOCOL: Final = "eventbus.v1"
+BEARER_PREFIX: Final = "eventbus.bearer."
+
+ACTIONS: Final = (
+    "ping",
+    "auth",
+    "subscribe",
+    "join",
+    "unsubscribe",
+    "leave",
+    "whisper",
+    "presence",
+    "history",
+    "stats",
+)
+_MAX_HISTORY: Final = 1000
+_MAX_OFFSET: Final = 2**63 - 1
+
+
+_NO_DATA: Final = msgspec.Raw(b"null")
+
+
+class _Frame(msgspec.Struct):
+    action: str
+    channel: str | None = None
+    pattern: str | None = None
+    event: str | None = None
+    data: msgspec.Raw = _NO_DATA
+    ref: Ref = None
+
+
+class _RefOnly(msgspec.Struct):
+    ref: Ref = None
+
+
+class _AuthData(msgspec.Struct):
+    token: str
+
+
+class _SubscribeData(msgspec.Struct):
+    offset: int | None = None
+    epoch: str | None = None
+    mark: str | None = None
+    history: int | None = None
+
+
+class _HistoryData(msgspec.Struct):
+    limit: int = 100
+    since: int | None = None
+
+
+_decode_history: Final = msgspec.json.Decoder(_HistoryData).decode
+_decode_frame: Final = msgspec.json.Decoder(_Frame).decode
+_decode_ref: Final = msgspec.json.Decoder(_RefOnly).decode
+_decode_auth: Final = msgspec.json.Decoder(_AuthData).decode
+_decode_subscribe: Final = msgspec.json.Decoder(_SubscribeData).decode
+_decode_info: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class _Refused(Exception):
+    """A frame of a known action that lacks something, or has it wrong."""
+
+
+def decode(text: str) -> Command:
+    """One text frame as a command; whatever is wrong with it comes back as Malformed."""
+    try:
+        frame = _decode_frame(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
+        return Malformed("bad_request", f"not a command: {_reason(exc)}", _ref_of(text))
+    try:
+        return _command(frame)
+    except (_Refused, msgspec.DecodeError, RecursionError) as exc:
+        message = f"action {frame.action}: {_reason(exc)}"
+        return Malformed("bad_request", message, frame.ref)
+
+
+def _command(frame: _Frame) -> Command:
+    match frame.action:
+        case "ping":
+            return Ping(frame.data, frame.ref)
+        case "auth":
+            return Authenticate(_decode_auth(_data(frame)).token, frame.ref)
+        case "subscribe" | "join":
+            return _subscribe(frame)
+        case "unsubscribe" | "leave":
+            return _unsubscribe(frame)
+        case "whisper":
+            if frame.event is None:
+                raise _Refused("the field event is missing: a string is needed")
+            return Whisper(_channel(frame), frame.event, bytes(_data(frame)), frame.ref)
+        case "presence":
+            changes = None if frame.data == _NO_DATA else _decode_info(frame.data)
+            return Presence(_channel(frame), changes, frame.ref)
+        case "history":
+            return _history(frame)
+        case "stats":
+            return AskStats(frame.ref)
+        case _:
+            allowed = ", ".join(ACTIONS)
+            shown = frame.action[:40]
+            return Malformed(
+                "unknown_action", f"there is no action {shown!r}: allowed are {allowed}", frame.ref
+            )
+
+
+def _unsubscribe(frame: _Frame) -> Unsubscribe | UnsubscribePattern:
+    if frame.pattern is None:
+        return Unsubscribe(_channel(frame), frame.ref)
+    return UnsubscribePattern(_pattern(frame), frame.ref)
+
+
+def _subscribe(frame: _Frame) -> Subscribe | SubscribePattern:
+    if frame.pattern is not None:
+        if frame.data != _NO_DATA:
+            raise _Refused("a pattern has neither a history nor a place to resume: leave data out")
+        return SubscribePattern(_pattern(frame), frame.ref)
+    channel = _channel(frame)
+    asked = _SubscribeData() if frame.data == _NO_DATA else _decode_subscribe(frame.data)
+    if (asked.offset is None) != (asked.epoch is None):
+        raise _Refused("data.offset and data.epoch go together: give both to resume, or neither")
+    if asked.offset is not None and asked.offset < 0:
+        raise _Refused("data.offset is negative: 0 or more is allowed")
+    if asked.history is not None and not 0 <= asked.history <= _MAX_HISTORY:
+        raise _Refused(f"data.history must be 0 to {_MAX_HISTORY}")
+    if asked.offset is not None and asked.history is not None:
+        raise _Refused("data has offset and history: either is allowed, not both")
+    resume = None
+    if asked.offset is not None and asked.epoch is not None:
+        resume = Position(asked.offset, asked.epoch)
+        if asked.mark:
+            resume = MarkedPosition(asked.offset, asked.epoch, asked.mark)
+    return Subscribe(channel, resume, asked.history or 0, frame.ref)
+
+
+def _history(frame: _Frame) -> ReadHistory:
+    channel = _channel(frame)
+    asked = _HistoryData() if frame.data == _NO_DATA else _decode_history(frame.data)
+    if not 1 <= asked.limit <= _MAX_HISTORY:
+        raise _Refused(f"data.limit must be 1 to {_MAX_HISTORY}")
+    if asked.since is not None and not 0 <= asked.since <= _MAX_OFFSET:
+        raise _Refused(f"data.since must be 0 to {_MAX_OFFSET}")
+    return ReadHistory(channel, asked.since, asked.limit, frame.ref)
+
+
+def _pattern(frame: _Frame) -> str:
+    if frame.pattern is None or frame.channel is not None:
+        raise _Refused("there are channel and pattern: either is allowed, not both")
+    return frame.pattern
+
+
+def _channel(frame: _Frame) -> str:
+    if frame.channel is None:
+        raise _Refused("the field channel is missing: a channel's name is needed")
+    return frame.channel
+
+
+def _data(frame: _Frame) -> msgspec.Raw:
+    if frame.data is _NO_DATA:
+        raise _Refused("the field data is missing")
+    return frame.data
+
+
+def _reason(exc: Exception) -> str:
+    return "its JSON is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
+
+
+def _ref_of(text: str) -> Ref:
+    try:
+        return _decode_ref(text).ref
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """A reply's JSON: always channel, event, data and timestamp."""
+    channel, event, data = _system_event(reply)
+    if (ref := getattr(reply, "ref", None)) is not None:
+        data["ref"] = ref
+    return _encode({"channel": channel, "event": event, "data": data, "timestamp": _now()})
+
+
+def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
+    match reply:
+        case Connected():
+            return None, "eb:connected", reply._asdict() | {"protocol": PROTOCOL}
+        case Authenticated(user_id, expires_at):
+            return None, "eb:authenticated", {"user_id": user_id, "expires_at": _time(expires_at)}
+        case Subscribed(channel, kind, position, recovered, members=members):
+            offset, epoch = position or (None, None)
+            data = _with(
+                {"kind": kind.value, "offset": offset, "epoch": epoch},
+                mark=mark_of(position),
+                recovered=recovered,
+                members=None if members is None else msgspec.Raw(members),
+            )
+            return channel, "eb:subscribed", data
+        case SubscribedPattern() | UnsubscribedPattern():
+            return _of_pattern(reply)
+        case Unsubscribed(channel, reason=reason):
+            return channel, "eb:unsubscribed", {} if reason is None else {"reason": reason}
+        case Pong(echo):
+            return None, "pong", {"timestamp": _now(), "echo_data": echo}
+        case PresenceMembers() | StoredMessages() | ClusterStats():
+            return _looked_up(reply)
+        case Acknowledged(channel):
+            return channel, "eb:ack", {}
+        case TokenExpiring(expires_at, in_s):
+            return None, "eb:token.expiring", {"expires_at": _time(expires_at), "in_s": in_s}
+        case Failed(code, message, channel):
+            return channel, "eb:error", {"code": code, "message": message}
+
+
+def _looked_up(
+    reply: PresenceMembers | StoredMessages | ClusterStats,
+) -> tuple[str | None, str, dict[str, Any]]:
+    match reply:
+        case PresenceMembers(channel, members, total):
+            return channel, "eb:presence", {"members": msgspec.Raw(members), "count": total}
+        case StoredMessages(channel, messages, position):
+            offset, epoch = position or (None, None)
+            raw = [msgspec.Raw(encode_message(message)) for message in messages]
+            return channel, "eb:history", {"messages": raw, "offset": offset, "epoch": epoch}
+        case ClusterStats(stats):
+            return None, "eb:stats", dict(stats)
+
+
+def _of_pattern(
+    reply: SubscribedPattern | UnsubscribedPattern,
+) -> tuple[None, str, dict[str, Any]]:
+    match reply:
+        case SubscribedPattern(pattern, recovered=recovered):
+            about: dict[str, Any] = {"pattern": pattern, "kind": ChannelKind.PRIVATE.value}
+            return None, "eb:subscribed", _with(about, recovered=recovered)
+        case UnsubscribedPattern(pattern, reason=reason):
+            return None, "eb:unsubscribed", _with({"pattern": pattern}, reason=reason)
+
+
+def _with(data: dict[str, Any], **more: str | bool | msgspec.Raw | None) -> dict[str, Any]:
+    """The same, with those of the others that have a value."""
+    return data | {name: value for name, value in more.items() if value is not None}
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _time(unix: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(unix, datetime.UTC)
+
+
+def encode_message(message: ChannelMessage) -> bytes:
+    """A message's envelope as it came, with its place spliced in where it has one."""
+    if message.position is None:
+        return message.body
+    offset, epoch = message.position
+    # The envelope is an object with members, whatever white space ends it: read_payload saw to it.
+    body = message.body.rstrip()[:-1]
+    if message.mark is None:
+        return b'%b,"offset":%d,"epoch":"%b"}' % (body, offset, epoch.encode())
+    # Encoded, since on a live subject anyone may claim any time.
+    mark = _encode(message.mark)
+    return b'%b,"offset":%d,"epoch":"%b","mark":%b}' % (body, offset, epoch.encode(), mark)
+
+
+class NativeWebSocket:
+    """The native protocol in WebSocket text frames."""
+
+    def message(self, message: ChannelMessage) -> bytes:
+        """A text frame with the envelope."""
+        return text_frame(encode_message(message))
+
+    def reply(self, reply: Reply) -> bytes:
+        """A text frame with a system event."""
+        return text_frame(encode_reply(reply))

@@ -1,0 +1,98 @@
+"""Keeps a node's time: looks at each connection when it is due, and at the node all along."""
+
+import asyncio
+import logging
+import time
+from collections.abc import (
+    Callable,
+    Mapping,
+)
+from typing import Final
+
+from eventbus.tasks import Tasks
+from eventbus.user_code import guarded
+from eventbus_edge.deadlines import Deadlines
+from eventbus_edge.sessions.connection import (
+    CLOSE_INTERNAL,
+    Connection,
+)
+
+__all__ = ["Clock"]
+
+
+_log = logging.getLogger(__name__)
+
+_TURN_S: Final = 0.25
+
+
+class Clock:
+    """One timer for all connections of a node."""
+
+    def __init__(
+        self,
+        connections: Mapping[str, Connection],
+        *,
+        heartbeat_s: float,
+        on_turn: Callable[[float], None],
+        on_lag: Callable[[float], None],
+    ) -> None:
+        """`on_turn` is called with the time, a few times a second, `on_lag` with its lateness.
+
+        It is called before the connections are looked at.
+        """
+        self._connections = connections
+        self._turn_s = min(_TURN_S, heartbeat_s / 4)
+        self._on_turn = on_turn
+        self._on_lag = on_lag
+        self._deadlines = Deadlines()
+        self._due: dict[str, float] = {}
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        """Begin to keep time."""
+        self._tasks.keep(self._run, "the node's clock")
+
+    async def aclose(self) -> None:
+        """Stop."""
+        await self._tasks.aclose()
+
+    def expect(self, connection: Connection) -> None:
+        """Make sure that the connection is looked at in time.
+
+        Its deadline mostly moves further away; then the one that is set already serves, and the
+        connection is looked at in vain.
+        """
+        due = connection.session.time.deadline()
+        if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
+            self._due[connection.id] = due
+            self._deadlines.set(connection.id, due)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self._deadlines.cancel(connection.id)
+        self._due.pop(connection.id, None)
+
+    async def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            try:
+                with guarded():
+                    self._on_turn(now)
+            except Exception:  # noqa: BLE001 - without a clock, dead connections would stay
+                _log.exception("a turn of the node's clock failed")
+            for connection_id in self._deadlines.due(now):
+                self._due.pop(connection_id, None)
+                connection = self._connections.get(connection_id)
+                if connection is not None and not connection.is_closing:
+                    self._tick(connection, now)
+            await asyncio.sleep(self._turn_s)
+            self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
+
+    def _tick(self, connection: Connection, now: float) -> None:
+        try:
+            with guarded():
+                connection.tick(now)
+                self.expect(connection)
+        except Exception:
+            connection.log.exception("its clock failed")
+            connection.close(CLOSE_INTERNAL, "an internal error")

@@ -1,0 +1,78 @@
+"""How much one client may take: places on the node, and a pace for what it sends. Pure.
+
+Times are monotonic seconds. A node counts its own: two nodes together hold twice as much.
+"""
+
+import enum
+from typing import (
+    Final,
+    NamedTuple,
+)
+
+from eventbus_edge.access.admission import TokenBucket
+
+__all__ = [
+    "ANSWER_BYTES_PER_ACTION",
+    "BYTES_PER_ACTION",
+    "STRIKES",
+    "Pace",
+    "SessionLimits",
+    "Verdict",
+]
+
+
+STRIKES: Final = 100
+"""Refusals, without a rest between them, after which a client is not served any longer."""
+BYTES_PER_ACTION: Final = 16 * 1024
+"""A command costs an action more for each of these bytes, inflated."""
+ANSWER_BYTES_PER_ACTION: Final = 64 * 1024
+"""A command costs an action more for each of these bytes of its answer."""
+
+
+class SessionLimits(NamedTuple):
+    """What a connection may do; the defaults are those of the wire protocol."""
+
+    heartbeat_s: float = 25.0
+    max_channels: int = 100
+    max_whisper_bytes: int = 10 * 1024
+    token_required: bool = False
+    token_timeout_s: float = 10.0
+    token_grace_s: float = 10.0
+    token_leeway_s: float = 0.0
+    actions_per_s: float = 50.0
+    action_burst: int = 100
+
+
+class Verdict(enum.Enum):
+    """What becomes of an action."""
+
+    SERVE = "serve"
+    REFUSE = "refuse"
+    END = "end"
+    """Refuse it, and end the connection: it has been refused again and again."""
+
+
+class Pace:
+    """The actions of one connection. Refusals count until it has rested, its bucket being full.
+
+    Every frame is an action, whatever its kind; large and expensive commands cost several.
+    """
+
+    __slots__ = ("_bucket", "_strikes")
+
+    def __init__(self, rate: float, burst: float, now: float) -> None:
+        self._bucket = TokenBucket(rate, burst, now)
+        self._strikes = 0
+
+    def judge(self, now: float, cost: float = 1.0) -> Verdict:
+        """Count one action, or what costs as much as `cost` of them."""
+        if self._strikes and self._bucket.is_full(now):
+            self._strikes = 0
+        if self._bucket.take(now, cost):
+            return Verdict.SERVE
+        self._strikes += 1
+        return Verdict.END if self._strikes >= STRIKES else Verdict.REFUSE
+
+    def charge(self, now: float, cost: float) -> None:
+        """Count what an action that was served has cost beyond its price."""
+        self._bucket.charge(now, cost)

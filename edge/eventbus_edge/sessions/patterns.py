@@ -1,0 +1,91 @@
+"""The patterns of channels that one connection has joined. Pure, as the session that has them."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from eventbus.channels import Pattern
+from eventbus.errors import InvalidPattern
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.vocabulary import (
+    SubscribedPattern,
+    SubscribePattern,
+    UnsubscribedPattern,
+    UnsubscribePattern,
+)
+from eventbus_edge.sessions.effects import (
+    Effect,
+    JoinPattern,
+    LeavePattern,
+    Send,
+    failed,
+    not_subscribed,
+)
+
+__all__ = ["Hindrance", "SessionPatterns"]
+
+
+class Hindrance(NamedTuple):
+    """Why a connection may join nothing more at the moment, as an error of the protocol."""
+
+    code: str
+    message: str
+
+
+class SessionPatterns:
+    """By their filters: a name that a pattern gives a token means nothing here."""
+
+    def __init__(self) -> None:
+        self._joined: dict[str, Pattern] = {}
+
+    def __len__(self) -> int:
+        return len(self._joined)
+
+    def __iter__(self) -> Iterator[Pattern]:
+        return iter(list(self._joined.values()))
+
+    def subscribe(
+        self, command: SubscribePattern, claims: Claims | None, hindrance: Hindrance | None
+    ) -> list[Effect]:
+        """Answer the command; `hindrance` is why nothing more may be joined at the moment."""
+        ref = command.ref
+        try:
+            pattern = Pattern(command.pattern)
+        except InvalidPattern as exc:
+            return [failed("invalid_channel", str(exc), None, ref)]
+        if pattern.filter in self._joined:
+            return [Send(SubscribedPattern(pattern.text, ref))]
+        if hindrance is not None:
+            return [failed(hindrance.code, hindrance.message, None, ref)]
+        if claims is None:
+            return [failed("unauthorized", "patterns need a token", None, ref)]
+        if not claims.is_granted_all(pattern):
+            message = f"no grant in the token's channels contains {pattern.text!r}"
+            return [failed("forbidden", message, None, ref)]
+        return [JoinPattern(command, pattern)]
+
+    def joined(self, command: SubscribePattern, pattern: Pattern) -> list[Effect]:
+        """The channels of a pattern are listened to."""
+        self._joined[pattern.filter] = pattern
+        return [Send(SubscribedPattern(pattern.text, command.ref))]
+
+    def unsubscribe(self, command: UnsubscribePattern) -> list[Effect]:
+        """Answer the command."""
+        text, ref = command
+        try:
+            pattern = Pattern(text)
+        except InvalidPattern as exc:
+            return [failed("invalid_channel", str(exc), None, ref)]
+        if self._joined.pop(pattern.filter, None) is None:
+            return [failed("not_subscribed", not_subscribed(text), None, ref)]
+        return [LeavePattern(pattern), Send(UnsubscribedPattern(text, ref))]
+
+    def revoke(self, pattern: Pattern) -> list[Effect]:
+        """Take a pattern away, and tell the client; nothing where it is not joined."""
+        joined = self._joined.pop(pattern.filter, None)
+        if joined is None:
+            return []
+        return [LeavePattern(joined), Send(UnsubscribedPattern(joined.text, None, "revoked"))]
+
+    def clear(self) -> None:
+        """Forget all: the connection has ended."""
+        self._joined.clear()

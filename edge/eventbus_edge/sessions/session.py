@@ -1,0 +1,384 @@
+"""One connection's state machine: commands and answers in, effects out. No I/O, no clock.
+
+The node carries effects out in their order, and brings back what it learned through `verified`,
+`asked`, `joined` and so on, each of which gives further effects. Commands of one connection are
+handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
+"""
+
+from collections.abc import Mapping
+from typing import (
+    Any,
+    Final,
+)
+
+from eventbus.channels import (
+    ChannelKind,
+    validate_channel,
+)
+from eventbus.drivers.base import Position
+from eventbus.errors import (
+    InvalidChannel,
+    InvalidEventName,
+)
+from eventbus.messages import client_event_name
+from eventbus_edge.access.rules import (
+    Allowed,
+    Ask,
+    ChannelRules,
+    Denied,
+    Rule,
+)
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.vocabulary import (
+    Acknowledged,
+    AskStats,
+    Authenticate,
+    Authenticated,
+    Command,
+    Connected,
+    Malformed,
+    Ping,
+    Pong,
+    Presence,
+    ReadHistory,
+    Ref,
+    Subscribe,
+    Subscribed,
+    SubscribePattern,
+    Unsubscribe,
+    Unsubscribed,
+    UnsubscribePattern,
+    Whisper,
+)
+from eventbus_edge.sessions.effects import (
+    Attend,
+    Close,
+    Consult,
+    Effect,
+    Join,
+    Leave,
+    Read,
+    Recheck,
+    Restate,
+    Send,
+    Survey,
+    Verify,
+    WhisperOut,
+    failed,
+    not_subscribed,
+)
+from eventbus_edge.sessions.limits import (
+    ANSWER_BYTES_PER_ACTION,
+    BYTES_PER_ACTION,
+    STRIKES,
+    Pace,
+    SessionLimits,
+    Verdict,
+)
+from eventbus_edge.sessions.patterns import (
+    Hindrance,
+    SessionPatterns,
+)
+from eventbus_edge.sessions.timing import SessionTime
+
+__all__ = ["Session"]
+
+
+BAD_TOKENS: Final = 3
+_OF_A_CHANNEL: Final = (Subscribe, Unsubscribe, Whisper, Presence, ReadHistory)
+_PRICES: Final[Mapping[type, float]] = {Authenticate: 5.0, AskStats: 5.0}
+"""Actions that cost the node as much as several others: a signature, a question to all nodes."""
+_RECHECK_PRICE: Final = 0.5
+"""For each channel that a changed token has checked again."""
+_EXPIRED: Final = "the token has expired: give a new one by the action auth"
+
+
+class Session:
+    """What one connection is, whatever protocol it speaks."""
+
+    def __init__(
+        self, connection_id: str, rules: ChannelRules, limits: SessionLimits, now: float
+    ) -> None:
+        self.connection_id = connection_id
+        self.claims: Claims | None = None
+        self.channels: dict[str, Rule] = {}
+        self.patterns = SessionPatterns()
+        self.time = SessionTime(limits, now)
+        self._rules = rules
+        self._limits = limits
+        self._bad_tokens = 0
+        self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
+
+    def open(self, node: str) -> list[Effect]:
+        """What a new connection hears first."""
+        limits = self._limits
+        pace = limits.actions_per_s, limits.action_burst
+        return [Send(Connected(self.connection_id, node, limits.heartbeat_s, *pace))]
+
+    def receive(self, command: Command, now: float, size: int = 0) -> list[Effect]:
+        """Answer one command, which came as a message of `size` bytes."""
+        self.time.heard(now)
+        cost = _PRICES.get(type(command), 1.0) + size // BYTES_PER_ACTION
+        verdict = self._pace.judge(now, cost)
+        if verdict is not Verdict.SERVE:
+            return self._too_fast(command.ref, is_last=verdict is Verdict.END)
+        if isinstance(command, _OF_A_CHANNEL):
+            try:
+                validate_channel(command.channel)
+            except InvalidChannel as exc:
+                return [failed("invalid_channel", str(exc), None, command.ref)]
+        return self._serve(command, now)
+
+    def count(self, frames: int, now: float) -> tuple[bool, list[Effect]]:
+        """Count frames that are no commands: pings, pongs, parts of a message.
+
+        Gives whether any was within the pace, and what the others lead to: one error for all.
+        """
+        self.time.heard(now)
+        is_served, verdict = False, Verdict.SERVE
+        for _ in range(frames):
+            verdict = self._pace.judge(now)
+            if verdict is Verdict.SERVE:
+                is_served = True
+            elif verdict is Verdict.END:
+                break
+        if verdict is Verdict.SERVE:
+            return is_served, []
+        return is_served, self._too_fast(None, is_last=verdict is Verdict.END)
+
+    def answered(self, size: int, now: float) -> None:
+        """Charge for a large answer, of `size` bytes."""
+        if size >= ANSWER_BYTES_PER_ACTION:
+            self._pace.charge(now, size // ANSWER_BYTES_PER_ACTION)
+
+    def _serve(self, command: Command, now: float) -> list[Effect]:
+        match command:
+            case Ping(data, ref):
+                return [Send(Pong(data, ref))]
+            case Authenticate(token, ref):
+                return [Verify(token, ref)]
+            case Subscribe():
+                return self._subscribe(command, now)
+            case Unsubscribe(channel, ref):
+                return self._unsubscribe(channel, ref)
+            case SubscribePattern():
+                return self.patterns.subscribe(command, self.claims, self._hindrance(now))
+            case UnsubscribePattern():
+                return self.patterns.unsubscribe(command)
+            case Whisper():
+                return self._whisper(command, now)
+            case Presence():
+                return self._presence(command, now)
+            case ReadHistory():
+                return self._history(command, now)
+            case AskStats(ref):
+                return self._stats(ref, now)
+            case Malformed(code, message, ref):
+                return [failed(code, message, None, ref)]
+
+    def refused(self, code: str, message: str, channel: str | None, ref: Ref) -> list[Effect]:
+        """The node does not carry a command out; the connection goes on as it was."""
+        return [failed(code, message, channel, ref)]
+
+    def _too_fast(self, ref: Ref, *, is_last: bool) -> list[Effect]:
+        limits = self._limits
+        message = (
+            f"too many actions: {limits.actions_per_s:g} a second are allowed, "
+            f"{limits.action_burst} at once after a rest"
+        )
+        effects: list[Effect] = [failed("rate_limited", message, None, ref)]
+        if is_last:
+            effects.append(Close(4008, f"{STRIKES} actions were too many"))
+        return effects
+
+    # Tokens
+
+    def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
+        """Take a verified token; `expires_in` is what is left of its life, in seconds."""
+        self.claims = claims
+        self.time.authenticate(claims, expires_in, now)
+
+    def verified(self, claims: Claims, expires_in: float, ref: Ref, now: float) -> list[Effect]:
+        """A token that the client gave by a command is good."""
+        if self.claims is not None and self.claims.user_id != claims.user_id:
+            message = "the token is another user's: open a connection of its own for it"
+            return [failed("forbidden", message, None, ref)]
+        before = self.claims
+        self.authenticate(claims, expires_in, now)
+        self._bad_tokens = 0
+        effects: list[Effect] = [Send(Authenticated(claims.user_id, claims.exp, ref))]
+        if before is None or not claims.says_the_same_as(before):
+            effects += self._recheck(claims.presence_changes(before) if before else {})
+            self._pace.charge(now, _RECHECK_PRICE * len(self.channels))
+        return effects
+
+    def _recheck(self, changes: Mapping[str, Any]) -> list[Effect]:
+        """Drop the channels that a token which says something else does not allow.
+
+        `changes` are those of the presence info, for the channels that stay.
+        """
+        effects: list[Effect] = []
+        for pattern in self.patterns:
+            if self.claims is None or not self.claims.is_granted_all(pattern):
+                effects += self.patterns.revoke(pattern)
+        for channel in list(self.channels):
+            match self._rules.decide(channel, self.claims):
+                case Ask() as question:
+                    effects.append(Recheck(channel, question, changes))
+                case decision:
+                    effects += self.rechecked(channel, decision, changes)
+        return effects
+
+    def rechecked(
+        self, channel: str, decision: Allowed | Denied, changes: Mapping[str, Any]
+    ) -> list[Effect]:
+        """It is decided anew who may join a channel; without the right to it, it is dropped."""
+        if isinstance(decision, Denied):
+            return self.revoke(channel)
+        rule = self.channels.get(channel)
+        if rule is None or rule.kind is not ChannelKind.PRESENCE:
+            return []
+        changes = {**changes, **decision.info}
+        return [Restate(channel, changes)] if changes else []
+
+    def revoke(self, channel: str) -> list[Effect]:
+        """Take a channel away, and tell the client; nothing where it is not joined."""
+        if self.channels.pop(channel, None) is None:
+            return []
+        return [Leave(channel), Send(Unsubscribed(channel, None, "revoked"))]
+
+    def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
+        """A token that the client gave by a command is not; the connection goes on as it was."""
+        self._bad_tokens += code != "unavailable"  # that is not the client's fault
+        effects: list[Effect] = [failed(code, message, None, ref)]
+        if self._bad_tokens >= BAD_TOKENS:
+            effects.append(Close(4001, f"{BAD_TOKENS} tokens were refused"))
+        return effects
+
+    # Channels
+
+    def _subscribe(self, command: Subscribe, now: float) -> list[Effect]:
+        channel = command.channel
+        if channel in self.channels:
+            return self.consulted(command, Allowed(self.channels[channel]))
+        if (hindrance := self._hindrance(now)) is not None:
+            return [failed(hindrance.code, hindrance.message, channel, command.ref)]
+        return self._decide(command)
+
+    def _hindrance(self, now: float) -> Hindrance | None:
+        """Why nothing more may be joined at the moment, if so."""
+        if self.time.has_expired(now):
+            return Hindrance("token_expired", _EXPIRED)
+        limit = self._limits.max_channels
+        if len(self.channels) + len(self.patterns) >= limit:
+            message = f"a connection may have {limit} channels: leave one first"
+            return Hindrance("limit_exceeded", message)
+        return None
+
+    def _decide(self, command: Subscribe | ReadHistory) -> list[Effect]:
+        match self._rules.decide(command.channel, self.claims):
+            case Ask() as question:
+                return [Consult(command, question)]
+            case decision:
+                return self.consulted(command, decision)
+
+    def consulted(
+        self, command: Subscribe | ReadHistory, decision: Allowed | Denied
+    ) -> list[Effect]:
+        """The application's authorizer has decided."""
+        match decision:
+            case Denied(code, message):
+                return [failed(code, message, command.channel, command.ref)]
+            case Allowed(rule) if rule.most_history == 0 and _asks_for_history(command):
+                message = f"the history of {command.channel} may not be read"
+                return [failed("forbidden", message, command.channel, command.ref)]
+            case Allowed() if isinstance(command, ReadHistory):
+                return [Read(command)]
+            case Allowed(rule, info):
+                return [Join(command, rule, info)]
+
+    def joined(
+        self,
+        command: Subscribe,
+        rule: Rule,
+        position: Position | None,
+        recovered: bool | None,
+        members: bytes | None = None,
+    ) -> list[Effect]:
+        """The channel is listened to: what follows is exactly its messages after `position`."""
+        channel = command.channel
+        self.channels[channel] = rule
+        return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref, members))]
+
+    def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
+        """The bus could not be listened to."""
+        return [failed("unavailable", message, command.channel, command.ref)]
+
+    def _history(self, command: ReadHistory, now: float) -> list[Effect]:
+        channel = command.channel
+        if channel in self.channels:
+            return self.consulted(command, Allowed(self.channels[channel]))
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, command.ref)]
+        return self._decide(command)
+
+    def _stats(self, ref: Ref, now: float) -> list[Effect]:
+        if self.claims is None:
+            return [failed("unauthorized", "stats need a token", None, ref)]
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, None, ref)]
+        if not self.claims.is_admin:
+            message = "stats need a token with the role or permission admin"
+            return [failed("forbidden", message, None, ref)]
+        return [Survey(ref)]
+
+    def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
+        if self.channels.pop(channel, None) is None:
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
+        return [Leave(channel), Send(Unsubscribed(channel, ref))]
+
+    def _presence(self, command: Presence, now: float) -> list[Effect]:
+        channel, changes, ref = command
+        rule = self.channels.get(channel) or self._rules.find(channel)
+        if rule.kind is not ChannelKind.PRESENCE:
+            message = (
+                f"{channel} is a {rule.kind.value} channel: only presence channels have members"
+            )
+            return [failed("bad_request", message, channel, ref)]
+        if channel not in self.channels:
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
+        if changes is not None and self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, ref)]
+        return [Attend(command)]
+
+    # Client events
+
+    def _whisper(self, command: Whisper, now: float) -> list[Effect]:
+        channel, event, data, ref = command
+        try:
+            name = client_event_name(event)
+        except InvalidEventName as exc:
+            return [failed("bad_request", str(exc), channel, ref)]
+        if channel not in self.channels:
+            return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
+        if self.time.has_expired(now):
+            return [failed("token_expired", _EXPIRED, channel, ref)]
+        match self._rules.decide_whisper(channel, self.claims):
+            case Denied(code, message):
+                return [failed(code, message, channel, ref)]
+        limit = self._limits.max_whisper_bytes
+        if len(data) > limit:
+            message = f"the data has {len(data)} bytes: at most {limit} are allowed"
+            return [failed("payload_too_large", message, channel, ref)]
+        user_id = self.claims.user_id if self.claims else None
+        return [WhisperOut(command, name, user_id)]
+
+    def whispered(self, command: Whisper, fault: str | None) -> list[Effect]:
+        """The client event is on the bus, or `fault` says why not."""
+        if fault is not None:
+            return [failed("unavailable", fault, command.channel, command.ref)]
+        return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]
+
+
+def _asks_for_history(command: Subscribe | ReadHistory) -> bool:
+    return isinstance(command, ReadHistory) or command.history > 0

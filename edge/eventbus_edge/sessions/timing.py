@@ -1,0 +1,95 @@
+"""What time does to one connection: heartbeats, and the end of its token. Pure, without a clock.
+
+Times are monotonic seconds, but for a token's `exp`.
+"""
+
+from typing import Final
+
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.vocabulary import TokenExpiring
+from eventbus_edge.sessions.effects import (
+    Close,
+    Effect,
+    Heartbeat,
+    Send,
+)
+from eventbus_edge.sessions.limits import SessionLimits
+
+__all__ = ["SessionTime"]
+
+
+EXPIRY_NOTICE_S: Final = 60.0
+
+
+class SessionTime:
+    """When a connection is due for something, and for what."""
+
+    def __init__(self, limits: SessionLimits, now: float) -> None:
+        self._limits = limits
+        self._opened = now
+        self._last_seen = now
+        self._asked_at: float | None = None
+        self._claims: Claims | None = None
+        self._exp: float | None = None
+        self._expires: float | None = None
+        self._notice: float | None = None
+
+    def heard(self, now: float) -> None:
+        """The client is there: a frame came, of whatever kind."""
+        self._last_seen = now
+        self._asked_at = None
+
+    def resumed(self, now: float) -> None:
+        """The node was stopped for a while: an answer to its heartbeat may wait to be read."""
+        if self._asked_at is not None:
+            self._asked_at = now
+
+    def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
+        """The connection has a token from now on; `expires_in` is what is left of its life."""
+        self._claims = claims
+        self._exp = now + expires_in
+        # As long as the token would be accepted, it is good for whatever the client asks.
+        self._expires = self._exp + self._limits.token_leeway_s
+        self._notice = self._exp - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
+
+    def has_expired(self, now: float) -> bool:
+        """Whether there is a token whose time is over."""
+        return self._expires is not None and now >= self._expires
+
+    def deadline(self) -> float:
+        """When `tick` is to be called next, if nothing happens before."""
+        asked = self._asked_at if self._asked_at is not None else self._last_seen
+        times = [asked + self._limits.heartbeat_s]
+        if self._notice is not None:
+            times.append(self._notice)
+        elif self._expires is not None:
+            times.append(self._expires + self._limits.token_grace_s)
+        if self._token_is_late_at is not None:
+            times.append(self._token_is_late_at)
+        return min(times)
+
+    def tick(self, now: float) -> list[Effect]:
+        """What the passing of time asks for."""
+        if self._token_is_late_at is not None and now >= self._token_is_late_at:
+            return [Close(4001, f"no token within {self._limits.token_timeout_s:g} s")]
+        if self._expires is not None and now >= self._expires + self._limits.token_grace_s:
+            return [Close(4202, "the token has expired and was not refreshed")]
+        effects: list[Effect] = []
+        if self._notice is not None and now >= self._notice:
+            self._notice = None
+            if self._claims is not None and self._exp is not None and now < self._exp:
+                left = round(self._exp - now, 1)
+                effects.append(Send(TokenExpiring(self._claims.exp, left)))
+        if self._asked_at is not None:
+            if now >= self._asked_at + self._limits.heartbeat_s:
+                return [*effects, Close(4203, "no answer to the heartbeat")]
+        elif now >= self._last_seen + self._limits.heartbeat_s:
+            self._asked_at = now
+            effects.append(Heartbeat())
+        return effects
+
+    @property
+    def _token_is_late_at(self) -> float | None:
+        if self._limits.token_required and self._claims is None:
+            return self._opened + self._limits.token_timeout_s
+        return None

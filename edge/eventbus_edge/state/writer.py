@@ -1,0 +1,166 @@
+"""Brings a node's own presence entries to the bus, and keeps them there."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import (
+    Callable,
+    Iterable,
+    Mapping,
+)
+from typing import Final
+
+from eventbus.drivers.state import StateDriver
+from eventbus.errors import EventBusError
+from eventbus_edge.background import Background
+from eventbus_edge.deadlines import Deadlines
+
+__all__ = ["ENTRY_TTL_S", "EntryWriter"]
+
+
+_log = logging.getLogger(__name__)
+
+ENTRY_TTL_S: Final = 1800.0
+"""Entries of a node that has died do not count; after this time they are gone too."""
+_MAX_WRITES: Final = 256
+_PAUSE_S: Final = 1.0
+_LOG_EVERY_S: Final = 10.0
+
+
+class EntryWriter:
+    """The entries that this node wants on the bus: the last word on each key gets there.
+
+    Keys are written one write at a time each, some hundred at once, and again until it succeeds.
+    """
+
+    def __init__(
+        self,
+        driver: StateDriver,
+        what: str = "presence",
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`what` names the entries in logs. Writes wait while `may_write` says no."""
+        self._driver = driver
+        self._what = what
+        self._may_write = may_write
+        self._own: dict[str, bytes] = {}
+        self._due: dict[str, None] = {}
+        self._busy: set[str] = set()
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._again = Deadlines()
+        # Twice the bound that holds: a task that ends starts the next one.
+        self._tasks = Background(2 * _MAX_WRITES, lambda: None)
+        self._logged = float("-inf")
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Have an entry on the bus."""
+        if self._own.get(key) != value or key in self._due:
+            self._own[key] = value
+            self._write(key)
+
+    def delete(self, key: str) -> None:
+        """Have it there no more."""
+        if self._own.pop(key, None) is not None:
+            self._again.cancel(key)
+            self._write(key)
+
+    async def written(self, key: str, seconds: float) -> bool:
+        """Whether the last word on a key is on the bus within that time."""
+        if key not in self._busy and key not in self._due:
+            return True
+        event = self._waiting.setdefault(key, asyncio.Event())
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def flush(self, seconds: float) -> bool:
+        """Whether all that is to be written by now is on the bus within that time."""
+        deadline = time.monotonic() + seconds
+        for key in {*self._due, *self._busy}:
+            if not await self.written(key, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
+    def refresh(self, now: float) -> None:
+        """Write again what would end by itself."""
+        for key in self._again.due(now):
+            if key in self._own:
+                self._write(key)
+
+    def repair(self, found: Mapping[str, bytes]) -> None:
+        """Write what is not among the entries that were found on the bus, end what should not."""
+        for key in (*self._own, *found):
+            if self._own.get(key) != found.get(key):
+                self._write(key)
+
+    async def aclose(self) -> None:
+        """Write no more."""
+        self._closed = True
+        await self._tasks.aclose()
+
+    def _write(self, key: str) -> None:
+        self._due[key] = None
+        self._start((key,))
+
+    def _start(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            if self._closed or len(self._busy) >= _MAX_WRITES:
+                return
+            if key not in self._busy:
+                self._busy.add(key)
+                self._tasks.start(self._bring(key), f"{self._what}: entry {key}")
+
+    async def _bring(self, key: str) -> None:
+        try:
+            while key in self._due and not self._closed:
+                if not self._may_write():
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+                del self._due[key]
+                try:
+                    await self._bring_once(key)
+                except Exception as exc:  # noqa: BLE001 - tried again, or the entry would be lost
+                    self._due[key] = None
+                    self._tell(exc)
+                    await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            if (event := self._waiting.pop(key, None)) is not None:
+                event.set()
+        finally:
+            self._busy.discard(key)
+            self._start_next()
+
+    def _start_next(self) -> None:
+        room = _MAX_WRITES - len(self._busy)
+        waiting = (key for key in self._due if key not in self._busy)
+        self._start([key for key, _ in zip(waiting, range(room), strict=False)])
+
+    async def _bring_once(self, key: str) -> None:
+        state = self._driver.state
+        value = self._own.get(key)
+        if value is None:
+            await state.delete(key)
+            return
+        await state.put(key, value, ttl_s=ENTRY_TTL_S)
+        # Spread, so that entries that were made together are not all written together.
+        wait = ENTRY_TTL_S / 3 * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self._again.set(key, time.monotonic() + wait)
+
+    def _tell(self, exc: Exception) -> None:
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            _log.warning(
+                "%s: entries wait for the bus (%d): %s",
+                self._what,
+                len(self._due),
+                exc,
+                exc_info=None if isinstance(exc, EventBusError) else exc,
+            )

@@ -1,0 +1,223 @@
+"""`eventbus broadcast monitor`: the cluster as it is now, once a second."""
+
+import asyncio
+import collections
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+)
+
+import typer
+
+from eventbus.cli.asking import (
+    asking,
+    no_edge,
+)
+from eventbus.cli.output import (
+    Json,
+    console,
+    counted,
+    span,
+    write_json,
+)
+from eventbus.cli.running import (
+    interrupted,
+    run,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from eventbus_edge.cluster.answers import (
+        NodeStats,
+        Stats,
+    )
+
+__all__ = ["monitor", "sparkline"]
+
+
+INTERVAL_S: Final = 1.0
+_BARS: Final = "▁▂▃▄▅▆▇█"
+_POINTS: Final = 24
+_CHANNELS: Final = 8
+_WIDE: Final = 110
+"""Columns of a terminal from which the bars are twice as wide."""
+
+
+class Rates(NamedTuple):
+    """Messages per second."""
+
+    came: float
+    went: float
+
+
+class History:
+    """What nodes said, and the rates that follow from it, a point each second."""
+
+    def __init__(self) -> None:
+        self.rates: dict[str, collections.deque[Rates]] = {}
+        self.all: collections.deque[Rates] = collections.deque(maxlen=_POINTS)
+        self._last: dict[str, tuple[float, int, int]] = {}
+
+    def add(self, nodes: "Sequence[NodeStats]", now: float) -> None:
+        """Take the nodes' counters; nodes that are gone are forgotten."""
+        known = {node.id for node in nodes}
+        for gone in self._last.keys() - known:
+            del self._last[gone]
+            self.rates.pop(gone, None)
+        total_in = total_out = 0.0
+        for node in nodes:
+            before = self._last.get(node.id)
+            self._last[node.id] = (now, node.messages_in, node.messages_out)
+            points = self.rates.setdefault(node.id, collections.deque(maxlen=_POINTS))
+            if before is None:
+                continue
+            passed = max(now - before[0], 1e-6)
+            rate = Rates(
+                max(0, node.messages_in - before[1]) / passed,
+                max(0, node.messages_out - before[2]) / passed,
+            )
+            points.append(rate)
+            total_in += rate.came
+            total_out += rate.went
+        if any(self.rates.values()):
+            self.all.append(Rates(total_in, total_out))
+
+
+def monitor(
+    duration: Annotated[
+        float, typer.Option(min=0, help="Seconds until it ends; 0 goes on until Ctrl-C.")
+    ] = 30.0,
+    json: Json = False,
+) -> None:
+    """Watch nodes, connections, channels and messages per second, live.
+
+    On a terminal it is a table that changes; elsewhere a line each second.
+
+    Example: eventbus broadcast monitor --duration 0
+    """
+    run(_monitor(duration, json=json))
+
+
+async def _monitor(duration: float, *, json: bool) -> None:
+    from rich.live import Live  # noqa: PLC0415 - only this command needs it
+
+    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
+
+    out, history = console(), History()
+    loop = asyncio.get_running_loop()
+    async with asking() as (bus, asked):
+        stats = await asked.stats(ListQuery(limit=_CHANNELS))
+        if not stats.nodes:
+            raise no_edge(bus)
+        ends = loop.time() + duration if duration else float("inf")
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(interrupted())
+            live = None
+            if out.is_terminal and not json:
+                live = stack.enter_context(Live(console=out, auto_refresh=False))
+            while True:
+                history.add(stats.nodes, time.monotonic())
+                if live is not None:
+                    live.update(_picture(stats, history, out.width, out.height), refresh=True)
+                else:
+                    _line(stats, history, json=json)
+                left = min(INTERVAL_S, ends - loop.time())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(max(left, 0.0)):
+                        await stop.wait()
+                if stop.is_set() or loop.time() >= ends:
+                    return
+                stats = await asked.stats(ListQuery(limit=_CHANNELS))
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last values as bars, the highest of them a full one; empty space where there is none."""
+    shown = list(values)[-width:]
+    top = max(shown, default=0.0)
+    bars = [_BARS[0] if top <= 0 else _BARS[round(v / top * (len(_BARS) - 1))] for v in shown]
+    return "".join(bars).rjust(width)
+
+
+def _line(stats: "Stats", history: History, *, json: bool) -> None:
+    rate = history.all[-1] if history.all else Rates(0, 0)
+    told: dict[str, Any] = {
+        "nodes": len(stats.nodes),
+        "connections": stats.connections,
+        "channels": _channels(stats),
+        "in_per_s": round(rate.came, 1),
+        "out_per_s": round(rate.went, 1),
+        "missing": stats.missing,
+    }
+    if json:
+        write_json(told, indent=False)
+        return
+    missing = f", {counted(len(stats.missing), 'node')} missing" if stats.missing else ""
+    typer.echo(
+        f"{counted(told['nodes'], 'node')}, {counted(stats.connections, 'connection')}, "
+        f"{counted(told['channels'], 'channel')}, {rate.came:,.0f} in/s, "
+        f"{rate.went:,.0f} out/s{missing}"
+    )
+
+
+def _channels(stats: "Stats") -> int:
+    """Channels of all nodes: all of them are not listed, and each node counts its own."""
+    if not stats.truncated:
+        return len(stats.channels)
+    return max(len(stats.channels), *(node.channels for node in stats.nodes), 0)
+
+
+def _picture(stats: "Stats", history: History, width: int, height: int) -> "RenderableType":
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    nodes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    nodes.add_column("node", no_wrap=True, overflow="ellipsis", ratio=1)
+    for column in ("up", "conns", "channels", "in/s"):
+        nodes.add_column(column, justify="right", no_wrap=True)
+    nodes.add_column("", no_wrap=True, style="cyan")
+    nodes.add_column("out/s", justify="right", no_wrap=True)
+    nodes.add_column("", no_wrap=True, style="green")
+    bars = _POINTS if width >= _WIDE else _POINTS // 2
+    room = max(1, height - _CHANNELS - 8)
+    for node in stats.nodes[:room]:
+        nodes.add_row(
+            node.id, span(node.uptime_s), f"{node.connections:,}", f"{node.channels:,}",
+            *_rates(history.rates.get(node.id, ()), bars),
+        )  # fmt: skip
+    nodes.add_row()
+    total: list[Any] = [
+        Text("all", style="bold"), "", f"{stats.connections:,}", f"{_channels(stats):,}",
+        *_rates(history.all, bars),
+    ]  # fmt: skip
+    nodes.add_row(*total)
+    busiest = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    busiest.add_column("channel", no_wrap=True, overflow="ellipsis")
+    busiest.add_column("kind", no_wrap=True)
+    busiest.add_column("conns", justify="right", no_wrap=True)
+    for channel in stats.channels:
+        busiest.add_row(channel.channel, channel.kind.value, f"{channel.connections:,}")
+    parts: list[RenderableType] = [nodes]
+    if len(stats.nodes) > room:
+        parts.append(Text(f"… and {len(stats.nodes) - room} nodes more", style="dim"))
+    if stats.missing:
+        parts.append(Text(f"not answering: {', '.join(stats.missing)}", style="red"))
+    parts += [Text(), busiest, Text(f"over {stats.driver}; Ctrl-C ends it", style="dim")]
+    return Group(*parts)
+
+
+def _rates(points: Sequence[Rates], bars: int) -> list[str]:
+    last = points[-1] if points else Rates(0, 0)
+    return [
+        f"{last.came:,.0f}",
+        sparkline([point.came for point in points], bars),
+        f"{last.went:,.0f}",
+        sparkline([point.went for point in points], bars),
+    ]

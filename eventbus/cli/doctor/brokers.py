@@ -1,0 +1,360 @@
+"""Checks of the brokers: reachable, of what kind, with which stream, and who else is there."""
+
+import asyncio
+import contextlib
+import datetime
+import shutil
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import (
+    Any,
+    Final,
+)
+
+import msgspec
+
+from eventbus.cli.asking import asking
+from eventbus.cli.doctor.findings import (
+    CHECK_S,
+    Finding,
+    failed,
+    ok,
+    warning,
+    within,
+)
+from eventbus.config import Settings
+from eventbus.errors import (
+    ConfigError,
+    ConnectionFailed,
+    EventBusError,
+    PublishFailed,
+)
+from eventbus.server import MIN_FREE, find_binary, lock_folder
+
+__all__ = ["NATS_S", "check_nats", "check_redis"]
+
+
+_CONNECT_S: Final = 3.0
+_ELECTION_S: Final = 10.0
+"""A cluster that has just started, or has lost a leader, elects one within 4 to 8 s."""
+NATS_S: Final = 2 * _CONNECT_S + _ELECTION_S + CHECK_S + 6.0
+"""How long all of NATS's check may take."""
+_MIN_PAYLOAD: Final = 64 * 1024
+_CLOCK_S: Final = 1.0
+_NEARLY: Final = 1.1
+"""A limit of which less than a tenth is left is nearly reached."""
+
+
+class _Limits(msgspec.Struct):
+    max_storage: int = -1
+
+
+class _Account(msgspec.Struct):
+    """What `$JS.API.INFO` answers."""
+
+    storage: int = 0
+    limits: _Limits = msgspec.field(default_factory=_Limits)
+
+
+async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
+    """NATS, JetStream, the stream, the clock, and the nodes that answer over it."""
+    if not settings.nats_url:
+        return await _check_embedded(settings)
+    from eventbus.drivers.nats.auth import Servers, make_login  # noqa: PLC0415
+    from eventbus.drivers.nats.connection import NatsConnection  # noqa: PLC0415
+
+    connection = NatsConnection(
+        Servers.of(settings.nats_url),
+        make_login(settings),
+        connect_timeout=min(settings.connect_timeout, _CONNECT_S),
+        on_lost=lambda: None,
+        on_back=lambda: None,
+    )
+    try:
+        try:
+            await connection.open()
+        except ConnectionFailed as exc:
+            change = "start it, or set NATS_URL, and NATS_CREDS where it asks for a login"
+            return [failed("NATS", str(exc), change)]
+        findings = [_describe(connection)]
+        findings += await _check_jetstream(connection, settings, leeway_s)
+        # Opening a bus would make the stream, which a check does not; and without it no node runs.
+        is_well = all(finding.status != "failed" for finding in findings)
+        is_in_use = is_well and await _has_stream(connection, settings)
+    finally:
+        with contextlib.suppress(EventBusError):
+            await connection.aclose()
+    if is_in_use:  # what was found so far counts, whatever comes of asking the nodes
+        findings += await within("edge nodes", check_nodes())
+    return findings
+
+
+def _describe(connection: Any) -> Finding:
+    version = connection.client.connected_server_version
+    found = (
+        f"{connection.address}, version {version.major}.{version.minor}.{version.patch}, "
+        f"messages up to {connection.max_payload:,} bytes"
+    )
+    if connection.max_payload < _MIN_PAYLOAD:
+        return warning("NATS", found, "raise max_payload of the server, for larger events")
+    return ok("NATS", found)
+
+
+async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float) -> list[Finding]:
+    findings: list[Finding] = []
+    is_cluster = "," in settings.nats_url or connection.client.discovered_servers
+    deadline = asyncio.get_running_loop().time() + (_ELECTION_S if is_cluster else _CONNECT_S)
+    try:
+        findings.append(await _check_account(connection, deadline))
+        if findings[0].status != "failed":
+            findings += await _check_stream(connection, settings, leeway_s, deadline)
+            findings.append(await _check_durable(connection, settings, deadline))
+    except ConnectionFailed as exc:
+        check = "stream" if findings else "JetStream"
+        return [*findings, failed(check, str(exc), _change(str(exc)))]
+    return findings
+
+
+def _change(said: str) -> str:
+    if "JetStream" in said.partition("; ")[0] and ("-js" in said or "not enabled" in said):
+        return "start the server with -js, or enable JetStream for the account"
+    return (
+        "start more than half of the cluster's servers, and look at their logs and /healthz; "
+        "when they have just started, run this again in a moment"
+    )
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - asyncio.get_running_loop().time(), 1.0)
+
+
+async def _check_account(connection: Any, deadline: float) -> Finding:
+    from eventbus.drivers.nats.jetstream import ask  # noqa: PLC0415
+
+    try:
+        answer = await ask(connection, "INFO", None, _left(deadline))
+    except ConnectionFailed as exc:
+        if not isinstance(exc.__cause__, PublishFailed):
+            raise
+        # No service needs it: users of least privilege are not granted it.
+        return ok("JetStream", "how much it holds this NATS user may not ask ($JS.API.INFO)")
+    if answer.error is not None:
+        return failed("JetStream", str(answer.error), "enable JetStream for the account")
+    account = msgspec.convert(answer.body, _Account)
+    limit = account.limits.max_storage
+    found = f"{_size(account.storage)} stored, " + (
+        f"{_size(limit)} allowed" if limit >= 0 else "no limit of the account's"
+    )
+    if 0 <= limit <= account.storage * _NEARLY:
+        change = "raise the limit of the account, or keep less history: BROADCAST_HISTORY_BYTES"
+        return warning("JetStream", found, change)
+    return ok("JetStream", found)
+
+
+async def _has_stream(connection: Any, settings: Settings) -> bool:
+    from eventbus.drivers.nats.jetstream import ask  # noqa: PLC0415
+    from eventbus.drivers.nats.stream import stream_config  # noqa: PLC0415
+
+    name = stream_config(settings.namespace, settings)["name"]
+    try:
+        return (await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)).error is None
+    except ConnectionFailed:
+        return False
+
+
+async def _check_stream(
+    connection: Any, settings: Settings, leeway_s: float, deadline: float
+) -> list[Finding]:
+    from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
+    from eventbus.drivers.nats.stream import differences, stream_config  # noqa: PLC0415
+
+    wanted = stream_config(settings.namespace, settings)
+    name = wanted["name"]
+    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
+    before = time.time()
+    if answer.error is None:  # that may have taken long; for the clock, a quick answer is needed
+        answer = await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
+    now = (before + time.time()) / 2
+    if answer.error_code == STREAM_NOT_FOUND:
+        found = f"{name} is not there yet: the first process of yours makes it"
+        return [warning("stream", found, "nothing, or make all streams now: eventbus setup")]
+    if answer.error is not None:
+        return [failed("stream", f"{name}: {answer.error}")]
+    wrong, others = differences(wanted, answer.body.get("config", {}))
+    kept = answer.body.get("state", {})
+    if wrong:
+        change = "alter it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace"
+        finding = failed("stream", f"{name} cannot work: {'; '.join(wrong)}", change)
+    elif others:
+        change = "set BROADCAST_HISTORY_* to what it has, or alter it: nats stream edit " + name
+        finding = warning(
+            "stream", f"{name} has other limits, which hold: {'; '.join(others)}", change
+        )
+    else:
+        messages, size = kept.get("messages", 0), kept.get("bytes", 0)
+        finding = ok("stream", f"{name} is as configured: {messages:,} messages, {_size(size)}")
+    clock = _clock(str(answer.body.get("ts", "")), now, "NATS", leeway_s)
+    if finding.status == "failed":
+        return [finding, *clock]
+    return [finding, *await _check_writes(connection, settings), *clock]
+
+
+async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
+    """Whether the stream stores a small message, which no channel has."""
+    from eventbus.channels import Subjects  # noqa: PLC0415
+    from eventbus.drivers.nats.publish import Writes  # noqa: PLC0415
+    from eventbus.drivers.nats.stream import EventStream  # noqa: PLC0415
+
+    stream = EventStream(connection, Subjects(settings.namespace), settings, lambda _same: None)
+    fault = await Writes(connection, stream, f"{settings.namespace}.event.").check()
+    if not fault:
+        return []
+    change = (
+        "make room on the disks of the NATS servers (or raise the limit that is named), then "
+        "restart the server that leads the stream: it stores nothing before"
+    )
+    return [failed("writes", f"{stream.name} stores no messages: {fault}", change)]
+
+
+async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
+    """The bucket of what must outlive a restart of all."""
+    from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
+    from eventbus.drivers.nats.state import bucket_config, bucket_faults  # noqa: PLC0415
+
+    wanted = bucket_config(settings, "durable")
+    name = wanted["name"]
+    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
+    if answer.error_code == STREAM_NOT_FOUND:
+        found = f"{name} is not there yet: the first edge makes it, where its user may"
+        return warning("revocations", found, "nothing, or make all streams now: eventbus setup")
+    if answer.error is not None:
+        return failed("revocations", f"{name}: {answer.error}")
+    wrong, less_safe = bucket_faults(wanted, answer.body.get("config", {}))
+    if wrong:
+        found = f"{name} cannot work, by its {', '.join(wrong)}"
+        return failed("revocations", found, f"remove it: nats stream rm {name}; eventbus setup")
+    if less_safe:
+        change = f"nats stream edit {name} --replicas {wanted['num_replicas']}"
+        return warning("revocations", f"{less_safe}, as BROADCAST_HISTORY_REPLICAS has it", change)
+    return ok("revocations", f"{name} keeps them over restarts")
+
+
+async def _check_embedded(settings: Settings) -> list[Finding]:
+    """Whether a server of our own could be started; it is not."""
+    folder = Path(settings.nats_data)
+    find_binary()
+    if folder.is_dir():  # noqa: ASYNC240 - once, at the start
+        try:
+            (await lock_folder(folder, wait=0.0)).close()
+        except EventBusError as exc:
+            return [*_room(folder), warning("NATS", f"NATS_URL is not set, and {exc}")]
+    return [
+        *_room(folder),
+        ok(
+            "NATS",
+            f"NATS_URL is not set: a server is started in {folder}, for this machine only",
+        ),
+    ]
+
+
+def _room(folder: Path) -> list[Finding]:
+    """What there is to say of the disk of an embedded server."""
+    if not folder.is_dir() or shutil.disk_usage(folder).free >= MIN_FREE:
+        return []
+    change = "make room: the embedded nats-server is restarted then, and stores again"
+    return [failed("disk", f"the disk of {folder} is full, and no message can be stored", change)]
+
+
+async def check_nodes() -> list[Finding]:
+    """Which edges answer over the bus."""
+    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415 - `eventbus --help` is to be fast
+
+    async with asking() as (_, asked):
+        stats = await asked.stats(ListQuery(limit=1))
+    if stats.missing:
+        silent = ", ".join(stats.missing)
+        found = f"{len(stats.nodes)} answer, and these do not: {silent}"
+        return [warning("edge nodes", found, "look at their logs, and at /readyz")]
+    if not stats.nodes:
+        return [warning("edge nodes", "none has answered", "start one: eventbus edge run")]
+    names = ", ".join(sorted(node.id for node in stats.nodes))
+    return [ok("edge nodes", f"{len(stats.nodes)} ({names}), {stats.connections:,} connections")]
+
+
+async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
+    """Redis: the first server that the settings name, and the nodes that answer over it."""
+    try:
+        from eventbus.drivers.redis.target import Target  # noqa: PLC0415
+    except ModuleNotFoundError:
+        return [failed("Redis", "redis-py is not installed", "pip install 'eventbus[redis]'")]
+    settings = msgspec.structs.replace(
+        settings, connect_timeout=min(settings.connect_timeout, _CONNECT_S)
+    )
+    target = Target.of(settings)
+    sentinel = target.kind == "sentinel"
+    address = target.addresses[0]
+    try:
+        async with _link(target.connection(address, sentinel=sentinel), str(address)) as link:
+            before = time.time()
+            seconds, micros = await link.call("TIME")
+            now = (before + time.time()) / 2
+            info = _parse(await link.call("INFO"))
+    except (ConnectionFailed, ConfigError) as exc:
+        return [failed("Redis", str(exc), "check BROADCAST_REDIS_* and the server")]
+    moment = datetime.datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, datetime.UTC)
+    clock = _clock(moment.isoformat(), now, "Redis", leeway_s)
+    found = f"{address}, version {info.get('redis_version', '?')}"
+    if sentinel:
+        return [ok("Redis", f"sentinel {found}"), *clock]
+    return [ok("Redis", found), *_persistence(info), *clock, *await check_nodes()]
+
+
+def _persistence(info: dict[str, str]) -> list[Finding]:
+    findings = []
+    if info.get("aof_enabled") != "1":
+        found = "appendonly is off: a restart loses what was acknowledged since the last snapshot"
+        findings.append(warning("Redis data", found, "set appendonly yes on the server"))
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and info.get("maxmemory", "0") != "0":
+        found = f"maxmemory-policy is {policy}: histories and presence may be thrown away"
+        findings.append(warning("Redis data", found, "set maxmemory-policy noeviction"))
+    return findings or [ok("Redis data", "kept over restarts (AOF), never evicted")]
+
+
+@contextlib.asynccontextmanager
+async def _link(connection: Any, address: str) -> AsyncIterator[Any]:
+    from eventbus.drivers.redis.link import CommandLink  # noqa: PLC0415
+
+    link = CommandLink(connection, address, lambda: None)
+    await link.open()
+    try:
+        yield link
+    finally:
+        await link.aclose()
+
+
+def _parse(info: bytes) -> dict[str, str]:
+    lines = info.decode(errors="replace").splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
+
+
+def _clock(told: str, now: float, of: str, leeway_s: float) -> list[Finding]:
+    """How far this machine's clock is from a server's: tokens are checked by the clock."""
+    try:
+        away = now - datetime.datetime.fromisoformat(told).timestamp()
+    except ValueError:
+        return []
+    found = f"{abs(away):.2f} s {'ahead of' if away > 0 else 'behind'} {of}'s"
+    change = "set both by NTP: tokens and timestamps go by the clock"
+    if abs(away) > max(leeway_s, _CLOCK_S):
+        return [failed("clock", found, change)]
+    return [warning("clock", found, change) if abs(away) > _CLOCK_S else ok("clock", found)]
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -1,0 +1,423 @@
+"""`eventbus schema`: the contracts of an application's events, shown, exported and kept."""
+
+import enum
+import os
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Final,
+)
+from urllib.parse import urlsplit
+
+import msgspec
+import typer
+from rich.text import Text
+
+from eventbus.application import configured_application
+from eventbus.cli.output import (
+    Json,
+    fail,
+    one_line,
+    print_table,
+    write_json,
+)
+from eventbus.cli.running import (
+    Apps,
+    require_application,
+)
+from eventbus.cli.schema.new import NewEvent
+from eventbus.contracts import (
+    asyncapi,
+    jsonschema,
+    typescript,
+)
+from eventbus.contracts.catalogue import (
+    Contract,
+    catalogue,
+)
+from eventbus.contracts.compatibility import (
+    Change,
+    Verdict,
+    compare,
+)
+from eventbus.contracts.lock import (
+    InvalidLock,
+    Locked,
+    encode_lock,
+    lock_of,
+    read_lock,
+)
+from eventbus.contracts.words import (
+    facts,
+    type_in_words,
+)
+from eventbus.errors import (
+    ConfigError,
+    EventDefinitionError,
+)
+from eventbus.urls import is_web_address
+
+__all__ = ["app"]
+
+
+app = typer.Typer(help="The contracts of your events: show, export, keep.", no_args_is_help=True)
+
+LOCK: Final = Path("schemas/schemas.lock.json")
+LockFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--lock",
+        help=f"The lock file. [default: {LOCK}, beside the pyproject.toml that names the "
+        "application, otherwise here]",
+    ),
+]
+
+
+class Format(enum.StrEnum):
+    """What `schema export` writes."""
+
+    ASYNCAPI = "asyncapi"
+    JSONSCHEMA = "jsonschema"
+    TYPESCRIPT = "typescript"
+
+
+@app.command("list")
+def list_(application: Apps = None, json: Json = False) -> None:
+    """List the events, by name.
+
+    Example: eventbus schema list --app shop.events
+    """
+    contracts = _contracts(application)
+    if json:
+        write_json([_summary(each) for each in contracts])
+        return
+    print_table(
+        ("event", "version", "kind", "channels", "queue", "fields"),
+        [
+            [
+                each.name,
+                each.version,
+                f"{each.kind}{', volatile' if each.volatile and each.kind == 'broadcast' else ''}",
+                ", ".join(each.channels) or "-",
+                (each.queue or "at dispatch") if each.queued else "-",
+                ", ".join(_fields(each)) or "-",
+            ]
+            for each in contracts
+        ],
+        empty="no events are defined: name the module that does it, with --app",
+        right=("version",),
+    )
+
+
+@app.command("show")
+def show(
+    event: Annotated[str, typer.Argument(help="The event's name.")],
+    application: Apps = None,
+    json: Json = False,
+) -> None:
+    """Show one event: its channels, its fields, and what holds for them; --json: its JSON Schema.
+
+    Example: eventbus schema show order.shipped --app shop.events
+    """
+    contracts = _contracts(application)
+    found = next((each for each in contracts if event in (each.name, each.cls.__name__)), None)
+    if found is None:
+        known = ", ".join(each.name for each in contracts) or "none"
+        fail(f"there is no event {one_line(event)!r}: known are {known}")
+    [schema], components = _checked(jsonschema.schemas_of, [found.data])
+    if json:
+        write_json({**_summary(found), "data": schema, "$defs": components})
+        return
+    typer.secho(found.name, bold=True, nl=False)
+    typer.echo(f"  {found.kind} event, version {found.version}")
+    if found.doc:
+        typer.echo(f"\n{found.doc}")
+    typer.echo(f"\nchannels: {', '.join(found.channels) or 'decided at each dispatch'}")
+    typer.echo(f"history:  {'none, it is volatile' if found.volatile else 'kept'}")
+    if found.queued:
+        typer.echo(f"queue:    {found.queue or 'decided at each dispatch'}")
+    own = type_in_words(schema)
+    if own not in components:
+        typer.echo(f"data:     {own}")
+    for name in sorted(components, key=lambda name: (name != own, name)):
+        _show_component(name, components[name], is_data=name == own)
+
+
+@app.command("export")
+def export(
+    format_: Annotated[Format, typer.Option("--format", help="What to write.")],
+    application: Apps = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A file, in place of the standard output.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="The document's title.")] = "Events",
+    api_version: Annotated[str, typer.Option(help="The application's version.")] = "1.0.0",
+    edge: Annotated[
+        str, typer.Option(help="Where clients connect; of AsyncAPI.")
+    ] = "ws://localhost:8080/ws",
+    nats: Annotated[
+        str, typer.Option(help="Where services connect; of AsyncAPI.")
+    ] = "nats://localhost:4222",
+    namespace: Annotated[
+        str, typer.Option(help="BROADCAST_CHANNELS_PREFIX, the subjects' root; of AsyncAPI.")
+    ] = "eb",
+) -> None:
+    """Write the contracts for others: AsyncAPI 3.0, JSON Schema 2020-12 or TypeScript.
+
+    Example: eventbus schema export --format typescript --app shop.events --output web/events.ts
+    """
+    contracts = _contracts(application)
+    match format_:
+        case Format.ASYNCAPI:
+            document = _checked(
+                asyncapi.document,
+                contracts,
+                title=title,
+                version=api_version,
+                servers=_servers(edge, nats),
+                namespace=namespace,
+            )
+            text = _pretty(document)
+        case Format.JSONSCHEMA:
+            text = _pretty(_checked(jsonschema.document, contracts, title=title))
+        case _:
+            text = _checked(typescript.declarations, contracts)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        fail(f"--output {output}: {exc.strerror or exc}")
+
+
+@app.command("check")
+def check(
+    application: Apps = None,
+    lock: LockFile = None,
+    locked: Annotated[
+        bool, typer.Option("--locked", help="Fail too where the lock file is not up to date.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compare the events with the lock file; fails where a change breaks somebody.
+
+    An event whose version was raised may break. "readers" are services and pages that have the old
+    type, "writers" publishers that have it, and what stands in the history and in queues.
+
+    Example: eventbus schema check --app shop.events
+    """
+    path, present = _present(application, lock)
+    verdict = compare(_read(path), present)
+    _report(verdict, json=json)
+    if verdict.is_breaking:
+        fail("raise the version of the events that break (`version=` in the class statement)")
+    if verdict.changes and locked:
+        fail(f"{path} is not up to date: run `eventbus schema lock`")
+
+
+@app.command("lock")
+def lock(
+    application: Apps = None,
+    lock: LockFile = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where changes break, without a new version.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write the lock file. What breaks without a raised version is not locked unless by --force.
+
+    Example: eventbus schema lock --app shop.events
+    """
+    path, present = _present(application, lock)
+    verdict = Verdict(())
+    if path.exists() and not force:
+        verdict = compare(_read(path), present)
+    if verdict.is_breaking:
+        _report(verdict, json=json)
+        fail("nothing was written: raise the versions of what breaks, or say --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_lock(present))
+    except OSError as exc:
+        fail(f"--lock {path}: {exc.strerror or exc}")
+    if json:
+        write_json({"lock": str(path), "events": len(present)})
+    else:
+        typer.echo(f"{path} holds {len(present)} events")
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="OrderShipped, or order.shipped.")],
+    package: Annotated[
+        str | None,
+        typer.Option(
+            help="The package that it goes into, such as shop.events. [default: the application of "
+            "pyproject.toml]"
+        ),
+    ] = None,
+    tests: Annotated[Path, typer.Option(help="The folder of its test.")] = Path("tests/schemas"),
+    channel: Annotated[
+        str | None, typer.Option(help="Its channel or template. [default: of the name]")
+    ] = None,
+) -> None:
+    """Write an event class and its test, ready to edit; what exists is never written over.
+
+    Example: eventbus schema new OrderShipped --package shop.events --channel "orders.{order_id}"
+    """
+    package, folder = _package(package)
+    try:
+        event = NewEvent.named(name, package=package, folder=folder, tests=tests, channel=channel)
+    except ValueError as exc:
+        fail(str(exc), code=2)
+    try:
+        written = event.write()
+    except OSError as exc:
+        fail(f"{exc.filename}: {exc.strerror or exc}")
+    for path in written:
+        typer.echo(f"wrote {os.path.relpath(path)}")
+    if event.init not in written:
+        typer.echo(f"Import it in {os.path.relpath(event.init)}: {event.import_line}")
+    typer.echo(f"Try it: pytest {os.path.relpath(event.test)}")
+
+
+def _package(given: str | None) -> tuple[str, Path]:
+    """The package for a new event, and the project's folder."""
+    if given is not None:
+        return given, Path.cwd()
+    try:
+        application = configured_application()
+    except ConfigError as exc:
+        fail(str(exc), code=2)
+    if application is None:
+        fail(
+            "no package is named: give --package shop.events, or write "
+            'app = "shop.events" under [tool.eventbus] in pyproject.toml',
+            code=2,
+        )
+    return application.modules[0], application.folder
+
+
+def _contracts(application: list[str] | None) -> tuple[Contract, ...]:
+    require_application(application)
+    return tuple(_checked(catalogue))
+
+
+def _present(application: list[str] | None, lock: Path | None) -> tuple[Path, dict[str, Locked]]:
+    """The lock file's path, and what it should hold."""
+    folder = require_application(application).folder
+    made: dict[str, Locked] = _checked(lock_of, tuple(_checked(catalogue)))
+    return lock or Path(os.path.relpath(folder / LOCK)), made
+
+
+def _read(path: Path) -> dict[str, Locked]:
+    try:
+        return read_lock(path)
+    except InvalidLock as exc:
+        fail(str(exc))
+
+
+def _checked(make: Any, *arguments: Any, **keywords: Any) -> Any:
+    """Call it; a type without a schema ends the command with code 2."""
+    try:
+        return make(*arguments, **keywords)
+    except EventDefinitionError as exc:
+        fail(str(exc), code=2)
+
+
+def _pretty(document: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+
+def _summary(contract: Contract) -> dict[str, Any]:
+    return {
+        "event": contract.name,
+        "version": contract.version,
+        "kind": contract.kind,
+        "channels": contract.channels,
+        "volatile": contract.volatile,
+        "queued": contract.queued,
+        "queue": contract.queue,
+        "fields": _fields(contract),
+        "type": f"{contract.cls.__module__}.{contract.cls.__qualname__}",
+    }
+
+
+def _fields(contract: Contract) -> list[str]:
+    """The names in its data; none for data that are no struct."""
+    is_struct = isinstance(contract.data, type) and issubclass(contract.data, msgspec.Struct)
+    return (
+        [field.encode_name for field in msgspec.structs.fields(contract.data)] if is_struct else []
+    )
+
+
+def _show_component(name: str, schema: dict[str, Any], *, is_data: bool) -> None:
+    typer.echo()
+    if not is_data:
+        typer.secho(name, bold=True)
+    if "properties" not in schema:
+        typer.echo(", ".join(part for part in (type_in_words(schema), facts(schema)) if part))
+        return
+    required = schema.get("required", ())
+    print_table(
+        ("field", "type", "", "what"),
+        [
+            [
+                Text(field, style="cyan"),
+                type_in_words(of_field),
+                "" if field in required else "optional",
+                one_line(_about(of_field), 100),
+            ]
+            for field, of_field in schema["properties"].items()
+        ],
+    )
+
+
+def _about(schema: dict[str, Any]) -> str:
+    """A field's description, and what holds for it."""
+    description, holds = str(schema.get("description", "")), facts(schema)
+    return f"{description} ({holds})" if description and holds else description or holds
+
+
+def _servers(edge: str, nats: str) -> dict[str, asyncapi.Server]:
+    clients, services = _address("--edge", edge, "ws", "wss"), _address("--nats", nats, "nats")
+    api = clients._replace(
+        protocol=clients.protocol.replace("ws", "http"), path="/api/broadcast/events"
+    )
+    return {"edge": clients, "api": api, "nats": services}
+
+
+def _address(option: str, url: str, *protocols: str) -> asyncapi.Server:
+    if not is_web_address(url, protocols) or "@" in url:
+        allowed = " or ".join(f"{protocol}://host:port" for protocol in protocols)
+        fail(f"{option}: {allowed} is allowed, without credentials", code=2)
+    parts = urlsplit(url)
+    return asyncapi.Server(parts.scheme, parts.netloc, parts.path)
+
+
+def _report(verdict: Verdict, *, json: bool) -> None:
+    if json:
+        rows = [
+            {**change._asdict(), "breaks": sorted(change.breaks), "breaking": change.is_breaking}
+            for change in verdict.changes
+        ]
+        write_json({"breaking": verdict.is_breaking, "changes": rows})
+        return
+    print_table(
+        ("", "event", "field", "change", "breaks"),
+        [
+            [_mark(c), c.event, c.place, c.what, ", ".join(sorted(c.breaks))]
+            for c in verdict.changes
+        ],
+        empty="nothing has changed",
+    )
+
+
+def _mark(change: Change) -> Text:
+    if change.is_breaking:
+        return Text("breaking", style="red")
+    if change.breaks:
+        return Text("new version", style="yellow")
+    return Text("compatible", style="green")

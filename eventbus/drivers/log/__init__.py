@@ -1,0 +1,7 @@
+"""The log driver: one line per message."""
+
+from eventbus.drivers.log.driver import LogDriver
+
+__all__ = [
+    "LogDriver",
+]

@@ -1,0 +1,150 @@
+"""One message as one line of JSON, or as one that people read on a terminal."""
+
+import base64
+import datetime
+import re
+from collections.abc import Iterable
+from typing import (
+    Final,
+    Literal,
+    NamedTuple,
+)
+
+import msgspec
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import Headers
+from eventbus.drivers.log.mask import (
+    MASK,
+    Mask,
+)
+from eventbus.errors import InvalidChannel
+from eventbus.messages import HEADER_EVENT, HEADER_ID
+
+__all__ = ["LEVELS", "Entry", "Level", "LineFormat", "level_of"]
+
+
+Level = Literal["debug", "info", "warning"]
+LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning")
+"""From the most that is logged to the least."""
+
+_COLOURS: Final = {"debug": "2", "info": "36", "warning": "33"}
+_UNPRINTABLE: Final = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+"""What would break a line, or steer a terminal."""
+
+
+class Entry(NamedTuple):
+    """A message as it was published, and when."""
+
+    time: datetime.datetime
+    subject: str
+    payload: bytes
+    headers: Headers
+
+
+class _Wire(msgspec.Struct):
+    """An envelope, as far as the log shows it."""
+
+    event: str
+    data: msgspec.Raw
+    id: str | None = None
+
+
+class _Line(msgspec.Struct, omit_defaults=True):
+    timestamp: datetime.datetime
+    level: Level
+    subject: str
+    channel: str | None = None
+    event: str | None = None
+    id: str | None = None
+    data: msgspec.Raw | None = None
+    data_base64: str | None = None
+    headers: dict[str, str] | None = None
+
+
+_wire: Final = msgspec.json.Decoder(_Wire).decode
+_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_encode: Final = msgspec.json.encode
+
+
+def level_of(subjects: Subjects, subject: str) -> Level:
+    """How much a message matters in a log.
+
+    `info` for a channel's messages, `warning` for what is put into quarantine, `debug` for volatile
+    messages and the system's own.
+    """
+    if subject.startswith(f"{subjects.namespace}.quarantine."):
+        return "warning"
+    return "info" if subjects.live_of(subject) is not None else "debug"
+
+
+class LineFormat:
+    """Makes lines of messages, with secrets masked."""
+
+    def __init__(self, subjects: Subjects, mask: Iterable[str]) -> None:
+        """`mask` holds the words that make a key's value a secret; see Mask."""
+        self._subjects = subjects
+        self._mask = Mask(mask)
+
+    def json(self, entry: Entry) -> str:
+        """One line of JSON, without its end.
+
+        `data` is what was published, with secrets masked; where that is not JSON, `data_base64`
+        holds the bytes, or the mask if a masked word is in them.
+        """
+        return _one_line(_encode(self._line(entry)).decode())
+
+    def readable(self, entry: Entry, *, colour: bool) -> str:
+        """One line for a person: time, channel (or subject), event, data, id, headers."""
+        line = self._line(entry)
+        data = line.data_base64 or bytes(line.data or b"").decode()
+        parts = [
+            (f"{line.timestamp.astimezone():%H:%M:%S.%f}"[:-3], "2"),
+            (line.channel or line.subject, _COLOURS[line.level]),
+            (line.event or "", "1"),
+            (data, ""),
+            (line.id or "", "2"),
+            (" ".join(f"{name}={value}" for name, value in (line.headers or {}).items()), "2"),
+        ]
+        return "  ".join(
+            f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
+            for text, code in ((_one_line(text), code) for text, code in parts)
+            if text
+        )
+
+    def _line(self, entry: Entry) -> _Line:
+        subjects = self._subjects
+        line = _Line(entry.time, level_of(subjects, entry.subject), entry.subject)
+        try:
+            line.channel = subjects.channel_of(entry.subject)
+        except InvalidChannel:  # the system's own subjects have no channel
+            line.channel = None
+        line.id = entry.headers.get(HEADER_ID)
+        line.event = entry.headers.get(HEADER_EVENT)
+        try:
+            text = entry.payload.decode()
+            try:
+                wire = _wire(text)
+            except msgspec.ValidationError:
+                data = bytes(_raw(text)).decode()
+            else:
+                data, line.event = bytes(wire.data).decode(), wire.event
+                line.id = wire.id or line.id
+            line.data = msgspec.Raw(self._mask.apply(data).encode())
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            hidden = self._mask.hides_within(entry.payload)
+            line.data_base64 = MASK if hidden else base64.b64encode(entry.payload).decode()
+        line.headers = {
+            name: MASK if self._mask.hides(name) else value
+            for name, value in entry.headers.items()
+            if name not in (HEADER_ID, HEADER_EVENT)
+        } or None
+        return line
+
+
+def _one_line(text: str) -> str:
+    # In valid JSON, raw line ends and tabs stand between tokens only.
+    text = text.translate({0x0A: " ", 0x0D: " ", 0x09: " "})
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

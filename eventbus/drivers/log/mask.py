@@ -1,0 +1,90 @@
+"""Secrets masked in JSON: decoded, masked and encoded again."""
+
+import decimal
+import operator
+import re
+from collections.abc import Iterable
+from typing import (
+    Any,
+    Final,
+)
+
+import msgspec
+
+__all__ = ["MASK", "Mask", "normal"]
+
+
+MASK: Final = "***"
+
+_MAX_DEPTH: Final = 5
+"""How many levels of JSON within strings within JSON are searched; deeper ones become MASK."""
+_ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_NOISE: Final = re.compile(r"[\W_]+")
+
+# Decimals keep the digits of numbers as they are.
+_decode: Final = msgspec.json.Decoder(float_hook=decimal.Decimal).decode
+_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def normal(name: str) -> str:
+    """A name without case and separators: `X-Api-Key`, `apiKey` and `api_key` are one."""
+    return _NOISE.sub("", name).casefold()
+
+
+class Mask:
+    """Replaces the values of keys whose names contain one of a few words.
+
+    `token` masks `token`, `accessToken` and `X-Auth-Token` alike, at any depth; a whole object or
+    list below such a key becomes one `"***"`. JSON within a string is masked too.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """`names` are the words; see `normal` for how they are compared."""
+        words = sorted(filter(None, map(normal, names)))
+        self._hits = re.compile("|".join(map(re.escape, words))).search if words else None
+
+    def hides(self, key: str) -> bool:
+        """Whether the value of `key` is a secret."""
+        return self._hits is not None and self._hits(normal(key)) is not None
+
+    def hides_within(self, payload: bytes) -> bool:
+        """Whether bytes that are not JSON, and so have no keys, may hold a secret's name."""
+        text = payload.decode("latin-1")
+        return self.hides(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
+
+    def apply(self, text: str) -> str:
+        """The JSON `text` with its secrets masked.
+
+        Raises DecodeError for what is not JSON, and RecursionError for JSON nested too deeply.
+        """
+        return text if self._hits is None else _encode(self._masked(_decode(text), 0)).decode()
+
+    def _masked(self, value: Any, depth: int) -> Any:
+        """A value with its secrets masked; the same object where there are none."""
+        if isinstance(value, str):
+            return self._masked_text(value, depth)
+        if isinstance(value, list):
+            items = [self._masked(each, depth) for each in value]
+            return value if all(map(operator.is_, items, value)) else items
+        if isinstance(value, dict):
+            fields = {
+                key: MASK if self.hides(key) else self._masked(each, depth)
+                for key, each in value.items()
+            }
+            return value if all(map(operator.is_, fields.values(), value.values())) else fields
+        return value
+
+    def _masked_text(self, text: str, depth: int) -> str:
+        """A string, masked where it is JSON itself."""
+        if text.lstrip()[:1] not in {"{", "[", '"'}:
+            return text
+        try:
+            value = _decode(text)
+        except msgspec.DecodeError:
+            return text
+        except RecursionError:
+            return MASK
+        if depth == _MAX_DEPTH:
+            return MASK
+        masked = self._masked(value, depth + 1)
+        return text if masked is value else _encode(masked).decode()

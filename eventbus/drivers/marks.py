@@ -1,0 +1,134 @@
+"""Positions that name their message, by which a reader's place is checked when it comes back.
+
+A stream can go back in time: its store is restored from a copy, or a power cut takes its end. It
+keeps its epoch, and gives the lost offsets out again. Worked example: a reader stands at offset
+100, the store comes back at 80, and 30 messages later the stream is at 110. Offset 100 is there
+again, but it is another message, and the reader has missed 20 below it. The time at which the
+stream stored a message tells the two apart.
+"""
+
+import datetime
+import re
+from typing import (
+    Final,
+    Protocol,
+    Self,
+    runtime_checkable,
+)
+
+from eventbus.drivers.base import (
+    HistoryDriver,
+    Page,
+    Position,
+)
+
+__all__ = [
+    "ANY_CHANNEL",
+    "FollowingSubscription",
+    "MarkedPosition",
+    "ResumingDriver",
+    "end_of",
+    "mark_of",
+    "nanoseconds",
+    "read_from",
+    "timestamp",
+]
+
+
+ANY_CHANNEL: Final = "~"
+"""Begins the mark of a position whose message may be another channel's."""
+_NANO: Final = 1_000_000_000
+_TIME: Final = re.compile(
+    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)", re.ASCII
+)
+_UNIX: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class MarkedPosition(Position):
+    """A position, and which message it is; equal to the same position without a mark.
+
+    The mark is the time at which the stream stored the message (RFC 3339), after `ANY_CHANNEL`
+    where the position is the end of a stream of all channels. To clients it is opaque.
+    """
+
+    mark: str
+
+    def __new__(cls, offset: int, epoch: str, mark: str) -> Self:
+        """A position with its mark."""
+        self = super().__new__(cls, offset, epoch)
+        self.mark = mark
+        return self
+
+
+def end_of(offset: int, epoch: str, time: str) -> Position:
+    """The end of a stream of all channels, whose last message was stored at a time, if any was."""
+    if nanoseconds(time) is None:
+        return Position(offset, epoch)
+    return MarkedPosition(offset, epoch, ANY_CHANNEL + time)
+
+
+def mark_of(position: Position | None) -> str | None:
+    """A position's mark; None where it has none."""
+    return position.mark if isinstance(position, MarkedPosition) else None
+
+
+@runtime_checkable
+class ResumingDriver(Protocol):
+    """A driver that checks by itself whether its stream still has a reader's position."""
+
+    async def resume(self, subject: str, position: Position, limit: int) -> Page:
+        """As `HistoryDriver.read` after the position.
+
+        `complete` is False where the stream is another one by now, or may be. Raises as `read`.
+        """
+
+
+@runtime_checkable
+class FollowingSubscription(Protocol):
+    """A subscription to one subject that knows what has passed since it began."""
+
+    def has_nothing_after(self, position: Position) -> bool:
+        """Whether it is certain that nothing has been stored on the subject after a position.
+
+        It has followed the stream since then, and so knows it of messages that have expired too.
+        """
+
+
+async def read_from(driver: HistoryDriver, subject: str, position: Position, limit: int) -> Page:
+    """The first `limit` messages after a reader's position; see `ResumingDriver.resume`."""
+    if isinstance(driver, ResumingDriver):
+        return await driver.resume(subject, position, limit)
+    mark = mark_of(position)
+    if mark and not mark.startswith(ANY_CHANNEL) and position.offset > 0:
+        page = await driver.read(subject, after=position.offset - 1, limit=1)
+        found = page.messages[0] if page.messages else None
+        is_there = found is not None and found.position == (position.offset, page.position.epoch)
+        if found is not None and is_there and _differ(found.time, mark):
+            return Page((), page.position, complete=False)
+    page = await driver.read(subject, after=position.offset, limit=limit)
+    return page if page.position.epoch == position.epoch else page._replace(complete=False)
+
+
+def _differ(time: str | None, mark: str) -> bool:
+    return time is not None and nanoseconds(time) != nanoseconds(mark)
+
+
+def nanoseconds(text: str) -> int | None:
+    """A time of RFC 3339 in UTC, as nanoseconds since 1970; None for anything else, or before."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    seconds, fraction = match.groups()
+    try:
+        since = datetime.datetime.fromisoformat(f"{seconds}+00:00") - _UNIX
+    except ValueError:  # no such day
+        return None
+    whole = since.days * 86_400 + since.seconds
+    return whole * _NANO + int((fraction or "0").ljust(9, "0")) if whole >= 0 else None
+
+
+def timestamp(nanos: int) -> str:
+    """The inverse of `nanoseconds`, without zeros at the end of the fraction."""
+    seconds, fraction = divmod(nanos, _NANO)
+    text = (_UNIX + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"

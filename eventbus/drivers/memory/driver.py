@@ -1,0 +1,184 @@
+"""Messages within one process: the reference of what a driver does, and the double for tests."""
+
+import weakref
+
+from eventbus.channels import (
+    Pattern,
+    Subjects,
+)
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Delivery,
+    Handler,
+    Headers,
+    Page,
+    Published,
+)
+from eventbus.drivers.consumers import ConsumerSettings
+from eventbus.drivers.local import (
+    Listener,
+    Listeners,
+)
+from eventbus.drivers.memory.consumer import (
+    ConsumerPlace,
+    MemoryConsumer,
+)
+from eventbus.drivers.memory.queue import MemoryQueues
+from eventbus.drivers.memory.state import MemoryState
+from eventbus.drivers.memory.stream import MemoryStream
+from eventbus.errors import ConnectionFailed
+from eventbus.retention import Retention
+
+__all__ = ["MemoryBroker", "MemoryDriver"]
+
+
+class MemoryBroker:
+    """The messages and listeners that several MemoryDrivers of one event loop share."""
+
+    def __init__(
+        self,
+        subjects: Subjects | None = None,
+        *,
+        history_messages: int = 100,
+        history_seconds: float = 600.0,
+        retention: str = "",
+    ) -> None:
+        """`history_messages` and `history_seconds` bound what is kept of each channel.
+
+        `retention` gives other bounds to classes of channels, as the setting does; the bytes of a
+        class are not bounded here. Raises ConfigError.
+        """
+        self.subjects = subjects or Subjects()
+        self.stream = MemoryStream(
+            self.subjects, Retention(retention, count=history_messages, seconds=history_seconds)
+        )
+        self.listeners = Listeners()
+        self.queues = MemoryQueues()
+        self.state = MemoryState()
+        self._places: dict[str, ConsumerPlace] = {}
+
+    @property
+    def epoch(self) -> str:
+        """The stream's."""
+        return self.stream.epoch
+
+    @property
+    def last_offset(self) -> int:
+        """That of the message stored last; 0 before there is one."""
+        return self.stream.last_offset
+
+    def publish(self, subject: str, payload: bytes, headers: Headers) -> Published | None:
+        """Store and deliver one message, as the subject asks."""
+        live = self.subjects.live_of(subject)
+        if live is None:
+            self.listeners.deliver(Delivery(subject, payload, headers))
+            return None
+        published, delivery = self.stream.append(live, payload, headers)
+        if delivery is not None:
+            self.listeners.deliver(delivery)
+            for place in self._places.values():
+                place.wake()
+        return published
+
+    def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerPlace:
+        """The place that `name` has in what is stored, made where there is none."""
+        if (place := self._places.get(name)) is None:
+            start = 0 if settings.from_start else self.stream.last_offset
+            place = self._places[name] = ConsumerPlace(self.stream, name, start)
+        return place
+
+    def add(self, subject: str, handler: Handler, group: str = "") -> Listener:
+        """Listen to a subject or a filter; with a group, as one of its members."""
+        in_stream = subject.startswith(f"{self.subjects.namespace}.live.")
+        position = self.stream.position if in_stream else None
+        return self.listeners.add(subject, handler, group=group, position=position)
+
+
+class MemoryDriver:
+    """A driver over a MemoryBroker; drivers of one broker see each other's messages."""
+
+    name = "memory"
+    capabilities = frozenset(Capability)
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        """Without `broker`, the driver has one of its own."""
+        self.broker = broker or MemoryBroker()
+        self._subscriptions: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._consumers: weakref.WeakSet[MemoryConsumer] = weakref.WeakSet()
+        self.is_connected = False
+
+    @property
+    def queues(self) -> MemoryQueues:
+        """The broker's queues."""
+        self._require_open()
+        return self.broker.queues
+
+    @property
+    def state(self) -> MemoryState:
+        """The broker's entries."""
+        self._require_open()
+        return self.broker.state
+
+    @property
+    def durable_state(self) -> MemoryState:
+        """The same: the broker is this process, and ends with it."""
+        return self.state
+
+    async def open(self) -> None:
+        """Nothing to connect to."""
+        self.is_connected = True
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Store and deliver in the same loop turn."""
+        self._require_open()
+        return self.broker.publish(subject, payload, headers)
+
+    async def subscribe(self, subject: str, handler: Handler) -> Listener:
+        """Listen from this moment on."""
+        return await self.subscribe_group(subject, "", handler)
+
+    async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Listener:
+        """Listen as a member of a group; its members take turns."""
+        self._require_open()
+        subscription = self.broker.add(subject, handler, group)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> MemoryConsumer:
+        """Join a consumer, whose place lasts as long as the broker."""
+        self._require_open()
+        place = self.broker.consumer(name, settings)
+        place.set_up(Pattern(subject), settings)
+        consumer = MemoryConsumer(place, name)
+        self._consumers.add(consumer)
+        return consumer
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """What the broker keeps of a live subject."""
+        self._require_open()
+        return self.broker.stream.read(subject, after, limit)
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What the broker keeps; see MaintenanceDriver."""
+        self._require_open()
+        return self.broker.stream.stored(Pattern(pattern), limit)
+
+    async def purge(self, subject: str) -> int:
+        """Keep nothing of a live subject; see MaintenanceDriver."""
+        self._require_open()
+        return self.broker.stream.purge(subject)
+
+    async def aclose(self) -> None:
+        """Close what is left of this driver's subscriptions."""
+        self.is_connected = False
+        for subscription in list(self._subscriptions):
+            await subscription.aclose()
+        for consumer in list(self._consumers):
+            await consumer.aclose()
+
+    def _require_open(self) -> None:
+        if not self.is_connected:
+            raise ConnectionFailed("the memory driver is not open", driver=self.name)

@@ -1,0 +1,114 @@
+"""Entries that the drivers of one memory broker share; see `StateStore`."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+
+from eventbus.channels import Pattern
+from eventbus.drivers.base import (
+    Position,
+    StateHandler,
+)
+from eventbus.drivers.state import validate_key
+from eventbus.user_code import must_pass
+
+__all__ = ["MemoryState", "MemoryWatch"]
+
+
+_log = logging.getLogger(__name__)
+
+
+class MemoryState:
+    """The entries, the timers of those that end by themselves, and who watches."""
+
+    losses = 0
+    """Nothing is ever lost within one process."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, bytes] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._watches: dict[int, MemoryWatch] = {}
+        self._keys = itertools.count()
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
+        """Set an entry."""
+        validate_key(key)
+        self._values[key] = value
+        self._stop_timer(key)
+        if ttl_s is not None:
+            loop = asyncio.get_running_loop()
+            self._timers[key] = loop.call_later(max(ttl_s, 1.0), self._end, key)
+        self._tell(key, value)
+
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value."""
+        if self._values.get(key, value) != value:
+            return False
+        await self.put(key, value, ttl_s=ttl_s)
+        return True
+
+    async def delete(self, key: str) -> None:
+        """End an entry."""
+        validate_key(key)
+        self._end(key)
+
+    def _end(self, key: str) -> None:
+        self._stop_timer(key)
+        if self._values.pop(key, None) is not None:
+            self._tell(key, None)
+
+    async def entries(self, pattern: str) -> Mapping[str, bytes]:
+        """Those whose keys match."""
+        matches = Pattern(pattern).match
+        return {key: value for key, value in self._values.items() if matches(key) is not None}
+
+    async def watch(self, pattern: str, handler: StateHandler) -> "MemoryWatch":
+        """Tell `handler` of changes from now on."""
+        number = next(self._keys)
+        watch = self._watches[number] = MemoryWatch(self, number, Pattern(pattern), handler)
+        return watch
+
+    def unwatch(self, number: int) -> None:
+        """End a watch; one that has ended is no error."""
+        self._watches.pop(number, None)
+
+    def _stop_timer(self, key: str) -> None:
+        if (timer := self._timers.pop(key, None)) is not None:
+            timer.cancel()
+
+    def _tell(self, key: str, value: bytes | None) -> None:
+        loop = asyncio.get_running_loop()
+        for watch in self._watches.values():
+            if watch.pattern.match(key) is not None:
+                loop.call_soon(watch.receive, key, value)
+
+
+class MemoryWatch:
+    """One who watches."""
+
+    position: Position | None = None
+
+    def __init__(
+        self, state: MemoryState, number: int, pattern: Pattern, handler: StateHandler
+    ) -> None:
+        self.pattern = pattern
+        self._state = state
+        self._number = number
+        self._handler: StateHandler | None = handler
+
+    def receive(self, key: str, value: bytes | None) -> None:
+        """Hand a change on, unless the watch was closed meanwhile."""
+        if self._handler is None:
+            return
+        try:
+            self._handler(key, value)
+        except BaseException as exc:  # one watcher's fault is not another's
+            if must_pass(exc):
+                raise
+            _log.exception("a watcher of %s failed", self.pattern.text)
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        self._handler = None
+        self._state.unwatch(self._number)

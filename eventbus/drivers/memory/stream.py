@@ -1,0 +1,192 @@
+"""What a memory broker keeps of the messages that were published: the reference of a history."""
+
+import collections
+import operator
+import time
+from datetime import (
+    UTC,
+    datetime,
+)
+from typing import (
+    Final,
+    NamedTuple,
+)
+
+import uuid_utils
+
+from eventbus.channels import (
+    Pattern,
+    Subjects,
+)
+from eventbus.drivers.base import (
+    Delivery,
+    Headers,
+    Page,
+    Position,
+    Published,
+)
+from eventbus.messages import HEADER_ID
+from eventbus.retention import (
+    Retention,
+    RetentionClass,
+)
+
+__all__ = ["MemoryStream"]
+
+
+DUPLICATE_WINDOW_S: Final = 120.0
+"""How long a message id is remembered, as a NATS stream does by default."""
+MAX_REMEMBERED_IDS: Final = 100_000
+
+
+class _Stored(NamedTuple):
+    expires: float
+    delivery: Delivery
+    offset: int
+
+
+class _Channel:
+    """What is kept of one channel, oldest first, and the last offset that is kept no more."""
+
+    __slots__ = ("began", "evicted", "kept")
+
+    def __init__(self, evicted: int) -> None:
+        self.kept: collections.deque[_Stored] = collections.deque()
+        self.evicted = self.began = evicted
+
+    def expire(self, now: float) -> None:
+        while self.kept and self.kept[0].expires <= now:
+            self.evicted = self.kept.popleft().offset
+
+    def add(self, stored: _Stored, limit: int) -> None:
+        if len(self.kept) >= limit:
+            self.evicted = self.kept.popleft().offset
+        self.kept.append(stored)
+
+
+class MemoryStream:
+    """Numbers messages, and keeps those of each channel as long as its retention class says."""
+
+    def __init__(self, subjects: Subjects, retention: Retention) -> None:
+        self.epoch = uuid_utils.uuid4().hex[:12]
+        self.last_offset = 0
+        self._retention = retention
+        self._root = len(f"{subjects.namespace}.live.")
+        self._channels: dict[str, _Channel] = {}
+        # The channels of each class, in the order of their last messages.
+        self._order: dict[RetentionClass, dict[str, None]] = {}
+        self._forgotten = 0  # the last offset of the channels that are kept no more
+        self._ids: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
+
+    @property
+    def position(self) -> Position:
+        """Where the stream ends."""
+        return Position(self.last_offset, self.epoch)
+
+    def append(
+        self, live: str, payload: bytes, headers: Headers
+    ) -> tuple[Published, Delivery | None]:
+        """Store a message of a live subject: where it stands, and what its listeners get.
+
+        One whose id was stored lately stands where that one does, and there is nothing to deliver.
+        """
+        now = time.monotonic()
+        message_id = headers.get(HEADER_ID)
+        if message_id and (known := self._known(message_id, now)):
+            return Published(Position(known, self.epoch), duplicate=True), None
+        kept = self._retention.of(live[self._root :])
+        channel = self._channels.get(live) or _Channel(self._forgotten)
+        channel.expire(now)
+        self._forget_expired(now)
+        previous = channel.kept[-1].offset if channel.kept else 0
+        self.last_offset += 1
+        position = Position(self.last_offset, self.epoch)
+        stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        delivery = Delivery(live, payload, headers, position, previous, stamp)
+        channel.add(_Stored(now + kept.seconds, delivery, self.last_offset), kept.messages)
+        self._channels[live] = channel
+        order = self._order.setdefault(kept, {})
+        order.pop(live, None)
+        order[live] = None
+        if message_id:
+            self._ids[message_id] = (now + DUPLICATE_WINDOW_S, self.last_offset)
+        return Published(position, duplicate=False), delivery
+
+    def read(self, live: str, after: int | None, limit: int) -> Page:
+        """Stored messages of a live subject; see HistoryDriver.read."""
+        position = self.position
+        channel = self._channels.get(live)
+        if channel is None:
+            return Page((), position, after is None or after >= self._forgotten)
+        channel.expire(time.monotonic())
+        deliveries = [kept.delivery for kept in channel.kept]
+        if after is None:
+            return Page(tuple(deliveries[-limit:] if limit else ()), position, complete=True)
+        later = [kept.delivery for kept in channel.kept if kept.offset > after]
+        return Page(tuple(later[:limit]), position, after >= channel.evicted)
+
+    def stored(self, pattern: Pattern, limit: int) -> dict[str, int]:
+        """How many messages are kept of the live subjects that match, for up to `limit` of them."""
+        now = time.monotonic()
+        found: dict[str, int] = {}
+        for live, channel in self._channels.items():
+            if len(found) >= limit:
+                break
+            if pattern.match(live) is not None:
+                channel.expire(now)
+                if channel.kept:
+                    found[live] = len(channel.kept)
+        return found
+
+    def purge(self, live: str) -> int:
+        """Keep nothing of a live subject; how many messages it was."""
+        if (channel := self._channels.get(live)) is None:
+            return 0
+        channel.expire(time.monotonic())
+        count = len(channel.kept)
+        if count:
+            channel.evicted = channel.kept[-1].offset
+            channel.kept.clear()
+        return count
+
+    def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
+        """What is stored on the live subjects that match, in order, after that offset."""
+        now = time.monotonic()
+        found: list[tuple[int, Delivery]] = []
+        for live, channel in self._channels.items():
+            if channel.kept and channel.kept[-1].offset > after and pattern.match(live) is not None:
+                channel.expire(now)
+                found += [(one.offset, one.delivery) for one in channel.kept if one.offset > after]
+        return [delivery for _, delivery in sorted(found, key=operator.itemgetter(0))]
+
+    def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
+        """The live subjects that match and have given up messages after an offset; up to which."""
+        now = time.monotonic()
+        found: dict[str, int] = {}
+        for live, channel in self._channels.items():
+            if pattern.match(live) is not None:
+                channel.expire(now)
+                if channel.evicted > max(after, channel.began):
+                    found[live] = channel.evicted
+        return found
+
+    def _forget_expired(self, now: float) -> None:
+        """Forget channels whose messages have all expired, from the one longest without any."""
+        for order in self._order.values():
+            while order:
+                live = next(iter(order))
+                channel = self._channels[live]
+                channel.expire(now)
+                if channel.kept:
+                    break
+                self._forgotten = max(self._forgotten, channel.evicted)
+                del self._channels[live], order[live]
+
+    def _known(self, message_id: str, now: float) -> int | None:
+        while self._ids:
+            oldest = next(iter(self._ids))
+            if self._ids[oldest][0] > now and len(self._ids) <= MAX_REMEMBERED_IDS:
+                break
+            del self._ids[oldest]
+        found = self._ids.get(message_id)
+        return found[1] if found else None

@@ -1,0 +1,506 @@
+"""The driver over NATS: a JetStream stream that republishes, on one connection that lasts."""
+
+import asyncio
+import itertools
+import logging
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from nats import errors as nats_errors
+
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Handler,
+    Headers,
+    Page,
+    Position,
+    Published,
+)
+from eventbus.drivers.consumers import ConsumerSettings
+from eventbus.drivers.nats.auth import (
+    Servers,
+    make_login,
+)
+from eventbus.drivers.nats.classes import ClassStreams
+from eventbus.drivers.nats.client import (
+    PROBE,
+    validate_filter,
+    validate_subject,
+)
+from eventbus.drivers.nats.connection import (
+    PENDING_BYTES,
+    NatsConnection,
+)
+from eventbus.drivers.nats.consumer import NatsConsumer
+from eventbus.drivers.nats.errors import (
+    DRIVER,
+    mapped,
+    to_error,
+)
+from eventbus.drivers.nats.history import (
+    Place,
+    StreamReader,
+)
+from eventbus.drivers.nats.jetstream import (
+    held,
+    mark,
+    purge,
+)
+from eventbus.drivers.nats.publish import (
+    Publisher,
+    Writes,
+    check_size,
+)
+from eventbus.drivers.nats.queue import NatsQueues
+from eventbus.drivers.nats.service import NatsService
+from eventbus.drivers.nats.state import NatsState
+from eventbus.drivers.nats.stream import (
+    EventStream,
+    Point,
+    StreamState,
+)
+from eventbus.drivers.nats.subscription import (
+    NatsListeners,
+    NatsSubscription,
+)
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    InvalidPattern,
+    PublishDenied,
+    PublishFailed,
+    ServerError,
+)
+from eventbus.server import NatsServer
+from eventbus.tasks import (
+    Shutdown,
+    Tasks,
+)
+
+__all__ = ["NatsDriver"]
+
+
+_log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 5.0
+_NOTE_S: Final = 30.0
+_HEAL_S: Final = 10.0
+
+
+class NatsDriver:
+    """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
+
+    name = DRIVER
+    capabilities = frozenset(Capability)
+
+    def __init__(self, settings: Settings) -> None:
+        """Without `nats_url`, a nats-server is started, and ended with the driver."""
+        self.subjects = Subjects(settings.namespace)
+        self.server: NatsServer | None = None
+        """The embedded server, where there is one."""
+        self._settings = settings
+        self._event = f"{settings.namespace}.event."
+        self._live = f"{settings.namespace}.live."
+        self._listeners = NatsListeners(
+            lambda: self._connection,
+            lambda: self._stream,
+            lambda: self._reader,
+            note_s=min(_NOTE_S, settings.history_seconds / 4),
+        )
+        self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
+        self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
+        self._state = "new"
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
+        self._healing = False
+        self._evicted = 0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message could be carried at this moment."""
+        return self._state == "open" and self._connection.is_connected
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals since the start, by what they count."""
+        opened = self._state != "new"
+        return {
+            "errors": self._connection.faults.count if opened else 0,
+            "refusals": self._connection.faults.refusals if opened else 0,
+            "losses": self._listeners.losses,
+            "rebuilds": self._connection.rebuilds if opened else 0,
+            "publish_retries": self._publisher.retries if opened else 0,
+            "filled": self._listeners.filled,
+            "gaps": self._listeners.gaps,
+            "evicted": self._evicted,
+        }
+
+    @property
+    def queues(self) -> NatsQueues:
+        """Stored jobs; see `QueueDriver.queues`."""
+        self._require_open()
+        return self._queues
+
+    @property
+    def state(self) -> NatsState:
+        """What nodes say of themselves; see `StateDriver.state`."""
+        self._require_open()
+        return self._entries
+
+    @property
+    def durable_state(self) -> NatsState:
+        """What must outlive a restart; see `StateDriver.durable_state`."""
+        self._require_open()
+        return self._durable
+
+    async def open(self) -> None:
+        """Connect, and make or check the stream.
+
+        Raises ConnectionFailed, ConfigError, StreamMismatch, and ServerError for the embedded
+        server.
+        """
+        if self._state != "new":
+            raise ConnectionFailed(f"the nats driver is {self._state}, not new", driver=self.name)
+        settings = self._settings
+        servers = Servers.of(settings.nats_url)
+        login = make_login(settings)
+        try:
+            if not servers.addresses:
+                self.server = NatsServer(
+                    Path(settings.nats_data), port=settings.nats_port, on_death=self._on_death
+                )
+                await self.server.start()
+                servers = Servers.of(self.server.url)
+            self._connection = NatsConnection(
+                servers,
+                login,
+                connect_timeout=settings.connect_timeout,
+                on_lost=self._on_lost,
+                on_back=self._on_back,
+            )
+            self._stream = EventStream(
+                self._connection, self.subjects, settings, self._on_new_epoch,
+                seen=self._seen,
+                is_heard=lambda: self._listeners.count > 0 or len(self._consumers) > 0,
+            )  # fmt: skip
+            self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
+            self._reader = StreamReader(self._connection, self._stream, self._classes)
+            self._writes = Writes(self._connection, self._stream, self._event)
+            self._publisher = Publisher(
+                self._connection, settings.publish_timeout, self._writes.explain
+            )
+            self._queues = NatsQueues(self._connection, self._publisher, settings)
+            self._entries = NatsState(self._connection, settings, self._settle)
+            self._durable = NatsState(self._connection, settings, self._settle, "durable")
+            self._state = "opening"
+            await self._connection.open()
+            await self._stream.ensure()
+            await self._classes.ensure()
+        except BaseException:
+            await self._let_go()
+            raise
+        self._state = "open"
+        self._tasks.keep(self._listeners.run, "following the NATS stream")
+        self._tasks.keep(self._listeners.note, "noting how far the NATS stream is")
+        if settings.retention:
+            self._tasks.start(self._classes.tell_leftovers(), "looking for classes out of use")
+
+    async def prepare(self) -> tuple[str, ...]:
+        """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
+        self._require_open()
+        await self._queues.ensure_streams()
+        await self._entries.ensure()
+        await self._durable.ensure()
+        queues = (self._queues.name, self._queues.failed.name)
+        buckets = (self._entries.name, self._durable.name)
+        return (self._stream.name, *self._classes.names, *queues, *buckets)
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Carry one message; see `Driver.publish`.
+
+        An event's is retried for `publish_timeout` with one id, given or made. Raises
+        InvalidChannel too, for a subject that would harm others.
+        """
+        self._require_open()
+        validate_subject(subject)
+        if not subject.startswith(self._event):
+            await self._publish_core(subject, payload, headers)
+            return None
+        try:
+            ack = await self._publisher.publish(subject, payload, headers)
+        except PublishFailed as exc:
+            if self._connection.is_connected and not isinstance(exc, PublishDenied):
+                self._writes.failed(str(exc))
+                self._heal()
+            raise
+        if not ack.duplicate:
+            if self._writes.fault:
+                self._writes.stored()
+            if ack.seq <= self._stream.acked:
+                self._stream.doubt()  # offsets go back: the stream may be another one
+            if self._stream.is_doubted:
+                await self._look_again()
+            self._stream.acked = max(self._stream.acked, ack.seq)
+        return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
+
+    async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
+        """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        return await self.subscribe_group(subject, "", handler)
+
+    async def subscribe_group(self, subject: str, group: str, handler: Handler) -> NatsSubscription:
+        """Listen as a member of a NATS queue group; see `GroupDriver.subscribe_group`."""
+        self._require_open()
+        validate_filter(subject)
+        in_stream = subject.startswith(self._live)
+        subscription = NatsSubscription(
+            self._listeners,
+            subject,
+            handler,
+            self._stream.name.encode() if in_stream else b"",
+            group=group,
+        )
+        subscription.listening = await self._connection.listen(subject, subscription.receive, group)
+        self._listeners.add(subscription)
+        try:
+            # Asked on the same connection, and so after the server has taken the subscription.
+            if in_stream:
+                state = await self._stream.state()
+                same = state.epoch == self._stream.epoch
+                subscription.begin(state if same else StreamState(self._stream.epoch, 0))
+            else:
+                await self._settle(subject)
+            self._require_permission(subject)
+        except BaseException:
+            await subscription.aclose()
+            raise
+        return subscription
+
+    async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> NatsConsumer:
+        """Join a durable JetStream consumer; see `ConsumerDriver.consume`."""
+        self._require_open()
+        validate_filter(subject)
+        event = self._stream.event_of(subject)
+        if event is None:
+            raise InvalidPattern(f"{subject!r} is not a live subject: consume one", name=subject)
+        consumer = NatsConsumer(
+            self._connection, self._stream, name,
+            filter_subject=event, subjects=self.subjects, settings=settings,
+            on_evicted=self._count_evicted,
+        )  # fmt: skip
+        await consumer.open(self._settings.connect_timeout)
+        self._consumers.add(consumer)
+        return consumer
+
+    async def check(self) -> str:
+        """Whether the stream stores messages; see `CheckedDriver.check`."""
+        self._require_open()
+        fault = await self._writes.check()
+        if fault:
+            self._heal()
+        return fault or self._entries.fault
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
+        self._require_open()
+        validate_subject(subject)
+        place = None if after is None else Place(after)
+        return await self._reader.read(subject, after=place, limit=limit)
+
+    async def resume(self, subject: str, position: Position, limit: int) -> Page:
+        """Stored messages after a reader's position; see `ResumingDriver.resume`."""
+        self._require_open()
+        validate_subject(subject)
+        return await self._reader.read(
+            subject, after=Place.of(position), limit=limit, epoch=position.epoch
+        )
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What the stream has of each channel; see `MaintenanceDriver.stored`."""
+        self._require_open()
+        validate_filter(pattern)
+        event = self._stream.event_of(pattern)
+        counts = {} if event is None else await self._stream.counts(event)
+        counts.pop(f"{self._event}{PROBE}", None)
+        first = itertools.islice(counts.items(), limit)
+        return {str(self.subjects.live_of(subject)): count for subject, count in first}
+
+    async def purge(self, subject: str) -> int:
+        """Remove what the stream has of a live subject; see `MaintenanceDriver.purge`."""
+        self._require_open()
+        self.subjects.channel_of(subject)
+        page = await self.read(subject, after=None, limit=1)
+        if not page.messages or (position := page.messages[-1].position) is None:
+            return 0
+        event = self.subjects.event(self.subjects.channel_of(subject))
+        seconds = self._settings.connect_timeout
+        async with asyncio.timeout(seconds), held(self._entries, seconds):
+            await mark(self._connection, self._stream.name, event, position.offset, seconds)
+        await self._classes.purge(event, position.offset)
+        return await purge(self._connection, self._stream.name, event, position.offset, seconds)
+
+    async def announce(
+        self,
+        name: str,
+        id: str,  # noqa: A002 - the instance's
+        *,
+        version: str,
+        description: str,
+        metadata: Mapping[str, str],
+    ) -> NatsService:
+        """Be listed by `nats micro ls`; see `AnnouncingDriver.announce`."""
+        self._require_open()
+        service = NatsService(
+            self._connection, name=name, id=id, version=version,
+            description=description, metadata=metadata,
+        )  # fmt: skip
+        with mapped(f"announcing the service {name}"):
+            await service.open()
+        self._services.add(service)
+        return service
+
+    async def aclose(self) -> None:
+        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
+        if self._state == "open":
+            self._state = "closing"
+            await self._queues.aclose()
+            if not await self._publisher.drain(DRAIN_S):
+                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
+            if self._connection.is_connected:
+                try:
+                    await self._connection.echo()  # what was published before has arrived
+                except DriverError as exc:
+                    _log.warning("at the close: %s", exc)
+            await self._let_go()
+        self._state = "closed"
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise ConnectionFailed(f"the nats driver is not open ({self._state})", driver=self.name)
+
+    def _require_permission(self, subject: str) -> None:
+        if self._connection.is_denied(subject):
+            raise ConnectionFailed(
+                f"no permission to listen to {subject}: the NATS user must be granted it",
+                driver=self.name,
+            )
+
+    async def _publish_core(self, subject: str, payload: bytes, headers: Headers) -> None:
+        connection = self._connection
+        check_size(subject, payload, headers, connection.max_payload)
+        client = connection.client
+        if client.pending_data_size > 2 * PENDING_BYTES + len(payload):
+            raise PublishFailed(
+                f"a message for {subject} is not sent: {client.pending_data_size} bytes wait for "
+                f"the connection to {connection.address}",
+                driver=self.name,
+            )
+        try:
+            await client.publish(subject, payload, headers=dict(headers) if headers else None)
+        except (nats_errors.Error, OSError) as exc:
+            error = to_error(exc, f"publishing to {subject} at {connection.address}")
+            if isinstance(error, ConnectionFailed):
+                error = PublishFailed(str(error), driver=self.name)
+            raise error from exc
+
+    async def _settle(self, subject: str) -> None:
+        """Wait until the server has taken what was sent."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.connect_timeout
+        while (left := deadline - loop.time()) > 0:
+            if await self._connection.wait_connected(left) and await self._connection.echo():
+                return
+        raise ConnectionFailed(
+            f"listening to {subject}: no answer from {self._connection.address} within "
+            f"{self._settings.connect_timeout:g} s",
+            driver=self.name,
+        )
+
+    def _seen(self) -> Point | None:
+        """The last message of the stream that has come here."""
+        points = [consumer.seen for consumer in self._consumers if consumer.seen.offset]
+        if (heard := self._listeners.seen()) is not None:
+            points.append(heard)
+        return max(points, default=None)
+
+    async def _look_again(self) -> None:
+        """Learn the epoch of a message that is stored already, whatever comes of that."""
+        try:
+            await self._stream.state()
+        except DriverError as exc:
+            _log.warning("the epoch of the stream is as it was last known: %s", exc)
+
+    def _on_back(self) -> None:
+        self._listeners.on_back()
+        self._queues.on_back()
+        for service in self._services:
+            service.on_back()
+
+    def _on_lost(self) -> None:
+        self._stream.doubt()
+        self._listeners.on_lost()
+        self._entries.on_lost()
+        self._durable.on_lost()
+        for consumer in list(self._consumers):
+            consumer.doubt()
+
+    def _count_evicted(self) -> None:
+        self._evicted += 1
+
+    def _on_new_epoch(self, same: int) -> None:
+        self._listeners.on_new_epoch(same)
+        for consumer in list(self._consumers):
+            consumer.restart(same)
+        if self._state == "open":
+            self._tasks.start(self._remake_classes(same), "making the streams of classes again")
+
+    async def _remake_classes(self, same: int) -> None:
+        """The streams of classes copy a stream that is gone, or has gone back."""
+        try:
+            await self._classes.ensure()
+            if same:
+                await self._classes.go_back(same)
+        except DriverError as exc:  # whoever reads tries it again
+            _log.error("%s", exc)
+
+    def _on_death(self, _error: ServerError) -> None:
+        if self.server is not None and self._state in {"opening", "open"}:
+            self._tasks.keep(self.server.restart, "starting the embedded nats-server again")
+
+    def _heal(self) -> None:
+        """Restart the embedded server when it drops messages, once its disk has room."""
+        if self.server is None or self._healing or not self._writes.is_stuck:
+            return
+        self._healing = True
+        self._tasks.start(self._restart_with_room(self.server), "healing the nats-server")
+
+    async def _restart_with_room(self, server: NatsServer) -> None:
+        try:
+            if server.is_full():
+                await server.wait_for_room()
+            await self._writes.check()  # it may have been slow only
+            if self._writes.is_stuck:
+                _log.warning("the embedded nats-server stores nothing and is restarted")
+                await server.restart()
+                await asyncio.sleep(_HEAL_S)  # before it may be restarted once more
+        finally:
+            self._healing = False
+
+    async def _let_go(self) -> None:
+        await self._tasks.aclose()
+        await self._listeners.aclose()
+        if self._state != "new":
+            await self._stream.aclose()
+            await self._connection.aclose()
+        if self.server is not None:
+            await self.server.stop()
+        self._state = "closed"

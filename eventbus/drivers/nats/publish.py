@@ -1,0 +1,352 @@
+"""Whether the stream of events stores messages, and if not, why.
+
+A nats-server whose disk is full answers everything but publishes: the stream has a leader, can be
+read, and drops what is published without a word. It stays so after there is space again, until it
+is restarted.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import (
+    Awaitable,
+    Callable,
+)
+from typing import Final
+
+import msgspec
+from nats import errors as nats_errors
+
+from eventbus.drivers.base import Headers
+from eventbus.drivers.nats.client import PROBE
+from eventbus.drivers.nats.connection import (
+    ATTEMPT_S,
+    NatsConnection,
+    Reply,
+)
+from eventbus.drivers.nats.errors import (
+    DRIVER,
+    ApiError,
+    to_error,
+)
+from eventbus.drivers.nats.stream import EventStream
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    EncodingError,
+    EventBusError,
+    PublishDenied,
+    PublishFailed,
+)
+from eventbus.messages import HEADER_ID, new_id
+
+__all__ = ["Ack", "Publisher", "Writes", "check_size"]
+
+
+_log = logging.getLogger(__name__)
+
+_EXPLAIN_S: Final = 1.0
+_PROBE_S: Final = 5.0
+_ROUND_S: Final = 10
+"""Probes of all nodes in so many seconds have one id: the stream stores one of them."""
+
+
+class _Cluster(msgspec.Struct):
+    leader: str = ""
+
+
+class _Info(msgspec.Struct):
+    cluster: _Cluster = msgspec.field(default_factory=_Cluster)
+    error: ApiError | None = None
+
+
+class Writes:
+    """Watches whether the stream of events stores what is published."""
+
+    def __init__(self, connection: NatsConnection, stream: EventStream, event_root: str) -> None:
+        """`event_root` is what event subjects begin with."""
+        self.fault = ""
+        """Why the stream stores nothing; empty while it does, as far as is known."""
+        self.is_stuck = False
+        """Whether the server drops what is published: only a restart helps."""
+        self._connection = connection
+        self._stream = stream
+        self._probe = f"{event_root}{PROBE}"
+        self._publisher = Publisher(connection, _PROBE_S, self.explain)
+        self._last = -1
+        self._may_probe = True
+
+    def stored(self) -> None:
+        """A message was stored just now."""
+        self.is_stuck = False
+        if self.fault:
+            self.fault = ""
+            _log.warning("stream %s stores messages again", self._stream.name)
+
+    def failed(self, why: str) -> None:
+        """A message was not stored, although there is a connection."""
+        if not self.fault:
+            _log.error("stream %s stores no messages: %s", self._stream.name, why)
+        self.fault = why
+        self._last = -1  # the stream may have grown before, which proves nothing now
+
+    async def explain(self) -> str:
+        """Why a publish got no answer, as far as the server says."""
+        name = self._stream.name
+        reply = None
+        with contextlib.suppress(DriverError, TimeoutError):
+            async with asyncio.timeout(_EXPLAIN_S):
+                reply = await self._connection.request(f"$JS.API.STREAM.INFO.{name}")
+        if reply is None:
+            return "no answer"
+        if reply.status == "503":
+            return "no answer: the server has no JetStream, or its cluster has no leader"
+        try:
+            info = msgspec.json.decode(reply.payload, type=_Info)
+        except msgspec.DecodeError:
+            return "no answer"
+        if info.error is not None:
+            return f"no answer; stream {name}: {info.error}"
+        self.is_stuck = True
+        leader = info.cluster.leader or "(none)"
+        return (
+            f"no answer, although stream {name} can be read: it stores nothing. The disk of its "
+            f"leader, nats-server {leader}, may be full or failing: look at that server's log and "
+            "/healthz, make room, then restart it (it stores nothing before)"
+        )
+
+    async def check(self) -> str:
+        """What is wrong with storing messages; empty where nothing is, or it cannot be known.
+
+        A stream that has grown since the last check is well. Otherwise a small message is stored
+        in it, which no channel has. Needs the permission to publish it.
+        """
+        if not self._connection.is_connected:
+            return self.fault
+        try:
+            last = (await self._stream.state()).last
+        except DriverError as exc:
+            if self._connection.is_connected:
+                self.failed(str(exc))
+            return self.fault
+        grown, self._last = last > self._last >= 0, last
+        if grown:
+            self.stored()
+        elif self._may_probe:
+            await self._store_probe()
+        return self.fault
+
+    async def _store_probe(self) -> None:
+        number = int(time.time()) // _ROUND_S
+        try:
+            ack = await self._publisher.publish(
+                self._probe, b"{}", {HEADER_ID: f"{PROBE}-{number}"}
+            )
+        except PublishDenied:
+            self._may_probe = False
+            _log.info(
+                "whether stream %s stores messages is not watched: the NATS user may not publish "
+                "to %s",
+                self._stream.name,
+                self._probe,
+            )
+        except DriverError as exc:
+            if self._connection.is_connected:
+                self.failed(str(exc))
+        else:
+            self._last = max(self._last, ack.seq)
+            if not ack.duplicate:
+                self.stored()
+
+
+WINDOW: Final = 1024
+"""Messages in flight; more publishers wait, within their own time."""
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
+_TOO_LARGE: Final = 10054
+_STORE_FAILED: Final = 10077
+_HINTS: Final = {
+    10023: "max_file_store, max_memory_store or the account's limit is used up",
+    10028: "JetStream's memory, max_memory_store or the account's limit, is used up",
+    10047: "JetStream's storage, max_file_store or the account's limit, is used up",
+    10077: "the stream has reached a limit (see its discard policy), or its disk failed",
+}
+_BEING_STORED: Final = 10158
+"""Another attempt with the same id is with the replicas: the next will be told how that ended."""
+_TRY_AGAIN: Final = (
+    nats_errors.OutboundBufferLimitError,
+    nats_errors.ConnectionClosedError,
+    nats_errors.ConnectionReconnectingError,
+    OSError,
+)
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """A stream's acknowledgement."""
+
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+    error: ApiError | None = None
+
+
+_decoder: Final = msgspec.json.Decoder(Ack)
+
+
+def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> None:
+    """Raises EncodingError for what the server would answer by closing the connection.
+
+    nats-py checks the payload alone; the server counts the headers too.
+    """
+    size = len(payload)
+    if headers:
+        size += 14 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > limit:
+        raise EncodingError(
+            f"a message of {size} bytes for {subject} is larger than the server takes: "
+            f"its max_payload is {limit} bytes, headers included"
+        )
+
+
+class Publisher:
+    """Publishes to subjects that a stream captures."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        timeout: float,
+        explain: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """`timeout`: the seconds in which a message must be acknowledged.
+
+        `explain` says why there was no answer; it has a second more.
+        """
+        self.retries = 0
+        """How many attempts were not the first one of a message."""
+        self._connection = connection
+        self._timeout = timeout
+        self._explain = explain
+        self._window = asyncio.Semaphore(WINDOW)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def publish(self, subject: str, payload: bytes, headers: Headers) -> Ack:
+        """Store one message. Raises PublishFailed and EncodingError."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            if self._window.locked():
+                await self._take_place(subject, deadline)
+            else:
+                await self._window.acquire()
+            try:
+                return await self._publish(subject, payload, headers, deadline)
+            finally:
+                self._window.release()
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Whether all that is in flight has an end within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _take_place(self, subject: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._window.acquire()
+        except TimeoutError:
+            raise self._failure(subject, f"{WINDOW} others wait for theirs") from None
+
+    async def _publish(
+        self, subject: str, payload: bytes, headers: Headers, deadline: float
+    ) -> Ack:
+        sent = dict(headers)
+        if not sent.get(HEADER_ID):
+            sent[HEADER_ID] = new_id()  # that a retry is stored once
+        check_size(subject, payload, sent, self._connection.max_payload)
+        loop = asyncio.get_running_loop()
+        pause, failure, first = _FIRST_PAUSE_S, "no answer", True
+        while (left := deadline - loop.time()) > 0:
+            if not await self._connection.wait_connected(left):
+                failure = f"not connected: {self._connection.faults.why}"
+                break
+            if not first:
+                self.retries += 1
+            first = False
+            answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+            if isinstance(answer, Ack):
+                return answer
+            failure = answer or failure
+            if answer:  # the server or the connection said no: give it a moment
+                await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+                pause = min(pause * 2, _MAX_PAUSE_S)
+            else:
+                failure = "no answer"
+        if failure == "no answer" and self._explain is not None and self._connection.is_connected:
+            failure = await self._explain()
+        raise self._failure(subject, failure)
+
+    async def _attempt(
+        self, subject: str, payload: bytes, headers: dict[str, str], seconds: float
+    ) -> Ack | str:
+        """An acknowledgement, or why there is none yet; empty when there was no answer."""
+        replies = self._connection.replies
+        reply_to, future = replies.expect(subject, seconds)
+        try:
+            await self._connection.client.publish(subject, payload, reply_to, headers)
+            reply = await future
+        except _TRY_AGAIN as exc:
+            return str(exc) or type(exc).__name__
+        except nats_errors.Error as exc:
+            raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
+        finally:
+            replies.forget(reply_to)
+        return "" if reply is None else self._read(subject, reply)
+
+    def _read(self, subject: str, reply: Reply) -> Ack | str:
+        if reply.status == "503":
+            return "no stream captures the subject (or it has no leader at the moment)"
+        try:
+            ack = _decoder.decode(reply.payload)
+        except msgspec.DecodeError as exc:
+            return f"an answer that is no acknowledgement: {exc}"
+        error = ack.error
+        if error is None:
+            return ack
+        if error.err_code == _TOO_LARGE:
+            raise EncodingError(f"a message for {subject} is larger than the stream takes: {error}")
+        passes = error.code >= 500 and error.err_code != _STORE_FAILED
+        if not (passes or error.err_code == _BEING_STORED):
+            raise PublishFailed(
+                f"the stream refuses a message for {subject}: {_said(error)}", driver=DRIVER
+            )
+        return _said(error)
+
+    def _failure(self, subject: str, why: str) -> PublishFailed:
+        return PublishFailed(
+            f"a message for {subject} was not acknowledged by {self._connection.address} within "
+            f"{self._timeout:g} s: {why}",
+            driver=DRIVER,
+        )
+
+
+def _said(error: ApiError) -> str:
+    hint = _HINTS.get(error.err_code)
+    return f"{error}: {hint}" if hint else str(error)
+
+
+def _publish_error(error: EventBusError) -> EventBusError:
+    """A fault of the connection is, to one who publishes, a message not acknowledged."""
+    return (
+        PublishFailed(str(error), driver=DRIVER) if isinstance(error, ConnectionFailed) else error
+    )

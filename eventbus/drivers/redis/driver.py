@@ -1,0 +1,284 @@
+"""The driver over Redis: live by pub/sub, history by a stream for each channel.
+
+One server, a master known to sentinels, or a cluster (then by sharded pub/sub). The modules
+redis_* beside are parts of this one; together they are the only ones that import redis-py.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import (
+    Awaitable,
+    Callable,
+)
+from typing import (
+    Final,
+    TypeVar,
+)
+
+from eventbus.channels import Subjects
+from eventbus.config import Settings
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Capability,
+    Handler,
+    Headers,
+    Page,
+    Published,
+)
+from eventbus.drivers.redis.errors import (
+    DRIVER,
+    Refused,
+)
+from eventbus.drivers.redis.foreign import Foreign
+from eventbus.drivers.redis.listeners import Listeners
+from eventbus.drivers.redis.nodes import (
+    CHECK_S,
+    Nodes,
+)
+from eventbus.drivers.redis.publish import Publisher
+from eventbus.drivers.redis.state import (
+    LIFE_S,
+    RedisState,
+)
+from eventbus.drivers.redis.store import Store
+from eventbus.drivers.redis.subscription import RedisSubscription
+from eventbus.drivers.redis.target import Target
+from eventbus.drivers.redis.wire import (
+    validate_filter,
+    validate_subject,
+)
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["RedisDriver"]
+
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+DRAIN_S: Final = 5.0
+_FIRST_PAUSE_S: Final = 0.1
+_MAX_PAUSE_S: Final = 5.0
+_RETRY_S: Final = 0.05
+_LOG_AGAIN_S: Final = 10.0
+
+
+class RedisDriver:
+    """Durable messages through a stream for each channel, others straight to who listens.
+
+    Offsets count each channel's own messages, and each channel has its own epoch, for the keys of
+    different channels lie on different nodes of a cluster. A filter's subscription has no position.
+    """
+
+    name = DRIVER
+    capabilities = frozenset({Capability.HISTORY, Capability.PRESENCE, Capability.MAINTENANCE})
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError, naming the variable, for settings that cannot be."""
+        self.subjects = Subjects(settings.namespace)
+        self._live = f"{settings.namespace}.live."
+        self._timeout = settings.connect_timeout
+        self._unsettled = asyncio.Event()
+        self._foreign = Foreign()
+        self._listeners = Listeners(self._live, self._unsettled.set, self._foreign)
+        self._nodes = Nodes(Target.of(settings), self._listeners.on_message, self._unsettled.set)
+        self._store = store = Store(self._nodes, settings, self._foreign)
+        self._listeners.attach(self._nodes, store)
+        self._publisher = Publisher(self._nodes, store, settings.publish_timeout)
+        self._entries, self._durable = (
+            RedisState(
+                self._nodes,
+                self._publisher,
+                f"{settings.namespace}.{purpose}",
+                subscribe=self.subscribe,
+                attempt=self._try,
+                foreign=self._foreign,
+                life_s=life_s,
+            )
+            for purpose, life_s in (("state", LIFE_S), ("durable", None))
+        )
+        self._refusals = 0
+        self._state = "new"
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message could be carried at this moment; on a cluster, to every channel."""
+        return self._state == "open" and self._nodes.is_connected
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Totals since the start, by what they count."""
+        return {
+            "losses": self._nodes.losses,
+            "refusals": self._refusals,
+            "publish_retries": self._publisher.retries,
+            "gaps": self._listeners.gaps,
+            "foreign": self._foreign.count,
+        }
+
+    @property
+    def state(self) -> RedisState:
+        """What nodes say of themselves; see `StateDriver.state`."""
+        self._require_open()
+        return self._entries
+
+    @property
+    def durable_state(self) -> RedisState:
+        """What must outlive a restart; see `StateDriver.durable_state`."""
+        self._require_open()
+        return self._durable
+
+    async def open(self) -> None:
+        """Connect, and check the server. Raises ConnectionFailed naming the setting to look at."""
+        if self._state != "new":
+            raise ConnectionFailed(f"the redis driver is {self._state}, not new", driver=DRIVER)
+        self._state = "opening"
+        try:
+            await self._nodes.open()
+        except BaseException:
+            self._state = "closed"
+            await self._nodes.aclose()
+            raise
+        self._state = "open"
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
+    ) -> Published | None:
+        """Carry one message; see `Driver.publish`.
+
+        An event's is retried for `publish_timeout` with one id, given or made; others are tried
+        once. Raises InvalidChannel too.
+        """
+        self._require_open()
+        validate_subject(subject)
+        live = self.subjects.live_of(subject)
+        if live is None:
+            await self._publisher.send(subject, payload, headers)
+            return None
+        return Published(*await self._publisher.store(live, payload, headers))
+
+    async def subscribe(self, subject: str, handler: Handler) -> RedisSubscription:
+        """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        self._require_open()
+        subscription = RedisSubscription(
+            validate_filter(subject),
+            handler,
+            self._live,
+            doubt=self._listeners.doubt,
+            leave=self._listeners.remove,
+        )
+        self._listeners.add(subscription)
+        try:
+            await self._try(f"listening to {subject}", lambda: self._listeners.begin(subscription))
+        except BaseException:
+            await subscription.aclose()
+            raise
+        return subscription
+
+    async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
+        """What is kept of a live subject; see `HistoryDriver.read`.
+
+        `complete` is True when the messages prove by themselves that none is missing: each one
+        names the one before it. Raises InvalidChannel too.
+        """
+        self._require_open()
+        self.subjects.channel_of(subject)
+        return await self._try(
+            f"reading {subject}", lambda: self._listeners.read(subject, after, limit)
+        )
+
+    async def stored(self, pattern: str, limit: int) -> dict[str, int]:
+        """What is kept of each channel; see `MaintenanceDriver.stored`. It looks at every key."""
+        self._require_open()
+        found = validate_filter(pattern)
+        return await self._try("looking for streams", lambda: self._store.kept(found, limit))
+
+    async def purge(self, subject: str) -> int:
+        """Drop what is kept of a live subject; see `MaintenanceDriver.purge`."""
+        self._require_open()
+        self.subjects.channel_of(subject)
+        return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
+
+    async def aclose(self) -> None:
+        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        if self._state == "open":
+            self._state = "closing"
+            if not await self._publisher.drain(DRAIN_S):
+                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
+            if self._keeper is not None:
+                self._keeper.cancel()
+                await asyncio.gather(self._keeper, return_exceptions=True)
+            await self._entries.aclose()
+            await self._durable.aclose()
+            self._listeners.clear()
+            await self._nodes.aclose()
+        self._state = "closed"
+
+    def _require_open(self) -> None:
+        if self._state != "open":
+            raise ConnectionFailed(f"the redis driver is not open ({self._state})", driver=DRIVER)
+
+    async def _try(self, doing: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Do it, again while the connection is lost, for at most `connect_timeout` seconds."""
+        failure: ConnectionFailed | None = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    try:
+                        return await work()
+                    except Refused:
+                        raise
+                    except ConnectionFailed as exc:
+                        failure = exc
+                    self._unsettled.set()
+                    await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            raise ConnectionFailed(
+                f"{doing} on Redis has not succeeded within {self._timeout:g} s: "
+                f"{failure or 'no answer'}",
+                driver=DRIVER,
+            ) from failure
+
+    async def _keep(self) -> None:
+        """For as long as the driver is open: reconnect, subscribe again, read what was missed."""
+        pause, logged, at = _FIRST_PAUSE_S, "", 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(CHECK_S):
+                    await self._unsettled.wait()
+            except TimeoutError:
+                pass  # the servers are to be asked again
+            self._unsettled.clear()
+            if (failure := await self._settle()) is None:
+                if logged:
+                    _log.info("connected to Redis again")
+                pause, logged = _FIRST_PAUSE_S, ""
+                continue
+            is_refused = isinstance(failure, Refused)
+            self._refusals += is_refused
+            if str(failure) != logged or (is_refused and loop.time() - at >= _LOG_AGAIN_S):
+                logged, at = str(failure), loop.time()
+                level = logging.ERROR if is_refused else logging.WARNING
+                # An unexpected error is a fault of this program: its traceback is wanted.
+                cause = None if isinstance(failure, ConnectionFailed) else failure
+                _log.log(level, "%s; trying again", logged or repr(failure), exc_info=cause)
+            self._unsettled.set()
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+            pause = min(2 * pause, _MAX_PAUSE_S)
+
+    async def _settle(self) -> BaseException | None:
+        """Bring connections and subscriptions up to date; gives the first of what failed."""
+        try:
+            failures = await self._nodes.settle()
+            failures += await self._listeners.settle()
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return exc  # of something that was awaited, and not of this task
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the driver must come back
+            return exc
+        return failures[0] if failures else None

@@ -1,0 +1,88 @@
+"""Which servers there are, and which has a channel: one, a sentinels' master, or a cluster's."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from redis.crc import key_slot
+
+from eventbus.drivers.redis.errors import (
+    DRIVER,
+    mapped,
+)
+from eventbus.drivers.redis.sentinel import find_master
+from eventbus.drivers.redis.target import (
+    Address,
+    Target,
+)
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["Layout", "find_layout"]
+
+
+SLOTS = 16_384
+
+
+class Layout(NamedTuple):
+    """The masters, and for a cluster the one of each slot (by its index; -1 for none)."""
+
+    addresses: tuple[Address, ...]
+    slots: tuple[int, ...] | None = None
+
+    def address_of(self, channel: bytes) -> Address:
+        """The server of a channel. Raises ConnectionFailed where no node has its slot."""
+        if self.slots is None:
+            return self.addresses[0]
+        if (index := self.slots[key_slot(channel)]) < 0:
+            raise ConnectionFailed(
+                f"no node of the Redis cluster has the slot of {channel.decode(errors='replace')}",
+                driver=DRIVER,
+            )
+        return self.addresses[index]
+
+
+async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
+    """Ask who the masters are; a cluster's `known` nodes are asked after the configured ones.
+
+    Raises ConnectionFailed.
+    """
+    if not target.kind:
+        return Layout(target.addresses[:1])
+    if target.kind == "sentinel":
+        return Layout((await find_master(target, known),))
+    asked = list(dict.fromkeys((*target.addresses, *known)))
+    failures: list[ConnectionFailed] = []
+    for address in asked:
+        try:
+            async with asyncio.timeout(max(0.2, target.timeout / len(asked))):
+                return await _ask_cluster(target, address)
+        except TimeoutError:
+            failures.append(ConnectionFailed(f"{address} does not answer", driver=DRIVER))
+        except ConnectionFailed as exc:
+            failures.append(exc)
+    # The one kind of failure that needs a user is shown when all fail by it; otherwise the first.
+    raise failures[0]
+
+
+async def _ask_cluster(target: Target, address: Address) -> Layout:
+    connection = target.connection(address)
+    try:
+        with mapped(
+            f"asking {address} for the cluster's nodes",
+            "check BROADCAST_REDIS_URL, or BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT",
+        ):
+            await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_command("CLUSTER", "SLOTS")
+            reply = await connection.read_response()
+    finally:
+        await connection.disconnect(nowait=True)
+    indexes: dict[Address, int] = {}
+    slots = [-1] * SLOTS
+    for first, last, master, *_ in reply:
+        host = (master[0] or b"").decode()
+        node = Address(host if host not in {"", "?"} else address.host, int(master[1]))
+        index = indexes.setdefault(node, len(indexes))
+        slots[first : last + 1] = [index] * (last - first + 1)
+    if not indexes:
+        raise ConnectionFailed(f"the cluster's node at {address} knows no slots", driver=DRIVER)
+    return Layout(tuple(indexes), tuple(slots))

@@ -1,0 +1,246 @@
+"""All subscriptions of a driver: where they are placed, and brought up to date after a loss."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import (
+    Callable,
+    Iterable,
+)
+from typing import Final
+
+from eventbus.drivers.base import (
+    Delivery,
+    Page,
+)
+from eventbus.drivers.redis.errors import (
+    DRIVER,
+    mapped,
+)
+from eventbus.drivers.redis.foreign import Foreign
+from eventbus.drivers.redis.nodes import (
+    Node,
+    Nodes,
+)
+from eventbus.drivers.redis.store import Store
+from eventbus.drivers.redis.subscription import (
+    Cursor,
+    RedisSubscription,
+)
+from eventbus.drivers.redis.wire import (
+    REPEATED_PREFIX,
+    decode,
+)
+from eventbus.errors import ConnectionFailed
+
+__all__ = ["Listeners"]
+
+
+_log = logging.getLogger(__name__)
+
+FILL_PAGE: Final = 500
+"""Messages read from the stream at once."""
+FILLS_AT_ONCE: Final = 64
+
+
+class Listeners:
+    """Subscriptions by what the server is asked for: a command, and a channel or glob."""
+
+    def __init__(self, live: str, on_doubt: Callable[[], None], foreign: Foreign) -> None:
+        """`live` is how the subjects of streams begin; `on_doubt` asks for `settle`."""
+        self.gaps = 0
+        """How often messages were missed for good."""
+        self._live = live
+        self._on_doubt = on_doubt
+        self._foreign = foreign
+        self._listeners: dict[tuple[str, bytes], list[RedisSubscription]] = {}
+        self._doubting: dict[Cursor, None] = {}
+        self._untold: dict[RedisSubscription, None] = {}
+        """Filters that some node did not send to for a while."""
+
+    def attach(self, nodes: Nodes, store: Store) -> None:
+        """Say which servers to use, before anything else."""
+        self._nodes = nodes
+        self._store = store
+        self._exact = "SSUBSCRIBE" if nodes.target.kind == "cluster" else "SUBSCRIBE"
+
+    def add(self, subscription: RedisSubscription) -> None:
+        """Take one in; `begin` it then."""
+        if subscription.pattern.is_exact:
+            subscription.command = self._exact
+        self._listeners.setdefault(subscription.key, []).append(subscription)
+
+    def remove(self, subscription: RedisSubscription) -> None:
+        """Let one go, and tell the server when it was the last of its kind."""
+        listeners = self._listeners.get(subscription.key, [])
+        if subscription in listeners:
+            listeners.remove(subscription)
+            if not listeners:
+                del self._listeners[subscription.key]
+                for node in self._nodes.all:
+                    node.messages.unlisten(*subscription.key)
+
+    def clear(self) -> None:
+        """End all, without a word to the server."""
+        for subscription in itertools.chain.from_iterable(self._listeners.values()):
+            subscription.detach()
+        self._listeners.clear()
+        self._doubting.clear()
+        self._untold.clear()
+
+    def doubt(self, cursor: Cursor) -> None:
+        """Have the cursor's stream read."""
+        self._doubting[cursor] = None
+        self._on_doubt()
+
+    def on_message(self, node: Node, glob: bytes | None, channel: bytes, data: bytes) -> None:
+        """Hand a message to those who listen to it."""
+        listeners = self._listeners.get(
+            (self._exact, channel) if glob is None else ("PSUBSCRIBE", glob)
+        )
+        if not listeners:
+            return
+        if glob is not None and self._nodes.layout.slots is not None:
+            run = b""
+            if data.startswith(REPEATED_PREFIX):
+                run, _, data = data[len(REPEATED_PREFIX) :].partition(b" ")
+            if not self._nodes.tells(node, channel, run):
+                return
+        subject = channel.decode(errors="replace")
+        delivery = decode(subject, data)
+        if delivery.position is not None and not subject.startswith(self._live):
+            delivery = Delivery(subject, delivery.payload, delivery.headers)
+        for subscription in tuple(listeners):
+            subscription.receive(delivery)
+
+    async def begin(self, subscription: RedisSubscription) -> None:
+        """Have the server confirm it; then take the position where it begins.
+
+        Raises ConnectionFailed.
+        """
+        await self._place([subscription.key])
+        if (cursor := subscription.cursor) is None:
+            return
+        with mapped(f"reading {subscription.subject} from Redis"):
+            position = await self._store.begin(subscription.subject)
+        subscription.position = position
+        cursor.last, cursor.epoch = position
+        if cursor in self._doubting:  # it was placed anew meanwhile: its stream is read first
+            self._on_doubt()
+        else:
+            cursor.release(position.offset)
+
+    async def settle(self) -> list[ConnectionFailed]:
+        """Have all where they belong and up to date, as far as that goes; gives what failed."""
+        failures: list[ConnectionFailed] = []
+        try:
+            await self._place(list(self._listeners), anew=True)
+        except ConnectionFailed as exc:
+            failures.append(exc)
+        else:
+            self._tell_filters()
+        cursors = [cursor for cursor in self._doubting if cursor.epoch]
+        for start in range(0, len(cursors), FILLS_AT_ONCE):
+            some = cursors[start : start + FILLS_AT_ONCE]
+            for result in await asyncio.gather(*map(self._fill, some), return_exceptions=True):
+                if isinstance(result, ConnectionFailed):
+                    failures.append(result)
+                elif isinstance(result, Exception):  # of one channel; the others go on
+                    _log.error("reading a stream failed", exc_info=result)
+                    failures.append(ConnectionFailed(f"reading a stream: {result}", driver=DRIVER))
+                elif result is not None:
+                    raise result
+        return failures
+
+    async def read(self, subject: str, after: int | None, limit: int) -> Page:
+        """Read a stream once. Raises ConnectionFailed."""
+        with mapped(f"reading {subject} from Redis"):
+            return await self._store.read(subject, after, limit)
+
+    async def _place(self, keys: Iterable[tuple[str, bytes]], *, anew: bool = False) -> None:
+        """Subscribe where that is not done yet. Raises the first ConnectionFailed of several.
+
+        With `anew`, what is subscribed at a node for the first time is held, and doubted.
+        """
+        confirmations: list[asyncio.Future[None]] = []
+        failure: ConnectionFailed | None = None
+        for command, name in keys:
+            try:
+                nodes = self._nodes.all if command == "PSUBSCRIBE" else [self._nodes.of(name)]
+                for node in nodes:
+                    if anew and not node.messages.listens(command, name):
+                        for subscription in self._listeners[command, name]:
+                            subscription.hold()
+                            if not subscription.pattern.is_exact:
+                                self._untold[subscription] = None
+                    confirmations.append(node.messages.listen(command, name))
+            except ConnectionFailed as exc:
+                failure = failure or exc
+            else:
+                if command == "PSUBSCRIBE" and not self._nodes.is_connected:
+                    failure = failure or ConnectionFailed(
+                        "a filter listens on every node, and not all are connected", driver=DRIVER
+                    )
+        if confirmations:
+            await asyncio.wait(confirmations)
+        for confirmation in confirmations:
+            if isinstance(error := confirmation.exception(), ConnectionFailed):
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _tell_filters(self) -> None:
+        """Of channels that a filter did not know before, nothing tells what it has missed.
+
+        It is told when it listens again: whoever asks for the present state misses nothing more.
+        """
+        untold, self._untold = self._untold, {}
+        for subscription in untold:
+            subscription.tell_gap()
+
+    async def _fill(self, cursor: Cursor) -> None:
+        """Deliver what the cursor has missed, then what was held meanwhile."""
+        volatile: list[Delivery] = []
+        while True:
+            self._doubting.pop(cursor, None)
+            held = cursor.take_held()
+            try:
+                with mapped(f"reading {cursor.subject} from Redis"):
+                    page = await self._store.follow(cursor.subject, cursor.position, FILL_PAGE)
+            except BaseException:
+                cursor.put_back(held)
+                self._doubting[cursor] = None
+                raise
+            volatile += self._check(held, page, cursor)
+            if page.position.epoch != cursor.epoch:
+                goes_on = cursor.begin_again(page)
+                self._count_gap(cursor, "Redis has lost messages, and its history is another one")
+                if not goes_on:
+                    continue
+            elif not page.complete:
+                self._count_gap(cursor, "some messages were evicted before they could be read")
+            cursor.fill(page)
+            if len(page.messages) < FILL_PAGE and cursor not in self._doubting:
+                cursor.release(page.position.offset, volatile)
+                return
+
+    def _check(self, held: list[Delivery], page: Page, cursor: Cursor) -> list[Delivery]:
+        """Those of `held` that no stream has. The page, read later, shows the others."""
+        epochs = {cursor.epoch, page.position.epoch}
+        for delivery in held:
+            position = delivery.position
+            if position is not None and (
+                position.epoch not in epochs
+                or (position.epoch == page.position.epoch
+                    and position.offset > page.position.offset)
+            ):  # fmt: skip
+                self._foreign.note(
+                    "a message of %s has a position that its stream does not have: %d of %s",
+                    cursor.subject, position.offset, position.epoch,
+                )  # fmt: skip
+        return [delivery for delivery in held if delivery.position is None]
+
+    def _count_gap(self, cursor: Cursor, why: str) -> None:
+        self.gaps += 1
+        _log.warning("%s was missed in part: %s", cursor.subject, why)
+        cursor.tell_gap()

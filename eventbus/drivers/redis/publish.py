@@ -1,0 +1,223 @@
+"""Publishing: acknowledged, pipelined within a window, retried with the same id."""
+
+import asyncio
+import collections
+import hashlib
+from typing import (
+    Final,
+    NamedTuple,
+)
+
+from redis import exceptions
+
+from eventbus.drivers.base import Headers
+from eventbus.drivers.redis.errors import (
+    DRIVER,
+    is_denied,
+    is_passing,
+    to_error,
+)
+from eventbus.drivers.redis.nodes import Nodes
+from eventbus.drivers.redis.script import PUBLISH_SHARDED
+from eventbus.drivers.redis.store import (
+    Store,
+    Stored,
+)
+from eventbus.drivers.redis.wire import (
+    MAX_MESSAGE,
+    VOLATILE_PREFIX,
+    encode_body,
+)
+from eventbus.errors import (
+    ConnectionFailed,
+    EncodingError,
+    PublishDenied,
+    PublishFailed,
+)
+from eventbus.messages import HEADER_ID, new_id
+
+__all__ = ["Publisher", "Window"]
+
+
+MAX_IN_FLIGHT: Final = 1024
+MAX_BYTES_IN_FLIGHT: Final = 64 * 1024**2
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
+
+
+class _Waiter(NamedTuple):
+    size: int
+    turn: asyncio.Future[None]
+
+
+class Window:
+    """Bounds what is in flight, in messages and in bytes; who waits goes on in order."""
+
+    def __init__(self, messages: int = MAX_IN_FLIGHT, size: int = MAX_BYTES_IN_FLIGHT) -> None:
+        """One message passes an empty window, whatever its size."""
+        self._free = messages
+        self._free_bytes = self._all_bytes = size
+        self._taken = 0
+        self._waiters: collections.deque[_Waiter] = collections.deque()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def take(self, size: int) -> None:
+        """Wait for room, and take it."""
+        if not self._waiters and self._fits(size):
+            self._enter(size)
+            return
+        waiter = _Waiter(size, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        try:
+            await waiter.turn
+        except asyncio.CancelledError:
+            if waiter.turn.done() and not waiter.turn.cancelled():
+                self.give(size)
+            else:
+                self._waiters.remove(waiter)
+                self._admit()
+            raise
+
+    def give(self, size: int) -> None:
+        """Give the room back."""
+        self._taken -= 1
+        self._free += 1
+        self._free_bytes += size
+        self._admit()
+        if not self._taken:
+            self._idle.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()
+
+    def _fits(self, size: int) -> bool:
+        return self._free > 0 and (size <= self._free_bytes or not self._taken)
+
+    def _enter(self, size: int) -> None:
+        self._taken += 1
+        self._free -= 1
+        self._free_bytes -= size
+        self._idle.clear()
+
+    def _admit(self) -> None:
+        while self._waiters and self._fits(self._waiters[0].size):
+            waiter = self._waiters.popleft()
+            if not waiter.turn.cancelled():
+                self._enter(waiter.size)
+                waiter.turn.set_result(None)
+
+
+class Publisher:
+    """Stores messages, and sends those that are not stored."""
+
+    def __init__(self, nodes: Nodes, store: Store, timeout: float) -> None:
+        """`timeout`: the seconds in which a message must be acknowledged."""
+        self.retries = 0
+        """How many attempts were not the first one of a message."""
+        self._nodes = nodes
+        self._store = store
+        self._timeout = timeout
+        self._window = Window()
+
+    async def store(self, live: str, payload: bytes, headers: Headers) -> Stored:
+        """Store one message for a live subject. Raises PublishFailed and EncodingError."""
+        message_id = headers.get(HEADER_ID) or new_id()
+        digest = hashlib.blake2b(message_id.encode(), digest_size=16).digest()
+        body = _checked(live, encode_body(payload, headers))
+        channel = live.encode()
+        failure: Exception | None = None
+        pause = _FIRST_PAUSE_S
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._window.take(len(body))
+                try:
+                    while True:
+                        await self._nodes.wait(channel)
+                        try:
+                            return await self._store.add(channel, body, digest)
+                        except (ConnectionFailed, exceptions.RedisError) as exc:
+                            if not isinstance(exc, ConnectionFailed) and not is_passing(exc):
+                                raise
+                            failure = exc
+                        self.retries += 1
+                        await asyncio.sleep(pause)
+                        pause = min(2 * pause, _MAX_PAUSE_S)
+                finally:
+                    self._window.give(len(body))
+        except TimeoutError:
+            raise self._failed(live, failure, f"within {self._timeout:g} s") from failure
+        except (exceptions.RedisError, exceptions.RedisClusterException) as exc:
+            raise self._failed(live, exc, "") from exc
+
+    async def send(self, subject: str, payload: bytes, headers: Headers) -> None:
+        """Send one message to who listens now. Raises PublishFailed and EncodingError."""
+        frame = _checked(subject, VOLATILE_PREFIX + encode_body(payload, headers))
+        channel = subject.encode()
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._window.take(len(frame))
+                try:
+                    if self._nodes.layout.slots is None:
+                        await self._nodes.of(channel).commands.call("PUBLISH", channel, frame)
+                    else:
+                        await self._send_sharded(channel, frame)
+                finally:
+                    self._window.give(len(frame))
+        except TimeoutError:
+            raise self._failed(subject, None, f"within {self._timeout:g} s") from None
+        except (ConnectionFailed, exceptions.RedisError, exceptions.RedisClusterException) as exc:
+            raise self._failed(subject, exc, "") from exc
+
+    async def _send_sharded(self, channel: bytes, frame: bytes) -> None:
+        while True:
+            try:
+                await self._nodes.evaluate(
+                    channel, PUBLISH_SHARDED, [], lambda node: (channel, frame, node.run)
+                )
+                return
+            except exceptions.ResponseError as exc:
+                if "non local" not in str(exc):  # what Redis says in a script in place of MOVED
+                    raise
+            self._nodes.doubt()
+            await asyncio.sleep(_FIRST_PAUSE_S)
+
+    async def drain(self, seconds: float) -> bool:
+        """Whether all that is in flight has an end within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._window.wait_idle()
+        except TimeoutError:
+            return False
+        return True
+
+    def _failed(self, subject: str, failure: Exception | None, when: str) -> PublishFailed:
+        try:
+            self._nodes.of(subject.encode())
+            why: object = "no answer"
+        except ConnectionFailed as exc:
+            why = exc
+        if failure is not None and is_denied(failure):
+            return PublishDenied(
+                f"no permission to publish to {subject}: the Redis user must be granted it: "
+                f"{failure}",
+                driver=DRIVER,
+            )
+        if isinstance(failure, exceptions.RedisError | exceptions.RedisClusterException):
+            why = to_error(failure, "Redis answered")
+        elif failure is not None:
+            why = failure
+        return PublishFailed(
+            f"a message for {subject} was not acknowledged{when and ' '}{when}: {why}",
+            driver=DRIVER,
+        )
+
+
+def _checked(subject: str, body: bytes) -> bytes:
+    if len(body) > MAX_MESSAGE:
+        raise EncodingError(
+            f"a message of {len(body)} bytes for {subject} is larger than the redis driver takes: "
+            f"{MAX_MESSAGE} bytes, headers included"
+        )
+    return body

@@ -1,0 +1,320 @@
+"""Entries that all processes see: one hash, and one sorted set of when entries end.
+
+Both lie in one hash slot, with a key that names their generation:
+
+    {<namespace>.state}:v   hash: entry to value
+    {<namespace>.state}:e   sorted set: entry to its end, in Unix milliseconds of the server
+    {<namespace>.state}:g   made anew with the others: when it is another one, entries were lost
+
+These keys have a time to live, for what nodes say of themselves means nothing when there are none.
+What must outlive a restart lies in `{<namespace>.durable}:…`: keys without one, which no policy of
+the kind volatile-* evicts either.
+
+Redis tells only those of an end who ask for keyspace events, which is a setting of the server: here
+each driver that watches looks for ended entries twice a second, tells of them, and removes them.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from typing import (
+    Any,
+    Final,
+    Protocol,
+)
+
+from redis import exceptions
+
+from eventbus.channels import Pattern
+from eventbus.drivers.base import (
+    Delivery,
+    Handler,
+    Headers,
+    StateHandler,
+)
+from eventbus.drivers.redis.errors import (
+    DRIVER,
+    is_foreign,
+    mapped,
+)
+from eventbus.drivers.redis.foreign import Foreign
+from eventbus.drivers.redis.nodes import Nodes
+from eventbus.drivers.redis.publish import Publisher
+from eventbus.drivers.redis.script import (
+    Script,
+    make_script,
+)
+from eventbus.drivers.redis.subscription import RedisSubscription
+from eventbus.drivers.redis.wire import glob_of
+from eventbus.drivers.state import validate_key
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    InvalidPattern,
+    PublishFailed,
+)
+
+__all__ = ["LIFE_S", "RedisState"]
+
+
+_log = logging.getLogger(__name__)
+
+LIFE_S: Final = 86_400
+"""Without a write in this time, what nodes say of themselves is forgotten."""
+SWEEP_S: Final = 0.5
+_SCAN: Final = 1000
+_HEADER: Final = "Eb-State"
+_PUT: Final[Headers] = {_HEADER: "put"}
+_END: Final[Headers] = {_HEADER: "end"}
+
+_NOW: Final = """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+"""
+PUT: Final = make_script(
+    _NOW
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if ARGV[3] == '' then redis.call('ZREM', KEYS[2], ARGV[1])
+else redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1]) end
+redis.call('SET', KEYS[3], ARGV[4], 'NX')
+if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end end
+return redis.call('GET', KEYS[3])
+"""
+)
+"""Set an entry; gives the generation."""
+CLAIM: Final = make_script(
+    _NOW
+    + """
+local held = redis.call('HGET', KEYS[1], ARGV[1])
+local ends = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if held and held ~= ARGV[2] and not (ends and tonumber(ends) <= now) then return '' end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('SET', KEYS[3], ARGV[4], 'NX')
+if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end end
+return redis.call('GET', KEYS[3])
+"""
+)
+"""Set an entry unless it has another value; gives the generation, or nothing where it has."""
+REMOVE: Final = make_script(
+    _NOW
+    + """
+for i = 2, #ARGV do
+  local ends = redis.call('ZSCORE', KEYS[2], ARGV[i])
+  if ARGV[1] == 'any' or (ends and tonumber(ends) <= now) then
+    redis.call('HDEL', KEYS[1], ARGV[i])
+    redis.call('ZREM', KEYS[2], ARGV[i])
+  end
+end
+return 1
+""",
+    " flags=allow-oom",
+)
+"""Remove entries, whether they have ended or (`ended`) only if so."""
+ENDED: Final = make_script(
+    _NOW + "return redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE')", " flags=no-writes"
+)
+"""The entries whose time is over."""
+
+
+REPAIR: Final = make_script(
+    """
+local aside = 0
+for i, probe in ipairs({{'HLEN', KEYS[1]}, {'ZSCORE', KEYS[2], ''}, {'GET', KEYS[3]}}) do
+  local found = redis.pcall(unpack(probe))
+  if type(found) == 'table' and found.err then
+    redis.call('RENAME', KEYS[i], KEYS[i] .. 'x')
+    redis.call('EXPIRE', KEYS[i] .. 'x', 86400)
+    aside = aside + 1
+  end
+end
+return aside
+"""
+)
+"""Put aside keys of another type, under the key's name and an `x`; gives how many."""
+
+
+class _Subscribe(Protocol):
+    def __call__(self, subject: str, handler: Handler) -> Awaitable[RedisSubscription]: ...
+
+
+class RedisState:
+    """The entries below one root."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        publisher: Publisher,
+        root: str,
+        *,
+        subscribe: _Subscribe,
+        attempt: Callable[[str, Callable[[], Awaitable[Any]]], Awaitable[Any]],
+        foreign: Foreign,
+        life_s: int | None,
+    ) -> None:
+        """`root` begins the keys, and the subjects of changes.
+
+        `attempt` does something again while the connection is lost, for a bounded time. Without a
+        write for `life_s` seconds, all entries are forgotten; with None they are not.
+        """
+        self._foreign = foreign
+        self._nodes = nodes
+        self._publisher = publisher
+        self._subscribe = subscribe
+        self._attempt = attempt
+        self._told = f"{root}."
+        self._slot = root.encode()
+        self._life = "" if life_s is None else str(life_s)
+        self._keys = [b"{%b}:%b" % (self._slot, part) for part in (b"v", b"e", b"g")]
+        self._generation = b""
+        self._lost = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    @property
+    def losses(self) -> int:
+        """Lost connections, and lost entries; see `StateStore.losses`."""
+        return self._nodes.losses + self._lost
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
+        """Set an entry; see `StateStore.put`."""
+        validate_key(key)
+        ttl = "" if ttl_s is None else str(round(max(ttl_s, 1.0) * 1000))
+        name = key.encode()
+        generation = await self._write(key, PUT, name, value, ttl, secrets.token_hex(6), self._life)
+        await self._written(key, value, generation)
+        if not self._life:  # nobody need watch, and so look for ended ones
+            await self._remove_ended()
+
+    async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
+        """Set an entry unless it has another value; see `StateStore.claim`."""
+        validate_key(key)
+        ttl = str(round(max(ttl_s, 1.0) * 1000))
+        name = key.encode()
+        made = secrets.token_hex(6)
+        generation = await self._write(key, CLAIM, name, value, ttl, made, self._life)
+        if generation:
+            await self._written(key, value, generation)
+        return bool(generation)
+
+    async def _written(self, key: str, value: bytes, generation: bytes) -> None:
+        if self._generation not in {b"", generation}:
+            self._lost += 1
+        self._generation = generation
+        await self._publisher.send(self._told + key, value, _PUT)
+
+    async def delete(self, key: str) -> None:
+        """End an entry; see `StateStore.delete`."""
+        validate_key(key)
+        await self._write(key, REMOVE, "any", key.encode())
+        await self._publisher.send(self._told + key, b"", _END)
+
+    async def entries(self, pattern: str) -> Mapping[str, bytes]:
+        """Entries by their keys; see `StateStore.entries`."""
+        parsed = Pattern(pattern)
+        found: dict[bytes, bytes] = await self._attempt(
+            f"reading entries of {pattern}", lambda: self._scan(glob_of(parsed))
+        )
+        entries = {self._name(key): value for key, value in found.items()}
+        return {
+            key: value for key, value in entries.items() if key and parsed.match(key) is not None
+        }
+
+    async def watch(self, pattern: str, handler: StateHandler) -> RedisSubscription:
+        """Listen to what is told of writes and ends; see `StateStore.watch`."""
+        skip = len(self._told)
+
+        def receive(delivery: Delivery) -> None:
+            what = delivery.headers.get(_HEADER)
+            if what in {"put", "end"}:
+                handler(delivery.subject[skip:], delivery.payload if what == "put" else None)
+
+        subscription = await self._subscribe(self._told + Pattern(pattern).filter, receive)
+        if self._sweeper is None:
+            self._sweeper = asyncio.create_task(self._sweep(), name="eventbus-redis-state")
+        return subscription
+
+    async def aclose(self) -> None:
+        """Look for ended entries no more."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    async def _write(self, key: str, script: Script, *args: bytes | str | int) -> Any:
+        try:
+            return await self._attempt(f"setting {key}", lambda: self._evaluate(script, *args))
+        except ConnectionFailed as exc:
+            raise PublishFailed(str(exc), driver=DRIVER) from exc
+
+    async def _evaluate(self, script: Script, *args: bytes | str | int) -> Any:
+        with mapped(f"changing {self._told}"):
+            try:
+                return await self._run(script, *args)
+            except exceptions.ResponseError as exc:
+                if script is ENDED or not is_foreign(exc):
+                    raise
+                aside = await self._run(REPAIR)
+                self._foreign.note(
+                    "%d keys of %s were others' and are put aside, with an x at the name's end: %s",
+                    aside, self._told, exc,
+                )  # fmt: skip
+                return await self._run(script, *args)
+
+    async def _run(self, script: Script, *args: bytes | str | int) -> Any:
+        return await self._nodes.evaluate(self._slot, script, self._keys, lambda _node: args)
+
+    def _name(self, key: bytes) -> str:
+        """The key of an entry; empty for one that others have written, and that is not a key."""
+        try:
+            return validate_key(key.decode())
+        except (UnicodeDecodeError, InvalidPattern):
+            self._foreign.note(
+                "an entry of %s has a name that is not a key: %.80r", self._told, key
+            )
+            return ""
+
+    async def _scan(self, glob: bytes) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        ended = await self._evaluate(ENDED)
+        cursor = b"0"
+        with mapped(f"reading {self._told}"):
+            while True:
+                node = self._nodes.of(self._slot)
+                cursor, flat = await node.commands.call(
+                    "HSCAN", self._keys[0], cursor, "MATCH", glob, "COUNT", _SCAN
+                )
+                found.update(zip(flat[::2], flat[1::2], strict=True))
+                if cursor == b"0":
+                    break
+        for key in ended:
+            found.pop(key, None)
+        return found
+
+    async def _sweep(self) -> None:
+        logged = ""
+        while True:
+            await asyncio.sleep(SWEEP_S * random.uniform(0.7, 1))  # noqa: S311 - no secret
+            try:
+                await self._remove_ended()
+            except Exception as exc:  # noqa: BLE001 - the next round may do
+                if repr(exc) != logged:
+                    logged = repr(exc)
+                    _log.exception("looking for ended entries failed; trying again")
+
+    async def _remove_ended(self) -> None:
+        try:
+            ended = await self._evaluate(ENDED)
+            # Announced before they are removed: if this process dies in between, another does it.
+            for key in ended:
+                if name := self._name(key):
+                    await self._publisher.send(self._told + name, b"", _END)
+            if ended:
+                await self._evaluate(REMOVE, "ended", *ended)
+        except DriverError as exc:  # the next round tries again
+            _log.debug("looking for ended entries: %s", exc)

@@ -1,0 +1,230 @@
+"""From a delivery to a typed event: what subscribers get, whoever published it.
+
+The reverse of `eventbus.outgoing`, for payloads that anyone may have published.
+"""
+
+import datetime
+from collections.abc import (
+    Callable,
+    Mapping,
+)
+from typing import (
+    Any,
+    Final,
+    Generic,
+    TypeVar,
+)
+
+import msgspec
+
+from eventbus.channels import Pattern
+from eventbus.drivers.base import Delivery
+from eventbus.errors import (
+    EventDefinitionError,
+    InvalidPayload,
+)
+from eventbus.events.event import (
+    Event,
+    EventMeta,
+    ShouldBroadcast,
+    event_definition,
+    qualified_name,
+    with_event_meta,
+)
+from eventbus.messages import (
+    HEADER_EVENT,
+    HEADER_ID,
+    HEADER_VERSION,
+    Envelope,
+    decode_metadata,
+    decode_tags,
+    new_id,
+    read_payload,
+    utc_now,
+)
+from eventbus.user_code import (
+    guarded,
+    text_of,
+)
+
+__all__ = ["EventContext", "EventReader", "read_delivery"]
+
+
+E = TypeVar("E", bound=Event)
+
+
+class EventContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of an event that came from the bus, beside its fields."""
+
+    channel: str
+    id: str | None
+    """None for a volatile message of someone who gave it no id."""
+    offset: int | None
+    epoch: str | None
+    """Its place in the stream; None for a volatile message, and on a driver without history."""
+    timestamp: datetime.datetime
+    """When it was dispatched, as the publisher says; when it was stored, if nothing is said."""
+    metadata: Mapping[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    version: int = 1
+    """The version of the event type that the publisher has."""
+    attempt: int = 1
+    """The how manieth delivery this is, from 1."""
+
+
+class _Body(msgspec.Struct):
+    data: msgspec.Raw
+    timestamp: str
+
+
+_decode_body: Final = msgspec.json.Decoder(_Body).decode
+
+
+def read_delivery(channel: str, delivery: Delivery) -> Envelope:
+    """Check a delivery's payload; what it lacks comes from its headers and its place in the stream.
+
+    Raises InvalidPayload: see `read_payload`.
+    """
+    headers, position = delivery.headers, delivery.position
+    message_id = headers.get(HEADER_ID)
+    if message_id is None and position is not None:
+        message_id = f"{position.epoch}-{position.offset}"
+    return read_payload(
+        channel,
+        delivery.payload,
+        event=headers.get(HEADER_EVENT),
+        id=message_id,
+        timestamp=delivery.time,
+    )
+
+
+class EventReader(Generic[E]):
+    """Reads the events of one type."""
+
+    def __init__(self, cls: type[E], channel: str | None = None, name: str | None = None) -> None:
+        """`channel` is a pattern of channels, and `name` an event name, where `cls` tells none.
+
+        Raises EventDefinitionError for a type whose events do not come, or cannot be made of what
+        comes; InvalidPattern.
+        """
+        definition = event_definition(cls)
+        where = qualified_name(cls)
+        if definition.abstract:
+            raise EventDefinitionError(f"{where} is abstract: subscribe to its subclasses")
+        if not (definition.broadcasts or definition.from_clients):
+            raise EventDefinitionError(
+                f"{where} is not broadcast and never leaves its process: mix in ShouldBroadcast, "
+                "or listen with `bus.listen`"
+            )
+        overridden = {
+            method
+            for method in ("broadcast_on", "broadcast_as", "broadcast_with")
+            if definition.broadcasts
+            and getattr(cls, method) is not getattr(ShouldBroadcast, method)
+        }
+        if channel is None and ("broadcast_on" in overridden or definition.channel is None):
+            raise EventDefinitionError(
+                f"{where} overrides broadcast_on(), so that its channels are not known: "
+                'subscribe with `channel="..."`, a pattern of them'
+            )
+        if name is None and "broadcast_as" in overridden:
+            raise EventDefinitionError(
+                f"{where} overrides broadcast_as(), so that its name is not known: "
+                'subscribe with `name="..."`'
+            )
+        make: Callable[[Any], E] | None = getattr(cls, "from_broadcast", None)
+        if make is None and "broadcast_with" in overridden:
+            raise EventDefinitionError(
+                f"{where} overrides broadcast_with(), so that its data are not its fields: give it "
+                "a classmethod `from_broadcast(data)` that makes an event of them"
+            )
+        self.cls = cls
+        self.name = definition.wire_name if name is None else name
+        template = definition.channel
+        self.pattern = template if channel is None and template else Pattern(channel or "")
+        self._make = make
+        self._decode = msgspec.json.Decoder(cls).decode
+        wanted = set(self.pattern.names)
+        self._routing = [f for f in msgspec.structs.fields(cls) if f.name in wanted]
+        # A field with a default would not be missed: then it is looked for in the channel first.
+        self._fill_first = make is not None or any(not f.required for f in self._routing)
+
+    def read(
+        self, channel: str, delivery: Delivery, attempt: int = 1
+    ) -> tuple[E, EventContext] | None:
+        """The event and its context; None when it is another event of the same channel.
+
+        Raises InvalidPayload: with the reasons of `read_payload`, `bad_data` and `bad_metadata`.
+        """
+        headers, position = delivery.headers, delivery.position
+        envelope = read_delivery(channel, delivery)
+        if envelope.event != self.name:
+            return None
+        body = _decode_body(envelope.body)
+        context = EventContext(
+            channel=channel,
+            id=envelope.id,
+            offset=position.offset if position is not None else None,
+            epoch=position.epoch if position is not None else None,
+            timestamp=_time(body.timestamp) or _time(delivery.time) or utc_now(),
+            metadata=decode_metadata(headers),
+            tags=decode_tags(headers),
+            version=_version(headers.get(HEADER_VERSION)),
+            attempt=attempt,
+        )
+        event = self._event(envelope, bytes(body.data), channel)
+        meta = EventMeta(
+            id=envelope.id or new_id(),
+            timestamp=context.timestamp,
+            metadata=context.metadata,
+            tags=context.tags,
+        )
+        return with_event_meta(event, meta), context
+
+    def _event(self, envelope: Envelope, data: bytes, channel: str) -> E:
+        try:
+            with guarded():
+                return self._decoded(data, channel)
+        except Exception as exc:  # the type's own code may raise anything
+            raise InvalidPayload(
+                "bad_data",
+                f"the data of {envelope.event!r} are no {qualified_name(self.cls)}: {text_of(exc)}",
+            ) from exc
+
+    def _decoded(self, data: bytes, channel: str) -> E:
+        if not self._fill_first:
+            try:
+                return self._decode(data)
+            except msgspec.ValidationError:
+                if not self._routing:
+                    raise
+        return self._from_parts(data, channel)
+
+    def _from_parts(self, data: bytes, channel: str) -> E:
+        """The event of its data, and of what the channel tells where they are silent."""
+        parts = msgspec.json.decode(data)
+        captured = self.pattern.match(channel)
+        if isinstance(parts, dict) and captured is not None:
+            for field in self._routing:
+                if field.encode_name not in parts:
+                    value = msgspec.convert(captured[field.name], field.type, strict=False)
+                    parts[field.encode_name] = msgspec.to_builtins(value)
+        if self._make is None:
+            return msgspec.convert(parts, self.cls, str_keys=True)
+        event = self._make(parts)
+        if not isinstance(event, self.cls):
+            raise TypeError(f"from_broadcast() gave a {type(event).__name__}")
+        return event
+
+
+def _time(text: str | None) -> datetime.datetime | None:
+    """A time as publishers write it, UTC where they do not say; None for anything else."""
+    try:
+        moment = datetime.datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+
+
+def _version(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() and len(text) < 10 else 1

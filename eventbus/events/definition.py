@@ -1,0 +1,251 @@
+"""Channel templates: filled from an event's fields."""
+
+import enum
+import uuid
+from collections.abc import (
+    Mapping,
+    Sequence,
+)
+from typing import (
+    Any,
+    NamedTuple,
+)
+
+from eventbus.channels import (
+    MAX_CHANNEL_BYTES,
+    Pattern,
+    validate_channel,
+)
+from eventbus.errors import (
+    EventDefinitionError,
+    EventFieldError,
+    InvalidChannel,
+    InvalidEventName,
+    InvalidPattern,
+)
+from eventbus.events.policy import (
+    QueuePolicy,
+    define_policy,
+)
+from eventbus.messages import CLIENT_EVENT_PREFIX, validate_event_name
+
+__all__ = [
+    "EventDefinition",
+    "EventKeywords",
+    "Traits",
+    "define",
+    "fill_template",
+    "qualified_name",
+]
+
+
+def fill_template(template: Pattern, fields: Any, event: str) -> str:
+    """The channel that `template` makes of the attributes of `fields`.
+
+    `event` is the event's name, for errors. Raises EventFieldError.
+    """
+    values = {field: _token(getattr(fields, field), field, event, template)
+              for field in template.names}  # fmt: skip
+    try:
+        return template.fill(values)
+    except InvalidChannel:
+        field = max(values, key=lambda field: len(values[field]))
+        raise EventFieldError(
+            f"event {event!r}: field {field!r} makes channel {template.text!r} too long: "
+            f"{values[field][:80]!r} has {len(values[field])} characters",
+            event=event,
+            field=field,
+        ) from None
+
+
+def _token(value: object, field: str, event: str, template: Pattern) -> str:
+    plain = value.value if isinstance(value, enum.Enum) else value
+    if isinstance(plain, str | int | uuid.UUID) and not isinstance(plain, bool):
+        text = str(plain)
+        if _is_token(text):
+            return text
+    raise EventFieldError(
+        f"event {event!r}: field {field!r} cannot stand in channel {template.text!r}: "
+        f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
+        f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
+        event=event,
+        field=field,
+    )
+
+
+def _is_token(text: str) -> bool:
+    try:
+        return "." not in validate_channel(text)
+    except InvalidChannel:
+        return False
+
+
+class EventDefinition(NamedTuple):
+    """What a class statement said of its event."""
+
+    name: str
+    channel: Pattern | None
+    """The channel or its template; None where `broadcast_on` decides, or nothing is broadcast."""
+    volatile: bool
+    version: int
+    abstract: bool
+    broadcasts: bool
+    queue: QueuePolicy | None = None
+    """How its events are queued; None for those that are not ShouldQueue."""
+    channels: tuple[Pattern, ...] = ()
+    """The channels that `broadcast_on` may name, where it is overridden and they were declared."""
+    from_clients: bool = False
+    """Whether clients send it (ClientEvent), and services only receive it."""
+
+    @property
+    def wire_name(self) -> str:
+        """The name in the envelope: a client event's has the prefix that the edge gives it."""
+        return f"{CLIENT_EVENT_PREFIX}{self.name}" if self.from_clients else self.name
+
+
+class EventKeywords(NamedTuple):
+    """The keywords of a class statement that are ours, as they were given."""
+
+    channel: str | None = None
+    channels: Sequence[str] | None = None
+    name: str | None = None
+    volatile: bool | None = None
+    version: int = 1
+    abstract: bool = False
+    queue: Mapping[str, Any] = {}
+
+
+class Traits(NamedTuple):
+    """What has been mixed into an event class."""
+
+    broadcasts: bool
+    chooses_channels: bool
+    """Whether `broadcast_on` is overridden."""
+    queued: bool
+    from_clients: bool
+
+
+def define(
+    cls: type,
+    fields: Sequence[str],
+    given: EventKeywords,
+    traits: Traits,
+    inherited: EventDefinition,
+) -> EventDefinition:
+    """The definition of an event class. Raises EventDefinitionError."""
+    where = qualified_name(cls)
+    if type(given.version) is not int or given.version < 1:
+        raise EventDefinitionError(
+            f"{where}: version={given.version!r}: an integer of at least 1 is allowed"
+        )
+    if traits.from_clients and (traits.broadcasts or traits.queued):
+        raise EventDefinitionError(
+            f"{where} is a ClientEvent: clients send it, so it is neither ShouldBroadcast nor "
+            "ShouldQueue"
+        )
+    template, channels = inherited.channel, inherited.channels
+    if given.channel is not None:
+        template = _template(where, given.channel, filled=not traits.from_clients)
+    if given.channels is not None:
+        channels = _declared(where, given.channels, traits)
+    if not given.abstract:
+        _check_channels(where, fields, template, given, traits)
+    return EventDefinition(
+        name=_name(where, cls.__name__ if given.name is None else given.name, traits),
+        channel=template,
+        volatile=traits.from_clients
+        or (inherited.volatile if given.volatile is None else given.volatile),
+        version=given.version,
+        abstract=given.abstract,
+        broadcasts=traits.broadcasts,
+        queue=define_policy(
+            where, queued=traits.queued, inherited=inherited.queue, given=given.queue
+        ),
+        channels=channels,
+        from_clients=traits.from_clients,
+    )
+
+
+def qualified_name(cls: type) -> str:
+    """A class as errors speak of it: its module and its name there."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_channels(
+    where: str,
+    fields: Sequence[str],
+    template: Pattern | None,
+    given: EventKeywords,
+    traits: Traits,
+) -> None:
+    """What an event that is not abstract must have. Raises EventDefinitionError."""
+    if traits.from_clients:
+        if template is None:
+            raise EventDefinitionError(
+                f"{where} is a ClientEvent and has no channel: give the class `channel=...`, a "
+                "pattern of the channels on which clients send it"
+            )
+        return
+    for field in template.names if template is not None else ():
+        if template is not None and field not in fields:
+            raise EventDefinitionError(
+                f"{where}: channel={template.text!r} names {{{field}}}, which is no "
+                f"field: the fields are {', '.join(fields) or 'none'}"
+            )
+    if traits.broadcasts:
+        if template is None and not traits.chooses_channels:
+            raise EventDefinitionError(
+                f"{where} is broadcast and has no channel: give the class "
+                "`channel=...`, override broadcast_on(), or say `abstract=True`"
+            )
+    elif given.channel is not None:
+        raise EventDefinitionError(
+            f"{where} has a channel and is not broadcast: mix in ShouldBroadcast"
+        )
+
+
+def _declared(where: str, channels: Sequence[str], traits: Traits) -> tuple[Pattern, ...]:
+    if not traits.chooses_channels:
+        raise EventDefinitionError(
+            f"{where}: channels={channels!r} tells where broadcast_on() may publish, and that is "
+            "not overridden: give `channel=...`"
+        )
+    if isinstance(channels, str):
+        raise EventDefinitionError(
+            f"{where}: channels={channels!r}: a sequence of patterns is allowed"
+        )
+    try:
+        return tuple(map(Pattern, channels))
+    except InvalidPattern as exc:
+        raise EventDefinitionError(f"{where}: channels={channels!r}: {exc}") from None
+
+
+def _name(where: str, name: str, traits: Traits) -> str:
+    try:
+        validate_event_name(name)
+        if traits.from_clients:
+            if name.startswith(CLIENT_EVENT_PREFIX):
+                raise EventDefinitionError(
+                    f"{where}: name={name!r}: leave out the prefix {CLIENT_EVENT_PREFIX}, which "
+                    "the edge puts before the name of every client event"
+                )
+            validate_event_name(CLIENT_EVENT_PREFIX + name)
+    except InvalidEventName as exc:
+        raise EventDefinitionError(f"{where}: {exc}") from None
+    return name
+
+
+def _template(where: str, channel: str, *, filled: bool) -> Pattern:
+    """The parsed channel; one that is `filled` from fields has no wildcards."""
+    try:
+        template = Pattern(channel)
+        if template.is_exact:
+            validate_channel(channel)
+    except (InvalidPattern, InvalidChannel) as exc:
+        raise EventDefinitionError(f"{where}: channel={channel!r}: {exc}") from None
+    if filled and not {"*", ">"}.isdisjoint(channel.split(".")):
+        raise EventDefinitionError(
+            f"{where}: channel={channel!r} has a wildcard, and an event is "
+            "broadcast on one channel: allowed are literal tokens and {field}"
+        )
+    return template

@@ -1,0 +1,267 @@
+"""Listeners within the process: what runs when an event is dispatched here.
+
+    from eventbus import listen
+
+    @listen(OrderShipped)                 # an event type, or a base class of several
+    async def send_receipt(event: OrderShipped) -> None: ...
+
+    @bus.listen("order.*", priority=10)   # names of events; `*` stands for any run of characters
+    def audit(event: Event) -> None: ...
+
+`listen` declares for the whole process, at import time and without a bus: every bus runs these, and
+those of its own `bus.listen`, which end with it. Within `isolated()` none is declared, so that what
+a test declares does not reach the next one.
+"""
+
+import contextlib
+import itertools
+import logging
+import re
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+)
+from typing import (
+    Any,
+    Final,
+    NamedTuple,
+    TypeVar,
+    overload,
+)
+
+from eventbus import tracing
+from eventbus.events.event import (
+    Event,
+    event_definition,
+    event_type,
+    qualified_name,
+)
+from eventbus.messages import validate_event_name
+from eventbus.user_code import (
+    call_guarded,
+    guarded,
+)
+
+__all__ = ["Listeners", "default_listeners", "isolated", "listen"]
+
+
+_log = logging.getLogger(__name__)
+
+E1 = TypeVar("E1")
+E2 = TypeVar("E2")
+R = TypeVar("R")
+Handler = Callable[[Any], Any]
+What = type | str
+
+_order: Final = itertools.count()
+"""Of all registrations in the process: those of a bus and the process's own are run as one list."""
+
+
+class _Listener(NamedTuple):
+    sort_key: tuple[int, int]
+    what: frozenset[What]
+    handler: Handler
+    stop_on_error: bool
+
+    def hears(self, name: str, cls: type | None) -> bool:
+        return any(
+            _name_matches(what, name)
+            if isinstance(what, str)
+            else cls is not None and issubclass(cls, what)
+            for what in self.what
+        )
+
+
+class Listeners:
+    """Callables by the events that they listen to, run one after the other.
+
+    The higher `priority` first, and among equals in the order of registration; a listener that
+    hears an event in several ways is run once.
+    """
+
+    def __init__(self, inherited: "Listeners | None" = None) -> None:
+        """`inherited`: others that are run with these."""
+        self.errors = 0
+        """How many times a listener has raised."""
+        self._inherited = inherited
+        self._listeners: list[_Listener] = []
+        self._version = 0
+        self._found: dict[type[Event], tuple[_Listener, ...]] = {}
+        self._found_version = (0, 0)
+
+    @overload
+    def listen(
+        self, what: type[E1], /, *, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[E1], R]], Callable[[E1], R]]: ...
+
+    @overload
+    def listen(
+        self, one: type[E1], other: type[E2], /, *, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[E1 | E2], R]], Callable[[E1 | E2], R]]: ...
+
+    @overload
+    def listen(
+        self, *what: What, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]: ...
+
+    def listen(
+        self, *what: What, priority: int = 0, stop_on_error: bool = False
+    ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]:
+        """Decorate a callable, async or plain, that takes the event; it is given back unchanged.
+
+        `what` are event types (a base class hears its subclasses), event names, or patterns of
+        names: `*` is any run of characters, dots included, and all else is literal. What a listener
+        raises is logged and counted, and the next one is run; with `stop_on_error` the rest is not
+        run, and `dispatch` raises it. Raises TypeError and InvalidEventName.
+        """
+        wanted = frozenset(map(_check_what, what))
+        if not wanted:
+            raise TypeError("listen() needs event types or names: `@listen(OrderShipped)`")
+
+        def register(handler: Callable[[Any], R]) -> Callable[[Any], R]:
+            if not callable(handler):
+                raise TypeError(f"a listener is a callable, not of type {type(handler).__name__}")
+            listener = _Listener((-priority, next(_order)), wanted, handler, stop_on_error)
+            self._change([*self._listeners, listener])
+            return handler
+
+        return register
+
+    def forget(self, what: What, handler: Handler | None = None) -> int:
+        """Drop what listens to exactly this type, name or pattern; how many there were.
+
+        With `handler`, that one alone. What a listener hears by other registrations stays.
+        """
+        _check_what(what)
+        kept, dropped = [], 0
+        for listener in self._listeners:
+            # Bound methods are made anew at each access: equal, and not the same object.
+            if what in listener.what and (handler is None or listener.handler == handler):
+                dropped += 1
+                listener = listener._replace(what=listener.what - {what})  # noqa: PLW2901
+            if listener.what:
+                kept.append(listener)
+        self._change(kept)
+        return dropped
+
+    def has_listeners(self, what: type | str) -> bool:
+        """Whether an event of this type, or of this name, would be heard by any."""
+        if isinstance(what, str):
+            name, cls = what, event_type(what)
+        else:
+            name = event_definition(what).name if issubclass(what, Event) else ""
+            cls = what
+        own = any(listener.hears(name, cls) for listener in self._listeners)
+        return own or (self._inherited is not None and self._inherited.has_listeners(what))
+
+    async def run(self, *events: Event, raise_errors: bool = False) -> None:
+        """Run what listens to each event.
+
+        With `raise_errors` all are run, and what they raised is raised as an ExceptionGroup. The
+        error of a listener that was registered with `stop_on_error` is raised as it is, at once.
+        """
+        errors: list[Exception] = []
+        for event in events:
+            for listener in self._heard_by(type(event)):
+                try:
+                    name = event_definition(type(event)).name
+                    with guarded(), tracing.listening(name, listener.handler):
+                        await call_guarded(listener.handler, event)
+                except Exception as exc:
+                    self._report(listener, event, exc)
+                    if listener.stop_on_error:
+                        raise
+                    errors.append(exc)
+        if errors and raise_errors:
+            raise ExceptionGroup(f"{len(errors)} listeners failed", errors)
+
+    async def until(self, event: Event) -> Any:
+        """Ask one listener after the other; the first answer that is not None, or None.
+
+        Nothing is broadcast. A listener that raises is logged and counted, and the next is asked;
+        one that was registered with `stop_on_error` ends it.
+        """
+        for listener in self._heard_by(type(event)):
+            try:
+                answer = await call_guarded(listener.handler, event)
+            except Exception as exc:
+                self._report(listener, event, exc)
+                if listener.stop_on_error:
+                    raise
+                continue
+            if answer is not None:
+                return answer
+        return None
+
+    @contextlib.contextmanager
+    def isolated(self) -> Iterator[None]:
+        """Within the block nothing is registered; what the block registers ends with it."""
+        before = self._listeners
+        self._change([])
+        try:
+            yield
+        finally:
+            self._change(before)
+
+    def _change(self, listeners: list[_Listener]) -> None:
+        self._listeners = listeners
+        self._version += 1
+
+    def _heard_by(self, cls: type[Event]) -> tuple[_Listener, ...]:
+        inherited = self._inherited
+        theirs = inherited._version if inherited is not None else 0  # noqa: SLF001 - of the same class
+        version = (self._version, theirs)
+        if version != self._found_version:
+            self._found, self._found_version = {}, version
+        if (found := self._found.get(cls)) is None:
+            name = event_definition(cls).name
+            all_of_them: Iterable[_Listener] = self._listeners
+            if inherited is not None:
+                all_of_them = (*inherited._listeners, *self._listeners)  # noqa: SLF001 - the same
+            found = tuple(sorted(one for one in all_of_them if one.hears(name, cls)))
+            self._found[cls] = found
+        return found
+
+    def _report(self, listener: _Listener, event: Event, exc: Exception) -> None:
+        self.errors += 1
+        # The event's fields stay out of the log: they may be anybody's.
+        _log.error(
+            "listener %s failed on event %r, id %s",
+            _told(listener.handler),
+            event_definition(type(event)).name,
+            event.event_meta.id,
+            exc_info=exc,
+        )
+
+
+def _check_what(what: object) -> What:
+    if isinstance(what, str):
+        return validate_event_name(what)
+    if isinstance(what, type):
+        return what
+    raise TypeError(
+        f"{repr(what)[:80]} is neither an event type nor a name: use `@listen(OrderShipped)` or "
+        '`@listen("order.*")`'
+    )
+
+
+def _name_matches(pattern: str, name: str) -> bool:
+    if "*" not in pattern:
+        return pattern == name
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
+
+
+def _told(handler: Handler) -> str:
+    named = handler if hasattr(handler, "__qualname__") else getattr(handler, "func", handler)
+    if hasattr(named, "__qualname__"):
+        return f"{named.__module__}.{named.__qualname__}"
+    return qualified_name(type(named))
+
+
+default_listeners: Final = Listeners()
+"""The process's own, which every bus runs unless it is given others."""
+listen = default_listeners.listen
+"""Register for the whole process: see `Listeners.listen`."""
+isolated = default_listeners.isolated
+"""For tests: within the block, no listener of the process is registered but the block's own."""

@@ -1,0 +1,185 @@
+"""Payloads from the bus, checked once: whoever may publish to the broker may publish anything.
+
+A valid envelope is kept as the very bytes that came; one that lacks fields is completed; any other
+JSON value becomes the data of an envelope; the rest is refused with a reason.
+"""
+
+import datetime
+from typing import (
+    Any,
+    Final,
+    NamedTuple,
+)
+
+import msgspec
+
+from eventbus.errors import InvalidPayload
+from eventbus.messages.message import (
+    MAX_EVENT_NAME,
+    is_reserved_event,
+)
+
+__all__ = ["DEFAULT_EVENT", "Envelope", "read_payload"]
+
+
+DEFAULT_EVENT: Final = "message"
+"""The event name of a payload that gives none."""
+
+
+class Envelope(NamedTuple):
+    """A payload that passed: its event name, and the JSON object that clients receive."""
+
+    event: str
+    body: bytes
+    id: str | None
+    timestamp: str | None = None
+    """The publisher's own, as it came."""
+
+
+class _Wire(msgspec.Struct):
+    event: str | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    channel: str | msgspec.UnsetType | None = msgspec.UNSET
+    id: str | msgspec.UnsetType | None = msgspec.UNSET
+    timestamp: str | msgspec.UnsetType | None = msgspec.UNSET
+    offset: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    epoch: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    mark: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Shape(msgspec.Struct):
+    """Only which fields are there, whatever their types."""
+
+    event: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_wire: Final = msgspec.json.Decoder(_Wire).decode
+_decode_shape: Final = msgspec.json.Decoder(_Shape).decode
+_decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_encode: Final = msgspec.json.encode
+
+
+def read_payload(
+    channel: str,
+    payload: bytes,
+    *,
+    event: str | None = None,
+    id: str | None = None,  # noqa: A002 - the field's name on the wire
+    timestamp: datetime.datetime | str | None = None,
+) -> Envelope:
+    """Check one payload that came on `channel`'s subject and make it a whole envelope.
+
+    `event`, `id` and `timestamp` (RFC 3339; now, when None) complete what the payload lacks;
+    without an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`,
+    `too_deep`, `bad_envelope`, `reserved_event` or `other_channel`. msgspec skips over the text
+    inside a Raw value, so that UTF-8 is checked here first.
+    """
+    if not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError as exc:
+            raise InvalidPayload("not_utf8", f"the payload is not UTF-8: {exc.reason}") from None
+    try:
+        return _read(channel, payload, event, id, timestamp)
+    except RecursionError:
+        raise InvalidPayload("too_deep", "the payload's JSON is nested too deeply") from None
+
+
+def _read(
+    channel: str,
+    payload: bytes,
+    event: str | None,
+    id_: str | None,
+    timestamp: datetime.datetime | str | None,
+) -> Envelope:
+    try:
+        wire = _decode_wire(payload)
+    except msgspec.DecodeError as exc:
+        return _wrap(channel, payload, event, id_, timestamp, why_no_envelope=exc)
+    if wire.event is msgspec.UNSET or wire.data is msgspec.UNSET:
+        return _wrap(channel, payload, event, id_, timestamp, why_no_envelope=None)
+    _check_event(wire.event)
+    if wire.channel and wire.channel != channel:
+        raise InvalidPayload(
+            "other_channel",
+            f"the envelope names channel {wire.channel[:80]!r} and came on {channel!r}",
+        )
+    if wire.channel == "":
+        raise InvalidPayload("bad_envelope", "the envelope's channel is empty")
+    own_id = wire.id or id_
+    if (
+        wire.offset is not msgspec.UNSET
+        or wire.epoch is not msgspec.UNSET
+        or wire.mark is not msgspec.UNSET
+    ):
+        # A position is the stream's to give: a publisher's own must not move a client's cursor.
+        stamp = wire.timestamp or timestamp
+        body = _build(channel, wire.event, bytes(wire.data), own_id, stamp)
+        return Envelope(wire.event, body, own_id)
+    if wire.channel and wire.id and wire.timestamp:
+        return Envelope(wire.event, payload, own_id, wire.timestamp)
+    lacking: dict[str, Any] = {}
+    if not wire.channel:
+        lacking["channel"] = channel
+    if not wire.timestamp:
+        lacking["timestamp"] = timestamp or datetime.datetime.now(datetime.UTC)
+    if not wire.id and id_:
+        lacking["id"] = id_
+    if not lacking:
+        return Envelope(wire.event, payload, own_id, wire.timestamp or None)
+    body = payload.rstrip()[:-1] + b"," + _encode(lacking)[1:]
+    return Envelope(wire.event, body, own_id, wire.timestamp or None)
+
+
+def _wrap(
+    channel: str,
+    payload: bytes,
+    event: str | None,
+    id_: str | None,
+    timestamp: datetime.datetime | str | None,
+    *,
+    why_no_envelope: Exception | None,
+) -> Envelope:
+    """An envelope around a payload that is none, unless it is a broken one."""
+    if why_no_envelope is not None:
+        try:
+            _decode_raw(payload)
+        except msgspec.DecodeError as exc:
+            raise InvalidPayload("not_json", f"the payload is not JSON: {exc}") from None
+        try:
+            shape = _decode_shape(payload)
+        except msgspec.ValidationError:
+            shape = _Shape()
+        if shape.event is not msgspec.UNSET and shape.data is not msgspec.UNSET:
+            raise InvalidPayload("bad_envelope", f"the envelope is not valid: {why_no_envelope}")
+    name = event or DEFAULT_EVENT
+    _check_event(name)
+    return Envelope(name, _build(channel, name, payload.strip(), id_, timestamp), id_)
+
+
+def _check_event(name: str) -> None:
+    if is_reserved_event(name):
+        raise InvalidPayload("reserved_event", f"the event name {name[:80]!r} is reserved")
+    if len(name) > MAX_EVENT_NAME:
+        raise InvalidPayload(
+            "bad_envelope", f"the event name is longer than {MAX_EVENT_NAME} characters"
+        )
+
+
+def _build(
+    channel: str,
+    event: str,
+    data: bytes,
+    id_: str | None,
+    timestamp: datetime.datetime | str | None,
+) -> bytes:
+    fields: dict[str, Any] = {
+        "channel": channel,
+        "event": event,
+        "data": msgspec.Raw(data),
+        "timestamp": timestamp or datetime.datetime.now(datetime.UTC),
+    }
+    if id_:
+        fields["id"] = id_
+    return _encode(fields)

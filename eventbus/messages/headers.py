@@ -1,0 +1,128 @@
+"""What travels beside a message's envelope, in headers: checked on the way out and on the way in.
+
+Clients never see any of it. Names that begin with Nats- or Eb- are the broker's and ours.
+"""
+
+import json
+import re
+from collections.abc import (
+    Iterable,
+    Mapping,
+)
+from typing import (
+    Any,
+    Final,
+)
+
+import msgspec
+
+from eventbus.errors import (
+    EncodingError,
+    InvalidName,
+    InvalidPayload,
+)
+from eventbus.messages.message import (
+    HEADER_METADATA,
+    HEADER_TAGS,
+    encode_data,
+)
+
+__all__ = [
+    "MAX_METADATA",
+    "MAX_TAGS",
+    "check_headers",
+    "check_id",
+    "check_tags",
+    "decode_metadata",
+    "decode_tags",
+    "encode_metadata",
+]
+
+
+MAX_ID: Final = 200
+MAX_METADATA: Final = 4000
+"""Bytes of an event's metadata as ASCII JSON."""
+MAX_TAGS: Final = 16
+_ID: Final = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", re.ASCII)
+_VALUE: Final = re.compile(r"[\x20-\x7e]{0,4000}", re.ASCII)
+_TAG: Final = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}", re.ASCII)
+_OWN: Final = ("nats-", "eb-")
+
+
+def check_id(what: str, value: object) -> str:
+    """Give `value` back when it can be an id; raises InvalidName, which calls it `what`."""
+    if isinstance(value, str) and len(value) <= MAX_ID and _ID.fullmatch(value):
+        return value
+    shown = repr(value)[:80]
+    raise InvalidName(
+        f"{shown} is not {what}: 1 to {MAX_ID} visible ASCII characters are", name=shown
+    )
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """A copy of a publisher's own headers; raises InvalidName for one that it may not set."""
+    for name, value in headers.items():
+        shown = repr(name)[:80]
+        if not _NAME.fullmatch(name) or name.lower().startswith(_OWN):
+            raise InvalidName(
+                f"{shown} is not a header's name: 1 to 100 letters, digits and !#$%&'*+.^_`|~- "
+                "are, that do not begin with Nats- or Eb-",
+                name=shown,
+            )
+        if not _VALUE.fullmatch(value):
+            raise InvalidName(
+                f"the value of header {shown} is not up to 4000 printable ASCII characters",
+                name=shown,
+            )
+    return dict(headers)
+
+
+def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """The tags, each once, in their order; raises InvalidName for what is none, or too many."""
+    given = (tags,) if isinstance(tags, str) else tags
+    kept = tuple(dict.fromkeys(given))
+    for tag in kept:
+        if type(tag) is not str or not _TAG.fullmatch(tag):
+            shown = repr(tag)[:80]
+            raise InvalidName(
+                f"{shown} is not a tag: 1 to 64 visible ASCII characters without a comma are",
+                name=shown,
+            )
+    if len(kept) > MAX_TAGS:
+        raise InvalidName(f"{len(kept)} tags are too many: {MAX_TAGS} are allowed", name=kept[-1])
+    return kept
+
+
+def encode_metadata(metadata: Mapping[str, Any]) -> str:
+    """Metadata as a header's value: a JSON object in ASCII. Raises EncodingError."""
+    plain = msgspec.json.decode(encode_data(metadata, "an event's metadata"))
+    if not isinstance(plain, dict):
+        raise EncodingError(
+            f"an event's metadata is a mapping, not of type {type(metadata).__name__}"
+        )
+    text = json.dumps(plain, separators=(",", ":"))  # msgspec does not write ASCII alone
+    if len(text) > MAX_METADATA:
+        raise EncodingError(
+            f"an event's metadata is {len(text)} bytes as JSON; {MAX_METADATA} are allowed"
+        )
+    return text
+
+
+def decode_metadata(headers: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata in a message's headers. Raises InvalidPayload (`bad_metadata`)."""
+    text = headers.get(HEADER_METADATA)
+    if not text:
+        return {}
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise InvalidPayload(
+            "bad_metadata", f"the header {HEADER_METADATA} is not a JSON object: {exc}"
+        ) from None
+
+
+def decode_tags(headers: Mapping[str, str]) -> tuple[str, ...]:
+    """The tags in a message's headers."""
+    text = headers.get(HEADER_TAGS, "")
+    return tuple(tag for tag in text.split(",") if tag)

@@ -1,0 +1,130 @@
+"""The lock of an embedded server's data folder: one server for each, and a name for who has it.
+
+It is the system's lock on an open file, and so ends with the processes that hold it open.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import (
+    IO,
+    Final,
+)
+
+from eventbus.errors import ServerError
+
+__all__ = ["lock_folder", "running_server", "write_holder"]
+
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_NAME: Final = "lock"
+_POLL_S: Final = 0.02
+_CONNECT_S: Final = 2.0
+
+
+async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
+    """The folder's lock file, open and locked. Raises ServerError naming who holds it.
+
+    The server of a process that was killed is ended a moment later: that is waited for, at most
+    `wait` seconds.
+    """
+    try:
+        file = (folder / _NAME).open("a+", encoding="utf-8")
+    except OSError as exc:
+        raise ServerError(
+            f"BROADCAST_NATS_DATA={str(folder)!r}: the folder cannot be written: {exc}",
+            driver="nats",
+        ) from exc
+    try:
+        await _take(file, folder, wait)
+    except BaseException:
+        file.close()
+        raise
+    write_holder(file, "")
+    return file
+
+
+def running_server(folder: Path) -> str:
+    """The address of the server that has its data in a folder; empty where none runs.
+
+    It is what the folder's lock file says, when the process that has written it lives and the
+    server takes connections. The lock itself is not touched: who starts a server may want it.
+    """
+    pid, url = _holder(folder / _NAME)
+    if not url or not _is_alive(pid):
+        return ""
+    host, _, port = url.rpartition("/")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except OSError:
+        return ""
+    return url
+
+
+async def _take(file: IO[str], folder: Path, wait: float) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    while not _lock(file):
+        pid, url = _holder(folder / _NAME)
+        if _is_alive(pid) or loop.time() > deadline:
+            raise _held_error(folder, pid, url)
+        await asyncio.sleep(_POLL_S)
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        if sys.platform == "win32":
+            file.seek(1 << 30)  # beyond the text, which others must be able to read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs. On Windows the lock is its own, and so it does."""
+    if pid and sys.platform != "win32":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True  # another user's
+    return True
+
+
+def _holder(path: Path) -> tuple[int, str]:
+    """The process that holds the lock and its server's address; 0 and empty when not known yet."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return int(holder["pid"]), str(holder["url"])
+    return 0, ""
+
+
+def write_holder(file: IO[str], url: str) -> None:
+    """Note in a locked file who holds it, for the message to those who want it too."""
+    file.seek(0)
+    file.truncate()
+    json.dump({"pid": os.getpid(), "url": url}, file)
+    file.flush()
+
+
+def _held_error(folder: Path, pid: int, url: str) -> ServerError:
+    what = f"{str(folder)!r} is in use by the nats-server of process {pid or '(starting)'}"
+    if url:
+        return ServerError(f"{what} at {url}: set NATS_URL={url} to use that one", driver="nats")
+    return ServerError(
+        f"{what}, which is starting or ending: try again, "
+        "or set BROADCAST_NATS_DATA to another folder",
+        driver="nats",
+    )

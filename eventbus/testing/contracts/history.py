@@ -1,0 +1,280 @@
+"""What every driver with HISTORY must do: number what it stores, and read it again."""
+
+import asyncio
+from typing import cast
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import (
+    Capability,
+    HistoryDriver,
+    Position,
+    Subscription,
+)
+from eventbus.drivers.marks import (
+    MarkedPosition,
+    read_from,
+)
+from eventbus.messages import HEADER_EVENT, HEADER_ID, new_id
+from eventbus.testing.contracts.probes import (
+    Contract,
+    Inbox,
+    MakeDriver,
+)
+
+__all__ = ["HistoryContract"]
+
+
+class HistoryContract(Contract):
+    """The suite; a driver without the capability passes it."""
+
+    async def test_positions_of_stored_messages_rise_and_name_what_came_before(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, inbox = await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        subscription = await driver.subscribe(subjects.live("a"), inbox)
+        start = subscription.position
+        assert start is not None
+        published = []
+        for channel in ("a", "b", "a", "b", "a"):
+            result = await driver.publish(subjects.event(channel), b"x")
+            assert result is not None
+            if channel == "a":
+                published.append(result.position)
+        # A stream may be all channels' or each channel's own: offsets compare within a channel.
+        assert start.offset < published[0].offset < published[1].offset < published[2].offset
+        assert {p.epoch for p in published} == {start.epoch}
+        await inbox.until(3)
+        assert [d.position for d in inbox.deliveries] == published
+        first, second, third = inbox.deliveries
+        assert first.previous == 0
+        assert second.previous == published[0].offset
+        assert third.previous == published[1].offset
+
+    async def test_second_message_of_one_id_is_flagged_and_stored_once(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        one, two, inbox = await make_driver(), await make_driver(), Inbox()
+        if Capability.HISTORY not in one.capabilities:
+            return
+        await one.subscribe(subjects.live("a"), inbox)
+        headers = {HEADER_ID: new_id()}
+        first = await one.publish(subjects.event("a"), b"x", headers)
+        second = await two.publish(subjects.event("a"), b"x", headers)
+        other = await one.publish(subjects.event("a"), b"y", {HEADER_ID: new_id()})
+        assert first is not None
+        assert second is not None
+        assert other is not None
+        assert (first.duplicate, second.duplicate, other.duplicate) == (False, True, False)
+        assert second.position == first.position
+        assert other.position.offset == first.position.offset + 1
+        await inbox.until(2)
+        assert inbox.payloads == [b"x", b"y"]
+
+    async def test_subscription_begins_after_what_was_stored_before(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, inbox = await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        before = await driver.publish(subjects.event("a"), b"before")
+        subscription = await driver.subscribe(subjects.live("a"), inbox)
+        assert before is not None
+        assert subscription.position == before.position
+        await driver.publish(subjects.event("a"), b"after")
+        await inbox.until(1)
+        assert inbox.payloads == [b"after"]
+
+    async def test_subscribing_while_others_publish_leaves_no_gap_and_no_double(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, publisher = await make_driver(), await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        done = False
+
+        async def publish() -> list[int]:
+            offsets: list[int] = []
+            while not done:
+                results = await asyncio.gather(
+                    *(publisher.publish(subjects.event("busy"), b"x") for _ in range(20))
+                )
+                offsets += sorted(r.position.offset for r in results if r is not None)
+                await asyncio.sleep(0)
+            return offsets
+
+        publishing = asyncio.create_task(publish())
+        joined: list[tuple[Inbox, Subscription]] = []
+        for _ in range(10):
+            inboxes = [Inbox() for _ in range(5)]
+            subscriptions = await asyncio.gather(
+                *(driver.subscribe(subjects.live("busy"), inbox) for inbox in inboxes)
+            )
+            joined += zip(inboxes, subscriptions, strict=True)
+            await inboxes[0].until(30)
+        done = True
+        offsets = await publishing
+        for inbox, subscription in joined:
+            assert subscription.position is not None
+            expected = [offset for offset in offsets if offset > subscription.position.offset]
+            await inbox.until(len(expected))
+            assert inbox.offsets == expected
+
+    async def test_stored_messages_can_be_read_from_an_offset_or_from_the_end(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history = cast(HistoryDriver, driver)
+        offsets = []
+        end = Position(0, "")
+        for i in range(10):
+            for channel in ("other", "read"):
+                published = await driver.publish(
+                    subjects.event(channel), str(i).encode(), {HEADER_EVENT: "größe"}
+                )
+                assert published is not None
+                end = published.position
+            offsets.append(end.offset)
+        live = subjects.live("read")
+
+        last = await history.read(live, after=None, limit=3)
+        assert [d.payload for d in last.messages] == [b"7", b"8", b"9"]
+        assert last.complete
+        assert last.position == end
+
+        page = await history.read(live, after=offsets[3], limit=4)
+        assert [d.position for d in page.messages] == [
+            Position(offset, end.epoch) for offset in offsets[4:8]
+        ]
+        assert {d.subject for d in page.messages} == {live}
+        assert {d.headers[HEADER_EVENT] for d in page.messages} == {"größe"}
+        assert [d.previous for d in page.messages[1:]] == offsets[4:7]
+        assert all(d.time for d in page.messages)
+        assert page.complete
+
+        assert len((await history.read(live, after=None, limit=100)).messages) == 10
+        assert len((await history.read(live, after=0, limit=100)).messages) == 10
+        for after in (offsets[-1], offsets[-1] + 1):
+            none = await history.read(live, after=after, limit=100)
+            assert none.messages == ()
+            assert none.complete
+        empty = await history.read(subjects.live("never"), after=None, limit=100)
+        assert empty.messages == ()
+        assert empty.complete
+
+    async def test_reading_says_when_messages_may_have_been_evicted(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        """Every driver keeps 100 messages of a channel by default."""
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history = cast(HistoryDriver, driver)
+        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(150)))
+        live = subjects.live("full")
+        all_ = await history.read(live, after=None, limit=1000)
+        first = all_.messages[0].position
+        assert len(all_.messages) == 100
+        assert first is not None
+        for after, complete in (
+            (0, False),
+            (first.offset - 2, False),
+            (first.offset, True),
+            (first.offset + 50, True),
+        ):
+            page = await history.read(live, after=after, limit=1000)
+            assert page.complete is complete, after
+            assert len(page.messages) == min(100, all_.position.offset - after)
+
+    async def test_reader_that_missed_as_many_as_are_kept_has_missed_nothing(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        """Every driver keeps 100 messages of a channel by default."""
+        driver = await make_driver()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("full")
+        await driver.publish(subjects.event("full"), b"x")
+        first = await driver.publish(subjects.event("full"), b"x")
+        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(100)))
+        assert first is not None
+        page = await history.read(live, after=first.position.offset, limit=1000)
+        assert (len(page.messages), page.complete) == (100, True)
+        await driver.publish(subjects.event("full"), b"x")
+        page = await history.read(live, after=first.position.offset, limit=1000)
+        assert (len(page.messages), page.complete) == (100, False)
+
+    async def test_position_is_known_again_by_its_mark(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, inbox = await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("a")
+        subscription = await driver.subscribe(live, inbox)
+        start = subscription.position
+        assert start is not None
+        for _ in range(3):
+            await driver.publish(subjects.event("a"), b"x")
+        await inbox.until(3)
+        page = await read_from(history, live, start, 100)
+        assert (len(page.messages), page.complete) == (3, True)
+        second = inbox.deliveries[1]
+        assert second.position is not None
+        assert second.time is not None
+        page = await read_from(history, live, MarkedPosition(*second.position, second.time), 100)
+        assert [d.position for d in page.messages] == [inbox.deliveries[2].position]
+        assert page.complete
+        assert page.messages[0].time == inbox.deliveries[2].time
+        for other in (
+            MarkedPosition(*second.position, "2020-01-01T00:00:00Z"),
+            Position(second.position.offset, "another"),
+        ):
+            assert not (await read_from(history, live, other, 100)).complete
+
+    async def test_page_that_says_it_is_complete_lacks_nothing_of_a_busy_full_channel(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, publisher, inbox = await make_driver(), await make_driver(), Inbox()
+        if Capability.HISTORY not in driver.capabilities:
+            return
+        history, live = cast(HistoryDriver, driver), subjects.live("busy")
+        await driver.subscribe(live, inbox)
+        done = False
+
+        async def publish() -> None:
+            number = 0
+            while not done:
+                await asyncio.gather(
+                    *(
+                        publisher.publish(subjects.event("busy"), b"%d" % (number + i))
+                        for i in range(10)
+                    )
+                )
+                number += 10
+                await asyncio.sleep(0)
+
+        publishing = asyncio.create_task(publish())
+        try:
+            await inbox.until(110)
+            outcomes = set()
+            for number in range(300):
+                # About as far back as messages are kept: some are evicted while they are read.
+                here = inbox.deliveries[-(30 + number * 7 % 71)]
+                assert here.position is not None
+                assert here.time is not None
+                place = MarkedPosition(*here.position, here.time)
+                page = await read_from(history, live, place, 500)
+                outcomes.add(page.complete)
+                if page.complete:
+                    offsets = [d.position.offset for d in page.messages if d.position is not None]
+                    # No other channel is written to.
+                    expected = range(place.offset + 1, place.offset + 1 + len(offsets))
+                    assert offsets == list(expected)
+        finally:
+            done = True
+            await publishing
+        assert True in outcomes

@@ -1,0 +1,107 @@
+"""What every driver with HISTORY must do with retention classes, as a test class to inherit.
+
+The fixture `make_driver` is as for the DriverContract, but gives drivers that were made with the
+classes of `RETENTION`, and 100 messages for ten minutes as the default.
+"""
+
+import asyncio
+from typing import (
+    Final,
+    cast,
+)
+
+import pytest
+
+from eventbus.channels import Subjects
+from eventbus.drivers.base import (
+    HistoryDriver,
+    Page,
+)
+from eventbus.testing.contracts.probes import (
+    TIMEOUT_S,
+    Contract,
+    MakeDriver,
+)
+
+__all__ = ["RETENTION", "RetentionContract"]
+
+
+RETENTION: Final = "few.*:3/10m many.*:250/10m long.*:5/1d/8MiB brief.*:10/1s"
+
+
+class RetentionContract(Contract):
+    """The suite."""
+
+    @pytest.mark.parametrize(
+        ("channel", "published", "held"),
+        [("few.a", 10, 3), ("many.a", 300, 250), ("long.a", 20, 5), ("default", 150, 100)],
+    )
+    async def test_a_class_holds_its_own_number_of_messages(
+        self, make_driver: MakeDriver, subjects: Subjects, channel: str, published: int, held: int
+    ) -> None:
+        driver, offsets = await self._published(make_driver, subjects, channel, published)
+        live = subjects.live(channel)
+        every = await driver.read(live, after=None, limit=1000)
+        assert _offsets(every) == offsets[-held:]
+        assert every.complete
+        for limit in (1, 2, held):
+            assert _offsets(await driver.read(live, after=None, limit=limit)) == offsets[-limit:]
+
+    @pytest.mark.parametrize(
+        ("channel", "published", "held"),
+        [("few.a", 10, 3), ("many.a", 300, 250), ("long.a", 20, 5), ("default", 150, 100)],
+    )
+    async def test_who_resumes_is_told_whether_the_class_holds_all_since(
+        self, make_driver: MakeDriver, subjects: Subjects, channel: str, published: int, held: int
+    ) -> None:
+        driver, offsets = await self._published(make_driver, subjects, channel, published)
+        live = subjects.live(channel)
+        for index, complete in (
+            (0, False),
+            (published - held - 2, False),
+            (published - held, True),
+            (published - 2, True),
+            (published - 1, True),
+        ):
+            page = await driver.read(live, after=offsets[index], limit=1000)
+            assert page.complete is complete, index
+            assert _offsets(page) == offsets[max(index + 1, published - held) :]
+            if complete:
+                few = await driver.read(live, after=offsets[index], limit=2)
+                assert _offsets(few) == offsets[index + 1 : index + 3]
+                assert few.complete
+
+    async def test_a_class_that_is_kept_for_less_long_is_not_given_any_more(
+        self, make_driver: MakeDriver, subjects: Subjects
+    ) -> None:
+        driver, offsets = await self._published(make_driver, subjects, "brief.a", 4)
+        kept, kept_offsets = await self._published(make_driver, subjects, "kept", 4)
+        live = subjects.live("brief.a")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + TIMEOUT_S
+        page = await driver.read(live, after=offsets[0], limit=100)
+        while page.messages and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+            page = await driver.read(live, after=offsets[0], limit=100)
+        assert page.messages == ()
+        assert not page.complete
+        assert (await driver.read(live, after=None, limit=100)).messages == ()
+        assert (await driver.read(live, after=offsets[-1], limit=100)).complete
+        every = await kept.read(subjects.live("kept"), after=None, limit=100)
+        assert _offsets(every) == kept_offsets
+
+    async def _published(
+        self, make_driver: MakeDriver, subjects: Subjects, channel: str, count: int
+    ) -> tuple[HistoryDriver, list[int]]:
+        """A driver, and the offsets of what it has published to a channel."""
+        driver = await make_driver()
+        offsets = []
+        for _ in range(count):
+            published = await driver.publish(subjects.event(channel), b"{}")
+            assert published is not None, "a stored message has a place"
+            offsets.append(published.position.offset)
+        return cast(HistoryDriver, driver), offsets
+
+
+def _offsets(page: Page) -> list[int]:
+    return [one.position.offset for one in page.messages if one.position is not None]

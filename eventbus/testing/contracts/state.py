@@ -1,0 +1,147 @@
+"""What every driver with PRESENCE must do with entries that all processes see."""
+
+import asyncio
+from typing import (
+    Final,
+    cast,
+)
+
+from eventbus.drivers.base import Capability
+from eventbus.drivers.state import StateDriver
+from eventbus.testing.contracts.probes import (
+    Changes,
+    Contract,
+    MakeDriver,
+)
+
+__all__ = ["StateContract"]
+
+
+_MANY: Final = 1007
+"""More than a page of any broker's."""
+
+
+class StateContract(Contract):
+    """The suite; a driver without the capability passes it."""
+
+    async def test_entries_are_seen_by_all_and_told_to_who_watches(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes, others = await make_driver(), await make_driver(), Changes(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        key = "node.0-A." + "x" * 200 + "." + "=" * 60
+        await mine.put("room.before", b"0")
+        await mine.put(key, bytes(range(256)))
+        subscription = await theirs.watch("room.*", changes)
+        await theirs.watch("other.>", others)
+        await mine.put("room.a", b"1")
+        await mine.put("room.a", b"")
+        await mine.put("room.a.b", b"deeper")
+        await mine.delete("room.never")
+        await mine.delete("room.before")
+        await changes.until("room.before", None)
+        assert [told for told in changes.told if told != ("room.never", None)] == [
+            ("room.a", b"1"), ("room.a", b""), ("room.before", None),
+        ]  # fmt: skip
+        assert await theirs.entries("room.*") == {"room.a": b""}
+        assert await theirs.entries("room.>") == {"room.a": b"", "room.a.b": b"deeper"}
+        assert await theirs.entries("*.0-A.>") == {key: bytes(range(256))}
+        assert await theirs.entries("nothing.>") == {}
+        assert mine.losses == theirs.losses == 0
+        await subscription.aclose()
+        await subscription.aclose()
+        count = len(changes.told)
+        last = Changes()
+        await theirs.watch("room.*", last)
+        await mine.put("room.late", b"x")
+        await last.until("room.late", b"x")
+        assert len(changes.told) == count
+        assert others.told == []
+
+    async def test_an_entry_with_a_time_ends_unless_it_is_set_again(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes = await make_driver(), await make_driver(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        await mine.put("node.before", b"1", ttl_s=1)
+        await theirs.watch("node.*", changes)
+        loop = asyncio.get_running_loop()
+        await mine.put("node.short", b"1", ttl_s=1)
+        start = loop.time()
+        await mine.put("node.long", b"1", ttl_s=1)
+        await mine.put("node.long", b"2", ttl_s=30)
+        await mine.put("node.kept", b"1", ttl_s=1)
+        await mine.put("node.kept", b"2")
+        await changes.until("node.short", None)
+        assert 0.9 < loop.time() - start < 2.5
+        await changes.until("node.before", None)
+        assert await theirs.entries("node.*") == {"node.long": b"2", "node.kept": b"2"}
+        assert ("node.long", None) not in changes.told
+        assert ("node.kept", None) not in changes.told
+
+    async def test_of_all_who_claim_an_entry_at_once_one_has_it_until_its_time_is_over(
+        self, make_driver: MakeDriver
+    ) -> None:
+        drivers = [await make_driver() for _ in range(3)]
+        if Capability.PRESENCE not in drivers[0].capabilities:
+            return
+        states = [cast(StateDriver, driver).state for driver in drivers]
+        changes, loop = Changes(), asyncio.get_running_loop()
+        await states[0].watch("lease.*", changes)
+        for turn in range(5):
+            key = f"lease.{turn}"
+            results = await asyncio.gather(
+                *(
+                    state.claim(key, f"{i}-{again}".encode(), ttl_s=30)
+                    for i, state in enumerate(states)
+                    for again in range(3)
+                )
+            )
+            assert results.count(True) == 1
+        assert not await states[0].claim("lease.0", b"late", ttl_s=30)
+        await states[0].delete("lease.0")
+        assert await states[1].claim("lease.0", b"next", ttl_s=30)
+        await changes.until("lease.0", b"next")
+        assert await states[0].claim("lease.short", b"mine", ttl_s=1)
+        await asyncio.sleep(0.5)
+        start = loop.time()
+        assert await states[0].claim("lease.short", b"mine", ttl_s=1), "it is prolonged"
+        while not await states[1].claim("lease.short", b"other", ttl_s=30):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert 0.8 < loop.time() - start < 2.5
+        assert not await states[0].claim("lease.short", b"mine", ttl_s=1)
+        assert await states[2].entries("lease.short") == {"lease.short": b"other"}
+
+    async def test_what_must_outlive_a_restart_is_seen_by_all(
+        self, make_driver: MakeDriver
+    ) -> None:
+        one, two, changes = await make_driver(), await make_driver(), Changes()
+        if Capability.PRESENCE not in one.capabilities:
+            return
+        mine = cast(StateDriver, one).durable_state
+        theirs = cast(StateDriver, two).durable_state
+        await theirs.watch("kept.*", changes)
+        await mine.put("kept.a", b"1")
+        await mine.put("kept.short", b"1", ttl_s=1)
+        await changes.until("kept.short", b"1")
+        assert await theirs.entries("kept.*") == {"kept.a": b"1", "kept.short": b"1"}
+        await changes.until("kept.short", None)
+        assert await mine.entries("kept.*") == {"kept.a": b"1"}
+        assert await theirs.claim("kept.b", b"two", ttl_s=30)
+        assert not await mine.claim("kept.b", b"one", ttl_s=30)
+        await mine.delete("kept.a")
+        await changes.until("kept.a", None)
+        assert mine.losses == theirs.losses == 0
+
+    async def test_thousands_of_entries_are_read_whole(self, make_driver: MakeDriver) -> None:
+        driver = await make_driver()
+        if Capability.PRESENCE not in driver.capabilities:
+            return
+        state = cast(StateDriver, driver).state
+        expected = {f"many.{i}": str(i).encode() for i in range(_MANY)}
+        await asyncio.gather(*(state.put(key, value) for key, value in expected.items()))
+        assert await state.entries("many.*") == expected

@@ -1,0 +1,78 @@
+"""Pages of other origins: what the log tells of those that are refused."""
+
+import logging
+
+import pytest
+
+from eventbus_edge.access.hosts import Hosts, Origins
+from eventbus_edge.problem import Problem
+
+OWN = "edge.example"
+HOSTS = Hosts([OWN])
+
+
+@pytest.fixture
+def refuse(caplog):
+    caplog.set_level(logging.WARNING, "eventbus_edge.access.hosts")
+    origins = Origins(("https://app.example",), HOSTS)
+
+    def ask(origin):
+        with pytest.raises(Problem) as refused:
+            origins.require(origin, OWN)
+        assert refused.value.code == "forbidden"
+        return [record.getMessage() for record in caplog.records]
+
+    return ask
+
+
+def test_many_refused_origins_are_one_line_until_some_time_has_passed(refuse, monkeypatch):
+    now = 5.0
+    monkeypatch.setattr("eventbus_edge.access.hosts.time.monotonic", lambda: now)
+    [first] = refuse("https://other.example")
+    assert "refused for their origin: 1; the last from 'https://other.example'" in first
+    assert "CORS_ALLOWED_ORIGINS" in first
+    for number in range(100):
+        assert refuse(f"https://{number}.example") == [first]
+    now += 10.0
+    _, second = refuse("https://last.example")
+    assert "refused for their origin: 101; the last from 'https://last.example'" in second
+
+
+def test_an_origin_in_the_log_is_short_and_cannot_break_a_line(refuse):
+    [told] = refuse("x\n\x1b[2J\udc80é" + "y" * 10_000)
+    assert told.isascii()
+    assert told.isprintable()
+    assert len(told) < 400
+
+
+@pytest.mark.parametrize("origin", [None, "https://app.example", f"https://{OWN}"])
+def test_what_is_allowed_is_not_logged(origin, caplog):
+    Origins(("https://app.example",), HOSTS).require(origin, OWN)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "expected"),
+    [
+        ("http://localhost:8080", "localhost:8080", True),
+        ("http://LOCALHOST:8080", "Localhost.:8080", False),  # other names to a browser
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("http://[::1]:8080", "[::1]:8080", True),
+        ("http://192.168.1.5:8080", "192.168.1.5:8080", True),
+        ("https://edge.example", "edge.example", True),
+        ("http://evil.example:8080", "evil.example:8080", False),
+        ("http://evil.example:8080", "localhost:8080", False),
+        ("http://localhost:8080", "evil.example:8080", False),
+        ("http://localhost.evil.example", "localhost.evil.example", False),
+        ("https://app.example", "evil.example", True),
+    ],
+)
+def test_the_origin_of_a_foreign_host_is_not_the_nodes_own(origin, host, expected):
+    assert Origins(("https://app.example",), HOSTS).allows(origin, host) is expected
+
+
+@pytest.mark.parametrize("allowed", [("*",), ("http://any.example:8080",), ("any.example:8080",)])
+def test_a_host_whose_pages_are_allowed_is_allowed_without_an_origin(allowed):
+    Origins(allowed, Hosts()).require_host("any.example:8080")
+    with pytest.raises(Problem):
+        Origins(("https://app.example",), Hosts()).require_host("any.example:8080")

@@ -1,0 +1,489 @@
+"""History and resume: exactly what was missed, in order, then live; or a plain word that not."""
+
+import asyncio
+import os
+import random
+import signal
+
+import msgspec
+import pytest
+
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus.drivers.base import NO_HEADERS, Delivery, Position
+from eventbus.drivers.marks import MarkedPosition
+from eventbus.drivers.memory import MemoryBroker, MemoryDriver
+from eventbus_edge.delivery import history as history_module
+from eventbus_edge.delivery.history import History
+from eventbus_edge.delivery.traffic import to_message
+from eventbus_edge.protocols.vocabulary import Subscribe
+
+
+@pytest.fixture
+def kept():
+    """How many messages of a channel are kept."""
+    return 100
+
+
+@pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
+async def bus(request, settings, start_redis, kept):
+    if request.param == "memory":
+        settings = msgspec.structs.replace(settings, driver="memory")
+    elif request.param == "redis":
+        settings = await start_redis()
+    async with EventBus(msgspec.structs.replace(settings, history_messages=kept)) as opened:
+        yield opened
+
+
+async def publish(bus, numbers, channel="general"):
+    receipts = [await bus.publish(channel, "tick", number) for number in numbers]
+    return Position(receipts[-1].offset, receipts[-1].epoch) if receipts else None
+
+
+async def messages(client, count):
+    return [await client.next() for _ in range(count)]
+
+
+def data_of(frames):
+    return [frame["data"] for frame in frames]
+
+
+async def test_resuming_client_gets_what_it_missed_in_order_then_live_messages(edge, bus):
+    cursor = await publish(bus, [0])
+    await publish(bus, range(1, 51))
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"offset": cursor.offset, "epoch": cursor.epoch})
+    assert told["recovered"] is True
+    assert told["offset"] == cursor.offset
+    await publish(bus, [51])
+    frames = await messages(client, 51)
+    assert data_of(frames) == list(range(1, 52))
+    offsets = [frame["offset"] for frame in frames]
+    assert offsets == sorted(set(offsets))
+    assert {frame["epoch"] for frame in frames} == {cursor.epoch}
+    assert await client.hears_nothing()
+
+
+async def test_client_that_missed_nothing_is_recovered_with_nothing(edge, bus):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1], channel="announcements")
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is True
+    assert await client.hears_nothing()
+
+
+async def test_evicted_messages_are_told_as_not_recovered_and_live_goes_on(edge, bus):
+    cursor = await publish(bus, [0])
+    last = await publish(bus, range(1, 150))
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is False
+    assert (told["offset"], told["epoch"]) == last
+    await publish(bus, [150])
+    assert (await client.next())["data"] == 150
+
+
+@pytest.mark.parametrize("change", [{"epoch": "another"}, {"offset": 10**9}])
+async def test_foreign_epoch_or_offset_is_not_recovered(edge, bus, change):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1])
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict() | change)
+    assert told["recovered"] is False
+    assert await client.hears_nothing()
+
+
+async def test_history_gives_the_last_few_then_live_messages(edge, bus):
+    await publish(bus, range(10))
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"history": 3})
+    assert "recovered" not in told
+    await publish(bus, [10])
+    frames = await messages(client, 4)
+    assert data_of(frames) == [7, 8, 9, 10]
+    assert told["offset"] < frames[0]["offset"]
+
+
+async def test_history_of_an_empty_channel_is_empty(edge, bus):
+    client = await edge.connect()
+    told = await client.subscribe("general", data={"history": 5})
+    assert told["kind"] == "public"
+    assert await client.hears_nothing()
+
+
+async def test_payload_in_quarantine_is_not_replayed(edge, bus):
+    cursor = await publish(bus, [0])
+    await bus.driver.publish(bus.subjects.event("general"), b"not json")
+    await publish(bus, [1])
+    client = await edge.connect()
+    await client.subscribe("general", data=cursor._asdict())
+    assert data_of(await messages(client, 1)) == [1]
+    assert await client.hears_nothing()
+
+
+async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(start_edge, bus):
+    edge = await start_edge(bus, max_unsent_bytes=16_384)
+    cursor = await publish(bus, [0])
+    for _ in range(40):
+        await bus.publish("general", "tick", "x" * 4000)
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict())
+    assert told["recovered"] is True
+    assert len(await messages(client, 40)) == 40
+
+
+@pytest.mark.parametrize("kept", [1200])
+async def test_many_random_disconnects_leave_no_gap_and_no_double(edge, bus, kept):
+    total, clients, rounds = kept, 10, 20
+
+    async def feed():
+        for number in range(total):
+            await bus.publish("general", "tick", number)
+            if number % 20 == 0:
+                await asyncio.sleep(0)  # the memory driver never waits, and others have to run
+
+    async def follow(seed):
+        rng = random.Random(seed)
+        heard, cursor = [], None
+        for turn in range(rounds):
+            client = await edge.connect()
+            asked = {} if cursor is None else {"data": cursor}
+            told = await client.subscribe("general", **asked)
+            assert told.get("recovered", True), f"{seed} was {len(heard)} in at turn {turn}"
+            cursor = {"offset": told["offset"], "epoch": told["epoch"]}
+            for _ in range(rng.randrange(50)):
+                if cursor["offset"] == total:  # offsets begin at 1 and are this channel's alone
+                    break
+                frame = await client.next()
+                heard.append(frame["data"])
+                cursor = {"offset": frame["offset"], "epoch": frame["epoch"]}
+            client.socket.transport.abort()  # a disconnect, not a goodbye
+        return heard
+
+    lists, _ = await asyncio.gather(
+        asyncio.gather(*(follow(seed) for seed in range(clients))), feed()
+    )
+    for heard in lists:
+        assert heard
+        assert heard == list(range(heard[0], heard[0] + len(heard)))
+
+
+async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_edge):
+    held = []
+
+    class Lagging(MemoryDriver):
+        """Its stream is ahead of what is delivered, as on another connection to a broker."""
+
+        is_behind = False
+
+        async def subscribe(self, subject, handler):
+            def receive(delivery):
+                if self.is_behind:
+                    held.append(lambda: handler(delivery))
+                else:
+                    handler(delivery)
+
+            return await super().subscribe(subject, receive)
+
+    driver = Lagging()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        edge = await start_edge(bus)
+        live = await edge.connect("/ws/general")
+        await live.next()
+        cursor = await publish(bus, [0])
+        assert (await live.next())["data"] == 0
+        driver.is_behind = True
+        await publish(bus, [1, 2, 3])
+        resumed, with_history = await edge.connect(), await edge.connect()
+        assert (await resumed.subscribe("general", data=cursor._asdict()))["recovered"] is True
+        assert data_of(await messages(resumed, 3)) == [1, 2, 3]
+        await with_history.subscribe("general", data={"history": 2})
+        assert data_of(await messages(with_history, 2)) == [2, 3]
+        driver.is_behind = False
+        for deliver in held:
+            deliver()
+        await publish(bus, [4])
+        assert data_of(await messages(live, 4)) == [1, 2, 3, 4]
+        for client in (resumed, with_history):
+            assert data_of(await messages(client, 1)) == [4]
+            assert await client.hears_nothing()
+        assert edge.node.hub._ahead == {}
+
+
+async def test_reads_for_clients_that_come_together_are_shared():
+    reads = []
+
+    class Counting(MemoryDriver):
+        async def read(self, subject, *, after, limit):
+            reads.append(after)
+            await asyncio.sleep(0.01)
+            return await super().read(subject, after=after, limit=limit)
+
+    driver = Counting()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        await publish(bus, [1])
+        history = History(driver, bus.subjects, lambda channel, delivery: None)
+        command = Subscribe("general", cursor, 0, None)
+        results = await asyncio.gather(*(history.catch_up(command, cursor) for _ in range(100)))
+    assert all(result.recovered for result in results)
+    assert len(reads) <= 2
+
+
+async def test_client_that_missed_more_than_a_node_keeps_in_memory_begins_anew(monkeypatch):
+    driver = MemoryDriver()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, range(1, 6))
+        history = History(driver, bus.subjects, to_message)
+        command = Subscribe("general", cursor, 0, None)
+        whole = await history.catch_up(command, end)
+        assert (whole.start, whole.recovered, len(whole.messages)) == (cursor, True, 5)
+        size = sum(len(message.body) for message in whole.messages)
+        monkeypatch.setattr(history_module, "PAGE", 2)
+        monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size)
+        assert await history.catch_up(command, end) == whole
+        monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size - 1)
+        anew = await history.catch_up(command, end)
+    assert (anew.start, anew.recovered, anew.messages) == (end, False, [])
+
+
+async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge, own_nats_server):
+    settings = Settings(
+        nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=1000
+    )
+    async with EventBus(settings) as bus:
+        edge = await start_edge(settings)
+        client = await edge.connect("/ws/general")
+        await client.next()
+        await publish(bus, range(20))
+        publishing = asyncio.create_task(publish(bus, range(20, 300)))
+        await messages(client, 60)
+        os.kill(own_nats_server.pid, signal.SIGKILL)
+        await own_nats_server.stop()
+        await own_nats_server.start()
+        await publishing
+        assert data_of(await messages(client, 240)) == list(range(60, 300))
+        assert await client.hears_nothing()
+
+
+async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
+    start_edge, own_nats_server, monkeypatch
+):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=3)
+    async with EventBus(settings) as bus, EventBus(settings) as away:
+        edge = await start_edge(away)
+        client = await edge.connect("/ws/general")
+        await client.next()
+        await publish(bus, [0])
+        assert (await client.next())["data"] == 0
+        await away.driver._connection.client.force_reconnect()
+        last = await publish(bus, range(1, 11))
+        told = await client.next()
+        assert told["event"] == "eb:subscribed"
+        assert told["data"] == {
+            "kind": "public",
+            "offset": last.offset - 3,
+            "epoch": last.epoch,
+            "recovered": False,
+        }
+        assert data_of(await messages(client, 3)) == [8, 9, 10]
+        assert edge.node.metrics.total("eventbus_edge_gaps_total") == 1
+
+
+async def test_eviction_between_the_pages_of_a_resume_is_not_recovered(monkeypatch):
+    monkeypatch.setattr(history_module, "PAGE", 5)
+    evicting = asyncio.Event()
+
+    class Full(MemoryDriver):
+        """Between two pages of a reader, others publish as many messages as are kept."""
+
+        async def read(self, subject, *, after, limit):
+            page = await super().read(subject, after=after, limit=limit)
+            if evicting.is_set() and len(page.messages) == limit:
+                evicting.clear()
+                await publish(bus, range(100, 110))
+            return page
+
+    driver = Full(MemoryBroker(history_messages=10))
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, range(1, 9))
+        history = History(driver, bus.subjects, to_message)
+        command = Subscribe("general", cursor, 0, None)
+        whole = await history.catch_up(command, end)
+        assert (whole.recovered, len(whole.messages)) == (True, 8)
+        evicting.set()
+        broken = await history.catch_up(command, end)
+    assert (broken.recovered, broken.messages) == (False, [])
+
+
+async def test_gap_while_a_client_catches_up_is_told_to_it_too(start_edge):
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    handlers = []
+
+    class Slow(MemoryDriver):
+        async def subscribe(self, subject, handler):
+            handlers.append(handler)
+            return await super().subscribe(subject, handler)
+
+        async def read(self, subject, *, after, limit):
+            page = await super().read(subject, after=after, limit=limit)
+            reading.set()
+            await go_on.wait()
+            return page
+
+    driver = Slow()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        edge = await start_edge(bus)
+        cursor = await publish(bus, [0, 1])
+        client = await edge.connect()
+        joining = asyncio.create_task(client.subscribe("general", data=cursor._asdict()))
+        await reading.wait()
+        # The node has missed offset 3 for good, as the message after it shows.
+        position = Position(4, cursor.epoch)
+        body = b'{"channel":"general","event":"tick","data":"after"}'
+        for handler in handlers:
+            handler(Delivery(bus.subjects.live("general"), body, NO_HEADERS, position, previous=3))
+        go_on.set()
+        assert (await joining)["recovered"] is True  # up to here
+        told = await client.next()
+        assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
+        assert told["data"]["offset"] == 3
+        assert (await client.next())["data"] == "after"
+
+
+async def test_resume_with_marks_is_recovered_and_with_the_mark_of_another_message_not(edge, bus):
+    client = await edge.connect()
+    here = await client.subscribe("general")
+    await publish(bus, range(3))
+    frames = await messages(client, 3)
+    marks = [frame["mark"] for frame in frames]
+    assert len(set(marks)) == 3
+    for number in range(3):
+        place = {key: frames[number][key] for key in ("offset", "epoch", "mark")}
+        other = await edge.connect()
+        told = await other.subscribe("general", data=place)
+        assert told["recovered"] is True
+        assert {key: told[key] for key in place} == place
+        assert data_of(await messages(other, 2 - number)) == list(range(number + 1, 3))
+        wrong = place | {"mark": marks[number - 1]}
+        other = await edge.connect()
+        assert (await other.subscribe("general", data=wrong))["recovered"] is False
+    place = {key: here[key] for key in ("offset", "epoch", "mark") if key in here}
+    other = await edge.connect()
+    assert (await other.subscribe("general", data=place))["recovered"] is True
+    assert len(await messages(other, 3)) == 3
+
+
+@pytest.mark.parametrize("mark", ["", "no time", "~", "9999-99-99T00:00:00Z", "x" * 1000, "\u0000"])
+async def test_mark_that_nobody_has_given_does_no_harm(edge, bus, mark):
+    cursor = await publish(bus, [0])
+    await publish(bus, [1])
+    client = await edge.connect()
+    told = await client.subscribe("general", data=cursor._asdict() | {"mark": mark})
+    assert told["recovered"] in {True, False}
+    await publish(bus, [2])
+    assert data_of(await messages(client, 1 + told["recovered"]))[-1] == 2
+
+
+async def test_quiet_channel_is_told_of_no_gap_when_the_bus_is_lost_twice(
+    start_edge, own_nats_server, monkeypatch
+):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=9)
+    async with EventBus(settings) as bus, EventBus(settings) as away:
+        edge = await start_edge(away)
+        quiet, busy = await edge.connect("/ws/general"), await edge.connect("/ws/announcements")
+        await quiet.next()
+        await busy.next()
+        await publish(bus, [0])
+        assert (await quiet.next())["data"] == 0
+        await away.driver._connection.client.force_reconnect()
+        await publish(bus, range(9), "announcements")
+        assert data_of(await messages(busy, 9)) == list(range(9))
+        await away.driver._connection.client.force_reconnect()
+        await publish(bus, [1])
+        frame = await quiet.next()
+        assert (frame["event"], frame["data"]) == ("tick", 1)
+        assert edge.node.metrics.total("eventbus_edge_gaps_total") == 0
+
+
+async def test_quiet_channel_whose_messages_have_expired_is_recovered_where_a_node_has_followed_it(
+    start_edge, own_nats_server
+):
+    settings = Settings(
+        nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_seconds=1.0
+    )
+    async with EventBus(settings) as bus:
+        edge = await start_edge(settings)
+        staying, leaving = await edge.connect("/ws/general"), await edge.connect("/ws/general")
+        await staying.next()
+        await leaving.next()
+        await publish(bus, [0])
+        frame = await leaving.next()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        leaving.socket.transport.abort()
+        live = bus.subjects.live("general")
+        while (await bus.driver.read(live, after=None, limit=1)).messages:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        at = MarkedPosition(*place.values())
+        while (await bus.driver.resume(live, at, 9)).complete:  # others' messages expire as well
+            await publish(bus, [1], "announcements")
+            await asyncio.sleep(0.1)
+        back = await edge.connect()
+        assert (await back.subscribe("general", data=place))["recovered"] is True
+        # A node that has not followed it cannot know.
+        other = await (await start_edge(settings)).connect()
+        assert (await other.subscribe("general", data=place))["recovered"] is False
+        await publish(bus, [4])
+        assert (await back.next())["data"] == 4
+
+
+async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(edge, bus):
+    """About as far back as messages are kept, so that some are evicted while they are read."""
+    total, done, seen = 0, asyncio.Event(), []
+    watcher = await edge.connect("/ws/general")
+    await watcher.next()
+
+    async def feed():
+        nonlocal total
+        while not done.is_set():
+            await asyncio.gather(*(bus.publish("general", "tick", total + i) for i in range(5)))
+            total += 5
+            await asyncio.sleep(0.002)
+
+    async def watch():
+        while True:
+            seen.append(await watcher.next())
+
+    async def resume(number):
+        frame = seen[-(40 + number % 62)]
+        client = await edge.connect()
+        place = {key: frame[key] for key in ("offset", "epoch", "mark")}
+        told = await client.subscribe("general", data=place)
+        if told["recovered"]:
+            offsets = [each["offset"] for each in await messages(client, 110)]
+            assert offsets == list(range(frame["offset"] + 1, frame["offset"] + 111))
+        await client.socket.close()
+        return told["recovered"]
+
+    tasks = [asyncio.create_task(feed()), asyncio.create_task(watch())]
+    try:
+        async with asyncio.timeout(60):
+            while len(seen) < 150:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.01)
+            outcomes = [
+                outcome
+                for start in range(0, 120, 6)
+                for outcome in await asyncio.gather(*map(resume, range(start, start + 6)))
+            ]
+    finally:
+        done.set()
+        await tasks[0]
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert True in outcomes

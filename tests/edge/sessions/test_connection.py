@@ -1,0 +1,149 @@
+"""A connection on its node: what it holds and lets go, whenever it ends."""
+
+import asyncio
+
+import pytest
+
+from eventbus.bus import EventBus
+from eventbus.config import Settings
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.node import Node
+from eventbus_edge.protocols.native import NativeWebSocket
+from eventbus_edge.protocols.vocabulary import (
+    Authenticate,
+    Ping,
+    Subscribe,
+    Unsubscribe,
+)
+
+NATIVE = NativeWebSocket()
+
+
+class Socket:
+    """A sink and peer that remembers, in order."""
+
+    def __init__(self):
+        self.log = []
+
+    def write(self, data):
+        self.log.append(data)
+
+    def unsent(self):
+        return 0
+
+    def ping(self):
+        self.log.append("ping")
+
+    def close(self, code, reason):
+        self.log.append(code)
+
+
+@pytest.fixture
+async def bus():
+    async with EventBus(Settings(driver="memory")) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def node(bus):
+    made = Node(bus, EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0), ChannelRules(), None)
+    await made.start()
+    yield made
+    await made.aclose()
+
+
+async def connect(node, *channels):
+    socket = Socket()
+    connection = node.connect(NATIVE, socket, socket, None, node.admission.places.enter("a"))
+    await connection.open([])
+    for channel in channels:
+        await connection.handle(Subscribe(channel, None, 0, None))
+    await turn()
+    return connection, socket
+
+
+async def turn():
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_what_was_written_before_the_close_comes_before_it_and_nothing_after(node, bus):
+    connection, socket = await connect(node, "general")
+    del socket.log[:]
+    node.hub.push(connection.outbox, b"pending")
+    connection.close(4200, "draining")
+    await bus.publish("general", "e", 1)
+    await turn()
+    assert socket.log == [b"pending", 4200]  # RFC 6455, 5.5.1: no data after a close frame
+
+
+async def test_the_answer_to_the_third_bad_token_comes_before_the_close(node):
+    connection, socket = await connect(node)
+    del socket.log[:]
+    for _ in range(3):
+        await connection.handle(Authenticate("nonsense", None))
+    await turn()
+    *answers, code = socket.log
+    assert b"".join(answers).count(b"eb:error") == 3
+    assert code == 4001
+
+
+async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
+    connection, socket = await connect(node, "general")
+    connection.close(4200, "draining")
+    await connection.handle(Unsubscribe("general", None))
+    await connection.handle(Subscribe("public", None, 0, None))
+    await connection.handle(Ping(None, None))
+    node.disconnect(connection)
+    await turn()
+    assert socket.log[-1] == 4200
+    assert list(node.hub.channels) == []
+    assert node.metrics.subscriptions._value.get() == 0
+
+
+async def test_a_connection_is_closed_once(node):
+    connection, socket = await connect(node)
+    connection.close(4200, "draining")
+    connection.close(4203, "silent")
+    connection.ended(1009)
+    assert [entry for entry in socket.log if isinstance(entry, int)] == [4200]
+    assert node.metrics.closes.labels("4200")._value.get() == 1
+    assert node.metrics.closes.labels("4203")._value.get() == 0
+
+
+async def test_a_client_that_leaves_while_it_joins_holds_nothing(node, bus, monkeypatch):
+    go, asked, subscribe = asyncio.Event(), asyncio.Event(), bus.driver.subscribe
+
+    async def slow(subject, handler):
+        asked.set()
+        await go.wait()
+        return await subscribe(subject, handler)
+
+    monkeypatch.setattr(bus.driver, "subscribe", slow)
+    connection, _ = await connect(node)
+    joining = asyncio.create_task(connection.handle(Subscribe("general", None, 0, None)))
+    await asked.wait()
+    connection.ended(None)
+    go.set()
+    await joining
+    node.disconnect(connection)
+    assert list(node.hub.channels) == []
+    assert node.metrics.subscriptions._value.get() == 0
+
+
+async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others(
+    node, monkeypatch, caplog
+):
+    broken, socket = await connect(node)
+    _, other = await connect(node)
+
+    def fail(now):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(broken.session.time, "tick", fail)
+    async with asyncio.timeout(5):
+        while 4203 not in other.log:  # noqa: ASYNC110 - the log tells, by no event
+            await asyncio.sleep(0.01)
+    assert socket.log[-1] == 1011
+    assert "a bug" in caplog.text

@@ -1,0 +1,46 @@
+from hypothesis import given, strategies as st
+
+from eventbus.client.link import (
+    Liveness,
+    Verdict,
+)
+
+
+def test_silence_is_asked_about_and_then_given_up():
+    liveness = Liveness(20.0, now=0.0)
+    seen = {}
+    now = 0.0
+    while Verdict.DEAD not in seen:
+        now += liveness.look_every_s
+        seen.setdefault(liveness.look(now), now)
+    assert 25.0 <= seen[Verdict.ASK] <= 27.5
+    assert 10.0 <= seen[Verdict.DEAD] - seen[Verdict.ASK] <= 12.5
+
+
+def test_an_answer_in_time_begins_anew():
+    liveness = Liveness(20.0, now=0.0)
+    step = liveness.look_every_s
+    now = 0.0
+    while liveness.look(now := now + step) is not Verdict.ASK:
+        pass
+    liveness.heard(now + step)
+    assert liveness.look(now + 2 * step) is Verdict.WAIT
+    assert liveness.look(now + 3 * step) is Verdict.WAIT
+
+
+def test_a_process_that_slept_asks_before_it_gives_up():
+    liveness = Liveness(20.0, now=0.0)
+    assert liveness.look(1_000.0) is Verdict.ASK
+    assert liveness.look(1_000.0 + liveness.look_every_s) is Verdict.WAIT
+
+
+@given(st.floats(0.1, 60.0))
+def test_never_given_up_while_something_is_heard_each_heartbeat(heartbeat):
+    liveness, now = Liveness(heartbeat, now=0.0), 0.0
+    step, heard = liveness.look_every_s, 0.0
+    for _ in range(200):
+        now += step
+        if now - heard >= heartbeat - step:
+            heard = now
+            liveness.heard(now)
+        assert liveness.look(now) is not Verdict.DEAD

@@ -1,0 +1,276 @@
+"""Listeners to filters: what passed while the connection was lost comes too, or is told of."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import msgspec
+import pytest
+
+from eventbus.config import Settings
+from eventbus.drivers.nats import subscription as nats_listeners
+from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.testing.contracts.driver import Inbox
+
+
+@pytest.fixture
+def own_settings(own_nats_server, monkeypatch):
+    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    return Settings(
+        nats_url=own_nats_server.url, namespace="own", history_bytes=2**22, history_messages=5000
+    )
+
+
+@contextlib.asynccontextmanager
+async def opened(settings):
+    driver = NatsDriver(settings)
+    await driver.open()
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+async def until(condition, seconds=20.0):
+    """Wait for what no event announces."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)
+
+
+async def lose(driver):
+    await driver._connection.client.force_reconnect()
+    await until(lambda: not driver.is_connected)
+
+
+@contextlib.asynccontextmanager
+async def listening(settings, subject):
+    """A driver that hears a filter, another, the inbox, and how often a gap was told."""
+    async with opened(settings) as away, opened(settings) as there:
+        inbox, told = Inbox(), []
+        subscription = await away.subscribe(subject, inbox)
+        subscription.on_gap = lambda: told.append(len(inbox.deliveries))
+        yield away, there, inbox, told
+
+
+async def test_what_was_stored_while_away_comes_once_in_order_by_its_own_names(own_settings):
+    async with listening(own_settings, "own.live.orders.*") as (away, there, inbox, told):
+        await there.publish("own.event.orders.1", b"1")
+        await inbox.until(1)
+        await lose(away)
+        forged = {"Nats-Subject": "own.event.orders.9"}
+        await there.publish("own.event.orders.2", b"2", forged)
+        await there.publish("own.event.others.1", b"not heard")
+        await there.publish("own.event.orders.1", b"3")
+        assert not away.is_connected
+        await until(lambda: away.is_connected)
+        await there.publish("own.event.orders.3", b"4")
+        await inbox.until(4)
+        assert inbox.payloads == [b"1", b"2", b"3", b"4"]
+        subjects = [each.subject for each in inbox.deliveries]
+        assert subjects == [f"own.live.orders.{number}" for number in (1, 2, 1, 3)]
+        assert all(each.position.epoch for each in inbox.deliveries)
+        assert not told
+        # The last one too, when it was stored before the stream was read.
+        assert away.counters["filled"] in {2, 3}
+
+
+async def test_what_came_last_needs_no_message_after_it_to_be_found(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+        await lose(away)
+        await there.publish("own.event.new", b"only")
+        await inbox.until(1)
+        assert inbox.payloads == [b"only"]
+        assert not told
+
+
+async def test_connection_lost_again_and_again_leaves_no_gap_and_no_double(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+        total = 1500
+
+        async def publish():
+            for number in range(total):
+                await there.publish(f"own.event.a.{number % 7}", b"%d" % number)
+
+        publishing = asyncio.create_task(publish())
+        for _ in range(5):
+            seen = len(inbox.deliveries)
+            await inbox.until(min(seen + 50, total))
+            await away._connection.client.force_reconnect()
+        await publishing
+        await inbox.until(total)
+        assert inbox.payloads == [b"%d" % number for number in range(total)]
+        assert not told
+
+
+async def test_server_killed_and_started_again_loses_nothing(own_nats_server, own_settings):
+    async with listening(own_settings, "own.live.a.*") as (_, there, inbox, told):
+        for number in range(50):
+            await there.publish(f"own.event.a.{number % 3}", b"%d" % number)
+        os.kill(own_nats_server.pid, signal.SIGKILL)
+        await own_nats_server.stop()
+        await own_nats_server.start()
+        for number in range(50, 100):
+            await there.publish(f"own.event.a.{number % 3}", b"%d" % number)
+        await inbox.until(100)
+        assert inbox.payloads == [b"%d" % number for number in range(100)]
+        assert not told
+
+
+async def test_full_channel_that_gave_up_messages_is_told_before_what_follows(own_settings):
+    few = msgspec.structs.replace(own_settings, history_messages=3)
+    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+        await there.publish("own.event.a.1", b"0")
+        await inbox.until(1)
+        await lose(away)
+        for number in range(1, 7):
+            await there.publish("own.event.a.1", b"%d" % number)
+        await inbox.until(5)
+        # The stream has one more of a channel than readers of its history are given.
+        assert inbox.payloads == [b"0", b"3", b"4", b"5", b"6"]
+        assert told == [1]
+        assert away.counters["gaps"] == 1
+
+
+async def test_full_channel_that_gave_up_nothing_new_is_not_told(own_settings):
+    few = msgspec.structs.replace(own_settings, history_messages=3)
+    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+        await there.publish("own.event.a.1", b"0")
+        await inbox.until(1)
+        await lose(away)
+        for number in range(1, 4):
+            await there.publish("own.event.a.1", b"%d" % number)
+        await inbox.until(4)
+        assert inbox.payloads == [b"0", b"1", b"2", b"3"]
+        assert not told
+
+
+async def test_purge_while_away_is_told(own_settings):
+    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, told):
+        await there.prepare()
+        await lose(away)
+        await there.publish("own.event.a.1", b"purged")
+        await there.purge("own.live.a.1")
+        await there.publish("own.event.a.2", b"kept")
+        await inbox.until(1)
+        assert inbox.payloads == [b"kept"]
+        assert told == [0]
+
+
+async def test_purge_of_what_the_filter_does_not_have_is_not_told(own_settings):
+    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, told):
+        await there.prepare()
+        await there.publish("own.event.a.1", b"before")
+        await inbox.until(1)
+        await lose(away)
+        await there.publish("own.event.b.1", b"purged")
+        await there.purge("own.live.b.1")
+        await there.publish("own.event.a.2", b"kept")
+        await inbox.until(2)
+        assert not told
+
+
+async def test_more_than_is_read_at_once_is_told_and_goes_on_with_the_newest(
+    own_settings, monkeypatch
+):
+    monkeypatch.setattr(nats_listeners, "_FILTER_READS", 500)
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+        await lose(away)
+        for number in range(700):
+            await there.publish("own.event.a", b"%d" % number)
+        await until(lambda: away.is_connected and told)
+        await until(lambda: away._listeners.certain and not away._listeners._filling)
+        await there.publish("own.event.a", b"live")
+        await until(lambda: inbox.payloads[-1:] == [b"live"])
+        assert len(told) == 1
+        numbers = [int(payload) for payload in inbox.payloads[:-1]]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_stream_made_anew_is_told(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+        await there.publish("own.event.a", b"old")
+        await inbox.until(1)
+        client = there._connection.client
+        await client.request("$JS.API.STREAM.DELETE.OWN_EVENTS")
+        await lose(away)
+        await until(lambda: told)
+        await there.publish("own.event.a", b"new")
+        await inbox.until(2)
+        assert inbox.payloads == [b"old", b"new"]
+
+
+@pytest.mark.parametrize("subject", ["own.live.quiet.*", "own.live.quiet.1"])
+async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
+    own_settings, monkeypatch, subject
+):
+    monkeypatch.setattr("eventbus.drivers.nats._NOTE_S", 0.05)
+    short = msgspec.structs.replace(own_settings, history_seconds=1.0)
+    async with listening(short, subject) as (away, there, inbox, told):
+        await there.publish("own.event.quiet.1", b"1")
+        await inbox.until(1)
+        first = inbox.deliveries[0].position.offset
+        # By age, the stream gives up all that there was; the listener has seen none of it go.
+        for _ in range(3):
+            await there.publish("own.event.busy", b"x")
+        await until(lambda: min(each.noted for each in away._listeners._all) >= first + 3)
+        while (await there._stream.first()) <= first + 2:  # noqa: ASYNC110 - expiry has no event
+            await asyncio.sleep(0.05)
+        await lose(away)
+        await there.publish("own.event.busy", b"x")
+        await there.publish("own.event.quiet.1", b"2")
+        await inbox.until(2)
+        assert inbox.payloads == [b"1", b"2"]
+        assert not told
+        assert away.counters["gaps"] == 0
+
+
+async def test_member_of_a_group_does_not_read_what_went_to_others(own_settings):
+    async with opened(own_settings) as driver:
+        inbox = Inbox()
+        await driver.subscribe_group("own.live.>", "workers", inbox)
+        await lose(driver)
+        async with opened(own_settings) as there:
+            await there.publish("own.event.a", b"missed")
+            await until(lambda: driver.is_connected)
+            await until(lambda: driver._listeners.certain)
+            await there.publish("own.event.a", b"next")
+        await inbox.until(1)
+        assert inbox.payloads[-1] == b"next"
+        assert driver.counters["filled"] == 0
+
+
+async def test_what_was_missed_and_is_gone_shows_by_the_next_message_of_its_subject(own_settings):
+    async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
+        await there.prepare()
+        first = await there.publish("own.event.a", b"1")
+        await inbox.until(1)
+        await lose(away)
+        await there.publish("own.event.a", b"purged")
+        await there.purge("own.live.a")
+        await until(lambda: away.counters["gaps"] == 1)
+        await there.publish("own.event.a", b"2")
+        await there.publish("own.event.a", b"3")
+        await inbox.until(3)
+        assert inbox.payloads == [b"1", b"2", b"3"]
+        _, second, third = inbox.deliveries
+        assert second.previous > first.position.offset
+        assert third.previous == second.position.offset
+
+
+async def test_subject_that_was_quiet_at_one_loss_names_its_own_last_message_after_the_next(
+    own_settings,
+):
+    async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
+        first = await there.publish("own.event.a", b"1")
+        await inbox.until(1)
+        subscription = next(iter(away._listeners._all))
+        await lose(away)
+        last = [await there.publish("own.event.busy", b"x") for _ in range(5)][-1]
+        await until(lambda: subscription.last == last.position.offset)
+        await lose(away)
+        await there.publish("own.event.a", b"2")
+        await inbox.until(2)
+        assert inbox.deliveries[1].previous == first.position.offset
+        assert away.counters["gaps"] == 0

@@ -1,0 +1,168 @@
+"""What a stream proves to a reader: what was evicted, taken out by hand, or is another's."""
+
+import asyncio
+import contextlib
+import json
+
+import nats
+import pytest
+from msgspec.structs import replace
+
+from eventbus.config import Settings
+from eventbus.drivers.base import Position
+from eventbus.drivers.marks import (
+    MarkedPosition,
+    nanoseconds,
+    timestamp,
+)
+from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.testing.contracts import Inbox
+
+STREAM, EVENT, LIVE = "OWN_EVENTS", "own.event.a", "own.live.a"
+
+
+@pytest.fixture
+def own_settings(own_nats_server):
+    return Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=2**22)
+
+
+@contextlib.asynccontextmanager
+async def opened(settings):
+    driver = NatsDriver(settings)
+    await driver.open()
+    try:
+        yield driver
+    finally:
+        await driver.aclose()
+
+
+@pytest.fixture
+async def driver(own_settings):
+    async with opened(own_settings) as made:
+        yield made
+
+
+@pytest.fixture
+async def api(own_nats_server):
+    """JetStream's management, as another tool than ours uses it."""
+    client = await nats.connect(own_nats_server.url)
+
+    async def ask(what, question=None):
+        answer = await client.request(f"$JS.API.{what}", json.dumps(question or {}).encode())
+        body = json.loads(answer.data)
+        assert "error" not in body, body
+        return body
+
+    yield ask
+    await client.close()
+
+
+async def publish(driver, count, channel="a"):
+    for _ in range(count):
+        await driver.publish(f"own.event.{channel}", b"x")
+
+
+async def places(driver, channel="a"):
+    """The positions of what the stream has, with and without their marks."""
+    page = await driver.read(f"own.live.{channel}", after=None, limit=1000)
+    return [MarkedPosition(*one.position, one.time) for one in page.messages]
+
+
+async def is_whole(driver, place):
+    with_mark = await driver.resume(LIVE, place, 500)
+    without = await driver.read(LIVE, after=place.offset, limit=500)
+    assert with_mark.complete is without.complete
+    assert with_mark.messages == without.messages
+    return with_mark.complete
+
+
+async def test_channel_that_another_tool_has_purged_is_not_whole(driver, api):
+    await publish(driver, 3, "other")  # older messages of others stay
+    await publish(driver, 5)
+    known = await places(driver)
+    await api(f"STREAM.PURGE.{STREAM}", {"filter": EVENT})
+    assert not await is_whole(driver, known[2])
+    await publish(driver, 2)
+    assert not await is_whole(driver, known[2])
+    new = await places(driver)
+    assert await is_whole(driver, new[0])
+
+
+async def test_channel_of_which_another_tool_keeps_the_last_is_not_whole(driver, api):
+    await publish(driver, 3, "other")
+    await publish(driver, 9)
+    known = await places(driver)
+    await api(f"STREAM.PURGE.{STREAM}", {"filter": EVENT, "keep": 3})
+    assert not await is_whole(driver, known[2])
+    assert await is_whole(driver, known[6])
+
+
+async def test_limit_that_was_lowered_for_a_while_is_noticed(driver, api):
+    await publish(driver, 1, "other")
+    await publish(driver, 20)
+    known = await places(driver)
+    config = (await api(f"STREAM.INFO.{STREAM}"))["config"]
+    await api(f"STREAM.UPDATE.{STREAM}", config | {"max_msgs_per_subject": 5})
+    await api(f"STREAM.UPDATE.{STREAM}", config)
+    assert not await is_whole(driver, known[4])
+    assert await is_whole(driver, known[15])
+
+
+async def test_reader_of_a_quiet_channel_beside_a_full_one_has_missed_nothing(driver):
+    """Its position is another channel's message, which is evicted."""
+    await publish(driver, 200, "busy")
+    subscription = await driver.subscribe(LIVE, Inbox())
+    await publish(driver, 3)
+    await publish(driver, 200, "busy")
+    page = await driver.resume(LIVE, subscription.position, 500)
+    assert (len(page.messages), page.complete) == (3, True)
+    # Without a mark, the message might have been the channel's own.
+    page = await driver.resume(LIVE, Position(*subscription.position), 500)
+    assert (len(page.messages), page.complete) == (3, False)
+
+
+async def test_quiet_channel_whose_messages_have_expired_is_whole_while_none_is_missed(
+    own_settings,
+):
+    async with opened(replace(own_settings, history_seconds=1)) as driver:
+        await publish(driver, 3)
+        last = (await places(driver))[-1]
+        while await places(driver):  # noqa: ASYNC110 - they expire
+            await asyncio.sleep(0.1)
+        assert await is_whole(driver, last)
+        await publish(driver, 1)
+        assert await is_whole(driver, last)  # this driver has watched the stream since
+
+
+async def test_page_after_page_of_a_full_channel_is_proved_or_is_not_called_whole(own_settings):
+    """What is evicted between and within readings is not passed over."""
+    async with (
+        opened(replace(own_settings, history_messages=600)) as driver,
+        opened(own_settings) as publisher,
+    ):
+        inbox = Inbox()
+        await driver.subscribe(LIVE, inbox)
+        await publish(publisher, 600)
+        await inbox.until(600)
+        first = inbox.deliveries[0]
+        place = MarkedPosition(*first.position, first.time)
+        page = await driver.resume(LIVE, place, 500)
+        assert page.complete
+        await publish(publisher, 550)
+        final = page.messages[-1]
+        page = await driver.resume(LIVE, MarkedPosition(*final.position, final.time), 500)
+        assert not page.complete
+
+
+def test_times_are_read_to_the_nanosecond_and_written_as_they_were():
+    for text in (
+        "2026-11-30T18:55:02.52499475Z",
+        "2026-11-30T18:55:02Z",
+        "2026-11-30T18:55:02.000000001Z",
+        "1970-01-01T00:00:00Z",
+        "9999-12-31T23:59:59.999999999Z",
+    ):
+        assert timestamp(nanoseconds(text)) == text
+    assert nanoseconds("2026-11-30T18:55:02.5+00:00") == nanoseconds("2026-11-30T18:55:02.50Z")
+    for text in ("", "x", "2026-13-30T18:55:02Z", "0001-01-01T00:00:00Z", "2026-11-30T18:55:02"):
+        assert nanoseconds(text) is None
