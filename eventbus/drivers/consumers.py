@@ -1,13 +1,11 @@
 """What drivers may offer to listeners that share messages: groups, and durable consumers."""
 
 import logging
-import time
 from collections.abc import (
     Callable,
     Sequence,
 )
 from typing import (
-    Final,
     NamedTuple,
     Protocol,
 )
@@ -18,6 +16,7 @@ from eventbus.drivers.base import (
     Handler,
     Subscription,
 )
+from eventbus.ratelimit import RateLimitedLog
 
 __all__ = ["Consumer", "ConsumerDriver", "ConsumerSettings", "Evicted", "GroupDriver", "Held"]
 
@@ -95,8 +94,6 @@ class ConsumerDriver(Driver, Protocol):
 
 _log = logging.getLogger(__name__)
 
-_QUIET_S: Final = 10.0
-
 
 class Evicted:
     """Counts and logs such losses of one consumer; a log line at most every ten seconds."""
@@ -107,23 +104,16 @@ class Evicted:
         """How often messages of a channel were found to be gone."""
         self._consumer = consumer
         self._on_found = on_found
-        self._quiet_until = float("-inf")
-        self._unlogged = 0
+        self._log = RateLimitedLog(_log)
 
     def found(self, subject: str, what: str) -> None:
         """Messages of a live subject or filter are gone, or may be: `what` says which and why."""
         self.count += 1
         self._on_found()
-        now = time.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
-            return
-        more, self._unlogged = self._unlogged, 0
-        self._quiet_until = now + _QUIET_S
-        _log.error(
-            "consumer %s: messages of %s %s%s; see BROADCAST_HISTORY_MESSAGES, _SECONDS and _BYTES",
+        self._log.log(
+            logging.ERROR,
+            "consumer %s: messages of %s %s; see BROADCAST_HISTORY_MESSAGES, _SECONDS and _BYTES",
             self._consumer,
             subject,
             what,
-            f" ({more} more losses since the last line)" if more else "",
         )

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -243,7 +244,7 @@ class NatsConsumer:
 
     async def take(self, limit: int) -> list[NatsHeld]:
         """See `Consumer.take`."""
-        pause = _PAUSE_S
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         while not self._closed:
             if self._ready:
                 return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
@@ -254,10 +255,9 @@ class NatsConsumer:
             except EventBusError as exc:
                 _log.warning("consumer %s: %s", self.name, exc)
                 self._known = False
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE_S)
+                await asyncio.sleep(backoff.next())
                 continue
-            pause = _PAUSE_S
+            backoff.reset()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SILENCE_S):
                     await self._woken.wait()
