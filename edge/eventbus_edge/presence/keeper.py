@@ -27,7 +27,6 @@ from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.presence.members import (
     Change,
     Entry,
-    PresenceRefused,
     Room,
     decode_entry,
     encode_entry,
@@ -46,6 +45,7 @@ from eventbus_edge.presence.watch import (
     WatchedRoom,
     read_room,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 from eventbus_edge.state.writer import EntryWriter
 
 __all__ = ["PresenceKeeper", "PresenceSettings"]

@@ -24,11 +24,11 @@ from eventbus_edge.access.tokens import (
     MAX_INFO_DEPTH,
     is_deeper,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 
 __all__ = [
     "Change",
     "Entry",
-    "PresenceRefused",
     "Room",
     "Stays",
     "decode_entry",
@@ -54,14 +54,6 @@ class Entry(NamedTuple):
     info: bytes
     at: int
     """When the info was given, in Unix milliseconds: the newest one holds."""
-
-
-class PresenceRefused(Exception):
-    """A channel has as many members as it may, or a member's info is not what it may be."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Change(NamedTuple):
