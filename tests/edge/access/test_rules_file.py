@@ -95,7 +95,7 @@ BAD = [
     ('[[rule]]\npattern = "a"\njoin = { role = ["x"] }', "unknown field `role`"),
     ('[[rule]]\npattern = "a"\njoin = { roles = "x" }', "Expected `array"),
     ('[[rule]]\npattern = "a"\njoin = { roles = [] }', "length"),
-    ('[[rule]]\npattern = "a"\njoin = {}', "a table of nobody"),
+    ('[[rule]]\npattern = "a"\njoin = {}', "an empty table matches nobody"),
     ('[[rule]]\npattern = "a"\nkind = "secret"', "secret"),
     ('[[rule]]\npattern = "a"\nkind = 3', "Expected `str`"),
     ('[[rule]]\npattern = "a..b"', "'a..b' is not a channel pattern"),
