@@ -27,8 +27,8 @@ import msgspec
 
 from eventbus.bus import EventBus
 from eventbus.drivers.queues import (
+    LeasedJob,
     QueueReader,
-    Taken,
 )
 from eventbus.errors import DriverError
 from eventbus.events import DEFAULT_QUEUE, validate_queue
@@ -100,7 +100,7 @@ class Worker:
         self._connection = connection
         self._readers: dict[str, QueueReader] = {}
         self._polls: dict[str, asyncio.Task[None]] = {}
-        self._held: dict[str, collections.deque[Taken]] = {}
+        self._held: dict[str, collections.deque[LeasedJob]] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -220,20 +220,20 @@ class Worker:
             if taken is not None:
                 self._hold(taken)
 
-    def _hold(self, taken: Taken) -> None:
+    def _hold(self, taken: LeasedJob) -> None:
         """Keep a job for which there may be no place; it is started soon, or handed back."""
         held = self._held[taken.queue]
         held.append(taken)
         asyncio.get_running_loop().call_later(HOLD_S, self._drop, taken)
         self._changed.set()
 
-    def _drop(self, taken: Taken) -> None:
+    def _drop(self, taken: LeasedJob) -> None:
         held = self._held[taken.queue]
         if taken in held:
             held.remove(taken)
             self._later(self._runner.hand_back(taken))
 
-    def _start(self, taken: Taken) -> None:
+    def _start(self, taken: LeasedJob) -> None:
         self.counters.taken += 1
         task = asyncio.create_task(self._runner.run(taken))
         self._running.add(task)
