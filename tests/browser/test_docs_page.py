@@ -97,5 +97,5 @@ async def test_page_of_a_node_without_events_says_what_to_set(start, page, monke
     monkeypatch.setattr(events, "_types", {})
     await page.goto(await start())
     await expect(page.get_by_role("alert")).to_contain_text(
-        "This node knows no events: set BROADCAST_CONTRACT"
+        "This node has no contract: set BROADCAST_CONTRACT"
     )

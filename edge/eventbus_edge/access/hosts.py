@@ -1,13 +1,13 @@
 """The hosts and origins that a node accepts, and which clients need no key for its HTTP API."""
 
 import logging
-import time
 from collections.abc import (
     Mapping,
     Sequence,
 )
 from typing import Final
 
+from eventbus.ratelimit import RateLimitedLog
 from eventbus_edge.access.addresses import parse_address
 from eventbus_edge.access.origins import (
     check_origin,
@@ -125,7 +125,6 @@ def _trace_of_a_proxy(
 
 _log = logging.getLogger(__name__)
 
-_LOG_EVERY_S: Final = 10.0
 _SHOWN: Final = 100
 """How many characters of an origin are logged, since a client may send any."""
 
@@ -136,8 +135,7 @@ class Origins:
     def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
         self._allowed = allowed
         self._hosts = hosts
-        self._logged_at: float | None = None
-        self._unlogged = 0
+        self._refusals = RateLimitedLog(_log)
 
     def allows(self, origin: str | None, host: str) -> bool:
         """Whether a page of `origin`, the Origin header, may send requests with that Host header.
@@ -164,15 +162,9 @@ class Origins:
         """Raises Problem for an Origin header that is not allowed."""
         if self.allows(origin, host):
             return
-        self._unlogged += 1
-        now = time.monotonic()
-        if self._logged_at is None or now - self._logged_at >= _LOG_EVERY_S:
-            _log.warning(
-                "requests refused for their origin: %d; the last from %a: "
-                "CORS_ALLOWED_ORIGINS names those that are allowed, and BROADCAST_ALLOWED_HOSTS "
-                "the node's own names",
-                self._unlogged,
-                (origin or "")[:_SHOWN],
-            )
-            self._logged_at, self._unlogged = now, 0
+        self._refusals.warning(
+            "refused a request from origin %a: add it to CORS_ALLOWED_ORIGINS or, if it is a name "
+            "of this node, to BROADCAST_ALLOWED_HOSTS",
+            (origin or "")[:_SHOWN],
+        )
         raise Problem("forbidden", "the request's origin is not allowed")

@@ -62,8 +62,9 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 _KEYS = (
     "pattern (required); kind: public, private or presence; join: anyone, authenticated, "
-    "authorizer, nobody or a table of user, roles and permissions; whisper: authenticated, nobody or such a "
-    "table; retain: true or false; history: true, false or the number of messages clients may read"
+    "authorizer, nobody or a table of user, roles and permissions; whisper: authenticated, "
+    "nobody or such a table; retain: true or false; history: true, false or the number "
+    "of messages clients may read"
 )
 
 

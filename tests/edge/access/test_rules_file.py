@@ -101,8 +101,11 @@ BAD = [
     ('[[rule]]\npattern = "a..b"', "'a..b' is not a channel pattern"),
     ('[[rule]]\npattern = "a.>.b"', "is not a channel pattern"),
     ('[[rule]]\npattern = "a.{x}"\njoin = { user = "y" }', "{y}"),
-    ('[[rule]]\npattern = "a"\njoin = "anyone"', "a public channel is one that anyone may join"),
-    ('[[rule]]\npattern = "a"\nkind = "public"\njoin = "authenticated"', "a public channel"),
+    (
+        '[[rule]]\npattern = "a"\njoin = "anyone"',
+        "a channel is public if, and only if, anyone may join it",
+    ),
+    ('[[rule]]\npattern = "a"\nkind = "public"\njoin = "authenticated"', "a channel is public if"),
     ('[[rule]]\npattern = "a"\nwhisper = "anyone"', "anyone"),
     ('[[rule]]\npattern = "a.{x}"\n[[rule]]\npattern = "a.*"', "number 2"),
 ]
