@@ -81,7 +81,7 @@ async def test_page_shows_events_and_finds_them(start, page):
 
 async def test_page_asks_for_the_key(start, page):
     await page.goto(await start(api_key="the-key"))
-    field = page.get_by_label("API key, or a token of an administrator")
+    field = page.get_by_label("API key, or token of an administrator")
     await expect(field).to_be_focused()
     await expect(page.locator("article")).to_have_count(0)
     await field.fill("wrong")

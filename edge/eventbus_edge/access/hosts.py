@@ -1,7 +1,9 @@
 """The hosts and origins that a node accepts, and which clients need no key for its HTTP API."""
 
 import logging
+import time
 from collections.abc import (
+    Callable,
     Mapping,
     Sequence,
 )
@@ -132,10 +134,12 @@ _SHOWN: Final = 100
 class Origins:
     """The origins that a node allows."""
 
-    def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
+    def __init__(
+        self, allowed: Sequence[str], hosts: Hosts, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._allowed = allowed
         self._hosts = hosts
-        self._refusals = RateLimitedLog(_log)
+        self._refusals = RateLimitedLog(_log, clock=clock)
 
     def allows(self, origin: str | None, host: str) -> bool:
         """Whether a page of `origin`, the Origin header, may send requests with that Host header.
