@@ -219,6 +219,8 @@ class _Inlet:
         self._subscription: Subscription | None = None
         self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
         self._open = False
+        self._is_late = False
+        """Whether the last request ended in silence: what still comes is for the next one."""
         self._requests = 0
 
     async def pull(
@@ -232,7 +234,7 @@ class _Inlet:
         self._requests += 1
         reply = f"{self._prefix}.{self._requests}"
         loop = asyncio.get_running_loop()
-        self._open = True
+        self._open, self._is_late = True, False
         try:
             client = await self._listen()
             with mapped(f"a request to {subject}"):
@@ -251,6 +253,7 @@ class _Inlet:
                         taken.append(message)
             return taken, ""
         except TimeoutError:
+            self._is_late = True
             return taken, "quiet"
         except BaseException:
             for message in taken:
@@ -258,7 +261,8 @@ class _Inlet:
             raise
         finally:
             self._open = False
-            self._clear()
+            if not self._is_late:
+                self._clear()
 
     def wake(self) -> None:
         """End the open request: the connection is another one."""
@@ -267,6 +271,8 @@ class _Inlet:
 
     async def aclose(self) -> None:
         """Unsubscribe; what is still under way is taken as a stray."""
+        self._is_late = False
+        self._clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             # A client that has lost its connection has forgotten the subscription already.
@@ -283,7 +289,7 @@ class _Inlet:
         return client
 
     async def _receive(self, message: Msg) -> None:
-        if self._open:
+        if self._open or self._is_late:
             self._arrived.put_nowait(message)
         elif not message.subject.startswith(self._prefix):
             self._on_stray(message)

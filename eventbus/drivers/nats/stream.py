@@ -163,6 +163,15 @@ class _Answer(msgspec.Struct):
     error: ApiError | None = None
 
 
+class _Before(NamedTuple):
+    """What was known when a question was asked: an answer may be older than what is known now."""
+
+    doubts: int
+    acked: int
+    known: Point
+    epoch: str
+
+
 class EventStream:
     """`<NAMESPACE>_EVENTS`, which captures the event subjects and republishes to the live ones."""
 
@@ -219,7 +228,7 @@ class EventStream:
         ConnectionFailed. Limits that differ are logged. Nothing is altered, but that the stream is
         given room for as many messages of a channel as a retention class has.
         """
-        doubts = self._doubts
+        before = self._before
         answer = await self._ask("INFO")
         if answer.error is not None and answer.error.err_code == STREAM_NOT_FOUND:
             answer = await self._ask("CREATE", self._config)
@@ -234,7 +243,7 @@ class EventStream:
                 + (f"; {hint}" if hint else ""),
                 driver=DRIVER,
             )
-        state = await self._take(answer, doubts)
+        state = await self._take(answer, before)
         self._check(await self._with_room(answer.config))
         return state
 
@@ -276,11 +285,11 @@ class EventStream:
         Of a filter, the messages are not counted: the answer would name each of its subjects.
         """
         counted = {} if "*" in subject or ">" in subject else {"subjects_filter": subject}
-        doubts = self._doubts
+        before = self._before
         answer = await self._ask("INFO", counted)
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
-        stream = await self._take(answer, doubts)
+        stream = await self._take(answer, before)
         return SubjectState(
             stream,
             answer.state.first_seq,
@@ -324,20 +333,25 @@ class EventStream:
     async def _state(self) -> StreamState:
         async with self._asking:
             self._next = None  # from here on, the question may be older than who asks
-            doubts = self._doubts
+            before = self._before
             answer = await self._ask("INFO")
         if answer.error is not None:
             raise ConnectionFailed(f"stream {self.name}: {answer.error}", driver=DRIVER)
-        return await self._take(answer, doubts)
+        return await self._take(answer, before)
 
-    async def _take(self, answer: _Answer, doubts: int) -> StreamState:
+    @property
+    def _before(self) -> _Before:
+        """What is known when a question is asked."""
+        return _Before(self._doubts, self.acked, self._known, self.epoch)
+
+    async def _take(self, answer: _Answer, before: _Before) -> StreamState:
         """What an answer says, when it is known which stream says it; see the module.
 
-        `doubts` is how many there were when it was asked for. Raises ConnectionFailed.
+        `before` is what was known when it was asked for. Raises ConnectionFailed.
         """
         if not self._is_same(answer):
             async with self._checking:
-                await self._recognize(answer, doubts)
+                await self._recognize(answer, before)
         elif answer.state.last_seq > self._known.offset:
             self._known = Point(answer.state.last_seq, answer.state.last_ts)
         return StreamState(self.epoch, answer.state.last_seq, answer.state.last_ts)
@@ -353,19 +367,22 @@ class EventStream:
             and (state.last_seq > known.offset or (state.last_seq, state.last_ts) == known)
         )
 
-    async def _recognize(self, answer: _Answer, doubts: int) -> None:
+    async def _recognize(self, answer: _Answer, before: _Before) -> None:
         base = epoch_of(answer.created)
-        if self.base == base and answer.state.last_seq < max(self._known.offset, self.acked):
-            answer = await self._fresh(answer)
+        is_behind = answer.state.last_seq < max(self._known.offset, before.acked)
+        if before.epoch != self.epoch or (self.base == base and is_behind):
+            answer, before = await self._fresh(answer, before)
             base = epoch_of(answer.created)
         is_first, is_new = not self.base, self.base != base
         shared = generation = _generation_of(answer)
-        gone_back = None if is_new else await self._gone_back(answer)
+        gone_back = None if is_new else await self._gone_back(answer, before)
         if gone_back is not None:
             shared, generation = await self._renew(answer)
-        self._known = Point(answer.state.last_seq, answer.state.last_ts)
+        last = Point(answer.state.last_seq, answer.state.last_ts)
+        if is_new or gone_back is not None or last.offset > self._known.offset:
+            self._known = last
         self._leader = answer.cluster.leader
-        self._settled = max(self._settled, doubts)
+        self._settled = max(self._settled, before.doubts)
         if is_new or gone_back is not None:
             self.acked = 0
             self.watched_since = _nanoseconds(answer.ts)
@@ -386,38 +403,39 @@ class EventStream:
             same = 0 if is_new else answer.state.last_seq
             self._on_new_epoch(same if gone_back is None else gone_back)
 
-    async def _fresh(self, answer: _Answer) -> _Answer:
+    async def _fresh(self, answer: _Answer, before: _Before) -> tuple[_Answer, _Before]:
         """A newer answer than one that is behind what is known.
 
         Of answers that were under way together, that may be the older one; and a leader that was
         elected a moment ago may not have applied all that it has been given.
         """
         for _ in range(_CATCH_UPS if answer.config.get("num_replicas", 1) > 1 else 1):
+            asked = self._before
             newer = await self._ask("INFO")
             if newer.error is not None:
                 break
-            answer = newer
-            if answer.state.last_seq >= max(self._known.offset, self.acked):
+            answer, before = newer, asked
+            if answer.state.last_seq >= max(before.known.offset, before.acked):
                 break
             await asyncio.sleep(_CATCH_UP_S)
-        return answer
+        return answer, before
 
-    async def _gone_back(self, answer: _Answer) -> int | None:
+    async def _gone_back(self, answer: _Answer, before: _Before) -> int | None:
         """The offset to which the stream has gone back; None where nothing shows that it has."""
+        known, last = before.known, answer.state.last_seq
         events = StoredSubject(
             self._connection, self.name, self.events,
             first=answer.state.first_seq, last=answer.state.last_seq, messages=0,
             is_replicated=answer.config.get("num_replicas", 1) > 1,
         )  # fmt: skip
         # Anyone may publish what looks like a message that was seen: a later one has to show it.
-        for point in (self._known, self._seen()):
+        for point in (known, self._seen()):
             if point and (same := await self._same_up_to(events, answer, point)) is not None:
                 return same
-        last = answer.state.last_seq
-        if self._known.offset > last:
+        if known.offset > last:
             return last  # nothing has been stored since
         # Of what was acknowledged, the time is not known: some after the known may be new.
-        return self._known.offset if self.acked > last else None
+        return known.offset if before.acked > last else None
 
     async def _same_up_to(self, events: StoredSubject, answer: _Answer, point: Point) -> int | None:
         """Where another history begins, if a message shows it that was stored after the point."""

@@ -189,7 +189,7 @@ async def test_history_is_whole_envelopes_from_an_offset_or_the_last(nodes):
     assert [message["data"] for message in page["messages"]] == [3, 4]
     assert [m["offset"] for m in page["messages"]] == [r["offset"] for r in receipts[3:]]
     assert set(page["messages"][0]) == {
-        "channel", "event", "data", "timestamp", "id", "offset", "epoch",
+        "channel", "event", "data", "timestamp", "id", "offset", "epoch", "mark",
     }  # fmt: skip
     assert (page["offset"], page["epoch"]) == (receipts[-1]["offset"], receipts[-1]["epoch"])
     since = receipts[0]["offset"]
