@@ -97,7 +97,7 @@ def create_app(
         app.middlewares.append(client_certificates())
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
     if settings.worker_socket:
-        app.cleanup_ctx.append(_telling_siblings)
+        app.cleanup_ctx.append(_sharing_metrics)
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
@@ -120,7 +120,7 @@ def create_app(
     return app
 
 
-async def _telling_siblings(app: web.Application) -> AsyncIterator[None]:
+async def _sharing_metrics(app: web.Application) -> AsyncIterator[None]:
     node = app[NODE]
     workers = app[WORKERS_METRICS] = WorkersMetrics(
         node.metrics.registry, Path(node.settings.worker_socket), node.metrics.workers_missing
@@ -174,10 +174,10 @@ async def _name_no_versions(_request: web.Request, response: web.StreamResponse)
 
 
 async def _drain(app: web.Application) -> None:
-    node = app[NODE]
-    await node.drain()
-    # A second signal, or a handshake that was under way, leaves some.
-    await node.let_the_rest_go()
+    connections = app[NODE].connections
+    await connections.drain()
+    # Some remain after a second signal, or after a handshake that was under way.
+    connections.close_remaining()
 
 
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:

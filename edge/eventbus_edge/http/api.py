@@ -137,7 +137,7 @@ async def _channel(call: _Call[NoQuery, None]) -> ChannelStats:
 
 async def _members(call: _Call[NoQuery, None]) -> Members:
     channel = call.channel
-    if call.node.rules.find(channel).kind is not ChannelKind.PRESENCE:
+    if call.node.access.rules.find(channel).kind is not ChannelKind.PRESENCE:
         raise Problem("not_found", f"{channel} is not a presence channel, so it has no members")
     members, count = await call.node.presence.look(channel)
     return Members(channel=channel, members=_decode_members(members), count=count)
@@ -145,7 +145,7 @@ async def _members(call: _Call[NoQuery, None]) -> Members:
 
 async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
     query = call.query
-    if call.node.rules.find(call.channel).most_history == 0:
+    if call.node.access.rules.find(call.channel).most_history == 0:
         raise Problem("forbidden", f"the rules do not allow reading the history of {call.channel}")
     page = await call.node.traffic.read_history(call.channel, query.since, query.limit)
     offset, epoch = page.position or (None, None)
@@ -168,7 +168,7 @@ async def _publish(call: _Call[NoQuery, Publish]) -> Published:
         raise Problem("bad_request", "channels contains a channel twice")
     message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=asked.volatile)
     sends = [
-        call.node.publish(
+        call.node.bus.publish(
             channel,
             asked.event,
             asked.data,
@@ -216,7 +216,7 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
     disconnected = await call.node.census.disconnect(target)
     if not target.reconnect and target.connection_id is None:
         # Clients that were asked to reconnect may; others stay out until their tokens have expired.
-        await call.node.revoke(
+        await call.node.access.revoker.revoke(
             user_id=target.user_id,
             jti=target.jti,
             channel=target.channel,
@@ -226,26 +226,26 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
 
 
 async def _revocations(call: _Call[RevocationsQuery, None]) -> RevocationList:
-    return revocation_list(call.node.revoker.known, call.query.limit)
+    return revocation_list(call.node.access.revoker.known, call.query.limit)
 
 
 async def _lift(call: _Call[LiftQuery, None]) -> Lifted:
-    return await lift(call.node, call.query)
+    return await lift(call.node.access.revoker, call.query)
 
 
 async def _failed_jobs(call: _Call[FailedQuery, None]) -> FailedJobs:
-    return await failed_answer(await call.node.queues(), call.query.limit)
+    return await failed_answer(await call.node.bus.queues(), call.query.limit)
 
 
 async def _retry_job(call: _Call[NoQuery, None]) -> JobDone:
     job = job_id(call.path["id"])
-    store = await call.node.queues()
+    store = await call.node.bus.queues()
     return done(job, was_there=await store.retry(job))
 
 
 async def _forget_job(call: _Call[NoQuery, None]) -> JobDone:
     job = job_id(call.path["id"])
-    store = await call.node.queues()
+    store = await call.node.bus.queues()
     return done(job, was_there=await store.forget(job))
 
 
@@ -354,7 +354,7 @@ async def let_in(request: web.Request) -> Claims | None:
 
     A page of a foreign origin must not use the access of a browser on this host.
     """
-    request.app[NODE].origins.require(request.headers.get("Origin"), request.host)
+    request.app[NODE].access.origins.require(request.headers.get("Origin"), request.host)
     claims = await require_admin(request)
     request[KNOWN] = True
     return claims

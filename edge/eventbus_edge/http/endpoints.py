@@ -95,7 +95,7 @@ async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
 
     Probes are counted separately, so that a flood does not make the node look dead.
     """
-    admission = request.app[NODE].admission
+    admission = request.app[NODE].access.admission
     kind = "probe " if request.path in _PROBES else ""
     try:
         key = admission.request(request.remote, request.headers, kind)
@@ -118,7 +118,7 @@ def cors_headers(request: web.Request) -> dict[str, str]:
     """Headers that let pages of allowed origins read a response, including errors."""
     origin = request.headers.get("Origin")
     headers = {"Vary": "Origin"}
-    if origin and request.app[NODE].origins.allows(origin, request.host):
+    if origin and request.app[NODE].access.origins.allows(origin, request.host):
         headers["Access-Control-Allow-Origin"] = origin
     return headers
 
@@ -154,11 +154,11 @@ async def readyz(request: web.Request) -> web.Response:
     node = request.app[NODE]
     node.require_ready()
     body: dict[str, object] = {
-        "status": "degraded" if node.bus_fault else "ready",
+        "status": "degraded" if node.bus_health.fault else "ready",
         "node": node.id,
         "connections": len(node.connections),
     }
-    if node.bus_fault:
+    if node.bus_health.fault:
         body["reason"] = _NOT_STORED  # the fault itself names the broker, which is not public
     return _json(body)
 
@@ -188,7 +188,7 @@ async def require_admin(request: web.Request) -> Claims | None:
         _require_key(request, key)
         return None
     try:
-        claims = await node.verify(given)
+        claims = await node.access.authenticator.verify(given)
     except TokenRejected as exc:
         raise bad_token(exc.code, str(exc)) from None
     if not claims.is_admin:
@@ -198,7 +198,7 @@ async def require_admin(request: web.Request) -> Claims | None:
 
 def _require_key(request: web.Request, key: str) -> None:
     if not key:
-        why = request.app[NODE].hosts.why_a_key_is_needed(
+        why = request.app[NODE].access.hosts.why_a_key_is_needed(
             request.remote, request.version, request.raw_path, request.headers
         )
         if why:

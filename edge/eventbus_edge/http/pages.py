@@ -27,7 +27,7 @@ async def _page(_: web.Request) -> web.FileResponse:
 async def _ticket(request: web.Request) -> web.Response:
     """A short-lived token with which a client of the HTTP API can subscribe."""
     bearer = await let_in(request)
-    ticket = request.app[NODE].tickets.issue(bearer)
+    ticket = request.app[NODE].access.authenticator.tickets.issue(bearer)
     return web.Response(
         body=msgspec.json.encode({"token": ticket}),
         content_type="application/json",

@@ -12,8 +12,8 @@ from eventbus_edge.access.revocation import (
     Revocation,
     Revocations,
 )
+from eventbus_edge.access.revoker import Revoker
 from eventbus_edge.cluster.answers import MAX_LISTED
-from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
 
 __all__ = [
@@ -95,11 +95,11 @@ def revocation_list(known: Revocations, limit: int) -> RevocationList:
     return RevocationList(revocations=[shown(each) for each in newest], count=len(holding))
 
 
-async def lift(node: Node, asked: LiftQuery) -> Lifted:
+async def lift(revoker: Revoker, asked: LiftQuery) -> Lifted:
     """Lift a revocation. Raises Problem for invalid ids, and if nothing is revoked."""
     names = msgspec.structs.asdict(asked)
     try:
-        was_revoked = await node.lift(**names)
+        was_revoked = await revoker.lift(**names)
     except InvalidChannel:
         raise
     except ValueError as exc:

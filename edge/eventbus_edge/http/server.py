@@ -70,7 +70,7 @@ class Runner(web.AppRunner):
             made.request_factory,
             self._options,
             lambda code: refusals.labels(code).inc(),
-            node.admission,
+            node.access.admission,
         )
 
 
@@ -95,7 +95,7 @@ class _Server(web.Server):
 class _RequestHandler(web.RequestHandler):
     """One HTTP connection."""
 
-    __slots__ = ("_admission", "_is_held", "_on_refusal", "_peer", "gate")
+    __slots__ = ("_admission", "_gate", "_is_held", "_on_refusal", "_peer")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
@@ -104,7 +104,7 @@ class _RequestHandler(web.RequestHandler):
         self._peer: str | None = None
         """The address that the socket was counted for; None if it was not."""
         self._is_held = False
-        self.gate: FrameGate | None = None
+        self._gate: FrameGate | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a socket, unless its address has too many, idle ones included."""
@@ -126,10 +126,16 @@ class _RequestHandler(web.RequestHandler):
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         """Set a parser; that of a WebSocket is fed by the connection's gate."""
-        if self.gate is not None:
-            self.gate.feeds(parser)
-            parser = self.gate
+        if self._gate is not None:
+            self._gate.feeds(parser)
+            parser = self._gate
         super().set_parser(parser, data_received_cb)
+
+    def put_gate(self, *, deflates: bool) -> FrameGate:
+        """Put a gate before the WebSocket reader that this connection is about to get."""
+        call_soon = asyncio.get_running_loop().call_soon
+        self._gate = FrameGate(self, call_soon, deflates=deflates)
+        return self._gate
 
     def hold(self) -> None:
         """Pause reading from the socket until `release`, even if aiohttp resumes it."""
@@ -180,9 +186,7 @@ def put_gate(request: web.Request, *, deflates: bool) -> FrameGate:
     """Put a gate before the WebSocket reader of a request that is about to be upgraded."""
     protocol = request.protocol
     assert isinstance(protocol, _RequestHandler), "the application must run in a Runner"
-    call_soon = asyncio.get_running_loop().call_soon
-    protocol.gate = FrameGate(protocol, call_soon, deflates=deflates)
-    return protocol.gate
+    return protocol.put_gate(deflates=deflates)
 
 
 def _what_is_wrong(exc: BaseException | None) -> str:

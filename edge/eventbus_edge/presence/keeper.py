@@ -27,7 +27,6 @@ from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.presence.members import (
     Change,
     Entry,
-    PresenceRefused,
     Room,
     decode_entry,
     encode_entry,
@@ -44,6 +43,7 @@ from eventbus_edge.presence.watch import (
     WatchedRoom,
     read_room,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 from eventbus_edge.state.mirror import Resync
 from eventbus_edge.state.writer import EntryWriter
 

@@ -24,11 +24,11 @@ from eventbus_edge.access.tokens import (
     MAX_INFO_DEPTH,
     is_deeper,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 
 __all__ = [
     "Change",
     "Entry",
-    "PresenceRefused",
     "Room",
     "Stays",
     "decode_entry",
@@ -54,14 +54,6 @@ class Entry(NamedTuple):
     info: bytes
     at: int
     """When the info was set, in Unix milliseconds. Of several entries, the newest counts."""
-
-
-class PresenceRefused(Exception):
-    """The channel is full, the member's info is not acceptable, or the user joins too often."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Change(NamedTuple):

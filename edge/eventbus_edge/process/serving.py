@@ -56,20 +56,21 @@ async def serve(
         if stop.is_set():
             _log.info("stopped before it was ready")
             return
-        if app[NODE].verifies_no_tokens:
+        if not app[NODE].access.authenticator.has_keys:
             _log.warning(
                 "none of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL is set: all tokens are refused"
             )
         if not settings.supervised:  # the supervisor logs them once
             for warning in warnings:
                 _log.warning("%s", warning)
-        app[NODE].address = await listener.open(runner.server)
-        address = _local(app[NODE].address)
+        address = await listener.open(runner.server)
+        app[NODE].listens_at(address)
+        address = _local(address)
         _log.info("node %s listens on %s", app[NODE].id, address)
         if on_ready is not None:
             on_ready(address)
         await stop.wait()
-        drain = asyncio.create_task(app[NODE].drain())
+        drain = asyncio.create_task(app[NODE].connections.drain())
         await _either(drain, _stop_event(supervised=False))
     finally:
         await listener.aclose()

@@ -156,20 +156,20 @@ def _revocation(names: dict[str, str], seconds: float, before: float | None) -> 
 
 
 async def _tell(revocation: "Revocation") -> None:
-    from eventbus_edge.access.revoker import tell  # noqa: PLC0415
+    from eventbus_edge.access.revoker import announce  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        await tell(bus.driver, bus.subjects, revocation)
+        await announce(bus.driver, bus.subjects, revocation)
 
 
 async def _lift(like: "Revocation", what: str) -> None:
-    from eventbus_edge.access.revoker import read_kept, tell  # noqa: PLC0415
+    from eventbus_edge.access.revoker import announce, read_kept  # noqa: PLC0415
 
     async with opened_bus() as bus:
         held = (await read_kept(bus.driver)).get(like.key)
         if held is None:
             raise NotRevoked(f"not revoked: {what} (see `eventbus revoke --list`)")
-        await tell(bus.driver, bus.subjects, held.lift(time.time()))
+        await announce(bus.driver, bus.subjects, held.lift(time.time()))
 
 
 async def _held() -> "list[Revocation]":

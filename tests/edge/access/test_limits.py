@@ -246,7 +246,7 @@ async def test_above_the_memory_bound_new_connections_are_refused_and_old_ones_s
     client = await edge.connect("/ws/general")
     await client.next()
     assert edge.node.metrics.memory._value.get() > 1024**2
-    edge.node.admission._max_memory = 1024
+    edge.node.access.admission._max_memory = 1024
     status, headers, problem = await edge.refusal()
     assert (status, problem["code"]) == (503, "unavailable")
     assert int(headers["Retry-After"]) >= 1

@@ -167,11 +167,11 @@ async def test_ten_thousand_channels_of_another_node_fit_into_messages_of_64_kib
     """Which is all that the broker of these tests takes."""
     one, other = [await start_edge(settings, api_key=KEY) for _ in range(2)]
     await acquainted(one, other)
-    cluster = one.node.census.cluster
+    cluster = one.node.census._cluster
     cluster._patience_s, cluster._settled_at = 30.0, 0.0  # what fits is asked, not how quickly
     outbox = Outbox("x", None, None, 0)
     for number in range(10_001):
-        other.node.hub.add(f"chat.{number:0>150}", outbox)
+        other.node._hub.add(f"chat.{number:0>150}", outbox)
     for limit, truncated in ((10_000, True), (10, True)):
         listed = await Api(http, one).get(f"/channels?limit={limit}")
         assert len(listed["channels"]) == limit

@@ -154,17 +154,17 @@ async def test_nothing_is_asked_or_counted_while_nobody_watches(edge, bus, http,
     await nats.flush()
     await asyncio.sleep(2.5)  # what must not happen has that long to
     assert asked == []
-    assert edge.node.traffic.on_message is None
+    assert edge.node.traffic._on_message is None
 
     client = await watch(http, edge)
     await sample(client)
     async with asyncio.timeout(10):
         await first.wait()
-    assert edge.node.traffic.on_message is not None
+    assert edge.node.traffic._on_message is not None
 
     await client.ask("unsubscribe", channel=CHANNEL)
     async with asyncio.timeout(15):
-        while edge.node.traffic.on_message is not None:  # noqa: ASYNC110 - the end is a timer's
+        while edge.node.traffic._on_message is not None:  # noqa: ASYNC110 - the end is a timer's
             await asyncio.sleep(0.1)
     count = len(asked)
     await asyncio.sleep(1.5)

@@ -398,7 +398,7 @@ async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
 
 
 async def test_thousands_of_channels_are_told_once_each(nodes, told):
-    lifecycles = [node.node.lifecycle for node in nodes]
+    lifecycles = [node.node._lifecycle for node in nodes]
     names = [f"many.{i}" for i in range(3000)]
     for name in names:
         for lifecycle in lifecycles:

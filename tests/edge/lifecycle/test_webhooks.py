@@ -260,7 +260,7 @@ async def test_many_events_are_few_posts_and_none_is_larger_than_allowed(start, 
     edge = await start(webhook_batch=40, webhook_wait=0.3)
     names = [f"many.{i}" for i in range(500)]
     for name in names:
-        edge.node.lifecycle.use(name, True)
+        edge.node._lifecycle.use(name, True)
     await receiver.until(lambda: len(receiver.events) >= 500)
     assert sorted(event.channel for event in receiver.events) == sorted(names)
     sizes = [len(events) for _, _, events in receiver.requests]

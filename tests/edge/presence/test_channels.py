@@ -340,7 +340,7 @@ async def test_members_can_be_looked_up_by_a_node_that_nobody_joined_on(nodes, a
 
 async def test_entries_that_no_node_wrote_are_ignored(nodes, attend, caplog):
     alice = await attend(nodes[0], "alice")
-    state = nodes[0].node._bus.driver.state
+    state = nodes[0].node.bus.driver.state
     await state.put("node.forger", b"")
     for i, value in enumerate([b"", b"x", b"{}", b'{"user_id":"eve","info":{},"at":1}', b"\xff"]):
         await state.put(f"members.forger.{ROOM}.{i}", value)

@@ -55,7 +55,9 @@ async def node(bus):
 
 async def connect(node, *channels):
     socket = Socket()
-    connection = node.connect(NATIVE, socket, socket, None, node.admission.places.enter("a"))
+    connection = node.acceptor.accept(
+        NATIVE, socket, socket, None, node.access.admission.places.enter("a")
+    )
     await connection.open([])
     for channel in channels:
         await connection.handle(Subscribe(channel, None, 0, None))
@@ -71,7 +73,7 @@ async def turn():
 async def test_what_was_written_before_the_close_comes_before_it_and_nothing_after(node, bus):
     connection, socket = await connect(node, "general")
     del socket.log[:]
-    node.hub.push(connection.outbox, b"pending")
+    node._hub.push(connection.outbox, b"pending")
     connection.close(4200, "draining")
     await bus.publish("general", "e", 1)
     await turn()
@@ -95,10 +97,10 @@ async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
     await connection.handle(Unsubscribe("general", None))
     await connection.handle(Subscribe("public", None, 0, None))
     await connection.handle(Ping(None, None))
-    node.disconnect(connection)
+    node.connections.remove(connection)
     await turn()
     assert socket.log[-1] == 4200
-    assert list(node.hub.channels) == []
+    assert list(node._hub.channels) == []
     assert node.metrics.subscriptions._value.get() == 0
 
 
@@ -127,8 +129,8 @@ async def test_a_client_that_leaves_while_it_joins_holds_nothing(node, bus, monk
     connection.ended(None)
     go.set()
     await joining
-    node.disconnect(connection)
-    assert list(node.hub.channels) == []
+    node.connections.remove(connection)
+    assert list(node._hub.channels) == []
     assert node.metrics.subscriptions._value.get() == 0
 
 

@@ -17,7 +17,7 @@ from eventbus.errors import ConnectionFailed, PublishFailed
 from eventbus.server import NatsServer
 from eventbus.webhooks import listen_lifecycle
 from eventbus_edge.access.revocation import Revocation
-from eventbus_edge.access.revoker import tell
+from eventbus_edge.access.revoker import announce
 from eventbus_edge.lifecycle.holdings import (
     MARK,
     heartbeat_key,
@@ -343,7 +343,7 @@ async def test_a_node_that_was_stopped_reads_revocations_before_it_lets_anybody_
         async with EventBus(settings) as bus:
             now = time.time()
             revocation = Revocation(at=now, until=now + 600, user_id="7")
-            await tell(bus.driver, bus.subjects, revocation)
+            await announce(bus.driver, bus.subjects, revocation)
         os.kill(server.pid, signal.SIGKILL)
         await server.stop()
         await server.start()
@@ -376,7 +376,7 @@ async def test_revocations_that_cannot_be_read_after_a_loss_keep_new_clients_out
 ):
     edge = await start_edge(bus, heartbeat=60)
     refreshes = await edge.connect(token=token("7"))
-    revoker = edge.node.revoker
+    revoker = edge.node.access.revoker
     release = asyncio.Event()
     resync = revoker.resync
 
@@ -404,8 +404,8 @@ async def test_a_bus_that_does_not_answer_is_told_as_unavailable(
     async def fail():
         raise ConnectionFailed("on purpose", driver="nats")
 
-    monkeypatch.setattr(edge.node.revoker, "resync", fail)
-    edge.node.revoker.doubt()
+    monkeypatch.setattr(edge.node.access.revoker, "resync", fail)
+    edge.node.access.revoker.doubt()
     status_, _, problem = await edge.refusal(token=token("8"))
     assert (status_, problem["code"]) == (503, "unavailable")
     await edge.connect()  # who has no token cannot be refused one
