@@ -17,7 +17,7 @@ from eventbus.user_code import (
     valid_text,
 )
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "of_connection"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "connection_logger"]
 
 
 LogFormat = Literal["console", "json"]
@@ -41,7 +41,7 @@ def configure(form: LogFormat, level: str, stream: TextIO | None = None) -> None
     root.setLevel(level.upper())
 
 
-def of_connection(
+def connection_logger(
     logger: logging.Logger, connection_id: str | None
 ) -> logging.LoggerAdapter[logging.Logger]:
     """A logger whose records have a connection's id; None if there is no id yet."""

@@ -135,7 +135,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether one grant covers every channel that `pattern` matches."""
         return any(grant.contains(pattern) for grant in self.grants)
 
-    def says_the_same_as(self, other: "Claims") -> bool:
+    def is_refresh_of(self, other: "Claims") -> bool:
         """Whether the two differ only in times and id, as a refreshed token does."""
         times = {"exp": 0.0, "iat": None, "nbf": None, "jti": None}
         return msgspec.structs.replace(self, **times) == msgspec.structs.replace(other, **times)

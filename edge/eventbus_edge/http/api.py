@@ -92,7 +92,7 @@ from eventbus_edge.problem import (
 )
 from eventbus_edge.protocols.native import encode_message
 
-__all__ = ["ROUTES", "add_api", "document", "let_in"]
+__all__ = ["ROUTES", "add_api", "document", "require_access"]
 
 
 _log = logging.getLogger(__name__)
@@ -308,7 +308,7 @@ def document() -> dict[str, Any]:
 
 
 async def _openapi(request: web.Request) -> web.Response:
-    await let_in(request)
+    await require_access(request)
     return web.Response(body=msgspec.json.encode(document()), content_type=JSON)
 
 
@@ -316,7 +316,7 @@ def _serve(route: Route[Any, Any]) -> Any:
     decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
 
     async def handle(request: web.Request) -> web.Response:
-        await let_in(request)
+        await require_access(request)
         query = _query(request, route.query)
         body = None if decode is None else await _body(request, decode)
         call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
@@ -349,7 +349,7 @@ def _is_denied(exc: Exception) -> bool:
     return all(isinstance(failure, PublishDenied) for failure in failures)
 
 
-async def let_in(request: web.Request) -> Claims | None:
+async def require_access(request: web.Request) -> Claims | None:
     """Require access to the API; returns the claims of the client's token, if any. Raises Problem.
 
     A page of a foreign origin must not use the access of a browser on this host.

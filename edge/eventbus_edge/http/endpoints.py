@@ -32,9 +32,9 @@ __all__ = [
     "cors_headers",
     "healthz",
     "metrics",
-    "paced",
     "problem_of",
     "problems",
+    "rate_limited",
     "readyz",
     "require_admin",
     "respond",
@@ -90,7 +90,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 @web.middleware
-async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def rate_limited(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Rate-limit the requests of each address; one with a wrong token or key counts twice.
 
     Probes are counted separately, so that a flood does not make the node look dead.

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from eventbus_edge.http.api import let_in
+from eventbus_edge.http.api import require_access
 from eventbus_edge.http.contract import ContractDocument
 from eventbus_edge.keys import NODE
 from eventbus_edge.problem import Problem
@@ -26,7 +26,7 @@ async def _page(_: web.Request) -> web.FileResponse:
 
 async def _ticket(request: web.Request) -> web.Response:
     """A short-lived token with which a client of the HTTP API can subscribe."""
-    bearer = await let_in(request)
+    bearer = await require_access(request)
     ticket = request.app[NODE].access.authenticator.tickets.issue(bearer)
     return web.Response(
         body=msgspec.json.encode({"token": ticket}),
@@ -39,7 +39,7 @@ def add_docs(app: web.Application, contract: ContractDocument) -> None:
     """Add the routes of the contract and its documentation."""
 
     async def asyncapi(request: web.Request) -> web.Response:
-        await let_in(request)
+        await require_access(request)
         document = contract.document_for(request.scheme, request.host)
         if document is None:
             raise Problem(

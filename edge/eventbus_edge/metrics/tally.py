@@ -70,15 +70,15 @@ class Tally:
         self.bytes_out = 0
         self.latencies = Latencies()
 
-    def came(self, size: int) -> None:
+    def count_received(self, size: int) -> None:
         """Count a message of `size` bytes from the bus."""
         self.messages_in += 1
         self.bytes_in += size
 
-    def wrote(self, size: int) -> None:
+    def count_written(self, size: int) -> None:
         """Count bytes written to clients' sockets."""
         self.bytes_out += size
 
-    def went(self, count: int) -> None:
+    def count_delivered(self, count: int) -> None:
         """Count a message sent to `count` clients."""
         self.messages_out += count
