@@ -33,8 +33,8 @@ from eventbus_edge.http.contract import (
 from eventbus_edge.http.endpoints import (
     healthz,
     metrics,
-    paced,
     problems,
+    rate_limited,
     readyz,
 )
 from eventbus_edge.http.pages import (
@@ -92,7 +92,7 @@ def create_app(
     namespace = bus.namespace if isinstance(bus, Settings) else bus.subjects.namespace
     contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
     client_events = checked_events(settings, contract)
-    app = web.Application(middlewares=[traces, problems, paced])
+    app = web.Application(middlewares=[traces, problems, rate_limited])
     if settings.tls_client_ca:
         app.middlewares.append(client_certificates())
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))

@@ -112,7 +112,7 @@ class Node:
         self._hub = Hub(
             asyncio.get_running_loop().call_soon,
             self.connections.close_slow,
-            metrics.tally.wrote,
+            metrics.tally.count_written,
             unsent=Unsent(settings.max_unsent_bytes_total, self.connections.close_slowest),
             on_use=self._lifecycle.use,
         )

@@ -82,7 +82,7 @@ def variants(clients: int, delivery: Delivery) -> dict[str, tuple[Callable[[], N
     size = Counter("size", "…", registry=registry)
     latency = Histogram("latency", "…", registry=registry)
     metrics = Metrics()
-    own_hub = new_hub(clients, metrics.tally.wrote)
+    own_hub = new_hub(clients, metrics.tally.count_written)
     counted_hub = new_hub(clients)
     traffic = new_traffic(own_hub, metrics)
 
@@ -108,7 +108,7 @@ def variants(clients: int, delivery: Delivery) -> dict[str, tuple[Callable[[], N
 
 def traced(clients: int, delivery: Delivery) -> tuple[Callable[[], None], Hub]:
     metrics = Metrics()
-    hub = new_hub(clients, metrics.tally.wrote)
+    hub = new_hub(clients, metrics.tally.count_written)
     traffic = new_traffic(hub, metrics)
     return lambda: traffic.take(CHANNEL, delivery), hub
 

@@ -26,7 +26,7 @@ from eventbus_edge.access.rules import (
     Fault,
 )
 from eventbus_edge.access.tokens import Claims
-from eventbus_edge.logs import of_connection
+from eventbus_edge.logs import connection_logger
 
 __all__ = ["Authorizers", "ask"]
 
@@ -73,7 +73,7 @@ async def ask(
     a cancellation is raised.
     """
     authorizer, channel = question.authorizer, question.channel
-    log = of_connection(_log, connection_id)
+    log = connection_logger(_log, connection_id)
     arguments = dict(question.captures)
     if authorizer.takes_channel:
         arguments["channel"] = channel

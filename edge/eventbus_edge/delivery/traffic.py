@@ -91,7 +91,7 @@ class Traffic:
             bus.subjects,
             hub,
             self._matched_message,
-            on_sent=metrics.tally.went,
+            on_sent=metrics.tally.count_delivered,
             on_gap=metrics.gaps.inc,
             linger_s=settings.unsubscribe_after,
         )
@@ -226,7 +226,7 @@ class Traffic:
     def take(self, channel: str, delivery: Delivery) -> None:
         """The hot path: deliver one message of the bus to all connections of its channel."""
         tally = self._tally
-        tally.came(len(delivery.payload))
+        tally.count_received(len(delivery.payload))
         try:
             message = to_message(channel, delivery)
         except InvalidPayload as exc:
@@ -236,7 +236,7 @@ class Traffic:
             self._on_message(channel)
         begun_ns = time.time_ns() if self._traces else 0
         clients = self._hub.deliver(message)
-        tally.went(clients)
+        tally.count_delivered(clients)
         if message.published is not None:
             tally.latencies.since(message.published)
         if self._traces:
@@ -261,7 +261,7 @@ class Traffic:
         Where the channel has subscribers of its own, `take` counts it and its faults.
         """
         tally = self._tally
-        tally.came(len(delivery.payload))
+        tally.count_received(len(delivery.payload))
         is_first = not self._hub.count(channel)
         try:
             message = to_message(channel, delivery)

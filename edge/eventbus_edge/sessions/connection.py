@@ -29,7 +29,7 @@ from eventbus_edge.access.tokens import (
 )
 from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.framing.frames import pong_frame
-from eventbus_edge.logs import of_connection
+from eventbus_edge.logs import connection_logger
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
@@ -143,7 +143,7 @@ class Connection:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Where to log what concerns this connection."""
-        return of_connection(_log, self.id)
+        return connection_logger(_log, self.id)
 
     @property
     def address(self) -> str:

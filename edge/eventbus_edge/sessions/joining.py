@@ -244,7 +244,7 @@ class Joiner:
 
     def _give(self, message: ChannelMessage) -> None:
         self._hub.push(self._outbox, self._outbox.format.message(message))
-        self._tally.went(1)
+        self._tally.count_delivered(1)
 
     async def _drained(self) -> None:
         """Wait while much is unsent: a long history must not look like a slow client."""

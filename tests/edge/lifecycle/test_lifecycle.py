@@ -393,7 +393,7 @@ async def test_nothing_is_told_or_kept_unless_it_is_asked_for(edge, told, bus):
 @pytest.mark.parametrize("driver", ["log", "null"])
 async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
     own = msgspec.structs.replace(settings, driver=driver)
-    with pytest.raises(ConfigError, match=rf"{driver} keeps none; allowed: nats"):
+    with pytest.raises(ConfigError, match=rf"{driver} has none; allowed: nats"):
         await start_edge(own, lifecycle="on")
 
 

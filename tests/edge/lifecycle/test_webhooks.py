@@ -40,7 +40,7 @@ PATIENCE_S = 15
 
 
 class Receiver:
-    """A web service that checks what it gets, and answers as it is told."""
+    """A web service that checks what it gets, and answers as configured."""
 
     def __init__(self):
         self.answers = []
@@ -204,7 +204,7 @@ async def test_a_redirect_is_not_followed_and_what_failed_can_be_retried(start, 
     await edge.connect("/ws/general")
     [failed] = await failures(bus)
     assert (failed.event, failed.queue, failed.attempts) == ("eventbus.webhook", QUEUE, 3)
-    assert "answered 308, and is not followed" in failed.message
+    assert "answered 308, which is not followed" in failed.message
     assert receiver.followed == 0
     assert await (await bus.queues()).retry(failed.id)
     requests = await receiver.requests_until(4)

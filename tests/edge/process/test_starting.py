@@ -70,7 +70,7 @@ async def test_node_that_waits_for_its_bus_ends_when_it_is_asked_to(start, numbe
     async with asyncio.timeout(PATIENCE_S):
         out, err = await process.communicate()
     assert process.returncode == 0, err
-    assert b"asked to end before it was ready" in err
+    assert b"stopped before it was ready" in err
     assert b"Traceback" not in err
     assert out == b""
 

@@ -169,11 +169,11 @@ async def test_application_of_pyproject_is_run_and_followed(dev, tmp_path):
     for name in ("first_app", "second_app"):
         (tmp_path / f"{name}.py").touch()
     running = await dev()
-    await running.until("application first_app, of")
+    await running.until("loaded application first_app from")
     await running.until("watching")
     project.write_text('[tool.eventbus]\napp = ["second_app"]\n')
     await running.until("changed: pyproject.toml")
-    await running.until("application second_app, of")
+    await running.until("loaded application second_app from")
     await running.until("ready again on")
     assert await running.end() == 0
 

@@ -106,7 +106,7 @@ def test_what_is_not_revoked_cannot_be_undone(eventbus):
         (["--user", "7", "--issued-before", "soon"], "--issued-before: 'soon' is not a moment"),
         (["--user", "7", "--issued-before", "2026-11-24T03:00:12"], "is not a moment"),
         (["--user", "7", "--issued-before", "-1"], "is not a moment"),
-        (["--jti", "7", "--issued-before", "1"], "issued_before stands beside a user_id"),
+        (["--jti", "7", "--issued-before", "1"], "issued_before needs a user_id"),
         (["--undo", "--user", "7", "--issued-before", "1"], "leave --issued-before out"),
         (["--list", "--issued-before", "1"], "--list stands alone"),
         (["--user", "7", "--for", "soon"], "--for: 'soon' is no length of time"),

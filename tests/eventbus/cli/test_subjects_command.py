@@ -126,7 +126,7 @@ def test_inspect_tells_rule_history_members_and_nodes(
     lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines() if line[0] != " ")
     told = {name: text.strip() for name, text in lines.items()}
     assert told["rule"] == "presence.>  (presence)"
-    assert told["may join"] == "any authenticated user; a token whose channels grant it"
+    assert told["may join"] == "any authenticated user; holders of a token whose channels grant it"
     assert told["may whisper"] == "any authenticated user"
     assert told["stored"].startswith("1 message, 20")
     assert told["offset"].startswith("1 (epoch ")
