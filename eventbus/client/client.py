@@ -12,24 +12,15 @@ import aiohttp
 
 from eventbus.channels import Pattern, validate_channel
 from eventbus.client.frames import Frame
-from eventbus.client.link import (
-    FAILED,
-    Link,
-    Lost,
-    Reconnect,
-)
+from eventbus.client.link import FAILED, Link, Lost, Reconnect
 from eventbus.client.options import ClientOptions, ClientState, StateChange, parse_address
 from eventbus.client.registry import Registry, names
 from eventbus.client.session import Session
 from eventbus.client.sockets import Sockets
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
-from eventbus.errors import (
-    BusStateError,
-    ClientClosed,
-    ClientDisconnected,
-    ClientError,
-)
+from eventbus.errors import BusStateError, ClientClosed, ClientDisconnected, ClientError
+from eventbus.tasks import Shutdown, Tasks
 from eventbus.user_code import guarded
 
 __all__ = ["EdgeClient"]
@@ -64,9 +55,10 @@ class EdgeClient:
         self._hurry = asyncio.Event()
         self._session: Session | None = None
         self._http: aiohttp.ClientSession | None = None
-        self._running: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
-        self._workers: set[asyncio.Task[None]] = set()
+        self._connection = Tasks()
+        self._handlers = Tasks()
+        self._shutdown = Shutdown(self._connection, self._handlers)
         self._last_reason = "no answer"
         self._closed: ClientClosed | None = None
 
@@ -76,16 +68,15 @@ class EdgeClient:
         Raises ClientRefused where the edge refuses the token, ClientClosed where it says to stay
         away, and ClientDisconnected after `open_timeout`.
         """
-        if self._running is not None:
+        if self._opened is not None:
             raise BusStateError("a client is opened once")
+        self._require_not_closed()
         self._sockets = Sockets()
         self._http = aiohttp.ClientSession(
             connector=self._sockets.connector(self._tls), cookie_jar=aiohttp.DummyCookieJar()
         )
         self._opened = asyncio.get_running_loop().create_future()
-        self._running = asyncio.create_task(
-            self._run(), name=f"eventbus client of {self._address.shown}"
-        )
+        self._connection.start(self._run(), f"the client of {self._address.shown}")
         try:
             async with asyncio.timeout(self._options.open_timeout):
                 await asyncio.shield(self._opened)
@@ -100,17 +91,18 @@ class EdgeClient:
             raise
 
     async def aclose(self) -> None:
-        """Close, in bounded time, and end all subscriptions. Closing again is harmless."""
-        caller = asyncio.current_task()
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        """Close, in bounded time, and end all subscriptions.
+
+        Closing again is harmless: all callers wait for the same close, which also completes when a
+        caller is cancelled. A handler may close its own client.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
+        await self._connection.aclose()
         self._finish(ClientClosed("the client was closed", close_code=1000), by_owner=True)
         self._subscriptions.clear()
-        workers = [worker for worker in self._workers if worker is not caller]
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await self._handlers.aclose()
         if self._http is not None:
             await self._http.close()
             await self._sockets.aclose()
@@ -194,12 +186,9 @@ class EdgeClient:
         """A subscription is to be joined or left at the edge, as its phase says."""
         self._subscriptions.settle(subscription)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-        """Run a subscription's handlers, until the client is closed at the latest."""
-        worker = asyncio.create_task(work, name=name)
-        self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
-        return worker
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
+        """Run a subscription's handlers, at most until the client closes."""
+        return self._handlers.start(work, name)
 
     async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
         """End a subscription. Raises nothing where the connection is lost."""
@@ -218,13 +207,15 @@ class EdgeClient:
 
     async def _run(self) -> None:
         try:
-            while True:
+            while self._closed is None:
                 self._become(ClientState.CONNECTING)
                 try:
                     await self._live()
                 except Lost as lost:
                     if not await self._pause(lost):
                         return
+        except ClientClosed:  # by its own token function
+            return
         except Exception as exc:  # noqa: BLE001 - a fault of the client's own: told, not hidden
             _log.exception("the client of %s cannot go on", self._address.shown)
             self._finish(ClientClosed(f"the client failed: {exc!r}", close_code=FAILED))
@@ -234,6 +225,7 @@ class EdgeClient:
         options = self._options
         assert self._http is not None
         await self._tokens.get()
+        self._require_not_closed()
         try:
             async with asyncio.timeout(options.handshake_timeout):
                 link = await Link.open(
@@ -298,10 +290,13 @@ class EdgeClient:
         self._become(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
 
     def _require_open(self) -> None:
+        self._require_not_closed()
+        if self._opened is None:
+            raise BusStateError("the client is not open: use `async with connect(…) as bus`")
+
+    def _require_not_closed(self) -> None:
         if self._closed is not None:
             raise ClientClosed(str(self._closed), close_code=self._closed.close_code)
-        if self._running is None:
-            raise BusStateError("the client is not open: use `async with connect(…) as bus`")
 
     def _become(self, state: ClientState, **details: Any) -> None:
         self.state = state

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -17,16 +17,29 @@ from eventbus.errors import ClientClosed, ClientError, ClientRefused
 from eventbus.events import Event
 from eventbus.messages import encode_data
 
-if TYPE_CHECKING:
-    from eventbus.client.client import EdgeClient
-
-__all__ = ["ChannelHandlers", "Subscription"]
+__all__ = ["ChannelHandlers", "Subscription", "SubscriptionOwner"]
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[..., Any]
 ChannelHandlers = Handler | Mapping[str | type[Event], Handler]
 """A handler for every message, or handlers by event name or type."""
+
+
+class SubscriptionOwner(Protocol):
+    """What a subscription needs of its client."""
+
+    async def ask(self, action: str, **fields: Any) -> Frame:
+        """Send an action to the edge; returns its answer. Raises ClientError."""
+
+    async def leave(self, subscription: "Subscription") -> None:
+        """End a subscription, here and at the edge."""
+
+    def settle(self, subscription: "Subscription") -> None:
+        """Join or leave the channel at the edge, as the subscription's phase says."""
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
+        """Run a subscription's handlers in the background; None in a closed client."""
 
 
 class _Position(msgspec.Struct):
@@ -57,7 +70,7 @@ class Subscription:
     """
 
     def __init__(
-        self, client: "EdgeClient", channel: str, *, history: int = 0, buffer: int = 1000
+        self, client: SubscriptionOwner, channel: str, *, history: int = 0, buffer: int = 1000
     ) -> None:
         """`EdgeClient.subscribe` makes one. Raises InvalidPattern."""
         self.channel = channel
@@ -72,15 +85,15 @@ class Subscription:
         self.is_held = False
         """Whether the edge has this subscription, on the present connection."""
         self._client = client
-        self._told = f"subscription to {channel}"
-        self._handlers = Handlers(self._told)
+        self._name = f"subscription to {channel}"
+        self._handlers = Handlers(self._name)
         self._limit = buffer
         self._for_handlers = Inbox(buffer, self._make_room)
         self._for_iteration = Inbox(buffer, self._make_room)
         self._is_iterated = False
         self._joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._joined.add_done_callback(_retrieve)
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[Any] | None = None
 
     @property
     def is_active(self) -> bool:
@@ -121,7 +134,7 @@ class Subscription:
         """
         remove = self._handlers.add(event, handler, type, self.channel)
         if self._worker is None and self.cursor.phase is not Phase.ENDED:
-            self._worker = self._client.start(self._work(), f"eventbus {self._told}")
+            self._worker = self._client.start(self._work(), f"eventbus {self._name}")
         return remove
 
     def add(self, handlers: ChannelHandlers | None) -> None:
@@ -210,7 +223,7 @@ class Subscription:
         self._offer_event(frame)
 
     def _log_gap(self) -> None:
-        _log.warning("the %s has missed messages that cannot be had again", self._told)
+        _log.warning("the %s has missed messages that cannot be had again", self._name)
 
     def receive(self, frame: Frame) -> None:
         """Take a frame of the channel."""
@@ -255,7 +268,7 @@ class Subscription:
         self.error = error
         if not self._joined.done():
             self._joined.set_exception(
-                error or ClientClosed(f"the {self._told} was ended", close_code=1000)
+                error or ClientClosed(f"the {self._name} was ended", close_code=1000)
             )
         self._for_iteration.end(error)
         self._for_handlers.end(error)
@@ -284,14 +297,14 @@ class Subscription:
     def _count_dropped(self) -> None:
         self.dropped += 1
         if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
-            _log.warning("the %s drops messages that nobody takes: %d", self._told, self.dropped)
+            _log.warning("the %s drops messages that nobody takes: %d", self._name, self.dropped)
 
     def _fall_behind(self) -> None:
         self.overflows += 1
         self.cursor.fall_behind()
         _log.warning(
             "the %s is too slow: %d messages wait, the others stay in the stream for now",
-            self._told,
+            self._name,
             self._limit,
         )
         self._client.settle(self)
@@ -310,7 +323,7 @@ class Subscription:
     def refuse(self, error: ClientRefused) -> None:
         """The edge does not let one in, or takes the channel away."""
         if self._joined.done():
-            _log.warning("the %s has ended: %s", self._told, error)
+            _log.warning("the %s has ended: %s", self._name, error)
         self.end(error)
 
 

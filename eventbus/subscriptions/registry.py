@@ -9,7 +9,7 @@ from eventbus.drivers.base import Driver
 from eventbus.errors import BusStateError, EventDefinitionError
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
-from eventbus.subscriptions.subscription import CLOSE_S, EventSubscription, Handler
+from eventbus.subscriptions.subscription import EventSubscription, Handler
 
 __all__ = ["SubscribeDecorator", "Subscriptions"]
 
@@ -67,13 +67,17 @@ class Subscriptions:
             subscription.start()
         await self.ready()
 
+    def __contains__(self, task: object) -> bool:
+        """Whether that task runs a handler of one of them."""
+        return any(task in subscription for subscription in self._all)
+
     async def aclose(self) -> None:
-        """End them all, at once."""
+        """Close them all, concurrently."""
         self._open, self._closed = False, True
-        subscriptions, self._all = self._all, []
-        if subscriptions:
-            caller = asyncio.current_task()  # it may be a handler's, which must not wait for itself
-            await asyncio.gather(*(one.end(CLOSE_S, caller) for one in subscriptions))
+        closes = [subscription.aclose() for subscription in self._all]
+        for fault in await asyncio.gather(*closes, return_exceptions=True):
+            if fault is not None:
+                raise fault
 
     def _add(
         self, reader: EventReader[E], handler: Handler[E], options: Options

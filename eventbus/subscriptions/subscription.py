@@ -27,12 +27,9 @@ from eventbus.errors import (
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.messages import HEADER_REASON
 from eventbus.subscriptions.options import Options, consumer_name
-from eventbus.tasks import (
-    Pool,
-    Work,
-    complete,
-)
-from eventbus.user_code import call_guarded, guarded, takes_context
+from eventbus.subscriptions.pool import Pool, Work
+from eventbus.tasks import Shutdown, Tasks, complete
+from eventbus.user_code import call_guarded, guarded, takes_context, text_of
 
 __all__ = ["EventSubscription", "Handler"]
 
@@ -74,23 +71,27 @@ class EventSubscription(Generic[E]):
         self._subjects = subjects
         self._handler: Callable[..., Any] = handler
         self._with_context = takes_context(handler)
-        self._told = f"subscription to {self.reader.name!r}" + (
+        self._name = f"subscription to {self.reader.name!r}" + (
             f" of group {options.group!r}" if options.group else ""
         )
-        self._pool = Pool(options.concurrency, 0 if options.durable else options.buffer, self._told)
-        self._starting: asyncio.Task[None] | None = None
-        self._closed = False
+        self._pool = Pool(options.concurrency, 0 if options.durable else options.buffer, self._name)
+        self._started: asyncio.Future[None] | None = None
+        self._tasks = Tasks()
+        self._shutdown = Shutdown(self._pool)
         self._live: Subscription | None = None
         self._consumer: Consumer | None = None
-        self._working: asyncio.Task[None] | None = None
 
     def __await__(self) -> "Generator[Any, None, EventSubscription[E]]":
         return self._ready().__await__()
 
+    def __contains__(self, task: object) -> bool:
+        """Whether that task runs the handler."""
+        return task in self._pool
+
     @property
     def is_closed(self) -> bool:
         """Whether it has ended."""
-        return self._closed
+        return self._shutdown.has_begun
 
     @property
     def evicted(self) -> int:
@@ -102,41 +103,46 @@ class EventSubscription(Generic[E]):
 
     def start(self) -> None:
         """Subscribe in the background."""
-        self._starting = asyncio.create_task(self._start())
-        self._starting.add_done_callback(self._tell)
+        self._started = asyncio.get_running_loop().create_future()
+        self._started.add_done_callback(_retrieve)
+        self._tasks.start(self._begin(self._started), f"the start of the {self._name}")
 
     async def aclose(self, seconds: float = CLOSE_S) -> None:
         """Take no more events; handlers may finish within that time, then they are cancelled.
 
-        What they did not finish is handed back where it is durable. Closing twice is harmless. A
-        handler may close its own subscription.
+        Durable events that they did not finish are handed back. Closing twice is harmless; all
+        callers wait for the same close. A handler may close its own subscription.
         """
-        await self.end(seconds, asyncio.current_task())
+        await self._shutdown.run(lambda: self._close(seconds))
 
-    async def end(self, seconds: float, caller: "asyncio.Task[Any] | None") -> None:
-        """As `aclose`, called by that task."""
-        if self._closed:
-            return
-        self._closed = True
-        for task in (self._starting, self._working):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        for source in (self._live, self._consumer):
-            if source is not None:
-                await source.aclose()
-        if left := await self._pool.aclose(seconds, caller):
-            _log.warning("%s: %d events were not handled before the close", self._told, left)
+    async def _close(self, seconds: float) -> None:
+        try:
+            await self._tasks.aclose()
+            for source in (self._live, self._consumer):
+                if source is not None:
+                    await source.aclose()
+        finally:
+            if left := await self._pool.aclose(seconds):
+                _log.warning("%s: %d events were not handled before the close", self._name, left)
 
     async def _ready(self) -> "EventSubscription[E]":
-        if self._starting is None:
-            raise BusStateError(f"the {self._told} begins when its bus opens")
-        await asyncio.shield(self._starting)
+        if self._started is None:
+            raise BusStateError(f"the {self._name} starts when its bus opens")
+        await asyncio.shield(self._started)
         return self
 
-    def _tell(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            _log.error("the %s does not stand: %s", self._told, exc)
+    async def _begin(self, started: "asyncio.Future[None]") -> None:
+        try:
+            with guarded():
+                await self._start()
+        except asyncio.CancelledError:
+            started.set_exception(BusStateError(f"the {self._name} was closed while it started"))
+            raise
+        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
+            _log.error("the %s failed to start: %s", self._name, text_of(exc))
+            started.set_exception(exc)
+        else:
+            started.set_result(None)
 
     async def _start(self) -> None:
         subject = self._subjects.live_filter(self.reader.pattern)
@@ -145,7 +151,7 @@ class EventSubscription(Generic[E]):
             settings = ConsumerSettings(self.options.ack_wait, self.options.from_start)
             consumers = cast(ConsumerDriver, self._driver)
             self._consumer = await consumers.consume(self.consumer_name, subject, settings)
-            self._working = asyncio.create_task(self._work(self._consumer))
+            self._tasks.start(self._work(self._consumer), f"the {self._name}")
         elif self.options.group:
             self._require(Capability.GROUPS, "group=...")
             groups = cast(GroupDriver, self._driver)
@@ -177,7 +183,7 @@ class EventSubscription(Generic[E]):
             if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
                 _log.warning(
                     "the %s drops events: %d waited for a handler (dropped until now: %d)",
-                    self._told,
+                    self._name,
                     self.options.buffer,
                     self.dropped,
                 )
@@ -194,7 +200,7 @@ class EventSubscription(Generic[E]):
     # Durable
 
     async def _work(self, consumer: Consumer) -> None:
-        while not self._closed:
+        while True:
             await self._pool.room()
             try:
                 with guarded():
@@ -202,7 +208,7 @@ class EventSubscription(Generic[E]):
                 for held in taken:
                     self._pool.offer(functools.partial(self._settle, held))
             except Exception:  # noqa: BLE001 - other people's drivers may raise anything
-                _log.exception("%s", self._told)
+                _log.exception("%s", self._name)
                 await asyncio.sleep(_PAUSE_S)
 
     async def _settle(self, held: Held) -> None:
@@ -231,7 +237,7 @@ class EventSubscription(Generic[E]):
                 await held.retry()
             raise
         except EventBusError as exc:
-            _log.warning("%s: a message comes again: %s", self._told, exc)
+            _log.warning("%s: a message comes again: %s", self._name, exc)
 
     async def _handle_in_time(self, event: E, context: EventContext, headers: Headers) -> bool:
         try:
@@ -282,7 +288,7 @@ class EventSubscription(Generic[E]):
         # The event's fields stay out of the log: they may be anybody's.
         _log.error(
             "the %s failed, delivery %d, id %s, channel %s",
-            self._told,
+            self._name,
             context.attempt,
             event.event_meta.id,
             context.channel,
@@ -295,7 +301,7 @@ class EventSubscription(Generic[E]):
         if self.quarantined.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
             _log.warning(
                 "the %s puts payloads into quarantine (%d until now), the last: %s",
-                self._told,
+                self._name,
                 self.quarantined,
                 why,
             )
@@ -308,6 +314,12 @@ class EventSubscription(Generic[E]):
         except InvalidChannel:  # there is no quarantine for what is no channel
             return True
         except EventBusError as exc:
-            _log.warning("the %s cannot put a payload into quarantine: %s", self._told, exc)
+            _log.warning("the %s cannot put a payload into quarantine: %s", self._name, exc)
             return False
         return True
+
+
+def _retrieve(future: "asyncio.Future[None]") -> None:
+    """Mark the exception as seen: it was logged, and perhaps nobody awaits the subscription."""
+    if not future.cancelled():
+        future.exception()
