@@ -1,8 +1,9 @@
 """The bus: owns a driver from its opening to its close, and publishes events and plain messages.
 
 A dispatched event takes one way down. `EventBus.dispatch` checks and encodes it (in
-events/encoding.py, or queue/jobs.py for a queued event), `Sender` publishes the result (publishing.py, then the driver), and
-`Listeners` run this process's own listeners (events/listeners.py).
+events/encoding.py, or in queue/jobs.py for a queued event), `Sender` publishes the result
+(publishing.py, and then the driver), and `Listeners` call the listeners in this process
+(events/listeners.py).
 """
 
 import asyncio

@@ -8,10 +8,10 @@ its caller is cancelled: both of them, and steps of several calls to a broker, g
 import asyncio
 import contextvars
 import logging
-import random
 from collections.abc import Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
 
+from eventbus.backoff import Backoff
 from eventbus.user_code import cause_of, guarded
 
 __all__ = ["Shutdown", "Tasks", "complete", "fault_count"]
@@ -196,7 +196,7 @@ async def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def _keep(run: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
-    loop, pause = asyncio.get_running_loop(), FIRST_PAUSE_S
+    loop, backoff = asyncio.get_running_loop(), Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
     while True:
         begun = loop.time()
         try:
@@ -204,15 +204,15 @@ async def _keep(run: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
                 await run()
         except Exception as exc:  # noqa: BLE001 - whatever it was, the task must go on
             if loop.time() - begun >= _STEADY_S:
-                pause = FIRST_PAUSE_S
+                backoff.reset()
+            pause = backoff.next()
             _count()
             _log.error(
                 "%s failed, and is started again in %.1f s", name, pause, exc_info=cause_of(exc)
             )
         else:
             return
-        await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-        pause = min(2 * pause, MAX_PAUSE_S)
+        await asyncio.sleep(pause)
 
 
 def _report(task: Task) -> None:

@@ -14,8 +14,8 @@ import msgspec
 
 from eventbus import tracing
 from eventbus.drivers.queues import (
+    LeasedJob,
     QueueStore,
-    Taken,
 )
 from eventbus.errors import (
     DriverError,
@@ -99,7 +99,7 @@ class _Run:
 
     __slots__ = ("begun", "held", "is_lost", "taken", "until")
 
-    def __init__(self, taken: Taken) -> None:
+    def __init__(self, taken: LeasedJob) -> None:
         self.taken = taken
         self.begun = self.held = _Stamp.now()
         """When it began, and when its lease was last extended."""
@@ -128,7 +128,7 @@ class JobRunner:
         self._awake = _Stamp.now()
         self._doubt_until = 0.0
 
-    async def run(self, taken: Taken) -> None:
+    async def run(self, taken: LeasedJob) -> None:
         """One try of one job, to its end."""
         key = (taken.queue, taken.key)
         if (running := self._runs.get(key)) is not None:
@@ -230,7 +230,7 @@ class JobRunner:
             return
         await self.hand_back(run.taken)
 
-    async def hand_back(self, taken: Taken) -> None:
+    async def hand_back(self, taken: LeasedJob) -> None:
         await taken.hand_back()
         self.counters.handed_back += 1
         _log.info("a job of queue %s is handed back", taken.queue)
@@ -261,7 +261,7 @@ class JobRunner:
     def _check_lease(self, run: _Run) -> None:
         run.is_lost = run.is_lost or run.held.age > self._lease
 
-    def _came_again(self, run: _Run, taken: Taken) -> None:
+    def _came_again(self, run: _Run, taken: LeasedJob) -> None:
         """The broker gives us a job that we have: its lease had ended, or the broker forgot it."""
         _log.warning("job %s of queue %s came again while it is under way", taken.key, taken.queue)
         if taken is not run.taken:
@@ -318,7 +318,7 @@ class JobRunner:
         return self._store
 
 
-def _event_for(taken: Taken, job: Job) -> Event:
+def _event_for(taken: LeasedJob, job: Job) -> Event:
     """The event, unless the job has been taken too often. Raises what no further try can help."""
     if taken.attempt > job.tries:
         raise WorkerLost(
@@ -328,7 +328,7 @@ def _event_for(taken: Taken, job: Job) -> Event:
     return event_of(job)
 
 
-def _name(taken: Taken, job: Job | None) -> str:
+def _name(taken: LeasedJob, job: Job | None) -> str:
     """A job as the log speaks of it: never its data."""
     if job is None:
         return f"job {taken.key} of queue {taken.queue}, attempt {taken.attempt},"

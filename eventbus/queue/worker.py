@@ -13,17 +13,18 @@ import collections
 import contextlib
 import functools
 import logging
-import random
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.base import Driver
-from eventbus.drivers.queues import QueueReader, QueueStore, Taken
+from eventbus.drivers.queues import LeasedJob, QueueReader, QueueStore
 from eventbus.errors import DriverError
 from eventbus.events import DEFAULT_QUEUE, validate_queue
 from eventbus.queue.runner import STUBBORN_S, Counters, JobRunner, Processor
+from eventbus.ratelimit import RateLimitedLog
 from eventbus.tasks import Tasks, complete
 from eventbus.user_code import guarded
 
@@ -34,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 HOLD_S: Final = 1.0
 """How long a job waits for room in the worker before it is handed back."""
+_FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
+_POLL_AGAIN: Final = Backoff(0.5, 0.5, jitter=0.9)
+"""Before a queue whose wait has failed is waited for again."""
 
 
 class WorkerBus(Processor, Protocol):
@@ -93,10 +97,11 @@ class Worker:
         self._polled: set[str] = set()
         """The queues whose next job is waited for."""
         self._polls = Tasks()
-        self._held: dict[str, collections.deque[Taken]] = {}
+        self._held: dict[str, collections.deque[LeasedJob]] = {}
         self._jobs = Tasks()
         self._handing_back = Tasks()
         self._changed = asyncio.Event()
+        self._log = RateLimitedLog(_log)
         self._taking: asyncio.Timeout | None = None
         self._stopping = False
         self._at_once = False
@@ -141,17 +146,16 @@ class Worker:
             self._taking.reschedule(asyncio.get_running_loop().time())
 
     async def _work(self) -> None:
-        pause = 0.0
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while not self._stopping and (room := self._room()) is not None:
             self._changed.clear()
             if room:
                 try:
                     started = await self._take_unless_stopped(room)
-                    pause = 0.0
+                    backoff.reset()
                 except DriverError as exc:
-                    pause = min(_MAX_PAUSE_S, pause * 2 or 0.1)
-                    _log.warning("cannot take jobs, trying again: %s", exc)
-                    await self._pause(random.uniform(pause / 2, pause))  # noqa: S311 - no secret
+                    self._log.warning("cannot take jobs, trying again: %s", exc)
+                    await self._pause(backoff.next())
                     continue
                 if started:
                     continue
@@ -212,7 +216,7 @@ class Worker:
             if taken is not None:
                 self._hold(taken)
         except Exception as exc:
-            await asyncio.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
+            await asyncio.sleep(_POLL_AGAIN.delay(0))
             if not isinstance(exc, DriverError):
                 raise
             _log.debug("waiting for jobs of queue %s: %s", queue, exc)  # the next fetch reports it
@@ -220,20 +224,20 @@ class Worker:
             self._polled.discard(queue)
             self._changed.set()
 
-    def _hold(self, taken: Taken) -> None:
+    def _hold(self, taken: LeasedJob) -> None:
         """Keep a job for which there may be no free slot: it starts soon, or is handed back."""
         held = self._held[taken.queue]
         held.append(taken)
         asyncio.get_running_loop().call_later(HOLD_S, self._drop, taken)
         self._changed.set()
 
-    def _drop(self, taken: Taken) -> None:
+    def _drop(self, taken: LeasedJob) -> None:
         held = self._held[taken.queue]
         if taken in held:
             held.remove(taken)
             self._hand_back(taken)
 
-    def _start(self, taken: Taken) -> None:
+    def _start(self, taken: LeasedJob) -> None:
         self.counters.taken += 1
         name = f"the run of job {taken.key} of queue {taken.queue}"
         if (task := self._jobs.start(self._runner.run(taken), name)) is not None:
@@ -272,7 +276,7 @@ class Worker:
             while held:
                 self._hand_back(held.popleft())
 
-    def _hand_back(self, taken: Taken) -> None:
+    def _hand_back(self, taken: LeasedJob) -> None:
         name = f"handing back a job of queue {taken.queue}, which is redelivered later,"
         self._handing_back.start(self._runner.hand_back(taken), name)
 

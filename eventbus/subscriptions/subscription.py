@@ -15,7 +15,7 @@ from eventbus.drivers.consumers import (
     ConsumerDriver,
     ConsumerSettings,
     GroupDriver,
-    Held,
+    UnackedDelivery,
 )
 from eventbus.errors import (
     BusStateError,
@@ -205,36 +205,36 @@ class EventSubscription(Generic[E]):
             try:
                 with guarded():
                     taken = await consumer.take(self._pool.free)
-                for held in taken:
-                    self._pool.offer(functools.partial(self._settle, held))
+                for unacked in taken:
+                    self._pool.offer(functools.partial(self._settle, unacked))
             except Exception:  # noqa: BLE001 - other people's drivers may raise anything
                 _log.exception("%s", self._name)
                 await asyncio.sleep(_PAUSE_S)
 
-    async def _settle(self, held: Held) -> None:
+    async def _settle(self, unacked: UnackedDelivery) -> None:
         """Handle one message and say what became of it."""
-        options, delivery = self.options, held.delivery
+        options, delivery = self.options, unacked.delivery
         try:
             try:
-                received = self._read(delivery, held.attempt)
+                received = self._read(delivery, unacked.attempt)
             except InvalidPayload as exc:
-                await complete(self._give_up(held, exc.reason, str(exc)))
+                await complete(self._give_up(unacked, exc.reason, str(exc)))
                 return
             if received is None:
-                await held.ack()
-            elif held.attempt > options.max_deliver:
+                await unacked.ack()
+            elif unacked.attempt > options.max_deliver:
                 why = f"{options.max_deliver} deliveries ended without an answer"
-                await complete(self._give_up(held, "max_deliver", why))
+                await complete(self._give_up(unacked, "max_deliver", why))
             elif await self._handle_in_time(*received, delivery.headers):
-                await held.ack()
-            elif held.attempt >= options.max_deliver:
-                why = f"the handler failed {held.attempt} times"
-                await complete(self._give_up(held, "handler_failed", why))
+                await unacked.ack()
+            elif unacked.attempt >= options.max_deliver:
+                why = f"the handler failed {unacked.attempt} times"
+                await complete(self._give_up(unacked, "handler_failed", why))
             else:
-                await held.retry(self._pause(held.attempt))
+                await unacked.retry(self._pause(unacked.attempt))
         except asyncio.CancelledError:  # at the close
             with contextlib.suppress(EventBusError):  # then it comes again after ack_wait
-                await held.retry()
+                await unacked.retry()
             raise
         except EventBusError as exc:
             _log.warning("%s: a message comes again: %s", self._name, exc)
@@ -253,11 +253,11 @@ class EventSubscription(Generic[E]):
         backoff = self.options.backoff
         return backoff[min(attempt, len(backoff)) - 1]
 
-    async def _give_up(self, held: Held, reason: str, why: str) -> None:
-        if await self._quarantine(held.delivery, reason, why):
-            await held.discard()
+    async def _give_up(self, unacked: UnackedDelivery, reason: str, why: str) -> None:
+        if await self._quarantine(unacked.delivery, reason, why):
+            await unacked.discard()
         else:
-            await held.retry(self._pause(held.attempt))
+            await unacked.retry(self._pause(unacked.attempt))
 
     # Both
 

@@ -23,7 +23,7 @@ from eventbus.channels import (
     validate_channel,
 )
 from eventbus.drivers.base import (
-    Announced,
+    Announcement,
     AnnouncingDriver,
 )
 from eventbus_edge.access.admission import TokenBucket
@@ -84,7 +84,7 @@ class Census:
     def __init__(self, node: "Node", bus: EventBus) -> None:
         self._node = node
         self._driver = bus.driver
-        self._announced: Announced | None = None
+        self._announced: Announcement | None = None
         self._started = time.time()
         fault = node.metrics.cluster_faults
         self.cluster = self._cluster = Cluster(

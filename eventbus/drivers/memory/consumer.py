@@ -11,17 +11,17 @@ from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery
 from eventbus.drivers.consumers import (
     ConsumerSettings,
-    Evicted,
+    EvictionLog,
 )
 from eventbus.errors import ConnectionFailed
 
-__all__ = ["ConsumerPlace", "MemoryConsumer", "MemoryHeld", "Retained"]
+__all__ = ["ConsumerState", "MemoryConsumer", "MemoryUnackedDelivery", "RetainedMessages"]
 
 
 _SOON_S: Final = 3600.0
 
 
-class Retained(Protocol):
+class RetainedMessages(Protocol):
     """What is still stored."""
 
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
@@ -39,17 +39,17 @@ class _Open(NamedTuple):
     delivery: Delivery
 
 
-class ConsumerPlace:
+class ConsumerState:
     """How far a consumer has come; it outlives its members, as long as the broker lasts."""
 
-    def __init__(self, stream: Retained, name: str, start: int) -> None:
+    def __init__(self, stream: RetainedMessages, name: str, start: int) -> None:
         """`start` is the offset after which it begins."""
         self.last = start
         self.open: dict[int, _Open] = {}
         self.pattern = Pattern(">")
         self.ack_wait = 0.0
         self.members: set[MemoryConsumer] = set()
-        self.evicted = Evicted(name)
+        self.evicted = EvictionLog(name)
         self._known_evicted: dict[str, int] = {}
         self._stream = stream
 
@@ -80,7 +80,7 @@ class ConsumerPlace:
         found = self._stream.evicted(self.pattern, self.last)
         for live, offset in found.items():
             if offset > self._known_evicted.get(live, 0):
-                self.evicted.found(
+                self.evicted.report(
                     live, "are lost: they were given up before the consumer got them"
                 )
         self._known_evicted = found
@@ -105,10 +105,10 @@ class ConsumerPlace:
             member.woken.set()
 
 
-class MemoryHeld:
+class MemoryUnackedDelivery:
     """One message that its place waits to hear about."""
 
-    def __init__(self, place: ConsumerPlace, offset: int, attempt: int, delivery: Delivery) -> None:
+    def __init__(self, place: ConsumerState, offset: int, attempt: int, delivery: Delivery) -> None:
         self.delivery = delivery
         self.attempt = attempt
         self._place = place
@@ -131,20 +131,20 @@ class MemoryHeld:
 class MemoryConsumer:
     """A member of a consumer of the memory broker."""
 
-    def __init__(self, place: ConsumerPlace, name: str) -> None:
+    def __init__(self, place: ConsumerState, name: str) -> None:
         self.woken = asyncio.Event()
         self._place = place
         self._name = name
         self._closed = False
         place.members.add(self)
 
-    async def take(self, limit: int) -> list[MemoryHeld]:
+    async def take(self, limit: int) -> list[MemoryUnackedDelivery]:
         """See `Consumer.take`."""
         loop = asyncio.get_running_loop()
         while not self._closed:
             self.woken.clear()
             if found := self._place.hand_out(limit, loop.time()):
-                return [MemoryHeld(self._place, *one) for one in found]
+                return [MemoryUnackedDelivery(self._place, *one) for one in found]
             due = self._place.next_due()
             wait = _SOON_S if due is None else max(0.0, due - loop.time())
             timer = loop.call_later(wait, self.woken.set)

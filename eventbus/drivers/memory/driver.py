@@ -21,7 +21,7 @@ from eventbus.drivers.local import (
     Listeners,
 )
 from eventbus.drivers.memory.consumer import (
-    ConsumerPlace,
+    ConsumerState,
     MemoryConsumer,
 )
 from eventbus.drivers.memory.queue import MemoryQueues
@@ -56,7 +56,7 @@ class MemoryBroker:
         self.listeners = Listeners()
         self.queues = MemoryQueues()
         self.state = MemoryState()
-        self._places: dict[str, ConsumerPlace] = {}
+        self._places: dict[str, ConsumerState] = {}
 
     @property
     def epoch(self) -> str:
@@ -81,11 +81,11 @@ class MemoryBroker:
                 place.wake()
         return published
 
-    def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerPlace:
+    def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerState:
         """The place that `name` has in what is stored, made where there is none."""
         if (place := self._places.get(name)) is None:
             start = 0 if settings.from_start else self.stream.last_offset
-            place = self._places[name] = ConsumerPlace(self.stream, name, start)
+            place = self._places[name] = ConsumerState(self.stream, name, start)
         return place
 
     def add(self, subject: str, handler: Handler, group: str = "") -> Listener:

@@ -20,8 +20,8 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.queues import (
     Failure,
+    LeasedJob,
     QueueStats,
-    Taken,
 )
 from eventbus.errors import PublishFailed
 
@@ -64,7 +64,7 @@ class _Stored:
         self.attempts = 0
 
 
-class MemoryTaken:
+class MemoryLeasedJob:
     """A job that a reader has taken."""
 
     __slots__ = ("_queues", "_stored", "queue")
@@ -123,7 +123,7 @@ class MemoryTaken:
         """It is: there is no lease that could have ended."""
         return True
 
-    def continues(self, earlier: Taken) -> None:
+    def continues(self, earlier: LeasedJob) -> None:
         """Nothing comes twice."""
 
 
@@ -134,18 +134,18 @@ class MemoryReader:
         self._queues = queues
         self._name = queue
 
-    async def fetch(self, limit: int) -> Sequence[MemoryTaken]:
+    async def fetch(self, limit: int) -> Sequence[MemoryLeasedJob]:
         """What is ready now."""
         queue = self._queues.queue(self._name)
-        taken: list[MemoryTaken] = []
+        taken: list[MemoryLeasedJob] = []
         while queue.ready and len(taken) < limit:
             stored = queue.ready.popleft()
             stored.attempts += 1
             queue.taken += 1
-            taken.append(MemoryTaken(self._queues, self._name, stored))
+            taken.append(MemoryLeasedJob(self._queues, self._name, stored))
         return taken
 
-    async def wait(self) -> MemoryTaken | None:
+    async def wait(self) -> MemoryLeasedJob | None:
         """The next job, or None after half a minute."""
         queue = self._queues.queue(self._name)
         try:

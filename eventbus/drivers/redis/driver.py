@@ -6,7 +6,6 @@ redis_* beside are parts of this one; together they are the only ones that impor
 
 import asyncio
 import logging
-import random
 from collections.abc import (
     Awaitable,
     Callable,
@@ -16,6 +15,7 @@ from typing import (
     TypeVar,
 )
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import (
@@ -243,7 +243,7 @@ class RedisDriver:
 
     async def _keep(self) -> None:
         """For as long as the driver is open: reconnect, subscribe again, read what was missed."""
-        pause, logged, at = _FIRST_PAUSE_S, "", 0.0
+        backoff, logged, at = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S), "", 0.0
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -255,7 +255,8 @@ class RedisDriver:
             if (failure := await self._settle()) is None:
                 if logged:
                     _log.info("connected to Redis again")
-                pause, logged = _FIRST_PAUSE_S, ""
+                backoff.reset()
+                logged = ""
                 continue
             is_refused = isinstance(failure, Refused)
             self._refusals += is_refused
@@ -266,8 +267,7 @@ class RedisDriver:
                 cause = None if isinstance(failure, ConnectionFailed) else failure
                 _log.log(level, "%s; trying again", logged or repr(failure), exc_info=cause)
             self._unsettled.set()
-            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
-            pause = min(2 * pause, _MAX_PAUSE_S)
+            await asyncio.sleep(backoff.next())
 
     async def _settle(self) -> BaseException | None:
         """Bring connections and subscriptions up to date; gives the first of what failed."""

@@ -16,6 +16,7 @@ from typing import (
 
 from redis import exceptions
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.redis.errors import (
     DRIVER,
     Refused,
@@ -371,16 +372,16 @@ class Nodes:
         """Connect to all. Raises ConnectionFailed in bounded time; at once for what will last."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.target.timeout
-        pause = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while True:
             failures = await self.settle()
             if not failures:
                 return
             lasting = next((f for f in failures if isinstance(f, Refused)), None)
+            pause = backoff.next()
             if lasting is not None or loop.time() + pause >= deadline:
                 raise lasting or failures[0]
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
 
     async def settle(self) -> list[ConnectionFailed]:
         """Ask for the layout where that is due, and connect what is missing; gives what failed."""

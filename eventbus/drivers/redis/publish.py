@@ -10,6 +10,7 @@ from typing import (
 
 from redis import exceptions
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.base import Headers
 from eventbus.drivers.redis.errors import (
     DRIVER,
@@ -128,7 +129,7 @@ class Publisher:
         body = _checked(live, encode_body(payload, headers))
         channel = live.encode()
         failure: Exception | None = None
-        pause = _FIRST_PAUSE_S
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         try:
             async with asyncio.timeout(self._timeout):
                 await self._window.take(len(body))
@@ -142,8 +143,7 @@ class Publisher:
                                 raise
                             failure = exc
                         self.retries += 1
-                        await asyncio.sleep(pause)
-                        pause = min(2 * pause, _MAX_PAUSE_S)
+                        await asyncio.sleep(backoff.next())
                 finally:
                     self._window.give(len(body))
         except TimeoutError:
