@@ -300,7 +300,7 @@ async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_
 async def test_driver_that_cancels_a_message_itself_has_failed(opened):
     main = Faulty("main", publishing=asyncio.CancelledError())
     stack = await opened(main, required=["main"])
-    with pytest.raises(PublishFailed, match="by main: the driver has given the message up"):
+    with pytest.raises(PublishFailed, match="by main: the driver gave the message up"):
         await stack.publish(SUBJECTS.event("a"), b"x")
 
 
