@@ -34,7 +34,7 @@ __all__ = ["Counters", "Worker", "WorkerBus"]
 _log = logging.getLogger(__name__)
 
 HOLD_S: Final = 1.0
-"""How long a job waits for room in the worker before it is handed back."""
+"""How long a job waits for a free slot before it is handed back."""
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 5.0
 _POLL_AGAIN: Final = Backoff(0.5, 0.5, jitter=0.9)

@@ -1,4 +1,4 @@
-"""One subscription: from deliveries, live or held, to a handler of typed events."""
+"""One subscription: from deliveries, live or durable, to a handler of typed events."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
+from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
 from eventbus.drivers.consumers import (
@@ -39,13 +40,14 @@ E = TypeVar("E", bound=Event)
 Handler = Callable[[E], Any] | Callable[[E, EventContext], Any]
 
 CLOSE_S: Final = 10.0
-"""How long handlers may go on when the bus closes."""
-_PAUSE_S: Final = 1.0
+"""How long handlers may continue when the bus closes."""
+_AGAIN: Final = Backoff(1.0, 1.0)
+"""Before the next attempt to receive."""
 _BROKERS_OWN: Final = "nats-"
 
 
 class EventSubscription(Generic[E]):
-    """One handler of the events of one type. `await` it to know that it stands.
+    """A handler of the events of one type. `await` it until it receives events.
 
     It ends with `aclose`, or with its bus.
     """
@@ -62,11 +64,11 @@ class EventSubscription(Generic[E]):
         self.options = options
         self.consumer_name = consumer_name(subjects.namespace, options.group, self.reader.name)
         self.failures = 0
-        """How many times the handler has raised, or taken too long."""
+        """How many times the handler raised, or took too long."""
         self.quarantined = 0
         """Payloads put into quarantine."""
         self.dropped = 0
-        """Live events that came while `buffer` others waited."""
+        """Live events that arrived while `buffer` others waited."""
         self._driver = driver
         self._subjects = subjects
         self._handler: Callable[..., Any] = handler
@@ -95,9 +97,9 @@ class EventSubscription(Generic[E]):
 
     @property
     def evicted(self) -> int:
-        """How often messages of a channel were gone before a durable group had handled them.
+        """How often messages of a channel were evicted before a durable group had handled them.
 
-        Of all members in this process, as far as the broker lets it be known: see docs/events.md.
+        Counts all members in this process, as far as the broker reports it: see docs/events.md.
         """
         return self._consumer.evicted if self._consumer is not None else 0
 
@@ -182,14 +184,14 @@ class EventSubscription(Generic[E]):
             self.dropped += 1
             if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
                 _log.warning(
-                    "the %s drops events: %d waited for a handler (dropped until now: %d)",
+                    "the %s drops events: %d waited for a handler (%d dropped so far)",
                     self._name,
                     self.options.buffer,
                     self.dropped,
                 )
 
     async def _handle(self, event: E, context: EventContext, headers: Headers) -> bool:
-        """Whether the handler did it."""
+        """Call the handler; False if it failed."""
         try:
             await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
@@ -207,12 +209,12 @@ class EventSubscription(Generic[E]):
                     taken = await consumer.take(self._pool.free)
                 for unacked in taken:
                     self._pool.offer(functools.partial(self._settle, unacked))
-            except Exception:  # noqa: BLE001 - other people's drivers may raise anything
-                _log.exception("%s", self._name)
-                await asyncio.sleep(_PAUSE_S)
+            except Exception:  # noqa: BLE001 - a driver may raise anything
+                _log.exception("the %s cannot receive, trying again", self._name)
+                await asyncio.sleep(_AGAIN.delay(0))
 
     async def _settle(self, unacked: UnackedDelivery) -> None:
-        """Handle one message and say what became of it."""
+        """Handle one message, and acknowledge, retry or discard it."""
         options, delivery = self.options, unacked.delivery
         try:
             try:
@@ -232,16 +234,16 @@ class EventSubscription(Generic[E]):
                 await complete(self._give_up(unacked, "handler_failed", why))
             else:
                 await unacked.retry(self._pause(unacked.attempt))
-        except asyncio.CancelledError:  # at the close
-            with contextlib.suppress(EventBusError):  # then it comes again after ack_wait
+        except asyncio.CancelledError:  # the subscription closes
+            with contextlib.suppress(EventBusError):  # then it is redelivered after ack_wait
                 await unacked.retry()
             raise
         except EventBusError as exc:
-            _log.warning("%s: a message comes again: %s", self._name, exc)
+            _log.warning("%s: a message will be redelivered: %s", self._name, exc)
 
     async def _handle_in_time(self, event: E, context: EventContext, headers: Headers) -> bool:
         try:
-            # Before the broker gives the message to another member.
+            # Shorter than ack_wait, after which the broker redelivers to another member.
             async with asyncio.timeout(0.95 * self.options.ack_wait):
                 await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
@@ -285,9 +287,9 @@ class EventSubscription(Generic[E]):
 
     def _report(self, event: E, context: EventContext, exc: Exception) -> None:
         self.failures += 1
-        # The event's fields stay out of the log: they may be anybody's.
+        # The event's fields stay out of the log: they may be confidential.
         _log.error(
-            "the %s failed, delivery %d, id %s, channel %s",
+            "the handler of the %s failed, attempt %d, id %s, channel %s",
             self._name,
             context.attempt,
             event.event_meta.id,
@@ -296,11 +298,11 @@ class EventSubscription(Generic[E]):
         )
 
     async def _quarantine(self, delivery: Delivery, reason: str, why: str) -> bool:
-        """Put the payload on its channel's quarantine subject; False when that failed."""
+        """Publish the payload on its channel's quarantine subject; False if that failed."""
         self.quarantined += 1
         if self.quarantined.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
             _log.warning(
-                "the %s puts payloads into quarantine (%d until now), the last: %s",
+                "the %s puts payloads into quarantine (%d so far), the last: %s",
                 self._name,
                 self.quarantined,
                 why,
@@ -311,7 +313,7 @@ class EventSubscription(Generic[E]):
             await self._driver.publish(
                 self._subjects.quarantine(channel), delivery.payload, {**own, HEADER_REASON: reason}
             )
-        except InvalidChannel:  # there is no quarantine for what is no channel
+        except InvalidChannel:  # only channels have a quarantine
             return True
         except EventBusError as exc:
             _log.warning("the %s cannot put a payload into quarantine: %s", self._name, exc)
