@@ -1,4 +1,4 @@
-"""One call to each of several drivers: made, waited for, and told when it failed."""
+"""The stack driver: publishes through several drivers at once, and listens through one of them."""
 
 import asyncio
 import collections
@@ -19,6 +19,7 @@ from typing import (
     cast,
 )
 
+from eventbus.drivers import calls
 from eventbus.drivers.base import (
     NO_HEADERS,
     Capability,
@@ -49,7 +50,6 @@ from eventbus.drivers.state import (
     StateStore,
 )
 from eventbus.errors import (
-    CallbackFailed,
     ConfigError,
     ConnectionFailed,
     DriverError,
@@ -58,74 +58,13 @@ from eventbus.errors import (
     NotSupported,
     PublishFailed,
 )
-from eventbus.tasks import Tasks
-from eventbus.user_code import (
-    call_guarded,
-    guarded,
-    text_of,
-)
+from eventbus.tasks import Shutdown, Tasks
+from eventbus.user_code import call_guarded, guarded, text_of
 
-__all__ = [
-    "StackDriver",
-    "close",
-    "fault_of",
-    "first_success",
-    "give",
-    "raise_failures",
-    "succeeded",
-]
+__all__ = ["StackDriver"]
 
 
 _log = logging.getLogger(__name__)
-
-
-async def give(driver: Driver, subject: str, payload: bytes, headers: Headers) -> Published | None:
-    """Publish; where the driver itself cancels the message, it has failed."""
-    try:
-        with guarded():
-            return await driver.publish(subject, payload, headers)
-    except CallbackFailed as exc:
-        raise PublishFailed("the driver has given the message up", driver=driver.name) from exc
-
-
-async def first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
-    """Wait until one of `tasks` has succeeded, or none is left."""
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if any(map(succeeded, done)):
-            return
-
-
-def succeeded(task: asyncio.Task[Published | None]) -> bool:
-    """Whether a task has ended, and without an error."""
-    return task.done() and fault_of(task) is None
-
-
-def fault_of(task: asyncio.Task[Published | None]) -> BaseException | None:
-    """Why a task that has ended failed; None where it has not."""
-    if task.cancelled():
-        return PublishFailed("the stack was closed meanwhile", driver="stack")
-    return task.exception()
-
-
-def raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
-    """Raise what names the drivers, by `failures`, that have not taken a message."""
-    told = "; ".join(f"{name}: {text_of(failure)}" for name, failure in failures.items())
-    message = f"a message on {subject} was not taken by {told}"
-    cause = next(iter(failures.values()))
-    if any(isinstance(failure, EncodingError) for failure in failures.values()):
-        raise EncodingError(message) from cause
-    raise PublishFailed(message, driver=",".join(failures)) from cause
-
-
-async def close(name: str, driver: Driver) -> None:
-    """Close a driver; what it raises is logged."""
-    try:
-        with guarded():
-            await driver.aclose()
-    except Exception:  # noqa: BLE001 - the others are to be closed all the same
-        _log.exception("the stack's driver %s could not be closed", name)
 
 
 MAX_BEHIND: Final = 1000
@@ -173,6 +112,7 @@ class StackDriver:
         self._is_open = False
         self._behind: dict[str, set[asyncio.Task[Published | None]]] = collections.defaultdict(set)
         self._reopening = Tasks()
+        self._shutdown = Shutdown()
         self._quiet_until: dict[str, float] = {}
 
     @property
@@ -206,6 +146,7 @@ class StackDriver:
         """
         if self._is_open:
             raise ConnectionFailed("the stack driver is open already", driver=self.name)
+        self._require_not_closed()
         try:
             results = await asyncio.gather(
                 *(call_guarded(d.open) for d in self._drivers.values()), return_exceptions=True
@@ -213,6 +154,7 @@ class StackDriver:
             outcomes = dict(zip(self._drivers, results, strict=True))
             faults = {name: fault for name, fault in outcomes.items() if fault is not None}
             self._raise_if_fatal(faults)
+            self._require_not_closed()  # meanwhile, by another task
         except BaseException:
             await self._close_drivers()
             raise
@@ -238,7 +180,9 @@ class StackDriver:
             if name not in self._musts and len(behind) >= MAX_BEHIND:
                 self._count(name, f"is {MAX_BEHIND} messages behind, and does not get this one")
                 continue
-            tasks[name] = task = asyncio.create_task(give(driver, subject, payload, headers))
+            tasks[name] = task = asyncio.create_task(
+                calls.publish(driver, subject, payload, headers)
+            )
             behind.add(task)
             task.add_done_callback(functools.partial(self._settle, name))
         if not tasks:
@@ -248,15 +192,15 @@ class StackDriver:
                 driver=",".join(self._open),
             )
         if self._required == "any":
-            await first_success(tasks.values())
-            waited = {} if any(map(succeeded, tasks.values())) else tasks
+            await _first_success(tasks.values())
+            waited = {} if any(map(_succeeded, tasks.values())) else tasks
         else:
             waited = {name: task for name, task in tasks.items() if name in self._musts}
             await asyncio.wait(waited.values())
-        if failures := {n: e for n, task in waited.items() if (e := fault_of(task)) is not None}:
-            raise_failures(subject, failures)
+        if failures := {n: e for n, task in waited.items() if (e := _fault_of(task)) is not None}:
+            _raise_failures(subject, failures)
         reader = tasks.get(self._reader)
-        return reader.result() if reader is not None and succeeded(reader) else None
+        return reader.result() if reader is not None and _succeeded(reader) else None
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Listen through the reader. Raises ConnectionFailed where that is not open."""
@@ -312,10 +256,15 @@ class StackDriver:
         return cast(StateDriver, self._able(Capability.PRESENCE)).durable_state
 
     async def aclose(self) -> None:
-        """Give drivers that are behind `close_timeout` seconds, and close all."""
+        """Give drivers that are behind `close_timeout` seconds, and close all.
+
+        Closing twice is harmless; all callers wait for the same close.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
         was_open, self._is_open = self._is_open, False
-        reopening, self._reopening = self._reopening, Tasks()
-        await reopening.aclose()
+        await self._reopening.aclose()
         if not was_open:
             return
         if behind := [task for tasks in self._behind.values() for task in tasks]:
@@ -329,6 +278,10 @@ class StackDriver:
     @property
     def _musts(self) -> frozenset[str]:
         return frozenset() if self._required == "any" else frozenset(self._required)
+
+    def _require_not_closed(self) -> None:
+        if self._shutdown.has_begun:
+            raise ConnectionFailed("the stack driver was closed", driver=self.name)
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -393,7 +346,7 @@ class StackDriver:
         while name not in self._open:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             pause = min(2 * pause, _MAX_PAUSE_S)
-            await close(name, self._drivers[name])
+            await calls.close(name, self._drivers[name])
             try:
                 with guarded():
                     driver = self._drivers[name] = self._factories[name]()
@@ -406,4 +359,35 @@ class StackDriver:
 
     async def _close_drivers(self) -> None:
         self._open = {}
-        await asyncio.gather(*(close(name, driver) for name, driver in self._drivers.items()))
+        await asyncio.gather(*(calls.close(name, driver) for name, driver in self._drivers.items()))
+
+
+async def _first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
+    """Wait until one of `tasks` has _succeeded, or none is left."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if any(map(_succeeded, done)):
+            return
+
+
+def _succeeded(task: asyncio.Task[Published | None]) -> bool:
+    """Whether a task has ended, and without an error."""
+    return task.done() and _fault_of(task) is None
+
+
+def _fault_of(task: asyncio.Task[Published | None]) -> BaseException | None:
+    """Why a task that has ended failed; None where it has not."""
+    if task.cancelled():
+        return PublishFailed("the stack was closed meanwhile", driver="stack")
+    return task.exception()
+
+
+def _raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
+    """Raise what names the drivers, by `failures`, that have not taken a message."""
+    told = "; ".join(f"{name}: {text_of(failure)}" for name, failure in failures.items())
+    message = f"a message on {subject} was not taken by {told}"
+    cause = next(iter(failures.values()))
+    if any(isinstance(failure, EncodingError) for failure in failures.values()):
+        raise EncodingError(message) from cause
+    raise PublishFailed(message, driver=",".join(failures)) from cause

@@ -14,7 +14,7 @@ from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
 from eventbus.events import Event, Listeners, ShouldBroadcast
-from eventbus.tasks import Pool
+from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
     call_guarded,
     guarded,

@@ -49,6 +49,8 @@ from eventbus.drivers.redis.wire import (
     validate_subject,
 )
 from eventbus.errors import ConnectionFailed
+from eventbus.tasks import Shutdown, Tasks
+from eventbus.user_code import is_cancelled
 
 __all__ = ["RedisDriver"]
 
@@ -99,7 +101,8 @@ class RedisDriver:
         )
         self._refusals = 0
         self._state = "new"
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
 
     @property
     def is_connected(self) -> bool:
@@ -140,8 +143,11 @@ class RedisDriver:
             self._state = "closed"
             await self._nodes.aclose()
             raise
+        if self._state != "opening":  # closed by another task
+            await self._nodes.aclose()
+            raise ConnectionFailed("the redis driver was closed while it opened", driver=DRIVER)
         self._state = "open"
-        self._keeper = asyncio.create_task(self._keep())
+        self._tasks.keep(self._keep, "keeping the connections to Redis")
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
@@ -202,18 +208,22 @@ class RedisDriver:
         return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
 
     async def aclose(self) -> None:
-        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
-        if self._state == "open":
-            self._state = "closing"
-            if not await self._publisher.drain(DRAIN_S):
-                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
-            if self._keeper is not None:
-                self._keeper.cancel()
-                await asyncio.gather(self._keeper, return_exceptions=True)
-            await self._entries.aclose()
-            await self._durable.aclose()
-            self._listeners.clear()
-            await self._nodes.aclose()
+        """Wait for what is in flight, in bounded time, and close.
+
+        Closing twice is harmless; all callers wait for the same close.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
+        was_open = self._state == "open"
+        self._state = "closing"
+        if was_open and not await self._publisher.drain(DRAIN_S):
+            _log.warning("publishes were in flight for more than %g s at the close", DRAIN_S)
+        await self._tasks.aclose()
+        await self._entries.aclose()
+        await self._durable.aclose()
+        self._listeners.clear()
+        await self._nodes.aclose()
         self._state = "closed"
 
     def _require_open(self) -> None:
@@ -275,10 +285,9 @@ class RedisDriver:
             failures = await self._nodes.settle()
             failures += await self._listeners.settle()
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
-            return exc  # of something that was awaited, and not of this task
+            return exc  # leaked by something that was awaited
         except Exception as exc:  # noqa: BLE001 - whatever it is, the driver must come back
             return exc
         return failures[0] if failures else None

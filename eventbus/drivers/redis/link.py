@@ -28,6 +28,7 @@ from eventbus.drivers.redis.errors import (
     mapped,
 )
 from eventbus.errors import ConnectionFailed
+from eventbus.tasks import Tasks
 
 __all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage"]
 
@@ -63,12 +64,13 @@ class Link(ABC):
         self._out: list[bytes] = []
         self._wake = asyncio.Event()
         self._heard = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._is_connected = False
+        self._tasks = Tasks()
 
     @property
     def is_open(self) -> bool:
         """Whether the connection serves."""
-        return bool(self._tasks) and self.error is None
+        return self._is_connected and self.error is None
 
     async def open(self) -> None:
         """Connect and authenticate. Raises ConnectionFailed; bounded by the connection's times."""
@@ -84,21 +86,16 @@ class Link(ABC):
             raise
         self._connection.socket_timeout = None  # from here on the watch decides
         self._heard = asyncio.get_running_loop().time()
-        self._tasks = [
-            asyncio.create_task(self._run(part()))
-            for part in (self._read, self._write, self._watch)
-        ]
+        self._is_connected = True
+        for part in (self._read, self._write, self._watch):
+            self._tasks.start(self._run(part()), f"the connection to Redis at {self.address}")
 
     async def aclose(self) -> None:
-        """Let go; what is under way fails."""
+        """Close; commands in flight fail. Closing twice is harmless."""
         self._fail(ConnectionFailed(f"the connection to {self.address} is closed", driver=DRIVER))
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
-            task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        finally:  # also when the one who closes is cancelled
+            await self._tasks.aclose()
+        finally:  # also when the caller is cancelled
             await self._disconnect()
 
     def _send(self, *args: bytes | str | int) -> None:

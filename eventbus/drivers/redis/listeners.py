@@ -18,10 +18,8 @@ from eventbus.drivers.redis.errors import (
     mapped,
 )
 from eventbus.drivers.redis.foreign import Foreign
-from eventbus.drivers.redis.nodes import (
-    Node,
-    Nodes,
-)
+from eventbus.drivers.redis.node import Node
+from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.store import Store
 from eventbus.drivers.redis.subscription import (
     Cursor,

@@ -16,7 +16,6 @@ each driver that watches looks for ended entries twice a second, tells of them, 
 
 import asyncio
 import logging
-import random
 import secrets
 from collections.abc import (
     Awaitable,
@@ -31,6 +30,7 @@ from typing import (
 
 from redis import exceptions
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Pattern
 from eventbus.drivers.base import (
     Delivery,
@@ -53,12 +53,8 @@ from eventbus.drivers.redis.script import (
 from eventbus.drivers.redis.subscription import RedisSubscription
 from eventbus.drivers.redis.wire import glob_of
 from eventbus.drivers.state import validate_key
-from eventbus.errors import (
-    ConnectionFailed,
-    DriverError,
-    InvalidPattern,
-    PublishFailed,
-)
+from eventbus.errors import ConnectionFailed, DriverError, InvalidPattern, PublishFailed
+from eventbus.tasks import Tasks
 
 __all__ = ["LIFE_S", "RedisState"]
 
@@ -175,7 +171,7 @@ class RedisState:
         self._keys = [b"{%b}:%b" % (self._slot, part) for part in (b"v", b"e", b"g")]
         self._generation = b""
         self._lost = 0
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     @property
     def losses(self) -> int:
@@ -236,15 +232,13 @@ class RedisState:
                 handler(delivery.subject[skip:], delivery.payload if what == "put" else None)
 
         subscription = await self._subscribe(self._told + Pattern(pattern).filter, receive)
-        if self._sweeper is None:
-            self._sweeper = asyncio.create_task(self._sweep(), name="eventbus-redis-state")
+        if not self._tasks:
+            self._tasks.keep(self._sweep, "removing ended entries from Redis")
         return subscription
 
     async def aclose(self) -> None:
-        """Look for ended entries no more."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        """Stop looking for ended entries."""
+        await self._tasks.aclose()
 
     async def _write(self, key: str, script: Script, *args: bytes | str | int) -> Any:
         try:
@@ -297,15 +291,10 @@ class RedisState:
         return found
 
     async def _sweep(self) -> None:
-        logged = ""
+        pause = Backoff(SWEEP_S, SWEEP_S, jitter=0.3)
         while True:
-            await asyncio.sleep(SWEEP_S * random.uniform(0.7, 1))  # noqa: S311 - no secret
-            try:
-                await self._remove_ended()
-            except Exception as exc:  # noqa: BLE001 - the next round may do
-                if repr(exc) != logged:
-                    logged = repr(exc)
-                    _log.exception("looking for ended entries failed; trying again")
+            await asyncio.sleep(pause.next())
+            await self._remove_ended()
 
     async def _remove_ended(self) -> None:
         try:

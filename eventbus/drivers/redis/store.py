@@ -28,10 +28,8 @@ from eventbus.drivers.redis.errors import (
     mapped,
 )
 from eventbus.drivers.redis.foreign import Foreign
-from eventbus.drivers.redis.nodes import (
-    Node,
-    Nodes,
-)
+from eventbus.drivers.redis.node import Node
+from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.script import (
     FOUND,
     MAX_IDS,
