@@ -97,7 +97,7 @@ def test_bus_registers_drivers_too(registered):
 
 @pytest.mark.parametrize("name", [*BUILT_IN, "websocket"])
 def test_name_of_a_built_in_driver_cannot_be_registered(name):
-    with pytest.raises(ConfigError, match=f"'{name}' is a built-in driver's name"):
+    with pytest.raises(ConfigError, match=f"'{name}' is the name of a built-in driver"):
         register(name, memory)
 
 
@@ -115,7 +115,7 @@ def test_two_factories_cannot_have_one_name(registered):
 
 
 def test_factory_must_be_callable():
-    with pytest.raises(ConfigError, match="no callable"):
+    with pytest.raises(ConfigError, match="is not callable"):
         register("mine", MemoryDriver())
     assert "mine" not in driver_names()
 
@@ -123,7 +123,7 @@ def test_factory_must_be_callable():
 def test_installed_driver_with_a_built_in_name_is_told_and_not_used(installed, caplog):
     installed("theirs", "memory = theirs:Driver")
     assert type(create_driver(Settings(driver="memory"))) is MemoryDriver
-    assert "theirs:Driver takes the name of the built-in driver memory" in caplog.text
+    assert "theirs:Driver has the name of the built-in driver memory" in caplog.text
 
 
 def test_two_packages_that_offer_one_name_are_both_named(installed):
