@@ -133,7 +133,9 @@ async def test_own_driver_and_those_of_its_stack_are_not_opened_again(tmp_path):
 
 async def test_unknown_name_is_refused_at_once_and_says_what_there_is():
     async with EventBus(Settings(driver="memory")) as bus:
-        with pytest.raises(ConfigError, match=r"using\(\)='kafka' is no driver; allowed: memory,"):
+        with pytest.raises(
+            ConfigError, match=r"using\(\)='kafka' is not a driver; allowed: memory,"
+        ):
             bus.using("kafka")
         with pytest.raises(ConfigError, match="kafka"):
             await bus.publish("a", "b", 1, via="kafka")

@@ -245,7 +245,8 @@ async def test_shutdown_leaves_its_first_caller_alone_however_deep_its_tasks_are
     async with asyncio.timeout(5):
         await ended.wait()
         await outer.run(close)
-    assert len(inner) == 0
+        while len(inner):  # noqa: ASYNC110 - its done callback has no event
+            await asyncio.sleep(0)
 
 
 async def test_task_that_its_shutdown_waits_for_may_call_it_too():

@@ -376,5 +376,5 @@ def test_driver_factory_that_leaks_is_a_wrong_setting(leak):
 
     name = f"user-code-leaks-{LEAKS.index(leak)}"
     EventBus.register_driver(name, factory)
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         EventBus(Settings(driver=name))

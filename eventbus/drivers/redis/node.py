@@ -24,7 +24,7 @@ CLOSE_S: Final = 2.0
 
 
 class Node:
-    """When one of the two connections is lost, the node is: another one takes its place."""
+    """The connections to one server. If one of them is lost, the node is, and is replaced."""
 
     def __init__(
         self,
@@ -34,13 +34,16 @@ class Node:
         on_lost: Callable[["Node"], None],
         on_moved: Callable[[], None],
     ) -> None:
-        """`on_lost` is called once, when the node is lost by itself; `on_moved`: see ListenLink."""
+        """`on_lost` is called once, if the node is lost without being closed.
+
+        For `on_moved` see ListenLink.
+        """
         self.address = address
         self.run = ""
-        """The server's run: another after each of its starts."""
+        """The id of the server's current run, which changes with each start."""
         self.durable = False
-        """Whether a run of it has all that the run before had acknowledged: it keeps an append-only
-        file, and was not promoted from a replica, which may lack what its master had."""
+        """Whether a restart keeps all acknowledged messages: the server has an append-only file,
+        and was not promoted from a replica, which may lack messages of its master."""
         self._target = target
         self._on_lost = on_lost
         self._lost = False
@@ -56,7 +59,7 @@ class Node:
 
     @property
     def is_open(self) -> bool:
-        """Whether all connections serve."""
+        """Whether all connections can be used."""
         return (
             self.commands.is_open
             and self.messages.is_open
@@ -65,7 +68,7 @@ class Node:
 
     @property
     def error(self) -> ConnectionFailed:
-        """Why it is lost."""
+        """Why it was lost."""
         return (
             self.commands.error
             or self.messages.error
@@ -74,7 +77,7 @@ class Node:
         )
 
     async def open(self) -> None:
-        """Connect, and check what server it is. Raises ConnectionFailed, Refused for what lasts."""
+        """Connect, and check the server. Raises ConnectionFailed, Refused if no retry can help."""
         try:
             async with asyncio.timeout(self._target.timeout):
                 await self.commands.open()
@@ -95,35 +98,35 @@ class Node:
             raise
 
     async def evaluate(self, script: Script, keys: list[bytes], *args: bytes | str | int) -> Any:
-        """Run a script. Raises ConnectionFailed, and the server's own answer as RedisError."""
+        """Run a script. Raises ConnectionFailed, and error replies as RedisError."""
         try:
             return await self.commands.call("EVALSHA", script.sha, len(keys), *keys, *args)
         except exceptions.NoScriptError:  # after SCRIPT FLUSH
             return await self.commands.call("EVAL", script.text, len(keys), *keys, *args)
 
     async def check_role(self) -> None:
-        """Find out whether it is a master still. Raises ConnectionFailed, Refused for what lasts.
+        """Check that it is still a master. Raises ConnectionFailed, Refused if no retry can help.
 
-        A server that has become a replica goes on sending messages, and may keep its connections.
+        A server that becomes a replica continues to send messages, and may keep its connections.
         """
         with mapped(f"asking Redis at {self.address} what it is"):
             info = _parse(await self.commands.call("INFO", "replication"))
         self._require_master(info)
 
     async def wait_replicas(self) -> None:
-        """Wait until replicas have what was written up to now, where a setting asks for that.
+        """Wait until replicas have everything written so far, if the settings require it.
 
-        Raises ConnectionFailed where fewer than asked for have it in time.
+        Raises ConnectionFailed if too few of them have it in time.
         """
         if self._acks is not None:
             await self._acks.wait()
 
     async def aclose(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._lost = True
         try:
             await self.commands.aclose()
-        finally:  # also when the one who closes is cancelled
+        finally:  # also when the caller is cancelled
             try:
                 await self.messages.aclose()
             finally:
@@ -137,26 +140,26 @@ class Node:
 
     async def _check(self) -> None:
         with mapped(f"asking Redis at {self.address} what it is"):
-            for script in SCRIPTS:  # first, for while it reads its data a server takes none,
+            for script in SCRIPTS:  # first: a server that is loading its data refuses scripts,
                 await self.commands.call("SCRIPT", "LOAD", script.text)
-            info = _parse(await self.commands.call("INFO"))  # and says that it has no AOF
+            info = _parse(await self.commands.call("INFO"))  # and reports that it has no AOF
         version = info.get("redis_version", "0")
         if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < MIN_VERSION:
             raise self._refused(f"is version {version}: 7.0 or later is needed")
         cluster = self._target.kind == "cluster"
         if cluster and info.get("cluster_enabled") != "1":
-            raise self._refused("is no cluster's node: leave BROADCAST_REDIS_CLUSTER false")
+            raise self._refused("is not a node of a cluster: leave BROADCAST_REDIS_CLUSTER false")
         if not cluster and info.get("cluster_enabled") == "1":
-            raise self._refused("is a cluster's node: set BROADCAST_REDIS_CLUSTER=true")
+            raise self._refused("is a node of a cluster: set BROADCAST_REDIS_CLUSTER=true")
         self._require_master(info)
         self.run = info.get("run_id", secrets.token_hex(8))[:16]
-        # A promoted replica knows up to which offset it had followed its master.
+        # A promoted replica records the offset up to which it followed its master.
         was_promoted = info.get("second_repl_offset", "-1") != "-1"
         self.durable = info.get("aof_enabled") == "1" and not was_promoted
 
     def _require_master(self, info: dict[str, str]) -> None:
         if info.get("role") != "master":
-            message = f"Redis at {self.address} is a replica, which cannot be written to"
+            message = f"Redis at {self.address} is a read-only replica"
             if self._target.kind:  # during a failover
                 raise ConnectionFailed(message, driver=DRIVER)
             raise self._refused("is a replica: BROADCAST_REDIS_HOST must name its master")
@@ -174,7 +177,7 @@ class Acks:
     """
 
     def __init__(self, target: Target, address: Address, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called when the connection ends by itself."""
+        """`on_lost` is called if the connection is lost without being closed."""
         self._replicas = target.wait_replicas
         self._address = address
         self._link = CommandLink(target.connection(address), str(address), on_lost)
@@ -184,12 +187,12 @@ class Acks:
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection serves."""
+        """Whether the connection can be used."""
         return self._link.is_open
 
     @property
     def error(self) -> ConnectionFailed | None:
-        """Why the connection is lost, once it is."""
+        """Why the connection was lost or closed."""
         return self._link.error
 
     async def open(self) -> None:
@@ -197,9 +200,9 @@ class Acks:
         await self._link.open()
 
     async def wait(self) -> None:
-        """Wait for what was written before this call.
+        """Wait until replicas have everything written before this call.
 
-        Raises ConnectionFailed where fewer replicas than asked for have it within a second.
+        Raises ConnectionFailed if too few of them have it within a second.
         """
         if self.error is not None:
             raise self.error
@@ -212,8 +215,8 @@ class Acks:
             count = await asyncio.shield(self._next)
         if count < self._replicas:
             raise ConnectionFailed(
-                f"{count} replicas of Redis at {self._address} have the message, and "
-                f"BROADCAST_REDIS_WAIT_REPLICAS asks for {self._replicas}",
+                f"{count} replicas of Redis at {self._address} have the message, but "
+                f"BROADCAST_REDIS_WAIT_REPLICAS requires {self._replicas}",
                 driver=DRIVER,
             )
 

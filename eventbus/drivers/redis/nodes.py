@@ -21,19 +21,18 @@ __all__ = ["CHECK_S", "Nodes"]
 _log = logging.getLogger(__name__)
 
 CHECK_S: Final = 10.0
-"""How often servers are asked again whether they are masters; and a cluster's nodes, or sentinels,
-who the masters are."""
+"""How often to check that servers are masters, and to ask the cluster or the sentinels for them."""
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 
 
 class Nodes:
-    """The masters of a target; `settle` makes them what they should be, as far as that goes."""
+    """The masters of a target; `settle` brings the connections to them up to date."""
 
     def __init__(
         self, target: Target, on_message: OnNodeMessage, on_change: Callable[[], None]
     ) -> None:
-        """`on_change` is called when there is reason to settle."""
+        """`on_change` is called when `settle` is necessary."""
         self.target = target
         self.layout = Layout(())
         self.losses = 0
@@ -44,7 +43,7 @@ class Nodes:
         self._checked = 0.0
         self._news = asyncio.Event()
         self._closed = False
-        self._events = SentinelEvents(target, self.doubt) if target.kind == "sentinel" else None
+        self._events = SentinelEvents(target, self.recheck) if target.kind == "sentinel" else None
 
     @property
     def is_connected(self) -> bool:
@@ -71,10 +70,10 @@ class Nodes:
             raise ConnectionFailed(str(node.error), driver=DRIVER)
         return node
 
-    def tells(self, node: Node, channel: bytes, run: bytes) -> bool:
-        """Whether this node is the one to hear on a channel: the others repeat what it says.
+    def speaks_for(self, node: Node, channel: bytes, run: bytes) -> bool:
+        """Whether to take a message of a channel from this node; others repeat it.
 
-        It is the one whose `run` it is; for what anybody else has sent, the one of the channel.
+        `run` is the sending server's. If it is none of ours, the node of the channel counts.
         """
         runs = {other.run.encode() for other in self._nodes.values()}
         if run in runs:
@@ -85,7 +84,7 @@ class Nodes:
             return False
 
     async def wait(self, channel: bytes) -> Node:
-        """The node of a channel as soon as it is connected; the caller bounds the time."""
+        """Wait until the node of a channel is connected; the caller limits the time."""
         while True:
             try:
                 return self.of(channel)
@@ -101,28 +100,28 @@ class Nodes:
         keys: list[bytes],
         arguments: Callable[[Node], tuple[bytes | str | int, ...]],
     ) -> Any:
-        """Run a script at the node that has the channel. Raises ConnectionFailed, RedisError."""
+        """Run a script on the node of the channel. Raises ConnectionFailed, RedisError."""
         node = self.of(channel)
         try:
             return await node.evaluate(script, keys, *arguments(node))
         except (exceptions.MovedError, exceptions.ReadOnlyError, exceptions.ClusterDownError):
-            self.doubt()
+            self.recheck()
             raise
-        except exceptions.AskError as exc:  # the slot is on its way to another node
+        except exceptions.AskError as exc:  # the slot is moving to another node
             other = self._nodes.get(Address(*exc.node_addr))
             if other is None:
-                self.doubt()
+                self.recheck()
                 raise
             other.commands.call("ASKING")
             return await other.evaluate(script, keys, *arguments(other))
 
-    def doubt(self) -> None:
-        """The layout may be another by now."""
+    def recheck(self) -> None:
+        """Ask for the layout again: it may have changed."""
         self._checked = 0.0
         self._on_change()
 
     async def open(self) -> None:
-        """Connect to all. Raises ConnectionFailed in bounded time; at once for what will last."""
+        """Connect to all. Raises ConnectionFailed in bounded time, at once if no retry can help."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.target.timeout
         backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
@@ -137,11 +136,11 @@ class Nodes:
             await asyncio.sleep(pause)
 
     async def settle(self) -> list[ConnectionFailed]:
-        """Ask for the layout where that is due, and connect what is missing; gives what failed."""
+        """Ask for the layout if it is time, and connect to missing nodes; returns the failures."""
         failures: list[ConnectionFailed] = []
         loop = asyncio.get_running_loop()
         if is_due := loop.time() - self._checked > CHECK_S or not self.is_connected:
-            self._checked = loop.time()  # whoever doubts it from here on has it asked again
+            self._checked = loop.time()  # a later recheck() asks again
             if self._events is not None:
                 await self._events.settle()
             try:
@@ -164,7 +163,7 @@ class Nodes:
         return failures
 
     async def _drop(self, *, check: bool) -> list[ConnectionFailed]:
-        """Let go of nodes that are lost, or are no masters of ours; gives what `check` found."""
+        """Drop nodes that are lost or no longer masters; returns the failures of the check."""
         failures: list[ConnectionFailed] = []
         for address, node in list(self._nodes.items()):
             if node.is_open:
@@ -177,13 +176,13 @@ class Nodes:
                     except ConnectionFailed as exc:
                         failures.append(exc)
                 self.losses += 1
-                _log.warning("Redis at %s is not a master any more", address)
+                _log.warning("Redis at %s is no longer a master", address)
             del self._nodes[address]
             await node.aclose()
         return failures
 
     async def aclose(self) -> None:
-        """Let go of all."""
+        """Close all connections."""
         self._closed = True
         if self._events is not None:
             await self._events.aclose()
@@ -192,7 +191,7 @@ class Nodes:
             await node.aclose()
 
     async def _connect(self, address: Address) -> None:
-        node = Node(self.target, address, self._on_message, self._lose, self.doubt)
+        node = Node(self.target, address, self._on_message, self._lose, self.recheck)
         await node.open()
         if self._closed:
             await node.aclose()
@@ -202,4 +201,4 @@ class Nodes:
     def _lose(self, node: Node) -> None:
         self.losses += 1
         _log.warning("%s", node.error)
-        self.doubt()
+        self.recheck()

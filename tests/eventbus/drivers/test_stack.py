@@ -498,10 +498,10 @@ STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
     ("environ", "variable", "told"),
     [
         ({}, STACK, "BROADCAST_DRIVER=stack needs BROADCAST_STACK"),
-        ({STACK: "memory,stack"}, STACK, "a stack cannot stand in a stack"),
+        ({STACK: "memory,stack"}, STACK, "a stack cannot contain a stack"),
         ({STACK: "memory,memory"}, STACK, "names a driver twice"),
         ({STACK: "nats,websocket"}, STACK, "names a driver twice"),
-        ({STACK: "memory,kafka"}, STACK, "'kafka' is no driver; allowed: memory, "),
+        ({STACK: "memory,kafka"}, STACK, "'kafka' is not a driver; allowed: memory, "),
         ({STACK: "memory,log", REQUIRED: "nats"}, REQUIRED, "BROADCAST_STACK: memory, log"),
         ({STACK: "memory,log", REQUIRED: "all,log"}, REQUIRED, "'all,log'; allowed: all, any"),
         ({STACK: "memory,log", REQUIRED: ","}, REQUIRED, "allowed: all, any"),
