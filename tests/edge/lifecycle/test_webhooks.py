@@ -343,7 +343,7 @@ async def test_a_driver_without_a_queue_needs_the_name_of_one_that_has(
     [
         ({"webhook_secret": ""}, "BROADCAST_WEBHOOK_SECRET", "needs BROADCAST_WEBHOOK_SECRET"),
         ({"webhook_secret": "short"}, "BROADCAST_WEBHOOK_SECRET", "has 5 characters"),
-        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "nothing would be posted"),
+        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "would post nothing"),
         ({"webhook_url": "ftp://a/b"}, "BROADCAST_WEBHOOK_URL", "http:// or https://"),
         ({"webhook_url": "http://"}, "BROADCAST_WEBHOOK_URL", "with a host"),
         ({"webhook_url": "http://[::1"}, "BROADCAST_WEBHOOK_URL", "with a host"),
