@@ -181,7 +181,10 @@ async def test_health_check_says_what_a_node_lacks(start_process, own_nats_serve
     [
         ({}, "BROADCAST_TLS_CLIENT_CA is set without BROADCAST_TLS_CERT"),
         ({"tls_cert": "node.pem"}, "No such file"),
-        ({"tls_cert": "node.pem", "of": b"no certificate"}, "allowed: a PEM file with the CA certif"),
+        (
+            {"tls_cert": "node.pem", "of": b"no certificate"},
+            "allowed: a PEM file with the CA certif",
+        ),
     ],
 )
 def test_authority_that_cannot_be_used_stops_the_start(house, settings, says):
