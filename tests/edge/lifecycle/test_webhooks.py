@@ -368,7 +368,7 @@ def test_an_event_that_does_not_exist_is_refused():
     assert read.webhook_backoff == (1.0, 2.5)
 
 
-def test_lifecycle_events_are_told_when_a_url_is_set_or_they_are_asked_for():
+def test_lifecycle_events_are_enabled_by_a_url_or_by_their_own_setting():
     def told(**changes):
         return EdgeSettings(**changes).lifecycle_events
 

@@ -74,7 +74,7 @@ async def test_client_with_a_certificate_is_served(start_process, house, bus, ht
         assert (await ws.receive_json())["event"] == "eb:connected"
 
 
-async def test_client_without_a_certificate_is_told_so_and_so_is_the_log(
+async def test_client_without_a_certificate_gets_a_reason_and_is_logged(
     start_process, house, http_session, status
 ):
     edge = await start_process(**house.environ)
