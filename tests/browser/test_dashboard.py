@@ -111,7 +111,7 @@ async def test_signing_in_is_refused_and_accepted(dashboard, keep):
     await expect(page.locator("#dashboard")).to_be_hidden()
     await expect(page.locator("#refused")).to_be_hidden()
     for wrong, why in (
-        ("not the key", "no spaces"),
+        ("not the key", "without spaces"),
         ("not-the-key", "neither the API key nor a valid token"),
         (issue_token(SECRET, "7"), "neither the role nor the permission"),
         (issue_token(SECRET, "7", roles=["admin"], lifetime_s=-600), "that token has expired"),

@@ -70,7 +70,7 @@ async def test_page_shows_events_and_finds_them(start, page):
     await expect(shipped).to_contain_text("string, optional")
     await expect(shipped).to_contain_text("On its way. <script>")  # as text
     await expect(page).to_have_title("Events")
-    await expect(cards.filter(has_text="client-typing")).to_contain_text("clients send it")
+    await expect(cards.filter(has_text="client-typing")).to_contain_text("sent by clients")
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
 
     await page.get_by_label("Find an event or a channel").fill("chat.")

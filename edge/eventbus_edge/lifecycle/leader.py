@@ -15,6 +15,7 @@ from typing import (
     Protocol,
 )
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.state import StateDriver
 from eventbus.errors import EventBusError
 from eventbus.messages import new_id
@@ -308,7 +309,7 @@ class Leader:
 
     async def _announce(self, batch: str, announcements: Mapping[str, Announcement]) -> None:
         """Announce a recorded batch, and retry until it is safe in the queue."""
-        pause = _PAUSE_S
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         wanted = [
             announcement.event
             for announcement in announcements.values()
@@ -321,8 +322,7 @@ class Leader:
                     break
             except EventBusError as exc:
                 _log.warning("lifecycle events cannot be announced yet: %s", exc)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
+            await asyncio.sleep(backoff.next())
         for key, announcement in announcements.items():
             kind, rest = kind_of(key)
             event = announcement.event

@@ -393,9 +393,7 @@ def issued(at, user="7", lifetime_s=3600, **more):
     return jwt.encode({k: v for k, v in made.items() if v is not None}, SECRET, "HS256")
 
 
-async def test_a_user_who_logs_in_after_the_leeway_is_let_in_and_before_it_is_not(
-    start_edge, settings
-):
+async def test_login_after_the_leeway_is_accepted_and_before_it_is_refused(start_edge, settings):
     edge = await start_edge(settings, jwt_leeway=2.0)
     await edge.node.access.revoker.revoke(user_id="7")
     assert (await edge.refusal(token=issued(time.time())))[0] == 401
@@ -602,7 +600,7 @@ async def test_what_cannot_be_read_on_the_control_subject_is_left_out(edge, nats
     assert len(edge.node.access.revoker.known) == 1
 
 
-async def test_a_process_that_is_no_node_may_revoke(two, bus, token):
+async def test_a_process_that_is_not_a_node_may_revoke(two, bus, token):
     client = await two[0].connect(token=token("7"))
     now = time.time()
     await announce(bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7"))

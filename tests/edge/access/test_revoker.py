@@ -51,7 +51,7 @@ async def end(edge, how):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_an_edge_with_its_own_server_refuses_after_a_restart_whom_it_refused_before(
+async def test_revocations_survive_a_restart_of_an_edge_with_its_own_server(
     start_process, tmp_path, token, how
 ):
     own = {

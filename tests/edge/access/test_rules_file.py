@@ -112,7 +112,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "told"), BAD)
-def test_what_is_wrong_is_told_with_the_file_the_table_and_what_is_allowed(text, told):
+def test_fault_is_reported_with_file_table_and_what_is_allowed(text, told):
     with pytest.raises(ConfigError) as caught:
         parse_rules(text, "conf/rules.toml")
     message = str(caught.value)
@@ -129,7 +129,7 @@ def test_more_rules_than_a_join_can_look_through_are_refused():
         parse_rules(text, "rules.toml")
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         read_rules(str(tmp_path / "none.toml"))
     (tmp_path / "latin.toml").write_bytes(b"# \xff")

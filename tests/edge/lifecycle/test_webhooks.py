@@ -343,7 +343,7 @@ async def test_a_driver_without_a_queue_needs_the_name_of_one_that_has(
     [
         ({"webhook_secret": ""}, "BROADCAST_WEBHOOK_SECRET", "needs BROADCAST_WEBHOOK_SECRET"),
         ({"webhook_secret": "short"}, "BROADCAST_WEBHOOK_SECRET", "has 5 characters"),
-        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "nothing would be posted"),
+        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "would post nothing"),
         ({"webhook_url": "ftp://a/b"}, "BROADCAST_WEBHOOK_URL", "http:// or https://"),
         ({"webhook_url": "http://"}, "BROADCAST_WEBHOOK_URL", "with a host"),
         ({"webhook_url": "http://[::1"}, "BROADCAST_WEBHOOK_URL", "with a host"),
@@ -368,7 +368,7 @@ def test_an_event_that_does_not_exist_is_refused():
     assert read.webhook_backoff == (1.0, 2.5)
 
 
-def test_lifecycle_events_are_told_when_a_url_is_set_or_they_are_asked_for():
+def test_lifecycle_events_are_enabled_by_a_url_or_by_their_own_setting():
     def told(**changes):
         return EdgeSettings(**changes).lifecycle_events
 

@@ -112,7 +112,7 @@ def test_a_public_key_or_its_address_is_enough(key):
     assert require_production(production(jwt_secret="", **key)) == ()
 
 
-def test_all_reasons_are_told_at_once():
+def test_all_reasons_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         require_production(production(jwt_secret="a" * 40, api_key="key"))
     assert "JWT_SECRET has fewer" in str(caught.value)

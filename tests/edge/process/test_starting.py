@@ -104,7 +104,7 @@ async def test_certificate_that_is_renewed_meanwhile_is_the_one_that_is_shown(
     process.send_signal(signal.SIGHUP)
     async with NatsServer(tmp_path / "nats", port=nobodys_port), asyncio.timeout(PATIENCE_S):
         for _ in range(int(workers)):
-            await logged(process, "the certificate was read again")
+            await logged(process, "reloaded the certificate")
         line = (await process.stdout.readline()).decode()
         assert line.startswith(READY)
         port = int(re.search(r":(\d+) ", line)[1])
