@@ -180,7 +180,9 @@ def test_pattern_matches_and_captures(pattern, channel, captured):
     ],
 )
 def test_bad_pattern_is_refused_with_what_is_allowed(text):
-    with pytest.raises(InvalidPattern, match=r"is not a channel pattern|uses a token name more than once"):
+    with pytest.raises(
+        InvalidPattern, match=r"is not a channel pattern|uses a token name more than once"
+    ):
         Pattern(text)
 
 
