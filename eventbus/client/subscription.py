@@ -16,6 +16,7 @@ from eventbus.client.inbox import Ended, Inbox
 from eventbus.errors import ClientClosed, ClientError, ClientRefused
 from eventbus.events import Event
 from eventbus.messages import encode_data
+from eventbus.tasks import STUBBORN_S
 
 __all__ = ["ChannelHandlers", "Subscription", "SubscriptionOwner"]
 
@@ -285,7 +286,7 @@ class Subscription:
         worker, self._worker = self._worker, None
         if worker is not None and worker is not asyncio.current_task():
             worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            await asyncio.wait({worker}, timeout=STUBBORN_S)  # its owner reports its faults
 
     def _has_room_for(self, frame: Frame) -> bool:
         if self._handlers.wants(frame.event, is_system=False) and (

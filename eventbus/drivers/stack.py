@@ -178,6 +178,7 @@ class StackDriver:
             if name not in self._musts and len(behind) >= MAX_BEHIND:
                 self._count(name, f"is {MAX_BEHIND} messages behind, and does not get this one")
                 continue
+            # Not in Tasks: publish() raises a required driver's error, _settle reports the others.
             tasks[name] = task = asyncio.create_task(
                 calls.publish(driver, subject, payload, headers)
             )

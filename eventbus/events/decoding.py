@@ -172,9 +172,9 @@ class EventReader(Generic[E]):
             with guarded():
                 return self._decoded(data, channel)
         except Exception as exc:  # the type's own code may raise anything
+            cls = qualified_name(self.cls)
             raise InvalidPayload(
-                "bad_data",
-                f"the data of {envelope.event!r} is no {qualified_name(self.cls)}: {text_of(exc)}",
+                "bad_data", f"the data of {envelope.event!r} does not fit {cls}: {text_of(exc)}"
             ) from exc
 
     def _decoded(self, data: bytes, channel: str) -> E:
