@@ -1,11 +1,13 @@
 """One presence channel as the bus has it: watched, read, and read again after a loss."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import (
     Awaitable,
     Callable,
+    Iterator,
 )
 from typing import (
     Any,
@@ -49,11 +51,11 @@ class WatchedRoom:
         self.channel = channel
         self.room = room
         self.stays = Stays()
-        self.joining = 0
         self.lock = asyncio.Lock()
         self.is_read = False
         """Whether the entries of the other nodes are known."""
         self._take = take
+        self._joining = 0
         self._subscription: Subscription | None = None
         self._told: set[tuple[str, str]] | None = None
         """While entries are read: what was told meanwhile is newer."""
@@ -61,7 +63,16 @@ class WatchedRoom:
     @property
     def is_in_use(self) -> bool:
         """Whether somebody here is a member, or is about to be."""
-        return bool(self.stays) or self.joining > 0
+        return bool(self.stays) or self._joining > 0
+
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """The channel is in use while somebody is about to become a member."""
+        self._joining += 1
+        try:
+            yield
+        finally:
+            self._joining -= 1
 
     async def begin(self, driver: StateDriver | None) -> None:
         """Watch, then read: what changes between is told. Raises a DriverError."""
