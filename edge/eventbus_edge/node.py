@@ -61,7 +61,11 @@ from eventbus_edge.delivery.outbox import (
 )
 from eventbus_edge.delivery.quarantine import Quarantine
 from eventbus_edge.delivery.traffic import Traffic
-from eventbus_edge.framing.deflate import DeflatedFormats
+from eventbus_edge.delivery.wire import (
+    Wire,
+    Wires,
+)
+from eventbus_edge.framing.deflate import DeflatedFramings
 from eventbus_edge.lifecycle.node import Lifecycle
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.presence.channels import PresenceChannels
@@ -69,12 +73,10 @@ from eventbus_edge.problem import (
     Problem,
     retry_after,
 )
-from eventbus_edge.protocols.vocabulary import WireFormat
+from eventbus_edge.protocols.vocabulary import CloseReason
 from eventbus_edge.sessions.client_events import ClientEvents
 from eventbus_edge.sessions.clock import Clock
 from eventbus_edge.sessions.connection import (
-    CLOSE_REVOKED,
-    CLOSE_TOO_SLOW,
     Connection,
     Peer,
     drop,
@@ -101,7 +103,6 @@ def read_gauges(metrics: Metrics, driver: Driver, presence: PresenceChannels, la
 
 _log = logging.getLogger(__name__)
 
-CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
 _READ_S: Final = 0.25
 """How long a node that returns reads before it says who is still here."""
@@ -185,6 +186,7 @@ class Node:
         )
         self.hub.on_use = self.lifecycle.use
         read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
+        self.wires = Wires()
         self.deflated = _deflated(settings, self.metrics)
         self.publish, self.queues = bus.publish, bus.queues
         self.tickets = Tickets(
@@ -226,11 +228,15 @@ class Node:
         if count:
             _log.info("draining %d connections over %g s", count, self.settings.drain_time)
         connections = list(self.connections.values())
-        await let_go(connections, self.settings.drain_time, CLOSE_DRAINING, "the node is draining")
+        await let_go(
+            connections, self.settings.drain_time, CloseReason.DRAINING, "the node is draining"
+        )
 
     async def let_the_rest_go(self) -> None:
         """Let go at once of who is still here, the time for draining being over."""
-        await let_go(list(self.connections.values()), 0.0, CLOSE_DRAINING, "the node is draining")
+        await let_go(
+            list(self.connections.values()), 0.0, CloseReason.DRAINING, "the node is draining"
+        )
 
     async def aclose(self) -> None:
         """End what runs. Connections must have been drained, or are cut."""
@@ -288,10 +294,10 @@ class Node:
         return self.admission.arrival(peer, headers)
 
     def connect(
-        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None, place: Place
+        self, wire: Wire, sink: Sink, peer: Peer, claims: Claims | None, place: Place
     ) -> Connection:
         """Take a new connection, which holds its place until that is left."""
-        connection_id = secrets.token_urlsafe(16)
+        connection_id = wire.protocol.connection_id()
         now = time.monotonic()
         session = Session(connection_id, self.rules, self._limits, now)
         if claims is not None:
@@ -303,7 +309,7 @@ class Node:
         self.metrics.connections_opened.inc()
         self.clock.expect(connection)
         if claims is not None and self.revoker.forbids_token(claims):  # during its handshake
-            connection.close(CLOSE_REVOKED, "revoked")
+            connection.close(CloseReason.REVOKED, "revoked")
         return connection
 
     def disconnect(self, connection: Connection) -> None:
@@ -363,14 +369,14 @@ class Node:
     def _too_slow(self, outbox: Outbox) -> None:
         connection = self.connections.get(outbox.connection_id)
         if connection is not None:
-            connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
+            connection.close(CloseReason.TOO_SLOW, "too slow: unsent bytes passed the bound")
 
     def _cut(self, outbox: Outbox) -> None:
         self.metrics.limits_reached.labels("unsent").inc()
         connection = self.connections.get(outbox.connection_id)
         if connection is not None:
             reason = "too slow: more bytes were unsent to all clients than the node may keep"
-            connection.close(CLOSE_TOO_SLOW, reason)
+            connection.close(CloseReason.TOO_SLOW, reason)
 
     # What connections ask for
 
@@ -469,7 +475,7 @@ class Node:
         self.traffic.release(channel)
 
 
-def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | None:
+def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFramings | None:
     if not settings.compression:
         return None
     before = metrics.deflated_bytes.labels("before")
@@ -479,7 +485,7 @@ def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | Non
         before.inc(size)
         after.inc(deflated)
 
-    return DeflatedFormats(
+    return DeflatedFramings(
         min_bytes=settings.compression_min_bytes,
         level=settings.compression_level,
         on_deflated=count,

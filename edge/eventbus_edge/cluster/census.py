@@ -58,6 +58,7 @@ from eventbus_edge.cluster.questions import (
     Count,
     Matching,
 )
+from eventbus_edge.protocols.vocabulary import CloseReason
 
 if TYPE_CHECKING:
     from eventbus_edge.node import Node
@@ -66,8 +67,6 @@ if TYPE_CHECKING:
 __all__ = ["Census"]
 
 
-CLOSE_DISCONNECTED: Final = 4003
-CLOSE_COME_BACK: Final = 4200
 SERVICE: Final = "eventbus-edge"
 """The name under which brokers that know services list nodes."""
 _QUESTIONS_SAVED_S: Final = 4.0
@@ -200,9 +199,11 @@ class Census:
             if whom.channel is not None:
                 connection.revoke(whom.channel)
             elif whom.reconnect:
-                connection.close(CLOSE_COME_BACK, "disconnected by an administrator: come back")
+                text = "disconnected by an administrator: come back"
+                connection.close(CloseReason.COME_BACK, text)
             else:
-                connection.close(CLOSE_DISCONNECTED, "disconnected by an administrator")
+                text = "disconnected by an administrator"
+                connection.close(CloseReason.DISCONNECTED, text)
         return len(connections)
 
     def _matching(self, whom: Disconnect) -> "Iterator[Connection]":

@@ -16,8 +16,6 @@ from typing import (
     Final,
 )
 
-import msgspec
-
 from eventbus.errors import (
     DriverError,
     EventBusError,
@@ -38,7 +36,7 @@ from eventbus_edge.cluster.samples import (
 )
 from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.metrics.tally import LATENCY_BOUNDS
-from eventbus_edge.protocols.vocabulary import ChannelMessage
+from eventbus_edge.protocols.vocabulary import ClusterSampled
 
 if TYPE_CHECKING:
     from eventbus_edge.node import Node
@@ -49,8 +47,6 @@ __all__ = ["CHANNEL", "Watch"]
 _log = logging.getLogger(__name__)
 
 CHANNEL: Final = "admin.stats"
-EVENT: Final = "eb:stats"
-"""A reserved name: no publisher can send it."""
 INTERVAL_S: Final = 1.0
 _WHOLE_EVERY: Final = 5
 """Every so many samples have MANY channels rather than FEW."""
@@ -126,17 +122,8 @@ class Watch:
             channels=merge_channels((one for each in told for one in each.channels), most),
             whole=whole,
         )
-        body = msgspec.json.encode(
-            {
-                "channel": CHANNEL,
-                "event": EVENT,
-                "data": sample,
-                "timestamp": datetime.datetime.now(datetime.UTC),
-            }
-        )
-        message = ChannelMessage(CHANNEL, EVENT, body, None, None)
-        for outbox in self._listeners():
-            self._node.hub.push(outbox, outbox.format.message(message))
+        notice = ClusterSampled(CHANNEL, sample, datetime.datetime.now(datetime.UTC))
+        self._node.hub.fan_out(self._listeners(), lambda wire: wire.message(notice))
 
     # What this node says of itself
 

@@ -65,16 +65,11 @@ class PresenceRefused(Exception):
 
 
 class Change(NamedTuple):
-    """What the subscribers of a channel are to be told."""
+    """What has changed for the subscribers of a channel; `info` is a JSON object."""
 
     kind: Literal["joined", "left", "updated"]
     user_id: str
     info: bytes
-
-    @property
-    def data(self) -> bytes:
-        """The event's data, as JSON."""
-        return _member(self.user_id, self.info)
 
 
 class _Wire(msgspec.Struct):

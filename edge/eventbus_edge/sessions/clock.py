@@ -12,10 +12,8 @@ from typing import Final
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 from eventbus_edge.deadlines import Deadlines
-from eventbus_edge.sessions.connection import (
-    CLOSE_INTERNAL,
-    Connection,
-)
+from eventbus_edge.protocols.vocabulary import CloseReason
+from eventbus_edge.sessions.connection import Connection
 
 __all__ = ["Clock"]
 
@@ -95,4 +93,4 @@ class Clock:
                 self.expect(connection)
         except Exception:
             connection.log.exception("its clock failed")
-            connection.close(CLOSE_INTERNAL, "an internal error")
+            connection.close(CloseReason.INTERNAL_ERROR, "an internal error")

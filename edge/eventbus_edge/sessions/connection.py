@@ -35,6 +35,8 @@ from eventbus_edge.framing.frames import pong_frame
 from eventbus_edge.logs import of_connection
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
+    CloseReason,
+    Closing,
     ClusterStats,
     Command,
     Failed,
@@ -42,6 +44,7 @@ from eventbus_edge.protocols.vocabulary import (
     ReadHistory,
     Ref,
     Reply,
+    Returns,
     StoredMessages,
     Subscribe,
     Whisper,
@@ -64,10 +67,7 @@ from eventbus_edge.sessions.effects import (
     Verify,
     WhisperOut,
 )
-from eventbus_edge.sessions.joining import (
-    CLOSE_TOO_SLOW,
-    Joiner,
-)
+from eventbus_edge.sessions.joining import Joiner
 from eventbus_edge.sessions.pauses import closed_by_peer
 from eventbus_edge.sessions.session import Session
 
@@ -75,9 +75,6 @@ if TYPE_CHECKING:
     from eventbus_edge.node import Node
 
 __all__ = [
-    "CLOSE_INTERNAL",
-    "CLOSE_REVOKED",
-    "CLOSE_TOO_SLOW",
     "Connection",
     "Peer",
     "drop",
@@ -90,8 +87,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
-_CLOSE_LEVELS: Final = {CLOSE_TOO_SLOW: logging.INFO}
+_CLOSE_LEVELS: Final = {CloseReason.TOO_SLOW: logging.INFO}
 """What an operator should see by default; the other ends are the clients' daily life."""
 
 
@@ -101,7 +97,7 @@ class Peer(Protocol):
     def ping(self) -> None:
         """Ask for a sign of life."""
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, closing: Closing) -> None:
         """Begin to end the connection; what was written before reaches the client first."""
 
     def fileno(self) -> int:
@@ -148,7 +144,7 @@ class Connection:
                 await self._carry_out(self.session.receive(command, time.monotonic(), size))
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
-            self.close(CLOSE_INTERNAL, "an internal error")
+            self.close(CloseReason.INTERNAL_ERROR, "an internal error")
         self._node.clock.expect(self)
 
     @property
@@ -192,8 +188,9 @@ class Connection:
         if isinstance(reply, Failed):
             self._node.metrics.errors.labels(reply.code).inc()
         frame = self.outbox.format.reply(reply)
-        self.session.answered(len(frame), time.monotonic())
-        self._node.hub.push(self.outbox, frame)
+        if frame is not None:
+            self.session.answered(len(frame), time.monotonic())
+            self._node.hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport's own, such as a pong, within the bound of all others."""
@@ -215,22 +212,24 @@ class Connection:
                     self.send(reply)
                 case Heartbeat():
                     self._peer.ping()
-                case Close(code, reason):
-                    self.close(code, reason)
+                case Close(reason, text):
+                    self.close(reason, text)
                 case _:
                     raise AssertionError(f"{effect} would have to be waited for")
 
-    def close(self, code: int, reason: str) -> None:
-        """Begin to end the connection, once."""
+    def close(self, reason: CloseReason, text: str) -> None:
+        """Begin to end the connection, once; `text` says why, for people."""
         if not self.is_closing:
             self.is_closing = True
-            self._may_return = not 4000 <= code < 4100  # the protocol's band of no reconnecting
-            self._node.metrics.closes.labels(str(code)).inc()
-            self.log.log(_CLOSE_LEVELS.get(code, logging.DEBUG), "closing: %d %s", code, reason)
+            closing = self.outbox.format.protocol.closing(reason, text)
+            self._may_return = closing.returns is not Returns.NEVER
+            self._node.metrics.closes.labels(str(closing.code)).inc()
+            level = _CLOSE_LEVELS.get(reason, logging.DEBUG)
+            self.log.log(level, "closing: %d %s", closing.code, text)
             # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
             self.outbox.flush()
             self.outbox.close()
-            self._peer.close(code, reason)
+            self._peer.close(closing)
 
     def revoke(self, channel: str) -> bool:
         """Take a channel away, at once, and the patterns that match it; whether there was any.
@@ -276,8 +275,8 @@ class Connection:
             match effect := queue.popleft():
                 case Send(reply):
                     self.send(reply)
-                case Close(code, reason):
-                    self.close(code, reason)
+                case Close(reason, text):
+                    self.close(reason, text)
                 case Verify(token, ref):
                     queue.extend(await self._verify(Authenticate(token, ref)))
                 case Consult(command, question):
@@ -368,7 +367,9 @@ def is_gone(transport: asyncio.Transport) -> bool:
     return fileno == -1 or bool(closed_by_peer([fileno]))
 
 
-async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:
+async def let_go(
+    connections: list[Connection], over_s: float, reason: CloseReason, text: str
+) -> None:
     """Close connections one after another, spread evenly over `over_s` seconds.
 
     All that come back at once would be a storm for the nodes that take them.
@@ -380,7 +381,7 @@ async def let_go(connections: list[Connection], over_s: float, code: int, reason
     for i, connection in enumerate(connections):
         if (wait := start + i * step - loop.time()) > 0:
             await asyncio.sleep(wait)
-        connection.close(code, reason)
+        connection.close(reason, text)
 
 
 async def look_up(node: "Node", effect: Read | Survey, room: int, address: str) -> Reply:
@@ -419,9 +420,6 @@ async def _stats(node: "Node", ref: Ref) -> Reply:
     return ClusterStats(msgspec.to_builtins(stats), ref)
 
 
-CLOSE_REVOKED: Final = 4003
-
-
 def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: float) -> int:
     """End the connections, or the subscriptions, that a revocation concerns; how many."""
     count = 0
@@ -430,7 +428,7 @@ def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: floa
         if connection.is_closing or not revocation.concerns(connection.id, claims, leeway_s):
             continue
         if revocation.channel is None:
-            connection.close(CLOSE_REVOKED, "revoked")
+            connection.close(CloseReason.REVOKED, "revoked")
         elif not connection.revoke(revocation.channel):
             continue
         count += 1

@@ -14,6 +14,7 @@ from eventbus_edge.access.rules import (
     Rule,
 )
 from eventbus_edge.protocols.vocabulary import (
+    CloseReason,
     Failed,
     Presence,
     ReadHistory,
@@ -144,10 +145,10 @@ class Heartbeat(NamedTuple):
 
 
 class Close(NamedTuple):
-    """End the connection with a close code."""
+    """End the connection; `text` says why, for people."""
 
-    code: int
-    reason: str
+    reason: CloseReason
+    text: str
 
 
 Effect = (

@@ -17,6 +17,8 @@ from eventbus_edge.delivery.hub import Backlog
 from eventbus_edge.presence.members import PresenceRefused
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    CloseReason,
+    PresenceChanged,
     Subscribe,
     Subscribed,
 )
@@ -31,10 +33,9 @@ if TYPE_CHECKING:
     from eventbus_edge.node import Node
     from eventbus_edge.sessions.connection import Connection
 
-__all__ = ["CLOSE_TOO_SLOW", "Joiner"]
+__all__ = ["Joiner"]
 
 
-CLOSE_TOO_SLOW: Final = 4201
 DRAIN_PATIENCE_S: Final = 10.0
 """How long a client may take for half of its bound of unsent bytes, while it catches up."""
 _DRAIN_POLL_S: Final = 0.01
@@ -164,7 +165,7 @@ class Joiner:
         await self._give_all(caught_up.messages)
         if backlog.overflowed:
             reason = "too slow: more passed than may wait while catching up"
-            self._connection.close(CLOSE_TOO_SLOW, reason)
+            self._connection.close(CloseReason.TOO_SLOW, reason)
             return
         # No await from here on: what the hub delivers next follows what is given here.
         for passed in caught_up.live(backlog):
@@ -187,7 +188,7 @@ class Joiner:
         finally:
             unsent.held -= held
 
-    def _give(self, message: ChannelMessage) -> None:
+    def _give(self, message: ChannelMessage | PresenceChanged) -> None:
         self._node.hub.push(self._outbox, self._outbox.format.message(message))
         self._node.metrics.tally.went(1)
 
@@ -196,7 +197,9 @@ class Joiner:
         patience = time.monotonic() + DRAIN_PATIENCE_S
         while self._outbox.waiting > self._outbox.limit // 2 and not self._connection.is_closing:
             if time.monotonic() > patience:
-                self._connection.close(CLOSE_TOO_SLOW, "too slow: the history could not be sent")
+                self._connection.close(
+                    CloseReason.TOO_SLOW, "too slow: the history could not be sent"
+                )
             await asyncio.sleep(_DRAIN_POLL_S)
 
 
