@@ -34,8 +34,7 @@ LAYERS = {
     "eventbus_edge": """
         deadlines logs problem background
         config metrics
-        protocols
-        framing
+        protocols framing
         access
         delivery state
         sessions

@@ -4,8 +4,10 @@ import logging
 from collections.abc import (
     AsyncIterator,
     Callable,
+    Mapping,
 )
 from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
@@ -52,21 +54,25 @@ from eventbus_edge.keys import (
 )
 from eventbus_edge.metrics.workers import WorkersMetrics
 from eventbus_edge.node import Node
+from eventbus_edge.protocols.base import WireProtocol
+from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.sessions.client_events import ClientEvents
-from eventbus_edge.transports.sse import (
-    preflight,
-    server_sent_events,
-    streamed_commands,
-)
+from eventbus_edge.transports.sse import add_sse
 from eventbus_edge.transports.websocket import (
+    add_websocket,
     answer_extensions,
-    native_websocket,
 )
 
-__all__ = ["STATIC", "create_app", "make_runner"]
+__all__ = ["STATIC", "WEBSOCKETS", "create_app", "make_runner"]
 
 
 _log = logging.getLogger(__name__)
+
+WEBSOCKETS: Final[Mapping[str, WireProtocol]] = {
+    "/ws": NATIVE,
+    "/ws/{channel:(?s:.*)}": NATIVE,
+}
+"""Which protocol WebSockets speak, by path. This is the place to register another one."""
 
 
 def create_app(
@@ -74,12 +80,14 @@ def create_app(
     bus: EventBus | Settings,
     *,
     rules: ChannelRules | None = None,
+    websockets: Mapping[str, WireProtocol] = WEBSOCKETS,
 ) -> web.Application:
     """The edge as an aiohttp application.
 
     `bus` is an open bus, which stays the caller's, or the settings of one that the application
     opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules that
-    it has put into `eventbus_edge.channels` hold. Raises ConfigError.
+    it has put into `eventbus_edge.channels` hold. `websockets` are protocols by path. Raises
+    ConfigError.
     """
     keys = fetched_keys(settings)
     verifier = make_verifier(settings, keys)
@@ -109,13 +117,10 @@ def create_app(
     add_api(app)
     add_docs(app, contract)
     add_dashboard(app)
-    app.router.add_get("/sse", server_sent_events, allow_head=False)
-    app.router.add_post("/sse", streamed_commands)
-    app.router.add_options("/sse", preflight)
+    add_sse(app, "/sse", NATIVE)
     if settings.websocket_enabled:
-        # No HEAD: it cannot be upgraded (RFC 6455, 4.1).
-        app.router.add_get("/ws", native_websocket, allow_head=False)
-        app.router.add_get("/ws/{channel:(?s:.*)}", native_websocket, allow_head=False)
+        for path, protocol in websockets.items():
+            add_websocket(app, path, protocol)
     add_static(app)
     return app
 

@@ -38,7 +38,8 @@ from eventbus_edge.delivery.hub import Hub
 from eventbus_edge.delivery.outbox import Unsent
 from eventbus_edge.delivery.quarantine import Quarantine
 from eventbus_edge.delivery.traffic import Traffic
-from eventbus_edge.framing.deflate import DeflatedFormats
+from eventbus_edge.delivery.wire import Wires
+from eventbus_edge.framing.deflate import DeflatedFramings
 from eventbus_edge.lifecycle.node import Lifecycle
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.presence.channels import PresenceChannels
@@ -151,6 +152,7 @@ class Node:
             on_lag=metrics.loop_lag.observe,
         )
         self.acceptor = self._make_acceptor(client_events)
+        self.wires = Wires()
         self.deflated = _deflated(settings, metrics)
         self._set_gauges()
 
@@ -283,7 +285,7 @@ class Node:
         self.connections.resume(now)
 
 
-def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | None:
+def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFramings | None:
     if not settings.compression:
         return None
     before = metrics.deflated_bytes.labels("before")
@@ -293,7 +295,7 @@ def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | Non
         before.inc(size)
         after.inc(deflated)
 
-    return DeflatedFormats(
+    return DeflatedFramings(
         min_bytes=settings.compression_min_bytes,
         level=settings.compression_level,
         on_deflated=count,

@@ -27,8 +27,10 @@ from eventbus_edge.delivery.traffic import (
     Traffic,
     to_message,
 )
+from eventbus_edge.delivery.wire import Wires
+from eventbus_edge.framing.frames import TEXT
 from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.protocols.native import NativeWebSocket
+from eventbus_edge.protocols.native import NATIVE
 
 CHANNEL: Final = "general"
 MESSAGES: Final = 20_000
@@ -51,7 +53,7 @@ class Nowhere:
 
 def new_hub(clients: int, on_written: Callable[[int], None] = lambda _: None) -> Hub:
     hub = Hub(lambda _: None, lambda _: None, on_written)
-    wire = NativeWebSocket()
+    wire = Wires().shared(NATIVE, TEXT)
     for number in range(clients):
         hub.add(CHANNEL, Outbox(f"c{number}", wire, Nowhere(), 2**20))
     return hub

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterator
 
 from eventbus.drivers.base import Position
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.framing.deflate import DeflatedFormats
-from eventbus_edge.protocols.native import NativeWebSocket
-from eventbus_edge.protocols.vocabulary import (
-    ChannelMessage,
-    WireFormat,
-)
+from eventbus_edge.delivery.wire import Wire, Wires
+from eventbus_edge.framing.deflate import DeflatedFramings
+from eventbus_edge.framing.frames import TEXT
+from eventbus_edge.protocols.native import NATIVE
+from eventbus_edge.protocols.vocabulary import ChannelMessage
 
 SIZES = (1_000, 4_000, 16_000, 64_000, 1_000_000)
 LEVELS = (1, EdgeSettings().compression_level, 6, 9)
@@ -45,8 +44,8 @@ def numbered(made: ChannelMessage, number: int) -> ChannelMessage:
     return made._replace(position=Position(number, "E"))
 
 
-def deflate_next(wire: WireFormat, messages: Iterator[ChannelMessage]) -> None:
-    """Encode the next message."""
+def deflate_next(wire: Wire, messages: Iterator[ChannelMessage]) -> None:
+    """Make one more frame."""
     wire.message(next(messages))
 
 
@@ -80,11 +79,13 @@ def main() -> None:
     """Print one line per size and level."""
     for size in SIZES:
         made = message(size)
-        plain = NativeWebSocket().message(made)
+        wires = Wires()
+        plain = wires.shared(NATIVE, TEXT).message(made) or b""
         sent = sending(plain)
         for level in LEVELS:
-            wire = DeflatedFormats(min_bytes=1, level=level, on_deflated=lambda *_: None).format(15)
-            frame = wire.message(made)
+            deflated = DeflatedFramings(min_bytes=1, level=level, on_deflated=lambda *_: None)
+            wire = wires.own(NATIVE, deflated.framing(15))
+            frame = wire.message(made) or b""
             others = iter([numbered(made, number) for number in range(RUNS)])
             took = best(functools.partial(deflate_next, wire, others))
             print(

@@ -20,6 +20,7 @@ from eventbus_edge.access.rules import (
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.problem import Problem
+from eventbus_edge.protocols.vocabulary import CloseReason
 
 PATIENCE_S = 30.0
 HANDSHAKE = (
@@ -547,7 +548,7 @@ async def test_our_client_meets_no_limit_when_it_comes_back_to_many_channels(sta
         for count in range(3):
             connection = await joined()
             await asyncio.gather(*(bus.publish(name, "e", count) for name in names))
-            connection.close(4200, "draining")
+            connection.close(CloseReason.DRAINING, "draining")
             await asyncio.gather(*(bus.publish(name, "missed", count) for name in names))
         async with asyncio.timeout(PATIENCE_S):
             for subscription in subscriptions:

@@ -11,6 +11,7 @@ from eventbus_edge.logs import (
     JsonFormatter,
     configure,
 )
+from eventbus_edge.protocols.vocabulary import CloseReason
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
@@ -120,7 +121,7 @@ async def test_what_concerns_a_connection_names_it_in_the_log(start_edge, bus, t
     client = await edge.connect(token=token())
     connection_id = client.greeting["data"]["connection_id"]
     assert await client.error("subscribe", channel="team.7") == "forbidden"
-    edge.node.connections[connection_id].close(4201, "too slow: says the test")
+    edge.node.connections[connection_id].close(CloseReason.TOO_SLOW, "too slow: says the test")
     assert await client.closed() == 4201
     told = [r for r in caplog.records if getattr(r, "connection", None) == connection_id]
     names = {record.name for record in told}

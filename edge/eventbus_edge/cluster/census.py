@@ -64,14 +64,13 @@ from eventbus_edge.cluster.questions import (
 from eventbus_edge.delivery.hub import Hub
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.presence.channels import PresenceChannels
+from eventbus_edge.protocols.vocabulary import CloseReason
 from eventbus_edge.sessions.connection import Connection
 from eventbus_edge.sessions.connections import Connections
 
 __all__ = ["Census", "LocalNode"]
 
 
-CLOSE_DISCONNECTED: Final = 4003
-CLOSE_COME_BACK: Final = 4200
 SERVICE: Final = "eventbus-edge"
 """The name of nodes in a broker's list of services."""
 _QUESTIONS_SAVED_S: Final = 4.0
@@ -222,9 +221,11 @@ class Census:
             if whom.channel is not None:
                 connection.revoke(whom.channel)
             elif whom.reconnect:
-                connection.close(CLOSE_COME_BACK, "disconnected by an administrator: come back")
+                text = "disconnected by an administrator: come back"
+                connection.close(CloseReason.COME_BACK, text)
             else:
-                connection.close(CLOSE_DISCONNECTED, "disconnected by an administrator")
+                text = "disconnected by an administrator"
+                connection.close(CloseReason.DISCONNECTED, text)
         return len(connections)
 
     def _matching(self, whom: Disconnect) -> Iterator[Connection]:

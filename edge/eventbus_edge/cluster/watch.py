@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
 from eventbus.drivers.base import Driver
 from eventbus.errors import (
     DriverError,
@@ -40,7 +38,7 @@ from eventbus_edge.cluster.samples import (
 from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.delivery.traffic import Traffic
 from eventbus_edge.metrics.tally import LATENCY_BOUNDS
-from eventbus_edge.protocols.vocabulary import ChannelMessage
+from eventbus_edge.protocols.vocabulary import ClusterSampled
 
 __all__ = ["CHANNEL", "Watch"]
 
@@ -48,8 +46,6 @@ __all__ = ["CHANNEL", "Watch"]
 _log = logging.getLogger(__name__)
 
 CHANNEL: Final = "admin.stats"
-EVENT: Final = "eb:stats"
-"""A reserved name: no publisher can send it."""
 INTERVAL_S: Final = 1.0
 _WHOLE_EVERY: Final = 5
 """One in so many samples has MANY channels rather than FEW."""
@@ -127,17 +123,8 @@ class Watch:
             channels=merge_channels((one for each in samples for one in each.channels), most),
             whole=whole,
         )
-        body = msgspec.json.encode(
-            {
-                "channel": CHANNEL,
-                "event": EVENT,
-                "data": sample,
-                "timestamp": datetime.datetime.now(datetime.UTC),
-            }
-        )
-        message = ChannelMessage(CHANNEL, EVENT, body, None, None)
-        for outbox in self._subscribers():
-            self._node.hub.push(outbox, outbox.format.message(message))
+        notice = ClusterSampled(CHANNEL, sample, datetime.datetime.now(datetime.UTC))
+        self._node.hub.fan_out(self._subscribers(), lambda wire: wire.message(notice))
 
     # The sample of this node
 

@@ -28,6 +28,7 @@ from eventbus.drivers.marks import (
 from eventbus_edge.delivery.hub import Backlog
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    PresenceChanged,
     Subscribe,
     Subscribed,
 )
@@ -69,14 +70,14 @@ class CaughtUp(NamedTuple):
     last: int
     """Live messages up to this offset are among `messages`, or before `start`."""
 
-    def live(self, backlog: Backlog) -> list[ChannelMessage | Subscribed]:
+    def live(self, backlog: Backlog) -> list[ChannelMessage | PresenceChanged | Subscribed]:
         """What passed meanwhile and is not among `messages`: volatile messages and gaps included.
 
         A gap that ends before `last` is none for who has read the messages up to there.
         """
         return [one for one in backlog.messages if self._is_new(one)]
 
-    def _is_new(self, passed: ChannelMessage | Subscribed) -> bool:
+    def _is_new(self, passed: ChannelMessage | PresenceChanged | Subscribed) -> bool:
         position, start = passed.position, self.start
         if position is None or start is None or position.epoch != start.epoch:
             return True

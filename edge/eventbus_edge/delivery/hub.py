@@ -14,17 +14,19 @@ from eventbus_edge.delivery.outbox import (
     State,
     Unsent,
 )
+from eventbus_edge.delivery.wire import Wire
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    PresenceChanged,
     Reply,
     Subscribed,
-    WireFormat,
 )
 
 __all__ = ["Backlog", "Hub"]
 
 
 _NOBODY: Final[dict[str, Outbox]] = {}
+_NOTHING: Final = b""
 
 
 class Backlog:
@@ -32,14 +34,14 @@ class Backlog:
 
     def __init__(self, channel: str, limit: int) -> None:
         self.channel = channel
-        self.messages: list[ChannelMessage | Subscribed] = []
+        self.messages: list[ChannelMessage | PresenceChanged | Subscribed] = []
         """With notices of gaps between them."""
         self.overflowed = False
         self._room = limit
 
-    def add(self, message: ChannelMessage) -> None:
+    def add(self, message: ChannelMessage | PresenceChanged) -> None:
         """Keep a message; beyond the limit all are dropped, and `overflowed` is set."""
-        self._room -= len(message.body)
+        self._room -= message.size
         if self._room < 0:
             self.overflowed = True
             self.messages.clear()
@@ -140,28 +142,37 @@ class Hub:
         """The channels that have subscribers."""
         return self._channels.keys()
 
-    def deliver(self, message: ChannelMessage) -> int:
+    def deliver(self, message: ChannelMessage | PresenceChanged) -> int:
         """Push a message to all subscribers of its channel; returns their number."""
         for backlog in self._backlogs.get(message.channel, ()):
             backlog.add(message)
         outboxes = self._channels.get(message.channel)
         if not outboxes:
             return 0
-        encoded: dict[WireFormat, bytes] = {}
+        to: Iterable[Outbox] = outboxes.values()
+        if self._ahead or message.exclude is not None:
+            to = _without(outboxes, message.exclude, self._have(message))
+        return self.fan_out(to, lambda wire: wire.message(message))
+
+    def fan_out(self, to: Iterable[Outbox], encode: Callable[[Wire], bytes | None]) -> int:
+        """Push to each outbox what `encode` makes for its wire; returns how many got something.
+
+        `encode` is called once for each wire. It gives None where there is nothing to send.
+        """
+        frames: dict[Wire, bytes] = {}
+        push = self.push
         sent = 0
-        exclude = message.exclude
-        have = self._have(message) if self._ahead else ()
-        for connection_id, outbox in outboxes.items():
-            if connection_id == exclude or (have and connection_id in have):
-                continue
-            frame = encoded.get(outbox.format)
+        for outbox in to:
+            wire = outbox.format
+            frame = frames.get(wire)
             if frame is None:
-                frame = encoded[outbox.format] = outbox.format.message(message)
-            self.push(outbox, frame)
-            sent += 1
+                frame = frames[wire] = encode(wire) or _NOTHING
+            if frame:
+                push(outbox, frame)
+                sent += 1
         return sent
 
-    def _have(self, message: ChannelMessage) -> Collection[str]:
+    def _have(self, message: ChannelMessage | PresenceChanged) -> Collection[str]:
         """The connections that have the message from the history.
 
         Those that have no later one are removed from `_ahead`.
@@ -183,13 +194,8 @@ class Hub:
 
     def announce(self, channel: str, reply: Reply, *, exclude: str | None = None) -> None:
         """Push a system event to all subscribers of a channel, in order with its messages."""
-        encoded: dict[WireFormat, bytes] = {}
-        for connection_id, outbox in self._channels.get(channel, _NOBODY).items():
-            if connection_id != exclude:
-                frame = encoded.get(outbox.format)
-                if frame is None:
-                    frame = encoded[outbox.format] = outbox.format.reply(reply)
-                self.push(outbox, frame)
+        outboxes = self._channels.get(channel, _NOBODY)
+        self.fan_out(_without(outboxes, exclude), lambda wire: wire.reply(reply))
 
     def announce_gap(self, gap: Subscribed) -> None:
         """Notify the subscribers of a channel, and clients that catch up, of lost messages."""
@@ -197,9 +203,12 @@ class Hub:
             backlog.note_gap(gap)
         self.announce(gap.channel, gap)
 
-    def push(self, outbox: Outbox, frame: bytes) -> None:
-        """Push one frame to one connection, in order with its messages."""
-        if outbox.push(frame):
+    def push(self, outbox: Outbox, frame: bytes | None) -> None:
+        """Push one frame to one connection, in order with its messages.
+
+        None is nothing: the connection's protocol does not have it.
+        """
+        if frame is not None and outbox.push(frame):
             if not self._dirty:
                 self._schedule(self.flush)
             self._dirty.append(outbox)
@@ -218,3 +227,16 @@ class Hub:
                 self._on_too_slow(outbox)
         self._on_written(written)
         self.unsent.relieve()
+
+
+def _without(
+    outboxes: dict[str, Outbox], exclude: str | None, have: Collection[str] = ()
+) -> Iterable[Outbox]:
+    """All but the excluded connection and those that have the message already."""
+    if have or exclude in outboxes:
+        return [
+            outbox
+            for connection_id, outbox in outboxes.items()
+            if connection_id != exclude and connection_id not in have
+        ]
+    return outboxes.values()

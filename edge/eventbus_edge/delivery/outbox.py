@@ -11,7 +11,7 @@ from typing import (
     Protocol,
 )
 
-from eventbus_edge.protocols.vocabulary import WireFormat
+from eventbus_edge.delivery.wire import Wire
 
 __all__ = ["Outbox", "Sink", "State", "Unsent"]
 
@@ -54,7 +54,7 @@ class Outbox:
         "state", "unsent", "was_too_slow", "written",
     )  # fmt: skip
 
-    def __init__(self, connection_id: str, wire: WireFormat, sink: Sink, limit: int) -> None:
+    def __init__(self, connection_id: str, wire: Wire, sink: Sink, limit: int) -> None:
         self.connection_id = connection_id
         self.format = wire
         self.limit = limit

@@ -5,7 +5,6 @@ import functools
 import logging
 import time
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 
@@ -42,6 +41,7 @@ from eventbus_edge.delivery.interest import Interest
 from eventbus_edge.delivery.quarantine import Quarantine
 from eventbus_edge.delivery.wildcards import Wildcards
 from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.protocols.envelope import encode_envelope
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
     Subscribe,
@@ -53,7 +53,6 @@ __all__ = ["Traffic", "to_message"]
 
 
 _log = logging.getLogger(__name__)
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class Traffic:
@@ -192,15 +191,9 @@ class Traffic:
         self, command: Whisper, event: str, user_id: str | None, sender: str
     ) -> str | None:
         """Publish a client event to the channel's other connections; returns a fault as text."""
-        body = _encode(
-            {
-                "channel": command.channel,
-                "event": event,
-                "data": msgspec.Raw(command.data),
-                "timestamp": datetime.datetime.now(datetime.UTC),
-                "user_id": user_id,
-            }
-        )
+        now = datetime.datetime.now(datetime.UTC)
+        data = msgspec.Raw(command.data)
+        body = encode_envelope(command.channel, event, data, now, user_id=user_id)
         subject = self._bus.subjects.live(command.channel)
         try:
             await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})

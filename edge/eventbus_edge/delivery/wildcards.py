@@ -22,7 +22,6 @@ from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
     SubscribedPattern,
-    WireFormat,
 )
 
 __all__ = ["Wildcards"]
@@ -112,23 +111,17 @@ class Wildcards:
         _log.warning("messages of the pattern %s may have been lost", filter_)
         for connection_id, outbox in self._listeners.get(filter_, {}).items():
             pattern = self._patterns[connection_id][filter_]
-            told = SubscribedPattern(pattern.text, None, recovered=False)
-            self._hub.push(outbox, outbox.format.reply(told))
+            gap = SubscribedPattern(pattern.text, None, recovered=False)
+            self._hub.push(outbox, outbox.format.reply(gap))
 
     def _deliver(self, filter_: str, message: ChannelMessage, listeners: dict[str, Outbox]) -> int:
-        encoded: dict[WireFormat, bytes] = {}
-        sent = 0
-        for connection_id, outbox in listeners.items():
-            if connection_id == message.exclude or not self._is_due(
-                filter_, message.channel, connection_id
-            ):
-                continue
-            frame = encoded.get(outbox.format)
-            if frame is None:
-                frame = encoded[outbox.format] = outbox.format.message(message)
-            self._hub.push(outbox, frame)
-            sent += 1
-        return sent
+        to = [
+            outbox
+            for connection_id, outbox in listeners.items()
+            if connection_id != message.exclude
+            and self._is_due(filter_, message.channel, connection_id)
+        ]
+        return self._hub.fan_out(to, lambda wire: wire.message(message))
 
     def _is_due(self, filter_: str, channel: str, connection_id: str) -> bool:
         if self._hub.hears(channel, connection_id) or (channel, connection_id) in self._muted:

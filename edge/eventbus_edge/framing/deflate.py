@@ -5,32 +5,26 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
+from eventbus_edge.framing.base import (
+    Framing,
+    Located,
+)
 from eventbus_edge.framing.frames import (
     deflated_text_frame,
     text_frame,
 )
-from eventbus_edge.protocols.native import (
-    NativeWebSocket,
-    encode_message,
-)
-from eventbus_edge.protocols.vocabulary import (
-    ChannelMessage,
-    Reply,
-    WireFormat,
-)
 
-__all__ = ["DeflatedFormats"]
+__all__ = ["DeflatedFramings"]
 
 
 MAX_KEPT_BYTES: Final = 4 * 1024 * 1024
 _END: Final = b"\x00\x00\xff\xff"
-_NATIVE: Final = NativeWebSocket()
 
 OnDeflated = Callable[[int, int], object]
 
 
-class DeflatedFormats:
-    """The native protocol in deflated frames: one format for each size of window in use."""
+class DeflatedFramings:
+    """Deflated text frames: one framing for each size of window in use."""
 
     def __init__(self, *, min_bytes: int, level: int, on_deflated: OnDeflated) -> None:
         """Messages of `min_bytes` or more are deflated, at zlib's `level`.
@@ -40,14 +34,14 @@ class DeflatedFormats:
         self._min_bytes = min_bytes
         self._level = level
         self._on_deflated = on_deflated
-        self._formats: dict[int, WireFormat] = {}
+        self._framings: dict[int, Framing] = {}
 
-    def format(self, window_bits: int) -> WireFormat:
-        """The format for a window of 2**9 to 2**15 bytes."""
-        found = self._formats.get(window_bits)
+    def framing(self, window_bits: int) -> Framing:
+        """The framing for a window of 2**9 to 2**15 bytes."""
+        found = self._framings.get(window_bits)
         if found is None:
             deflate = _Deflater(self._level, window_bits, self._on_deflated)
-            found = self._formats[window_bits] = _Deflated(deflate, self._min_bytes)
+            found = self._framings[window_bits] = _Deflated(deflate, self._min_bytes)
         return found
 
 
@@ -68,10 +62,10 @@ class _Deflater:
 
 
 class _Deflated:
-    """Messages deflated; answers, each made for one client, plain, as RFC 7692, 6 allows.
+    """Deflates messages. Answers, each made for one client, stay plain, as RFC 7692, 6 allows.
 
-    Frames are kept for a while, to the bound of MAX_KEPT_BYTES: who listens by a pattern, or reads
-    the messages again that were missed, gets the frame that was made for the others.
+    Frames are kept for a while, up to MAX_KEPT_BYTES: clients that subscribe to a pattern, or that
+    read missed messages, get the frame that was made for the others.
     """
 
     def __init__(self, deflate: _Deflater, min_bytes: int) -> None:
@@ -80,9 +74,8 @@ class _Deflated:
         self._frames: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
         self._room = MAX_KEPT_BYTES
 
-    def message(self, message: ChannelMessage) -> bytes:
-        """A text frame with the envelope, deflated where that makes it smaller."""
-        payload = encode_message(message)
+    def message(self, payload: bytes, _about: Located, /) -> bytes:
+        """A text frame, deflated where that makes it smaller."""
         if len(payload) < self._min_bytes:
             return text_frame(payload)
         frame = self._frames.get(payload)
@@ -93,9 +86,9 @@ class _Deflated:
             self._frames.move_to_end(payload)
         return frame
 
-    def reply(self, reply: Reply) -> bytes:
-        """A text frame with a system event."""
-        return _NATIVE.reply(reply)
+    def reply(self, payload: bytes, _start: Located | None = None, /) -> bytes:
+        """A plain text frame."""
+        return text_frame(payload)
 
     def _frame(self, payload: bytes) -> bytes:
         data = self._deflate(payload)

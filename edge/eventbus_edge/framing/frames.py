@@ -3,9 +3,13 @@
 import struct
 from typing import Final
 
+from eventbus_edge.framing.base import Located
+
 __all__ = [
     "MAX_CLOSE_REASON",
     "PING",
+    "TEXT",
+    "TextFrames",
     "close_reason",
     "deflated_text_frame",
     "pong_frame",
@@ -56,3 +60,18 @@ def _frame(opcode: int, payload: bytes) -> bytes:
 
 PING: Final = _frame(_PING, b"")
 """The heartbeat: the same bytes for every connection."""
+
+
+class TextFrames:
+    """The framing of one plain text frame for each payload."""
+
+    def message(self, payload: bytes, _about: Located, /) -> bytes:
+        """A text frame."""
+        return _frame(_TEXT, payload)
+
+    def reply(self, payload: bytes, _start: Located | None = None, /) -> bytes:
+        """A text frame."""
+        return _frame(_TEXT, payload)
+
+
+TEXT: Final = TextFrames()

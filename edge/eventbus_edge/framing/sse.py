@@ -1,6 +1,6 @@
 """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Pure.
 
-Each event is a whole envelope in `data:`, without an `event:` field, so that `onmessage` hears all
+Each event is a whole payload in `data:`, without an `event:` field, so that `onmessage` hears all
 of them. `id:` is a cursor over all channels of the request; the browser gives it back in
 Last-Event-ID when it comes again, by itself, to the same URL. A stream that was asked for by POST
 has no cursor: its client says in the body where each channel goes on.
@@ -8,7 +8,7 @@ has no cursor: its client says in the body where each channel goes on.
 
 import base64
 import binascii
-import datetime
+import functools
 import zlib
 from collections.abc import (
     Iterable,
@@ -26,30 +26,18 @@ from eventbus.drivers.marks import (
     nanoseconds,
     timestamp,
 )
-from eventbus_edge.protocols.native import (
-    decode,
-    encode_message,
-    encode_reply,
-)
-from eventbus_edge.protocols.vocabulary import (
-    ChannelMessage,
-    Malformed,
-    Reply,
-    Subscribe,
-    Subscribed,
-    SubscribePattern,
-)
+from eventbus_edge.framing.base import Located
 
 __all__ = [
     "COMMENT",
     "MAX_CURSOR",
     "NOWHERE",
-    "InvalidCommands",
+    "ONE_CHANNEL",
+    "WITHOUT_CURSOR",
     "ManyChannels",
     "OneChannel",
     "WithoutCursor",
     "closing",
-    "decode_commands",
     "decode_cursor",
     "encode_cursor",
 ]
@@ -63,7 +51,6 @@ NOWHERE: Final = Position(0, "")
 _MAX_TIME: Final = 2**63 - 1
 _RETRY_AT_ONCE_MS: Final = 1000
 _RETRY_LATER_MS: Final = 30_000
-_encode_json: Final = msgspec.json.Encoder().encode
 
 
 class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -147,133 +134,85 @@ def _checksum(names: list[str]) -> int:
     return zlib.crc32(",".join(names).encode())
 
 
-class InvalidCommands(Exception):
-    """The body of a POST is not what it must be; the message says what is wrong with it."""
-
-
-_decode_frames: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-def decode_commands(text: str, most: int) -> list[Subscribe | SubscribePattern | Malformed]:
-    """The commands in a POST's body: a JSON array of what a WebSocket's client sends as frames.
-
-    A single one that is malformed is answered within the stream, as it is over WebSockets. Raises
-    InvalidCommands for anything but an array of at most `most` commands to subscribe.
-    """
-    try:
-        frames = _decode_frames(text)
-    except (msgspec.DecodeError, UnicodeError) as exc:
-        raise InvalidCommands(f"it is not a JSON array of commands: {exc}") from None
-    except RecursionError:
-        raise InvalidCommands("its JSON is nested too deeply") from None
-    if len(frames) > most:
-        raise InvalidCommands(f"it has {len(frames)} commands: at most {most} are allowed")
-    commands: list[Subscribe | SubscribePattern | Malformed] = []
-    for number, frame in enumerate(frames):
-        command = decode(bytes(frame).decode())
-        if not isinstance(command, Subscribe | SubscribePattern | Malformed):
-            raise InvalidCommands(f"command {number} is no subscribe: only those are allowed here")
-        commands.append(command)
-    return commands
-
-
 class OneChannel:
-    """The format of all streams of a single channel: a message is one event for all of them."""
+    """The framing of all streams of a single channel: a message is one event for all of them."""
 
-    def message(self, message: ChannelMessage) -> bytes:
-        """An event with the envelope; one without a position leaves the cursor as it is."""
-        data = _data(encode_message(message))
-        if message.position is None:
+    def message(self, payload: bytes, about: Located, /) -> bytes:
+        """An event; a message without a position leaves the cursor as it is."""
+        return self.reply(payload, about)
+
+    def reply(self, payload: bytes, start: Located | None = None, /) -> bytes:
+        """An event, with a cursor where the client's position is known."""
+        data = _data(payload)
+        if start is None or (position := start.marked) is None:
             return data
-        marked = {message.channel: message.marked or message.position}
-        return _id(encode_cursor((message.channel,), marked)) + data
-
-    def reply(self, reply: Reply) -> bytes:
-        """An event with a system event."""
-        data = _data(encode_reply(reply))
-        if isinstance(reply, Subscribed) and reply.position is not None:
-            return _id(encode_cursor((reply.channel,), {reply.channel: reply.position})) + data
-        return data
+        return _id(encode_cursor((start.channel,), {start.channel: position})) + data
 
 
 class ManyChannels:
-    """The format of one stream of several channels: its cursor is its own, the rest is shared."""
+    """The framing of one stream of several channels: its cursor is its own, the rest is shared."""
 
     def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
         """`positions` are those that the client stands at already."""
         self._channels = sorted(channels)
         self._positions = dict(positions)
 
-    def message(self, message: ChannelMessage) -> bytes:
-        """An event with the envelope; one without a position leaves the cursor as it is."""
-        data = _shared.data(message)
-        if message.position is None:
+    def message(self, payload: bytes, about: Located, /) -> bytes:
+        """An event; a message without a position leaves the cursor as it is."""
+        data = _shared_data(payload)
+        if (position := about.marked) is None:
             return data
-        self._positions[message.channel] = message.marked or message.position
+        self._positions[about.channel] = position
         return self._id() + data
 
-    def reply(self, reply: Reply) -> bytes:
-        """An event with a system event."""
-        data = _data(encode_reply(reply))
-        if isinstance(reply, Subscribed):
-            if reply.position is None:
-                self._positions.pop(reply.channel, None)
-            else:
-                self._positions[reply.channel] = reply.position
-            return self._id() + data
-        return data
+    def reply(self, payload: bytes, start: Located | None = None, /) -> bytes:
+        """An event; the answer to a subscription sets the channel's position in the cursor."""
+        data = _data(payload)
+        if start is None:
+            return data
+        if (position := start.marked) is None:
+            self._positions.pop(start.channel, None)
+        else:
+            self._positions[start.channel] = position
+        return self._id() + data
 
     def _id(self) -> bytes:
         return _id(encode_cursor(self._channels, self._positions))
 
 
 class WithoutCursor:
-    """The format of all streams by POST: a message is one event for all of them."""
+    """The framing of all streams by POST: a message is one event for all of them."""
 
-    def message(self, message: ChannelMessage) -> bytes:
-        """An event with the envelope."""
-        return _shared.data(message)
+    def message(self, payload: bytes, _about: Located, /) -> bytes:
+        """An event."""
+        return _shared_data(payload)
 
-    def reply(self, reply: Reply) -> bytes:
-        """An event with a system event."""
-        return _data(encode_reply(reply))
-
-
-class _Shared:
-    """The data of the last message: its fan-out asks for it once for each stream, in a row."""
-
-    def __init__(self) -> None:
-        self._message: ChannelMessage | None = None
-        self._made = b""
-
-    def data(self, message: ChannelMessage) -> bytes:
-        if message is not self._message:
-            self._message, self._made = message, _data(encode_message(message))
-        return self._made
+    def reply(self, payload: bytes, _start: Located | None = None, /) -> bytes:
+        """An event."""
+        return _data(payload)
 
 
-_shared: Final = _Shared()
+ONE_CHANNEL: Final = OneChannel()
+WITHOUT_CURSOR: Final = WithoutCursor()
 
 
-def closing(code: int, reason: str) -> bytes:
-    """The last event: why the stream ends, by the close codes of WebSockets; and when to return.
+def closing(payload: bytes, *, returns_at_once: bool) -> bytes:
+    """The last event of a stream, and when the browser is to return.
 
-    A browser returns by itself whatever the code; who must not is told by `code`, and to others
-    `retry:` says how soon.
+    A browser returns by itself whatever the payload says: `retry:` sets how soon.
     """
-    body = {
-        "channel": None,
-        "event": "eb:closing",
-        "data": {"code": code, "reason": reason},
-        "timestamp": datetime.datetime.now(datetime.UTC),
-    }
-    soon = 4200 <= code < 4300
-    retry = _RETRY_AT_ONCE_MS if soon else _RETRY_LATER_MS
-    return b"retry: %d\n%b" % (retry, _data(_encode_json(body)))
+    retry = _RETRY_AT_ONCE_MS if returns_at_once else _RETRY_LATER_MS
+    return b"retry: %d\n%b" % (retry, _data(payload))
 
 
 def _id(cursor: bytes) -> bytes:
     return b"id: %b\n" % cursor
+
+
+@functools.lru_cache(maxsize=1)
+def _shared_data(payload: bytes) -> bytes:
+    """The data of the last message: its streams ask for it one after another."""
+    return _data(payload)
 
 
 def _data(body: bytes) -> bytes:

@@ -90,7 +90,7 @@ from eventbus_edge.problem import (
     Problem,
     retry_after,
 )
-from eventbus_edge.protocols.native import encode_message
+from eventbus_edge.protocols.envelope import encode_message
 
 __all__ = ["ROUTES", "add_api", "document", "require_access"]
 

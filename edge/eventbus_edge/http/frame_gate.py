@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     Protocol,
 )
 
 from eventbus_edge.framing.scanning import FrameScanner
-
-if TYPE_CHECKING:
-    from eventbus_edge.sessions.connection import Connection
 
 __all__ = ["FrameGate", "Reading"]
 
@@ -37,6 +33,17 @@ class Reading(Protocol):
         """End the connection, because the reader has found a fault."""
 
 
+class Counting(Protocol):
+    """The connection whose frames pass."""
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the node has begun to end it."""
+
+    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
+        """Count frames that are no commands; `ping` is the payload of the newest ping."""
+
+
 class FrameGate:
     """Replaces aiohttp's reader as the parser of a connection, and feeds that reader.
 
@@ -57,7 +64,7 @@ class FrameGate:
         self._call_soon = call_soon
         self._scanner = FrameScanner(deflates=deflates)
         self._reader: Any = None
-        self._connection: Connection | None = None
+        self._connection: Counting | None = None
         self._waiting = 0
         self._after_close = 0
         self._is_held = False
@@ -68,7 +75,7 @@ class FrameGate:
         """Set aiohttp's WebSocketReader, which gets the frames of messages."""
         self._reader = reader
 
-    def open(self, connection: "Connection") -> None:
+    def open(self, connection: Counting) -> None:
         """Let frames pass, including those received so far."""
         self._connection = connection
         self._scan()

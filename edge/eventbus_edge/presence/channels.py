@@ -11,8 +11,6 @@ from typing import (
     Final,
 )
 
-import msgspec
-
 from eventbus.drivers.base import Driver
 from eventbus_edge.access.tokens import Claims
 from eventbus_edge.config import EdgeSettings
@@ -27,21 +25,18 @@ from eventbus_edge.presence.keeper import (
 from eventbus_edge.presence.members import Change
 from eventbus_edge.presence.nodes import nobody_gone
 from eventbus_edge.protocols.vocabulary import (
-    ChannelMessage,
     Failed,
     Presence,
+    PresenceChanged,
     PresenceMembers,
     Reply,
-    Subscribed,
 )
 from eventbus_edge.sessions.ports import PresenceRefused
 
 __all__ = ["PresenceChannels"]
 
 
-EVENT_PREFIX: Final = "eb:presence."
 _ROOM_FOR_REST: Final = 4096
-_encode: Final = msgspec.json.Encoder().encode
 
 
 class PresenceChannels:
@@ -87,9 +82,7 @@ class PresenceChannels:
     def begin(self, channel: str, backlog: Backlog) -> bytes:
         """The members as JSON, and nothing in `backlog` that is older than they are."""
         backlog.messages[:] = [
-            passed
-            for passed in backlog.messages
-            if isinstance(passed, Subscribed) or not passed.event.startswith(EVENT_PREFIX)
+            passed for passed in backlog.messages if not isinstance(passed, PresenceChanged)
         ]
         return self._keeper.members(channel)[0]
 
@@ -120,13 +113,5 @@ class PresenceChannels:
         await self._keeper.aclose()
 
     def _tell(self, channel: str, change: Change, exclude: str | None) -> None:
-        event = EVENT_PREFIX + change.kind
-        body = _encode(
-            {
-                "channel": channel,
-                "event": event,
-                "data": msgspec.Raw(change.data),
-                "timestamp": datetime.datetime.now(datetime.UTC),
-            }
-        )
-        self._hub.deliver(ChannelMessage(channel, event, body, None, exclude))
+        now = datetime.datetime.now(datetime.UTC)
+        self._hub.deliver(PresenceChanged(channel, *change, now, exclude))

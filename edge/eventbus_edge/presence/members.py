@@ -63,11 +63,6 @@ class Change(NamedTuple):
     user_id: str
     info: bytes
 
-    @property
-    def data(self) -> bytes:
-        """The event's data, as JSON."""
-        return _member(self.user_id, self.info)
-
 
 class _Wire(msgspec.Struct):
     user_id: str

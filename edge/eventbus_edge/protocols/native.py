@@ -1,6 +1,10 @@
 """The native protocol, `eventbus.v1`: JSON frames to commands, replies and messages to JSON."""
 
 import datetime
+from collections.abc import (
+    Callable,
+    Mapping,
+)
 from typing import (
     Any,
     Final,
@@ -14,25 +18,40 @@ from eventbus.drivers.marks import (
     MarkedPosition,
     mark_of,
 )
-from eventbus_edge.framing.frames import text_frame
+from eventbus_edge.protocols.base import (
+    Liveness,
+    Prove,
+    Subprotocols,
+    random_connection_id,
+)
+from eventbus_edge.protocols.envelope import (
+    encode_envelope,
+    encode_message,
+)
 from eventbus_edge.protocols.vocabulary import (
     Acknowledged,
     AskStats,
     Authenticate,
     Authenticated,
     ChannelMessage,
+    CloseReason,
+    Closing,
+    ClusterSampled,
     ClusterStats,
     Command,
     Connected,
     Failed,
     Malformed,
+    Notice,
     Ping,
     Pong,
     Presence,
+    PresenceChanged,
     PresenceMembers,
     ReadHistory,
     Ref,
     Reply,
+    Returns,
     StoredMessages,
     Subscribe,
     Subscribed,
@@ -48,17 +67,33 @@ from eventbus_edge.protocols.vocabulary import (
 
 __all__ = [
     "ACTIONS",
-    "BEARER_PREFIX",
-    "PROTOCOL",
-    "NativeWebSocket",
+    "CLOSE_CODES",
+    "NATIVE",
+    "Native",
     "decode",
-    "encode_message",
+    "encode_notice",
     "encode_reply",
 ]
 
 
 PROTOCOL: Final = "eventbus.v1"
 BEARER_PREFIX: Final = "eventbus.bearer."
+
+CLOSE_CODES: Final[Mapping[CloseReason, int]] = {
+    CloseReason.INTERNAL_ERROR: 1011,  # RFC 6455, 7.4.1
+    CloseReason.BAD_TOKENS: 4001,
+    CloseReason.NO_TOKEN: 4001,
+    CloseReason.DISCONNECTED: 4003,
+    CloseReason.REVOKED: 4003,
+    CloseReason.TOO_MANY_ACTIONS: 4008,
+    CloseReason.UNEXPECTED_DATA: 4008,
+    CloseReason.COME_BACK: 4200,
+    CloseReason.DRAINING: 4200,
+    CloseReason.TOO_SLOW: 4201,
+    CloseReason.TOKEN_EXPIRED: 4202,
+    CloseReason.NO_HEARTBEAT: 4203,
+}
+"""Clients do not return after 4000 to 4099, and return at once after 4200 to 4299."""
 
 ACTIONS: Final = (
     "ping",
@@ -121,8 +156,10 @@ class _Refused(Exception):
     """A frame of a known action that lacks something, or has it wrong."""
 
 
-def decode(text: str) -> Command:
-    """One text frame as a command; whatever is wrong with it comes back as Malformed."""
+def decode(text: str | bytes) -> Command:
+    """One frame as a command; whatever is wrong with it comes back as Malformed."""
+    if isinstance(text, bytes):
+        return Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
     try:
         frame = _decode_frame(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
@@ -268,6 +305,8 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             return None, "eb:token.expiring", {"expires_at": _time(expires_at), "in_s": in_s}
         case Failed(code, message, channel):
             return channel, "eb:error", {"code": code, "message": message}
+        case Closing(code, text):
+            return None, "eb:closing", {"code": code, "reason": text}
 
 
 def _looked_up(
@@ -308,27 +347,51 @@ def _time(unix: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(unix, datetime.UTC)
 
 
-def encode_message(message: ChannelMessage) -> bytes:
-    """A message's envelope as it came, with its place spliced in where it has one."""
-    if message.position is None:
-        return message.body
-    offset, epoch = message.position
-    # The envelope is an object with members, whatever white space ends it: read_payload saw to it.
-    body = message.body.rstrip()[:-1]
-    if message.mark is None:
-        return b'%b,"offset":%d,"epoch":"%b"}' % (body, offset, epoch.encode())
-    # Encoded, since on a live subject anyone may claim any time.
-    mark = _encode(message.mark)
-    return b'%b,"offset":%d,"epoch":"%b","mark":%b}' % (body, offset, epoch.encode(), mark)
+def encode_notice(notice: Notice) -> bytes:
+    """A notice as an envelope of a reserved event, which no publisher can send."""
+    match notice:
+        case PresenceChanged(channel, change, user_id, info, at):
+            member = {"user_id": user_id, "info": msgspec.Raw(info)}
+            return encode_envelope(channel, f"eb:presence.{change}", member, at)
+        case ClusterSampled(channel, sample, at):
+            return encode_envelope(channel, "eb:stats", sample, at)
 
 
-class NativeWebSocket:
-    """The native protocol in WebSocket text frames."""
+class Native:
+    """The native protocol, for WebSockets and Server-Sent Events alike."""
 
-    def message(self, message: ChannelMessage) -> bytes:
-        """A text frame with the envelope."""
-        return text_frame(encode_message(message))
+    liveness: Final = Liveness()
+    subprotocols: Final = Subprotocols(PROTOCOL, BEARER_PREFIX)
+    announces_close: Final = False
+    refuse: Callable[[Failed], Closing] | None = None
+    prove: Prove | None = None
+
+    def connection_id(self) -> str:
+        """A random text."""
+        return random_connection_id()
+
+    def decode(self, frame: str | bytes) -> Command:
+        """See the function `decode`."""
+        return decode(frame)
+
+    def message(self, message: ChannelMessage | Notice) -> bytes:
+        """An envelope."""
+        if isinstance(message, ChannelMessage):
+            return encode_message(message)
+        return encode_notice(message)
 
     def reply(self, reply: Reply) -> bytes:
-        """A text frame with a system event."""
-        return text_frame(encode_reply(reply))
+        """A system event."""
+        return encode_reply(reply)
+
+    def closing(self, reason: CloseReason, text: str) -> Closing:
+        """The code, and what its band says about returning."""
+        code = CLOSE_CODES[reason]
+        returns = _RETURNS.get(code // 100, Returns.LATER)
+        return Closing(code, text, returns)
+
+
+_RETURNS: Final = {40: Returns.NEVER, 42: Returns.AT_ONCE}
+"""By the hundreds of a code."""
+
+NATIVE: Final = Native()

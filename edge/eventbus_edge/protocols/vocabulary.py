@@ -1,17 +1,20 @@
-"""What passes between the layers of the edge: plain values, of no wire format's own.
+"""The plain values that the packages of the edge exchange, independent of any wire format.
 
-A protocol turns a client's frames into commands, and replies and messages into bytes. A session
-turns commands into effects. Nothing here knows how any of it looks on the wire.
+A protocol turns a client's frames into commands, and turns replies, messages and notices into
+bytes. A session turns commands into effects. Nothing here knows the bytes.
 """
 
+import datetime
+import enum
 from collections.abc import (
     Mapping,
     Sequence,
 )
 from typing import (
     Any,
+    Literal,
     NamedTuple,
-    Protocol,
+    TypeAlias,
 )
 
 import msgspec
@@ -26,18 +29,26 @@ __all__ = [
     "Authenticate",
     "Authenticated",
     "ChannelMessage",
+    "CloseReason",
+    "Closing",
+    "ClusterSampled",
     "ClusterStats",
     "Command",
     "Connected",
     "Failed",
     "Malformed",
+    "Member",
+    "Notice",
     "Ping",
     "Pong",
     "Presence",
+    "PresenceChanged",
     "PresenceMembers",
     "ReadHistory",
     "Ref",
     "Reply",
+    "Returns",
+    "SignOfLife",
     "StoredMessages",
     "Subscribe",
     "SubscribePattern",
@@ -49,12 +60,27 @@ __all__ = [
     "Unsubscribed",
     "UnsubscribedPattern",
     "Whisper",
-    "WireFormat",
 ]
 
 
 Ref = str | int | None
 """What a client gave with a command, to know its answer by."""
+
+
+class Member(NamedTuple):
+    """Who a connection is in one channel, from its token or from data that signs the subscription.
+
+    `info` is what the other members of a presence channel see.
+    """
+
+    user_id: str
+    info: Mapping[str, Any]
+
+
+class SignOfLife(NamedTuple):
+    """Shows that the client is there, such as its answer to a heartbeat. It is not answered."""
+
+    ref: Ref = None
 
 
 class Ping(NamedTuple):
@@ -78,6 +104,8 @@ class Subscribe(NamedTuple):
     resume: Position | None
     history: int
     ref: Ref
+    proof: Any = None
+    """What proves the right to the channel, opaque to all but the protocol that checks it."""
 
 
 class SubscribePattern(NamedTuple):
@@ -142,7 +170,8 @@ class Malformed(NamedTuple):
 
 
 Command = (
-    Ping
+    SignOfLife
+    | Ping
     | Authenticate
     | Subscribe
     | Unsubscribe
@@ -184,6 +213,11 @@ class Subscribed(NamedTuple):
     ref: Ref
     members: bytes | None = None
     """Of a presence channel: a JSON array."""
+
+    @property
+    def marked(self) -> Position | None:
+        """The position, with its mark where it has one."""
+        return self.position
 
 
 class SubscribedPattern(NamedTuple):
@@ -274,11 +308,61 @@ class ChannelMessage(NamedTuple):
     """Which message it is that stands at the position; see MarkedPosition."""
 
     @property
+    def size(self) -> int:
+        """How many bytes its envelope has."""
+        return len(self.body)
+
+    @property
     def marked(self) -> Position | None:
         """The position with its mark."""
         if self.position is None or self.mark is None:
             return self.position
         return MarkedPosition(*self.position, self.mark)
+
+
+class PresenceChanged(NamedTuple):
+    """A member of a presence channel has come, has gone, or has other info."""
+
+    channel: str
+    change: Literal["joined", "left", "updated"]
+    user_id: str
+    info: bytes
+    """A JSON object."""
+    at: datetime.datetime
+    exclude: str | None = None
+    """The id of the connection that must not receive it."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        return len(self.user_id) + len(self.info)
+
+    @property
+    def position(self) -> None:
+        """Notices are not stored."""
+        return None
+
+    @property
+    def marked(self) -> None:
+        """Notices are not stored."""
+        return None
+
+
+class ClusterSampled(NamedTuple):
+    """A sample of the whole cluster for administrators who watch it."""
+
+    channel: str
+    sample: msgspec.Struct
+    at: datetime.datetime
+
+    @property
+    def marked(self) -> None:
+        """Notices are not stored."""
+        return None
+
+
+Notice: TypeAlias = PresenceChanged | ClusterSampled
+"""What a node itself reports to the subscribers of a channel."""
 
 
 class StoredMessages(NamedTuple):
@@ -288,6 +372,42 @@ class StoredMessages(NamedTuple):
     messages: Sequence[ChannelMessage]
     position: Position | None
     ref: Ref
+
+
+class CloseReason(enum.Enum):
+    """Why a node ends a connection. The connection's protocol has a close code for each."""
+
+    BAD_TOKENS = enum.auto()
+    COME_BACK = enum.auto()
+    """An administrator ended it, and the client is to connect again."""
+    DISCONNECTED = enum.auto()
+    """An administrator ended it for good."""
+    DRAINING = enum.auto()
+    INTERNAL_ERROR = enum.auto()
+    NO_HEARTBEAT = enum.auto()
+    NO_TOKEN = enum.auto()
+    REVOKED = enum.auto()
+    TOKEN_EXPIRED = enum.auto()
+    TOO_MANY_ACTIONS = enum.auto()
+    TOO_SLOW = enum.auto()
+    UNEXPECTED_DATA = enum.auto()
+    """The client sent something where nothing may be sent."""
+
+
+class Returns(enum.Enum):
+    """Whether the client of a closed connection may connect again, and when."""
+
+    NEVER = enum.auto()
+    LATER = enum.auto()
+    AT_ONCE = enum.auto()
+
+
+class Closing(NamedTuple):
+    """The end of a connection, as its protocol says it: `text` is for people."""
+
+    code: int
+    text: str
+    returns: Returns
 
 
 Reply = (
@@ -304,17 +424,5 @@ Reply = (
     | Acknowledged
     | TokenExpiring
     | Failed
+    | Closing
 )
-
-
-class WireFormat(Protocol):
-    """How replies and messages look to one kind of connection: the bytes that go to its socket.
-
-    Formats are shared: a message is encoded once for each format, not for each connection.
-    """
-
-    def message(self, message: ChannelMessage) -> bytes:
-        """The bytes of a channel's message."""
-
-    def reply(self, reply: Reply) -> bytes:
-        """The bytes of an answer or a notice."""

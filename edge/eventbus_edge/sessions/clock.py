@@ -15,7 +15,7 @@ from typing import (
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 from eventbus_edge.deadlines import Deadlines
-from eventbus_edge.sessions.effects import CLOSE_INTERNAL
+from eventbus_edge.protocols.vocabulary import CloseReason
 from eventbus_edge.sessions.session import Session
 
 __all__ = ["Clock", "Timed"]
@@ -40,7 +40,7 @@ class Timed(Protocol):
     def tick(self, now: float) -> None:
         """Do what is due."""
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, reason: CloseReason, text: str) -> None:
         """Begin to close the connection."""
 
 
@@ -114,4 +114,4 @@ class Clock:
                 self.expect(connection)
         except Exception:
             connection.log.exception("its clock failed")
-            connection.close(CLOSE_INTERNAL, "an internal error")
+            connection.close(CloseReason.INTERNAL_ERROR, "an internal error")

@@ -33,19 +33,19 @@ from eventbus_edge.logs import connection_logger
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
+    CloseReason,
     Command,
     Failed,
     Presence,
     ReadHistory,
     Reply,
+    Returns,
     Subscribe,
     Whisper,
 )
 from eventbus_edge.sessions.client_events import ClientEvents
 from eventbus_edge.sessions.clock import Clock
 from eventbus_edge.sessions.effects import (
-    CLOSE_INTERNAL,
-    CLOSE_TOO_SLOW,
     Attend,
     Close,
     Consult,
@@ -77,7 +77,7 @@ __all__ = ["Connection", "Parts", "fileno_of", "is_gone"]
 
 _log = logging.getLogger(__name__)
 
-_CLOSE_LEVELS: Final = {CLOSE_TOO_SLOW: logging.INFO}
+_CLOSE_LEVELS: Final = {CloseReason.TOO_SLOW: logging.INFO}
 """Closes that an operator should see by default; all others are everyday events."""
 
 
@@ -137,7 +137,7 @@ class Connection:
                 await self._carry_out(self.session.receive(command, time.monotonic(), size))
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
-            self.close(CLOSE_INTERNAL, "an internal error")
+            self.close(CloseReason.INTERNAL_ERROR, "an internal error")
         self._parts.clock.expect(self)
 
     @property
@@ -181,8 +181,9 @@ class Connection:
         if isinstance(reply, Failed):
             self._parts.metrics.errors.labels(reply.code).inc()
         frame = self.outbox.format.reply(reply)
-        self.session.answered(len(frame), time.monotonic())
-        self._hub.push(self.outbox, frame)
+        if frame is not None:
+            self.session.answered(len(frame), time.monotonic())
+            self._hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
         """Send a frame of the transport, such as a pong; it counts as unsent like all others."""
@@ -204,22 +205,24 @@ class Connection:
                     self.send(reply)
                 case Heartbeat():
                     self._peer.ping()
-                case Close(code, reason):
-                    self.close(code, reason)
+                case Close(reason, text):
+                    self.close(reason, text)
                 case _:
                     raise AssertionError(f"{effect} needs to be awaited")
 
-    def close(self, code: int, reason: str) -> None:
-        """Begin to close the connection, once."""
+    def close(self, reason: CloseReason, text: str) -> None:
+        """Begin to close the connection, once; `text` is the reason for people."""
         if not self.is_closing:
             self.is_closing = True
-            self._may_return = not 4000 <= code < 4100  # the range for "do not reconnect"
-            self._parts.metrics.closes.labels(str(code)).inc()
-            self.log.log(_CLOSE_LEVELS.get(code, logging.DEBUG), "closing: %d %s", code, reason)
-            # Pending frames go first, and nothing follows a close frame (RFC 6455, 5.5.1).
+            closing = self.outbox.format.protocol.closing(reason, text)
+            self._may_return = closing.returns is not Returns.NEVER
+            self._parts.metrics.closes.labels(str(closing.code)).inc()
+            level = _CLOSE_LEVELS.get(reason, logging.DEBUG)
+            self.log.log(level, "closing: %d %s", closing.code, text)
+            # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
             self.outbox.flush()
             self.outbox.close()
-            self._peer.close(code, reason)
+            self._peer.close(closing)
 
     def revoke(self, channel: str) -> bool:
         """Revoke a channel and the patterns that match it; False if it had none.
@@ -266,8 +269,8 @@ class Connection:
             match effect := queue.popleft():
                 case Send(reply):
                     self.send(reply)
-                case Close(code, reason):
-                    self.close(code, reason)
+                case Close(reason, text):
+                    self.close(reason, text)
                 case Verify(token, ref):
                     queue.extend(await self._verify(Authenticate(token, ref)))
                 case Consult(command, question):

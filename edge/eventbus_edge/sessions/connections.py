@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import (
     Iterator,
@@ -20,16 +19,12 @@ from eventbus_edge.delivery.outbox import (
     Outbox,
     Sink,
 )
+from eventbus_edge.delivery.wire import Wire
 from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.protocols.vocabulary import WireFormat
+from eventbus_edge.protocols.vocabulary import CloseReason
 from eventbus_edge.sessions.connection import (
     Connection,
     Parts,
-)
-from eventbus_edge.sessions.effects import (
-    CLOSE_DRAINING,
-    CLOSE_REVOKED,
-    CLOSE_TOO_SLOW,
 )
 from eventbus_edge.sessions.limits import SessionLimits
 from eventbus_edge.sessions.pauses import closed_by_peer
@@ -118,7 +113,7 @@ class Connections(Mapping[str, Connection]):
         """Close a connection whose unsent bytes exceed its own limit."""
         connection = self._open.get(outbox.connection_id)
         if connection is not None:
-            connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
+            connection.close(CloseReason.TOO_SLOW, "too slow: unsent bytes passed the bound")
 
     def close_slowest(self, outbox: Outbox) -> None:
         """Close a connection because the unsent bytes of all exceed the limit of the node."""
@@ -126,7 +121,7 @@ class Connections(Mapping[str, Connection]):
         connection = self._open.get(outbox.connection_id)
         if connection is not None:
             reason = "too slow: more bytes were unsent to all clients than the node may keep"
-            connection.close(CLOSE_TOO_SLOW, reason)
+            connection.close(CloseReason.TOO_SLOW, reason)
 
     # Clients that left
 
@@ -167,7 +162,7 @@ class Connections(Mapping[str, Connection]):
             if not revocation.concerns(connection.id, claims, self._leeway_s):
                 continue
             if revocation.channel is None:
-                connection.close(CLOSE_REVOKED, "revoked")
+                connection.close(CloseReason.REVOKED, "revoked")
             elif not connection.revoke(revocation.channel):
                 continue
             count += 1
@@ -175,7 +170,7 @@ class Connections(Mapping[str, Connection]):
 
 
 def _close_for_drain(connection: Connection) -> None:
-    connection.close(CLOSE_DRAINING, "the node is draining")
+    connection.close(CloseReason.DRAINING, "the node is draining")
 
 
 class Acceptor:
@@ -205,13 +200,13 @@ class Acceptor:
         )
 
     def accept(
-        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None, place: Place
+        self, wire: Wire, sink: Sink, peer: Peer, claims: Claims | None, place: Place
     ) -> Connection:
         """Add a new connection; the caller removes it from the connections when it has ended.
 
         `place` counts it until then.
         """
-        connection_id = secrets.token_urlsafe(16)
+        connection_id = wire.protocol.connection_id()
         now = time.monotonic()
         session = Session(connection_id, self._rules, self._limits, now)
         if claims is not None:
@@ -221,5 +216,5 @@ class Acceptor:
         self._connections.add(connection)
         self._parts.clock.expect(connection)
         if claims is not None and self._parts.revoker.forbids_token(claims):
-            connection.close(CLOSE_REVOKED, "revoked")  # during its handshake
+            connection.close(CloseReason.REVOKED, "revoked")  # during its handshake
         return connection

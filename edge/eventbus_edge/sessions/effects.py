@@ -14,6 +14,7 @@ from eventbus_edge.access.rules import (
     Rule,
 )
 from eventbus_edge.protocols.vocabulary import (
+    CloseReason,
     Failed,
     Presence,
     ReadHistory,
@@ -25,10 +26,6 @@ from eventbus_edge.protocols.vocabulary import (
 )
 
 __all__ = [
-    "CLOSE_DRAINING",
-    "CLOSE_INTERNAL",
-    "CLOSE_REVOKED",
-    "CLOSE_TOO_SLOW",
     "Attend",
     "Close",
     "Consult",
@@ -49,11 +46,6 @@ __all__ = [
     "not_subscribed",
 ]
 
-
-CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
-CLOSE_REVOKED: Final = 4003
-CLOSE_DRAINING: Final = 4200
-CLOSE_TOO_SLOW: Final = 4201
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
@@ -153,10 +145,10 @@ class Heartbeat(NamedTuple):
 
 
 class Close(NamedTuple):
-    """Close the connection with a close code."""
+    """End the connection; `text` says why, for people."""
 
-    code: int
-    reason: str
+    reason: CloseReason
+    text: str
 
 
 Effect = (

@@ -26,12 +26,13 @@ from eventbus_edge.delivery.traffic import Traffic
 from eventbus_edge.metrics.tally import Tally
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    CloseReason,
+    PresenceChanged,
     Reply,
     Subscribe,
     Subscribed,
 )
 from eventbus_edge.sessions.effects import (
-    CLOSE_TOO_SLOW,
     Effect,
     Join,
     JoinPattern,
@@ -88,7 +89,7 @@ class Joining(Protocol):
     def send(self, reply: Reply) -> None:
         """Send a reply."""
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, reason: CloseReason, text: str) -> None:
         """Begin to close the connection."""
 
 
@@ -224,7 +225,7 @@ class Joiner:
         await self._give_all(caught_up.messages)
         if backlog.overflowed:
             reason = "too slow: more passed than may wait while catching up"
-            self._connection.close(CLOSE_TOO_SLOW, reason)
+            self._connection.close(CloseReason.TOO_SLOW, reason)
             return
         # No await from here on: the hub's next message must follow what is sent here.
         for passed in caught_up.live(backlog):
@@ -242,7 +243,7 @@ class Joiner:
                 self._give(message)
                 await self._drained()
 
-    def _give(self, message: ChannelMessage) -> None:
+    def _give(self, message: ChannelMessage | PresenceChanged) -> None:
         self._hub.push(self._outbox, self._outbox.format.message(message))
         self._tally.count_delivered(1)
 
@@ -251,7 +252,9 @@ class Joiner:
         patience = time.monotonic() + DRAIN_PATIENCE_S
         while self._outbox.waiting > self._outbox.limit // 2 and not self._connection.is_closing:
             if time.monotonic() > patience:
-                self._connection.close(CLOSE_TOO_SLOW, "too slow: the history could not be sent")
+                self._connection.close(
+                    CloseReason.TOO_SLOW, "too slow: the history could not be sent"
+                )
             await asyncio.sleep(_DRAIN_POLL_S)
 
 

@@ -11,6 +11,7 @@ import msgspec
 from eventbus_edge.access.tokens import Claims
 from eventbus_edge.delivery.hub import Backlog
 from eventbus_edge.protocols.vocabulary import (
+    Closing,
     Presence,
     Reply,
 )
@@ -60,7 +61,7 @@ class Peer(Protocol):
     def ping(self) -> None:
         """Ask for a sign of life."""
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, closing: Closing) -> None:
         """Begin to close the connection; what was written before reaches the client first."""
 
     def fileno(self) -> int:

@@ -34,6 +34,7 @@ from eventbus_edge.protocols.vocabulary import (
     AskStats,
     Authenticate,
     Authenticated,
+    CloseReason,
     Command,
     Connected,
     Malformed,
@@ -42,6 +43,7 @@ from eventbus_edge.protocols.vocabulary import (
     Presence,
     ReadHistory,
     Ref,
+    SignOfLife,
     Subscribe,
     Subscribed,
     SubscribePattern,
@@ -153,6 +155,8 @@ class Session:
 
     def _serve(self, command: Command, now: float) -> list[Effect]:
         match command:
+            case SignOfLife():
+                return []
             case Ping(data, ref):
                 return [Send(Pong(data, ref))]
             case Authenticate(token, ref):
@@ -188,7 +192,7 @@ class Session:
         )
         effects: list[Effect] = [failed("rate_limited", message, None, ref)]
         if is_last:
-            effects.append(Close(4008, f"{STRIKES} actions were too many"))
+            effects.append(Close(CloseReason.TOO_MANY_ACTIONS, f"{STRIKES} actions were too many"))
         return effects
 
     # Tokens
@@ -252,7 +256,7 @@ class Session:
         self._bad_tokens += code != "unavailable"  # that is not the client's fault
         effects: list[Effect] = [failed(code, message, None, ref)]
         if self._bad_tokens >= BAD_TOKENS:
-            effects.append(Close(4001, f"{BAD_TOKENS} tokens were refused"))
+            effects.append(Close(CloseReason.BAD_TOKENS, f"{BAD_TOKENS} tokens were refused"))
         return effects
 
     # Channels

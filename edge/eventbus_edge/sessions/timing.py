@@ -6,7 +6,10 @@ Times are monotonic seconds, but for a token's `exp`.
 from typing import Final
 
 from eventbus_edge.access.tokens import Claims
-from eventbus_edge.protocols.vocabulary import TokenExpiring
+from eventbus_edge.protocols.vocabulary import (
+    CloseReason,
+    TokenExpiring,
+)
 from eventbus_edge.sessions.effects import (
     Close,
     Effect,
@@ -71,9 +74,11 @@ class SessionTime:
     def tick(self, now: float) -> list[Effect]:
         """What the passing of time asks for."""
         if self._token_is_late_at is not None and now >= self._token_is_late_at:
-            return [Close(4001, f"no token within {self._limits.token_timeout_s:g} s")]
+            return [
+                Close(CloseReason.NO_TOKEN, f"no token within {self._limits.token_timeout_s:g} s")
+            ]
         if self._expires is not None and now >= self._expires + self._limits.token_grace_s:
-            return [Close(4202, "the token has expired and was not refreshed")]
+            return [Close(CloseReason.TOKEN_EXPIRED, "the token has expired and was not refreshed")]
         effects: list[Effect] = []
         if self._notice is not None and now >= self._notice:
             self._notice = None
@@ -82,7 +87,7 @@ class SessionTime:
                 effects.append(Send(TokenExpiring(self._claims.exp, left)))
         if self._asked_at is not None:
             if now >= self._asked_at + self._limits.heartbeat_s:
-                return [*effects, Close(4203, "no answer to the heartbeat")]
+                return [*effects, Close(CloseReason.NO_HEARTBEAT, "no answer to the heartbeat")]
         elif now >= self._last_seen + self._limits.heartbeat_s:
             self._asked_at = now
             effects.append(Heartbeat())

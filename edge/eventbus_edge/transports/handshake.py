@@ -42,9 +42,9 @@ from eventbus_edge.problem import (
     Problem,
     bad_token,
 )
-from eventbus_edge.protocols.native import (
-    BEARER_PREFIX,
-    PROTOCOL,
+from eventbus_edge.protocols.base import (
+    Subprotocols,
+    WireProtocol,
 )
 from eventbus_edge.protocols.vocabulary import Subscribe
 
@@ -76,12 +76,14 @@ def read_handshake(
     query: Sequence[tuple[str, str]],
     headers: Mapping[str, str],
     max_channels: int,
+    subprotocols: Subprotocols | None,
 ) -> Handshake:
     """Read a connection's request; every channel is validated, the token is not.
 
     `raw_path_channel` is the path's part after `/ws/` as it came, percent-encoded; None for the
     form without one. `query` holds the decoded parameters, unknown ones are ignored. A `headers`
-    with several values of a name must give each of them in its `items()`.
+    with several values of a name must give each of them in its `items()`. Without `subprotocols`,
+    offers of subprotocols are ignored.
 
     Raises Problem, with status 400 or 401.
     """
@@ -91,7 +93,9 @@ def read_handshake(
     if raw_path_channel is not None:
         asked.insert(0, _unquote(raw_path_channel))
     channels = _read_channels(asked, max_channels)
-    subprotocol, offered_token = _read_protocols(_values(headers, "sec-websocket-protocol"))
+    subprotocol, offered_token = _read_protocols(
+        _values(headers, "sec-websocket-protocol"), subprotocols
+    )
     query_token = _at_most_one(
         [value for name, value in query if name == "auth_token"], "the parameter auth_token"
     )
@@ -138,26 +142,30 @@ def _read_channels(asked: Iterable[str], max_channels: int) -> tuple[str, ...]:
         raise Problem("invalid_channel", str(exc)) from None
 
 
-def _read_protocols(headers: Sequence[str]) -> tuple[str | None, str | None]:
+def _read_protocols(
+    headers: Sequence[str], known: Subprotocols | None
+) -> tuple[str | None, str | None]:
     """The subprotocol to select and the token offered beside it. No text shows what was offered."""
+    if known is None:
+        return None, None
     header = _at_most_one(headers, "the header Sec-WebSocket-Protocol")
     if header is None:
         return None, None
     offered = [protocol.strip(" \t") for protocol in header.split(",")]
     tokens = [
-        protocol[len(BEARER_PREFIX) :]
+        protocol[len(known.bearer_prefix) :]
         for protocol in offered
-        if protocol.lower().startswith(BEARER_PREFIX)
+        if protocol.lower().startswith(known.bearer_prefix)
     ]
-    if PROTOCOL not in offered:
+    if known.name not in offered:
         # A client that gets none of those it offered must fail the connection (RFC 6455 §4.1);
         # this tells it why.
-        beside = f", beside {BEARER_PREFIX}<jwt>" if tokens else ""
+        beside = f", beside {known.bearer_prefix}<jwt>" if tokens else ""
         raise Problem(
             "bad_request",
-            f"none of the subprotocols offered can be selected; offer {PROTOCOL}{beside}",
+            f"none of the subprotocols offered can be selected; offer {known.name}{beside}",
         )
-    return PROTOCOL, _at_most_one(tokens, f"the subprotocol {BEARER_PREFIX}<jwt>")
+    return known.name, _at_most_one(tokens, f"the subprotocol {known.bearer_prefix}<jwt>")
 
 
 def _read_authorization(headers: Sequence[str]) -> str | None:
@@ -188,7 +196,11 @@ def arrival(node: Node, request: web.Request) -> Iterator[Place]:
 
 
 async def admit(
-    node: Node, request: web.Request, place: Place, raw_path_channel: str | None
+    node: Node,
+    request: web.Request,
+    place: Place,
+    raw_path_channel: str | None,
+    protocol: WireProtocol,
 ) -> Admitted:
     """Check origin, token and channels of a request, and count it for its user. Raises Problem.
 
@@ -202,6 +214,7 @@ async def admit(
             query=list(request.query.items()),
             headers=request.headers,
             max_channels=node.settings.max_channels_per_connection,
+            subprotocols=protocol.subprotocols,
         )
         access.admission.charge_channels(place.address, len(asked.channels))
         claims = await _authenticate(access, asked.token, place)

@@ -16,6 +16,7 @@ from typing import (
     cast,
 )
 
+import msgspec
 from aiohttp import (
     HttpVersion11,
     web,
@@ -23,15 +24,14 @@ from aiohttp import (
 
 from eventbus.drivers.base import Position
 from eventbus_edge.delivery.outbox import Sink
+from eventbus_edge.delivery.wire import Wire
 from eventbus_edge.framing.sse import (
     COMMENT,
     NOWHERE,
-    InvalidCommands,
+    ONE_CHANNEL,
+    WITHOUT_CURSOR,
     ManyChannels,
-    OneChannel,
-    WithoutCursor,
-    closing,
-    decode_commands,
+    closing as last_event,
     decode_cursor,
 )
 from eventbus_edge.http.body import read_json_text
@@ -39,9 +39,14 @@ from eventbus_edge.http.endpoints import cors_headers
 from eventbus_edge.keys import NODE
 from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
+from eventbus_edge.protocols.base import WireProtocol
 from eventbus_edge.protocols.vocabulary import (
-    Command,
-    WireFormat,
+    CloseReason,
+    Closing,
+    Malformed,
+    Returns,
+    Subscribe,
+    SubscribePattern,
 )
 from eventbus_edge.sessions.connection import (
     Connection,
@@ -54,18 +59,15 @@ from eventbus_edge.transports.handshake import (
     arrival,
 )
 
-__all__ = ["preflight", "server_sent_events", "streamed_commands"]
+__all__ = ["add_sse"]
 
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take for what is unsent when its stream has ended."""
-CLOSE_TOO_MUCH: Final = 4008
 MAX_SURPLUS: Final = 64 * 1024
 """Bytes that a client may send after its request; a proxy might send some."""
-_ONE: Final = OneChannel()
-_WITHOUT_CURSOR: Final = WithoutCursor()
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -79,27 +81,36 @@ _Begin = Callable[[Connection], Awaitable[None]]
 """What a stream starts with, once its connection is there."""
 
 
-async def server_sent_events(request: web.Request) -> web.StreamResponse:
-    """GET /sse?channel=…: what is wrong before the stream begins is raised as a Problem."""
-    return await _answer(request, _by_url)
+_Read = Callable[[Node, web.Request, Admitted, WireProtocol], Awaitable[tuple[Wire, _Begin]]]
 
 
-async def streamed_commands(request: web.Request) -> web.StreamResponse:
-    """POST /sse: the body's commands are answered in the stream, as they are over WebSockets."""
-    return await _answer(request, _by_body)
+def add_sse(app: web.Application, path: str, protocol: WireProtocol) -> None:
+    """Answer requests for `path` with streams of a protocol.
+
+    What is wrong before a stream begins is raised as a Problem.
+    """
+
+    async def server_sent_events(request: web.Request) -> web.StreamResponse:
+        """GET /sse?channel=…"""
+        return await _answer(request, protocol, _by_url)
+
+    async def streamed_commands(request: web.Request) -> web.StreamResponse:
+        """POST /sse: the body's commands are answered in the stream, as over WebSockets."""
+        return await _answer(request, protocol, _by_body)
+
+    app.router.add_get(path, server_sent_events, allow_head=False)
+    app.router.add_post(path, streamed_commands)
+    app.router.add_options(path, preflight)
 
 
-async def _answer(
-    request: web.Request,
-    read: Callable[[Node, web.Request, Admitted], Awaitable[tuple[WireFormat, _Begin]]],
-) -> web.StreamResponse:
+async def _answer(request: web.Request, protocol: WireProtocol, read: _Read) -> web.StreamResponse:
     node = request.app[NODE]
     cors = cors_headers(request)
     try:
         with arrival(node, request) as place:
-            admitted = await admit(node, request, place, None)
+            admitted = await admit(node, request, place, None, protocol)
             _check(node, admitted)
-            wire, begin = await read(node, request, admitted)
+            wire, begin = await read(node, request, admitted, protocol)
             response = web.StreamResponse(headers=_HEADERS | cors)
             response.force_close()  # else its end would leave the socket open
             await response.prepare(request)
@@ -107,7 +118,7 @@ async def _answer(
             if transport is None or is_gone(transport):  # the client has left meanwhile
                 return response
             stream = _Stream(transport, chunked=request.version >= HttpVersion11)
-            # aiohttp tells of the end of a connection only to who reads from it.
+            # aiohttp reports the end of a connection only to its reader.
             request.protocol.set_parser(cast(Any, stream))
             connection = node.acceptor.accept(
                 wire, cast(Sink, stream), stream, admitted.claims, place
@@ -133,8 +144,8 @@ def _check(node: Node, admitted: Admitted) -> None:
 
 
 async def _by_url(
-    node: Node, request: web.Request, admitted: Admitted
-) -> tuple[WireFormat, _Begin]:
+    node: Node, request: web.Request, admitted: Admitted, protocol: WireProtocol
+) -> tuple[Wire, _Begin]:
     if admitted.claims is None and "Origin" not in request.headers:
         node.access.origins.require_host(request.host)
     asked = admitted.channels
@@ -145,7 +156,10 @@ async def _by_url(
     if positions is not None:
         resumed = ((c, positions.get(c.channel, NOWHERE), a) for c, a in asked)
         asked = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
-    wire = _ONE if len(names) == 1 else ManyChannels(names, positions or {})
+    if len(names) == 1:
+        wire = node.wires.shared(protocol, ONE_CHANNEL)
+    else:
+        wire = node.wires.own(protocol, ManyChannels(names, positions or {}))
 
     async def begin(connection: Connection) -> None:
         await connection.open(asked)
@@ -154,11 +168,11 @@ async def _by_url(
 
 
 async def _by_body(
-    node: Node, request: web.Request, admitted: Admitted
-) -> tuple[WireFormat, _Begin]:
+    node: Node, request: web.Request, admitted: Admitted, protocol: WireProtocol
+) -> tuple[Wire, _Begin]:
     if admitted.channels:
         raise Problem("bad_request", "a POST names its channels in the body, not as channel=")
-    commands = await _commands(node, request)
+    commands = await _commands(node, request, protocol)
     node.require_ready()  # it may have begun to drain while the body came
 
     async def begin(connection: Connection) -> None:
@@ -167,15 +181,41 @@ async def _by_body(
         for command in commands:
             await connection.handle(command)
 
-    return _WITHOUT_CURSOR, begin
+    return node.wires.shared(protocol, WITHOUT_CURSOR), begin
 
 
-async def _commands(node: Node, request: web.Request) -> list[Command]:
+_decode_frames: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+async def _commands(
+    node: Node, request: web.Request, protocol: WireProtocol
+) -> list[Subscribe | SubscribePattern | Malformed]:
+    """The body's commands: a JSON array of what a WebSocket's client sends as frames.
+
+    A single one that is malformed is answered within the stream. Raises Problem for anything but
+    an array of commands to subscribe.
+    """
     body = await read_json_text(request, node.settings.request_timeout)
     try:
-        return [*decode_commands(body, node.settings.max_channels_per_connection)]
-    except InvalidCommands as exc:
-        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+        frames = _decode_frames(body)
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        raise _bad_body(f"it is not a JSON array of commands: {exc}") from None
+    except RecursionError:
+        raise _bad_body("its JSON is nested too deeply") from None
+    most = node.settings.max_channels_per_connection
+    if len(frames) > most:
+        raise _bad_body(f"it has {len(frames)} commands: at most {most} are allowed")
+    commands: list[Subscribe | SubscribePattern | Malformed] = []
+    for number, frame in enumerate(frames):
+        command = protocol.decode(bytes(frame).decode())
+        if not isinstance(command, Subscribe | SubscribePattern | Malformed):
+            raise _bad_body(f"command {number} is no subscribe: only those are allowed here")
+        commands.append(command)
+    return commands
+
+
+def _bad_body(what: str) -> Problem:
+    return Problem("bad_request", f"the body is not valid: {what}")
 
 
 async def preflight(request: web.Request) -> web.Response:
@@ -235,8 +275,13 @@ class _Stream:
     def fileno(self) -> int:
         return fileno_of(self._transport)
 
-    def close(self, code: int, reason: str) -> None:
-        self.write(closing(code, reason))
+    def close(self, closing: Closing) -> None:
+        # A stream has no close frame: the protocol says in its last event why it ends.
+        assert self.connection is not None, "a connection closes its own stream"
+        payload = self.connection.outbox.format.protocol.reply(closing)
+        if payload is not None:
+            returns_at_once = closing.returns is Returns.AT_ONCE
+            self.write(last_event(payload, returns_at_once=returns_at_once))
         self.ended.set()
 
     # What aiohttp calls, having been given this as a parser
@@ -246,7 +291,8 @@ class _Stream:
         self._surplus += len(data)
         if self._surplus > MAX_SURPLUS:
             if self.connection is not None:
-                self.connection.close(CLOSE_TOO_MUCH, "nothing may be sent into a stream")
+                text = "nothing may be sent into a stream"
+                self.connection.close(CloseReason.UNEXPECTED_DATA, text)
             self.ended.set()
         return False, b""
 

@@ -23,6 +23,7 @@ from aiohttp import (
     web,
 )
 
+from eventbus_edge.delivery.wire import Wire
 from eventbus_edge.framing.extensions import (
     Deflate,
     InvalidExtensions,
@@ -30,6 +31,7 @@ from eventbus_edge.framing.extensions import (
 )
 from eventbus_edge.framing.frames import (
     PING,
+    TEXT,
     close_reason,
 )
 from eventbus_edge.http.frame_gate import FrameGate
@@ -37,14 +39,10 @@ from eventbus_edge.http.server import put_gate
 from eventbus_edge.keys import NODE
 from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
-from eventbus_edge.protocols.native import (
-    PROTOCOL,
-    NativeWebSocket,
-    decode,
-)
+from eventbus_edge.protocols.base import WireProtocol
 from eventbus_edge.protocols.vocabulary import (
-    Malformed,
-    WireFormat,
+    Closing,
+    Failed,
 )
 from eventbus_edge.sessions.connection import (
     Connection,
@@ -56,29 +54,43 @@ from eventbus_edge.transports.handshake import (
     arrival,
 )
 
-__all__ = ["answer_extensions", "native_websocket"]
+__all__ = ["add_websocket", "answer_extensions"]
 
 
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take to answer a close frame before its socket is cut."""
-_NATIVE: Final = NativeWebSocket()
 _AGREED: Final = web.ResponseKey("AGREED", Deflate)
 _TURN: Final = 16
 """Messages of one client that are handled before the event loop serves the others."""
-_BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
 
 
-async def native_websocket(request: web.Request) -> web.StreamResponse:
-    """GET /ws and /ws/{channel}: what is wrong before the upgrade is raised as a Problem."""
+def add_websocket(app: web.Application, path: str, protocol: WireProtocol) -> None:
+    """Take WebSockets of a protocol at `path`, which may end with a `{channel}` to subscribe."""
+
+    async def websocket(request: web.Request) -> web.StreamResponse:
+        try:
+            return await _connect(request, protocol)
+        except Problem as problem:
+            if protocol.refuse is None:
+                raise
+            failed = Failed(problem.code, problem.detail, None, None)
+            return await _refuse(request, protocol, failed, protocol.refuse(failed))
+
+    app.router.add_get(path, websocket, allow_head=False)  # HEAD has no upgrade (RFC 6455, 4.1)
+
+
+async def _connect(request: web.Request, protocol: WireProtocol) -> web.StreamResponse:
+    """Open a connection and serve it; what is wrong before the upgrade is raised as a Problem."""
     node = request.app[NODE]
     with arrival(node, request) as place:
-        claims, channels = await admit(node, request, place, _raw_channel(request))
-        ws, socket = await _upgrade(node, request)
+        channel = _raw_channel(request)
+        claims, channels = await admit(node, request, place, channel, protocol)
+        ws, socket = await _upgrade(node, request, protocol)
         if socket is None:  # the client has left during the handshake
             return ws
-        connection = node.acceptor.accept(_format(node, ws), socket, socket, claims, place)
+        connection = node.acceptor.accept(socket.wire, socket, socket, claims, place)
         try:
             await connection.open(channels)
             await _serve(ws, connection, socket.gate)
@@ -88,12 +100,41 @@ async def native_websocket(request: web.Request) -> web.StreamResponse:
     return ws
 
 
+async def _refuse(
+    request: web.Request, protocol: WireProtocol, failed: Failed, closing: Closing
+) -> web.StreamResponse:
+    """Upgrade, send the error and close, for protocols whose clients read errors in the socket.
+
+    Raises Problem where there can be no upgrade.
+    """
+    node = request.app[NODE]
+    ws, socket = await _upgrade(node, request, protocol)
+    if socket is not None:
+        node.metrics.errors.labels(failed.code).inc()
+        node.metrics.closes.labels(str(closing.code)).inc()
+        socket.write(socket.wire.reply(failed) or b"")
+        socket.close(closing)
+        socket.gate.open(_Refused())
+        await socket.closed()
+    return ws
+
+
+class _Refused:
+    """What a gate has in place of a connection, to look for the client's close frame."""
+
+    is_closing: Final = True
+
+    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
+        """Nothing is served."""
+
+
 async def _upgrade(
-    node: Node, request: web.Request
+    node: Node, request: web.Request, protocol: WireProtocol
 ) -> "tuple[web.WebSocketResponse, _Socket | None]":
     agreed = _agree(node, request)
+    subprotocols = protocol.subprotocols
     ws = _WebSocket(
-        protocols=(PROTOCOL,),
+        protocols=() if subprotocols is None else (subprotocols.name,),
         max_msg_size=node.settings.max_frame_bytes + 1,  # aiohttp refuses what reaches it
         timeout=CLOSE_TIMEOUT_S,
         autoping=False,
@@ -107,7 +148,7 @@ async def _upgrade(
     await ws.prepare(request)
     transport = request.transport
     return ws, None if transport is None or is_gone(transport) else _Socket(
-        node, ws, transport, gate
+        node, ws, transport, gate, _wire(node, ws, protocol)
     )
 
 
@@ -133,30 +174,32 @@ async def answer_extensions(_request: web.Request, response: web.StreamResponse)
             del response[_AGREED]
 
 
-def _format(node: Node, ws: web.WebSocketResponse) -> WireFormat:
+def _wire(node: Node, ws: web.WebSocketResponse, protocol: WireProtocol) -> Wire:
     agreed = ws.get(_AGREED)
     if agreed is None or node.deflated is None:
-        return _NATIVE
-    return node.deflated.format(agreed.window_bits)
+        return node.wires.shared(protocol, TEXT)
+    return node.wires.shared(protocol, node.deflated.framing(agreed.window_bits))
 
 
 def _raw_channel(request: web.Request) -> str | None:
     """The path's channel as it came, percent-encoding included; None for the plain form."""
     if "channel" not in request.match_info:
         return None
-    return request.rel_url.raw_path.split("/", 2)[2]
+    resource = request.match_info.route.resource
+    assert resource is not None, "a request for a path has a resource"
+    depth = resource.canonical.partition("{channel}")[0].count("/")
+    return request.rel_url.raw_path.split("/", depth)[depth]
 
 
 async def _serve(ws: web.WebSocketResponse, connection: Connection, gate: FrameGate) -> None:
     gate.open(connection)
+    decode = connection.outbox.format.protocol.decode
     turns = itertools.cycle(range(_TURN))
     async for message in ws:
         gate.took()
         match message.type:
-            case WSMsgType.TEXT:
+            case WSMsgType.TEXT | WSMsgType.BINARY:
                 await connection.handle(decode(message.data), len(message.data))
-            case WSMsgType.BINARY:
-                await connection.handle(_BINARY, len(message.data))
             case WSMsgType.ERROR:
                 # aiohttp has closed: 1007 for text that is not UTF-8, 1009 for a large frame.
                 connection.ended(_code_of(message.data))
@@ -205,8 +248,10 @@ class _Socket:
         ws: web.WebSocketResponse,
         transport: asyncio.Transport,
         gate: FrameGate,
+        wire: Wire,
     ) -> None:
         self.gate = gate
+        self.wire = wire
         self._node = node
         self._ws = ws
         self._transport = transport
@@ -223,17 +268,17 @@ class _Socket:
         self._transport.abort()
 
     def ping(self) -> None:
-        self.write(PING)
+        self.write(self.wire.heartbeat() or PING)
 
     def fileno(self) -> int:
         return fileno_of(self._transport)
 
-    def close(self, code: int, reason: str) -> None:
+    def close(self, closing: Closing) -> None:
+        if self.wire.protocol.announces_close:
+            self.write(self.wire.reply(closing) or b"")
         self._closed = asyncio.Event()
         self.gate.closing()
-        if not self._node.connections.closing.start(
-            self._close(code, reason), "closing a connection"
-        ):
+        if not self._node.connections.closing.start(self._close(closing), "closing a connection"):
             self._closed.set()
             self._transport.abort()
 
@@ -246,11 +291,11 @@ class _Socket:
         if self._closed is not None:
             await self._closed.wait()
 
-    async def _close(self, code: int, reason: str) -> None:
-        message = close_reason(reason)
+    async def _close(self, closing: Closing) -> None:
+        message = close_reason(closing.text)
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._ws.close(code=code, message=message, drain=False)
+                await self._ws.close(code=closing.code, message=message, drain=False)
         except TimeoutError:
             pass
         finally:

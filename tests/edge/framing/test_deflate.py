@@ -6,14 +6,17 @@ import pytest
 from hypothesis import given, strategies as st
 
 from eventbus.drivers.base import Position
+from eventbus_edge.delivery.wire import Wires
 from eventbus_edge.framing import deflate
-from eventbus_edge.framing.deflate import DeflatedFormats
-from eventbus_edge.protocols.native import NativeWebSocket
+from eventbus_edge.framing.deflate import DeflatedFramings
+from eventbus_edge.framing.frames import TEXT
+from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
     Pong,
 )
 
+PLAIN = Wires().shared(NATIVE, TEXT)
 DEFLATED = 0xC1
 """FIN, RSV1, text."""
 
@@ -44,9 +47,20 @@ def calls():
     return []
 
 
+class Formats:
+    """The native protocol in deflated frames."""
+
+    def __init__(self, **options):
+        self.framings = DeflatedFramings(**options)
+        self.wires = Wires()
+
+    def format(self, window_bits):
+        return self.wires.shared(NATIVE, self.framings.framing(window_bits))
+
+
 @pytest.fixture
 def formats(calls):
-    return DeflatedFormats(
+    return Formats(
         min_bytes=100, level=3, on_deflated=lambda before, after: calls.append((before, after))
     )
 
@@ -54,7 +68,7 @@ def formats(calls):
 def test_a_message_is_deflated_and_reads_as_the_plain_one(formats, calls):
     made = message("word " * 100, offset=7)
     frame = formats.format(15).message(made)
-    plain = payload_of(NativeWebSocket().message(made))
+    plain = payload_of(PLAIN.message(made))
     assert frame[0] == DEFLATED
     assert inflate(frame) == plain
     assert calls == [(len(plain), len(payload_of(frame)) + 4)]
@@ -62,7 +76,7 @@ def test_a_message_is_deflated_and_reads_as_the_plain_one(formats, calls):
 
 @given(st.lists(st.text(max_size=2000), min_size=1, max_size=8), st.integers(9, 15))
 def test_each_message_can_be_read_by_whoever_saw_none_before_it(texts, bits):
-    wire = DeflatedFormats(min_bytes=1, level=6, on_deflated=lambda *_: None).format(bits)
+    wire = Formats(min_bytes=1, level=6, on_deflated=lambda *_: None).format(bits)
     for text in [*texts, *texts]:
         frame = wire.message(message(text))
         read = inflate(frame, bits) if frame[0] == DEFLATED else payload_of(frame)
@@ -80,7 +94,7 @@ def test_a_smaller_window_is_kept_to(formats):
 
 def test_a_message_below_the_threshold_goes_plain(formats, calls):
     made = message("x" * 10)
-    assert formats.format(15).message(made) == NativeWebSocket().message(made)
+    assert formats.format(15).message(made) == PLAIN.message(made)
     assert calls == []
 
 
@@ -88,7 +102,7 @@ def test_a_message_that_becomes_no_smaller_goes_plain(formats):
     made = message(random.Random(1).randbytes(300).decode("latin-1"))._replace(
         body=random.Random(1).randbytes(300)
     )
-    assert formats.format(15).message(made) == NativeWebSocket().message(made)
+    assert formats.format(15).message(made) == PLAIN.message(made)
 
 
 def test_an_answer_to_one_client_goes_plain(formats, calls):
@@ -112,9 +126,9 @@ def test_frames_are_kept_to_a_bound(formats, calls):
     size = deflate.MAX_KEPT_BYTES // 10
     for number in range(100):
         wire.message(message("word " * (size // 5), offset=number))
-    kept = sum(len(payload) + len(frame) for payload, frame in wire._frames.items())
+    kept = sum(len(payload) + len(frame) for payload, frame in wire._framing._frames.items())
     assert 0 < kept <= deflate.MAX_KEPT_BYTES
-    assert wire._room == deflate.MAX_KEPT_BYTES - kept
+    assert wire._framing._room == deflate.MAX_KEPT_BYTES - kept
     wire.message(message("word " * deflate.MAX_KEPT_BYTES))
-    assert not wire._frames
-    assert wire._room == deflate.MAX_KEPT_BYTES
+    assert not wire._framing._frames
+    assert wire._framing._room == deflate.MAX_KEPT_BYTES

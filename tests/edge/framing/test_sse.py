@@ -11,21 +11,39 @@ from eventbus.drivers.marks import (
     MarkedPosition,
     mark_of,
 )
+from eventbus_edge.delivery.wire import Wires
 from eventbus_edge.framing.sse import (
     MAX_CURSOR,
     ManyChannels,
     OneChannel,
-    closing,
+    closing as last_event,
     decode_cursor,
     encode_cursor,
 )
+from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    CloseReason,
     Connected,
+    Returns,
     Subscribed,
 )
 
 EPOCH = "2026-11-23T20:07:01.298134Z"
+
+
+WIRES = Wires()
+
+
+def native(framing):
+    """The native protocol over a framing."""
+    return WIRES.own(NATIVE, framing)
+
+
+def closing(reason, text):
+    """The last event of a native stream."""
+    end = NATIVE.closing(reason, text)
+    return last_event(NATIVE.reply(end), returns_at_once=end.returns is Returns.AT_ONCE)
 
 
 def message(channel, offset, body=b'{"channel":"a","data":1}', epoch=EPOCH):
@@ -75,10 +93,11 @@ def test_marks_of_positions_come_back_with_a_cursor():
 
 def test_event_of_a_stream_bears_the_mark_of_its_message():
     marked = message("a", 7)._replace(mark="2026-11-30T18:55:02.5Z")
-    for stream in (OneChannel(), ManyChannels(["a", "b"], {})):
+    streams = (native(OneChannel()), native(ManyChannels(["a", "b"], {})))
+    for stream in streams:
         event = parse(stream.message(marked))
         assert json.loads(event["data"])["mark"] == "2026-11-30T18:55:02.5Z"
-        names = ["a"] if isinstance(stream, OneChannel) else ["a", "b"]
+        names = ["a"] if stream is streams[0] else ["a", "b"]
         assert mark_of(decode_cursor(event["id"], names)["a"]) == "2026-11-30T18:55:02.5Z"
 
 
@@ -130,13 +149,13 @@ def test_damaged_cursors_never_raise_and_never_tell_an_impossible_position():
 
 
 def test_event_has_the_whole_envelope_and_no_event_field():
-    event = parse(OneChannel().message(message("a", 7)))
+    event = parse(native(OneChannel()).message(message("a", 7)))
     assert set(event) == {"id", "data"}
     assert json.loads(event["data"]) == {"channel": "a", "data": 1, "offset": 7, "epoch": EPOCH}
     assert decode_cursor(event["id"], ["a"]) == {"a": Position(7, EPOCH)}
 
 
-@pytest.mark.parametrize("wire", [OneChannel(), ManyChannels(["a", "b"], {})])
+@pytest.mark.parametrize("wire", [native(OneChannel()), native(ManyChannels(["a", "b"], {}))])
 def test_line_ends_in_an_envelope_do_not_break_its_event(wire):
     body = b'{"channel":"a",\r\n\r\n"data":\r{"x":\n"id: 9\\n"},\n"event":"e"\n}\n'
     for offset in (None, 7):
@@ -147,13 +166,13 @@ def test_line_ends_in_an_envelope_do_not_break_its_event(wire):
 
 
 def test_volatile_messages_and_other_system_events_leave_the_cursor_as_it_is():
-    for wire in (OneChannel(), ManyChannels(["a", "b"], {})):
+    for wire in (native(OneChannel()), native(ManyChannels(["a", "b"], {}))):
         assert set(parse(wire.message(message("a", None)))) == {"data"}
         assert set(parse(wire.reply(Connected("c", "n", 25.0, 50.0, 100)))) == {"data"}
 
 
 def test_a_cursor_of_several_channels_keeps_where_the_others_stand():
-    wire = ManyChannels(["b", "a"], {"a": Position(3, EPOCH), "b": Position(4, EPOCH)})
+    wire = native(ManyChannels(["b", "a"], {"a": Position(3, EPOCH), "b": Position(4, EPOCH)}))
     told = Subscribed("a", ChannelKind.PUBLIC, Position(3, EPOCH), recovered=True, ref=None)
     for event, expected in (
         (wire.reply(told), {"a": 3, "b": 4}),
@@ -165,7 +184,7 @@ def test_a_cursor_of_several_channels_keeps_where_the_others_stand():
 
 
 def test_streams_of_several_channels_do_not_share_their_cursors():
-    first, second = ManyChannels(["a", "b"], {}), ManyChannels(["a", "c"], {})
+    first, second = native(ManyChannels(["a", "b"], {})), native(ManyChannels(["a", "c"], {}))
     one = message("a", 7)
     for wire, channels in ((first, ["a", "b"]), (second, ["a", "c"]), (first, ["a", "b"])):
         event = parse(wire.message(one))
@@ -174,9 +193,9 @@ def test_streams_of_several_channels_do_not_share_their_cursors():
 
 
 def test_the_last_event_says_why_and_when_to_return():
-    event = parse(closing(4200, "the node is draining"))
+    event = parse(closing(CloseReason.DRAINING, "the node is draining"))
     told = json.loads(event["data"])
     assert (told["event"], told["channel"]) == ("eb:closing", None)
     assert told["data"] == {"code": 4200, "reason": "the node is draining"}
     assert "id" not in event
-    assert int(event["retry"]) < int(parse(closing(4003, "revoked"))["retry"])
+    assert int(event["retry"]) < int(parse(closing(CloseReason.REVOKED, "revoked"))["retry"])

@@ -14,6 +14,7 @@ from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.protocols.vocabulary import CloseReason
 
 PATIENCE_S = 10.0
 
@@ -213,7 +214,7 @@ async def test_frames_that_a_slow_client_does_not_get_are_counted_apart(start_ed
     frame = bytes((0x82, 126)) + (60_000).to_bytes(2) + bytes(60_000)
     for _ in range(400):  # in one turn, so that nobody reads meanwhile: more than a socket takes
         cut.write(frame)
-    let_go.close(4200, "for the test")
+    let_go.close(CloseReason.DRAINING, "for the test")
     let_go.write(b"after the close")
     slow.socket.transport.abort()
     assert await closing.closed() == 4200

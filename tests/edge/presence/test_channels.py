@@ -15,6 +15,7 @@ from eventbus_edge.access.rules import (
     ChannelRules,
     Rule,
 )
+from eventbus_edge.protocols.vocabulary import CloseReason
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 ROOM = "presence.room"
@@ -312,7 +313,7 @@ async def test_who_is_disconnected_for_good_leaves_at_once(nodes, attend):
     [connection] = [
         c for c in nodes[0].node.connections.values() if c.session.claims.sub == "alice"
     ]
-    connection.close(4003, "disconnected by an administrator")
+    connection.close(CloseReason.DISCONNECTED, "disconnected by an administrator")
     assert await alice.client.closed() == 4003
     assert await watcher.hear() == ("left", "alice")
     assert asyncio.get_running_loop().time() - start < 0.4

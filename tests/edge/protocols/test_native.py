@@ -11,12 +11,16 @@ from hypothesis import given, strategies as st
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 from eventbus.drivers.marks import mark_of
-from eventbus_edge.framing.frames import text_frame
+from eventbus_edge.delivery.wire import Wires
+from eventbus_edge.framing.frames import (
+    TEXT,
+    text_frame,
+)
+from eventbus_edge.protocols.envelope import encode_message
 from eventbus_edge.protocols.native import (
     ACTIONS,
-    NativeWebSocket,
+    NATIVE,
     decode,
-    encode_message,
     encode_reply,
 )
 from eventbus_edge.protocols.vocabulary import (
@@ -328,7 +332,7 @@ def test_a_message_without_a_position_is_the_very_bytes_that_came():
 
 
 def test_the_websocket_format_wraps_replies_and_messages_in_text_frames():
-    wire = NativeWebSocket()
+    wire = Wires().shared(NATIVE, TEXT)
     message = ChannelMessage("c", "e", b'{"channel":"c"}', None, None)
     assert wire.message(message) == text_frame(b'{"channel":"c"}')
     assert wire.reply(Unsubscribed("c", None))[:1] == text_frame(b"")[:1]

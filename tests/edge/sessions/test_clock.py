@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from eventbus_edge.protocols.native import CLOSE_CODES
 from eventbus_edge.sessions.clock import Clock
 
 PATIENCE_S = 30
@@ -33,9 +34,9 @@ class Watched:
         if self.fault is not None:
             raise self.fault
 
-    def close(self, code, reason):
+    def close(self, reason, text):
         self.is_closing = True
-        self.closed = code
+        self.closed = CLOSE_CODES[reason]
 
 
 class Node:

@@ -8,16 +8,16 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
+from eventbus_edge.framing.base import TEXT
 from eventbus_edge.node import Node
-from eventbus_edge.protocols.native import NativeWebSocket
+from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
+    CloseReason,
     Ping,
     Subscribe,
     Unsubscribe,
 )
-
-NATIVE = NativeWebSocket()
 
 
 class Socket:
@@ -35,8 +35,8 @@ class Socket:
     def ping(self):
         self.log.append("ping")
 
-    def close(self, code, reason):
-        self.log.append(code)
+    def close(self, closing):
+        self.log.append(closing.code)
 
 
 @pytest.fixture
@@ -57,7 +57,11 @@ async def node(bus):
 async def connect(node, *channels):
     socket = Socket()
     connection = node.acceptor.accept(
-        NATIVE, socket, socket, None, node.access.admission.places.enter("a")
+        node.wires.shared(NATIVE, TEXT),
+        socket,
+        socket,
+        None,
+        node.access.admission.places.enter("a"),
     )
     await connection.open([])
     for channel in channels:
@@ -75,7 +79,7 @@ async def test_what_was_written_before_the_close_comes_before_it_and_nothing_aft
     connection, socket = await connect(node, "general")
     del socket.log[:]
     node._hub.push(connection.outbox, b"pending")
-    connection.close(4200, "draining")
+    connection.close(CloseReason.DRAINING, "draining")
     await bus.publish("general", "e", 1)
     await turn()
     assert socket.log == [b"pending", 4200]  # RFC 6455, 5.5.1: no data after a close frame
@@ -94,7 +98,7 @@ async def test_the_answer_to_the_third_bad_token_comes_before_the_close(node):
 
 async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
     connection, socket = await connect(node, "general")
-    connection.close(4200, "draining")
+    connection.close(CloseReason.DRAINING, "draining")
     await connection.handle(Unsubscribe("general", None))
     await connection.handle(Subscribe("public", None, 0, None))
     await connection.handle(Ping(None, None))
@@ -107,8 +111,8 @@ async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
 
 async def test_a_connection_is_closed_once(node):
     connection, socket = await connect(node)
-    connection.close(4200, "draining")
-    connection.close(4203, "silent")
+    connection.close(CloseReason.DRAINING, "draining")
+    connection.close(CloseReason.NO_HEARTBEAT, "silent")
     connection.ended(1009)
     assert [entry for entry in socket.log if isinstance(entry, int)] == [4200]
     assert node.metrics.closes.labels("4200")._value.get() == 1

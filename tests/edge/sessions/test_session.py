@@ -17,6 +17,7 @@ from eventbus_edge.access.rules import (
     Rule,
 )
 from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.native import CLOSE_CODES
 from eventbus_edge.protocols.vocabulary import (
     Acknowledged,
     AskStats,
@@ -126,7 +127,7 @@ def test_frames_that_are_no_commands_end_the_connection_when_they_are_too_many()
     it = session(actions_per_s=1.0, action_burst=10)
     _, (error, end) = it.count(10_000, 0.0)
     assert code_of([error]) == "rate_limited"
-    assert end.code == 4008
+    assert CLOSE_CODES[end.reason] == 4008
 
 
 def test_a_frame_of_any_kind_is_a_sign_of_life():
@@ -201,7 +202,7 @@ def test_the_third_bad_token_closes_with_4001_after_its_answer():
     answer, close = it.token_rejected("unauthorized", "bad", None)
     assert answer.reply.code == "unauthorized"
     assert isinstance(close, Close)
-    assert close.code == 4001
+    assert CLOSE_CODES[close.reason] == 4001
 
 
 def test_a_good_token_between_bad_ones_makes_them_count_anew():
@@ -251,7 +252,7 @@ def test_an_expired_token_holds_for_the_grace_time_for_old_subscriptions_only():
     assert code_of(it.receive(subscribe("general"), 10.0)) == "token_expired"
     assert code_of(it.receive(Whisper("chat.1", "e", b"1", None), 10.0)) == "token_expired"
     (close,) = it.time.tick(20.0)
-    assert (type(close), close.code) == (Close, 4202)
+    assert (type(close), CLOSE_CODES[close.reason]) == (Close, 4202)
 
 
 def test_a_token_that_would_be_accepted_within_the_leeway_is_good_for_subscriptions():
@@ -259,7 +260,7 @@ def test_a_token_that_would_be_accepted_within_the_leeway_is_good_for_subscripti
     assert isinstance(it.receive(subscribe("chat.1"), 2.9)[0], Join)
     assert code_of(it.receive(subscribe("chat.2"), 3.0)) == "token_expired"
     assert it.time.tick(12.9) == []
-    assert [effect.code for effect in it.time.tick(13.0)] == [4202]
+    assert [CLOSE_CODES[effect.reason] for effect in it.time.tick(13.0)] == [4202]
 
 
 def test_the_end_of_a_token_is_announced_by_its_exp_whatever_the_leeway():
@@ -277,7 +278,7 @@ def test_a_token_refreshed_within_the_grace_time_holds_on():
 def test_a_token_that_comes_just_expired_is_not_announced_and_ends_by_its_grace():
     it = session(user="7", life=-2.0, token_grace_s=10.0, heartbeat_s=1e6)
     assert it.time.tick(0.0) == []
-    assert [effect.code for effect in it.time.tick(8.0)] == [4202]
+    assert [CLOSE_CODES[effect.reason] for effect in it.time.tick(8.0)] == [4202]
 
 
 def test_after_a_pause_of_the_node_an_answer_to_its_heartbeat_has_its_whole_time_again():
@@ -285,14 +286,14 @@ def test_after_a_pause_of_the_node_an_answer_to_its_heartbeat_has_its_whole_time
     assert it.time.tick(10.0) == [Heartbeat()]
     it.time.resumed(60.0)
     assert it.time.tick(69.9) == []
-    assert [effect.code for effect in it.time.tick(70.0)] == [4203]
+    assert [CLOSE_CODES[effect.reason] for effect in it.time.tick(70.0)] == [4203]
 
 
 def test_a_connection_without_the_token_that_is_required_is_closed_in_time():
     it = session(token_required=True, token_timeout_s=3.0, heartbeat_s=1e6)
     assert it.time.deadline() == 3.0
     assert it.time.tick(2.99) == []
-    assert [effect.code for effect in it.time.tick(3.0)] == [4001]
+    assert [CLOSE_CODES[effect.reason] for effect in it.time.tick(3.0)] == [4001]
 
 
 def test_a_connection_that_gave_its_token_in_time_stays():
@@ -515,7 +516,7 @@ def test_a_silent_client_is_asked_and_then_closed_with_4203():
     assert it.time.tick(25.0) == [Heartbeat()]
     assert it.time.deadline() == 50.0
     assert it.time.tick(49.9) == []  # asked once, not at every tick
-    assert [effect.code for effect in it.time.tick(50.0)] == [4203]
+    assert [CLOSE_CODES[effect.reason] for effect in it.time.tick(50.0)] == [4203]
 
 
 @pytest.mark.parametrize(
@@ -611,7 +612,7 @@ class AnyOrder(RuleBasedStateMachine):
             return
         self.now = max(self.now, min(self.now + seconds, self.session.time.deadline()))
         effects = self.session.time.tick(self.now)
-        codes = [effect.code for effect in effects if isinstance(effect, Close)]
+        codes = [CLOSE_CODES[effect.reason] for effect in effects if isinstance(effect, Close)]
         if self.expires is not None and self.now >= self.expires + 5.0:
             assert codes == [4202]
         elif self.asked_at is not None and self.now >= self.asked_at + 20.0:

@@ -9,6 +9,7 @@ from eventbus_edge.access.origins import (
     parse_origin,
 )
 from eventbus_edge.problem import Problem
+from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.transports.handshake import (
     MAX_PARAMETERS_BYTES,
     read_handshake,
@@ -24,6 +25,7 @@ def read(path=None, query=(), headers=(), max_channels=100):
         query=list(query),
         headers=CIMultiDictProxy(CIMultiDict(headers)),
         max_channels=max_channels,
+        subprotocols=NATIVE.subprotocols,
     )
 
 

@@ -1,0 +1,88 @@
+"""Wires: a protocol over a framing, which is how replies and messages become a socket's bytes.
+
+Connections of the same protocol and framing share one wire: a message is encoded once for all of
+them. The wires of one protocol share its last payload, which is framed again, not encoded again.
+"""
+
+from eventbus_edge.framing.base import Framing
+from eventbus_edge.protocols.base import WireProtocol
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    Notice,
+    Reply,
+    Subscribed,
+)
+
+__all__ = ["Wire", "Wires"]
+
+
+class _Payloads:
+    """The payloads of one protocol. The last one is kept for the other wires of the protocol."""
+
+    __slots__ = ("_encode", "message", "payload", "protocol")
+
+    def __init__(self, protocol: WireProtocol) -> None:
+        self.protocol = protocol
+        self._encode = protocol.message
+        self.message: ChannelMessage | Notice | None = None
+        """The last message that was encoded, and its payload."""
+        self.payload: bytes | None = None
+
+    def encode(self, message: ChannelMessage | Notice) -> bytes | None:
+        """Encode another message."""
+        payload = self.payload = self._encode(message)
+        self.message = message
+        return payload
+
+
+class Wire:
+    """One protocol over one framing; what the protocol does not have becomes None."""
+
+    __slots__ = ("_frame", "_framing", "_payloads", "protocol")
+
+    def __init__(self, payloads: _Payloads, framing: Framing) -> None:
+        """See `Wires`, which makes them."""
+        self.protocol = payloads.protocol
+        self._payloads = payloads
+        self._frame = framing.message
+        self._framing = framing
+
+    def message(self, message: ChannelMessage | Notice) -> bytes | None:
+        """The bytes of a message; None where the protocol does not have it."""
+        last = self._payloads
+        payload = last.payload if message is last.message else last.encode(message)
+        return None if payload is None else self._frame(payload, message)
+
+    def reply(self, reply: Reply) -> bytes | None:
+        """The bytes of an answer; None where the protocol does not have it."""
+        payload = self.protocol.reply(reply)
+        if payload is None:
+            return None
+        return self._framing.reply(payload, reply if type(reply) is Subscribed else None)
+
+    def heartbeat(self) -> bytes | None:
+        """The bytes of the protocol's own heartbeat; None where the transport has to ask."""
+        payload = self.protocol.liveness.heartbeat
+        return None if payload is None else self._framing.reply(payload)
+
+
+class Wires:
+    """The wires of a node."""
+
+    def __init__(self) -> None:
+        self._payloads: dict[WireProtocol, _Payloads] = {}
+        self._shared: dict[tuple[WireProtocol, Framing], Wire] = {}
+
+    def shared(self, protocol: WireProtocol, framing: Framing) -> Wire:
+        """The one wire of a protocol and a framing. Framings that are given must not end."""
+        found = self._shared.get((protocol, framing))
+        if found is None:
+            found = self._shared[protocol, framing] = self.own(protocol, framing)
+        return found
+
+    def own(self, protocol: WireProtocol, framing: Framing) -> Wire:
+        """A wire for a framing that belongs to a single connection."""
+        payloads = self._payloads.get(protocol)
+        if payloads is None:
+            payloads = self._payloads[protocol] = _Payloads(protocol)
+        return Wire(payloads, framing)

@@ -1,0 +1,106 @@
+"""What a protocol is: how one kind of client and a node talk over any transport and framing.
+
+A protocol is pure. It is registered with a path in `eventbus_edge.app`, and one object serves all
+connections of that path. No other package knows which protocol a connection speaks.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import (
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+)
+
+from eventbus_edge.protocols.vocabulary import (
+    ChannelMessage,
+    CloseReason,
+    Closing,
+    Command,
+    Failed,
+    Member,
+    Notice,
+    Reply,
+    Subscribe,
+)
+
+__all__ = ["Liveness", "Prove", "Proven", "Subprotocols", "WireProtocol", "random_connection_id"]
+
+
+class Liveness(NamedTuple):
+    """How a node learns that a client is still there."""
+
+    heartbeat: bytes | None = None
+    """The message that asks for a sign of life. None: a ping frame of WebSockets asks for it."""
+    control_frames: bool = True
+    """Whether pings and pongs of WebSockets are signs of life. A client's messages always are."""
+
+
+class Subprotocols(NamedTuple):
+    """What the header Sec-WebSocket-Protocol may offer."""
+
+    name: str
+    """The subprotocol that is selected."""
+    bearer_prefix: str
+    """An offer that begins with it has the token as its rest."""
+
+
+class Proven(NamedTuple):
+    """The verdict on a subscription that carries a proof."""
+
+    member: Member | None
+    """Who subscribes, where the proof says it."""
+    error: str | None = None
+    """Why the proof is not accepted; None where it is."""
+
+
+Prove: TypeAlias = Callable[[str, Subscribe], Proven]
+"""Gets the id of the connection, and a command that has a proof. It must not block."""
+
+
+class WireProtocol(Protocol):
+    """One protocol. Payloads have no framing yet: `eventbus_edge.framing` adds it."""
+
+    @property
+    def liveness(self) -> Liveness:
+        """How a client shows that it is there."""
+
+    @property
+    def subprotocols(self) -> Subprotocols | None:
+        """What the handshake of a WebSocket negotiates; None: offers are ignored."""
+
+    @property
+    def announces_close(self) -> bool:
+        """Whether `reply(Closing)` is sent as a last message before a WebSocket's close frame."""
+
+    @property
+    def refuse(self) -> Callable[[Failed], Closing] | None:
+        """How a handshake that fails is answered.
+
+        None: by HTTP, with a problem and without an upgrade. Otherwise within the socket: after
+        the upgrade, the error is sent as a reply, and the socket is closed as this function says.
+        """
+
+    @property
+    def prove(self) -> Prove | None:
+        """How the proof of a subscription is checked; None for a protocol without proofs."""
+
+    def connection_id(self) -> str:
+        """An id for a new connection: unique in the cluster, and hard to guess."""
+
+    def decode(self, frame: str | bytes) -> Command:
+        """A message of a client, text or binary. Never raises: the answer may be Malformed."""
+
+    def message(self, message: ChannelMessage | Notice) -> bytes | None:
+        """The payload of a message for subscribers; None where the protocol has no such thing."""
+
+    def reply(self, reply: Reply) -> bytes | None:
+        """The payload of an answer for one client; None where the protocol has no such thing."""
+
+    def closing(self, reason: CloseReason, text: str) -> Closing:
+        """The close code for a reason, and whether the client may come back."""
+
+
+def random_connection_id() -> str:
+    """An id for protocols that allow any text."""
+    return secrets.token_urlsafe(16)
