@@ -219,7 +219,8 @@ class Traffic:
         self._on_message = on_message
 
         def unwatch() -> None:
-            self._on_message = None
+            if self._on_message is on_message:
+                self._on_message = None
 
         return unwatch
 

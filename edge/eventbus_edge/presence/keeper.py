@@ -125,13 +125,12 @@ class PresenceKeeper:
         if watched is None:
             watched = WatchedRoom(channel, Room(self._nodes.ids), self._on_entry)
             self._watched[channel] = watched
-        watched.joining += 1
         try:
-            await watched.begin(self._driver if self._shares else None)
-            encoded = encode_info(info, self._settings.max_info_bytes)
-            self._admit(watched, Entry(user_id, encoded, _now()), connection_id)
+            with watched.joining():
+                await watched.begin(self._driver if self._shares else None)
+                encoded = encode_info(info, self._settings.max_info_bytes)
+                self._admit(watched, Entry(user_id, encoded, _now()), connection_id)
         finally:
-            watched.joining -= 1
             self._let_linger(watched)
         # Clients that join after this reply must find this user in the list. If the bus does not
         # accept the entry in time, it is written later, and the other nodes notice it then.

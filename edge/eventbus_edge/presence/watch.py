@@ -1,8 +1,9 @@
 """One presence channel as the bus has it: its entries are watched, and read again after a loss."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -36,17 +37,26 @@ class WatchedRoom:
         self.channel = channel
         self.room = room
         self.stays = Stays()
-        self.joining = 0
         self.lock = asyncio.Lock()
         self.is_read = False
         """Whether the entries of the other nodes are known."""
         self._on_entry = on_entry
+        self._joining = 0
         self._mirror: Mirror | None = None
 
     @property
     def is_in_use(self) -> bool:
         """Whether the channel has a member on this node, or one is joining."""
-        return bool(self.stays) or self.joining > 0
+        return bool(self.stays) or self._joining > 0
+
+    @contextlib.contextmanager
+    def joining(self) -> Iterator[None]:
+        """Keep the channel in use while a member is joining."""
+        self._joining += 1
+        try:
+            yield
+        finally:
+            self._joining -= 1
 
     async def begin(self, driver: StateDriver | None) -> None:
         """Watch and read the entries, unless they are known; without a driver there are none.

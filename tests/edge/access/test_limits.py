@@ -139,6 +139,7 @@ def test_the_keys_of_paces_are_bounded_and_it_is_told_when_one_is_forgotten_too_
     assert paces.take("d", 0.0)
     assert (len(paces), paces.overflows) == (3, 1)
     assert paces.take("a", 0.0)  # it was kept for longest
+    assert [paces.take_overflows() for _ in "12"] == [2, 0]
 
 
 def places(**limits):

@@ -47,7 +47,8 @@ async def bus():
 
 @pytest.fixture
 async def node(bus):
-    made = Node(bus, EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0), ChannelRules(), None)
+    settings = EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0, drain_time=0.0)
+    made = Node(bus, settings, ChannelRules(), None)
     await made.start()
     yield made
     await made.aclose()
@@ -149,3 +150,22 @@ async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others
             await asyncio.sleep(0.01)
     assert socket.log[-1] == 1011
     assert "a bug" in caplog.text
+
+
+async def test_connection_is_removed_once_however_often_its_end_is_noticed(node):
+    connection, _ = await connect(node, "general")
+    assert node.connections == {connection.id: connection}
+    for _ in range(2):
+        node.connections.remove(connection)
+    assert len(node.connections) == 0
+    assert node.metrics.connections._value.get() == 0
+
+
+async def test_drain_closes_those_that_are_there_and_the_rest_is_closed_after_it(node):
+    _, early = await connect(node)
+    await node.connections.drain()
+    _, late = await connect(node)  # its handshake was under way
+    await node.connections.drain()
+    assert (early.log[-1], late.log[-1] == 4200) == (4200, False)
+    node.connections.close_remaining()
+    assert [socket.log.count(4200) for socket in (early, late)] == [1, 1]
