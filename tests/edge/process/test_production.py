@@ -221,7 +221,7 @@ def test_environment_that_is_none_is_refused(run):
 def test_dev_is_not_for_production(run, tmp_path):
     done = run(*COMMAND, "dev")
     assert done.returncode == 2
-    assert "eventbus dev is for development" in done.stderr
+    assert "`eventbus dev` is for development" in done.stderr
     assert not (tmp_path / ".eventbus").exists()
 
 

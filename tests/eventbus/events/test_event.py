@@ -239,7 +239,7 @@ def test_filled_channel_always_has_the_templates_shape(value):
         ("orders.{nope}", "names {nope}, which is no field: the fields are order_id"),
         ("orders.{order_id", "is not a channel pattern"),
         ("orders.x{order_id}", "is not a channel pattern"),
-        ("{order_id}.{order_id}", "names a token twice"),
+        ("{order_id}.{order_id}", "uses a token name more than once"),
         ("orders.*", "wildcard"),
         ("orders.>", "wildcard"),
         ("orders..x", "is not a channel pattern"),
