@@ -17,7 +17,7 @@ from eventbus import tracing
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery, Position
-from eventbus.drivers.nats.client import RawHeaders
+from eventbus.drivers.nats.client import WireHeaders
 from eventbus.messages import Message, utc_now
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
@@ -116,7 +116,7 @@ def traced(clients: int, delivery: Delivery) -> tuple[Callable[[], None], Hub]:
 async def main() -> None:
     payload = Message.create(CHANNEL, "news", {"text": "x" * 200}).encode()
     stamp = utc_now().isoformat().replace("+00:00", "123Z")
-    headers = RawHeaders(b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Msg-Id: 8\r\n\r\n")
+    headers = WireHeaders(b"NATS/1.0\r\nNats-Sequence: 7\r\nNats-Msg-Id: 8\r\n\r\n")
     delivery = Delivery("eb.live.general", payload, headers, Position(7, "e"), 6, stamp)
     tables = {clients: variants(clients, delivery) for clients in (1, 100)}
     tracing.load()

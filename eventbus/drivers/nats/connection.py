@@ -29,10 +29,9 @@ from eventbus.drivers.nats.auth import (
 )
 from eventbus.drivers.nats.client import (
     FastClient,
-    PlainClient,
     Receiver,
     WireHeaders,
-    client_class,
+    require_supported,
 )
 from eventbus.drivers.nats.errors import (
     DRIVER,
@@ -335,7 +334,7 @@ class NatsConnection:
         self._connect_timeout = connect_timeout
         self._on_lost = on_lost
         self._on_back = on_back
-        self._client: FastClient | PlainClient | None = None
+        self._client: FastClient | None = None
         self._listening: dict[int, Listening] = {}
         self._denied: dict[str, None] = {}
         self._connected = asyncio.Event()
@@ -359,7 +358,7 @@ class NatsConnection:
         return self._connected.is_set() and not self._closing
 
     @property
-    def client(self) -> FastClient | PlainClient:
+    def client(self) -> FastClient:
         """The present client. Raises ConnectionFailed while there is none."""
         if self._client is None or self._closing:
             raise ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
@@ -367,6 +366,7 @@ class NatsConnection:
 
     async def open(self) -> None:
         """Connect. Raises ConnectionFailed after `connect_timeout`, or at once when refused."""
+        require_supported()
         self._client = await self._dial(self._connect_timeout)
         await self.listen(self.replies.filter, self.replies.receive)
         if self._client.is_connected:
@@ -449,9 +449,9 @@ class NatsConnection:
         if self._client is not None:
             await _close(self._client)
 
-    async def _dial(self, seconds: float) -> FastClient | PlainClient:
+    async def _dial(self, seconds: float) -> FastClient:
         """A client that is connected."""
-        client = client_class()()
+        client = FastClient()
         client.login, client.known_servers = self._login, self._servers
         self.faults.clear()
         is_made = False
