@@ -182,7 +182,7 @@ def test_unknown_id_is_reported_and_the_others_are_done(run, with_queues, comman
         (["work", "--queue", ","], "--queue: a worker needs a queue"),
         (["work", "--concurrency", "0"], "concurrency"),
         (["work", "--app", "no_such_app"], "--app no_such_app: there is no such module"),
-        (["stats", "--connection", "nonsense"], "'nonsense' is no driver"),
+        (["stats", "--connection", "nonsense"], "'nonsense' is not a driver"),
     ],
 )
 def test_wrong_usage_is_reported_with_exit_code_2(run, arguments, told):
