@@ -8,7 +8,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.framing.base import TEXT
+from eventbus_edge.framing.frames import TEXT
 from eventbus_edge.node import Node
 from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
@@ -56,13 +56,9 @@ async def node(bus):
 
 async def connect(node, *channels):
     socket = Socket()
-    connection = node.acceptor.accept(
-        node.wires.shared(NATIVE, TEXT),
-        socket,
-        socket,
-        None,
-        node.access.admission.places.enter("a"),
-    )
+    place = node.access.admission.places.enter("a")
+    wire = node.wires.shared(NATIVE, TEXT)
+    connection = node.acceptor.accept(wire, socket, socket, None, place)
     await connection.open([])
     for channel in channels:
         await connection.handle(Subscribe(channel, None, 0, None))
