@@ -113,7 +113,7 @@ def test_variable_of_the_edge_goes_before_the_project(project):
 def test_lock_file_is_beside_the_pyproject_that_names_the_application(project):
     (project / "pyproject.toml").write_text("[tool.eventbus]\napp = 'eventbus.notifications'\n")
     done = run("schema", "lock")
-    assert done.stdout == "../../schemas/schemas.lock.json holds 2 events\n", done.stderr
+    assert done.stdout == "wrote ../../schemas/schemas.lock.json with 2 events\n", done.stderr
     assert run("schema", "check", "--locked", cwd=project).returncode == 0
 
 

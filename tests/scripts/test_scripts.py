@@ -70,7 +70,7 @@ def test_clean_clone_needs_one_command(tmp_path):
 def test_install_without_a_fit_python_says_what_to_do(copy, bare_path):
     done = call(copy / "scripts" / "install", cwd=copy, PATH=bare_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no Python 3.11 or later with the venv module is on PATH" in done.stderr
+    assert "no Python 3.11 or later with the venv module on PATH" in done.stderr
     assert "apt-get install python3" in done.stderr
     assert not (copy / ".venv").exists()
 

@@ -76,6 +76,7 @@ def test_the_address_of_an_edge_is_shown_without_what_is_secret(shown, url, said
 @pytest.mark.parametrize("url", ["{}://app:S3cr3t@h", "{}://app:S3cr3t#1@h", "{}://u:S3cr3t@[::1"])
 def test_addresses_in_contracts_are_refused_with_credentials(shown, option, url):
     scheme = "wss" if option == "--edge" else "nats"
-    text, code = shown("schema", "export", "--format", "asyncapi", option, url.format(scheme))
+    app = ("--app", "eventbus.notifications")
+    text, code = shown("schema", "export", "--format", "asyncapi", *app, option, url.format(scheme))
     assert code == 2
     assert "without credentials" in text

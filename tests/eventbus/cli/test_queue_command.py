@@ -21,8 +21,8 @@ from eventbus.queue import FailedJob
 from eventbus.queue.jobs import failure_of
 
 HERE = Path(__file__).parent
-APPS = HERE.parent
-ROOT = APPS.parent.parent
+APPS = HERE.parent / "queue"
+ROOT = HERE.parents[2]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

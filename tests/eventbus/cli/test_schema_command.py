@@ -158,7 +158,7 @@ def test_type_without_a_schema_is_named(run, shop):
 
 
 def test_check_reports_breaking_changes_and_fails(run, shop):
-    assert run("lock", "--app", "shop").stdout == "schemas/schemas.lock.json holds 3 events\n"
+    assert run("lock", "--app", "shop").stdout == "wrote schemas/schemas.lock.json with 3 events\n"
     same = run("check", "--app", "shop", "--locked")
     assert (same.returncode, same.stdout) == (0, "no changes\n")
 
@@ -229,7 +229,7 @@ def test_new_event_is_there_and_its_test_passes(run, tmp_path, arguments, module
         f"wrote my/events/{module}.py",
         f"wrote {test}",
         "wrote my/events/__init__.py",
-        f"Try it: pytest {test}",
+        f"Run its test: pytest {test}",
     ]
     tried = run_pytest(test, cwd=folder)
     assert "2 passed" in tried.stdout, tried.stdout

@@ -94,7 +94,7 @@ def test_tail_names_what_does_not_match_its_schema(eventbus, publish, settings):
     assert why == "  does not match ChatMessage: Expected `str`, got `int` - at `$.text`"
     assert other.endswith("chat.7 unheard #3 null")
     assert "\x1b" not in fault
-    assert cause.startswith("  no message: ")
+    assert cause.startswith("  not a message: ")
     assert "ChatMessage:" not in eventbus(*arguments).stdout
     told = [
         json.loads(line) for line in eventbus(*arguments, *decoded, "--json").stdout.splitlines()

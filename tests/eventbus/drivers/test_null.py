@@ -18,8 +18,12 @@ class TestNull:
     """What of the contract does not ask that messages arrive."""
 
     subjects = DriverContract.subjects
-    test_nobody_listening_is_no_error = DriverContract.test_nobody_listening_is_no_error
-    test_close_is_idempotent_and_says_so = DriverContract.test_close_is_idempotent_and_says_so
+    test_publishing_without_subscribers_is_not_an_error = (
+        DriverContract.test_publishing_without_subscribers_is_not_an_error
+    )
+    test_close_is_idempotent_and_disconnects = (
+        DriverContract.test_close_is_idempotent_and_disconnects
+    )
     test_use_after_close_is_an_error_naming_the_driver = (
         DriverContract.test_use_after_close_is_an_error_naming_the_driver
     )
