@@ -19,7 +19,7 @@ SOURCES = {
 # each other; a line that ends in "+" is of packages that may, without a cycle.
 LAYERS = {
     "eventbus": """
-        errors tracing
+        errors tracing backoff ratelimit
         application channels environment urls user_code
         retention tasks
         config messages server

@@ -1,4 +1,4 @@
-"""What every driver is: it moves subjects, headers and bytes, and never sees an event object."""
+"""What every driver is: it carries subjects, headers and bytes, and never sees an event object."""
 
 import enum
 from collections.abc import (
@@ -15,7 +15,7 @@ from typing import (
 
 __all__ = [
     "NO_HEADERS",
-    "Announced",
+    "Announcement",
     "AnnouncingDriver",
     "Capability",
     "CheckedDriver",
@@ -44,7 +44,7 @@ NO_HEADERS: Final[Headers] = MappingProxyType({})
 
 
 class Capability(enum.Enum):
-    """What a driver can do beside carrying messages to those who listen at the moment."""
+    """What a driver can do besides delivering messages to current subscribers."""
 
     HISTORY = "history"
     PRESENCE = "presence"
@@ -55,10 +55,10 @@ class Capability(enum.Enum):
 
 
 class Position(NamedTuple):
-    """A place in a stream: the offset of a message, and the epoch that says which stream it is.
+    """A position in a stream: the offset of a message, and the epoch that identifies the stream.
 
-    Offsets start again when a stream is made anew; then its epoch is another. A stream may hold one
-    channel or all of them: offsets compare within a channel.
+    When a stream is created again, offsets start over and the epoch changes. A stream may hold one
+    channel or all of them, so offsets can be compared only within a channel.
     """
 
     offset: int
@@ -66,20 +66,20 @@ class Position(NamedTuple):
 
 
 class Published(NamedTuple):
-    """What is known of a message that the broker has stored."""
+    """The broker's confirmation that it has stored a message."""
 
     position: Position
     duplicate: bool
-    """The stream held a message of this id already and dropped this copy."""
+    """The stream already had a message with this id, and dropped this copy."""
 
 
 class Delivery(NamedTuple):
     """One message as it arrives.
 
-    `position` is None for a message that no stream holds (a volatile one). `previous` is the offset
-    of the message that the stream retained before it on the same subject (0 when there was none):
-    when it is greater than the last offset that a listener saw, the listener has missed messages.
-    `time` is when the stream stored the message, RFC 3339.
+    `position` is None for a volatile message, which no stream stores. `previous` is the offset of
+    the message before it that the stream retained on the same subject, 0 when there was none. When
+    `previous` is greater than the last offset that a subscriber saw, the subscriber has missed
+    messages. `time` is when the stream stored the message, in RFC 3339.
     """
 
     subject: str
@@ -95,44 +95,45 @@ class Page(NamedTuple):
 
     messages: tuple[Delivery, ...]
     position: Position
-    """Where the stream stood when it was read: a later message has a greater offset."""
+    """The end of the stream when it was read: later messages have greater offsets."""
     complete: bool
-    """Nothing stored after the asked offset has been evicted. False when it cannot be
-    proved: whoever resumes must then be told that messages may be missing."""
+    """Whether nothing stored after the requested offset has been evicted.
+
+    False when this cannot be proved; a client that resumes must learn that messages may be missing.
+    """
 
 
 Handler = Callable[[Delivery], None]
-"""Called in the event loop for each message, in order. It must neither block nor raise; what it
-raises is logged, and the next message is delivered all the same."""
+"""Called in the event loop for each message, in order. It must neither block nor raise; an
+exception is logged, and the next message is delivered anyway."""
 
 
 class Subscription(Protocol):
-    """Interest in a subject, until it is closed."""
+    """A subscription to a subject, until it is closed."""
 
     @property
     def position(self) -> Position | None:
-        """Where this subscription begins: exactly the stored messages after it are delivered.
+        """Where this subscription begins: it delivers exactly the stored messages after this.
 
-        None where the driver keeps no history, or the subject is not one of a stream.
+        None when the driver has no history, or when no stream stores the subject.
         """
 
     async def aclose(self) -> None:
-        """Stop: the handler is not called once this returns. Closing twice is harmless."""
+        """Unsubscribe: the handler is not called after this returns. Closing twice is harmless."""
 
 
 class Driver(Protocol):
-    """Carries messages over one system.
+    """Carries messages over one messaging system.
 
-    The subject decides what happens to a message. One on an event subject
-    (`Subjects.event(channel)`) is stored before `publish` returns, where the driver has HISTORY,
-    and then delivered on the channel's live subject; without HISTORY it is delivered at once.
-    One on any other subject goes to whoever listens to that subject at the moment. That nobody
-    listens is no error.
+    The subject decides what happens to a message. A driver with HISTORY stores a message on an
+    event subject (`Subjects.event(channel)`) before `publish` returns, and delivers it on the
+    channel's live subject; a driver without HISTORY only delivers it. A message on any other
+    subject goes to the current subscribers of that subject. Having no subscribers is not an error.
     """
 
     @property
     def name(self) -> str:
-        """The name by which settings choose the driver, and errors speak of it."""
+        """The driver's name in settings and errors."""
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -140,64 +141,65 @@ class Driver(Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message could be carried at this moment."""
+        """Whether the driver could send a message now."""
 
     async def open(self) -> None:
-        """Connect and check. Raises ConnectionFailed or StreamMismatch, in bounded time."""
+        """Connect and check. Raises ConnectionFailed or StreamMismatch within bounded time."""
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:
-        """Carry one message; safe to call concurrently, in which case calls are pipelined.
+        """Publish one message. Concurrent calls are pipelined.
 
-        Returns its place in the stream for a stored message, None for others. A message with a
-        header `Nats-Msg-Id` that the stream has seen lately is not stored again. Raises
-        PublishFailed when the broker has not confirmed it within the driver's time, EncodingError
-        when it is larger than the broker takes.
+        Returns the position of a stored message, None for others. A message whose `Nats-Msg-Id`
+        header the stream has seen recently is not stored again. Raises PublishFailed when the
+        broker does not confirm it within the driver's timeout, and EncodingError when it is larger
+        than the broker accepts.
         """
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
-        """Listen to a subject or a filter (`*` for one token, `>` for the rest).
+        """Subscribe to a subject or a filter (`*` for one token, `>` for the rest).
 
-        When it returns, whatever is published from then on is delivered. Raises ConnectionFailed.
+        Everything published after this returns is delivered. Raises ConnectionFailed.
         """
 
     async def aclose(self) -> None:
-        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        """Finish what is in flight, within bounded time, and close. Closing twice is harmless."""
 
 
 class HistoryDriver(Driver, Protocol):
-    """A driver with HISTORY: it can read what it has stored."""
+    """A driver with HISTORY: it can read stored messages."""
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
-        """The stored messages of a live subject: the first `limit` whose offset is above `after`.
+        """The first `limit` stored messages of a live subject with an offset above `after`.
 
-        With `after` None, the last `limit`; then `complete` is True. Raises ConnectionFailed.
+        With `after` None, the last `limit` messages; then `complete` is True. Raises
+        ConnectionFailed.
         """
 
 
 @runtime_checkable
 class PreparedDriver(Protocol):
-    """A driver that makes things at the broker before it can use them."""
+    """A driver that creates streams and the like at the broker before it uses them."""
 
     async def prepare(self) -> tuple[str, ...]:
-        """Make all of them now, where they are not there yet; their names.
+        """Create everything that is missing now; returns the names.
 
-        Otherwise each is made when it is first needed, by who needs it: who prepares may have
-        rights at the broker that services need not have. Raises a DriverError.
+        Otherwise each is created when it is first needed. A user who prepares needs rights at the
+        broker that services then need not have. Raises a DriverError.
         """
 
 
-class Announced(Protocol):
-    """A service instance that the broker's own tools can see, until it is closed."""
+class Announcement(Protocol):
+    """A service instance that the broker's own tools list, until this is closed."""
 
     async def aclose(self) -> None:
-        """Be seen no more. Closing twice is harmless."""
+        """Remove the instance from the list. Closing twice is harmless."""
 
 
 @runtime_checkable
 class AnnouncingDriver(Protocol):
-    """A driver whose broker knows services, and lists those that announce themselves."""
+    """A driver whose broker lists the services that announce themselves."""
 
     async def announce(
         self,
@@ -207,41 +209,41 @@ class AnnouncingDriver(Protocol):
         version: str,
         description: str,
         metadata: Mapping[str, str],
-    ) -> Announced:
-        """Let the broker's tools see an instance of a service. Raises ConnectionFailed."""
+    ) -> Announcement:
+        """List an instance of a service in the broker's tools. Raises ConnectionFailed."""
 
 
 @runtime_checkable
 class CountingDriver(Protocol):
-    """A driver that counts what befalls it."""
+    """A driver with counters."""
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Totals since the start, by what they count; which there are is the driver's.
+        """Totals since the start, by name; the names depend on the driver.
 
         Common ones: `losses` of the connection, `errors` that the broker's client reported,
-        `publish_retries`, and messages `filled` in that had been missed.
+        `publish_retries`, and `filled`, the missed messages that were read from the stream.
         """
 
 
 @runtime_checkable
 class CheckedDriver(Protocol):
-    """A driver that can say whether its broker stores messages."""
+    """A driver that can check whether its broker stores messages."""
 
     async def check(self) -> str:
-        """What keeps messages from being stored, in words; empty where nothing does.
+        """Why messages cannot be stored; empty when they can, or when that is not known.
 
-        Empty, too, where that cannot be known. Called every few seconds by each node.
+        Every node calls it every few seconds.
         """
 
 
 async def check_of(driver: Driver) -> str:
-    """What a driver's broker lacks; empty for a driver that cannot say it."""
+    """The result of `CheckedDriver.check`; empty for a driver without checks."""
     return await driver.check() if isinstance(driver, CheckedDriver) else ""
 
 
 def counters_of(driver: Driver) -> Mapping[str, int]:
-    """What a driver counts; nothing for one that does not count."""
+    """A driver's counters; empty for a driver without counters."""
     return driver.counters if isinstance(driver, CountingDriver) else {}
 
 
@@ -253,33 +255,31 @@ OnGap = Callable[[], None]
 
 @runtime_checkable
 class GapSubscription(Protocol):
-    """A subscription to a filter that tells of gaps.
+    """A subscription to a filter that reports gaps.
 
-    A listener to one subject sees a gap itself, by `Delivery.previous`. For a filter it cannot,
-    since offsets compare within a channel. A driver may also report that the history of one subject
-    was replaced, before the next message shows it: the subscription's `position` is then in the new
-    one.
+    A subscriber to one subject detects a gap itself, by `Delivery.previous`. A subscriber to a
+    filter cannot, since offsets can be compared only within a channel. A driver may also report
+    that the history of a single subject was replaced, before the next message shows it: the
+    subscription's `position` is then in the new history.
     """
 
     on_gap: OnGap | None
-    """Called in the event loop where messages may have been missed that are not read again, before
-    whatever follows them is delivered. It must not raise. To be set when `subscribe` has returned,
-    before the next await."""
+    """Called in the event loop when messages may have been missed for good, before the next one is
+    delivered. It must not raise. Set it when `subscribe` has returned, before the next await."""
 
 
 class MaintenanceDriver(HistoryDriver, Protocol):
     """A driver with MAINTENANCE."""
 
     async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
-        """How many messages are stored of each live subject that matches a filter.
+        """The number of stored messages per live subject that matches a filter.
 
-        Up to `limit` subjects, whichever; those without messages are left out. Raises
-        ConnectionFailed.
+        Returns any `limit` of the subjects that have messages. Raises ConnectionFailed.
         """
 
     async def purge(self, subject: str) -> int:
-        """Remove what is stored of a live subject; how many messages it was.
+        """Delete the stored messages of a live subject; returns how many there were.
 
-        Offsets go on from where they were, and whoever resumes from before a message that was
-        removed is told so: see `Page.complete`. Raises ConnectionFailed.
+        Offsets continue. A client that resumes from before a deleted message learns that messages
+        are missing: see `Page.complete`. Raises ConnectionFailed.
         """

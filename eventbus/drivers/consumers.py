@@ -1,13 +1,11 @@
-"""What drivers may offer to listeners that share messages: groups, and durable consumers."""
+"""What a driver offers to subscribers that share messages: groups and durable consumers."""
 
 import logging
-import time
 from collections.abc import (
     Callable,
     Sequence,
 )
 from typing import (
-    Final,
     NamedTuple,
     Protocol,
 )
@@ -18,112 +16,110 @@ from eventbus.drivers.base import (
     Handler,
     Subscription,
 )
+from eventbus.ratelimit import RateLimitedLog
 
-__all__ = ["Consumer", "ConsumerDriver", "ConsumerSettings", "Evicted", "GroupDriver", "Held"]
+__all__ = [
+    "Consumer",
+    "ConsumerDriver",
+    "ConsumerSettings",
+    "EvictionLog",
+    "GroupDriver",
+    "UnackedDelivery",
+]
+
+_log = logging.getLogger(__name__)
 
 
 class GroupDriver(Driver, Protocol):
-    """A driver with GROUPS: listeners can share a subject's messages among them."""
+    """A driver with GROUPS: subscribers can share the messages of a subject."""
 
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Subscription:
-        """Listen as `subscribe` does, as a member of `group`: each message goes to one of them.
+        """Subscribe like `subscribe`, as a member of `group`: each message goes to one member.
 
-        Whoever is no member of the group is not concerned by it. Raises ConnectionFailed.
+        Subscribers outside the group are not affected. Raises ConnectionFailed.
         """
 
 
 class ConsumerSettings(NamedTuple):
-    """How a consumer hands messages out."""
+    """How a consumer delivers messages."""
 
     ack_wait: float = 30.0
-    """Seconds in which a message is answered for; then it is handed out again, to any member."""
+    """Seconds until a message without an answer is delivered again, to any member."""
     from_start: bool = False
-    """Where a consumer that is new begins: with what is stored already, or with what comes."""
+    """Whether a new consumer begins with the stored messages, or only with later ones."""
 
 
-class Held(Protocol):
-    """A message that a consumer has handed out, and that wants one answer."""
+class UnackedDelivery(Protocol):
+    """A message that a consumer has delivered; it expects exactly one answer."""
 
     @property
     def delivery(self) -> Delivery:
-        """The message, as one on its live subject; its `previous` is not known."""
+        """The message, as on its live subject; its `previous` is not known."""
 
     @property
     def attempt(self) -> int:
-        """The how manieth time it is handed out, from 1."""
+        """The delivery attempt, starting at 1."""
 
     async def ack(self) -> None:
-        """It is done, and never handed out again. Raises DriverError."""
+        """Acknowledge the message: it is not delivered again. Raises DriverError."""
 
     async def retry(self, seconds: float = 0.0) -> None:
-        """Hand it out again after so many seconds. Raises DriverError."""
+        """Deliver the message again after so many seconds. Raises DriverError."""
 
     async def discard(self) -> None:
-        """It cannot be done, and is never handed out again. Raises DriverError."""
+        """Reject the message for good: it is not delivered again. Raises DriverError."""
 
 
 class Consumer(Protocol):
-    """One member of those that take messages from the same place in the stream."""
+    """One member of a durable consumer, whose members share one position in the stream."""
 
     @property
     def evicted(self) -> int:
-        """How often messages of a channel were found to be gone before they were handled."""
+        """How many times messages of a channel were evicted before they were handled."""
 
-    async def take(self, limit: int) -> Sequence[Held]:
-        """Wait for a message; gives up to `limit` of those that are there, in order.
+    async def take(self, limit: int) -> Sequence[UnackedDelivery]:
+        """Wait for messages; returns up to `limit` of those available, in order.
 
-        For one caller at a time. It waits out a lost connection, and a consumer or a stream that
-        was removed is made anew. Raises ConnectionFailed once this is closed.
+        Supports one caller at a time. It waits while the connection is lost, and creates a consumer
+        or stream again that was removed. Raises ConnectionFailed once this is closed.
         """
 
     async def aclose(self) -> None:
-        """Take no more; what was fetched and not handed out goes to others at once."""
+        """Stop; messages that were fetched but not returned by `take` go to other members."""
 
 
 class ConsumerDriver(Driver, Protocol):
-    """A driver with CONSUMERS: it keeps by a name how far the stored messages were processed."""
+    """A driver with CONSUMERS: it stores, under a name, how far messages were processed."""
 
     async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> Consumer:
-        """Join the consumer `name` over the stored messages of a live subject or filter.
+        """Join the consumer `name` on the stored messages of a live subject or filter.
 
-        The broker keeps its place while no member is there. A message is handed out to one member,
-        and again until it is answered for: at least once. `name` has letters, digits, _ and -.
-        A consumer that exists takes on `subject` and `ack_wait`. Raises ConnectionFailed, and
-        StreamMismatch where one of that name exists that cannot be used.
+        The broker keeps the consumer's position while it has no members. Delivery is at least once:
+        a message goes to one member at a time, until one has answered it. `name` consists of
+        letters, digits, _ and -. An existing consumer adopts `subject` and `ack_wait`. Raises
+        ConnectionFailed, and StreamMismatch when an existing consumer of that name cannot be used.
         """
 
 
-_log = logging.getLogger(__name__)
+class EvictionLog:
+    """Counts and logs the messages that one consumer lost to eviction."""
 
-_QUIET_S: Final = 10.0
-
-
-class Evicted:
-    """Counts and logs such losses of one consumer; a log line at most every ten seconds."""
-
-    def __init__(self, consumer: str, on_found: Callable[[], object] = lambda: None) -> None:
-        """`on_found` is called for each loss."""
+    def __init__(self, consumer: str, on_loss: Callable[[], object] = lambda: None) -> None:
+        """`on_loss` is called for each loss."""
         self.count = 0
-        """How often messages of a channel were found to be gone."""
+        """How many times messages of a channel were found to be gone."""
         self._consumer = consumer
-        self._on_found = on_found
-        self._quiet_until = float("-inf")
-        self._unlogged = 0
+        self._on_loss = on_loss
+        self._log = RateLimitedLog(_log)
 
-    def found(self, subject: str, what: str) -> None:
-        """Messages of a live subject or filter are gone, or may be: `what` says which and why."""
+    def report(self, subject: str, what: str) -> None:
+        """Report lost messages of a live subject or filter; `what` says which, and why."""
         self.count += 1
-        self._on_found()
-        now = time.monotonic()
-        if now < self._quiet_until:
-            self._unlogged += 1
-            return
-        more, self._unlogged = self._unlogged, 0
-        self._quiet_until = now + _QUIET_S
-        _log.error(
-            "consumer %s: messages of %s %s%s; see BROADCAST_HISTORY_MESSAGES, _SECONDS and _BYTES",
+        self._on_loss()
+        self._log.log(
+            logging.ERROR,
+            "consumer %s: messages of %s %s; see BROADCAST_HISTORY_MESSAGES, _SECONDS and _BYTES",
             self._consumer,
             subject,
             what,
-            f" ({more} more losses since the last line)" if more else "",
         )

@@ -1,10 +1,10 @@
-"""Positions that name their message, by which a reader's place is checked when it comes back.
+"""Positions that identify their message, so that a stream can verify them when a reader resumes.
 
-A stream can go back in time: its store is restored from a copy, or a power cut takes its end. It
-keeps its epoch, and gives the lost offsets out again. Worked example: a reader stands at offset
-100, the store comes back at 80, and 30 messages later the stream is at 110. Offset 100 is there
-again, but it is another message, and the reader has missed 20 below it. The time at which the
-stream stored a message tells the two apart.
+A stream can go back in time: its store is restored from a copy, or a power cut loses its end. It
+keeps its epoch and assigns the lost offsets again. Worked example: a reader stands at offset 100,
+the store comes back at 80, and after 30 more messages the stream is at 110. Offset 100 exists
+again, but it is a different message, and the reader has missed 20 below it. The time at which the
+stream stored a message distinguishes the two.
 """
 
 import datetime
@@ -36,7 +36,7 @@ __all__ = [
 
 
 ANY_CHANNEL: Final = "~"
-"""Begins the mark of a position whose message may be another channel's."""
+"""Prefix of a mark whose message may belong to a different channel."""
 _NANO: Final = 1_000_000_000
 _TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)", re.ASCII
@@ -45,52 +45,52 @@ _UNIX: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 class MarkedPosition(Position):
-    """A position, and which message it is; equal to the same position without a mark.
+    """A position with a mark that identifies its message; equal to the position without the mark.
 
-    The mark is the time at which the stream stored the message (RFC 3339), after `ANY_CHANNEL`
-    where the position is the end of a stream of all channels. To clients it is opaque.
+    The mark is the time at which the stream stored the message (RFC 3339). `ANY_CHANNEL` precedes
+    it when the position is the end of a stream of all channels. Clients treat it as opaque.
     """
 
     mark: str
 
     def __new__(cls, offset: int, epoch: str, mark: str) -> Self:
-        """A position with its mark."""
+        """Create a position with its mark."""
         self = super().__new__(cls, offset, epoch)
         self.mark = mark
         return self
 
 
 def end_of(offset: int, epoch: str, time: str) -> Position:
-    """The end of a stream of all channels, whose last message was stored at a time, if any was."""
+    """The end of a stream of all channels; `time` is when its last message was stored, or empty."""
     if nanoseconds(time) is None:
         return Position(offset, epoch)
     return MarkedPosition(offset, epoch, ANY_CHANNEL + time)
 
 
 def mark_of(position: Position | None) -> str | None:
-    """A position's mark; None where it has none."""
+    """A position's mark, or None."""
     return position.mark if isinstance(position, MarkedPosition) else None
 
 
 @runtime_checkable
 class ResumingDriver(Protocol):
-    """A driver that checks by itself whether its stream still has a reader's position."""
+    """A driver that verifies a reader's position itself."""
 
     async def resume(self, subject: str, position: Position, limit: int) -> Page:
-        """As `HistoryDriver.read` after the position.
+        """Like `HistoryDriver.read` after the position.
 
-        `complete` is False where the stream is another one by now, or may be. Raises as `read`.
+        `complete` is False when the stream is or may be a different one now. Raises like `read`.
         """
 
 
 @runtime_checkable
 class FollowingSubscription(Protocol):
-    """A subscription to one subject that knows what has passed since it began."""
+    """A subscription to one subject that can rule out messages after a position."""
 
     def has_nothing_after(self, position: Position) -> bool:
-        """Whether it is certain that nothing has been stored on the subject after a position.
+        """Whether it is certain that nothing was stored on the subject after a position.
 
-        It has followed the stream since then, and so knows it of messages that have expired too.
+        The subscription has followed the stream since then, so expired messages are included.
         """
 
 
@@ -114,7 +114,7 @@ def _differ(time: str | None, mark: str) -> bool:
 
 
 def nanoseconds(text: str) -> int | None:
-    """A time of RFC 3339 in UTC, as nanoseconds since 1970; None for anything else, or before."""
+    """An RFC 3339 time in UTC as nanoseconds since 1970; None for anything else or earlier."""
     match = _TIME.fullmatch(text)
     if match is None:
         return None
@@ -128,7 +128,7 @@ def nanoseconds(text: str) -> int | None:
 
 
 def timestamp(nanos: int) -> str:
-    """The inverse of `nanoseconds`, without zeros at the end of the fraction."""
+    """The inverse of `nanoseconds`, without trailing zeros in the fraction."""
     seconds, fraction = divmod(nanos, _NANO)
     text = (_UNIX + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"

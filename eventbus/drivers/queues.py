@@ -1,4 +1,4 @@
-"""What every driver is: it moves subjects, headers and bytes, and never sees an event object."""
+"""What a driver with queues offers: stored jobs, each leased to one worker at a time."""
 
 from collections.abc import Sequence
 from typing import (
@@ -11,62 +11,63 @@ from eventbus.drivers.base import (
     Published,
 )
 
-__all__ = ["Failure", "QueueDriver", "QueueReader", "QueueStats", "QueueStore", "Taken"]
+__all__ = ["Failure", "LeasedJob", "QueueDriver", "QueueReader", "QueueStats", "QueueStore"]
 
 
-class Taken(Protocol):
-    """A job that a reader has taken; it ends by one of `done`, `retry`, `hand_back` and `fail`.
+class LeasedJob(Protocol):
+    """A job that a reader has leased; `done`, `retry`, `hand_back` or `fail` ends the lease.
 
-    One that is not ended and not touched for the lease's time is given to another reader. None of
-    the methods raises DriverError: what the broker does not confirm is logged, and comes again.
+    A lease that is neither ended nor extended in time expires, and another reader gets the job.
+    None of the methods raises DriverError: what the broker does not confirm is logged, and the job
+    is delivered again.
     """
 
     @property
     def queue(self) -> str:
-        """The queue it was taken from."""
+        """The queue that holds the job."""
 
     @property
     def key(self) -> str:
-        """A name for it where its payload tells none, unique within the queue's life."""
+        """Identifies the job where its payload cannot; unique within the queue's life."""
 
     @property
     def payload(self) -> bytes:
-        """What was pushed."""
+        """The bytes that were pushed."""
 
     @property
     def attempt(self) -> int:
-        """How often it has been taken and not handed back, this time included; from 1."""
+        """The delivery attempt, starting at 1; deliveries that were handed back do not count."""
 
     async def done(self) -> None:
-        """It has been done."""
+        """Remove the job: it succeeded."""
 
     async def retry(self, seconds: float) -> None:
-        """Give it to a reader again, after that time."""
+        """Deliver the job again after that time."""
 
     async def hand_back(self) -> None:
-        """Give it to a reader again, as if it had not been taken."""
+        """Deliver the job again, as if it had not been leased."""
 
     async def fail(self, failure: "Failure") -> None:
-        """Keep it among the failures."""
+        """Move the job to the failures."""
 
     async def touch(self) -> bool:
-        """It is being worked on: its lease begins again. False where the broker is away."""
+        """Extend the lease. False when the broker cannot be reached."""
 
     async def is_queued(self) -> bool:
-        """Whether nobody has ended it yet. Raises ConnectionFailed."""
+        """Whether the job is still in its queue. Raises ConnectionFailed."""
 
-    def continues(self, earlier: "Taken") -> None:
-        """It is the same job as `earlier`, which is still worked on: it is no try of its own."""
+    def continues(self, earlier: "LeasedJob") -> None:
+        """Count this delivery as the same attempt as `earlier`, which is still running."""
 
 
 class Failure(NamedTuple):
-    """A job that is not tried again by itself."""
+    """A job that is not retried automatically."""
 
     id: str
-    """Up to 100 of A-Z a-z 0-9 _ and -. A second failure of this id takes the first one's place."""
+    """Up to 100 of A-Z a-z 0-9 _ and -. A second failure with the same id replaces the first."""
     queue: str
     info: str
-    """What is known of it, as ASCII; the drivers do not look into it."""
+    """Details of the failure, in ASCII; drivers do not interpret them."""
     payload: bytes
 
 
@@ -76,24 +77,27 @@ class QueueStats(NamedTuple):
     queue: str
     ready: int
     taken: int
-    """Being worked on, or waiting for their next try."""
+    """Running, or waiting for their next attempt."""
     delayed: int
 
 
 class QueueReader(Protocol):
-    """Takes jobs from one queue; one call at a time of each method."""
+    """Leases jobs of one queue. Each method supports one call at a time."""
 
-    async def fetch(self, limit: int) -> Sequence[Taken]:
-        """What is ready now, about `limit` at most. Raises ConnectionFailed, StreamMismatch."""
+    async def fetch(self, limit: int) -> Sequence[LeasedJob]:
+        """Lease up to about `limit` jobs that are ready. Raises ConnectionFailed, StreamMismatch.
 
-    async def wait(self) -> Taken | None:
-        """The next job; None after some seconds without one. Raises as `fetch` does.
+        Does not wait for jobs.
+        """
 
-        A job that arrives when the call has been cancelled is handed back.
+    async def wait(self) -> LeasedJob | None:
+        """Lease the next job; None after some seconds without one. Raises like `fetch`.
+
+        A job that arrives after the call was cancelled is handed back.
         """
 
     async def aclose(self) -> None:
-        """Take no more. Closing twice is harmless."""
+        """Stop leasing jobs. Closing twice is harmless."""
 
 
 class QueueStore(Protocol):
@@ -101,13 +105,10 @@ class QueueStore(Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds after which a job that is not touched is given to another reader.
-
-        Infinite where that never happens.
-        """
+        """Seconds until a lease that nobody extends expires; infinite where leases never do."""
 
     async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
-        """Store a job, to be taken after `delay` seconds; one of the same id is stored once.
+        """Store a job that becomes ready after `delay` seconds; a known id is not stored again.
 
         Raises PublishFailed, NotSupported (for a delay), EncodingError, StreamMismatch.
         """
@@ -116,25 +117,25 @@ class QueueStore(Protocol):
         """A reader of one queue."""
 
     async def stats(self) -> Sequence[QueueStats]:
-        """Each queue that has jobs or readers, by name. Raises ConnectionFailed."""
+        """Every queue with jobs or readers, by name. Raises ConnectionFailed."""
 
     async def failures(self, limit: int) -> Sequence[Failure]:
         """The oldest failures, up to `limit`. Raises ConnectionFailed."""
 
     async def failure(self, id: str) -> Failure | None:  # noqa: A002
-        """The failure of that id, or None. Raises ConnectionFailed."""
+        """The failure with that id, or None. Raises ConnectionFailed."""
 
     async def failure_count(self) -> int:
-        """How many failures are kept. Raises ConnectionFailed."""
+        """The number of failures. Raises ConnectionFailed."""
 
     async def retry(self, id: str) -> bool:  # noqa: A002
-        """Push a failed job again and drop the failure; False for an unknown id."""
+        """Push a failed job again and delete the failure; False for an unknown id."""
 
     async def forget(self, id: str) -> bool:  # noqa: A002
-        """Drop a failure; False for an unknown id."""
+        """Delete a failure; False for an unknown id."""
 
     async def flush(self) -> int:
-        """Drop all failures; how many there were."""
+        """Delete all failures; returns how many there were."""
 
 
 class QueueDriver(Driver, Protocol):
@@ -142,4 +143,4 @@ class QueueDriver(Driver, Protocol):
 
     @property
     def queues(self) -> QueueStore:
-        """Its queues. Raises ConnectionFailed when the driver is not open."""
+        """The driver's queues. Raises ConnectionFailed when the driver is not open."""

@@ -1,4 +1,4 @@
-"""What every driver is: it moves subjects, headers and bytes, and never sees an event object."""
+"""What a driver with shared state offers: small entries that every process sees and can watch."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -17,66 +17,67 @@ __all__ = ["StateDriver", "StateStore", "validate_key"]
 class StateStore(Protocol):
     """Small entries that every process of the cluster sees.
 
-    Keys are dot-separated tokens as channels are, and may have 300 bytes. How long entries last is
-    the driver's to say: see `StateDriver.state` and `StateDriver.durable_state`.
-    Writes of one key must be made one after another; those of others may be concurrent.
+    Keys are dot-separated tokens like channels, up to 300 bytes long. The driver decides how long
+    entries last: see `StateDriver.state` and `StateDriver.durable_state`. Writes to one key must be
+    sequential; writes to different keys may be concurrent.
     """
 
     @property
     def losses(self) -> int:
-        """How often, since the start, changes may have passed untold or entries may be lost.
+        """How many times, since the start, changes may have been missed or entries lost.
 
-        Whoever watches looks at it from time to time, and when it has risen reads `entries` again.
+        Watchers check it from time to time, and read `entries` again when it has grown.
         """
 
     async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
-        """Set an entry; it ends after `ttl_s` seconds (at least 1) unless it is set again.
+        """Set an entry; it expires after `ttl_s` seconds (at least 1) unless it is set again.
 
-        Raises PublishFailed, and InvalidPattern for what is no key.
+        Raises PublishFailed, and InvalidPattern for an invalid key.
         """
 
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
-        """Set an entry unless it has another value; whether it has this one now.
+        """Set an entry unless it has a different value; whether it has this value now.
 
-        Of several that claim one key at once, one succeeds: with a value of its own, each can hold
-        a lease so, and prolong it by claiming it again. Raises as `put` and `entries` do.
+        When several processes claim a key at once, exactly one succeeds. With a value of its own,
+        a process can hold a lease this way, and renew it by claiming again. Raises like `put` and
+        `entries`.
         """
 
     async def delete(self, key: str) -> None:
-        """End an entry; one that is not there is no error. Raises as `put` does."""
+        """Delete an entry; a missing one is not an error. Raises like `put`."""
 
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
-        """The entries whose keys match a filter, as of now. Raises ConnectionFailed."""
+        """The current entries whose keys match a filter. Raises ConnectionFailed."""
 
     async def watch(self, pattern: str, handler: "StateHandler") -> Subscription:
-        """Be told of each change from now on: key and value, None where an entry has ended.
+        """Call `handler` for each change from now on: key and value, None for a removed entry.
 
-        An entry whose time is over is told within a second; an end may be told twice. Changes that
-        pass while there is no connection are not told: see `losses`. Raises ConnectionFailed.
+        Expired entries are reported within a second; a removal may be reported twice. Changes made
+        while there is no connection are not reported: see `losses`. Raises ConnectionFailed.
         """
 
 
 class StateDriver(Driver, Protocol):
-    """A driver with PRESENCE: it keeps what nodes say of themselves."""
+    """A driver with PRESENCE: it stores what nodes publish about themselves."""
 
     @property
     def state(self) -> StateStore:
-        """What nodes can report again, such as presence: it may be lost with the broker's memory.
+        """Entries that nodes can publish again, such as presence; the broker may lose them.
 
         Raises ConnectionFailed when the driver is not open.
         """
 
     @property
     def durable_state(self) -> StateStore:
-        """What must outlive a restart of all nodes and of the broker, such as revocations.
+        """Entries that must survive a restart of all nodes and the broker, such as revocations.
 
-        It is as durable as anything that the broker keeps. It may be the same store as `state`
-        where that is so. Raises ConnectionFailed when the driver is not open.
+        They are as durable as anything in the broker. This may be the same store as `state`.
+        Raises ConnectionFailed when the driver is not open.
         """
 
 
 def validate_key(key: str) -> str:
-    """Give `key` back when entries may have it. Raises InvalidPattern."""
+    """Return `key` when it is valid for an entry. Raises InvalidPattern."""
     if not Pattern(key).is_exact:
         raise InvalidPattern(f"{key[:80]!r} is not a key: it matches more than one", name=key[:80])
     return key

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import random
 import secrets
 import ssl
 from collections.abc import (
@@ -22,6 +21,7 @@ from nats.aio.client import (
     Server,
 )
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.nats.auth import (
     CredentialsError,
     Login,
@@ -29,10 +29,9 @@ from eventbus.drivers.nats.auth import (
 )
 from eventbus.drivers.nats.client import (
     FastClient,
-    PlainClient,
     Receiver,
     WireHeaders,
-    client_class,
+    require_supported,
 )
 from eventbus.drivers.nats.errors import (
     DRIVER,
@@ -44,6 +43,7 @@ from eventbus.errors import (
     PublishDenied,
     PublishFailed,
 )
+from eventbus.ratelimit import RateLimitedLog
 from eventbus.tasks import Tasks
 
 __all__ = [
@@ -59,8 +59,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_TELL_AGAIN_S: Final = 10.0
-_MAX_TOLD: Final = 16
 _REFUSALS: Final = (
     nats_errors.AuthorizationError,
     nats_errors.SecureConnRequiredError,
@@ -91,7 +89,7 @@ class Faults:
         self.last: BaseException | None = None
         self._address = address
         self._login = login
-        self._told: dict[str, tuple[float, int]] = {}
+        self._log = RateLimitedLog(_log)
 
     def clear(self) -> None:
         """Forget what was: another attempt begins, or there is a connection."""
@@ -113,16 +111,7 @@ class Faults:
 
     def tell(self, level: int, what: str) -> None:
         """Log it; after that, what is the same is told again each ten seconds at the most."""
-        now = asyncio.get_running_loop().time()
-        at, times = self._told.pop(what, (-_TELL_AGAIN_S, 0))
-        if now - at < _TELL_AGAIN_S:
-            self._told[what] = (at, times + 1)
-            return
-        again = f" ({times} times more)" if times else ""
-        _log.log(level, "NATS at %s: %s%s", self._address, what, again)
-        self._told[what] = (now, 0)
-        while len(self._told) > _MAX_TOLD:
-            del self._told[next(iter(self._told))]
+        self._log.log(level, "NATS at %s: %s", self._address, what, kind=what)
 
     @property
     def why(self) -> str:
@@ -303,6 +292,7 @@ PENDING_BYTES: Final = 256 * 1024
 PING_S: Final = 5
 _DIAL_S: Final = 2
 _MAX_BACKOFF_S: Final = 4.0
+_SERVER_BACKOFF: Final = Backoff(0.05, _MAX_BACKOFF_S, jitter=1)
 _WATCH_S: Final = 0.5
 _CLOSE_S: Final = 2.0
 _MAX_DENIED: Final = 1000
@@ -344,7 +334,7 @@ class NatsConnection:
         self._connect_timeout = connect_timeout
         self._on_lost = on_lost
         self._on_back = on_back
-        self._client: FastClient | PlainClient | None = None
+        self._client: FastClient | None = None
         self._listening: dict[int, Listening] = {}
         self._denied: dict[str, None] = {}
         self._connected = asyncio.Event()
@@ -368,7 +358,7 @@ class NatsConnection:
         return self._connected.is_set() and not self._closing
 
     @property
-    def client(self) -> FastClient | PlainClient:
+    def client(self) -> FastClient:
         """The present client. Raises ConnectionFailed while there is none."""
         if self._client is None or self._closing:
             raise ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
@@ -376,6 +366,7 @@ class NatsConnection:
 
     async def open(self) -> None:
         """Connect. Raises ConnectionFailed after `connect_timeout`, or at once when refused."""
+        require_supported()
         self._client = await self._dial(self._connect_timeout)
         await self.listen(self.replies.filter, self.replies.receive)
         if self._client.is_connected:
@@ -458,9 +449,9 @@ class NatsConnection:
         if self._client is not None:
             await _close(self._client)
 
-    async def _dial(self, seconds: float) -> FastClient | PlainClient:
+    async def _dial(self, seconds: float) -> FastClient:
         """A client that is connected."""
-        client = client_class()()
+        client = FastClient()
         client.login, client.known_servers = self._login, self._servers
         self.faults.clear()
         is_made = False
@@ -540,7 +531,7 @@ class NatsConnection:
         """The server tried least, after a random wait that grows, so that not all come at once."""
         others = [server for server in pool if server.uri.netloc != self._leaving] or pool
         server = min(others, key=lambda other: other.reconnects)
-        return server, _jitter(0.05, server.reconnects)
+        return server, _SERVER_BACKOFF.delay(server.reconnects)
 
     async def _on_error(self, exc: Exception) -> None:
         """Take an error that nats-py reports; like all of its callbacks, it raises nothing."""
@@ -594,7 +585,7 @@ class NatsConnection:
         await client.force_reconnect()
 
     async def _watch(self) -> None:
-        attempts = 0
+        backoff = Backoff(0.2, _MAX_BACKOFF_S, jitter=1)
         while True:
             await asyncio.sleep(_WATCH_S)
             client = self.client
@@ -608,12 +599,11 @@ class NatsConnection:
                     await _close(client)
                 try:
                     await self._rebuild()
-                    attempts = 0
+                    backoff.reset()
                 except ConnectionFailed as exc:
-                    attempts += 1
                     if not self.faults.refused.is_set():  # which was told
                         self.faults.tell(logging.WARNING, str(exc))
-                    await asyncio.sleep(_jitter(0.1, attempts))
+                    await asyncio.sleep(backoff.next())
 
     async def _rebuild(self) -> None:
         """Put a new client in the place of one that is closed."""
@@ -629,11 +619,6 @@ class NatsConnection:
                     )
         if client.is_connected:
             await self._on_reconnected()
-
-
-def _jitter(base: float, attempts: int) -> float:
-    """A random wait whose bound doubles with each attempt."""
-    return random.uniform(0, min(_MAX_BACKOFF_S, base * 2 ** min(attempts, 8)))  # noqa: S311 - no secret
 
 
 async def _close(client: Client) -> None:

@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -28,7 +29,7 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.consumers import (
     ConsumerSettings,
-    Evicted,
+    EvictionLog,
 )
 from eventbus.drivers.marks import timestamp
 from eventbus.drivers.nats.client import (
@@ -57,7 +58,7 @@ from eventbus.errors import (
 )
 from eventbus.tasks import Tasks
 
-__all__ = ["NatsConsumer", "NatsHeld", "find_evicted", "is_gone"]
+__all__ = ["NatsConsumer", "NatsUnackedDelivery", "find_evicted", "is_gone"]
 
 
 _BATCH: Final = 256
@@ -72,7 +73,7 @@ async def find_evicted(
     stream: EventStream,
     event_filter: str,
     delivered: int,
-    evicted: Evicted,
+    evicted: EvictionLog,
 ) -> None:
     """Report the subjects of which messages after the sequence `delivered` are, or may be, gone.
 
@@ -93,13 +94,13 @@ async def find_evicted(
         # Its oldest message came after one that is gone: that may have been its own.
         if first and first[0] > gap:
             is_found = True
-            evicted.found(
+            evicted.report(
                 live(subject),
                 f"may be lost: the channel has only its newest {state.limit} messages, and the "
                 "consumer had not got to them",
             )
     if not is_found and gap < state.first:
-        evicted.found(
+        evicted.report(
             live(event_filter),
             "may be lost: the stream has given up its oldest messages by age or size, and the "
             "consumer had not got to them",
@@ -153,7 +154,7 @@ _ACK_PREFIX: Final = "$JS.ACK."
 _TOKENS: Final = 9
 
 
-class NatsHeld:
+class NatsUnackedDelivery:
     """One message that JetStream waits to hear about."""
 
     __slots__ = ("_consumer", "_reply", "attempt", "delivery")
@@ -215,7 +216,7 @@ class NatsConsumer:
         """Messages that the present pull may still bring."""
         self._pull = 0
         self._heard = 0.0
-        self._ready: collections.deque[NatsHeld] = collections.deque()
+        self._ready: collections.deque[NatsUnackedDelivery] = collections.deque()
         self._woken = asyncio.Event()
         self._client: Client | None = None
         self._inbox = ""
@@ -223,7 +224,7 @@ class NatsConsumer:
         self._closed = False
         self.seen = Point(0, "")
         """The furthest message of the stream that has come."""
-        self._evicted = Evicted(name, on_evicted)
+        self._evicted = EvictionLog(name, on_evicted)
         self._tasks = Tasks(_MAX_LOOKS)
 
     async def open(self, seconds: float) -> None:
@@ -241,9 +242,9 @@ class NatsConsumer:
             self.seen = Point(0, "")
         self.doubt()
 
-    async def take(self, limit: int) -> list[NatsHeld]:
+    async def take(self, limit: int) -> list[NatsUnackedDelivery]:
         """See `Consumer.take`."""
-        pause = _PAUSE_S
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         while not self._closed:
             if self._ready:
                 return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
@@ -254,10 +255,9 @@ class NatsConsumer:
             except EventBusError as exc:
                 _log.warning("consumer %s: %s", self.name, exc)
                 self._known = False
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE_S)
+                await asyncio.sleep(backoff.next())
                 continue
-            pause = _PAUSE_S
+            backoff.reset()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SILENCE_S):
                     await self._woken.wait()
@@ -289,7 +289,7 @@ class NatsConsumer:
             _log.debug("consumer %s: %s", self.name, exc)
             return
         if gone and epoch == self._stream.epoch:
-            self._evicted.found(
+            self._evicted.report(
                 delivery.subject, f"are lost: {offset} is gone before it was to be tried again"
             )
 
@@ -371,7 +371,7 @@ class NatsConsumer:
             None,
             about.timestamp.isoformat().replace("+00:00", "Z"),
         )
-        taken = NatsHeld(self, message.reply, delivery, about.num_delivered)
+        taken = NatsUnackedDelivery(self, message.reply, delivery, about.num_delivered)
         if self._closed:
             await taken.retry()
             return

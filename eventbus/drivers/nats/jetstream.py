@@ -5,7 +5,6 @@ import base64
 import collections
 import contextlib
 import logging
-import random
 import secrets
 from collections.abc import (
     AsyncIterator,
@@ -21,6 +20,7 @@ from typing import (
 
 import msgspec
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Pattern
 from eventbus.drivers.nats.client import WireHeaders
 from eventbus.drivers.nats.connection import NatsConnection
@@ -93,7 +93,7 @@ async def ask(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     payload = b"" if question is None else msgspec.json.encode(question)
-    failure, pause = "no answer", _FIRST_PAUSE_S
+    failure, backoff = "no answer", Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
     while (left := deadline - loop.time()) > 0:
         if not await connection.wait_connected(left):
             break
@@ -113,9 +113,7 @@ async def ask(
             if answer.error_code in _NO_JETSTREAM:
                 break
         # Many nodes may have lost the same leader, and are not to ask in step.
-        wait = pause * random.uniform(0.5, 1)  # noqa: S311 - no secret
-        await asyncio.sleep(min(wait, max(0.0, deadline - loop.time())))
-        pause = min(2 * pause, _MAX_PAUSE_S)
+        await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
     raise ConnectionFailed(f"asking {connection.address} for {what}: {failure}", driver=DRIVER)
 
 

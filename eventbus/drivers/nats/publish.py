@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from nats import errors as nats_errors
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.base import Headers
 from eventbus.drivers.nats.client import PROBE
 from eventbus.drivers.nats.connection import (
@@ -275,7 +276,8 @@ class Publisher:
             sent[HEADER_ID] = new_id()  # that a retry is stored once
         check_size(subject, payload, sent, self._connection.max_payload)
         loop = asyncio.get_running_loop()
-        pause, failure, first = _FIRST_PAUSE_S, "no answer", True
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
+        failure, first = "no answer", True
         while (left := deadline - loop.time()) > 0:
             if not await self._connection.wait_connected(left):
                 failure = f"not connected: {self._connection.faults.why}"
@@ -288,8 +290,7 @@ class Publisher:
                 return answer
             failure = answer or failure
             if answer:  # the server or the connection said no: give it a moment
-                await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-                pause = min(pause * 2, _MAX_PAUSE_S)
+                await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
             else:
                 failure = "no answer"
         if failure == "no answer" and self._explain is not None and self._connection.is_connected:

@@ -33,14 +33,14 @@ from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import mapped
 from eventbus.drivers.queues import (
     Failure,
-    Taken,
+    LeasedJob,
 )
 from eventbus.errors import (
     DriverError,
     EventBusError,
 )
 
-__all__ = ["HEADER_ATTEMPTS", "NatsReader", "NatsTaken", "Store"]
+__all__ = ["HEADER_ATTEMPTS", "NatsLeasedJob", "NatsReader", "Store"]
 
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Store(Protocol):
         """Run something in the background, until the store is closed."""
 
 
-class NatsTaken:
+class NatsLeasedJob:
     """A message that a consumer has delivered."""
 
     __slots__ = (
@@ -141,7 +141,7 @@ class NatsTaken:
         """Whether its message is still in the stream. Raises ConnectionFailed."""
         return await self._store.has(self._sequence)
 
-    def continues(self, earlier: Taken) -> None:
+    def continues(self, earlier: LeasedJob) -> None:
         """It is the same try as `earlier`."""
         self.attempt, self._is_same_try = earlier.attempt, True
 
@@ -320,22 +320,22 @@ class NatsReader:
             "idle_heartbeat": int(self._heartbeat * _NANO),
         }).encode()  # fmt: skip
 
-    async def fetch(self, limit: int) -> Sequence[NatsTaken]:
+    async def fetch(self, limit: int) -> Sequence[NatsLeasedJob]:
         """What is ready now; see `QueueReader.fetch`."""
         await self._store.ensure_consumer(self.queue)
         request = json.dumps({"batch": limit, "no_wait": True}).encode()
         messages, status = await self._at_once.pull(self._next, request, limit=limit, quiet=FETCH_S)
         await self._judge(status, found=bool(messages))
-        return [NatsTaken(self._store, self.queue, message) for message in messages]
+        return [NatsLeasedJob(self._store, self.queue, message) for message in messages]
 
-    async def wait(self) -> NatsTaken | None:
+    async def wait(self) -> NatsLeasedJob | None:
         """The next job; see `QueueReader.wait`."""
         await self._store.ensure_consumer(self.queue)
         messages, status = await self._later.pull(
             self._next, self._poll, limit=1, quiet=2 * self._heartbeat + 1
         )
         await self._judge(status, found=bool(messages))
-        return NatsTaken(self._store, self.queue, messages[0]) if messages else None
+        return NatsLeasedJob(self._store, self.queue, messages[0]) if messages else None
 
     def wake(self) -> None:
         """The connection is another one: what was asked on the old one is void."""
@@ -356,4 +356,4 @@ class NatsReader:
             await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - no secret
 
     def _stray(self, message: Msg) -> None:
-        self._store.start(NatsTaken(self._store, self.queue, message).hand_back())
+        self._store.start(NatsLeasedJob(self._store, self.queue, message).hand_back())

@@ -8,6 +8,7 @@ import signal
 import msgspec
 import pytest
 
+from eventbus.backoff import Backoff
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Delivery, Position
@@ -17,6 +18,8 @@ from eventbus_edge.delivery import history as history_module
 from eventbus_edge.delivery.history import History
 from eventbus_edge.delivery.traffic import to_message
 from eventbus_edge.protocols.vocabulary import Subscribe
+
+RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
 
 
 @pytest.fixture
@@ -208,7 +211,7 @@ async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_
         for client in (resumed, with_history):
             assert data_of(await messages(client, 1)) == [4]
             assert await client.hears_nothing()
-        assert edge.node.hub._ahead == {}
+        assert edge.node._hub._ahead == {}
 
 
 async def test_reads_for_clients_that_come_together_are_shared():
@@ -271,7 +274,7 @@ async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge,
 async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
     start_edge, own_nats_server, monkeypatch
 ):
-    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
     settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=3)
     async with EventBus(settings) as bus, EventBus(settings) as away:
         edge = await start_edge(away)
@@ -393,7 +396,7 @@ async def test_mark_that_nobody_has_given_does_no_harm(edge, bus, mark):
 async def test_quiet_channel_is_told_of_no_gap_when_the_bus_is_lost_twice(
     start_edge, own_nats_server, monkeypatch
 ):
-    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
     settings = Settings(nats_url=own_nats_server.url, history_bytes=4 * 1024**2, history_messages=9)
     async with EventBus(settings) as bus, EventBus(settings) as away:
         edge = await start_edge(away)

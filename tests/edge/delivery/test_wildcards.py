@@ -4,9 +4,12 @@ import asyncio
 
 import pytest
 
+from eventbus.backoff import Backoff
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
+
+RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
 
 
 async def watch(client, pattern, **fields):
@@ -166,7 +169,7 @@ async def test_a_refreshed_token_without_the_grant_drops_the_pattern(granted, bu
 async def test_a_revoked_channel_takes_the_patterns_that_match_it(granted, edge, bus):
     await watch(granted, "orders.*")
     await watch(granted, "team.*")
-    await edge.node.revoke(channel="orders.1")
+    await edge.node.access.revoker.revoke(channel="orders.1")
     assert (await granted.next())["data"] == {"pattern": "orders.*", "reason": "revoked"}
     assert await granted.error("subscribe", pattern="orders.>") == "forbidden"
     await bus.publish("orders.1", "e", 1)
@@ -214,7 +217,7 @@ async def test_what_is_no_message_reaches_nobody(start_edge, bus, nats, namespac
 
 @pytest.fixture
 def own_bus_settings(own_nats_server, monkeypatch):
-    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
     return Settings(nats_url=own_nats_server.url, history_bytes=2**22, history_messages=3)
 
 

@@ -11,11 +11,7 @@ from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability
 from eventbus.drivers.consumers import ConsumerSettings
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import (
-    connection as nats_connection,
-    consumer as nats_consumer,
-)
-from eventbus.drivers.nats.client import PlainClient
+from eventbus.drivers.nats import consumer as nats_consumer
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import ConnectionFailed, StreamMismatch
 from eventbus.testing.contracts.driver import Inbox
@@ -24,15 +20,13 @@ TIMEOUT = 15
 ALL = ConsumerSettings(from_start=True)
 
 
-@pytest.fixture(params=["memory", "nats", "nats-plain"])
-async def make_driver(request, settings, monkeypatch):
+@pytest.fixture(params=["memory", "nats"])
+async def make_driver(request, settings):
     """Opened drivers that share a broker, and `make.subjects`."""
     if request.param == "memory":
         broker, subjects = MemoryBroker(), Subjects()
     else:
         subjects = Subjects(settings.namespace)
-        if request.param == "nats-plain":
-            monkeypatch.setattr(nats_connection, "client_class", lambda: PlainClient)
     async with AsyncExitStack() as stack:
 
         async def make():

@@ -5,8 +5,6 @@ import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
-from eventbus.drivers.nats import connection as nats_connection
-from eventbus.drivers.nats.client import PlainClient
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.testing.contracts import DriverContract
 
@@ -42,9 +40,3 @@ class TestNats(DriverContract):
                 return driver
 
             yield make
-
-
-class TestNatsOnPublicApiAlone(TestNats):
-    @pytest.fixture(autouse=True)
-    def plain(self, monkeypatch):
-        monkeypatch.setattr(nats_connection, "client_class", lambda: PlainClient)

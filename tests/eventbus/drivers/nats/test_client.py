@@ -1,27 +1,37 @@
 import asyncio
+import tomllib
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from eventbus.drivers.nats import client as nats_fast
+from eventbus.drivers.nats import client as client_module
 from eventbus.drivers.nats.client import (
     FastClient,
-    PlainClient,
-    RawHeaders,
-    client_class,
+    WireHeaders,
+    require_supported,
     unsupported,
 )
+from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.errors import ConnectionFailed
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest_asyncio.fixture
 async def clients(nats_server):
-    fast, plain = FastClient(), PlainClient()
+    fast, plain = FastClient(), Client()
     for client in (fast, plain):
         await client.connect(nats_server.url)
     yield fast, plain
     for client in (fast, plain):
         await client.close()
+
+
+@pytest.fixture
+def fast(clients):
+    return clients[0]
 
 
 async def settle(client):
@@ -63,71 +73,71 @@ MESSAGES = [
 ]
 
 
-async def test_both_forms_deliver_the_same(clients, namespace):
-    got = []
-    for client in clients:
-        got.append(Got())
-        await client.listen(f"{namespace}.>", got[-1])
-        await settle(client)
-    fast, _ = clients
+async def test_messages_and_headers_are_those_that_nats_py_itself_delivers(clients, namespace):
+    fast, plain = clients
+    got, theirs = Got(), []
+    await fast.listen(f"{namespace}.>", got)
+
+    async def receive(message):
+        theirs.append((message.subject, message.data, message.headers or {}))
+
+    await plain.subscribe(f"{namespace}.>", cb=receive)
+    await settle(fast)
+    await settle(plain)
     for payload, headers in MESSAGES:
         await fast.publish(f"{namespace}.a", payload, headers=headers)
-    for each in got:
-        await asyncio.wait_for(each.done.wait(), 10)
-    assert got[0].messages == got[1].messages
-    assert [m[1] for m in got[0].messages] == [payload for payload, _ in MESSAGES]
-    assert [m[4] is not None for m in got[0].messages] == [False] * 4 + [True] * 2 + [False] * 5
-    assert got[0].messages[4][4] == (7, 3, "2026-01-01T00:00:00Z")
+    async with asyncio.timeout(10):
+        await got.done.wait()
+        while len(theirs) < len(MESSAGES):
+            await settle(plain)
+    assert [m[:3] for m in got.messages] == theirs
+    assert [m[1] for m in got.messages] == [payload for payload, _ in MESSAGES]
+    assert [m[4] is not None for m in got.messages] == [False] * 4 + [True] * 2 + [False] * 5
+    assert got.messages[4][4] == (7, 3, "2026-01-01T00:00:00Z")
 
 
-async def test_both_forms_see_that_nobody_answers(clients, namespace):
-    for client in clients:
-        status = asyncio.get_running_loop().create_future()
-        await client.listen(f"{namespace}.reply", lambda *m, f=status: f.set_result(m[2]))
-        await settle(client)
-        await client.publish(f"{namespace}.nobody", b"", reply=f"{namespace}.reply")
-        headers = await asyncio.wait_for(status, 5)
-        assert headers.status == "503"
-        assert headers["Status"] == "503"
-        await client.close()
+async def test_request_without_responders_has_status_503(fast, namespace):
+    status = asyncio.get_running_loop().create_future()
+    await fast.listen(f"{namespace}.reply", lambda *m: status.set_result(m[2]))
+    await settle(fast)
+    await fast.publish(f"{namespace}.nobody", b"", reply=f"{namespace}.reply")
+    headers = await asyncio.wait_for(status, 5)
+    assert headers.status == "503"
+    assert headers["Status"] == "503"
 
 
-async def test_handler_that_raises_harms_nobody_in_either_form(clients, namespace, caplog):
+async def test_handler_that_raises_harms_no_other(fast, namespace, caplog):
     def fail(*_):
         raise RuntimeError("on purpose")
 
-    for client in clients:
-        got = Got()
-        await client.listen(f"{namespace}.a", fail)
-        await client.listen(f"{namespace}.a", got)
-        await settle(client)
-        await client.publish(f"{namespace}.a", b"end")
-        await asyncio.wait_for(got.done.wait(), 5)
+    got = Got()
+    await fast.listen(f"{namespace}.a", fail)
+    await fast.listen(f"{namespace}.a", got)
+    await settle(fast)
+    await fast.publish(f"{namespace}.a", b"end")
+    await asyncio.wait_for(got.done.wait(), 5)
     assert "on purpose" in caplog.text
 
 
-async def test_nothing_comes_after_unlisten_in_either_form(clients, namespace):
-    for client in clients:
-        gone, stays = Got(), Got()
-        key = await client.listen(f"{namespace}.a", gone)
-        await client.listen(f"{namespace}.a", stays)
-        await client.unlisten(key)
-        await settle(client)
-        await client.publish(f"{namespace}.a", b"end")
-        await asyncio.wait_for(stays.done.wait(), 5)
-        assert gone.messages == []
+async def test_nothing_is_delivered_after_unlisten(fast, namespace):
+    gone, stays = Got(), Got()
+    key = await fast.listen(f"{namespace}.a", gone)
+    await fast.listen(f"{namespace}.a", stays)
+    await fast.unlisten(key)
+    await settle(fast)
+    await fast.publish(f"{namespace}.a", b"end")
+    await asyncio.wait_for(stays.done.wait(), 5)
+    assert gone.messages == []
 
 
-async def test_subscriptions_of_nats_py_itself_still_work_on_the_fast_client(clients, namespace):
-    fast, _ = clients
+async def test_subscriptions_of_nats_py_itself_still_work_on_the_fast_client(fast, namespace):
     subscription = await fast.subscribe(f"{namespace}.a")
     await fast.publish(f"{namespace}.a", b"x", headers={"A": "b"})
     message = await subscription.next_msg(timeout=5)
     assert (message.data, message.headers) == (b"x", {"A": "b"})
 
 
-async def test_subject_that_is_not_utf8_does_not_end_the_reading(clients, nats_server, namespace):
-    fast, _ = clients
+async def test_subject_that_is_not_utf8_does_not_end_the_reading(fast, nats_server, namespace):
     got = Got()
     await fast.listen(f"{namespace}.>", got)
     await settle(fast)
@@ -149,8 +159,7 @@ async def late_answer(client):
     waiting.cancel()
 
 
-async def test_late_answer_to_a_ping_does_not_end_the_reading(clients):
-    fast, _ = clients
+async def test_late_answer_to_a_ping_does_not_end_the_reading(fast):
     await late_answer(fast)
     await fast.flush(timeout=10)
     assert not fast._reading_task.done()
@@ -165,31 +174,39 @@ async def test_late_answer_to_a_ping_ends_the_reading_of_nats_py_itself(clients)
 
 def test_installed_nats_py_is_the_one_that_was_measured():
     assert unsupported() == ""
-    assert client_class() is FastClient
+    require_supported()
 
 
-def test_other_version_of_nats_py_takes_the_public_way(monkeypatch, caplog):
-    monkeypatch.setattr(nats_fast.importlib.metadata, "version", lambda name: "2.17.0")
-    assert client_class() is PlainClient
-    assert "nats-py 2.17.0 is not 2.16.x" in caplog.text
+async def test_other_version_of_nats_py_is_refused_at_the_start(monkeypatch, settings):
+    monkeypatch.setattr(client_module.importlib.metadata, "version", lambda name: "2.17.0")
+    driver = NatsDriver(settings)
+    with pytest.raises(ConnectionFailed, match=r"version 2\.17\.0 .* needs nats-py 2\.16\.x"):
+        await driver.open()
+    await driver.aclose()
 
 
-def test_changed_private_part_takes_the_public_way(monkeypatch):
+def test_pyproject_pins_the_supported_version():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    [pin] = [one for one in dependencies if one.startswith("nats-py")]
+    assert f">={client_module.SUPPORTED}".rstrip(".") + "," in pin
+
+
+def test_changed_private_part_is_refused(monkeypatch):
     monkeypatch.delattr(Client, "_parse_header_lines")
-    assert "_parse_header_lines" in unsupported()
-    assert client_class() is PlainClient
+    with pytest.raises(ConnectionFailed, match="_parse_header_lines"):
+        require_supported()
 
 
-def test_changed_signature_takes_the_public_way(monkeypatch):
+def test_changed_signature_is_refused(monkeypatch):
     async def changed(self, message):
         pass
 
     monkeypatch.setattr(Client, "_process_msg", changed)
-    assert "other parameters" in unsupported()
+    assert "different parameters" in unsupported()
 
 
 def test_headers_are_a_mapping_parsed_once_when_asked():
-    headers = RawHeaders(b"NATS/1.0\r\nA: 1\r\nB:2\r\nbad line\r\nA: 3\r\n\r\n")
+    headers = WireHeaders(b"NATS/1.0\r\nA: 1\r\nB:2\r\nbad line\r\nA: 3\r\n\r\n")
     assert headers._parsed is None
     assert headers.stamp(b"S") is None
     assert headers._parsed is None, "looking for the stamp does not parse"
@@ -212,14 +229,14 @@ def test_headers_are_a_mapping_parsed_once_when_asked():
 )
 def test_one_header_is_found_without_parsing_as_it_is_with(raw):
     for key in ("A", "AB", "B", "C", "D", "Status", "Description", "NATS/1.0", "", "ä"):
-        alone, all_of_them = RawHeaders(raw), dict(RawHeaders(raw))
+        alone, all_of_them = WireHeaders(raw), dict(WireHeaders(raw))
         assert alone.get(key) == all_of_them.get(key), key
         assert alone.get(key, "-") == all_of_them.get(key, "-"), key
 
 
 @pytest.mark.parametrize("raw", [b"", b"NATS/1.0", b"NATS/1.0\r\n\r\n", b"\xff\xff", b"NATS/1.0 "])
 def test_broken_headers_are_empty_or_a_status_and_never_an_error(raw):
-    headers = RawHeaders(raw)
+    headers = WireHeaders(raw)
     assert set(headers) <= {"Status"}
     assert headers.stamp(b"S") is None
     assert isinstance(headers.status, str)
@@ -227,11 +244,10 @@ def test_broken_headers_are_empty_or_a_status_and_never_an_error(raw):
 
 def test_truncated_stamp_is_none():
     raw = b"NATS/1.0\r\nNats-Stream: S\r\nNats-Sequence: 1"
-    assert RawHeaders(raw).stamp(b"S") is None
+    assert WireHeaders(raw).stamp(b"S") is None
 
 
-async def test_idle_listener_takes_no_task_and_no_queue(clients, namespace):
-    fast, _ = clients
+async def test_idle_listener_takes_no_task_and_no_queue(fast, namespace):
     before = len(asyncio.all_tasks())
     for i in range(100):
         await fast.listen(f"{namespace}.{i}", lambda *_: None)

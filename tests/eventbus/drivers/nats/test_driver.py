@@ -12,6 +12,7 @@ import nats
 import pytest
 import pytest_asyncio
 
+from eventbus.backoff import Backoff
 from eventbus.config import Settings
 from eventbus.drivers.nats import publish as nats_publish
 from eventbus.drivers.nats.driver import NatsDriver
@@ -27,6 +28,7 @@ from eventbus.errors import (
 from eventbus.server import NatsServer
 from eventbus.testing.contracts.driver import Inbox
 
+RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
 BYTES = 4 * 1024**2
 
 
@@ -519,7 +521,7 @@ class TestPublishing:
     async def test_close_is_bounded_when_the_server_is_gone(
         self, own_nats_server, own_settings, monkeypatch
     ):
-        monkeypatch.setattr("eventbus.drivers.nats.DRAIN_S", 0.2)
+        monkeypatch.setattr("eventbus.drivers.nats.driver.DRAIN_S", 0.2)
         driver = NatsDriver(own_settings)
         await driver.open()
         os.kill(own_nats_server.pid, signal.SIGKILL)
@@ -558,7 +560,7 @@ class TestLosingTheConnection:
     async def test_messages_stored_while_away_are_delivered_before_later_ones(
         self, own_settings, monkeypatch
     ):
-        monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+        monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
         async with opened(own_settings) as away, opened(own_settings) as there:
             inbox, quiet = Inbox(), Inbox()
             await away.subscribe("own.live.a", inbox)
@@ -582,7 +584,7 @@ class TestLosingTheConnection:
             assert away.counters["gaps"] == 0
 
     async def test_messages_missed_and_evicted_show_as_a_gap(self, own_settings, monkeypatch):
-        monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+        monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
         few = msgspec.structs.replace(own_settings, history_messages=3)
         async with opened(few) as away, opened(few) as there:
             inbox = Inbox()
@@ -689,7 +691,7 @@ class TestLosingTheConnection:
     async def test_hung_server_is_noticed_by_unanswered_pings(
         self, own_nats_server, own_settings, monkeypatch
     ):
-        monkeypatch.setattr("eventbus.drivers.nats_connection.PING_S", 0.05)
+        monkeypatch.setattr("eventbus.drivers.nats.connection.PING_S", 0.05)
         async with opened(own_settings) as driver:
             os.kill(own_nats_server.pid, signal.SIGSTOP)
             await until(lambda: not driver.is_connected)

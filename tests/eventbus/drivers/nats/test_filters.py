@@ -8,15 +8,18 @@ import signal
 import msgspec
 import pytest
 
+from eventbus.backoff import Backoff
 from eventbus.config import Settings
 from eventbus.drivers.nats import subscription as nats_listeners
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.testing.contracts.driver import Inbox
 
+RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
+
 
 @pytest.fixture
 def own_settings(own_nats_server, monkeypatch):
-    monkeypatch.setattr("eventbus.drivers.nats_connection._jitter", lambda *_: 0.5)
+    monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
     return Settings(
         nats_url=own_nats_server.url, namespace="own", history_bytes=2**22, history_messages=5000
     )
@@ -205,7 +208,7 @@ async def test_stream_made_anew_is_told(own_settings):
 async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
     own_settings, monkeypatch, subject
 ):
-    monkeypatch.setattr("eventbus.drivers.nats._NOTE_S", 0.05)
+    monkeypatch.setattr("eventbus.drivers.nats.driver._NOTE_S", 0.05)
     short = msgspec.structs.replace(own_settings, history_seconds=1.0)
     async with listening(short, subject) as (away, there, inbox, told):
         await there.publish("own.event.quiet.1", b"1")

@@ -156,7 +156,7 @@ async def test_message_that_too_few_replicas_have_is_not_acknowledged(
 ):
     driver = await make_redis(redis_settings, redis_wait_replicas=1, publish_timeout=1.5)
     with pytest.raises(
-        PublishFailed, match=r"0 replicas.*BROADCAST_REDIS_WAIT_REPLICAS asks for 1"
+        PublishFailed, match=r"0 replicas.*BROADCAST_REDIS_WAIT_REPLICAS requires 1"
     ):
         await driver.publish(subjects.event("room"), b"x")
 
@@ -164,8 +164,8 @@ async def test_message_that_too_few_replicas_have_is_not_acknowledged(
 async def test_master_that_becomes_a_replica_by_hand_is_not_used_any_more(
     make_redis, start_redis, subjects, namespace, monkeypatch
 ):
-    monkeypatch.setattr("eventbus.drivers.redis.CHECK_S", 0.1)
-    monkeypatch.setattr("eventbus.drivers.redis_nodes.CHECK_S", 0.1)
+    monkeypatch.setattr("eventbus.drivers.redis.driver.CHECK_S", 0.1)
+    monkeypatch.setattr("eventbus.drivers.redis.nodes.CHECK_S", 0.1)
     server, other = await start_redis(), await start_redis()
     driver = await make_redis(Settings(redis_port=server.port, namespace=namespace))
     await server.command("REPLICAOF", "127.0.0.1", str(other.port))
