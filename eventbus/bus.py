@@ -1,8 +1,8 @@
 """The bus: owns a driver from its opening to its close, and publishes events and plain messages.
 
 A dispatched event takes one way down. `EventBus.dispatch` checks and encodes it (in
-events/encoding.py, or in queue/jobs.py for a queued event), `Sender` publishes the result
-(publishing.py, and then the driver), and `Listeners` call the listeners in this process
+events/encoding.py, or in queue/jobs.py for a queued event), `_Sender` publishes the result
+through the driver, and `Listeners` call the listeners in this process
 (events/listeners.py).
 """
 
@@ -17,15 +17,18 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from eventbus import tracing
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
-from eventbus.drivers import create_driver
+from eventbus.drivers import calls, create_driver
 from eventbus.drivers.base import NO_HEADERS, Driver, Headers
+from eventbus.drivers.others import OtherDrivers
 from eventbus.drivers.queues import QueueStore
 from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NoListener, NotSupported
 from eventbus.events import (
+    Dispatcher,
     Event,
     Listeners,
     Outgoing,
+    PublishOptions,
     ShouldBroadcast,
     ShouldQueue,
     Transaction,
@@ -35,9 +38,16 @@ from eventbus.events import (
     event_definition,
     qualified_name,
 )
-from eventbus.messages import HEADER_EXCEPT, Message, Receipt, check_headers, check_id
-from eventbus.publishing import OtherDrivers, Sender, Using
-from eventbus.queue import Job, job_of
+from eventbus.messages import (
+    HEADER_EXCEPT,
+    HEADER_ID,
+    Message,
+    Receipt,
+    check_headers,
+    check_id,
+    gather_receipts,
+)
+from eventbus.queue import Job, job_of, push, queue_store
 from eventbus.subscriptions import (
     EventSubscription,
     Handler,
@@ -48,7 +58,7 @@ from eventbus.subscriptions import (
 from eventbus.tasks import Shutdown
 from eventbus.user_code import guarded
 
-__all__ = ["BusState", "EventBus"]
+__all__ = ["BusState", "EventBus", "Using"]
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +100,7 @@ class EventBus:
         self.subjects = Subjects(settings.namespace)
         self.driver = create_driver(settings) if driver is None else driver
         self._others = OtherDrivers(settings, self.driver)
-        self._sender = Sender(self.driver, self._others, self.subjects)
+        self._sender = _Sender(self.driver, self._others, self.subjects)
         self.listeners = Listeners(listeners)
         self.subscriptions = Subscriptions(self.driver, self.subjects)
         self._unheard: collections.Counter[str] = collections.Counter()
@@ -177,7 +187,7 @@ class EventBus:
     ) -> None:
         await self.aclose()
 
-    def using(self, driver: str) -> Using:
+    def using(self, driver: str) -> "Using":
         """The same bus through another driver, by name: `bus.using("log").publish(…)`.
 
         The bus opens it with its own settings on first use, and closes it with itself. Raises
@@ -417,3 +427,101 @@ class EventBus:
         if self._state is BusState.UNOPENED:
             return "opening" if self._loop else "not open yet"
         return str(self._state)
+
+
+class Using:
+    """A bus, through one of its other drivers."""
+
+    def __init__(self, bus: Dispatcher, driver: str) -> None:
+        self._bus = bus
+        self._driver = driver
+
+    async def publish(
+        self, channel: str, event: str, data: Any, **options: Unpack[PublishOptions]
+    ) -> Receipt:
+        """Publish one message; see `EventBus.publish`."""
+        return await self._bus.publish(channel, event, data, via=self._driver, **options)
+
+    async def dispatch(self, *events: Event, raise_errors: bool = False) -> tuple[Receipt, ...]:
+        """Dispatch events; see `EventBus.dispatch`."""
+        return await self._bus.dispatch(*events, raise_errors=raise_errors, via=self._driver)
+
+
+class _Sender:
+    """Sends through the bus's own driver, or the one that a message or a job names."""
+
+    def __init__(self, driver: Driver, others: OtherDrivers, subjects: Subjects) -> None:
+        self._driver = driver
+        self._others = others
+        self._subjects = subjects
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+
+    async def send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
+        """Send concurrently. Raises the error of a single message, DispatchFailed for several."""
+        destinations = [
+            each.message.channel if isinstance(each, Outgoing) else f"queue {each.queue}"
+            for each in outgoing
+        ]
+        return await gather_receipts(destinations, [self.send(each) for each in outgoing])
+
+    async def send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
+        """Send one. Raises DriverError."""
+        if isinstance(outgoing, Receipt):  # a test's fake has kept the message
+            return outgoing
+        self._in_flight += 1
+        try:
+            if isinstance(outgoing, Job):
+                return await self._push(outgoing)
+            return await self._publish(outgoing)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def _publish(self, outgoing: Outgoing) -> Receipt:
+        message, volatile, headers, via, template = outgoing
+        driver = self._driver if via is None else await self._others.get(via)
+        channel = message.channel
+        if volatile:
+            subject = self._subjects.live(channel)
+        else:
+            subject = self._subjects.event(channel)
+            # Streams deduplicate by id alone: one event on two channels is two messages to them.
+            headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
+        with tracing.sending(
+            driver.name, channel, message.id, template=template, headers=headers
+        ) as context:
+            if context:
+                headers = {**headers, **context}
+            stored = await calls.publish(driver, subject, message.encode(), headers)
+        if stored is None:
+            return Receipt(channel, message.id, None, None)
+        position = stored.position
+        return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
+
+    async def _push(self, job: Job) -> Receipt:
+        store = await self.queues(job.connection)
+        system = job.connection or self._driver.name
+        with (
+            tracing.sending(
+                system, job.queue, job.meta.id, template=job.queue, headers={}
+            ) as context,
+            guarded(),
+        ):
+            return await push(store, job, context)
+
+    async def queues(self, connection: str | None) -> QueueStore:
+        """The queues of a driver; see `EventBus.queues`."""
+        driver = self._driver if connection is None else await self._others.get(connection)
+        return queue_store(driver)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until nothing is in flight; after that time, log what still is."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:  # the driver ends them, which raises at their callers
+            _log.warning("closing with %d messages not yet acknowledged", self._in_flight)

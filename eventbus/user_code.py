@@ -33,23 +33,6 @@ __all__ = [
 ]
 
 
-def takes_context(handler: Callable[..., Any]) -> bool:
-    """Whether a handler takes a second parameter, the context. Raises TypeError."""
-    if not callable(handler):
-        raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(handler).parameters
-    except ValueError:  # some built-in functions have no signature
-        return False
-    wanted = [
-        parameter
-        for parameter in parameters.values()
-        if parameter.kind in positional and parameter.default is parameter.empty
-    ]
-    return len(wanted) > 1
-
-
 MAX_TEXT: Final = 1000
 _MAX_NAME: Final = 200
 _MAX_GROUP: Final = 20
@@ -91,6 +74,23 @@ async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
     with guarded():
         answer = callback(*arguments)
         return await answer if inspect.isawaitable(answer) else answer
+
+
+def takes_context(handler: Callable[..., Any]) -> bool:
+    """Whether a handler takes a second parameter, the context. Raises TypeError."""
+    if not callable(handler):
+        raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(handler).parameters
+    except ValueError:  # some built-in functions have no signature
+        return False
+    wanted = [
+        parameter
+        for parameter in parameters.values()
+        if parameter.kind in positional and parameter.default is parameter.empty
+    ]
+    return len(wanted) > 1
 
 
 def must_pass(exc: BaseException) -> bool:

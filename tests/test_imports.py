@@ -26,7 +26,6 @@ LAYERS = {
         drivers
         events
         queue subscriptions
-        publishing
         bus
         broadcasting webhooks contracts client
         notifications

@@ -23,100 +23,17 @@ from eventbus.urls import fault_text
 __all__ = ["FAILED", "Greeting", "Link", "Liveness", "Lost", "Reconnect", "Verdict"]
 
 
-PING_AFTER: Final = 1.25
-"""In heartbeats. An edge pings a silent client after one, so that this is rarely reached."""
-MAX_ANSWER_S: Final = 10.0
-
-
-class Verdict(enum.Enum):
-    """What to do next."""
-
-    WAIT = enum.auto()
-    PING = enum.auto()
-    DEAD = enum.auto()
-
-
-class Liveness:
-    """A silent edge is pinged, and given up if it does not answer."""
-
-    def __init__(self, heartbeat_s: float, now: float) -> None:
-        """`heartbeat_s` is the edge's; times are monotonic seconds."""
-        self.ping_after_s = PING_AFTER * heartbeat_s
-        self.answer_s = min(heartbeat_s, MAX_ANSWER_S)
-        self._heard_at = now
-        self._pinged_at: float | None = None
-        self._looked_at = now
-
-    @property
-    def look_every_s(self) -> float:
-        """How often to call `look`."""
-        return self.answer_s / 4
-
-    def heard(self, now: float) -> None:
-        """Something was received."""
-        self._heard_at = now
-        self._pinged_at = None
-
-    def look(self, now: float) -> Verdict:
-        """Judge the silence so far."""
-        slept, self._looked_at = now - self._looked_at > 2 * self.look_every_s, now
-        if slept:
-            # This process was suspended: what arrived meanwhile is still unread.
-            self._heard_at, self._pinged_at = max(self._heard_at, now - self.ping_after_s), None
-        if self._pinged_at is not None:
-            return Verdict.DEAD if now - self._pinged_at >= self.answer_s else Verdict.WAIT
-        if now - self._heard_at >= self.ping_after_s:
-            self._pinged_at = now
-            return Verdict.PING
-        return Verdict.WAIT
-
-
-FAILED: Final = 1006
-"""RFC 6455, 7.4.1: the code of a connection that ended without a close code."""
-
-
-class Reconnect:
-    """The delay before the next connection, by close code and number of failures."""
-
-    def __init__(
-        self,
-        first_s: float,
-        last_s: float,
-        uniform: Callable[[float, float], float] = random.uniform,
-    ) -> None:
-        """`uniform(a, b)` draws the jitter."""
-        self._last_s = last_s
-        self._backoff = Backoff(first_s, last_s, uniform=uniform)
-        self._at_once = Backoff(first_s, first_s, jitter=1.0, uniform=uniform)
-        self._has_failed = False
-
-    def steady(self) -> None:
-        """A connection has lasted long enough to start over with the first delay."""
-        self._backoff.reset()
-        self._has_failed = False
-
-    def after(self, code: int, retry_after_s: float = 0.0) -> float | None:
-        """The seconds to wait after a connection ended with that code; None not to reconnect.
-
-        docs/wire-protocol.md, "Close codes": never after 40xx, at once (with jitter) after 42xx,
-        and with back-off after all others. A repeated 42xx backs off too. A longer Retry-After of
-        the server applies, up to the longest delay.
-        """
-        if 4000 <= code < 4100:
-            return None
-        delay = self._backoff.next()
-        if 4200 <= code < 4300 and not self._has_failed:
-            delay = self._at_once.delay(0)
-        self._has_failed = True
-        return max(delay, min(retry_after_s, self._last_s))
-
-
 PROTOCOL: Final = "eventbus.v1"
 CLOSE_S: Final = 2.0
 _NO_EDGE: Final = frozenset({400, 401, 403, 404, 405, 426})
 """HTTP statuses of a handshake that a retry does not change."""
 _PROTOCOL_ERROR: Final = 1002
 _CLOSED: Final = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
+FAILED: Final = 1006
+"""RFC 6455, 7.4.1: the code of a connection that ended without a close code."""
+PING_AFTER: Final = 1.25
+"""In heartbeats. An edge pings a silent client after one, so that this is rarely reached."""
+MAX_ANSWER_S: Final = 10.0
 
 
 class Lost(Exception):
@@ -256,3 +173,82 @@ def _code(socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -
         message.data if message.type is aiohttp.WSMsgType.CLOSE else socket.close_code
     )
     return code or FAILED
+
+
+class Verdict(enum.Enum):
+    """What to do next."""
+
+    WAIT = enum.auto()
+    PING = enum.auto()
+    DEAD = enum.auto()
+
+
+class Liveness:
+    """A silent edge is pinged, and given up if it does not answer."""
+
+    def __init__(self, heartbeat_s: float, now: float) -> None:
+        """`heartbeat_s` is the edge's; times are monotonic seconds."""
+        self.ping_after_s = PING_AFTER * heartbeat_s
+        self.answer_s = min(heartbeat_s, MAX_ANSWER_S)
+        self._heard_at = now
+        self._pinged_at: float | None = None
+        self._looked_at = now
+
+    @property
+    def look_every_s(self) -> float:
+        """How often to call `look`."""
+        return self.answer_s / 4
+
+    def heard(self, now: float) -> None:
+        """Something was received."""
+        self._heard_at = now
+        self._pinged_at = None
+
+    def look(self, now: float) -> Verdict:
+        """Judge the silence so far."""
+        slept, self._looked_at = now - self._looked_at > 2 * self.look_every_s, now
+        if slept:
+            # This process was suspended: what arrived meanwhile is still unread.
+            self._heard_at, self._pinged_at = max(self._heard_at, now - self.ping_after_s), None
+        if self._pinged_at is not None:
+            return Verdict.DEAD if now - self._pinged_at >= self.answer_s else Verdict.WAIT
+        if now - self._heard_at >= self.ping_after_s:
+            self._pinged_at = now
+            return Verdict.PING
+        return Verdict.WAIT
+
+
+class Reconnect:
+    """The delay before the next connection, by close code and number of failures."""
+
+    def __init__(
+        self,
+        first_s: float,
+        last_s: float,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """`uniform(a, b)` draws the jitter."""
+        self._last_s = last_s
+        self._backoff = Backoff(first_s, last_s, uniform=uniform)
+        self._at_once = Backoff(first_s, first_s, jitter=1.0, uniform=uniform)
+        self._has_failed = False
+
+    def steady(self) -> None:
+        """A connection has lasted long enough to start over with the first delay."""
+        self._backoff.reset()
+        self._has_failed = False
+
+    def after(self, code: int, retry_after_s: float = 0.0) -> float | None:
+        """The seconds to wait after a connection ended with that code; None not to reconnect.
+
+        docs/wire-protocol.md, "Close codes": never after 40xx, at once (with jitter) after 42xx,
+        and with back-off after all others. A repeated 42xx backs off too. A longer Retry-After of
+        the server applies, up to the longest delay.
+        """
+        if 4000 <= code < 4100:
+            return None
+        delay = self._backoff.next()
+        if 4200 <= code < 4300 and not self._has_failed:
+            delay = self._at_once.delay(0)
+        self._has_failed = True
+        return max(delay, min(retry_after_s, self._last_s))

@@ -26,47 +26,6 @@ __all__ = [
 ]
 
 
-def fill_template(template: Pattern, fields: Any, event: str) -> str:
-    """Fill a channel template with the attributes of `fields`.
-
-    `event` is the event's name, for errors. Raises EventFieldError.
-    """
-    values = {field: _token(getattr(fields, field), field, event, template)
-              for field in template.names}  # fmt: skip
-    try:
-        return template.fill(values)
-    except InvalidChannel:
-        field = max(values, key=lambda field: len(values[field]))
-        raise EventFieldError(
-            f"event {event!r}: field {field!r} makes channel {template.text!r} too long: "
-            f"{values[field][:80]!r} has {len(values[field])} characters",
-            event=event,
-            field=field,
-        ) from None
-
-
-def _token(value: object, field: str, event: str, template: Pattern) -> str:
-    plain = value.value if isinstance(value, enum.Enum) else value
-    if isinstance(plain, str | int | uuid.UUID) and not isinstance(plain, bool):
-        text = str(plain)
-        if _is_token(text):
-            return text
-    raise EventFieldError(
-        f"event {event!r}: field {field!r} cannot be part of channel {template.text!r}: "
-        f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
-        f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
-        event=event,
-        field=field,
-    )
-
-
-def _is_token(text: str) -> bool:
-    try:
-        return "." not in validate_channel(text)
-    except InvalidChannel:
-        return False
-
-
 class EventDefinition(NamedTuple):
     """What a class statement declares about its event."""
 
@@ -236,3 +195,44 @@ def _template(where: str, channel: str, *, filled: bool) -> Pattern:
             "broadcast on one channel: allowed are literal tokens and {field}"
         )
     return template
+
+
+def fill_template(template: Pattern, fields: Any, event: str) -> str:
+    """Fill a channel template with the attributes of `fields`.
+
+    `event` is the event's name, for errors. Raises EventFieldError.
+    """
+    values = {field: _token(getattr(fields, field), field, event, template)
+              for field in template.names}  # fmt: skip
+    try:
+        return template.fill(values)
+    except InvalidChannel:
+        field = max(values, key=lambda field: len(values[field]))
+        raise EventFieldError(
+            f"event {event!r}: field {field!r} makes channel {template.text!r} too long: "
+            f"{values[field][:80]!r} has {len(values[field])} characters",
+            event=event,
+            field=field,
+        ) from None
+
+
+def _token(value: object, field: str, event: str, template: Pattern) -> str:
+    plain = value.value if isinstance(value, enum.Enum) else value
+    if isinstance(plain, str | int | uuid.UUID) and not isinstance(plain, bool):
+        text = str(plain)
+        if _is_token(text):
+            return text
+    raise EventFieldError(
+        f"event {event!r}: field {field!r} cannot be part of channel {template.text!r}: "
+        f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
+        f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
+        event=event,
+        field=field,
+    )
+
+
+def _is_token(text: str) -> bool:
+    try:
+        return "." not in validate_channel(text)
+    except InvalidChannel:
+        return False

@@ -188,8 +188,8 @@ class JobRunner:
     # How an attempt ends: several steps at the broker, which complete even if it is cancelled
 
     async def _done(self, run: _Run, job: Job) -> None:
-        self._check_lease(run)
         await run.taken.done()
+        self._check_lease(run)  # only now: this process may have been suspended until here
         self.counters.done += 1
         _log.info("%s done in %.3f s", _name(run.taken, job), run.took)
         if run.is_lost:

@@ -197,7 +197,7 @@ def test_object_with_a_wrong_field_is_refused(registered, field, value, told):
 
 
 def test_redis_without_its_package_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("eventbus.drivers.redis.driver")]:
+    for name in [name for name in sys.modules if name.startswith("eventbus.drivers.redis")]:
         monkeypatch.delitem(sys.modules, name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "redis"]:
         monkeypatch.delitem(sys.modules, name)

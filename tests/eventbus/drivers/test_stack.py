@@ -175,7 +175,7 @@ async def test_stack_without_history_listens_to_its_first_and_says_that_it_canno
     await stack.publish(SUBJECTS.live("a"), b"x")
     await inbox.until(1)
     with pytest.raises(
-        NotSupported, match="driver first, through which it listens, has no history"
+        NotSupported, match="driver first, through which it subscribes, has no history"
     ):
         await stack.read(SUBJECTS.live("a"), after=None, limit=1)
 
@@ -293,7 +293,7 @@ async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_
     publishing = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"x"))
     await asyncio.sleep(0)
     await stack.aclose()
-    with pytest.raises(PublishFailed, match="by main: the stack was closed meanwhile"):
+    with pytest.raises(PublishFailed, match="by main: the stack was closed"):
         await publishing
 
 

@@ -7,16 +7,15 @@ import typing
 
 import pytest
 
-from eventbus import publishing as using_module
 from eventbus.broadcasting import broadcast
-from eventbus.bus import EventBus
+from eventbus.bus import EventBus, Using
 from eventbus.config import Settings
+from eventbus.drivers import others
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.drivers.registry import register, unregister
 from eventbus.errors import BusStateError, ConfigError, ConnectionFailed, NotSupported
 from eventbus.events import Dispatcher, Event, PublishOptions, ShouldBroadcast, ShouldQueue
 from eventbus.events.current import Publisher
-from eventbus.publishing import Using
 
 
 class Shipped(Event, ShouldBroadcast, channel="orders.{order_id}", name="using.shipped"):
@@ -196,7 +195,7 @@ async def test_driver_that_opens_too_late_is_closed_all_the_same(other):
 
 
 async def test_number_of_drivers_is_bounded(other, monkeypatch):
-    monkeypatch.setattr(using_module, "MAX_OTHERS", 1)
+    monkeypatch.setattr(others, "MAX_OTHERS", 1)
     async with EventBus(Settings(driver="memory")) as bus:
         await bus.using("null").publish("a", "b", 1)
         await bus.using("null").publish("a", "b", 1)

@@ -1,0 +1,85 @@
+"""The drivers that a bus opens in addition to its own, for `EventBus.using` and queued events."""
+
+import asyncio
+import collections
+from typing import Final
+
+from eventbus.config import Settings
+from eventbus.drivers import calls
+from eventbus.drivers.base import Driver
+from eventbus.drivers.registry import canonical_name, check_name, create
+from eventbus.drivers.stack import StackDriver
+from eventbus.errors import BusStateError, ConfigError
+from eventbus.user_code import guarded
+
+__all__ = ["OtherDrivers"]
+
+MAX_OTHERS: Final = 8
+"""How many drivers a bus may open in addition to its own."""
+_WHERE: Final = "using()"
+
+
+class OtherDrivers:
+    """The drivers that a bus opens in addition to its own, each on its first use."""
+
+    def __init__(self, settings: Settings, own: Driver) -> None:
+        self._settings = settings
+        self._own = own
+        self._open: dict[str, Driver] = {}
+        self._locks: dict[str, asyncio.Lock] = collections.defaultdict(asyncio.Lock)
+        self._closed = False
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError for an unknown driver."""
+        if canonical_name(name) not in (self._own.name, *self._members, *self._open):
+            check_name(name, _WHERE)
+
+    async def get(self, name: str) -> Driver:
+        """The open driver of that name: the bus's own, one of its stack, or one opened here.
+
+        Raises ConfigError, what opening raises (the next call tries again), and BusStateError.
+        """
+        name = canonical_name(name)
+        if name == self._own.name:
+            return self._own
+        if name in self._members:
+            assert isinstance(self._own, StackDriver)
+            return self._own.member(name)
+        check_name(name, _WHERE)
+        async with self._locks[name]:
+            if (driver := self._open.get(name)) is None:
+                driver = await self._make(name)
+            return driver
+
+    async def aclose(self) -> None:
+        """Close them all; no other is opened."""
+        self._closed = True
+        drivers, self._open = self._open, {}
+        await asyncio.gather(*(calls.close(name, driver) for name, driver in drivers.items()))
+
+    @property
+    def _members(self) -> tuple[str, ...]:
+        return self._own.names if isinstance(self._own, StackDriver) else ()
+
+    async def _make(self, name: str) -> Driver:
+        self._require_open()
+        if len(self._open) >= MAX_OTHERS:
+            raise ConfigError(
+                f"{_WHERE}: {name!r} would be one driver too many: a bus opens up to {MAX_OTHERS} "
+                f"in addition to its own, and has {', '.join(self._open)}",
+                variable=_WHERE,
+            )
+        driver = create(name, self._settings, variable=_WHERE)
+        try:
+            with guarded():
+                await driver.open()
+            self._require_open()  # the bus may have closed meanwhile
+        except BaseException:
+            await driver.aclose()
+            raise
+        self._open[name] = driver
+        return driver
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BusStateError("the bus is closed and opens no driver")
