@@ -188,7 +188,7 @@ async def _publish(call: _Call[NoQuery, Publish]) -> Published:
 
 
 def _message_id(key: str | None, *, volatile: bool) -> str:
-    """The same id for the same key, so that the stream drops what it holds already."""
+    """The same id for the same key, so that the stream drops duplicates."""
     if key is None:
         return new_id()
     if volatile:
@@ -215,7 +215,7 @@ async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
         )
     disconnected = await call.node.census.disconnect(whom)
     if not whom.reconnect and whom.connection_id is None:
-        # Those who were to come back may; others stay out until their tokens have expired.
+        # With `reconnect` they may come back; otherwise they stay out until their tokens expire.
         await call.node.access.revoker.revoke(
             user_id=whom.user_id,
             jti=whom.jti,
@@ -283,7 +283,7 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     Route("DELETE", f"{_QUEUE}/failed/{{id}}", "Drop a failed job",
           _forget_job, NoQuery, None, JobDone, (404, 503)),
 )  # fmt: skip
-"""Every operation: what is validated, what is described and what is served are one list."""
+"""Every operation: one list for validation, description and routing."""
 
 
 def add_api(app: web.Application) -> None:
@@ -344,13 +344,13 @@ def _serve(route: Route[Any, Any]) -> Any:
 
 
 def _is_denied(exc: Exception) -> bool:
-    """Whether the bus permits this node none of it, so that it is of no use to come again."""
+    """Whether the bus denies all of it to this node, so that a retry is of no use."""
     failures = exc.failures.values() if isinstance(exc, DispatchFailed) else (exc,)
     return all(isinstance(failure, PublishDenied) for failure in failures)
 
 
 async def let_in(request: web.Request) -> Claims | None:
-    """Who may use the API; what their token says, if they have one. Raises Problem.
+    """Require access to the API; returns the claims of a token, if there is one. Raises Problem.
 
     A page of another origin must not use a browser's place on this host.
     """

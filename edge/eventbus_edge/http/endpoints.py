@@ -1,4 +1,4 @@
-"""HTTP beside the sockets: is the node alive, is it fit to serve, what has it counted."""
+"""Liveness, readiness and metrics over HTTP, and what all requests pass through."""
 
 import errno
 import hmac
@@ -50,7 +50,7 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
 }
 KNOWN: Final = web.RequestKey("KNOWN", bool)
-"""Set on a request of somebody who may use the HTTP API: it is not counted."""
+"""Set on a request with access to the HTTP API: it is not rate limited."""
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _DOTS_OF_A_JWT: Final = 2
 _NOT_STORED: Final = (
@@ -61,7 +61,7 @@ _NOT_STORED: Final = (
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer what a handler raises as problem JSON (RFC 9457)."""
+    """Answer exceptions of handlers as problem JSON (RFC 9457)."""
     try:
         with guarded():
             return await handler(request)
@@ -72,7 +72,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise
         problem = problem_of(exc)
     except Exception as exc:
-        # What has begun to be answered, such as an upgrade, cannot become a problem.
+        # An answer that has begun, such as an upgrade, cannot become a problem.
         if request.writer.output_size:
             raise
         if isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:  # below /static
@@ -81,11 +81,11 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             resource = request.match_info.route.resource
             route = resource.canonical if resource is not None else "a request"
             _log.exception("%s %s failed", request.method, route)
-            problem = Problem("internal", "an internal error: the log of the node tells more")
+            problem = Problem("internal", "an internal error: the log of the node says more")
     request.app[NODE].metrics.refusals.labels(problem.code).inc()
     response = respond(problem)
     if problem.code == "rate_limited":
-        response.force_close()  # else the next one would cost as much
+        response.force_close()  # else the next request would cost as much
     return response
 
 
@@ -115,7 +115,7 @@ async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def cors_headers(request: web.Request) -> dict[str, str]:
-    """What lets a page of an allowed origin read an answer, a refusal too."""
+    """The headers that let a page of an allowed origin read an answer or a refusal."""
     origin = request.headers.get("Origin")
     headers = {"Vary": "Origin"}
     if origin and request.app[NODE].access.origins.allows(origin, request.host):
@@ -124,14 +124,14 @@ def cors_headers(request: web.Request) -> dict[str, str]:
 
 
 def problem_of(exc: web.HTTPException) -> Problem:
-    """An error that aiohttp has raised, as a problem."""
+    """An error of aiohttp as a problem."""
     code = _CODES.get(exc.status, "bad_request")
     allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
     return Problem(code, exc.reason, status=exc.status, headers=allow)
 
 
 def respond(problem: Problem) -> web.Response:
-    """The answer that a problem is."""
+    """A problem as an answer."""
     return web.Response(
         body=problem.body(),
         status=problem.status,
@@ -164,7 +164,7 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """What the node has counted, for Prometheus; a worker answers for all of its supervisor."""
+    """Metrics for Prometheus; a worker answers for all workers of its supervisor."""
     node = request.app[NODE]
     if not node.settings.metrics_open:
         await require_admin(request)
@@ -175,10 +175,10 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def require_admin(request: web.Request) -> Claims | None:
-    """Let only those in who know the API key, or whose token has the role or permission admin.
+    """Require the API key, or a token with the role or permission admin. Raises Problem.
 
-    Without a key configured, who needs none; see `Hosts.why_a_key_is_needed`. Gives what the token
-    says, None for the others. Raises Problem.
+    Without a configured key, see `Hosts.why_a_key_is_needed`. Returns the claims of the token, None
+    for other callers.
     """
     node = request.app[NODE]
     key = node.settings.api_key

@@ -21,9 +21,9 @@ __all__ = [
     "Lifted",
     "RevocationList",
     "RevocationsQuery",
+    "entry_of",
     "lift",
     "revocation_list",
-    "told",
 ]
 
 
@@ -31,7 +31,7 @@ Id = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class RevocationsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many of the revocations."""
+    """How many revocations to list."""
 
     limit: Annotated[
         int,
@@ -40,15 +40,15 @@ class RevocationsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class LiftQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to give back: the very names that it was revoked by."""
+    """What to lift: the same names by which it was revoked."""
 
     user_id: Id | None = None
     jti: Id | None = None
     channel: Id | None = None
 
 
-class RevocationTold(msgspec.Struct, frozen=True, kw_only=True):
-    """Who or what is refused: a user, a token by its id, or a channel, to everybody or to those."""
+class RevocationEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A revoked user, token (by its id) or channel; a channel for all, or for a user or token."""
 
     user_id: str | None
     jti: str | None
@@ -60,25 +60,25 @@ class RevocationTold(msgspec.Struct, frozen=True, kw_only=True):
 class RevocationList(msgspec.Struct, frozen=True, kw_only=True):
     """The revocations that hold, the newest first."""
 
-    revocations: list[RevocationTold]
+    revocations: list[RevocationEntry]
     count: Annotated[int, msgspec.Meta(description="How many there are in all.")]
 
 
 class Lifted(msgspec.Struct, frozen=True, kw_only=True):
-    """What was revoked, and is not any more."""
+    """The names whose revocation was lifted."""
 
     user_id: str | None
     jti: str | None
     channel: str | None
 
 
-def told(revocation: Revocation) -> RevocationTold:
-    """A revocation as it is shown."""
+def entry_of(revocation: Revocation) -> RevocationEntry:
+    """A revocation as the API shows it."""
     at, until = (
         datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         for seconds in (revocation.at, revocation.until)
     )
-    return RevocationTold(
+    return RevocationEntry(
         user_id=revocation.user_id,
         jti=revocation.jti,
         channel=revocation.channel,
@@ -88,11 +88,11 @@ def told(revocation: Revocation) -> RevocationTold:
 
 
 def revocation_list(known: Revocations, limit: int) -> RevocationList:
-    """The answer."""
+    """The revocations that hold, at most `limit` of them, the newest first."""
     now = time.time()
     holding = [revocation for revocation in known.all() if revocation.holds(now)]
     newest = heapq.nlargest(limit, holding, key=lambda revocation: revocation.at)
-    return RevocationList(revocations=[told(each) for each in newest], count=len(holding))
+    return RevocationList(revocations=[entry_of(each) for each in newest], count=len(holding))
 
 
 async def lift(revoker: Revoker, asked: LiftQuery) -> Lifted:

@@ -107,7 +107,7 @@ class _RequestHandler(web.RequestHandler):
         self._gate: FrameGate | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a socket, unless its address has too many, which may all be silent."""
+        """Accept a socket, unless its address has too many, silent or not."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         if not isinstance(peer, tuple):  # a Unix socket has none
@@ -125,7 +125,7 @@ class _RequestHandler(web.RequestHandler):
         super().connection_lost(exc)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Read on with a parser: that of a WebSocket is fed by the connection's gate."""
+        """Continue with a parser; the parser of a WebSocket is fed by the connection's gate."""
         if self._gate is not None:
             self._gate.feeds(parser)
             parser = self._gate
@@ -143,13 +143,13 @@ class _RequestHandler(web.RequestHandler):
         self._pause_transport_reading()
 
     def release(self) -> None:
-        """Read on, unless aiohttp's buffers are full."""
+        """Read again, unless aiohttp's buffers are full."""
         self._is_held = False
         if not self._reading_paused:
             self._resume_transport_reading()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Read on, now that aiohttp's buffers have room again."""
+        """Read again, now that aiohttp's buffers have room."""
         super().resume_reading(resume_parser)
         if self._is_held:
             self._pause_transport_reading()
@@ -161,18 +161,18 @@ class _RequestHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no request; the rest of the errors have begun to be answered."""
+        """Answer input that is not a request; for other errors an answer has begun already."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
         response = self._refuse(Problem("bad_request", _what_is_wrong(exc), status=status))
-        response.headers["Server"] = "eventbus"  # no signal of the application runs for it
+        response.headers["Server"] = "eventbus"  # no signal handler of the application runs for it
         response.force_close()
         return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; an error that was raised before any handler (417) as a problem."""
+        """Send the answer; an error raised before any handler (417) becomes a problem."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             resp = self._refuse(problem_of(resp))
         return await super().finish_response(request, resp, start_time)

@@ -182,9 +182,9 @@ async def _held() -> "list[Revocation]":
 
 def _show(held: "list[Revocation]", *, json: bool) -> None:
     if json:
-        from eventbus_edge.http.revocations import told  # noqa: PLC0415
+        from eventbus_edge.http.revocations import entry_of  # noqa: PLC0415
 
-        write_json({"revocations": [told(revocation) for revocation in held]})
+        write_json({"revocations": [entry_of(revocation) for revocation in held]})
         return
     now = time.time()
     rows: list[list[Any]] = [
