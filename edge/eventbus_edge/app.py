@@ -1,4 +1,4 @@
-"""The application: routes, and what starts and ends with it."""
+"""The application: its routes, and the parts that start and end with it."""
 
 import logging
 from collections.abc import (
@@ -85,9 +85,8 @@ def create_app(
     """The edge as an aiohttp application.
 
     `bus` is an open bus, which stays the caller's, or the settings of one that the application
-    opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules that
-    it has put into `eventbus_edge.channels` hold. `websockets` are protocols by path. Raises
-    ConfigError.
+    opens and closes. Without `rules`, the module named by EDGE_APP is imported, and the rules in
+    `eventbus_edge.channels` apply. `websockets` are the protocols by path. Raises ConfigError.
     """
     keys = fetched_keys(settings)
     verifier = make_verifier(settings, keys)
@@ -109,7 +108,7 @@ def create_app(
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
-    app.on_response_prepare.append(_name_no_versions)
+    app.on_response_prepare.append(_hide_versions)
     app.on_response_prepare.append(answer_extensions)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -173,8 +172,8 @@ def _node(
     return lifetime
 
 
-async def _name_no_versions(_request: web.Request, response: web.StreamResponse) -> None:
-    """Versions in the header Server are of use to attackers only (RFC 9110, 10.2.4)."""
+async def _hide_versions(_request: web.Request, response: web.StreamResponse) -> None:
+    """Versions in the header Server help attackers only (RFC 9110, 10.2.4)."""
     response.headers["Server"] = "eventbus"
 
 
@@ -186,5 +185,5 @@ async def _drain(app: web.Application) -> None:
 
 
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:
-    """A runner of the application; see Runner for what it refuses by itself."""
+    """A runner of the application; see Runner for requests that it refuses itself."""
     return Runner(app, request_timeout)

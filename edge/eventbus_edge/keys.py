@@ -1,4 +1,4 @@
-"""What the application holds for its handlers."""
+"""The parts of the application that its handlers use."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""One question to all nodes of a cluster, and every answer, within a time limit."""
+"""Asks all nodes of a cluster a question, and collects the answers within a time limit."""
 
 import asyncio
 import logging
@@ -41,9 +41,9 @@ __all__ = ["BusLag", "Cluster", "ClusterBusy"]
 
 
 class BusLag:
-    """The time from a node's word to its own hearing of it.
+    """The time from publishing a hello to receiving it back from the bus.
 
-    The word queues behind all that the bus holds for the node, so that it tells of any delay there,
+    The hello queues behind all that the bus holds for the node. So it shows any delay there,
     whatever the driver.
     """
 
@@ -52,18 +52,18 @@ class BusLag:
         self._under_way: float | None = None
 
     def sent(self, now: float) -> None:
-        """A word is sent; while an earlier one is under way, that one counts."""
+        """A hello is sent; while an earlier one is under way, that one counts."""
         if self._under_way is None:
             self._under_way = now
 
     def heard(self, now: float) -> None:
-        """A word has come back."""
+        """A hello has come back."""
         if self._under_way is not None:
             self._seconds = now - self._under_way
             self._under_way = None
 
     def seconds(self, now: float) -> float:
-        """What the last word took; or since when one is under way, where that is longer."""
+        """How long the last hello took, or the current one so far, whichever is longer."""
         if self._under_way is None:
             return self._seconds
         return max(self._seconds, now - self._under_way)
@@ -75,7 +75,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 MAX_ASKING: Final = 100
-"""Questions of this node that may be under way at once, and answers that it is making."""
+"""The largest number of concurrent questions of this node, and of answers in preparation."""
 _MISSED_HELLOS: Final = 2.5
 
 
@@ -88,7 +88,7 @@ class _Hello(msgspec.Struct, tag="hello"):
 
 
 class _Look(msgspec.Struct, tag="look"):
-    """Of somebody who only asks: which nodes are there?"""
+    """Sent by a client that is not a node, to discover the nodes."""
 
     node: str
 
@@ -123,7 +123,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Cluster:
-    """One node's place among the others; or, with `is_node` false, of somebody who only asks."""
+    """The view of one node on the cluster; with `is_node` false, of a client that only asks."""
 
     def __init__(
         self,
@@ -136,13 +136,13 @@ class Cluster:
         patience_s: float = 1.0,
         hello_s: float = 2.0,
     ) -> None:
-        """`on_fault` gets a word for each thing that went wrong, to be counted.
+        """`on_fault` gets a word for each kind of fault, to be counted.
 
-        A node that has not been heard of for two and a half times `hello_s` is forgotten.
+        A node without a hello for two and a half times `hello_s` is dropped.
         """
         self.node_id = node_id
         self.lag = BusLag()
-        """What the hellos to all, which reach the node itself too, tell of the bus."""
+        """Measured by the hellos to all, which reach the node itself too."""
         self._driver = driver
         self._all = subjects.control("nodes")
         self._subjects = subjects
@@ -163,12 +163,12 @@ class Cluster:
         """Answer a kind of question with one or more parts, each smaller than a message may be.
 
         The handler is called in the event loop and must not block. What it raises is logged, and
-        told to the one who asked.
+        reported to the node that asked.
         """
         self._handlers[question.name] = (question.asks, handler)
 
     async def open(self) -> None:
-        """Listen, and make oneself known. Raises a DriverError."""
+        """Subscribe, and announce this node. Raises a DriverError."""
         for subject in (self._all, self._own_subject(self.node_id)):
             self._subscriptions.append(await self._driver.subscribe(subject, self._receive))
         self._unsettle(self._patience_s)
@@ -178,7 +178,7 @@ class Cluster:
             self._say(self._all, _Look(self.node_id))
 
     async def aclose(self) -> None:
-        """Say goodbye, where the bus still takes it, and listen no more."""
+        """Announce that this node leaves, if the bus still accepts that, and unsubscribe."""
         if self._announcing:
             await self._announcing.aclose()
             await self._publish(self._all, _encode(_Bye(self.node_id)))
@@ -191,19 +191,19 @@ class Cluster:
 
     @property
     def nodes(self) -> frozenset[str]:
-        """The other nodes that have been heard of lately."""
+        """The other nodes with a recent hello."""
         oldest = self._now() - _MISSED_HELLOS * self._hello_s
         return frozenset(node for node, at in self._seen.items() if at >= oldest)
 
     async def ask(self, question: Question[Q, A], body: Q) -> Gathered[A]:
-        """Ask all nodes, this one included, and wait until all have answered, or the bound.
+        """Ask all nodes, this one included, and wait for their answers within the time limit.
 
-        Raises ClusterBusy, and a DriverError when the bus does not take the question.
+        Raises ClusterBusy, and a DriverError if the bus does not accept the question.
         """
         if len(self._asked) >= MAX_ASKING:
             raise ClusterBusy(f"{MAX_ASKING} questions to the cluster are under way already")
         if not self._driver.is_connected:
-            # A client that buffers would take the question, and this node be the whole answer.
+            # A driver that buffers would accept the question, and only this node would answer.
             message = "not connected to the bus: the other nodes cannot be asked"
             raise ConnectionFailed(message, driver=self._driver.name)
         call_id = secrets.token_hex(8)
@@ -221,7 +221,7 @@ class Cluster:
                 gather.look()
                 await complete.wait()
         except TimeoutError:
-            pass  # the result says who is missing
+            pass  # the result names the missing nodes
         finally:
             del self._asked[call_id]
         result = gather.result()
@@ -235,7 +235,7 @@ class Cluster:
             for number, part in enumerate(parts):
                 gather.add(self.node_id, number, len(parts), part)
 
-    # What comes
+    # Receiving
 
     def _receive(self, delivery: Delivery) -> None:
         try:
@@ -273,7 +273,7 @@ class Cluster:
                     asked.refuse(node)
 
     def _hear(self, node: str) -> bool:
-        """Note that a node lives; whether it is new."""
+        """Note that a node is alive; returns whether it is new."""
         is_new = node not in self._seen
         if not is_new or len(self._seen) < MAX_NODES:
             self._seen[node] = self._now()
@@ -292,7 +292,7 @@ class Cluster:
         try:
             with guarded():
                 parts = handler(body)
-        except Exception:  # noqa: BLE001 - who asked is told, whatever it was
+        except Exception:  # noqa: BLE001 - any fault is reported to the node that asked
             _log.exception("the answer to %s failed", call.question)
             self._say(subject, _Unanswered(call.id, self.node_id, "an internal error"))
             return
@@ -302,7 +302,7 @@ class Cluster:
         ]
         self._say(subject, *answers)
 
-    # What is said
+    # Sending
 
     def _say(self, subject: str, *messages: msgspec.Struct) -> None:
         self._background.start(
@@ -333,7 +333,7 @@ class Cluster:
             await asyncio.sleep(self._hello_s)
 
     def _unsettle(self, seconds: float) -> None:
-        """Others may not have been heard of: till then, a gather waits its whole time."""
+        """Some nodes may be unknown: for so long, questions wait for the whole time limit."""
         self._settled_at = max(self._settled_at, self._now() + seconds)
 
     def _own_subject(self, node: str) -> str:

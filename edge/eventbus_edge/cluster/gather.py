@@ -1,4 +1,4 @@
-"""The answers of a cluster to one question, as they come. Pure."""
+"""Collects the answers of a cluster to one question. Pure."""
 
 from collections.abc import (
     Callable,
@@ -20,7 +20,7 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 
 MAX_PARTS: Final = 1000
-"""Into how many parts a node may split its answer."""
+"""The largest number of parts of one node's answer."""
 MAX_NODES: Final = 1000
 
 
@@ -33,7 +33,7 @@ class Question(NamedTuple, Generic[Q, A]):
 
 
 class Gathered(NamedTuple, Generic[A]):
-    """What the nodes answered: each one's parts, by the node's id; and who has not in time."""
+    """The parts of each node's answer, by node id, and the nodes that did not answer in time."""
 
     answers: Mapping[str, Sequence[A]]
     missing: frozenset[str]
@@ -45,7 +45,7 @@ class Gathered(NamedTuple, Generic[A]):
 
 
 class Gather:
-    """The answers to one question, while they come."""
+    """The answers to one question, until all have arrived."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Gather:
         *,
         has_strangers: bool,
     ) -> None:
-        """`on_complete` is called when all that are expected have answered.
+        """`on_complete` is called when all expected nodes have answered.
 
-        With `has_strangers` it never is: others may answer that nobody has heard of yet.
+        With `has_strangers` it never is: nodes that are not known yet may answer as well.
         """
         self.question = question
         self._expected = expected
@@ -68,7 +68,7 @@ class Gather:
         self._sizes: dict[str, int] = {}
 
     def add(self, node: str, part: int, parts: int, answer: Any) -> None:
-        """One of a node's parts; what cannot be one is ignored."""
+        """Add one part of a node's answer; an impossible number is ignored."""
         is_known = node in self._parts or len(self._parts) < MAX_NODES
         if is_known and 0 <= part < parts <= MAX_PARTS:
             self._parts.setdefault(node, {})[part] = answer
@@ -81,17 +81,17 @@ class Gather:
         self.look()
 
     def leave(self, node: str) -> None:
-        """A node has gone, and is not waited for."""
+        """A node has left: do not wait for it."""
         self._expected.discard(node)
         self.look()
 
     def look(self) -> None:
-        """See whether all have answered."""
+        """Check whether all have answered."""
         if not self._has_strangers and self._expected <= self._whole() | self._refused:
             self._on_complete()
 
     def result(self) -> Gathered[Any]:
-        """The answers that are whole: a half one would be a lie."""
+        """The complete answers only: an incomplete one would be wrong."""
         whole = self._whole()
         answers = {
             node: [self._parts[node][part] for part in sorted(self._parts[node])]

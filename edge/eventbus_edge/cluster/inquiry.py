@@ -1,4 +1,4 @@
-"""Asking all nodes of a cluster; a node can, and so can whoever is none."""
+"""Questions to all nodes of a cluster, for nodes and for clients that are not nodes."""
 
 import asyncio
 import heapq
@@ -27,20 +27,20 @@ from eventbus_edge.cluster.questions import (
     Nothing,
 )
 
-__all__ = ["Inquiry", "RulesTold"]
+__all__ = ["Inquiry", "RuleAnswers"]
 
 
-class RulesTold(NamedTuple):
-    """What each node says of a channel, and who has not answered."""
+class RuleAnswers(NamedTuple):
+    """The rule of each node for a channel, and the nodes that did not answer."""
 
     nodes: list[ChannelRule]
     missing: list[str]
 
 
 class Inquiry:
-    """The questions, and what the answers of all nodes come to.
+    """Asks the questions, and sums up the answers of all nodes.
 
-    Every method raises ClusterBusy, or a DriverError when the bus does not carry the question.
+    Every method raises ClusterBusy, or a DriverError if the bus does not accept the question.
     """
 
     def __init__(self, cluster: Cluster, driver_name: str) -> None:
@@ -68,47 +68,47 @@ class Inquiry:
     async def channels(self, query: ListQuery) -> Channels:
         """The channels that match, those with most connections first.
 
-        Each node tells at most MAX_LISTED; `truncated` says when some are left out.
+        Each node lists at most MAX_LISTED; `truncated` says whether some are left out.
         """
         gathered = await self._cluster.ask(CHANNELS, Matching(query.pattern))
         found: dict[str, ChannelCount] = {}
         for part in gathered.all:
-            for told in part.counts:
-                found[told.channel] = _sum(found.get(told.channel), told)
+            for count in part.counts:
+                found[count.channel] = _sum(found.get(count.channel), count)
         first = heapq.nsmallest(
-            query.limit, found.values(), key=lambda told: (-told.connections, told.channel)
+            query.limit, found.values(), key=lambda count: (-count.connections, count.channel)
         )
         return Channels(
-            channels=[_stats(told) for told in first],
+            channels=[_stats(count) for count in first],
             truncated=len(found) > query.limit or any(part.truncated for part in gathered.all),
             missing=sorted(gathered.missing),
         )
 
     async def channel(self, channel: str) -> ChannelStats:
-        """One channel; nobody may hear it. Without any node its kind is not known: private."""
+        """One channel, which may have no subscribers. Without any node, its kind is private."""
         gathered = await self._cluster.ask(CHANNEL, AboutChannel(channel))
         counted: ChannelCount | None = None
-        for told in gathered.all:
-            counted = _sum(counted, told)
+        for count in gathered.all:
+            counted = _sum(counted, count)
         return _stats(counted or ChannelCount(channel, 0, ChannelKind.PRIVATE))
 
-    async def rules(self, channel: str) -> RulesTold:
-        """What the nodes' rules say of a channel; nodes may have different rules."""
+    async def rules(self, channel: str) -> RuleAnswers:
+        """The nodes' rules for a channel; nodes may have different rules."""
         gathered = await self._cluster.ask(RULE, AboutChannel(channel))
-        return RulesTold(list(gathered.all), sorted(gathered.missing))
+        return RuleAnswers(list(gathered.all), sorted(gathered.missing))
 
     async def disconnect(self, whom: Disconnect) -> Disconnected:
-        """Let connections go on whichever node they are, or subscribers of a channel."""
+        """Close connections on all nodes, or end the subscriptions of a channel."""
         gathered = await self._cluster.ask(DISCONNECT, whom)
         count = sum(part.count for part in gathered.all)
         return Disconnected(count=count, missing=sorted(gathered.missing))
 
 
-def _sum(known: ChannelCount | None, told: ChannelCount) -> ChannelCount:
+def _sum(known: ChannelCount | None, count: ChannelCount) -> ChannelCount:
     if known is None:
-        return told
-    return ChannelCount(told.channel, known.connections + told.connections, known.kind)
+        return count
+    return ChannelCount(count.channel, known.connections + count.connections, known.kind)
 
 
-def _stats(told: ChannelCount) -> ChannelStats:
-    return ChannelStats(channel=told.channel, kind=told.kind, connections=told.connections)
+def _stats(count: ChannelCount) -> ChannelStats:
+    return ChannelStats(channel=count.channel, kind=count.kind, connections=count.connections)

@@ -1,4 +1,4 @@
-"""What the nodes of a cluster are asked, and the types of questions and answers."""
+"""The questions to the nodes of a cluster, with the types of their answers."""
 
 from typing import Final
 
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """A question without particulars."""
+    """A question without parameters."""
 
 
 class Matching(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Matching(msgspec.Struct, frozen=True):
 
 
 class ChannelCount(msgspec.Struct, array_like=True, frozen=True):
-    """A channel that clients of a node hear, its kind by the node's rules, and their number."""
+    """A channel with subscribers on a node: their number, and the kind by the node's rules."""
 
     channel: str
     connections: int
@@ -46,14 +46,14 @@ class ChannelCount(msgspec.Struct, array_like=True, frozen=True):
 
 
 class ChannelsHeard(msgspec.Struct, frozen=True):
-    """Some of a node's channels; `truncated` when it has more than MAX_LISTED that match."""
+    """Some of a node's channels; `truncated` if more than MAX_LISTED match."""
 
     counts: list[ChannelCount]
     truncated: bool
 
 
 class AboutChannel(msgspec.Struct, frozen=True):
-    """What of this channel?"""
+    """A question about one channel."""
 
     channel: str
 
@@ -65,14 +65,14 @@ class Count(msgspec.Struct, frozen=True):
 
 
 class ChannelRule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node's rules say of a channel, in words, and how many of its clients hear it."""
+    """A node's rule for a channel, in words, and the number of its subscribers there."""
 
     node: str
     pattern: str
-    """Of the rule that applies; `>` where no other does."""
+    """That of the rule that applies; `>` if none does."""
     kind: ChannelKind
     join: list[str]
-    """Who may join: whoever one of these is said of."""
+    """Who may join: those who meet one of these."""
     whisper: list[str]
     connections: int
 

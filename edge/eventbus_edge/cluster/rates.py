@@ -1,4 +1,4 @@
-"""How busy channels are, counted only while somebody wants to know. Pure."""
+"""The message rates of channels, counted only while they are watched. Pure."""
 
 import math
 from typing import Final
@@ -7,17 +7,17 @@ __all__ = ["MAX_COUNTED", "ChannelRates"]
 
 
 MAX_COUNTED: Final = 10_000
-"""Channels whose messages are counted; what comes on others meanwhile is only told to exist."""
+"""Channels whose messages are counted; for others, only `overflowed` is set."""
 _MEMORY_S: Final = 5.0
-"""After that time a message counts for a third (1/e): rates are calm, and follow nevertheless."""
+"""After this time a message counts for a third (1/e): rates are smooth, and still follow."""
 _FORGOTTEN: Final = 0.01
 
 
 class ChannelRates:
-    """Messages per second of each channel, as a mean that forgets."""
+    """Messages per second of each channel, as an exponentially weighted mean."""
 
     def __init__(self, now: float) -> None:
-        """`now` is in seconds of any clock that does not go back."""
+        """`now` is in seconds of a monotonic clock."""
         self._began = self._rolled = now
         self._counts: dict[str, int] = {}
         self._decayed: dict[str, float] = {}
@@ -35,7 +35,7 @@ class ChannelRates:
             self.overflowed = True
 
     def read(self, now: float) -> dict[str, float]:
-        """Messages per second by channel; what has fallen silent is left out soon."""
+        """Messages per second by channel; silent channels are dropped soon."""
         factor = math.exp((self._rolled - now) / _MEMORY_S)
         self._rolled = now
         decayed = {}
@@ -51,7 +51,7 @@ class ChannelRates:
             busiest = sorted(decayed, key=decayed.__getitem__, reverse=True)[:MAX_COUNTED]
             decayed = {channel: decayed[channel] for channel in busiest}
         self._decayed = decayed
-        # All weights of a steady second sum up to this; less, while it has only begun.
+        # The sum of all weights at one message per second; less just after the start.
         whole = _MEMORY_S * (1.0 - math.exp((self._began - now) / _MEMORY_S))
         if whole <= 0.0:
             return {}

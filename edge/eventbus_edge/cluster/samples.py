@@ -1,4 +1,4 @@
-"""Samples: what each node says of itself for a live picture of the cluster, and their sum. Pure."""
+"""Samples: the state of each node for live statistics of the cluster, and their sum. Pure."""
 
 import heapq
 from collections.abc import (
@@ -19,8 +19,8 @@ __all__ = [
     "SAMPLE",
     "ChannelSample",
     "ClusterSample",
+    "NodeAnswer",
     "NodeSample",
-    "NodeTold",
     "Sampled",
     "merge_channels",
 ]
@@ -28,17 +28,17 @@ __all__ = [
 
 FEW: Final = 50
 MANY: Final = 1000
-"""Channels of a sample, and of one in some seconds."""
+"""Channels of a sample; one sample in some seconds has MANY."""
 
 
 class Sampled(msgspec.Struct, frozen=True):
-    """Tell how you are, with `most` channels."""
+    """A question for a sample, with at most `most` channels."""
 
     most: Annotated[int, msgspec.Meta(ge=0, le=MANY)]
 
 
 class ChannelSample(msgspec.Struct, array_like=True, frozen=True):
-    """A channel: its kind, the connections that hear it, its messages per second."""
+    """A channel: its kind, its number of subscribers, its messages per second."""
 
     channel: str
     kind: ChannelKind
@@ -47,7 +47,7 @@ class ChannelSample(msgspec.Struct, array_like=True, frozen=True):
 
 
 class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One node, now. Counts are since its start; `at` is its own clock, to tell rates by."""
+    """One node, now. Counts are since its start; `at` is its own clock, to compute rates with."""
 
     id: str
     host: str
@@ -73,7 +73,7 @@ class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it has more busy channels than it counts."""
 
 
-class NodeTold(msgspec.Struct, frozen=True):
+class NodeAnswer(msgspec.Struct, frozen=True):
     """A node's answer."""
 
     node: NodeSample
@@ -81,7 +81,7 @@ class NodeTold(msgspec.Struct, frozen=True):
 
 
 class ClusterSample(msgspec.Struct, frozen=True, kw_only=True):
-    """All nodes, now; what a page that watches gets."""
+    """All nodes, now: the data of the event `eb:stats`."""
 
     driver: str
     bounds: Sequence[float]
@@ -93,17 +93,17 @@ class ClusterSample(msgspec.Struct, frozen=True, kw_only=True):
     """Whether these are up to MANY channels, or only the first few."""
 
 
-SAMPLE: Final = Question("sample", Sampled, NodeTold)
+SAMPLE: Final = Question("sample", Sampled, NodeAnswer)
 
 
-def merge_channels(told: Iterable[ChannelSample], most: int) -> list[ChannelSample]:
+def merge_channels(samples: Iterable[ChannelSample], most: int) -> list[ChannelSample]:
     """The busiest channels of all nodes.
 
     Connections are summed. Each node gets every message of a channel once, so that the rate is
     that of the node which counted most.
     """
     found: dict[str, ChannelSample] = {}
-    for one in told:
+    for one in samples:
         known = found.get(one.channel)
         if known is not None:
             one = ChannelSample(  # noqa: PLW2901 - the sum takes its place

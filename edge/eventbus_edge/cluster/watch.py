@@ -30,8 +30,8 @@ from eventbus_edge.cluster.samples import (
     SAMPLE,
     ChannelSample,
     ClusterSample,
+    NodeAnswer,
     NodeSample,
-    NodeTold,
     Sampled,
     merge_channels,
 )
@@ -128,12 +128,12 @@ class Watch:
 
     # The sample of this node
 
-    def _own(self, most: int) -> NodeTold:
+    def _own(self, most: int) -> NodeAnswer:
         node, tally = self._node, self._node.metrics.tally
         now = time.monotonic()
         rates = self._count(now)
         presence_channels, presence_members = node.presence.counts()
-        return NodeTold(
+        return NodeAnswer(
             NodeSample(
                 id=node.id,
                 host=socket.gethostname(),

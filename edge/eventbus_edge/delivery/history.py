@@ -1,4 +1,4 @@
-"""A channel's stored messages for clients that come back: read once for all who ask meanwhile."""
+"""A channel's stored messages for clients that resume; concurrent reads are shared."""
 
 import asyncio
 from collections.abc import (
@@ -39,7 +39,7 @@ __all__ = ["MAX_PAGE_BYTES", "CaughtUp", "History", "HistoryRead", "OnRead", "ig
 PAGE: Final = 500
 MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_CATCH_UP_BYTES: Final = 64 * 1024 * 1024
-"""What a node keeps in memory for one client that resumes; who has missed more begins anew."""
+"""What a node keeps in memory for one client that resumes; beyond, it is not recovered."""
 _TURNS: Final = 16
 
 _Key = tuple[str, Position | int | None, str | None, int]
@@ -48,16 +48,16 @@ OnRead = Callable[[int], object]
 
 
 def ignore(_messages: int) -> None:
-    """An OnRead of callers whose reading is not counted."""
+    """An OnRead for reads that are not counted."""
 
 
 class HistoryRead(NamedTuple):
-    """Stored messages; `position` is None where none are kept, else where the stream stands."""
+    """Stored messages, and the position of the stream: None if none are stored."""
 
     messages: list[ChannelMessage]
     position: Position | None
     complete: bool
-    """False when messages after the asked offset are no longer held, or may not be."""
+    """False if messages after the given offset are no longer stored, or may not be."""
 
 
 class CaughtUp(NamedTuple):
@@ -68,12 +68,12 @@ class CaughtUp(NamedTuple):
     recovered: bool | None
     """None when no resume was asked for."""
     last: int
-    """Live messages up to this offset are among `messages`, or before `start`."""
+    """Messages up to this offset are in `messages`, or before `start`."""
 
     def live(self, backlog: Backlog) -> list[ChannelMessage | PresenceChanged | Subscribed]:
-        """What passed meanwhile and is not among `messages`: volatile messages and gaps included.
+        """The backlog without what is in `messages`; volatile messages and gaps are included.
 
-        A gap that ends before `last` is none for who has read the messages up to there.
+        A gap that ends before `last` is left out: the messages up to there were read.
         """
         return [one for one in backlog.messages if self._is_new(one)]
 
@@ -85,23 +85,23 @@ class CaughtUp(NamedTuple):
         return reached > self.last
 
     def ahead_of(self, live: Position | None) -> Position | None:
-        """Up to where `messages` reach, when the bus has brought less than that."""
+        """The last position in `messages`, if the bus has not delivered up to there yet."""
         if self.start is None or live is None or live.epoch != self.start.epoch:
             return None
         return Position(self.last, live.epoch) if self.last > live.offset else None
 
 
 class History:
-    """Reads stored messages through the driver, where it keeps any."""
+    """Reads stored messages through the driver, if it stores any."""
 
     def __init__(self, driver: Driver, subjects: Subjects, to_message: ToMessage) -> None:
-        """`to_message` checks a delivery and makes it a message; None for one that is none."""
+        """`to_message` checks a delivery, and returns None if it is not a message."""
         keeps = Capability.HISTORY in driver.capabilities
         self._driver = cast(HistoryDriver, driver) if keeps else None
         self._subjects = subjects
         self._to_message = to_message
         self._waiting: dict[_Key, asyncio.Task[Page]] = {}
-        # A channel's reads take turns, so that those who come meanwhile share the next one.
+        # The reads of a channel take turns, so that calls in the meantime share the next one.
         self._turns = [asyncio.Lock() for _ in range(_TURNS)]
 
     async def page(
@@ -115,8 +115,8 @@ class History:
     ) -> HistoryRead:
         """The first `limit` messages after the offset `since`; without it, the last `limit`.
 
-        Only as many as fit into `max_bytes`, but always one. `on_read` gets the number of messages
-        of each page that is read. Raises an EventBusError.
+        At most as many as fit into `max_bytes`, but at least one. `on_read` gets the number of
+        messages of each page that is read. Raises an EventBusError.
         """
         if self._driver is None:
             return HistoryRead([], None, complete=True)
@@ -136,11 +136,11 @@ class History:
         most: int | None = None,
         on_read: OnRead = ignore,
     ) -> CaughtUp:
-        """What a client that resumes, or asks for history, is to get first.
+        """The first messages for a client that resumes, or asks for history.
 
-        `position` is where the channel stands. Who has missed more than `most` messages, or than
-        MAX_CATCH_UP_BYTES, is not brought up to date. The caller keeps what passes from before the
-        call, in a Backlog, so that nothing falls between. Raises an EventBusError.
+        `position` is that of the channel. A client that missed more than `most` messages, or than
+        MAX_CATCH_UP_BYTES, is not recovered. From before the call, the caller keeps live messages
+        in a Backlog, so that none is lost in between. Raises an EventBusError.
         """
         resume = command.resume
         if self._driver is None or position is None:
@@ -167,7 +167,7 @@ class History:
         while True:
             page = await self._read((channel, place, mark_of(place), PAGE), on_read)
             last = page.position
-            # Each page for itself: messages may have been evicted since the one before.
+            # Checked for each page: messages may have been evicted since the previous one.
             if not page.complete or place.offset > last.offset:
                 return CaughtUp(last, [], recovered=False, last=last.offset)
             new = self._messages(channel, page)
@@ -187,7 +187,7 @@ class History:
         return [message for message in made if message is not None]
 
     async def _read(self, key: _Key, on_read: OnRead) -> Page:
-        """A page that is read after this call; those who wait for the same one share it."""
+        """A page that is read after this call; concurrent calls for the same page share it."""
         task = self._waiting.get(key)
         if task is None:
             task = self._waiting[key] = asyncio.create_task(self._run(key))
@@ -200,7 +200,7 @@ class History:
         channel, after, _, limit = key
         subject = self._subjects.live(channel)
         async with self._turns[hash(channel) % _TURNS]:
-            del self._waiting[key]  # from here on, it is too old for those who ask
+            del self._waiting[key]  # too old for calls from here on
             assert self._driver is not None
             if isinstance(after, Position):
                 return await read_from(self._driver, subject, after, limit)
@@ -222,6 +222,6 @@ def _fitting(messages: Iterable[ChannelMessage], room: int) -> list[ChannelMessa
 
 
 def _retrieve(task: "asyncio.Task[Page]") -> None:
-    """Mark an exception as seen: those who wait raise it, and there may be none left."""
+    """Mark the exception as retrieved: else asyncio logs it if all waiters were cancelled."""
     if not task.cancelled():
         task.exception()

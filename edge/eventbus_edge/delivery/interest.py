@@ -1,4 +1,4 @@
-"""What this node listens to on the bus: one exact subscription for each channel in use."""
+"""The node's subscriptions on the bus: one exact subscription per channel in use."""
 
 import asyncio
 import functools
@@ -30,7 +30,7 @@ OnGap = Callable[[str, Position], None]
 
 
 class _Channel:
-    """One channel's subscription, and how many hold it."""
+    """One channel's subscription, and the number of its holders."""
 
     __slots__ = ("holders", "is_expiring", "left_at", "lock", "mark", "position", "subscription")
 
@@ -53,9 +53,9 @@ class _Channel:
 
 
 class Interest:
-    """The first holder of a channel subscribes; some time after the last one has left, it ends.
+    """Subscribes for the first holder of a channel, and unsubscribes some time after the last one.
 
-    The wait spares the bus when a page reloads, or a lone client reconnects.
+    The wait saves calls to the bus when a page reloads or a single client reconnects.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class Interest:
         on_filter_gap: Callable[[str], None] | None = None,
         subject_of: Callable[[str], str] | None = None,
     ) -> None:
-        """`on_gap` is called before a delivery that comes after messages that were lost.
+        """`on_gap` is called before the first delivery after lost messages.
 
-        It gets the position from which the channel goes on. Drivers read again what they missed:
-        it is called where the broker does not have that any more. `subject_of` gives the subject
-        of what is held, where that is no channel's name but a filter; and `on_filter_gap` is
-        called with the filter where messages of its channels may have been lost.
+        It gets the position from which the channel continues. Drivers read missed messages again,
+        so it is called only if the broker no longer stores them. For filters instead of channels,
+        `subject_of` gives the subject of a filter, and `on_filter_gap` gets each filter whose
+        messages may have been lost.
         """
         self._driver = driver
         self._subject_of = subject_of or subjects.live
@@ -89,10 +89,10 @@ class Interest:
         return len(self._channels)
 
     async def acquire(self, channel: str) -> Position | None:
-        """Hold a channel. Each success is ended by one `release`.
+        """Subscribe to a channel; each success needs one `release`.
 
-        Returns the position from which deliveries go on for whoever listens from this very moment
-        (before the next await), None where the bus keeps no history. Raises a DriverError.
+        Returns the position after which deliveries continue for callers that act before their next
+        await; None if the bus keeps no history. Raises a DriverError.
         """
         entry = self._channels.get(channel)
         if entry is None:
@@ -101,9 +101,8 @@ class Interest:
         try:
             async with entry.lock:
                 if entry.subscription is None:
-                    entry.position = entry.mark = (
-                        None  # the one before may have moved it to its very end
-                    )
+                    # The previous subscription may have set them until it ended.
+                    entry.position = entry.mark = None
                     await self._subscribe(channel, entry)
         except BaseException:
             self.release(channel)
@@ -125,14 +124,16 @@ class Interest:
                 subscription.on_gap = functools.partial(self._on_filter_gap, channel)
             else:
                 subscription.on_gap = functools.partial(
-                    self._begin_again, channel, entry, subscription
+                    self._report_new_history, channel, entry, subscription
                 )
         entry.subscription = subscription
-        # Messages that came while the subscription was being made have moved the position already.
+        # Messages that came while subscribing have moved the position already.
         entry.position = entry.position or subscription.position
 
-    def _begin_again(self, channel: str, entry: _Channel, subscription: Subscription) -> None:
-        """Report a history that was replaced, which may be long before its next message."""
+    def _report_new_history(
+        self, channel: str, entry: _Channel, subscription: Subscription
+    ) -> None:
+        """Report a replaced history at once: its next message may come much later."""
         position, before = subscription.position, entry.position
         if position is not None and before is not None and position.epoch != before.epoch:
             entry.position = position
@@ -140,12 +141,12 @@ class Interest:
                 self._on_gap(channel, position)
 
     def position(self, channel: str) -> Position | None:
-        """Where a held channel stands; None where the bus keeps no history."""
+        """The position of a subscribed channel; None if the bus keeps no history."""
         entry = self._channels.get(channel)
         return entry.marked if entry else None
 
     def has_nothing_after(self, channel: str, position: Position) -> bool:
-        """Whether it is certain that a held channel has had no message after a position."""
+        """Whether a subscribed channel certainly had no message after a position."""
         entry = self._channels.get(channel)
         subscription: object = None if entry is None else entry.subscription
         if not isinstance(subscription, FollowingSubscription):
@@ -153,7 +154,7 @@ class Interest:
         return subscription.has_nothing_after(position)
 
     def release(self, channel: str) -> None:
-        """Hold a channel no longer; after `aclose` there is nothing to do."""
+        """Undo one `acquire`; after `aclose` there is nothing to do."""
         entry = self._channels.get(channel)
         if entry is None:
             return
@@ -177,7 +178,7 @@ class Interest:
                 if subscription is not None:
                     await self._close(channel, subscription)
             finally:
-                # Somebody may hold the channel by now: they wait for the lock, and subscribe anew.
+                # New holders wait for the lock, and then subscribe again.
                 if entry.holders == 0:
                     self._channels.pop(channel, None)
 
@@ -197,7 +198,7 @@ class Interest:
 
 
 def _is_gap(delivery: Delivery, position: Position, last: Position | None) -> bool:
-    """Whether messages that were stored between the last delivery and this one did not come."""
+    """Whether messages were stored since the last delivery and not delivered."""
     if last is None:
         return False
     if position.epoch != last.epoch:

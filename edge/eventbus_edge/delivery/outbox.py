@@ -1,4 +1,4 @@
-"""What waits to be written to one connection: joined within a loop turn, bounded in bytes."""
+"""Frames that wait to be written to one connection: one write per loop turn, limited in bytes."""
 
 import contextlib
 import enum
@@ -17,24 +17,24 @@ __all__ = ["Outbox", "Sink", "State", "Unsent"]
 
 
 _RELIEVED: Final = 0.9
-"""The share of its limit to which the sum of unsent bytes is brought down."""
+"""The share of the limit to which the sum of unsent bytes is reduced."""
 
 
 class Sink(Protocol):
-    """Where bytes go: a connection's transport."""
+    """A connection's transport."""
 
     def write(self, data: bytes) -> None:
-        """Take bytes; never blocks."""
+        """Write bytes; never blocks."""
 
     def unsent(self) -> int:
-        """Bytes taken that the peer's socket has not accepted yet."""
+        """Bytes written that the peer's socket has not accepted yet."""
 
     def abort(self) -> None:
-        """End the connection at once, and free what is unsent."""
+        """End the connection at once, and free unsent bytes."""
 
 
 class State(enum.Enum):
-    """Whether frames are still taken."""
+    """Whether an outbox accepts frames."""
 
     OPEN = enum.auto()
     TOO_SLOW = enum.auto()
@@ -45,8 +45,8 @@ class Outbox:
     """Frames on their way to one connection.
 
     `push` is the hot path: it appends; the frames of a loop turn are written at once by `flush`.
-    When more than `limit` bytes are unsent, the outbox turns TOO_SLOW and takes no more: the
-    connection costs at most its bound (and what one turn added), and nobody waits for it.
+    When more than `limit` bytes are unsent, the outbox turns TOO_SLOW and accepts no more. So a
+    connection costs at most its limit and what one turn added, and never delays another one.
     """
 
     __slots__ = (
@@ -60,18 +60,18 @@ class Outbox:
         self.limit = limit
         self.state = State.OPEN
         self.written = 0
-        """Bytes given to the sink; the hub takes them off when it counts them."""
+        """Bytes written to the sink that the hub has not counted yet."""
         self.dropped = 0
-        """Frames that were not taken any more, or not written."""
+        """Frames that were not accepted, or not written."""
         self.was_too_slow = False
         self.unsent = 0
-        """Bytes that the peer's socket had not accepted when that was looked at last."""
+        """Unsent bytes at the last call of `measure`."""
         self._sink = sink
         self._pending: list[bytes] = []
         self._pending_bytes = 0
 
     def push(self, frame: bytes) -> bool:
-        """Add a frame; True when it is the first of its turn, so that a flush must be arranged."""
+        """Add a frame; True if it is the first of its turn: then the caller schedules a flush."""
         if self.state is not State.OPEN:
             self.dropped += 1
             return False
@@ -83,7 +83,7 @@ class Outbox:
         return first
 
     def flush(self) -> None:
-        """Write what is pending, in one go; then look whether the connection keeps up."""
+        """Write the pending frames at once; then check whether the connection keeps up."""
         if self._pending and self.state is State.OPEN:
             frames = self._pending
             self.written += self._pending_bytes
@@ -100,46 +100,46 @@ class Outbox:
         return self._pending_bytes + self._sink.unsent()
 
     def measure(self) -> int:
-        """Look at how much is unsent."""
+        """Update `unsent`, and return it."""
         self.unsent = self._sink.unsent()
         return self.unsent
 
     def close(self) -> None:
-        """Take no more; what was not flushed is dropped."""
+        """Accept no more frames, and drop pending ones."""
         self.state = State.CLOSED
         self.dropped += len(self._pending)
         self._pending.clear()
         self._pending_bytes = 0
 
     def abort(self) -> None:
-        """Free what is unsent, by ending the connection."""
+        """End the connection, which frees its unsent bytes."""
         self.close()
         self._sink.abort()
 
 
 class Unsent:
-    """The unsent bytes of all connections, in sum, of which those behind are known one by one.
+    """The sum of the unsent bytes of all connections.
 
-    A connection counts until its bytes are sent or freed, also when it has been closed.
+    A connection counts until its bytes are sent or freed, even after it was closed.
     """
 
     def __init__(self, limit: int, on_cut: Callable[[Outbox], None] = lambda _: None) -> None:
-        """`on_cut` gets each outbox that is about to be aborted, the sum being above `limit`."""
+        """`on_cut` gets each outbox that is about to be aborted because the sum exceeds `limit`."""
         self.total = 0
         self.held = 0
-        """Bytes of stored messages that were read for clients and not given to them yet."""
+        """Bytes of stored messages that were read for clients and not sent to them yet."""
         self._limit = limit
         self._on_cut = on_cut
         self._behind: dict[Outbox, int] = {}
 
     @property
     def is_over(self) -> bool:
-        """Whether too much waits, stored messages included, to add anything."""
+        """Whether unsent bytes and held messages exceed the limit."""
         return self.total + self.held > self._limit
 
     @contextlib.contextmanager
     def holding(self, size: int) -> Iterator[None]:
-        """Count `size` bytes of stored messages that are read and not given to a client yet."""
+        """Count `size` bytes of stored messages that are read and not sent to a client yet."""
         self.held += size
         try:
             yield
@@ -147,7 +147,7 @@ class Unsent:
             self.held -= size
 
     def note(self, outbox: Outbox) -> None:
-        """An outbox has been written to. A part of the hot path."""
+        """An outbox was flushed. A part of the hot path."""
         if outbox.unsent or outbox in self._behind:
             self._set(outbox, outbox.unsent)
 
@@ -157,13 +157,13 @@ class Unsent:
             self._behind[outbox] = unsent
 
     def measure(self) -> int:
-        """Look again at all that were behind; gives the sum."""
+        """Update the unsent bytes of all outboxes that are behind; returns the sum."""
         for outbox in list(self._behind):
             self._set(outbox, outbox.measure())
         return self.total
 
     def relieve(self) -> None:
-        """Above the limit, cut those with most unsent bytes until the sum is well below it."""
+        """Above the limit, abort those with most unsent bytes until the sum is well below it."""
         if self.total <= self._limit or self.measure() <= self._limit:
             return
         for outbox in sorted(self._behind, key=self._behind.__getitem__, reverse=True):

@@ -1,7 +1,7 @@
-"""Subscriptions to all channels of a pattern: one filter on the bus for each pattern in use.
+"""Subscriptions to all channels of a pattern: one filter on the bus per pattern in use.
 
-A connection gets each message once, whatever it listens to: by the channel itself where it has
-that, otherwise by the first of its patterns that matches.
+A connection receives each message once: through the channel itself if it is subscribed to that,
+otherwise through the first of its patterns that matches.
 """
 
 import logging
@@ -33,7 +33,7 @@ ToMessage = Callable[[str, Delivery], ChannelMessage | None]
 
 
 class Wildcards:
-    """Who listens to which patterns on this node. Patterns are named by their filters."""
+    """The subscribers of patterns on this node. Patterns are named by their filters."""
 
     def __init__(
         self,
@@ -46,13 +46,16 @@ class Wildcards:
         on_gap: Callable[[], None],
         linger_s: float,
     ) -> None:
-        """`to_message` checks a delivery, None for one that is no message; the others count."""
+        """`to_message` checks a delivery, and returns None for one that is not a message.
+
+        `on_sent` gets the number of recipients of each message.
+        """
         self._subjects = subjects
         self._hub = hub
         self._to_message = to_message
         self._on_sent = on_sent
         self._on_gap = on_gap
-        self._listeners: dict[str, dict[str, Outbox]] = {}
+        self._subscribers: dict[str, dict[str, Outbox]] = {}
         self._patterns: dict[str, dict[str, Pattern]] = {}
         self._muted: set[tuple[str, str]] = set()
         self._interest = Interest(
@@ -60,7 +63,7 @@ class Wildcards:
             subjects,
             self._on_delivery,
             linger_s,
-            on_filter_gap=self._tell_gap,
+            on_filter_gap=self._notify_gap,
             subject_of=lambda text: subjects.live_filter(Pattern(text)),
         )
 
@@ -68,15 +71,15 @@ class Wildcards:
         return len(self._interest)
 
     async def join(self, pattern: Pattern, outbox: Outbox) -> None:
-        """Let a connection hear the channels of a pattern, once. Raises a DriverError."""
+        """Subscribe a connection to a pattern that it has not joined. Raises a DriverError."""
         await self._interest.acquire(pattern.filter)
-        self._listeners.setdefault(pattern.filter, {})[outbox.connection_id] = outbox
+        self._subscribers.setdefault(pattern.filter, {})[outbox.connection_id] = outbox
         self._patterns.setdefault(outbox.connection_id, {})[pattern.filter] = pattern
 
     def leave(self, pattern: Pattern, connection_id: str) -> None:
-        """End that."""
+        """Unsubscribe a connection from a pattern."""
         for table, key, inner in (
-            (self._listeners, pattern.filter, connection_id),
+            (self._subscribers, pattern.filter, connection_id),
             (self._patterns, connection_id, pattern.filter),
         ):
             entry = table[key]
@@ -86,38 +89,42 @@ class Wildcards:
         self._interest.release(pattern.filter)
 
     def mute(self, channel: str, connection_id: str) -> None:
-        """Give a connection nothing of a channel that it is joining: its backlog keeps that."""
+        """Deliver nothing of a channel to a connection that is joining it: its backlog keeps it."""
         self._muted.add((channel, connection_id))
 
     def unmute(self, channel: str, connection_id: str) -> None:
-        """The join has ended, well or not."""
+        """The join has succeeded or failed."""
         self._muted.discard((channel, connection_id))
 
     def _on_delivery(self, filter_: str, delivery: Delivery) -> None:
-        listeners = self._listeners.get(filter_)
-        if not listeners:
+        subscribers = self._subscribers.get(filter_)
+        if not subscribers:
             return
         try:
             channel = self._subjects.channel_of(delivery.subject)
-        except InvalidChannel:  # anyone may publish to anything; no client may name such a channel
+        except (
+            InvalidChannel
+        ):  # anyone may publish to any subject; clients cannot join such a channel
             return
         message = self._to_message(channel, delivery)
         if message is not None:
-            self._on_sent(self._deliver(filter_, message, listeners))
+            self._on_sent(self._deliver(filter_, message, subscribers))
 
-    def _tell_gap(self, filter_: str) -> None:
-        """Messages may be lost for good: tell each client, by the pattern that it has asked for."""
+    def _notify_gap(self, filter_: str) -> None:
+        """Messages may be lost for good: notify each client, with the pattern that it sent."""
         self._on_gap()
         _log.warning("messages of the pattern %s may have been lost", filter_)
-        for connection_id, outbox in self._listeners.get(filter_, {}).items():
+        for connection_id, outbox in self._subscribers.get(filter_, {}).items():
             pattern = self._patterns[connection_id][filter_]
-            gap = SubscribedPattern(pattern.text, None, recovered=False)
-            self._hub.push(outbox, outbox.format.reply(gap))
+            notice = SubscribedPattern(pattern.text, None, recovered=False)
+            self._hub.push(outbox, outbox.format.reply(notice))
 
-    def _deliver(self, filter_: str, message: ChannelMessage, listeners: dict[str, Outbox]) -> int:
+    def _deliver(
+        self, filter_: str, message: ChannelMessage, subscribers: dict[str, Outbox]
+    ) -> int:
         to = [
             outbox
-            for connection_id, outbox in listeners.items()
+            for connection_id, outbox in subscribers.items()
             if connection_id != message.exclude
             and self._is_due(filter_, message.channel, connection_id)
         ]
@@ -133,5 +140,5 @@ class Wildcards:
         return first == filter_
 
     async def aclose(self) -> None:
-        """End all."""
+        """End all subscriptions on the bus."""
         await self._interest.aclose()

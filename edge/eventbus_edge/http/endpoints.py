@@ -61,7 +61,7 @@ _NOT_STORED: Final = (
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer what a handler raises as problem JSON (RFC 9457)."""
+    """Answer exceptions of handlers as problem JSON (RFC 9457)."""
     try:
         with guarded():
             return await handler(request)

@@ -1,6 +1,6 @@
-"""How much one client may take: places on the node, and a pace for what it sends. Pure.
+"""The limits of one connection, and the pace of its actions. Pure.
 
-Times are monotonic seconds. A node counts its own: two nodes together hold twice as much.
+Times are monotonic seconds.
 """
 
 import enum
@@ -22,15 +22,15 @@ __all__ = [
 
 
 STRIKES: Final = 100
-"""Refusals, without a rest between them, after which a client is not served any longer."""
+"""Refusals without a rest between them, after which a connection is closed."""
 BYTES_PER_ACTION: Final = 16 * 1024
-"""A command costs an action more for each of these bytes, inflated."""
+"""A command costs one more action per so many bytes, inflated."""
 ANSWER_BYTES_PER_ACTION: Final = 64 * 1024
-"""A command costs an action more for each of these bytes of its answer."""
+"""A command costs one more action per so many bytes of its answer."""
 
 
 class SessionLimits(NamedTuple):
-    """What a connection may do; the defaults are those of the wire protocol."""
+    """What a connection may do; the defaults are documented with the wire protocol."""
 
     heartbeat_s: float = 25.0
     max_channels: int = 100
@@ -44,16 +44,16 @@ class SessionLimits(NamedTuple):
 
 
 class Verdict(enum.Enum):
-    """What becomes of an action."""
+    """What happens to an action."""
 
     SERVE = "serve"
     REFUSE = "refuse"
     END = "end"
-    """Refuse it, and end the connection: it has been refused again and again."""
+    """Refuse it, and close the connection after too many refusals."""
 
 
 class Pace:
-    """The actions of one connection. Refusals count until it has rested, its bucket being full.
+    """The actions of one connection. Refusals are counted until its bucket is full again.
 
     Every frame is an action, whatever its kind; large and expensive commands cost several.
     """
@@ -65,7 +65,7 @@ class Pace:
         self._strikes = 0
 
     def judge(self, now: float, cost: float = 1.0) -> Verdict:
-        """Count one action, or what costs as much as `cost` of them."""
+        """Count one action, which costs as much as `cost` plain ones."""
         if self._strikes and self._bucket.is_full(now):
             self._strikes = 0
         if self._bucket.take(now, cost):
@@ -74,5 +74,5 @@ class Pace:
         return Verdict.END if self._strikes >= STRIKES else Verdict.REFUSE
 
     def charge(self, now: float, cost: float) -> None:
-        """Count what an action that was served has cost beyond its price."""
+        """Count further cost of an action that was served."""
         self._bucket.charge(now, cost)

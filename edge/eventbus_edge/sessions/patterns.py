@@ -1,4 +1,4 @@
-"""The patterns of channels that one connection has joined. Pure, as the session that has them."""
+"""The patterns of channels that one connection has joined. Pure."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,14 +25,14 @@ __all__ = ["Hindrance", "SessionPatterns"]
 
 
 class Hindrance(NamedTuple):
-    """Why a connection may join nothing more at the moment, as an error of the protocol."""
+    """Why a connection may join nothing more at the moment, as code and message of an error."""
 
     code: str
     message: str
 
 
 class SessionPatterns:
-    """By their filters: a name that a pattern gives a token means nothing here."""
+    """Joined patterns by their filters, in which names of tokens do not count."""
 
     def __init__(self) -> None:
         self._joined: dict[str, Pattern] = {}
@@ -64,7 +64,7 @@ class SessionPatterns:
         return [JoinPattern(command, pattern)]
 
     def joined(self, command: SubscribePattern, pattern: Pattern) -> list[Effect]:
-        """The channels of a pattern are listened to."""
+        """The pattern is joined."""
         self._joined[pattern.filter] = pattern
         return [Send(SubscribedPattern(pattern.text, command.ref))]
 
@@ -80,12 +80,12 @@ class SessionPatterns:
         return [LeavePattern(pattern), Send(UnsubscribedPattern(text, ref))]
 
     def revoke(self, pattern: Pattern) -> list[Effect]:
-        """Take a pattern away, and tell the client; nothing where it is not joined."""
+        """Leave a pattern, and notify the client; no effects if it is not joined."""
         joined = self._joined.pop(pattern.filter, None)
         if joined is None:
             return []
         return [LeavePattern(joined), Send(UnsubscribedPattern(joined.text, None, "revoked"))]
 
     def clear(self) -> None:
-        """Forget all: the connection has ended."""
+        """Drop all: the connection has ended."""
         self._joined.clear()

@@ -1,4 +1,4 @@
-"""A process that was stopped, or whose machine slept, and what it must know before it goes on."""
+"""Detects that the process was stopped or its machine slept, and what happened meanwhile."""
 
 import select
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ __all__ = ["PAUSE_S", "Pauses", "closed_by_peer"]
 
 
 PAUSE_S: Final = 2.0
-"""A gap between two turns of the node's clock that is no longer called a busy event loop."""
-# Where there is no POLLRDHUP, the hang-up that is reported in any case has to do.
+"""A gap between two turns of the clock that counts as a pause, not as a busy event loop."""
+# Without POLLRDHUP, poll still reports hang-ups (POLLHUP).
 _RDHUP: Final[int] = getattr(select, "POLLRDHUP", 0)
 
 
@@ -20,16 +20,16 @@ class Pauses:
         self._last = now
 
     def look(self, now: float) -> float:
-        """How long the gap before this call was; 0 when it was none to speak of."""
+        """The length of the gap before this call; 0 if it was short."""
         gap, self._last = now - self._last, max(now, self._last)
         return gap if gap > PAUSE_S else 0.0
 
 
 def closed_by_peer(filenos: Iterable[int]) -> set[int]:
-    """The sockets whose other side has closed them, unread data or not.
+    """The sockets that their peers have closed, even if unread data is left.
 
-    The kernel knows that before the event loop has read up to the end. Where the system has no
-    poll(2), nothing is found, and the end is noticed when it is read.
+    The kernel knows this before the event loop reads the end. On systems without poll(2), nothing
+    is found, and the end is noticed when it is read.
     """
     if not hasattr(select, "poll"):
         return set()

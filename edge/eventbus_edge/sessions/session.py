@@ -1,8 +1,8 @@
 """One connection's state machine: commands and answers in, effects out. No I/O, no clock.
 
-The node carries effects out in their order, and brings back what it learned through `verified`,
-`asked`, `joined` and so on, each of which gives further effects. Commands of one connection are
-handled strictly one after another. Times are monotonic seconds, but for a token's `exp`.
+The connection carries out effects in their order, and reports results through `verified`,
+`consulted`, `joined` and so on, each of which returns further effects. Commands of one connection
+are handled strictly one after another. Times are monotonic seconds, except a token's `exp`.
 """
 
 from collections.abc import Mapping
@@ -89,14 +89,14 @@ __all__ = ["Session"]
 BAD_TOKENS: Final = 3
 _OF_A_CHANNEL: Final = (Subscribe, Unsubscribe, Whisper, Presence, ReadHistory)
 _PRICES: Final[Mapping[type, float]] = {Authenticate: 5.0, AskStats: 5.0}
-"""Actions that cost the node as much as several others: a signature, a question to all nodes."""
+"""Actions that cost the node more than others: a signature, a question to all nodes."""
 _RECHECK_PRICE: Final = 0.5
-"""For each channel that a changed token has checked again."""
+"""Per channel that is checked again for a changed token."""
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
 
 
 class Session:
-    """What one connection is, whatever protocol it speaks."""
+    """The state of one connection, whatever protocol it speaks."""
 
     def __init__(
         self, connection_id: str, rules: ChannelRules, limits: SessionLimits, now: float
@@ -112,7 +112,7 @@ class Session:
         self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
 
     def open(self, node: str) -> list[Effect]:
-        """What a new connection hears first."""
+        """Greet a new connection."""
         limits = self._limits
         pace = limits.actions_per_s, limits.action_burst
         return [Send(Connected(self.connection_id, node, limits.heartbeat_s, *pace))]
@@ -132,9 +132,9 @@ class Session:
         return self._serve(command, now)
 
     def count(self, frames: int, now: float) -> tuple[bool, list[Effect]]:
-        """Count frames that are no commands: pings, pongs, parts of a message.
+        """Count frames that are not commands: pings, pongs, fragments of a message.
 
-        Gives whether any was within the pace, and what the others lead to: one error for all.
+        Returns whether any was within the pace, and one error for all others.
         """
         self.time.heard(now)
         is_served, verdict = False, Verdict.SERVE
@@ -181,7 +181,7 @@ class Session:
                 return [failed(code, message, None, ref)]
 
     def refused(self, code: str, message: str, channel: str | None, ref: Ref) -> list[Effect]:
-        """The node does not carry a command out; the connection goes on as it was."""
+        """The node refused a command; the connection stays as it was."""
         return [failed(code, message, channel, ref)]
 
     def _too_fast(self, ref: Ref, *, is_last: bool) -> list[Effect]:
@@ -198,12 +198,12 @@ class Session:
     # Tokens
 
     def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
-        """Take a verified token; `expires_in` is what is left of its life, in seconds."""
+        """Use a verified token, which expires in `expires_in` seconds."""
         self.claims = claims
         self.time.authenticate(claims, expires_in, now)
 
     def verified(self, claims: Claims, expires_in: float, ref: Ref, now: float) -> list[Effect]:
-        """A token that the client gave by a command is good."""
+        """A token that the client sent in a command was accepted."""
         if self.claims is not None and self.claims.user_id != claims.user_id:
             message = "the token is another user's: open a connection of its own for it"
             return [failed("forbidden", message, None, ref)]
@@ -217,9 +217,9 @@ class Session:
         return effects
 
     def _recheck(self, changes: Mapping[str, Any]) -> list[Effect]:
-        """Drop the channels that a token which says something else does not allow.
+        """Leave the channels that a changed token does not allow.
 
-        `changes` are those of the presence info, for the channels that stay.
+        `changes` are those of the presence info, for the other channels.
         """
         effects: list[Effect] = []
         for pattern in self.patterns:
@@ -236,7 +236,7 @@ class Session:
     def rechecked(
         self, channel: str, decision: Allowed | Denied, changes: Mapping[str, Any]
     ) -> list[Effect]:
-        """It is decided anew who may join a channel; without the right to it, it is dropped."""
+        """A joined channel was decided again: leave it if it is denied now."""
         if isinstance(decision, Denied):
             return self.revoke(channel)
         rule = self.channels.get(channel)
@@ -246,13 +246,13 @@ class Session:
         return [Restate(channel, changes)] if changes else []
 
     def revoke(self, channel: str) -> list[Effect]:
-        """Take a channel away, and tell the client; nothing where it is not joined."""
+        """Leave a channel, and notify the client; no effects if it is not joined."""
         if self.channels.pop(channel, None) is None:
             return []
         return [Leave(channel), Send(Unsubscribed(channel, None, "revoked"))]
 
     def token_rejected(self, code: str, message: str, ref: Ref) -> list[Effect]:
-        """A token that the client gave by a command is not; the connection goes on as it was."""
+        """A token that the client sent in a command was rejected; the connection stays open."""
         self._bad_tokens += code != "unavailable"  # that is not the client's fault
         effects: list[Effect] = [failed(code, message, None, ref)]
         if self._bad_tokens >= BAD_TOKENS:
@@ -270,7 +270,7 @@ class Session:
         return self._decide(command)
 
     def _hindrance(self, now: float) -> Hindrance | None:
-        """Why nothing more may be joined at the moment, if so."""
+        """Why nothing more may be joined at the moment; None if it may."""
         if self.time.has_expired(now):
             return Hindrance("token_expired", _EXPIRED)
         limit = self._limits.max_channels
@@ -289,7 +289,7 @@ class Session:
     def consulted(
         self, command: Subscribe | ReadHistory, decision: Allowed | Denied
     ) -> list[Effect]:
-        """The application's authorizer has decided."""
+        """The rules, or the application's authorizer, have decided about a command."""
         match decision:
             case Denied(code, message):
                 return [failed(code, message, command.channel, command.ref)]
@@ -309,13 +309,13 @@ class Session:
         recovered: bool | None,
         members: bytes | None = None,
     ) -> list[Effect]:
-        """The channel is listened to: what follows is exactly its messages after `position`."""
+        """The channel is joined: exactly its messages after `position` follow."""
         channel = command.channel
         self.channels[channel] = rule
         return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref, members))]
 
     def not_joined(self, command: Subscribe, message: str) -> list[Effect]:
-        """The bus could not be listened to."""
+        """The bus refused the subscription."""
         return [failed("unavailable", message, command.channel, command.ref)]
 
     def _history(self, command: ReadHistory, now: float) -> list[Effect]:
@@ -378,7 +378,7 @@ class Session:
         return [WhisperOut(command, name, user_id)]
 
     def whispered(self, command: Whisper, fault: str | None) -> list[Effect]:
-        """The client event is on the bus, or `fault` says why not."""
+        """The client event was published, or `fault` says why not."""
         if fault is not None:
             return [failed("unavailable", fault, command.channel, command.ref)]
         return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]

@@ -1,6 +1,6 @@
-"""What time does to one connection: heartbeats, and the end of its token. Pure, without a clock.
+"""Timeouts of one connection: heartbeats and the expiry of its token. Pure, without a clock.
 
-Times are monotonic seconds, but for a token's `exp`.
+Times are monotonic seconds, except a token's `exp`.
 """
 
 from typing import Final
@@ -25,7 +25,7 @@ EXPIRY_NOTICE_S: Final = 60.0
 
 
 class SessionTime:
-    """When a connection is due for something, and for what."""
+    """What a connection has to do next, and when."""
 
     def __init__(self, limits: SessionLimits, now: float) -> None:
         self._limits = limits
@@ -38,29 +38,29 @@ class SessionTime:
         self._notice: float | None = None
 
     def heard(self, now: float) -> None:
-        """The client is there: a frame came, of whatever kind."""
+        """A frame of any kind came from the client."""
         self._last_seen = now
         self._asked_at = None
 
     def resumed(self, now: float) -> None:
-        """The node was stopped for a while: an answer to its heartbeat may wait to be read."""
+        """The node was stopped: an answer to its heartbeat may wait in the socket."""
         if self._asked_at is not None:
             self._asked_at = now
 
     def authenticate(self, claims: Claims, expires_in: float, now: float) -> None:
-        """The connection has a token from now on; `expires_in` is what is left of its life."""
+        """The connection has a token, which expires in `expires_in` seconds."""
         self._claims = claims
         self._exp = now + expires_in
-        # As long as the token would be accepted, it is good for whatever the client asks.
+        # Commands are served for as long as the token would be accepted.
         self._expires = self._exp + self._limits.token_leeway_s
         self._notice = self._exp - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
 
     def has_expired(self, now: float) -> bool:
-        """Whether there is a token whose time is over."""
+        """Whether the connection has a token that has expired."""
         return self._expires is not None and now >= self._expires
 
     def deadline(self) -> float:
-        """When `tick` is to be called next, if nothing happens before."""
+        """When to call `tick` next, unless something happens before."""
         asked = self._asked_at if self._asked_at is not None else self._last_seen
         times = [asked + self._limits.heartbeat_s]
         if self._notice is not None:
@@ -72,7 +72,7 @@ class SessionTime:
         return min(times)
 
     def tick(self, now: float) -> list[Effect]:
-        """What the passing of time asks for."""
+        """What is due at this time."""
         if self._token_is_late_at is not None and now >= self._token_is_late_at:
             return [
                 Close(CloseReason.NO_TOKEN, f"no token within {self._limits.token_timeout_s:g} s")

@@ -149,7 +149,7 @@ async def test_a_node_listens_once_for_all_who_hear_a_pattern_and_not_without_th
         while len(edge.node.traffic.wildcards):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     assert not edge.node.traffic.wildcards._patterns
-    assert not edge.node.traffic.wildcards._listeners
+    assert not edge.node.traffic.wildcards._subscribers
     assert not edge.node.traffic.wildcards._muted
 
 

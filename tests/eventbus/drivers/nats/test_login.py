@@ -254,7 +254,7 @@ async def test_nkey_that_is_taken_back_and_spoiled_heals_when_both_are_put_right
 
     async with NatsServer(tmp_path / "own", config=known) as server:
 
-        def let_in(key):
+        def require_access(key):
             file = tmp_path / "own" / "nats-server.json"
             config = msgspec.json.decode(file.read_bytes())
             config["authorization"] = {"users": [{"nkey": key}]}
@@ -271,13 +271,13 @@ async def test_nkey_that_is_taken_back_and_spoiled_heals_when_both_are_put_right
         )
         await driver.open()
         try:
-            let_in(stranger)
+            require_access(stranger)
             await until(lambda: driver.counters["refusals"] > 1)
             assert not driver.is_connected
             seed = spoil(seed_file)
             await until(lambda: "does not hold the seed of an nkey" in caplog.text)
             assert "spoiled" not in caplog.text
-            let_in(public_key)
+            require_access(public_key)
             await asyncio.to_thread(seed_file.write_bytes, seed)
             await until(lambda: driver.is_connected)
             await driver.publish("own.event.general", b"1")
