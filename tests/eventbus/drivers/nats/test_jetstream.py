@@ -43,7 +43,7 @@ async def asked(server, *errors, seconds=20, when=None):
         Servers.of(server.url),
         make_login(Settings(nats_url=server.url)),
         on_lost=lambda: None,
-        on_back=lambda: None,
+        on_reconnected=lambda: None,
     )
     try:
         await connection.open()
