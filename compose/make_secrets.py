@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the secrets that compose.yaml names, in the folder secrets beside it.
+"""Creates the secrets for compose.yaml, in the folder secrets next to it.
 
     python compose/make_secrets.py --host events.example.com
 
-An authority of your own and the certificates that it signs, an nkey for each kind of NATS user, the
-users of Redis, and random passwords. It needs what eventbus itself is installed with. Nothing that
-is there is replaced without --force; --renew makes new certificates, adds NATS users that it
-lacks, and leaves all else.
+Creates a private CA with certificates, an nkey per kind of NATS user, the users of Redis, and
+random passwords. It needs only the dependencies of eventbus. It replaces existing files only with
+--force. --renew creates new certificates, adds missing NATS users, and keeps everything else.
 """
 
 import argparse
@@ -36,21 +35,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 FOLDER: Final = Path(__file__).parent / "secrets"
 ROLES: Final = ("admin", "publisher", "edge", "worker", "cli", "backup", "site", "system")
 CLIENTS: Final = ("nginx-client", "prometheus")
-"""Who connects to edges by a certificate, and to NATS not at all."""
+"""Clients with a certificate for edges that do not connect to NATS."""
 NATS_SERVERS: Final = ("nats-1", "nats-2", "nats-3")
 LOCAL: Final = ("localhost", "127.0.0.1")
 AUTHORITY_DAYS: Final = 3650
 OLDEST: Final = datetime.timedelta(hours=1)
-"""How far in the past certificates begin, for clocks that are behind."""
+"""Certificates are valid from this long ago, for clocks that are behind."""
 
 _LABEL: Final = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _HOST: Final = re.compile(rf"(\*\.)?({_LABEL}\.)*{_LABEL}")
 _CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 
-# What eventbus's driver asks of Redis, in the namespace "eb": scripts, which call the others, and
-# subscriptions. Redis compares the glob of a PSUBSCRIBE letter by letter with those that are
-# granted, and a glob is whatever a client's pattern makes it: a service that listens needs all
-# channels.
+# The commands that the Redis driver uses in the namespace "eb": scripts, the commands that they
+# call, and subscriptions. Redis compares the pattern of a PSUBSCRIBE literally with the granted
+# ones, and these patterns come from clients. So services with subscriptions need all channels.
 _CONNECTING: Final = "+hello +auth +ping +select +client|setname +info +wait"
 _STORING: Final = (
     "+evalsha +eval +script|load +time +publish +exists +del +rename +expire "
@@ -62,32 +60,32 @@ REDIS_USERS: Final = {
     "eventbus": f"~{{eb.* &* -@all {_CONNECTING} {_STORING} {_STATE} {_LISTENING} +scan",
     "publisher": f"~{{eb.live.* &eb.live.* -@all {_CONNECTING} {_STORING}",
 }
-"""Services that also listen, edges among them; and services that only dispatch events."""
+"""Services with subscriptions, including edges; and services that only dispatch events."""
 
 
 class Authority(NamedTuple):
-    """What signs all certificates."""
+    """The CA that signs all certificates."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
 
 
 def make_authority() -> Authority:
-    """A new authority of your own, for no one else to trust."""
+    """Create a new private CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("eventbus authority")
     usage = _usage(signs_certificates=True)
-    builder = _begun(name, name, key.public_key(), AUTHORITY_DAYS)
+    builder = _certificate_builder(name, name, key.public_key(), AUTHORITY_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(usage, critical=True)
     return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
 def read_authority(folder: Path) -> Authority:
-    """The authority that was made before. Raises OSError and ValueError."""
+    """Read the existing CA. Raises OSError and ValueError."""
     key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError("ca.key holds no key of an elliptic curve")  # noqa: TRY004 - a file's fault
+        raise ValueError("ca.key is not an elliptic curve key")  # noqa: TRY004 - the file is wrong
     return Authority(x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes()), key)
 
 
@@ -95,10 +93,10 @@ def make_certificate(
     authority: Authority, name: str, hosts: tuple[str, ...], uses: list[x509.ObjectIdentifier],
     days: int,
 ) -> dict[str, bytes]:  # fmt: skip
-    """A certificate and its key, by the names of their files."""
+    """Create a certificate and its key, by file name."""
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = authority.certificate
-    builder = _begun(_name(name), issuer.subject, key.public_key(), days)
+    builder = _certificate_builder(_name(name), issuer.subject, key.public_key(), days)
     for extension, critical in (
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(signs_certificates=False), True),
@@ -112,8 +110,10 @@ def make_certificate(
 
 
 def make_certificates(authority: Authority, front: list[str], days: int) -> dict[str, bytes]:
-    """All certificates that the authority signs. NATS servers are each other's clients
-    too, and Redis's health check is its own; edges are clients of NATS and servers to nginx.
+    """Create all certificates.
+
+    Some are for both uses: NATS servers connect to each other, Redis's health check connects to
+    itself, and edges are clients of NATS and servers for nginx.
     """
     made: dict[str, bytes] = {}
     for server in NATS_SERVERS:
@@ -130,7 +130,7 @@ def make_certificates(authority: Authority, front: list[str], days: int) -> dict
 
 
 def make_nats_users(roles: Iterable[str], known: str = "") -> dict[str, bytes]:
-    """Seeds for NATS users, and nats.env: what it is `known` to have, and their public keys."""
+    """Create seeds for NATS users, and nats.env: the lines `known` and the new public keys."""
     made: dict[str, bytes] = {}
     public = known.splitlines()
     for role in roles:
@@ -141,12 +141,12 @@ def make_nats_users(roles: Iterable[str], known: str = "") -> dict[str, bytes]:
 
 
 def make_logins() -> dict[str, bytes]:
-    """Keys, passwords and users, by the names of their files."""
+    """Create keys, passwords and users, by file name."""
     made = make_nats_users(ROLES)
 
-    # Nobody logs in as this one. It is the user as whom Redis reads its append-only file, in which
-    # the writes of scripts are transactions: without the rights for them they are thrown away, in
-    # versions without the repair of redis/redis#14541.
+    # Nobody can log in as the default user. Redis loads its append-only file as this user. Versions
+    # without the fix of redis/redis#14541 discard the writes of scripts, which are transactions in
+    # that file, if the user has no permission for them.
     users = ["user default off resetpass ~* &* +@all"]
     for user, rights in REDIS_USERS.items():
         password = secrets.token_urlsafe(32)
@@ -163,9 +163,9 @@ def make_logins() -> dict[str, bytes]:
 def write(folder: Path, files: dict[str, bytes]) -> None:
     """Write files for containers to read.
 
-    Compose mounts a secret as the very file that it is here, and containers run as users of their
-    own: files can be read by everybody, the folder that they are in by its owner alone. What is
-    there is written over, not replaced: a container that runs would keep the old file.
+    Compose bind-mounts secrets, and containers run as other users. So everybody can read the files,
+    but only the owner can enter their folder. Existing files are overwritten in place: a running
+    container would keep a replaced file.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -180,7 +180,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def main() -> None:
-    """Make what is asked for, and say what to do with it."""
+    """Create or renew the secrets, and print the next steps."""
     given = _arguments()
     try:
         if given.renew:
@@ -196,7 +196,7 @@ def _renew(folder: Path, hosts: list[str], days: int) -> None:
         authority = read_authority(folder)
         hosts = hosts or _hosts_of(folder / "nginx.crt")
     except (OSError, ValueError) as exc:
-        _fail(f"{folder}: no authority to renew certificates by ({exc})")
+        _fail(f"{folder}: there is no CA to renew certificates with ({exc})")
     files = make_certificates(authority, hosts, days)
     public, users = folder / "nats.env", []
     if public.exists():
@@ -205,8 +205,9 @@ def _renew(folder: Path, hosts: list[str], days: int) -> None:
     write(folder, files)
     new = f" New NATS users: {', '.join(users)}." if users else ""
     print(
-        f"New certificates in {folder}, for {days} days.{new} Restart what uses them, one by one:\n"
-        "NATS servers, each when the one before is healthy again; then the edges; then nginx."
+        f"Created new certificates in {folder}, valid for {days} days.{new}\n"
+        "Now restart one by one: the NATS servers, each when the one before is healthy; then the\n"
+        "edges; then nginx."
     )
 
 
@@ -222,13 +223,13 @@ def _make(folder: Path, hosts: list[str], days: int, *, replace: bool) -> None:
     if there and not replace:
         _fail(
             f"{folder} has {', '.join(there[:3])}{' and others' if len(there) > 3 else ''}: "
-            "nothing was changed. --renew makes new certificates; --force replaces everything, and "
-            "whoever has the old secrets is refused then"
+            "nothing was changed. --renew creates new certificates. --force replaces everything; "
+            "clients with old secrets are then refused"
         )
     write(folder, files)
     print(f"""{len(files)} files in {folder}:
-  ca.crt, ca.key      the authority; move ca.key to a safe place: what it signs is believed
-  *.crt, *.key        certificates of servers and clients, for {days} days
+  ca.crt, ca.key      the CA; move ca.key to a safe place: certificates signed with it are trusted
+  *.crt, *.key        certificates of servers and clients, valid for {days} days
   *.nk, nats.env      the seeds of NATS users, and their public keys
   redis_*             the users of Redis, and their passwords
   jwt_secret, api_key, grafana_password
@@ -236,16 +237,16 @@ Next: docker compose -f compose/compose.yaml up --wait""")
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make the secrets that compose.yaml names.")
+    parser = argparse.ArgumentParser(description="Create the secrets for compose.yaml.")
     parser.add_argument(
         "--host", action="append", default=[], type=_host, metavar="NAME",
-        help="a name or address by which clients reach nginx, beside localhost; may be repeated",
+        help="a host name or address of nginx for clients, in addition to localhost; repeatable",
     )  # fmt: skip
-    parser.add_argument("--days", type=_days, default=397, help="how long certificates are valid")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to put them")
+    parser.add_argument("--days", type=_days, default=397, help="validity of certificates in days")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder for the files")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--force", action="store_true", help="replace all that is there")
-    what.add_argument("--renew", action="store_true", help="make new certificates")
+    what.add_argument("--force", action="store_true", help="replace all existing files")
+    what.add_argument("--renew", action="store_true", help="create new certificates")
     return parser.parse_args()
 
 
@@ -261,7 +262,7 @@ def _host(text: str) -> str:
         _general_name(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}; allowed: a host's name, such as events.example.com, or an IP address"
+            f"{text!r}; allowed: a host name, such as events.example.com, or an IP address"
         ) from None
     return text
 
@@ -281,7 +282,7 @@ def _hosts_of(path: Path) -> list[str]:
     return [str(name.value) for name in names]
 
 
-def _begun(
+def _certificate_builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)

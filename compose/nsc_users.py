@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Prints the nsc commands that make the users of nats/permissions.conf in an account of your own.
+"""Prints the nsc commands that create the users of nats/permissions.conf in your account.
 
     python compose/nsc_users.py --account EVENTBUS --namespace eb
 
-For NATS in operator mode, where users are JWTs and not lines of the server's file. The lists of
-subjects are read from permissions.conf, which is the only place where they stand.
+For NATS in operator mode, where users are JWTs instead of entries in the server's configuration.
+The subjects are read from permissions.conf, which is their only definition.
 """
 
 import argparse
@@ -18,23 +18,23 @@ _TOKEN: Final = re.compile(r'\s+|#[^\n]*|"(?P<text>[^"\n]*)"|(?P<word>\w+)|(?P<m
 
 
 def read_permissions(text: str, namespace: str = "eb") -> dict[str, dict[str, Any]]:
-    """What each kind of user is permitted, by its name in small letters, for a namespace.
+    """Return the permissions of each kind of user, by its name in lower case, for a namespace.
 
-    It understands as much of nats-server's configuration as permissions.conf has: maps, lists,
-    texts in quotes and words. Raises ValueError for anything else.
+    Parses the subset of nats-server's configuration that permissions.conf uses: maps, lists, quoted
+    strings and words. Raises ValueError for anything else.
     """
     tokens = _tokens(text)
     try:
         permissions, end = _map(tokens, 0)
     except (IndexError, ValueError) as exc:
-        raise ValueError("permissions.conf ends within a map or a list") from exc
+        raise ValueError("permissions.conf ends inside a map or a list") from exc
     if end != len(tokens):
-        raise ValueError("permissions.conf has a bracket too many, or too few")
+        raise ValueError("permissions.conf has unbalanced brackets")
     return {role.lower(): _moved(rights, namespace) for role, rights in permissions.items()}
 
 
 def commands(permissions: dict[str, dict[str, Any]], account: str) -> list[str]:
-    """The command for each user, and for the admin, who may do everything in the account."""
+    """One command per user, and one for the admin, who has all permissions in the account."""
     return [
         *(shlex.join(_command(role, rights, account)) for role, rights in permissions.items()),
         shlex.join(["nsc", "add", "user", "--account", account, "--name", "admin"]),
@@ -56,7 +56,7 @@ def _tokens(text: str) -> list[str]:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise ValueError(f"permissions.conf: {text[at : at + 20]!r} is not understood")
+            raise ValueError(f"permissions.conf: unexpected {text[at : at + 20]!r}")
         if match.lastgroup is not None:
             tokens.append(match["text"] if match.lastgroup == "text" else match[0])
         at = match.end()
@@ -84,7 +84,7 @@ def _value(tokens: list[str], at: int) -> tuple[Any, int]:
 
 
 def _moved(value: Any, namespace: str) -> Any:
-    """As permissions.conf says at its head how it is made another namespace's."""
+    """Replace the namespace, as described at the top of permissions.conf."""
     if isinstance(value, dict):
         return {key: _moved(each, namespace) for key, each in value.items()}
     if isinstance(value, list):
@@ -94,8 +94,8 @@ def _moved(value: Any, namespace: str) -> Any:
 
 def main() -> None:
     """Print the commands."""
-    parser = argparse.ArgumentParser(description="Print the nsc commands that make the users.")
-    parser.add_argument("--account", default="EVENTBUS", help="the account that they belong to")
+    parser = argparse.ArgumentParser(description="Print the nsc commands that create the users.")
+    parser.add_argument("--account", default="EVENTBUS", help="the account of the users")
     parser.add_argument("--namespace", default="eb", help="BROADCAST_CHANNELS_PREFIX")
     given = parser.parse_args()
     permissions = read_permissions(PERMISSIONS.read_text(encoding="utf-8"), given.namespace)

@@ -1,11 +1,11 @@
-"""The application that commands work for: the modules that define its events, rules and listeners.
+"""The application of a command: the modules that define its events, rules and listeners.
 
-It is named by `--app` (for an edge by EDGE_APP), or else by pyproject.toml:
+`--app` names it (for an edge EDGE_APP), or else pyproject.toml:
 
     [tool.eventbus]
     app = "shop.events"    # or a list of modules
 
-The nearest pyproject.toml decides, from the working folder upwards. There is no default.
+The nearest pyproject.toml counts, from the working folder upwards. There is no default.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ _PYPROJECT: Final = "pyproject.toml"
 
 
 class Application(NamedTuple):
-    """Modules, and where they are imported from."""
+    """The modules of an application, and the folder to import them from."""
 
     modules: Sequence[str]
     folder: Path
-    """It is on the import path, as the working folder is for `python -m`."""
+    """It is added to the import path, as `python -m` does with the working folder."""
     source: str
-    """Where they are named: the beginning of errors about them, such as `--app `."""
+    """Where the modules are named, such as `--app `: the beginning of errors about them."""
 
     def load(self) -> None:
         """Import the modules. Raises ConfigError, see `import_modules`."""
@@ -54,9 +54,9 @@ class _Project(msgspec.Struct):
 
 
 def configured_application() -> Application | None:
-    """The application of the nearest pyproject.toml; None where there is none.
+    """The application of the nearest pyproject.toml; None if there is none.
 
-    Raises ConfigError, which names the file, for one that cannot be read or has a wrong value.
+    Raises ConfigError, which names the file, if it cannot be read or has a wrong value.
     """
     path = _nearest_pyproject()
     if path is None:
@@ -75,17 +75,17 @@ def configured_application() -> Application | None:
 
 
 def import_modules(modules: Sequence[str], folder: Path, source: str) -> None:
-    """Import modules, from `folder` too. Errors begin with `source`, which is where they are named.
+    """Import modules, also from `folder`. Errors begin with `source`, which names them.
 
-    Raises ConfigError for a module that does not exist or that declares something wrong. Any other
-    error in a module is raised as it is.
+    Raises ConfigError for a module that does not exist, or that raises an error of eventbus. Any
+    other error of a module is raised as it is.
     """
     if (entry := str(folder)) not in sys.path:
         sys.path.insert(0, entry)
     for module in modules:
         if not all(part.isidentifier() for part in module.split(".")):
             raise ConfigError(
-                f"{source}{module[:80]!r}: not a module's name; allowed: a dotted module name, "
+                f"{source}{module[:80]!r}: not a module name; allowed: a dotted module name, "
                 "such as shop.events"
             )
         try:
@@ -94,14 +94,14 @@ def import_modules(modules: Sequence[str], folder: Path, source: str) -> None:
             if exc.name is None or not f"{module}.".startswith(f"{exc.name}."):
                 raise
             raise ConfigError(
-                f"{source}{module}: there is no such module (looked in {folder} too)"
+                f"{source}{module}: there is no such module (also looked in {folder})"
             ) from exc
         except EventBusError as exc:
             raise ConfigError(f"{source}{module}: {exc}") from exc
 
 
 def _nearest_pyproject() -> Path | None:
-    with contextlib.suppress(OSError):  # a folder that was deleted, or that we may not enter
+    with contextlib.suppress(OSError):  # the folder was deleted, or is not accessible
         here = Path.cwd()
         for folder in (here, *here.parents):
             if (path := folder / _PYPROJECT).is_file():

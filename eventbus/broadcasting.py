@@ -40,7 +40,7 @@ SYSTEM: Final = "system"
 
 
 class AlertLevel(enum.StrEnum):
-    """How grave an alert is."""
+    """The severity of an alert."""
 
     INFO = "info"
     WARNING = "warning"
@@ -49,7 +49,7 @@ class AlertLevel(enum.StrEnum):
 
 
 class NotificationData(msgspec.Struct, frozen=True, kw_only=True):
-    """What the receiver of a `notification` gets."""
+    """The data of a `notification`."""
 
     title: str
     message: str
@@ -58,7 +58,7 @@ class NotificationData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AlertData(msgspec.Struct, frozen=True, kw_only=True):
-    """What the receivers of an `alert` get."""
+    """The data of an `alert`."""
 
     level: AlertLevel
     message: str
@@ -67,7 +67,7 @@ class AlertData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
-    """A broadcast in the making; each method gives a new one, `send` (or `await`) publishes it."""
+    """A broadcast to build: methods return a new one, `send` (or `await`) publishes it."""
 
     _channels: tuple[str, ...] = ()
     _event: str = ""
@@ -82,12 +82,12 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         return self.channels([name])
 
     def channels(self, names: Iterable[str]) -> "PendingBroadcast":
-        """Add several channels; each gets one message, all of the same id."""
+        """Add several channels; each gets one message, all with the same id."""
         added = (*self._channels, *map(validate_channel, names))
         return self._with(_channels=tuple(dict.fromkeys(added)))
 
     def to_user(self, user_id: str | int) -> "PendingBroadcast":
-        """Add the channel `user.<user_id>`. Raises InvalidChannel for an id that is no token."""
+        """Add the channel `user.<user_id>`. Raises InvalidChannel for an id that is not a token."""
         return self.channel(USER.fill({"user_id": str(user_id)}))
 
     def to_team(self, team_id: str | int) -> "PendingBroadcast":
@@ -99,27 +99,27 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         return self.channel(ORGANIZATION.fill({"organization_id": str(organization_id)}))
 
     def event(self, name: str) -> "PendingBroadcast":
-        """Name the event. Raises InvalidEventName."""
+        """Set the event name. Raises InvalidEventName."""
         return self._with(_event=validate_event_name(name))
 
     def with_(self, data: Any) -> "PendingBroadcast":
-        """Give the data: a dict, or anything that msgspec encodes as JSON."""
+        """Set the data: a dict, or anything that msgspec encodes as JSON."""
         return self._with(_data=data)
 
     def to_others(self, connection_id: str | None) -> "PendingBroadcast":
-        """Leave out the connection that caused it; None leaves out nobody."""
+        """Exclude the client connection that caused it; None excludes nobody."""
         return self._with(_except=connection_id)
 
     def volatile(self) -> "PendingBroadcast":
-        """Send to whoever listens now, and store nothing."""
+        """Send to current subscribers only, and store nothing."""
         return self._with(_volatile=True)
 
     def via(self, driver: str) -> "PendingBroadcast":
-        """Use another driver than the bus's own, by its name."""
+        """Publish through another driver than the bus's own, by name."""
         return self._with(_driver=driver)
 
     def after(self, delay: float | datetime.timedelta) -> "PendingBroadcast":
-        """Send it later, in seconds: it is stored in the queue, and a worker sends it.
+        """Publish it later, after that many seconds: a queue stores it, and a worker publishes it.
 
         Needs a driver with queues, and a running worker: `eventbus queue work`.
         """
@@ -129,15 +129,15 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
     async def send(self) -> tuple[Receipt, ...]:
         """Publish on all channels concurrently, through the current bus.
 
-        Gives a receipt for each channel, in their order; of the queue, for a delayed one. With one
-        channel its error is raised as it is; with several, DispatchFailed holds each channel's.
-        Raises ValueError when channel or event are missing, or `via` and `after` are both given,
-        and what `EventBus.publish` raises.
+        Returns a receipt for each channel, in order; for a delayed one, that of the queue. The
+        error of a single channel is raised as it is; with several, DispatchFailed has the error of
+        each channel. Raises ValueError if the channel or the event is missing, or if both `via` and
+        `after` are given, and otherwise as `EventBus.publish` does.
         """
         if not self._channels or not self._event:
-            lacking = "a channel" if not self._channels else "an event"
+            missing = "a channel" if not self._channels else "an event"
             raise ValueError(
-                f"this broadcast lacks {lacking}: name both, as in "
+                f"this broadcast lacks {missing}: give both, as in "
                 'broadcast().channel("general").event("news").with_({...}).send()'
             )
         if self._delay_s:
@@ -163,7 +163,7 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
     async def _send_later(self) -> tuple[Receipt, ...]:
         if self._driver is not None:
             raise ValueError(
-                "via() and after() do not go together: the queue's worker sends through its driver"
+                "via() and after() exclude each other: the worker publishes through its own driver"
             )
         kind = DelayedVolatileBroadcast if self._volatile else DelayedBroadcast
         event: DelayedBroadcast = kind(
@@ -189,9 +189,9 @@ def broadcast(channel: str, event: str, data: Any = None, /) -> PendingBroadcast
 def broadcast(
     what: Event | str | None = None, event: str = "", data: Any = None, /
 ) -> PendingBroadcast | Awaitable[tuple[Receipt, ...]]:
-    """Begin a broadcast; await it, or call its methods first.
+    """Start a broadcast; await it, or call its methods first.
 
-    `broadcast()` begins with nothing, `broadcast(channel, event, data)` with all it needs.
+    `broadcast()` starts an empty one, `broadcast(channel, event, data)` a complete one.
     `broadcast(event)` dispatches a typed event, as `event.dispatch()` does.
     """
     if isinstance(what, Event):
@@ -225,31 +225,31 @@ async def broadcast_to_organization(
 
 
 class Broadcast:
-    """The facade: each way to begin a broadcast, and two that every application has."""
+    """A facade: the ways to start a broadcast, and two common broadcasts."""
 
     @staticmethod
     def channel(name: str) -> PendingBroadcast:
-        """Begin with a channel."""
+        """Start with a channel."""
         return broadcast().channel(name)
 
     @staticmethod
     def channels(names: Iterable[str]) -> PendingBroadcast:
-        """Begin with several channels."""
+        """Start with several channels."""
         return broadcast().channels(names)
 
     @staticmethod
     def to_user(user_id: str | int) -> PendingBroadcast:
-        """Begin with a user's channel."""
+        """Start with a user's channel."""
         return broadcast().to_user(user_id)
 
     @staticmethod
     def to_team(team_id: str | int) -> PendingBroadcast:
-        """Begin with a team's channel."""
+        """Start with a team's channel."""
         return broadcast().to_team(team_id)
 
     @staticmethod
     def to_organization(organization_id: str | int) -> PendingBroadcast:
-        """Begin with an organization's channel."""
+        """Start with an organization's channel."""
         return broadcast().to_organization(organization_id)
 
     @staticmethod
@@ -266,7 +266,7 @@ class Broadcast:
     async def system_alert(level: str, message: str, *, action_required: bool = False) -> Receipt:
         """Send event `alert` on `system`: `{level, message, action_required, timestamp}`.
 
-        Raises EventFieldError for a level that is none of info, warning, error, critical.
+        Raises EventFieldError for a level other than info, warning, error, critical.
         """
         try:
             checked = AlertLevel(level)

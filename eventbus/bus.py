@@ -1,4 +1,10 @@
-"""The bus: it owns a driver and the driver's life, and publishes events and plain messages."""
+"""The bus: owns a driver from its opening to its close, and publishes events and plain messages.
+
+A dispatched event takes one way down. `EventBus.dispatch` checks and encodes it (in
+events/encoding.py, or in queue/jobs.py for a queued event), `Sender` publishes the result
+(publishing.py, and then the driver), and `Listeners` call the listeners in this process
+(events/listeners.py).
+"""
 
 import asyncio
 import collections
@@ -12,11 +18,7 @@ from eventbus import tracing
 from eventbus.channels import Subjects, validate_channel
 from eventbus.config import Settings
 from eventbus.drivers import create_driver
-from eventbus.drivers.base import (
-    NO_HEADERS,
-    Driver,
-    Headers,
-)
+from eventbus.drivers.base import NO_HEADERS, Driver, Headers
 from eventbus.drivers.queues import QueueStore
 from eventbus.drivers.registry import register
 from eventbus.errors import BusStateError, NoListener, NotSupported
@@ -29,16 +31,12 @@ from eventbus.events import (
     Transaction,
     current,
     default_listeners,
+    encode_messages,
     event_definition,
-    outgoing_of,
     qualified_name,
 )
 from eventbus.messages import HEADER_EXCEPT, Message, Receipt, check_headers, check_id
-from eventbus.publishing import (
-    OtherDrivers,
-    Sender,
-    Using,
-)
+from eventbus.publishing import OtherDrivers, Sender, Using
 from eventbus.queue import Job, job_of
 from eventbus.subscriptions import (
     EventSubscription,
@@ -47,6 +45,7 @@ from eventbus.subscriptions import (
     SubscribeOptions,
     Subscriptions,
 )
+from eventbus.tasks import Shutdown
 from eventbus.user_code import guarded
 
 __all__ = ["BusState", "EventBus"]
@@ -82,9 +81,9 @@ class EventBus:
         *,
         listeners: Listeners = default_listeners,
     ) -> None:
-        """Make the driver that the settings name, unless one is given; nothing connects yet.
+        """Create the driver that the settings name, unless one is given; nothing connects yet.
 
-        `listeners` are run beside the bus's own: those of the process by default. Raises
+        `listeners` run in addition to the bus's own; by default those of the process. Raises
         ConfigError.
         """
         self.settings = settings
@@ -97,8 +96,7 @@ class EventBus:
         self._unheard: collections.Counter[str] = collections.Counter()
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing = False
-        self._closed = asyncio.Event()
+        self._shutdown = Shutdown(self.subscriptions)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:
@@ -107,14 +105,14 @@ class EventBus:
 
     @property
     def state(self) -> BusState:
-        """Where in its life the bus is."""
+        """The stage of its life that the bus is in."""
         return self._state
 
     async def open(self) -> None:
-        """Connect, become the current bus of this event loop, and begin the subscriptions.
+        """Connect, become the current bus of this event loop, and start the subscriptions.
 
-        Raises what the driver raises when it cannot: then the bus is closed, and another try takes
-        a new one. Raises BusStateError when it has been opened before.
+        Raises what the driver raises when it cannot open; the bus is closed then, and another
+        attempt takes a new bus. Raises BusStateError when it was opened before.
         """
         if self._loop is not None or self.state is not BusState.UNOPENED:
             raise BusStateError(f"the bus cannot be opened twice: it is {self._stage()}")
@@ -124,9 +122,9 @@ class EventBus:
             with guarded():
                 await self.driver.open()
         except BaseException:
-            await self._finish()
+            await self.aclose()
             raise
-        if self._stage() == BusState.CLOSED:  # meanwhile, by another task
+        if self._shutdown.has_begun:  # by another task, meanwhile
             await self.driver.aclose()
             raise BusStateError("the bus was closed while it was opening")
         self._state = BusState.OPEN
@@ -138,29 +136,34 @@ class EventBus:
             raise
 
     async def aclose(self) -> None:
-        """End the subscriptions, refuse new messages, let those on their way arrive, and let the
-        driver go.
+        """End the subscriptions, refuse new messages, wait for those in flight, close the driver.
 
-        Handlers of subscriptions may finish, and publish, for up to 10 seconds; messages have
-        `settings.publish_timeout`. Closing again, or before opening, is harmless; a second caller
-        returns when the first is done.
+        Handlers of subscriptions may finish, and publish, for up to 10 seconds; messages in flight
+        have `settings.publish_timeout`. Closing again, or before opening, is harmless: all callers
+        wait for the same close, which also completes when a caller is cancelled. A handler of a
+        subscription may close its own bus.
         """
-        if self._closing or self._state is BusState.CLOSED:
-            await self._closed.wait()
-            return
-        self._closing = True
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
         try:
             await self.subscriptions.aclose()
         finally:
-            await self._close()
+            self._state = BusState.CLOSED
+            current.leave(self)
+            try:
+                await self._sender.drain(self.settings.publish_timeout)
+            finally:
+                await self._close_drivers()
 
-    async def _close(self) -> None:
-        self._state = BusState.CLOSED
-        current.leave(self)
+    async def _close_drivers(self) -> None:
+        if self._loop is None:
+            return
         try:
-            await self._sender.drain(self.settings.publish_timeout)
+            await self._others.aclose()
         finally:
-            await self._finish()
+            with guarded():
+                await self.driver.aclose()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -175,10 +178,10 @@ class EventBus:
         await self.aclose()
 
     def using(self, driver: str) -> Using:
-        """The same bus through another driver, by its name: `bus.using("log").publish(…)`.
+        """The same bus through another driver, by name: `bus.using("log").publish(…)`.
 
         The bus opens it with its own settings on first use, and closes it with itself. Raises
-        ConfigError for a name that is no driver's.
+        ConfigError for an unknown driver.
         """
         self._others.check(driver)
         return Using(self, driver)
@@ -203,7 +206,7 @@ class EventBus:
     def listen(
         self, *what: type | str, priority: int = 0, stop_on_error: bool = False
     ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]:
-        """Decorate a callable that takes an event dispatched in this process, by this bus.
+        """Register a listener, which takes the events that this bus dispatches in this process.
 
         `@bus.listen(OrderShipped)`, `@bus.listen("order.*")`: for arguments and errors see
         `Listeners.listen`. The module's `listen` does the same for every bus of the process.
@@ -211,18 +214,18 @@ class EventBus:
         return self.listeners.listen(*what, priority=priority, stop_on_error=stop_on_error)
 
     def forget(self, what: type | str, handler: Callable[[Any], Any] | None = None) -> int:
-        """Drop the listeners of the bus to exactly this type, name or pattern; gives how many.
+        """Remove the bus's listeners to exactly this type, name or pattern; returns how many.
 
-        With `handler`, that one alone.
+        With `handler`, only that one.
         """
         return self.listeners.forget(what, handler)
 
     def has_listeners(self, what: type | str) -> bool:
-        """Whether a listener, of the bus or of the process, hears events of this type or name."""
+        """Whether the bus or the process has a listener to events of this type or name."""
         return self.listeners.has_listeners(what)
 
     async def until(self, event: Event) -> Any:
-        """Ask one listener after the other; the first answer that is not None, or None.
+        """Call one listener after the other; returns the first answer that is not None, or None.
 
         Nothing is broadcast; see `Listeners.until`.
         """
@@ -245,92 +248,90 @@ class EventBus:
         /,
         **options: Unpack[SubscribeOptions],
     ) -> EventSubscription[E] | SubscribeDecorator[E]:
-        """Get the events of a type from the bus, whoever publishes them.
+        """Receive the events of a type from the broker, from any publisher.
 
-        As a decorator it gives the handler back; with a handler, a subscription, which can be
-        awaited and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or
-        plain, takes the event, and an EventContext where it has a second parameter. Made before the
-        bus opens, a subscription begins with it, and `open` raises what it raises; in an open bus
-        it begins in the background: `await bus.ready()`, or await it.
+        As a decorator it returns the handler; with a handler, a subscription that can be awaited
+        and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or plain, takes
+        the event, and an EventContext if it has a second parameter. A subscription made before the
+        bus opens starts with it, and `open` raises its error; one made later starts in the
+        background: `await bus.ready()`, or await it.
 
         Raises EventDefinitionError for a type that cannot be subscribed to, InvalidName for a bad
-        group, ConfigError for other bad options, and when it begins, DriverError.
+        group, ConfigError for other bad options, and when it starts, DriverError.
         """
         if handler is None:
             return self.subscriptions.decorator(event, options)
         return self.subscriptions.add(event, handler, options)
 
     async def ready(self) -> None:
-        """Wait until every subscription receives; raises the first error of those that cannot."""
+        """Wait until every subscription receives; raises the first error of those that failed."""
         await self.subscriptions.ready()
 
     async def dispatch(
         self, *events: Event, raise_errors: bool = False, via: str | None = None
     ) -> tuple[Receipt, ...]:
-        """Publish events on the channels they name; returns when every message is safe and every
+        """Publish events on the channels they name; returns when every message is stored and every
         listener in this process has run.
 
-        An event that is ShouldQueue is stored instead, and a worker does the rest; its receipt
-        names the queue.
+        An event that is ShouldQueue is stored in its queue instead, and a worker does the rest; its
+        receipt names the queue.
 
-        Gives a receipt for each message, in order: none for an event that is not ShouldBroadcast,
+        Returns one receipt per message, in order: none for an event that is not ShouldBroadcast,
         or whose `broadcast_when()` is false. All events are checked before any is sent, and all
-        messages are sent concurrently. With one message its error is raised as it is; with
-        several, DispatchFailed holds each channel's. To dispatch the same objects again is safe:
-        their ids are the same, and what is stored already is not stored twice.
+        messages are sent concurrently. The error of a single message is raised as it is; with
+        several messages, DispatchFailed holds the error of each channel. Dispatching the same
+        objects again is safe: they keep their ids, and no message is stored twice.
 
-        The listeners run after that, event by event, also for events that are not broadcast; when
-        anything could not be published, none has run. What one raises is logged, and with
-        `raise_errors` raised in the end, as an ExceptionGroup (see `Listeners.run`).
+        Listeners run after that, event by event, also for events that are not broadcast. If
+        anything could not be published, none of them runs. Their exceptions are logged, and with
+        `raise_errors` raised at the end, as an ExceptionGroup (see `Listeners.run`).
 
-        `via` names another driver to publish through, as `using` does; a queued event takes none,
-        for its worker publishes it.
+        `via` names another driver to publish through, as `using` does. A queued event takes none:
+        its worker publishes it.
 
         Raises EventFieldError, EncodingError, InvalidChannel, InvalidEventName (nothing was sent),
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        checked: list[tuple[Event, Sequence[Outgoing | Job]]] = []
-        for event in events:
-            with guarded():  # an event's methods are the application's code
-                if (sends := self._sends_of(event, via)) is not None:
-                    checked.append((event, sends))
+        checked = [(event, sends) for event in events
+                   if (sends := self._encode(event, via)) is not None]  # fmt: skip
         outgoing: list[Outgoing | Job | Receipt] = []
-        to_run: list[Event] = []
+        heard_here: list[Event] = []
         for event, sends in checked:
             fake = self._fake_for(type(event))
             outgoing += sends if fake is None else fake.keep(event, sends)
             if fake is None and not isinstance(event, ShouldQueue):
-                to_run.append(event)
+                heard_here.append(event)
         receipts = await self._sender.send_all(outgoing)
-        await self.listeners.run(*to_run, raise_errors=raise_errors)
+        await self.listeners.run(*heard_here, raise_errors=raise_errors)
         return receipts
 
-    def _sends_of(self, event: Event, via: str | None) -> Sequence[Outgoing | Job] | None:
-        """What a dispatch sends; None for an event that a transaction holds."""
-        if not isinstance(event, ShouldQueue):
-            return outgoing_of(event, via)
-        if via is not None:
-            raise NotSupported(
-                f"event {event_definition(type(event)).name!r} is queued: the driver of its "
-                "worker publishes it, and none can be chosen here",
-                driver=via,
-            )
-        job = job_of(event)
-        held = event.queue_after_commit() and Transaction.hold(self, event)
-        return None if held else [job]
+    def _encode(self, event: Event, via: str | None) -> Sequence[Outgoing | Job] | None:
+        """Check an event and encode what its dispatch sends; None if a transaction holds it."""
+        with guarded():  # an event's methods are the application's code
+            if not isinstance(event, ShouldQueue):
+                return encode_messages(event, via)
+            if via is not None:
+                raise NotSupported(
+                    f"event {event_definition(type(event)).name!r} is queued: its worker publishes "
+                    "it, through the worker's own driver, and no other can be chosen here",
+                    driver=via,
+                )
+            job = job_of(event)
+            held = event.queue_after_commit() and Transaction.hold(self, event)
+            return None if held else [job]
 
     async def process(self, event: Event) -> tuple[Receipt, ...]:
         """Do what a worker does with an event: publish it and run its listeners, without queueing.
 
-        All listeners are run, and what they raised is raised in the end, as an ExceptionGroup.
-        Raises as `dispatch` does, and NoListener where the settings say so.
+        All listeners run, and what they raised is raised at the end, as an ExceptionGroup. Raises
+        as `dispatch` does, and NoListener where the settings say so.
         """
         self._require_open()
         if not isinstance(event, ShouldBroadcast) and not self.has_listeners(type(event)):
-            self._note_unheard(event)
+            self._report_unheard(event)
         with guarded():
-            sends = outgoing_of(event)
+            sends = encode_messages(event)
         fake = self._fake_for(type(event))
         receipts = await self._sender.send_all(
             sends if fake is None else fake.keep(event, sends, dispatched=False)
@@ -338,8 +339,8 @@ class EventBus:
         await self.listeners.run(event, raise_errors=True)
         return receipts
 
-    def _note_unheard(self, event: Event) -> None:
-        """A worker was given an event that it can do nothing for. Raises NoListener."""
+    def _report_unheard(self, event: Event) -> None:
+        """Report an event that this worker can do nothing for. Raises NoListener."""
         name = event_definition(type(event)).name
         what = (
             f"event {name!r} of {qualified_name(type(event))} has no listener in this worker: "
@@ -349,10 +350,10 @@ class EventBus:
             raise NoListener(what)
         self._unheard[name] += 1
         if self._unheard[name].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
-            _log.warning("%s; the job counts as done (until now %d)", what, self._unheard[name])
+            _log.warning("%s; the job counts as done (%d so far)", what, self._unheard[name])
 
     async def queues(self, connection: str | None = None) -> QueueStore:
-        """The queues of a driver: the bus's own, or that of the name `connection`.
+        """The queues of a driver: the bus's own, or the one called `connection`.
 
         Raises NotSupported for a driver without queues, ConfigError, ConnectionFailed.
         """
@@ -361,7 +362,7 @@ class EventBus:
     def transaction(self) -> Transaction:
         """`async with bus.transaction():` holds events that are queued `after_commit`.
 
-        They are dispatched when the block is left, and dropped when an exception leaves it.
+        They are dispatched when the block ends, and dropped when it raises.
         """
         return Transaction(self)
 
@@ -377,13 +378,13 @@ class EventBus:
         headers: Headers = NO_HEADERS,
         via: str | None = None,
     ) -> Receipt:
-        """Publish one message; returns when it is safe, or handed over when it is volatile.
+        """Publish one message; returns when it is stored, or sent if it is volatile.
 
-        `data` is anything that msgspec encodes as JSON. `except_connection` names the client
-        connection that must not get it. A message whose `id` was published on this channel lately
-        is not stored again. `headers` go to the bus's own listeners, never to clients; names that
-        begin with Nats- or Eb- are refused (one of them would purge a stream). `via` names another
-        driver to publish through, as `using` does.
+        `data` is anything that msgspec encodes as JSON. `except_connection` is the id of a client
+        connection that must not receive it. A message whose `id` was recently published on this
+        channel is not stored again. `headers` reach subscribers on the bus, never clients; names
+        that begin with Nats- or Eb- are refused (one of them would purge a stream). `via` names
+        another driver to publish through, as `using` does.
 
         Raises InvalidChannel, InvalidEventName, InvalidName (id or header), EncodingError,
         DriverError, BusStateError.
@@ -399,18 +400,6 @@ class EventBus:
         outgoing = Outgoing(message, volatile, extra, via)
         fake = self._fake_for(None)
         return await self._sender.send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
-
-    async def _finish(self) -> None:
-        self._state = BusState.CLOSED
-        try:
-            if self._loop is not None:
-                try:
-                    await self._others.aclose()
-                finally:
-                    with guarded():
-                        await self.driver.aclose()
-        finally:
-            self._closed.set()
 
     def _fake_for(self, event: type | None) -> current.Fake | None:
         """The test's fake that takes events of this type (None: plain messages), if any."""

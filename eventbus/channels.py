@@ -1,8 +1,8 @@
-"""Channel names, their patterns and kinds, and the subjects they live on: the centre of eventbus.
+"""Channel names, channel patterns, channel kinds, and the subjects that channels map to.
 
-Nothing that has not passed `validate_channel` is ever made a subject, on either side of the bus:
-brokers let through names that disconnect other people's clients (control characters, invalid
-UTF-8), or that are never delivered (empty tokens, wildcards in a publish).
+Every name passes `validate_channel` before it becomes part of a subject, on both sides of the bus.
+Brokers accept names that disconnect other clients (control characters, invalid UTF-8) or that are
+never delivered (empty tokens, wildcards in a publish).
 """
 
 import enum
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 MAX_CHANNEL_BYTES: Final = 200
-_MAX_PATTERN: Final = 300  # room for the names of tokens, and for a subject's root
+_MAX_PATTERN: Final = 300  # leaves room for token names and the subject prefix
 DEFAULT_NAMESPACE: Final = "eb"
 
 _TOKEN: Final = r"[A-Za-z0-9_=@,;-]+"
@@ -39,7 +39,7 @@ _NO_CAPTURES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class ChannelKind(enum.StrEnum):
-    """What a channel asks of those who join it."""
+    """What a channel requires of its subscribers."""
 
     PUBLIC = "public"
     PRIVATE = "private"
@@ -47,14 +47,14 @@ class ChannelKind(enum.StrEnum):
 
 
 def validate_channel(name: object) -> str:
-    """Give `name` back when it is a channel name.
+    """Return `name` if it is a valid channel name.
 
-    Raises InvalidChannel, saying what is allowed, for anything else (of whatever type).
+    Raises InvalidChannel for anything else, of any type. The message says what is allowed.
     """
     if isinstance(name, str) and len(name) <= MAX_CHANNEL_BYTES and _CHANNEL.fullmatch(name):
         return name
     shown = _shorten(name)
-    raise InvalidChannel(f"{shown} is not a channel name: allowed are {_GRAMMAR}", name=shown)
+    raise InvalidChannel(f"{shown} is not a channel name; allowed: {_GRAMMAR}", name=shown)
 
 
 def _shorten(value: object) -> str:
@@ -67,36 +67,36 @@ class Pattern:
     """A set of channels: literal tokens, `{name}` and `*` for one token, `>` for one or more.
 
     `team.{team_id}` matches `team.7` and captures team_id=7; `orders.>` matches `orders.eu.42`
-    but not `orders`. These are the semantics of NATS wildcards
+    but not `orders`. The semantics are those of NATS wildcards
     (https://docs.nats.io/nats-concepts/subjects#wildcards), so a pattern is also a subject filter.
     """
 
     __slots__ = ("_names", "_tokens", "text")
 
     def __init__(self, text: str) -> None:
-        """Parse `text`; raises InvalidPattern."""
+        """Parse `text`. Raises InvalidPattern."""
         self.text = text
         self._tokens, self._names = _parse_pattern(text)
 
     @property
     def filter(self) -> str:
-        """The pattern as a NATS filter: named tokens become `*`."""
+        """The pattern as a NATS subject filter: named tokens become `*`."""
         return ".".join(self._tokens)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The named tokens, from left to right."""
+        """The token names, from left to right."""
         return tuple(name for name in self._names if name)
 
     @property
     def is_exact(self) -> bool:
-        """Whether the pattern matches one channel only, the one that `text` names."""
+        """Whether the pattern matches exactly one channel: `text` itself."""
         return "*" not in self._tokens and self._tokens[-1] != ">"
 
     def match(self, channel: str) -> Mapping[str, str] | None:
-        """The captured tokens by name (empty when none is named), or None where it does not match.
+        """Return the captured tokens by name, or None if the channel does not match.
 
-        `channel` must be a valid channel name.
+        The mapping is empty if the pattern names no tokens. `channel` must be a valid channel name.
         """
         given = channel.split(".")
         tokens = self._tokens
@@ -118,8 +118,8 @@ class Pattern:
         return captured if captured is not None else _NO_CAPTURES
 
     def contains(self, other: "Pattern") -> bool:
-        """Whether every channel that `other` matches is matched by this pattern too."""
-        mine, theirs = self._tokens, other._tokens  # noqa: SLF001 - of the same class
+        """Whether this pattern matches every channel that `other` matches."""
+        mine, theirs = self._tokens, other._tokens  # noqa: SLF001 - same class
         for i, token in enumerate(mine):
             if token == ">":
                 return len(theirs) > i
@@ -130,17 +130,18 @@ class Pattern:
         return len(mine) == len(theirs)
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The channel with each named token replaced; KeyError for a missing one.
+        """Return the channel with each named token replaced by its value.
 
-        Raises InvalidChannel where a value would break the grammar or add a token.
+        Raises KeyError for a missing value, and InvalidChannel for a value that breaks the grammar
+        or adds a token.
         """
         filled = []
         for token, name in zip(self._tokens, self._names, strict=True):
             value = values[name] if name else token
             if not _LITERAL.fullmatch(value):
                 raise InvalidChannel(
-                    f"{_shorten(value)} cannot stand for {{{name}}} in {self.text!r}: "
-                    "a token has letters, digits and _ = @ , ; - and is not empty",
+                    f"{_shorten(value)} is not a valid value for {{{name}}} in {self.text!r}; "
+                    "allowed: one or more letters, digits and _ = @ , ; -",
                     name=value,
                 )
             filled.append(value)
@@ -157,11 +158,11 @@ class Pattern:
 
 
 def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Tokens in filter form, and for each its name or an empty string."""
+    """Return the tokens in filter form, and the name of each token or an empty string."""
     if not isinstance(text, str) or not text or len(text) > _MAX_PATTERN:
         raise InvalidPattern(
-            f"{_shorten(text)} is not a channel pattern: "
-            f"a string of 1 to {_MAX_PATTERN} characters is",
+            f"{_shorten(text)} is not a channel pattern; "
+            f"allowed: a string of 1 to {_MAX_PATTERN} characters",
             name=_shorten(text),
         )
     tokens, names = [], []
@@ -171,34 +172,35 @@ def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
         last = i == len(parts) - 1
         if not (named or part == "*" or (part == ">" and last) or _LITERAL.fullmatch(part)):
             raise InvalidPattern(
-                f"{_shorten(text)} is not a channel pattern: token {i + 1}, {_shorten(part)}, is "
-                "none of a literal, {name}, * for one token, or > for the rest (only at the end)",
+                f"{_shorten(text)} is not a channel pattern: token {i + 1} is {_shorten(part)}; "
+                "allowed: a literal, {name}, * for one token, or > for the rest (only at the end)",
                 name=text,
             )
         tokens.append("*" if named else part)
         names.append(named[1] if named else "")
     given = [name for name in names if name]
     if len(set(given)) < len(given):
-        raise InvalidPattern(f"{text!r} names a token twice: each name stands once", name=text)
+        raise InvalidPattern(f"{text!r} uses a token name more than once", name=text)
     return tuple(tokens), tuple(names)
 
 
 @final
 class Subjects:
-    """Channels to subjects and back, within one namespace.
+    """Maps channels to subjects and back, within one namespace.
 
-    `<namespace>.event.<channel>` is where one publishes, `<namespace>.live.<channel>` where one
-    listens; the other roots are the system's own. A namespace is one token: with several, one
-    deployment's subjects could lie inside another's.
+    Messages are published to `<namespace>.event.<channel>` and received on
+    `<namespace>.live.<channel>`. The other prefixes are internal. A namespace is a single token:
+    with several, the subjects of one deployment could fall inside those of another.
     """
 
     __slots__ = ("_event", "_live", "_quarantine", "namespace")
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE) -> None:
-        """Raises ConfigError when `namespace` is not 1 to 32 of a-z, 0-9, _ and -."""
+        """Raises ConfigError unless `namespace` is 1 to 32 characters of a-z, 0-9, _ and -."""
         if not _NAMESPACE.fullmatch(namespace):
             raise ConfigError(
-                f"BROADCAST_CHANNELS_PREFIX={namespace!r}: allowed are 1 to 32 of a-z 0-9 _ -",
+                f"BROADCAST_CHANNELS_PREFIX={namespace!r}: invalid namespace; "
+                "allowed: 1 to 32 characters of a-z 0-9 _ -",
                 variable="BROADCAST_CHANNELS_PREFIX",
             )
         self.namespace = namespace
@@ -207,19 +209,19 @@ class Subjects:
         self._quarantine = f"{namespace}.quarantine."
 
     def event(self, channel: str) -> str:
-        """Where a message for `channel` is published. Raises InvalidChannel."""
+        """The subject that messages for `channel` are published to. Raises InvalidChannel."""
         return self._event + validate_channel(channel)
 
     def live(self, channel: str) -> str:
-        """Where the messages of `channel` are listened to. Raises InvalidChannel."""
+        """The subject that subscribers of `channel` listen on. Raises InvalidChannel."""
         return self._live + validate_channel(channel)
 
     def quarantine(self, channel: str) -> str:
-        """Where payloads of `channel` go that are no message. Raises InvalidChannel."""
+        """The subject for invalid payloads of `channel`. Raises InvalidChannel."""
         return self._quarantine + validate_channel(channel)
 
     def control(self, topic: str) -> str:
-        """A subject on which the nodes of a cluster talk. Raises InvalidChannel."""
+        """A subject for traffic between the nodes of a cluster. Raises InvalidChannel."""
         return f"{self.namespace}.control.{validate_channel(topic)}"
 
     def queue(self, name: str) -> str:
@@ -235,7 +237,7 @@ class Subjects:
         return self._event + pattern.filter
 
     def live_of(self, event_subject: str) -> str | None:
-        """The live subject that an event subject is republished to; None for any other subject."""
+        """The live subject that an event subject is republished to, or None for other subjects."""
         if event_subject.startswith(self._event):
             return self._live + event_subject[len(self._event) :]
         return None
@@ -243,13 +245,13 @@ class Subjects:
     def channel_of(self, subject: str) -> str:
         """The channel of an event, live or quarantine subject.
 
-        Raises InvalidChannel for a subject of another root or namespace, or one whose rest is
-        not a channel name (anyone may publish to anything).
+        Raises InvalidChannel if the prefix is another one, or if the rest is not a channel name:
+        clients of the broker can publish to any subject.
         """
         for root in (self._live, self._event, self._quarantine):
             if subject.startswith(root):
                 return validate_channel(subject[len(root) :])
         raise InvalidChannel(
-            f"{_shorten(subject)} is not a subject of channels in namespace {self.namespace!r}",
+            f"{_shorten(subject)} is not a channel subject in namespace {self.namespace!r}",
             name=subject,
         )

@@ -1,4 +1,4 @@
-"""The settings of a bus and its drivers: frozen, and declared once; see `eventbus.environment`."""
+"""The settings of a bus and its drivers. `eventbus.environment` reads them."""
 
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
@@ -15,18 +15,19 @@ SECRET_KEYS: Final = (
     "password", "passwd", "passphrase", "secret", "token", "authorization", "api_key",
     "private_key", "credential", "cookie", "jwt",
 )  # fmt: skip
-"""What keys of secrets are called, unless a setting names others."""
+"""Words in the keys of secret values, by default."""
 
 
 class Settings(SettingsStruct, frozen=True, kw_only=True):
-    """What a bus and its drivers are made from. Times are in seconds, sizes in bytes."""
+    """The settings of a bus and its drivers. Times are in seconds, sizes in bytes."""
 
     driver: Annotated[
         str,
         Var(
             "BROADCAST_DRIVER",
-            "which system carries the messages",
-            "nats (or websocket), redis, log, memory, null, stack, or the name of an installed one",
+            "the driver that carries the messages",
+            "nats (or websocket), redis, log, memory, null, stack, or the name of an installed "
+            "driver",
             aliases={"websocket": "nats"},
         ),
     ] = "nats"
@@ -34,66 +35,69 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         str,
         Var(
             "BROADCAST_CHANNELS_PREFIX",
-            "the first token of every subject",
-            "1 to 32 of a-z 0-9 _ -",
+            "the namespace: the first token of every subject",
+            "1 to 32 characters of a-z 0-9 _ -",
         ),
     ] = DEFAULT_NAMESPACE
     nats_url: Annotated[
         str,
         Var(
             "NATS_URL",
-            "servers to connect to, separated by commas; empty starts an embedded one",
+            "NATS servers to connect to, separated by commas; if empty, an embedded server is "
+            "started",
             "nats://, tls://, ws:// or wss:// addresses",
             secret=True,
         ),
     ] = ""
     nats_creds: Annotated[
-        str, Var("NATS_CREDS", "a credentials file for NATS", "the path of a readable file")
+        str, Var("NATS_CREDS", "the credentials file for NATS", "the path of a readable file")
     ] = ""
     nats_nkey: Annotated[
         str,
-        Var("NATS_NKEY", "a file with an nkey's seed for NATS", "the path of a readable file"),
+        Var("NATS_NKEY", "the file with the nkey seed for NATS", "the path of a readable file"),
     ] = ""
     nats_ca: Annotated[
         str,
         Var(
             "NATS_CA",
-            "the authority of NATS's certificate; empty trusts the system's authorities. With it, "
-            "a server without TLS is refused",
+            "the CA certificates to verify NATS servers with; empty uses the system's. If set, a "
+            "server without TLS is refused",
             "the path of a readable PEM file",
         ),
     ] = ""
     nats_cert: Annotated[
-        str, Var("NATS_CERT", "a client certificate for NATS", "the path of a readable PEM file")
+        str, Var("NATS_CERT", "the client certificate for NATS", "the path of a readable PEM file")
     ] = ""
     nats_key: Annotated[
-        str, Var("NATS_KEY", "its private key", "the path of a readable PEM file")
+        str, Var("NATS_KEY", "the private key of NATS_CERT", "the path of a readable PEM file")
     ] = ""
     nats_inbox_prefix: Annotated[
         str,
         msgspec.Meta(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"),
         Var(
             "NATS_INBOX_PREFIX",
-            "what the subjects of answers begin with; one for each NATS user lets no other read "
-            "them",
+            "the prefix of reply subjects; with a prefix per NATS user, users cannot read each "
+            "other's replies",
             "tokens of A-Z a-z 0-9 _ - joined by dots",
         ),
     ] = "_INBOX"
     nats_data: Annotated[
         str,
         Var(
-            "BROADCAST_NATS_DATA", "the embedded server's data folder", "a path that can be written"
+            "BROADCAST_NATS_DATA",
+            "the embedded server's data folder",
+            "the path of a writable folder",
         ),
     ] = ".eventbus/nats"
     nats_port: Annotated[
         Port,
-        Var("BROADCAST_NATS_PORT", "the embedded server's port; 0 takes a free one", "0 to 65535"),
+        Var("BROADCAST_NATS_PORT", "the embedded server's port; 0 picks a free port", "0 to 65535"),
     ] = 4222
     connect_timeout: Annotated[
         Positive,
         Var(
             "BROADCAST_CONNECT_TIMEOUT",
-            "how long a start may wait for the broker",
+            "how long to wait for the broker at startup",
             "above 0, at most a year",
         ),
     ] = 10.0
@@ -102,28 +106,28 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Var(
             "BROADCAST_PUBLISH_TIMEOUT",
             "how long a message is retried until the broker acknowledges it",
-            "above 0; at least 10 outlives a leader's election",
+            "above 0, at most a year; 10 or more is longer than a leader election takes",
         ),
     ] = 15.0
     history_messages: Annotated[
-        Count, Var("BROADCAST_HISTORY_MESSAGES", "messages kept of each channel", "1 or more")
+        Count, Var("BROADCAST_HISTORY_MESSAGES", "messages kept per channel", "1 or more")
     ] = 100
     history_seconds: Annotated[
         Positive,
         Var("BROADCAST_HISTORY_SECONDS", "how long messages are kept", "above 0, at most a year"),
     ] = 600.0
     history_bytes: Annotated[
-        Count, Var("BROADCAST_HISTORY_BYTES", "bytes kept of all channels", "1 or more")
+        Count, Var("BROADCAST_HISTORY_BYTES", "bytes kept for all channels together", "1 or more")
     ] = 1024**3
     history_replicas: Annotated[
         Literal[1, 3, 5],
-        Var("BROADCAST_HISTORY_REPLICAS", "copies of the stream in a NATS cluster", "1, 3 or 5"),
+        Var("BROADCAST_HISTORY_REPLICAS", "replicas of the streams in a NATS cluster", "1, 3 or 5"),
     ] = 1
     retention: Annotated[
         str,
         Var(
             RETENTION,
-            "classes of channels of which more or less is kept; the first that matches holds",
+            "retention classes: channels with a history of their own; the first match applies",
             "pattern:count/age or pattern:count/age/bytes, separated by white space, such as "
             "orders.>:1000/24h prices.*:1/7d/64MiB",
         ),
@@ -132,7 +136,7 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(ge=1, le=3600)],
         Var(
             "BROADCAST_QUEUE_LEASE",
-            "how soon the jobs of a worker that died are given to another",
+            "how soon the jobs of a dead worker go to another",
             "1 to 3600 seconds",
         ),
     ] = 30.0
@@ -140,17 +144,21 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Literal["warn", "fail"],
         Var(
             "BROADCAST_QUEUE_NO_LISTENER",
-            "what a worker does with a job that it has no listener for, and that is not broadcast",
-            "warn (it is done, and the log says so) or fail (it is kept among the failed jobs)",
+            "what a worker does with a job that has no listener and is not broadcast",
+            "warn (the job is done and a warning is logged) or fail (it becomes a failed job)",
         ),
     ] = "warn"
     queue_bytes: Annotated[
         Count,
-        Var("BROADCAST_QUEUE_BYTES", "bytes of all queues; jobs are refused beyond", "1 or more"),
+        Var("BROADCAST_QUEUE_BYTES", "size of all queues; above it, jobs are refused", "1 or more"),
     ] = 1024**3
     failed_bytes: Annotated[
         Count,
-        Var("BROADCAST_FAILED_BYTES", "bytes of failed jobs; the oldest go beyond", "1 or more"),
+        Var(
+            "BROADCAST_FAILED_BYTES",
+            "size of the failed jobs; above it, the oldest are dropped",
+            "1 or more",
+        ),
     ] = 64 * 1024**2
     redis_enabled: Annotated[
         bool,
@@ -160,7 +168,7 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         str,
         Var(
             "BROADCAST_REDIS_URL",
-            "where Redis is, in place of host, port, user, password, database and kind",
+            "the URL of Redis; replaces host, port, user, password, database and kind",
             "redis://[user:password@]host:port/database, rediss:// for TLS, "
             "redis+cluster://host:port,host:port, redis+sentinel://host:port,host:port/service/"
             "database, rediss+cluster:// or rediss+sentinel://",
@@ -172,7 +180,7 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
     )
     redis_port: Annotated[Port, Var("BROADCAST_REDIS_PORT", "Redis's port", "0 to 65535")] = 6379
     redis_username: Annotated[
-        str, Var("BROADCAST_REDIS_USERNAME", "Redis's user; empty is its default one", "a string")
+        str, Var("BROADCAST_REDIS_USERNAME", "Redis's user; empty is the default user", "a string")
     ] = ""
     redis_password: Annotated[
         str, Var("BROADCAST_REDIS_PASSWORD", "Redis's password", "a string", secret=True)
@@ -182,38 +190,51 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Var("BROADCAST_REDIS_DATABASE", "Redis's database number", "0 or more; 0 on a cluster"),
     ] = 0
     redis_tls: Annotated[
-        bool, Var("BROADCAST_REDIS_TLS", "whether Redis speaks TLS", "true or false")
+        bool, Var("BROADCAST_REDIS_TLS", "whether to connect to Redis with TLS", "true or false")
     ] = False
     redis_tls_ca: Annotated[
         str,
         Var(
             "BROADCAST_REDIS_TLS_CA",
-            "the authority of Redis's certificate; empty trusts the system's authorities",
+            "the CA certificates to verify Redis with; empty uses the system's",
             "the path of a readable PEM file",
         ),
     ] = ""
     redis_tls_cert: Annotated[
         str,
-        Var("BROADCAST_REDIS_TLS_CERT", "a client certificate", "the path of a readable PEM file"),
+        Var(
+            "BROADCAST_REDIS_TLS_CERT",
+            "the client certificate for Redis",
+            "the path of a readable PEM file",
+        ),
     ] = ""
     redis_tls_key: Annotated[
-        str, Var("BROADCAST_REDIS_TLS_KEY", "its private key", "the path of a readable PEM file")
+        str,
+        Var(
+            "BROADCAST_REDIS_TLS_KEY",
+            "the private key of BROADCAST_REDIS_TLS_CERT",
+            "the path of a readable PEM file",
+        ),
     ] = ""
     redis_cluster: Annotated[
         bool,
-        Var("BROADCAST_REDIS_CLUSTER", "whether host and port are of a cluster", "true or false"),
+        Var("BROADCAST_REDIS_CLUSTER", "whether Redis is a cluster", "true or false"),
     ] = False
     redis_sentinels: Annotated[
         tuple[str, ...],
-        Var("BROADCAST_REDIS_SENTINELS", "sentinels that know the master", "host:port,host:port"),
+        Var(
+            "BROADCAST_REDIS_SENTINELS",
+            "the sentinels to ask for the master",
+            "host:port,host:port",
+        ),
     ] = ()
     redis_sentinel_service: Annotated[
         str,
-        Var("BROADCAST_REDIS_SENTINEL_SERVICE", "the master's name at the sentinels", "a string"),
+        Var("BROADCAST_REDIS_SENTINEL_SERVICE", "the sentinels' name for the master", "a string"),
     ] = "mymaster"
     redis_sentinel_password: Annotated[
         str,
-        Var("BROADCAST_REDIS_SENTINEL_PASSWORD", "the sentinels' own password", "a string", True),
+        Var("BROADCAST_REDIS_SENTINEL_PASSWORD", "the sentinels' password", "a string", True),
     ] = ""
     redis_wait_replicas: Annotated[
         int,
@@ -228,15 +249,15 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         str,
         Var(
             "BROADCAST_LOG_PATH",
-            "the log driver's file; empty writes to the console",
-            "the path of a file that can be written",
+            "the log driver's file; if empty, it writes to the console",
+            "the path of a writable file",
         ),
     ] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning"],
         Var(
             "BROADCAST_LOG_LEVEL",
-            "what the log driver writes: everything, channels' messages, or only the quarantined",
+            "what the log driver writes: everything, channel messages, or only quarantined ones",
             "debug, info or warning",
         ),
     ] = "info"
@@ -244,49 +265,51 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=0)],
         Var(
             "BROADCAST_LOG_MAX_BYTES",
-            "size at which the log's file is rotated; 0 never rotates it",
+            "size at which the log file is rotated; 0 never rotates it",
             "0 or more",
         ),
     ] = 10 * 1024**2
     log_backups: Annotated[
-        Count, Var("BROADCAST_LOG_BACKUPS", "rotated files kept of the log", "1 or more")
+        Count, Var("BROADCAST_LOG_BACKUPS", "rotated log files to keep", "1 or more")
     ] = 5
     log_mask: Annotated[
         tuple[str, ...],
         Var(
             "BROADCAST_LOG_MASK",
-            "keys whose names contain one of these are logged as ***; case, - and _ do not count",
+            "values of keys that contain one of these words are logged as ***; case, - and _ are "
+            "ignored",
             "words, separated by commas",
         ),
     ] = SECRET_KEYS
     no_color: Annotated[
-        str, Var("NO_COLOR", "anything turns colours on a terminal off", "anything")
+        str, Var("NO_COLOR", "any value turns off colours on terminals", "anything")
     ] = ""
     stack: Annotated[
         tuple[str, ...],
         Var(
             "BROADCAST_STACK",
-            "the drivers of the driver stack; history and listening are the first's that has them",
-            "names of drivers but stack, separated by commas",
+            "the drivers of the driver stack; the first one that supports history or subscriptions "
+            "provides them",
+            "names of drivers other than stack, separated by commas",
         ),
     ] = ()
     stack_required: Annotated[
         tuple[str, ...],
         Var(
             "BROADCAST_STACK_REQUIRED",
-            "the drivers of a stack without which publishing fails",
-            "all, any, or names that stand in BROADCAST_STACK, separated by commas",
+            "the drivers of the stack that must accept a message for `publish` to succeed",
+            "all, any, or names from BROADCAST_STACK, separated by commas",
         ),
     ] = ("all",)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
-        """Read the settings; ConfigError tells the variable, its value and what is allowed."""
+        """Read the settings. ConfigError names the variable, its value and what is allowed."""
         settings = load(cls, environ)
         Subjects(settings.namespace)
         settings.retention_classes()
         return settings
 
     def retention_classes(self) -> Retention:
-        """How much is kept of each channel. Raises ConfigError."""
+        """How much history each channel keeps. Raises ConfigError."""
         return Retention(self.retention, count=self.history_messages, seconds=self.history_seconds)

@@ -1,8 +1,8 @@
-"""How declared settings are read from the environment, each checked where it enters.
+"""Reads declared settings from the environment and validates each of them.
 
-This module is the library's only reader of the environment. A settings struct declares each value
-once, with its variable, default and meaning; `load` reads it, and whoever makes a table of settings
-reads the same declarations through `variables`.
+Only this module reads the environment. A settings struct declares each value once, with its
+variable, default and meaning. `load` reads the values; `variables` lists the declarations, for
+tables of settings.
 """
 
 import os
@@ -41,18 +41,18 @@ _BOOLEANS: Final = {
 
 
 class Var(NamedTuple):
-    """Stands in a field's `Annotated`: its environment variable, and what it means."""
+    """Metadata of a settings field, in its `Annotated`: environment variable and description."""
 
     name: str
     help: str
     allowed: str
     secret: bool = False
     aliases: Mapping[str, str] = {}
-    """Other spellings of a value, and the value that each stands for."""
+    """Alternative spellings of a value, mapped to that value."""
 
 
 class Variable(NamedTuple):
-    """One declared setting, as a table of settings shows it."""
+    """One declared setting, as tables of settings show it."""
 
     field: str
     name: str
@@ -63,7 +63,7 @@ class Variable(NamedTuple):
 
 
 class SettingsStruct(msgspec.Struct, frozen=True, kw_only=True):
-    """A struct of settings that does not show its secrets: in logs, tracebacks and debuggers."""
+    """A settings struct whose repr hides secrets from logs, tracebacks and debuggers."""
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -81,12 +81,12 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the process with `changes`, for one that it starts."""
+    """The environment for a child process: that of this process with `changes`."""
     return {**os.environ, **changes}
 
 
 def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:
-    """The settings that a struct declares, in their order."""
+    """The settings that a struct declares, in order of declaration."""
     hints = typing.get_type_hints(struct, include_extras=True)
     for field in msgspec.structs.fields(struct):
         var = _var(hints[field.name])
@@ -95,12 +95,12 @@ def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:
 
 
 def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
-    """Make a settings struct from `environ` (the process's environment when None).
+    """Make a settings struct from `environ`, by default the environment of the process.
 
-    A variable that is empty counts as not set. A secret may stand in a file that is named by the
-    variable with `_FILE` after its name, as container platforms hand them out. Raises ConfigError
-    naming the variable, its value (secrets masked) and what is allowed; nothing falls back to a
-    default in silence.
+    An empty variable counts as not set. A secret can be in a file, as on container platforms: its
+    path is in the variable of the same name with the suffix `_FILE`. Raises ConfigError with the
+    variable, its value (secrets masked) and what is allowed. An invalid value never falls back to
+    the default.
     """
     environ = os.environ if environ is None else environ
     hints = typing.get_type_hints(struct, include_extras=True)
@@ -120,28 +120,30 @@ def _text(var: Var, environ: Mapping[str, str]) -> str:
     if not path:
         return text
     if text:
-        raise ConfigError(f"{var.name} and {name} are both set; allowed: one", variable=name)
+        raise ConfigError(f"{var.name} and {name} are both set; set only one", variable=name)
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(MAX_SECRET_BYTES + 1).strip()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(
             f"{name}={path!r} cannot be read ({exc.__class__.__name__}); allowed: the path of a "
-            "file of text",
+            "text file",
             variable=name,
         ) from None
     if not 0 < len(text) <= MAX_SECRET_BYTES:
         raise ConfigError(
-            f"{name}={path!r} holds no secret; allowed: 1 to {MAX_SECRET_BYTES} characters",
+            f"{name}={path!r} is empty or too long for a secret; allowed: 1 to {MAX_SECRET_BYTES} "
+            "characters",
             variable=name,
         )
     return text
 
 
 def _convert(text: str, type_: Any, var: Var) -> Any:
-    if not var.secret and _CREDENTIALS.search(text):  # errors about the value would quote it
+    if not var.secret and _CREDENTIALS.search(text):  # errors quote the value
         raise ConfigError(
-            f"{var.name}={MASK}: it has a URL with credentials; {var.help}; allowed: {var.allowed}",
+            f"{var.name}={MASK}: the value has a URL with credentials; {var.help}; "
+            f"allowed: {var.allowed}",
             variable=var.name,
         )
     text = var.aliases.get(text, text)

@@ -1,38 +1,38 @@
 """Every error that eventbus raises, as one tree.
 
     EventBusError
-    ├── ConfigError                 a setting that cannot be understood, or a missing one
-    ├── InvalidName                 a name from outside that breaks its grammar
+    ├── ConfigError                 a setting that is missing or invalid
+    ├── InvalidName                 a name that breaks its grammar
     │   ├── InvalidChannel          a channel name
     │   ├── InvalidPattern          a channel pattern
-    │   └── InvalidEventName        an event name, reserved ones included
-    ├── EventDefinitionError        an event class that cannot be: two of one name, a bad template
-    ├── EventFieldError             an event whose field does not fit its type or channel template
-    ├── InvalidPayload              bytes from the bus that are no message; `reason` is for machines
-    ├── InvalidWebhook              a posted request not to be trusted; `reason` is for machines
-    ├── EncodingError               data that cannot be made JSON, or a message over the size limit
-    ├── BusStateError               no bus is open, or this one is not
-    ├── CallbackFailed              the application's code raised what is not an Exception
-    ├── DispatchFailed              some of several messages were not published; holds each failure
+    │   └── InvalidEventName        an event name, or a reserved one
+    ├── EventDefinitionError        an invalid event class: a duplicate name, a bad template, …
+    ├── EventFieldError             a field that does not match its type or the channel template
+    ├── InvalidPayload              bytes from the bus that are not a message; see `reason`
+    ├── InvalidWebhook              a webhook request that cannot be trusted; see `reason`
+    ├── EncodingError               data that is not JSON-serializable, or a message that is too big
+    ├── BusStateError               no bus is open, or the bus is closed
+    ├── CallbackFailed              application code raised something other than an Exception
+    ├── DispatchFailed              some of several messages were not published; see `failures`
     ├── JobTimeout                  a queued event's listeners took longer than its `timeout`
-    ├── JobRejected                 raised by a listener: the job fails, and is not tried again
-    │   └── NoListener              a queued event that nothing in the worker listens to
-    ├── JobRetry                    raised by a listener: the job is tried again after `after_s`
-    ├── UnknownEvent                a queued event of a type that the worker does not know
-    ├── WorkerLost                  a queued event whose workers were lost at every try
-    ├── ClientError                 a fault of a client of an edge (eventbus.client)
-    │   ├── ClientClosed            the client is closed, by its owner or for good by the edge
-    │   ├── ClientDisconnected      there is no connection, or no answer came by it
-    │   └── ClientRefused           the edge refuses; `code` is one of the wire protocol's
-    └── DriverError                 a driver's fault; `driver` names it
-        ├── ConnectionFailed        the broker cannot be reached, or refuses us
-        ├── PublishFailed           a message that the broker has not acknowledged
-        │   └── PublishDenied       … because the user that the driver logs in as may not publish it
-        ├── StreamMismatch          a stream that exists with settings that cannot work
-        ├── NotSupported            the driver lacks the capability that was asked for
-        └── ServerError             the embedded nats-server did not start, or died
+    ├── JobRejected                 raised by a listener: the job fails and is not retried
+    │   └── NoListener              a queued event without a listener in the worker
+    ├── JobRetry                    raised by a listener: the job is retried after `after_s`
+    ├── UnknownEvent                a queued event whose type the worker does not know
+    ├── WorkerLost                  a queued event whose workers died at every attempt
+    ├── ClientError                 an error of a client of an edge (eventbus.client)
+    │   ├── ClientClosed            the client is closed, by its owner or permanently by the edge
+    │   ├── ClientDisconnected      there is no connection, or no reply arrived
+    │   └── ClientRefused           the edge refused a request; see `code`
+    └── DriverError                 an error of a driver or its broker; see `driver`
+        ├── ConnectionFailed        the broker is unreachable or refuses the connection
+        ├── PublishFailed           the broker has not acknowledged a message
+        │   └── PublishDenied       … because the driver's user has no permission to publish it
+        ├── StreamMismatch          an existing stream has settings that cannot work
+        ├── NotSupported            the driver lacks a capability
+        └── ServerError             the embedded nats-server did not start, or exited
 
-Errors of third-party libraries are mapped to these where they enter (in the drivers).
+The drivers map errors of third-party libraries to these.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,11 +73,11 @@ __all__ = [
 
 
 class EventBusError(Exception):
-    """The root: `except EventBusError` catches whatever this library raises on purpose."""
+    """The base class: `except EventBusError` catches every error that this library defines."""
 
 
 class ConfigError(EventBusError):
-    """A setting is missing or cannot be understood; `variable` names it."""
+    """A setting is missing or invalid. `variable` names it."""
 
     def __init__(self, message: str, *, variable: str = "") -> None:
         super().__init__(message)
@@ -85,7 +85,7 @@ class ConfigError(EventBusError):
 
 
 class InvalidName(EventBusError, ValueError):
-    """A name that breaks its grammar; `name` is what was given."""
+    """A name breaks its grammar. `name` is the name."""
 
     def __init__(self, message: str, *, name: str = "") -> None:
         super().__init__(message)
@@ -101,15 +101,15 @@ class InvalidPattern(InvalidName):
 
 
 class InvalidEventName(InvalidName):
-    """Not an event name, or one that is reserved for the system."""
+    """Not an event name, or a reserved one."""
 
 
 class EventDefinitionError(EventBusError, TypeError):
-    """An event class that cannot be defined; raised where the class statement stands."""
+    """An event class is invalid. Raised by the class statement."""
 
 
 class EventFieldError(EventBusError, ValueError):
-    """An event's field does not fit its type or its channel template; names event and field."""
+    """A field of an event does not match its type or the channel template."""
 
     def __init__(self, message: str, *, event: str, field: str) -> None:
         super().__init__(message)
@@ -118,7 +118,7 @@ class EventFieldError(EventBusError, ValueError):
 
 
 class InvalidPayload(EventBusError, ValueError):
-    """Bytes from the bus that are no message. `reason` is one of a few fixed words."""
+    """Bytes from the bus are not a message. `reason` is one of a few fixed words."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -126,7 +126,10 @@ class InvalidPayload(EventBusError, ValueError):
 
 
 class InvalidWebhook(EventBusError, ValueError):
-    """A request that is not to be trusted. `reason` is `headers`, `signature`, `time` or `body`."""
+    """A webhook request cannot be trusted.
+
+    `reason` is `headers`, `signature`, `time` or `body`.
+    """
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -134,26 +137,26 @@ class InvalidWebhook(EventBusError, ValueError):
 
 
 class EncodingError(EventBusError, ValueError):
-    """Data that cannot be encoded as JSON, or a message larger than the broker takes."""
+    """Data cannot be encoded as JSON, or the message is larger than the broker accepts."""
 
 
 class BusStateError(EventBusError, RuntimeError):
-    """The bus is not in the state that the call needs."""
+    """The bus is not in the state that the call requires."""
 
 
 class CallbackFailed(EventBusError):
-    """A listener, handler or hook raised what is not an Exception: it is the error's cause.
+    """A listener, handler or hook raised something that is not an Exception.
 
-    Such as SystemExit, the panic of a Rust extension, or the CancelledError of something that the
-    code awaited, while nobody cancelled the code itself.
+    It is this error's cause. Examples: SystemExit, a panic in a Rust extension, or a CancelledError
+    from something that the code awaited although nobody cancelled the code itself.
     """
 
 
 class DispatchFailed(EventBusError):
-    """Some of several messages were not published; the others were.
+    """Some of several messages were not published.
 
-    `failures` holds the error of each channel that failed (of the first message, where several
-    went to one channel), `receipts` what was published. The errors are the cause's, as a group.
+    `failures` maps each channel to its error (the first one, if several messages failed on it).
+    `receipts` holds the receipts of the published messages. The cause is a group of all errors.
     """
 
     def __init__(
@@ -169,20 +172,20 @@ class JobTimeout(EventBusError):
 
 
 class JobRejected(EventBusError):
-    """A listener raises it to say that no further try can help: the job is kept as failed."""
+    """Raised by a listener if retrying cannot help: the job fails at once."""
 
 
 class NoListener(JobRejected):
-    """A queued event that is not broadcast, and that nothing in the worker listens to.
+    """A queued event has no listener in the worker and is not broadcast.
 
-    Raised where BROADCAST_QUEUE_NO_LISTENER is `fail`.
+    Raised if BROADCAST_QUEUE_NO_LISTENER is `fail`.
     """
 
 
 class JobRetry(EventBusError):
-    """A listener raises it to have the job tried again no sooner than after `after_s` seconds.
+    """Raised by a listener to retry the job after at least `after_s` seconds.
 
-    The back-off holds where it is longer, and the number of tries in any case.
+    A longer back-off still applies, and so does the limit on attempts.
     """
 
     def __init__(self, message: str, *, after_s: float) -> None:
@@ -191,19 +194,19 @@ class JobRetry(EventBusError):
 
 
 class UnknownEvent(EventBusError):
-    """A queued event is of a type that the worker which took it does not know."""
+    """A worker does not know the type of a queued event."""
 
 
 class WorkerLost(EventBusError):
-    """Each worker that took a queued event ended, or lost its connection, before it was done."""
+    """Every worker that took a queued event died, or lost its connection, before it was done."""
 
 
 class ClientError(EventBusError):
-    """A fault of a client of an edge."""
+    """An error of a client of an edge."""
 
 
 class ClientClosed(ClientError):
-    """The client is closed and will not connect again; `close_code` is the WebSocket's."""
+    """The client is closed and will not reconnect. `close_code` is the WebSocket close code."""
 
     def __init__(self, message: str, *, close_code: int) -> None:
         super().__init__(message)
@@ -211,17 +214,17 @@ class ClientClosed(ClientError):
 
 
 class ClientDisconnected(ClientError):
-    """There is no connection, it was lost before the answer, or the answer did not come in time.
+    """There is no connection, it was lost before the reply, or the reply did not arrive in time.
 
-    What was asked may have been done.
+    The edge may have carried out the request.
     """
 
 
 class ClientRefused(ClientError):
-    """The edge refuses what was asked.
+    """The edge refused a request.
 
-    `code` is one of docs/wire-protocol.md's ("Errors"), `revoked` for a channel that was taken
-    away, or `http_<status>` for a refused connection; `channel` is what it concerns, if anything.
+    `code` is one of the codes in docs/wire-protocol.md ("Errors"), `revoked` if access to a channel
+    was revoked, or `http_<status>` for a refused connection. `channel` is the channel, if any.
     """
 
     def __init__(self, message: str, *, code: str, channel: str | None = None) -> None:
@@ -231,7 +234,7 @@ class ClientRefused(ClientError):
 
 
 class DriverError(EventBusError):
-    """A fault of a driver or its broker; `driver` is the driver's name."""
+    """An error of a driver or its broker. `driver` is the driver's name."""
 
     def __init__(self, message: str, *, driver: str) -> None:
         super().__init__(message)
@@ -239,27 +242,27 @@ class DriverError(EventBusError):
 
 
 class ConnectionFailed(DriverError):
-    """The broker cannot be reached, refuses the credentials, or is lost."""
+    """The broker is unreachable, refuses the credentials, or closed the connection."""
 
 
 class PublishFailed(DriverError):
     """The broker has not acknowledged the message.
 
-    It may be stored all the same: publish it again with the same id, and it is stored once.
+    It may be stored all the same. Publish it again with the same id: it is stored only once.
     """
 
 
 class PublishDenied(PublishFailed):
-    """The user that the driver logs in as may not publish there: to try again is of no use."""
+    """The driver's user has no permission to publish there. Retrying does not help."""
 
 
 class StreamMismatch(DriverError):
-    """A stream exists with settings under which history or delivery cannot work."""
+    """An existing stream has settings with which history or delivery cannot work."""
 
 
 class NotSupported(DriverError):
-    """The driver does not have the capability that was asked for."""
+    """The driver lacks the required capability."""
 
 
 class ServerError(DriverError):
-    """The embedded nats-server did not start, or ended unasked."""
+    """The embedded nats-server did not start, or exited unexpectedly."""

@@ -1,7 +1,7 @@
-"""Two events that most applications have: a notification to one user, an alert to all.
+"""Two events that most applications need: a notification to one user, and an alert to all.
 
-`eventbus broadcast notify:user` and `system:alert` publish them. They are in your application's
-catalogue where it imports this module.
+`eventbus broadcast notify:user` and `system:alert` publish them. To have them in your application's
+catalogue, import this module.
 """
 
 import datetime
@@ -19,20 +19,20 @@ __all__ = ["Notification", "SystemAlert"]
 class Notification(
     Event, ShouldBroadcast, channel="user.{user_id}", name="notification", kw_only=True
 ):
-    """Something that one user should know, on the user's private channel.
+    """A notification to one user, on the user's private channel.
 
-    `user_id` says whose channel it is and is not part of the data.
+    `user_id` chooses the channel and is not part of the data.
     """
 
     user_id: str
     title: Annotated[str, msgspec.Meta(min_length=1)]
     message: str
     action_url: str | None = None
-    """Where the user goes from here."""
+    """The link of the notification."""
     timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)
 
     def broadcast_with(self) -> NotificationData:
-        """The fields without the one that only routes the event."""
+        """The fields except `user_id`."""
         return NotificationData(
             title=self.title,
             message=self.message,
@@ -47,5 +47,5 @@ class SystemAlert(Event, ShouldBroadcast, channel="system", name="alert", kw_onl
     level: AlertLevel
     message: str
     action_required: bool = False
-    """Whether someone has to do something."""
+    """Whether users have to act."""
     timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)

@@ -1,11 +1,12 @@
-"""Retention classes: how much is kept of which channels. Pure.
+"""Retention classes: how much history each channel keeps.
 
-`BROADCAST_RETENTION` lists them, separated by white space, the first that matches a channel holds:
+`BROADCAST_RETENTION` lists the classes, separated by white space. The first match applies:
 
     orders.>:1000/24h prices.*:1/7d/64MiB
 
-is 1,000 messages a channel for 24 hours below `orders`, and the last price of each for 7 days, in
-64 MiB for all prices. Channels of no class are kept as `BROADCAST_HISTORY_*` say.
+Channels below `orders` keep 1,000 messages each for 24 hours. Channels that match `prices.*` keep
+their last message for 7 days, in 64 MiB for all of them together. Channels that match no class
+keep what `BROADCAST_HISTORY_*` say.
 """
 
 import re
@@ -18,12 +19,12 @@ __all__ = ["MAX_CLASSES", "MAX_COUNT", "VARIABLE", "Retention", "RetentionClass"
 
 VARIABLE: Final = "BROADCAST_RETENTION"
 MAX_CLASSES: Final = 32
-"""A class that keeps messages for longer than the default is a stream of its own on NATS."""
+"""On NATS, a class that keeps messages for longer than the default has a stream of its own."""
 MAX_COUNT: Final = 10_000
-"""A channel's messages are read from their beginning to find its last ones."""
-MIN_SECONDS: Final = 0.1  # a NATS stream's least
+"""Limited because the last messages of a channel are found by reading from its first one."""
+MIN_SECONDS: Final = 0.1  # the minimum age limit of a NATS stream
 MAX_SECONDS: Final = 365 * 86_400.0
-MIN_BYTES: Final = 1024**2  # NATS's largest message by default
+MIN_BYTES: Final = 1024**2  # the default size limit of a message in NATS
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _SIZES: Final = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
@@ -36,26 +37,26 @@ _ALLOWED: Final = (
     "pattern:count/age or pattern:count/age/bytes, separated by white space, such as "
     f"orders.>:1000/24h prices.*:1/7d/64MiB; count 1 to {MAX_COUNT}, age 0.1s to 365d "
     "with the unit s, m, h or d, bytes at least 1MiB with the unit KiB, MiB, GiB or TiB, at most "
-    f"{MAX_CLASSES} classes, and none whose channels an earlier one has all"
+    f"{MAX_CLASSES} classes; an earlier class must not cover all channels of a later one"
 )
 
 
 class RetentionClass(NamedTuple):
-    """What is kept of each channel of a class."""
+    """How much history each channel of a class keeps."""
 
     pattern: Pattern | None
-    """None for the channels of no class."""
+    """None for channels that match no class."""
     messages: int
     seconds: float
     max_bytes: int | None
-    """For all channels of the class together; None where nothing was said of it."""
+    """For all channels of the class together; None if not set."""
 
 
 class Retention:
-    """The classes, and the default for channels that have none."""
+    """The retention classes, and the default for channels that match none."""
 
     def __init__(self, text: str = "", *, count: int = 100, seconds: float = 600.0) -> None:
-        """`text` as in the setting; `count` and `seconds` are the default's. Raises ConfigError."""
+        """Parse the setting `text`; `count` and `seconds` are the default. Raises ConfigError."""
         self.default = RetentionClass(None, count, seconds, None)
         self.classes = _parse(text)
 
@@ -73,7 +74,7 @@ class Retention:
 
     @property
     def max_seconds(self) -> float:
-        """The longest time for which any class keeps messages."""
+        """The longest time that any class keeps messages."""
         return max(one.seconds for one in (self.default, *self.classes))
 
 
@@ -86,7 +87,8 @@ def _parse(text: str) -> tuple[RetentionClass, ...]:
             assert earlier.pattern is not None
             if earlier.pattern.contains(made.pattern):
                 raise _wrong(
-                    text, f"{part!r} would never hold: {earlier.pattern.text!r} has its channels"
+                    text,
+                    f"{part!r} never applies: {earlier.pattern.text!r} matches all its channels",
                 )
         classes.append(made)
     if len(classes) > MAX_CLASSES:
@@ -97,7 +99,7 @@ def _parse(text: str) -> tuple[RetentionClass, ...]:
 def _class(text: str, part: str) -> RetentionClass:
     found = _CLASS.fullmatch(part)
     if found is None:
-        raise _wrong(text, f"{part!r} is no class")
+        raise _wrong(text, f"{part!r} is not a retention class")
     try:
         pattern = Pattern(found["pattern"])
     except InvalidPattern as exc:

@@ -1,158 +1,70 @@
-"""Steps that must not be cut between two calls to the broker, such as to store and then to drop."""
+"""The lifecycle of background work: no task without an owner, no shutdown cut in the middle.
+
+`Tasks` runs the background tasks of one owner, reports their faults and ends them with the owner.
+`Shutdown` runs an owner's `aclose` once, for all its callers. `complete` finishes one step although
+its caller is cancelled: both of them, and steps of several calls to a broker, go through it.
+"""
 
 import asyncio
-import collections
+import contextvars
 import logging
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Coroutine,
-)
-from typing import (
-    Any,
-    Final,
-    TypeVar,
-)
+from collections.abc import Callable, Container, Coroutine
+from typing import Any, Final, TypeVar
 
 from eventbus.backoff import Backoff
-from eventbus.user_code import (
-    cause_of,
-    guarded,
-)
+from eventbus.user_code import cause_of, guarded
 
-__all__ = ["Pool", "Shutdown", "Tasks", "Work", "complete", "fault_count"]
-
+__all__ = ["Shutdown", "Tasks", "complete", "fault_count"]
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Task = asyncio.Task[Any]
+
 WITHIN_S: Final = 5.0
-
-
-async def complete(work: Coroutine[Any, Any, T], *, within: float = WITHIN_S) -> T:
-    """Run `work` to its end, although the caller is cancelled meanwhile.
-
-    The cancellation is raised then. After it, `work` has `within` seconds; then it is cancelled.
-    """
-    loop = asyncio.get_running_loop()
-    task, name = loop.create_task(work), getattr(work, "__qualname__", "a step")
-    cancelled: asyncio.CancelledError | None = None
-    deadline = float("inf")
-    while not task.done() and (left := deadline - loop.time()) > 0:
-        try:
-            await asyncio.wait([task], timeout=None if cancelled is None else left)
-        except asyncio.CancelledError as exc:
-            if cancelled is None:
-                deadline = loop.time() + within
-            cancelled = exc
-    if cancelled is None:
-        return task.result()
-    if not task.done():
-        task.cancel()
-        _log.warning("%s did not end within %g s and is cut", name, within)
-    elif not task.cancelled() and (fault := task.exception()) is not None:
-        _log.error("%s failed", name, exc_info=fault)
-    raise cancelled
-
-
-Work = Callable[[], Awaitable[object]]
-
-
-class Pool:
-    """Runs what it is offered in the order in which it came, `size` at once."""
-
-    def __init__(self, size: int, waiting: int, name: str) -> None:
-        """`waiting`: how many may wait for a place. `name` is for logs and tasks."""
-        self._size = size
-        self._limit = waiting
-        self._name = name
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting: collections.deque[Work] = collections.deque()
-        self._changed = asyncio.Event()
-
-    @property
-    def free(self) -> int:
-        """Places at which something would be run at once."""
-        return max(0, self._size - len(self._tasks))
-
-    def offer(self, work: Work) -> bool:
-        """Run it, now or later; False when too many wait already."""
-        if self.free and not self._waiting:
-            self._start(work)
-        elif len(self._waiting) < self._limit:
-            self._waiting.append(work)
-        else:
-            return False
-        return True
-
-    async def room(self) -> None:
-        """Wait for a free place."""
-        while not self.free:
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def aclose(self, seconds: float, caller: "asyncio.Task[Any] | None" = None) -> int:
-        """Let all finish within that time, then cancel; how many never began.
-
-        `caller` is neither waited for nor cancelled: it may be one that runs here.
-        """
-        try:
-            async with asyncio.timeout(seconds):
-                while self._waiting or self._tasks - {caller}:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            _log.warning("%s: %d did not finish and are cancelled", self._name, len(self._tasks))
-        left = len(self._waiting)
-        self._waiting.clear()
-        tasks = [task for task in self._tasks if task is not caller]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        return left
-
-    def _start(self, work: Work) -> None:
-        task = asyncio.create_task(self._run(work), name=f"eventbus-{self._name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    async def _run(self, work: Work) -> None:
-        try:
-            with guarded():
-                await work()
-        except Exception:  # noqa: BLE001 - one's fault is not another's
-            _log.exception("%s failed", self._name)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        while self._waiting and self.free:
-            self._start(self._waiting.popleft())
-        self._changed.set()
-
-
 STUBBORN_S: Final = 10.0
 """How long a close waits for a task that does not end when it is cancelled."""
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 30.0
 _STEADY_S: Final = 60.0
-"""A keeper that ran for so long before it failed begins again with the shortest pause."""
+"""A kept task that ran this long before it failed is restarted after the shortest pause again."""
 
+_callers: contextvars.ContextVar[frozenset[Task]] = contextvars.ContextVar(
+    "eventbus_shutdown_callers", default=frozenset()
+)
+"""The tasks that called for the shutdown under way: it must not wait for them."""
 _faults = 0
 
 
 def fault_count() -> int:
-    """How many tasks of this process have failed, those included that were started again."""
+    """How many tasks of this process have failed, including those that were restarted."""
     return _faults
+
+
+async def complete(work: Coroutine[Any, Any, T], *, within: float = WITHIN_S) -> T:
+    """Run `work` to its end, even if the caller is cancelled meanwhile; then raise that.
+
+    Once the caller is cancelled, `work` has `within` seconds left; after that it is cancelled too.
+    """
+    name = getattr(work, "__qualname__", "a step")
+    return await _outlast(asyncio.create_task(work, name=name), within)
 
 
 class Shutdown:
     """Runs a shutdown once, to its end.
 
-    Concurrent and later callers wait for the same run. A caller that is cancelled still waits
-    until the run has ended, and is cancelled then: what it would close next may be in use before.
+    Concurrent and later callers wait for the same run. A caller that is cancelled still waits for
+    the end of the run before the cancellation is raised: what it would close next may be in use
+    until then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *waits_for: Container[Task]) -> None:
+        """`waits_for` are the tasks that the shutdown ends or waits for.
+
+        When one of these calls a shutdown that has begun, it returns at once: waiting for each
+        other, both would hang. The first caller may be one of them; the shutdown leaves it alone.
+        """
+        self._waits_for = waits_for
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -162,20 +74,15 @@ class Shutdown:
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work`, or wait for the run that is under way. Raises what `work` raises."""
+        caller = asyncio.current_task()
+        assert caller is not None
         if self._task is None:
+            token = _callers.set(_callers.get() | {caller})
             self._task = asyncio.create_task(work(), name="a shutdown")
-        elif self._task is asyncio.current_task():
-            return  # it closes itself by way of something that it closes
-        cancelled: asyncio.CancelledError | None = None
-        while not self._task.done():
-            try:
-                await asyncio.wait({self._task})
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-        if cancelled is not None:
-            _report(self._task)
-            raise cancelled
-        self._task.result()
+            _callers.reset(token)
+        elif caller is self._task or any(caller in tasks for tasks in self._waits_for):
+            return
+        await _outlast(self._task, None)
 
 
 class Tasks:
@@ -187,13 +94,21 @@ class Tasks:
         """At most `limit` run at once; `on_dropped` is called for each that was not started."""
         self._limit = limit
         self._on_dropped = on_dropped
-        self._running: set[asyncio.Task[Any]] = set()
-        self._shutdown = Shutdown()
+        self._running: set[Task] = set()
+        self._shutdown = Shutdown(self)
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def start(self, work: Coroutine[Any, Any, Any], name: str) -> "asyncio.Task[Any] | None":
+    def __contains__(self, task: object) -> bool:
+        return task in self._running
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs, apart from tasks that called for the shutdown under way."""
+        return not self._others()
+
+    def start(self, work: Coroutine[Any, Any, Any], name: str) -> Task | None:
         """Run `work` once; an exception is logged under `name`.
 
         Gives None where it is not started: too many run, or the owner has closed.
@@ -208,9 +123,7 @@ class Tasks:
         task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
         return task
 
-    def keep(
-        self, run: Callable[[], Coroutine[Any, Any, Any]], name: str
-    ) -> "asyncio.Task[Any] | None":
+    def keep(self, run: Callable[[], Coroutine[Any, Any, Any]], name: str) -> Task | None:
         """Run `run()`, and again after a pause when it fails; the pauses grow up to 30 s."""
         if self._shutdown.has_begun:
             return None
@@ -218,39 +131,63 @@ class Tasks:
 
     async def join(self, seconds: float) -> None:
         """Wait up to that long until nothing runs; tasks that start meanwhile do not count."""
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=seconds)
+        if tasks := self._others():
+            await asyncio.wait(tasks, timeout=seconds)
 
-    async def aclose(self) -> None:
-        """Cancel what runs and wait for its end; later ones are not started.
+    async def aclose(self, within: float | None = None) -> None:
+        """Cancel what runs and wait for its end, `STUBBORN_S` by default; nothing starts after.
 
         Closing twice is harmless. A task may close its own owner: it is left alone.
         """
-        caller = asyncio.current_task()
-        if caller in self._running and self._shutdown.has_begun:
-            return  # the shutdown waits for this very task
+        await self._shutdown.run(lambda: self._close(STUBBORN_S if within is None else within))
 
-        async def close() -> None:
-            tasks = {task for task in self._running if task is not caller}
-            for task in tasks:
-                task.cancel()
-            if not tasks:
-                return
-            _, stubborn = await asyncio.wait(tasks, timeout=STUBBORN_S)
-            for task in stubborn:
-                _log.error("%s ignored its cancellation and still runs", task.get_name())
+    async def _close(self, within: float) -> None:
+        tasks = self._others()
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
+        _, stubborn = await asyncio.wait(tasks, timeout=within)
+        for task in stubborn:
+            _log.error("%s ignored its cancellation and still runs", task.get_name())
 
-        await self._shutdown.run(close)
+    def _others(self) -> set[Task]:
+        return self._running - _callers.get()
 
-    def _start(self, work: Coroutine[Any, Any, Any], name: str) -> "asyncio.Task[Any]":
+    def _start(self, work: Coroutine[Any, Any, Any], name: str) -> Task:
         task = asyncio.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
-    def _ended(self, task: "asyncio.Task[Any]") -> None:
+    def _ended(self, task: Task) -> None:
         self._running.discard(task)
         _report(task)
+
+
+async def _outlast(task: asyncio.Task[T], within: float | None) -> T:
+    """Wait for the end of `task`, even if the caller is cancelled meanwhile; then raise that.
+
+    `within` bounds the wait from then on, after which `task` is cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    cancelled: asyncio.CancelledError | None = None
+    deadline = float("inf")
+    while not task.done() and (left := deadline - loop.time()) > 0:
+        try:
+            await asyncio.wait({task}, timeout=None if deadline == float("inf") else left)
+        except asyncio.CancelledError as exc:
+            if cancelled is None and within is not None:
+                deadline = loop.time() + within
+            cancelled = exc
+    if cancelled is None:
+        return task.result()
+    if task.done():
+        _report(task)
+    else:
+        task.cancel()
+        _log.warning("%s did not end within %g s and is cancelled", task.get_name(), within)
+    raise cancelled
 
 
 async def _run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -265,7 +202,7 @@ async def _keep(run: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
         try:
             with guarded():
                 await run()
-        except Exception as exc:  # noqa: BLE001 - whatever it was, the keeper must go on
+        except Exception as exc:  # noqa: BLE001 - whatever it was, the task must go on
             if loop.time() - begun >= _STEADY_S:
                 backoff.reset()
             pause = backoff.next()
@@ -278,7 +215,7 @@ async def _keep(run: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
         await asyncio.sleep(pause)
 
 
-def _report(task: "asyncio.Task[Any]") -> None:
+def _report(task: Task) -> None:
     if not task.cancelled():
         if (fault := task.exception()) is not None:
             _count()

@@ -1,10 +1,10 @@
-"""Traces by OpenTelemetry, where its API is installed: `pip install eventbus[otel]`.
+"""OpenTelemetry traces, if its API is installed: `pip install eventbus[otel]`.
 
-A publish is a span, and its context travels in the message's headers (W3C `traceparent` and
-`tracestate`, or what the application's propagators write), so that the work on it elsewhere belongs
-to the same trace. Names are those of the semantic conventions for messaging and for HTTP
-(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, and until a provider is
-set, nothing happens here.
+Each publish is a span. Its context travels in the message headers (W3C `traceparent` and
+`tracestate`, or what the application's propagators write), so spans in other processes belong to
+the same trace. Names follow the semantic conventions for messaging and HTTP
+(opentelemetry.io/docs/specs/semconv, 1.28 and later). Without the package, or before a tracer
+provider is set, these functions do nothing.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _SERVER_ERROR: Final = 500
 
 
 class _Tracing:
-    """OpenTelemetry's API, once it is loaded. Raises ImportError where it is not installed."""
+    """The OpenTelemetry API. Raises ImportError if it is not installed."""
 
     def __init__(self, provider: "TracerProvider | None") -> None:
         self._trace = trace = importlib.import_module("opentelemetry.trace")
@@ -40,7 +40,7 @@ class _Tracing:
 
     @property
     def records(self) -> bool:
-        """Whether a provider is set, an SDK's mostly: till then spans would be made for nothing."""
+        """Whether a tracer provider is set, usually the SDK's. Without one, spans are discarded."""
         if not self._records:
             present = self._trace.get_tracer_provider()
             self._records = not isinstance(present, self._trace.ProxyTracerProvider)
@@ -54,7 +54,7 @@ class _Tracing:
         attributes: Mapping[str, str | int],
         parent: Headers | None = None,
     ) -> Iterator[Any]:
-        """A span that is the current one; with `parent`, of the trace that its headers name."""
+        """Run the block in a new current span, in the trace of the headers `parent` if given."""
         context = None if parent is None else self._propagate.extract(parent)
         with self._tracer.start_as_current_span(
             name, context=context, kind=kind, attributes=attributes
@@ -67,7 +67,7 @@ class _Tracing:
     ) -> Iterator[Headers]:
         with self.span(name, self.kind.PRODUCER, attributes):
             context: dict[str, str] = {}
-            if _OWN_CONTEXT not in headers:  # the publisher's own choice stands
+            if _OWN_CONTEXT not in headers:  # keep a context that the publisher set
                 self._propagate.inject(context)
             yield context
 
@@ -84,12 +84,12 @@ class _Tracing:
             set_status_on_exception=False,
         ) as span:
 
-            def answered(status: int) -> None:
+            def set_status(status: int) -> None:
                 span.set_attribute("http.response.status_code", status)
                 if status >= _SERVER_ERROR:
                     span.set_status(self._trace.StatusCode.ERROR)
 
-            yield answered
+            yield set_status
 
     def delivered(
         self, name: str, attributes: Mapping[str, str | int], parent: Headers, begun_ns: int
@@ -110,9 +110,9 @@ class _State:
 
 
 def load(provider: "TracerProvider | None" = None) -> None:
-    """Trace from now on, if the package is installed; opening a bus does it.
+    """Start tracing, if the package is installed. Opening a bus calls this.
 
-    `provider` takes the place of the one that is set for the process.
+    `provider` overrides the global tracer provider.
     """
     if provider is None and _State.tracing is not None:
         return
@@ -126,16 +126,16 @@ def _recording() -> _Tracing | None:
 
 
 def is_loaded() -> bool:
-    """Whether the package is there, and a bus has been opened."""
+    """Whether the package is installed and a bus has been opened."""
     return _State.tracing is not None
 
 
 def sending(
     system: str, destination: str, message_id: str, *, template: str | None, headers: Headers
 ) -> AbstractContextManager[Headers]:
-    """A message is sent within the block; gives the headers that carry the trace's context.
+    """A span for publishing a message in the block. Yields the trace context as headers.
 
-    `template` is the channel's, such as `orders.{order_id}`: a name that many messages share.
+    `template` is the channel template, such as `orders.{order_id}`. It keeps span names few.
     """
     tracing = _recording()
     if tracing is None:
@@ -156,7 +156,7 @@ def processing(
     headers: Headers,
     group: str | None = None,
 ) -> AbstractContextManager[Any]:
-    """A message's handler runs within the block; its headers name the trace."""
+    """A span for the handler of a message, in the trace of its headers."""
     tracing = _recording()
     if tracing is None:
         return _NOTHING
@@ -170,7 +170,7 @@ def processing(
 
 
 def listening(event: str, listener: Callable[..., Any]) -> AbstractContextManager[Any]:
-    """A listener within the process runs within the block, in the trace of its dispatch."""
+    """A span for a listener in the same process, in the trace of the dispatch."""
     tracing = _recording()
     if tracing is None:
         return _NOTHING
@@ -180,9 +180,9 @@ def listening(event: str, listener: Callable[..., Any]) -> AbstractContextManage
 
 
 def serving(method: str, route: str, headers: Headers) -> AbstractContextManager[OnStatus]:
-    """A request is answered within the block; gives what is to be called with the status.
+    """A span for an HTTP request. Yields a function to call with the status.
 
-    Neither the URL nor a header gets into the span: a token may stand in them.
+    The span has neither the URL nor headers, since these may contain a token.
     """
     tracing = _recording()
     if tracing is None:
@@ -192,7 +192,7 @@ def serving(method: str, route: str, headers: Headers) -> AbstractContextManager
 
 
 def delivered(system: str, channel: str, *, headers: Headers, begun_ns: int, clients: int) -> None:
-    """A message has been given to the clients of a node: one span, if its trace is sampled."""
+    """Record the delivery of a message to a node's clients as one span, if the trace is sampled."""
     if headers.get(_OWN_CONTEXT) is None or (tracing := _recording()) is None:
         return
     attributes = _messaging(system, "deliver", channel)

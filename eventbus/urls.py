@@ -1,4 +1,4 @@
-"""URLs that may hold credentials: read without quoting them in an error, and shown without them."""
+"""URLs that may contain credentials: errors never quote them, and logs show them masked."""
 
 import contextlib
 import re
@@ -30,7 +30,7 @@ class BrokerAddress(NamedTuple):
     """Decoded; None without credentials. Without a password it may be a token."""
     password: str | None
     hosts: tuple[tuple[str, int | None], ...]
-    """One or several, each with its port."""
+    """One or more hosts with their ports."""
     path: str
     query: str
 
@@ -55,11 +55,11 @@ class BrokerAddress(NamedTuple):
 def parse_broker_address(
     text: str, schemes: Collection[str], default_scheme: str = ""
 ) -> BrokerAddress:
-    """Read `scheme://user:password@host:port,host:port/path?query`.
+    """Parse `scheme://user:password@host:port,host:port/path?query`.
 
-    Everything before the last `@` is credentials, percent-encoded or not: so `#`, `/`, `?`, `@` and
-    `:` may stand in a password as they are, and nothing that parses the rest sees it. Without a
-    scheme, `default_scheme` is meant. Raises ValueError, whose text does not quote the address.
+    Everything before the last `@` is credentials, percent-encoded or not. So a password may contain
+    `#`, `/`, `?`, `@` and `:`, and nothing that parses the rest sees it. `default_scheme` replaces
+    a missing scheme. Raises ValueError, whose text does not quote the address.
     """
     if _CONTROL.search(text):
         raise ValueError("it has a control character, or is not UTF-8")
@@ -84,7 +84,7 @@ def parse_broker_address(
 
 
 def parse_host(text: str) -> tuple[str, int | None]:
-    """Read `host`, `host:port` or `[host]:port`. Raises ValueError, which does not quote it."""
+    """Parse `host`, `host:port` or `[host]:port`. Raises ValueError, which does not quote it."""
     parts = _split(f"//{text}")
     host, port = parts.hostname, parts.port
     is_whole = parts.netloc == text and parts.username is None
@@ -94,7 +94,7 @@ def parse_host(text: str) -> tuple[str, int | None]:
 
 
 def is_web_address(url: str, schemes: Collection[str] = ("http", "https")) -> bool:
-    """Whether a URL has one of the schemes, a host, and no port that cannot be."""
+    """Whether a URL has one of the schemes, a host, and no invalid port."""
     try:
         parts = urlsplit(url)
         return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
@@ -105,7 +105,7 @@ def is_web_address(url: str, schemes: Collection[str] = ("http", "https")) -> bo
 def mask_url(url: str) -> str:
     """A URL for logs and errors: without user, password, query and fragment.
 
-    One in which a password cannot be told from the rest with certainty is masked whole.
+    A URL in which the end of a password is uncertain is masked entirely.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -122,7 +122,7 @@ def mask_url(url: str) -> str:
 
 
 def fault_text(exc: BaseException) -> str:
-    """An error of a client library in words; its type alone where its text may quote a URL."""
+    """The text of a client library's error, or only its type if the text may quote a URL."""
     text = str(exc)
     return text if text and not set(text) & set("/@?#") else type(exc).__name__
 
@@ -134,7 +134,7 @@ def _netloc(server: tuple[str, int | None]) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    # What urllib raises quotes the URL, and would stay the context of an error raised in `except`.
+    # urllib's error quotes the URL, and would stay the context of an error raised in `except`.
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         if "," in parts.netloc or parts.port is None or parts.port > 0:

@@ -1,4 +1,9 @@
-"""What a user's handler takes."""
+"""Calls of the application's code, which may raise anything, and texts of what it raised.
+
+`guarded` and `call_guarded` keep an exception of the application from ending our own tasks.
+`must_pass` and `is_cancelled` tell a real cancellation from a leaked one. The rest shows exceptions
+in logs and records, in valid and bounded text.
+"""
 
 import asyncio
 import inspect
@@ -6,16 +11,9 @@ import itertools
 import signal
 import threading
 import traceback
-from collections.abc import (
-    Callable,
-    Iterator,
-)
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import (
-    Any,
-    Final,
-    Self,
-)
+from typing import Any, Final, Self
 
 from eventbus.errors import CallbackFailed
 
@@ -36,13 +34,13 @@ __all__ = [
 
 
 def takes_context(handler: Callable[..., Any]) -> bool:
-    """Whether a handler has a second parameter, for the context. Raises TypeError."""
+    """Whether a handler takes a second parameter, the context. Raises TypeError."""
     if not callable(handler):
         raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
         parameters = inspect.signature(handler).parameters
-    except ValueError:  # some built-in functions have none to be known
+    except ValueError:  # some built-in functions have no signature
         return False
     wanted = [
         parameter
@@ -55,15 +53,14 @@ def takes_context(handler: Callable[..., Any]) -> bool:
 MAX_TEXT: Final = 1000
 _MAX_NAME: Final = 200
 _MAX_GROUP: Final = 20
-"""Members of an exception group that are shown."""
+"""How many members of an exception group are shown."""
 _MAX_DEPTH: Final = 10
 
 
 class guarded:  # noqa: N801 - reads as contextlib's managers do
     """`with guarded():` around a call of the application's code, and around awaiting its result.
 
-    Raises CallbackFailed in place of a BaseException that is not the task's or the process's own
-    end.
+    Raises CallbackFailed in place of a BaseException, unless that ends the task or the process.
     """
 
     __slots__ = ("_task",)
@@ -90,16 +87,16 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
 
 
 async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an async or plain callable within `guarded()`, and give what it returns."""
+    """Call an async or plain callable within `guarded()`; returns its result."""
     with guarded():
         answer = callback(*arguments)
         return await answer if inspect.isawaitable(answer) else answer
 
 
 def must_pass(exc: BaseException) -> bool:
-    """Whether what a plain function raised is the end of the task or of the process.
+    """Whether an exception of a plain function ends the task or the process.
 
-    For functions that are called for each message: `try` costs nothing, where `guarded()` does.
+    For functions that are called for each message: `try` is free, `guarded()` is not.
     """
     if isinstance(exc, asyncio.CancelledError):
         return is_cancelled()
@@ -107,23 +104,23 @@ def must_pass(exc: BaseException) -> bool:
 
 
 def is_cancelled() -> bool:
-    """Whether somebody wants the current task to end.
+    """Whether the current task was cancelled.
 
-    A CancelledError without it was leaked by code that awaited a cancelled task or future.
+    Otherwise a CancelledError was leaked by code that awaited a cancelled task or future.
     """
     task = _current_task()
     return task is not None and task.cancelling() > 0
 
 
 def cause_of(exc: BaseException) -> BaseException:
-    """What the application's code raised, where that was turned into a CallbackFailed."""
+    """The exception itself, or the one that a CallbackFailed replaced."""
     if isinstance(exc, CallbackFailed) and exc.__cause__ is not None:
         return exc.__cause__
     return exc
 
 
 def only_cause(exc: BaseException) -> BaseException:
-    """The one exception that matters: `cause_of`, and the member of a group of one."""
+    """Unwrap an exception: `cause_of`, and the member of a group of one."""
     while True:
         if isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
             exc = exc.exceptions[0]
@@ -134,7 +131,7 @@ def only_cause(exc: BaseException) -> BaseException:
 
 
 def members_of(exc: BaseException) -> list[BaseException]:
-    """The exception itself, or the first members of a group, and of the groups within it."""
+    """The exception itself, or the first members of a group and its subgroups."""
     return list(itertools.islice(_members(exc, _MAX_DEPTH), _MAX_GROUP))
 
 
@@ -148,7 +145,7 @@ def type_name(exc: BaseException) -> str:
 
 
 def text_of(exc: BaseException, limit: int = MAX_TEXT) -> str:
-    """The exception's message; a group's is its members' types and messages."""
+    """The exception's message; for a group, the types and messages of its members."""
     if not isinstance(exc, BaseExceptionGroup):
         return _own_text(exc, limit)
     members = (f"{type(one).__qualname__}: {_own_text(one, limit)}" for one in members_of(exc))
@@ -156,7 +153,7 @@ def text_of(exc: BaseException, limit: int = MAX_TEXT) -> str:
 
 
 def traceback_of(exc: BaseException) -> str:
-    """The traceback as Python prints it, or as far as it can be shown."""
+    """The traceback as Python prints it, or what can be shown of it."""
     try:
         with guarded():
             return valid_text("".join(traceback.format_exception(exc)))
@@ -165,7 +162,7 @@ def traceback_of(exc: BaseException) -> str:
 
 
 def valid_text(text: str, limit: int | None = None) -> str:
-    """The text with what UTF-8 cannot encode escaped, and cut at `limit` characters."""
+    """The text with characters that UTF-8 cannot encode escaped, cut to `limit` characters."""
     if limit is not None and len(text) > limit:
         text = f"{text[: limit - 1]}…"
     return text.encode("utf-8", "backslashreplace").decode()
@@ -197,8 +194,8 @@ def _current_task() -> "asyncio.Task[Any] | None":
 def _may_be_ctrl_c() -> bool:
     """Whether Ctrl-C raises KeyboardInterrupt in this thread, as Python's own handlers do.
 
-    Not in other threads than the main one, nor where SIGINT is handled otherwise, such as by
-    `loop.add_signal_handler`: there, only the application's own code can have raised it.
+    It does not outside of the main thread, or with another handler of SIGINT, such as one of
+    `loop.add_signal_handler`: then the application's code has raised it.
     """
     if threading.current_thread() is not threading.main_thread():
         return False

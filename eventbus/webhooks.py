@@ -1,10 +1,10 @@
-"""What happens to channels and members: heard on the bus, or received as a webhook.
+"""Lifecycle events of channels and members, received as webhooks or on the bus.
 
-A web service that receives what edge nodes post checks each request:
+A web service verifies each request of an edge node:
 
     events = verify(request.headers, body, secret)
 
-A service on the bus hears the same events without HTTP:
+A service on the bus receives the same events without HTTP:
 
     await listen_lifecycle(bus, handler)
 """
@@ -46,23 +46,23 @@ LifecycleName = Literal["channel_occupied", "channel_vacated", "member_joined", 
 LIFECYCLE_EVENTS: Final[tuple[LifecycleName, ...]] = get_args(LifecycleName)
 
 HEADER_DELIVERY: Final = "Eventbus-Delivery"
-"""The id of a request, the same at each try."""
+"""The id of a request, the same for each attempt."""
 HEADER_TIMESTAMP: Final = "Eventbus-Timestamp"
-"""When the request was signed, in whole Unix seconds."""
+"""The time of the signature, in whole Unix seconds."""
 HEADER_SIGNATURE: Final = "Eventbus-Signature"
 """`v1=` and the HMAC-SHA256, in hexadecimal, of the timestamp, a full stop, and the body."""
 _SCHEME: Final = "v1="
 _TOPIC: Final = "lifecycle"
 _MAX_TIME: Final = 10**12
 _REMEMBERED: Final = 10_000
-"""Ids of events that a listener has heard, so as not to hear them again."""
+"""Ids of received events that a listener remembers, to drop duplicates."""
 
 
 class WebhookEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One of the four events; `user_id` and `info` are a member's."""
+    """A lifecycle event; `user_id` and `info` are those of a member."""
 
     id: str
-    """The same wherever and however often the event is told."""
+    """The same for every copy of the event."""
     event: LifecycleName
     channel: str
     timestamp: datetime.datetime
@@ -80,17 +80,17 @@ _decode_event: Final = msgspec.json.Decoder(WebhookEvent).decode
 
 
 def encode_event(event: WebhookEvent) -> bytes:
-    """An event as it is published on its control subject."""
+    """Encode an event for its control subject."""
     return _encode(event)
 
 
 def encode_events(events: list[WebhookEvent]) -> bytes:
-    """The body of a request."""
+    """Encode the body of a request."""
     return _encode(_Body(events))
 
 
 def sign(body: bytes, secret: str, timestamp: int) -> str:
-    """What stands in the header Eventbus-Signature of a request."""
+    """The value of the header Eventbus-Signature of a request."""
     signed = b"%d.%b" % (timestamp, body)
     return _SCHEME + hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
 
@@ -98,26 +98,26 @@ def sign(body: bytes, secret: str, timestamp: int) -> str:
 def verify(
     headers: Mapping[str, str], body: bytes, secret: str, tolerance_s: float = 300.0
 ) -> list[WebhookEvent]:
-    """The events of a request that an edge node has posted.
+    """Verify a request of an edge node; returns its events.
 
-    `headers` are the request's, their names in any case; `body` is as it was received, before
-    anything has read it as JSON. A request signed more than `tolerance_s` seconds ago, or ahead, is
-    refused: whoever recorded it could post it again. Within that time, and when a node posts again
-    what it does not know to have arrived, the events' ids tell what has been seen.
+    `headers` are those of the request, with names in any case; `body` is the unparsed body. A
+    request that was signed more than `tolerance_s` seconds ago, or ahead, is refused, so that a
+    recorded request cannot be replayed. Within that time, and when a node repeats a request without
+    an answer, use the ids of the events to drop duplicates.
 
-    Raises InvalidWebhook, with a `reason`: `headers`, `signature`, `time` or `body`. ValueError for
-    an empty secret.
+    Raises InvalidWebhook with a `reason`: `headers`, `signature`, `time` or `body`. Raises
+    ValueError for an empty secret.
     """
     if not secret:
-        raise ValueError("an empty secret would make anybody's signature a good one")
+        raise ValueError("an empty secret would accept anybody's signature")
     given = {name.lower(): value for name, value in headers.items()}
     stamp, signatures = given.get(HEADER_TIMESTAMP.lower()), given.get(HEADER_SIGNATURE.lower())
     if stamp is None or signatures is None:
         raise InvalidWebhook("headers", f"it lacks {HEADER_TIMESTAMP} or {HEADER_SIGNATURE}")
     if not (stamp.isascii() and stamp.isdigit() and int(stamp[:20]) < _MAX_TIME):
-        raise InvalidWebhook("headers", f"{HEADER_TIMESTAMP} is no time in Unix seconds")
+        raise InvalidWebhook("headers", f"{HEADER_TIMESTAMP} is not a time in Unix seconds")
     expected = sign(body, secret, int(stamp)).encode()
-    # Several, separated by commas, may come while a secret is being replaced.
+    # There may be several, separated by commas, during a change of the secret.
     matches = [
         hmac.compare_digest(expected, each.strip().encode(errors="replace"))
         for each in signatures.split(",")
@@ -134,7 +134,7 @@ def verify(
 
 
 def lifecycle_subject(subjects: Subjects, event: LifecycleName) -> str:
-    """Where one of the events is published: `<namespace>.control.lifecycle.<event>`."""
+    """The subject of an event: `<namespace>.control.lifecycle.<event>`."""
     return subjects.control(f"{_TOPIC}.{event}")
 
 
@@ -144,11 +144,11 @@ async def listen_lifecycle(
     *,
     events: Collection[LifecycleName] = LIFECYCLE_EVENTS,
 ) -> Subscription:
-    """Hear the events from now on, until the subscription is closed.
+    """Receive the events from now on, until the subscription is closed.
 
-    Edge nodes publish them where BROADCAST_LIFECYCLE is on. They are not stored: what passes while
-    nobody listens, or while there is no connection, is not heard later. `handler` is called in the
-    event loop, in order, once for each event; it must not block. Raises ConnectionFailed.
+    Edge nodes publish them if BROADCAST_LIFECYCLE is on. They are not stored: events during a lost
+    connection are not received later. `handler` is called in the event loop, in order, once per
+    event; it must not block. Raises ConnectionFailed.
     """
     wanted = frozenset(events)
     seen: dict[str, None] = {}
@@ -157,10 +157,10 @@ async def listen_lifecycle(
         try:
             event = _decode_event(delivery.payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-            # Whoever may publish to the bus may publish anything.
+            # A publisher on the bus may publish anything.
             _log.warning("not an event, on %s: %s", delivery.subject, exc)
             return
-        # A node that takes over from one that has died tells again what may not have been told.
+        # A node that takes over from a dead one repeats events that may not have been published.
         if event.event not in wanted or event.id in seen:
             return
         seen[event.id] = None

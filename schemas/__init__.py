@@ -1,4 +1,4 @@
-"""The catalogue of events of this repository, for its demo and documentation."""
+"""The events of this repository's demo and documentation."""
 
 from eventbus.broadcasting import AlertLevel
 from eventbus.notifications import Notification, SystemAlert

@@ -10,10 +10,10 @@ __all__ = ["ChatMessage"]
 
 
 class ChatMessage(Event, ShouldBroadcast, channel="chat.{room_id}", kw_only=True):
-    """What someone said in a room."""
+    """A message in a chat room."""
 
     room_id: str
     user_id: str
     name: str
-    """What the others see as the sender."""
+    """The sender's name, as others see it."""
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=4000)]

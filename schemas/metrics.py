@@ -14,7 +14,7 @@ _Load = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class LoadAverage(msgspec.Struct, frozen=True, kw_only=True):
-    """Processes that run or wait to run, as means over one, five and fifteen minutes."""
+    """The number of running and waiting processes, averaged over one, five and fifteen minutes."""
 
     one: _Load
     five: _Load
@@ -24,10 +24,10 @@ class LoadAverage(msgspec.Struct, frozen=True, kw_only=True):
 class DashboardMetrics(
     Event, ShouldBroadcast, channels=("admin.dashboard", "public"), volatile=True, kw_only=True
 ):
-    """What one machine was doing at one moment.
+    """The load of a machine at one moment.
 
-    A tick that the next one replaces: volatile. It goes to the administrators' dashboard, and a
-    copy to a public channel for the demo's page.
+    It is volatile, since the next measurement replaces it. It is broadcast to the administrators'
+    dashboard, and to a public channel for the demo's page.
     """
 
     host: str
@@ -43,5 +43,5 @@ class DashboardMetrics(
     disk_total_bytes: Bytes
 
     def broadcast_on(self) -> tuple[str, str]:
-        """The dashboard's channel, and the public copy's."""
+        """The channel of the dashboard, and the public one."""
         return ("admin.dashboard", "public")

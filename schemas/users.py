@@ -1,4 +1,4 @@
-"""The life of user accounts."""
+"""User accounts."""
 
 import datetime
 
@@ -11,7 +11,7 @@ __all__ = ["UserRegistered"]
 
 
 class UserRegistered(Event, ShouldBroadcast, channel="user.registered", kw_only=True):
-    """Someone has made an account."""
+    """A user has created an account."""
 
     user_id: str
     name: str

@@ -1,4 +1,4 @@
-"""Writes the tables in docs/ that are made from the code; with --check, says which are stale."""
+"""Writes the tables in docs/ that are generated from code. With --check, reports stale ones."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def settings_table(struct: type[msgspec.Struct]) -> Iterator[str]:
-    yield "| variable | default | what | allowed |"
+    yield "| variable | default | description | allowed |"
     yield "|---|---|---|---|"
     for variable in variables(struct):
         yield (
@@ -29,7 +29,7 @@ def settings_table(struct: type[msgspec.Struct]) -> Iterator[str]:
 
 
 def metrics_table() -> Iterator[str]:
-    yield "| metric | type | labels | what |"
+    yield "| metric | type | labels | description |"
     yield "|---|---|---|---|"
     for metric in vars(Metrics()).values():
         if isinstance(metric, MetricWrapperBase | ReadMetric):
@@ -62,7 +62,7 @@ GENERATED: dict[str, Callable[[], Iterator[str]]] = {
 
 
 def generate(page: str) -> str:
-    """A page with what stands between its markers made anew."""
+    """Return a page with the text between its markers regenerated."""
     for name, make in GENERATED.items():
         begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
         if begin in page:

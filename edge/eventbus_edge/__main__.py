@@ -1,4 +1,4 @@
-"""`python -m eventbus_edge`: one node, by the environment's settings, until SIGTERM."""
+"""`python -m eventbus_edge`: runs a node with settings from the environment, until SIGTERM."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ _log = logging.getLogger("edge")
 
 
 def main() -> int:
-    """Run a node; 0 when it was asked to end, 1 when it failed, 2 for settings that cannot be."""
+    """Run a node; returns 0 after a signal, 1 for a failure, 2 for invalid settings."""
     _allow_open_files()
     try:
         settings, bus_settings = EdgeSettings.from_env(), Settings.from_env()
@@ -54,18 +54,20 @@ def main() -> int:
 
 
 def _load_configured_application(settings: EdgeSettings) -> None:
-    """Import the application that pyproject.toml names, where EDGE_APP names none."""
+    """Import the application of pyproject.toml, unless EDGE_APP is set."""
     application = None if settings.app else configured_application()
     if application is not None:
         application.load()
-        _log.info("application %s, of %s", ", ".join(application.modules), application.folder)
+        _log.info(
+            "loaded application %s from %s", ", ".join(application.modules), application.folder
+        )
 
 
 def _allow_open_files() -> None:
-    """Take as many descriptors as the system allows: each connection is one.
+    """Raise the limit of file descriptors to the maximum, because each connection needs one.
 
-    The soft limit is mostly 1,024, for the sake of programs that call select(2), which this is none
-    of; in containers nothing else would raise it.
+    The soft limit is usually 1,024, for programs that call select(2), which this one does not. In
+    containers nothing else raises it.
     """
     if sys.platform == "linux":
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -73,8 +75,8 @@ def _allow_open_files() -> None:
 
 
 def _announce(address: str) -> None:
-    # What is there by now, modules above all, stays until the end: the garbage collector need not
-    # look through it each time that connections come (a seventh less for each of them).
+    # The objects so far, mostly modules, live until the end. Without them the garbage collector
+    # has less to scan, which makes each new connection a seventh cheaper.
     gc.collect()
     gc.freeze()
     socket = address.replace("http", "ws", 1)

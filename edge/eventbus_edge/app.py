@@ -33,8 +33,8 @@ from eventbus_edge.http.contract import (
 from eventbus_edge.http.endpoints import (
     healthz,
     metrics,
-    paced,
     problems,
+    rate_limited,
     readyz,
 )
 from eventbus_edge.http.pages import (
@@ -92,12 +92,12 @@ def create_app(
     namespace = bus.namespace if isinstance(bus, Settings) else bus.subjects.namespace
     contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
     client_events = checked_events(settings, contract)
-    app = web.Application(middlewares=[traces, problems, paced])
+    app = web.Application(middlewares=[traces, problems, rate_limited])
     if settings.tls_client_ca:
         app.middlewares.append(client_certificates())
     app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
     if settings.worker_socket:
-        app.cleanup_ctx.append(_telling_siblings)
+        app.cleanup_ctx.append(_sharing_metrics)
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
@@ -120,7 +120,7 @@ def create_app(
     return app
 
 
-async def _telling_siblings(app: web.Application) -> AsyncIterator[None]:
+async def _sharing_metrics(app: web.Application) -> AsyncIterator[None]:
     node = app[NODE]
     workers = app[WORKERS_METRICS] = WorkersMetrics(
         node.metrics.registry, Path(node.settings.worker_socket), node.metrics.workers_missing
@@ -174,10 +174,10 @@ async def _name_no_versions(_request: web.Request, response: web.StreamResponse)
 
 
 async def _drain(app: web.Application) -> None:
-    node = app[NODE]
-    await node.drain()
-    # A second signal, or a handshake that was under way, leaves some.
-    await node.let_the_rest_go()
+    connections = app[NODE].connections
+    await connections.drain()
+    # Some remain after a second signal, or after a handshake that was under way.
+    connections.close_remaining()
 
 
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:

@@ -1,4 +1,4 @@
-"""Coroutines that run beside a connection or request, bounded in number."""
+"""Background tasks of connections and requests, limited in number."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ __all__ = ["Background"]
 
 
 class Background(Tasks):
-    """Background tasks of which at most `limit` run at once."""
+    """Background tasks, of which at most `limit` run concurrently."""
 
     def __init__(self, limit: int, on_dropped: Callable[[], object]) -> None:
-        """`on_dropped` is called when a coroutine is not started because of the limit."""
+        """`on_dropped` is called when a task is not started because of the limit."""
         super().__init__(limit, on_dropped)

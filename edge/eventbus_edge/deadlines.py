@@ -1,4 +1,4 @@
-"""One timer for all connections: who is due, out of any number, in O(log n)."""
+"""Deadlines of any number of keys, with O(log n) operations: one timer for all connections."""
 
 import heapq
 import itertools
@@ -8,7 +8,7 @@ __all__ = ["Deadlines"]
 
 
 class Deadlines:
-    """Keys and when each is due. A key has one deadline; setting another replaces it."""
+    """Keys with one deadline each; setting another one replaces it."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, str]] = []
@@ -25,11 +25,11 @@ class Deadlines:
             heapq.heapify(self._heap)
 
     def cancel(self, key: str) -> None:
-        """Forget a key."""
+        """Remove a key's deadline."""
         self._current.pop(key, None)
 
     def due(self, now: float) -> Iterator[str]:
-        """The keys whose time has come, each once; they have no deadline from then on."""
+        """The keys that are due at `now`; their deadlines are removed."""
         while self._heap and self._heap[0][0] <= now:
             _, number, key = heapq.heappop(self._heap)
             if self._current.get(key) == number:
@@ -37,5 +37,5 @@ class Deadlines:
                 yield key
 
     def next(self) -> float | None:
-        """When the next key is due (or a replaced one would have been); None when there is none."""
+        """The time of the next deadline, which may have been replaced or cancelled; or None."""
         return self._heap[0][0] if self._heap else None

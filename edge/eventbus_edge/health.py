@@ -1,6 +1,6 @@
-"""`python -m eventbus_edge.health`: exits with 0 if this machine's node is ready, else with 1.
+"""`python -m eventbus_edge.health`: exits with 0 if the node on this machine is ready, else with 1.
 
-For health checks of containers, with the node's own environment: they follow its port and its TLS.
+For health checks of containers. It needs the node's environment, for its port and TLS settings.
 """
 
 import ssl
@@ -20,14 +20,14 @@ _LOCAL: Final[Mapping[str, str]] = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::
 
 
 def main() -> int:
-    """Ask /readyz once, without a proxy, and print what is wrong; the exit code."""
+    """Request /readyz once, without a proxy, and print any fault; returns the exit code."""
     try:
         settings = EdgeSettings.from_env()
         host = _LOCAL.get(settings.host, settings.host)
         scheme = "https" if settings.tls_cert else "http"
         url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}/readyz"
-        # The node's own port: nothing is told to it that a stranger might not hear, and the name in
-        # its certificate is not that of this machine.
+        # The certificate is not verified: its name is not this machine's, and the request is not
+        # secret.
         tls = ssl.create_default_context()
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
         opener = urllib.request.build_opener(

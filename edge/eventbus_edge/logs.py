@@ -1,4 +1,4 @@
-"""The node's log: lines for people, or one JSON object a line for machines; never a token."""
+"""The node's log, as text or as one JSON object per line; tokens are masked."""
 
 import datetime
 import logging
@@ -17,12 +17,12 @@ from eventbus.user_code import (
     valid_text,
 )
 
-__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "of_connection"]
+__all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "connection_logger"]
 
 
 LogFormat = Literal["console", "json"]
 
-# A JWT is three parts of base64url, of which the first two begin as '{"' does (RFC 7519, 3).
+# A JWT has three parts in base64url; the first two begin with an encoded '{"' (RFC 7519 §3).
 _TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
 _HIDDEN: Final = "<token>"
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
@@ -31,7 +31,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def configure(form: LogFormat, level: str, stream: TextIO | None = None) -> None:
-    """Send all of the process's log to `stream` (stderr when None)."""
+    """Write the log of the whole process to `stream`; None is stderr."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     coloured = stream.isatty()
@@ -41,10 +41,10 @@ def configure(form: LogFormat, level: str, stream: TextIO | None = None) -> None
     root.setLevel(level.upper())
 
 
-def of_connection(
+def connection_logger(
     logger: logging.Logger, connection_id: str | None
 ) -> logging.LoggerAdapter[logging.Logger]:
-    """A logger whose records tell of one connection; None where there is none yet."""
+    """A logger whose records have a connection's id; None if there is no id yet."""
     return logging.LoggerAdapter(logger, {"connection": connection_id})
 
 
@@ -56,7 +56,7 @@ class ConsoleFormatter(logging.Formatter):
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback's below it."""
+        """Format one line, followed by the lines of a traceback."""
         time = datetime.datetime.fromtimestamp(record.created).astimezone()
         level = f"{record.levelname:<7}"
         if self._colour and record.levelname in _COLOURS:
@@ -70,10 +70,10 @@ class ConsoleFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: time (RFC 3339, UTC), level, logger, message, connection and exception."""
+    """One object with time (RFC 3339, UTC), level, logger, message, connection and exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """Format one line of JSON."""
         fields: dict[str, object] = {
             "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
             "level": record.levelname.lower(),
@@ -88,13 +88,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def _text(record: logging.LogRecord) -> str:
-    # Line breaks within a message would let what it quotes pass for lines of their own.
+    # With line breaks, text quoted in a message could pass for separate log lines.
     text = _hide(record.getMessage())
     return valid_text(text).replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _exception(record: logging.LogRecord) -> str:
-    """The traceback; an exception that cannot be shown does not cost the record."""
+    """The traceback; a broken exception does not lose the record."""
     exc = record.exc_info[1] if record.exc_info else None
     return "" if exc is None else _hide(traceback_of(exc).rstrip("\n"))
 

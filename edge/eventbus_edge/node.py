@@ -1,64 +1,41 @@
-"""An edge node: joins the bus, the hub and the connections."""
+"""An edge node: builds its parts, starts and closes them."""
 
 import asyncio
 import logging
-import random
 import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from typing import Final
+from typing import (
+    Final,
+    NamedTuple,
+)
 
 from eventbus.bus import EventBus
-from eventbus.drivers.base import (
-    Driver,
-    check_of,
-    counters_of,
-)
-from eventbus.errors import EventBusError
-from eventbus.tasks import (
-    Shutdown,
-    Tasks,
-)
-from eventbus_edge.access.admission import (
-    Admission,
-    Place,
-)
-from eventbus_edge.access.authorizers import ask
+from eventbus.drivers.base import counters_of
+from eventbus.tasks import Shutdown
+from eventbus_edge.access.admission import Admission
+from eventbus_edge.access.authenticator import Authenticator
+from eventbus_edge.access.authorizers import Authorizers
 from eventbus_edge.access.hosts import (
     Hosts,
     Origins,
 )
-from eventbus_edge.access.revocation import Revocation
 from eventbus_edge.access.revoker import Revoker
-from eventbus_edge.access.rules import (
-    Allowed,
-    Ask,
-    ChannelRules,
-    Denied,
-)
-from eventbus_edge.access.tickets import (
-    Tickets,
-    is_ticket,
-)
-from eventbus_edge.access.tokens import (
-    Claims,
-    TokenRejected,
-    TokenVerifier,
-)
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.access.tickets import Tickets
+from eventbus_edge.access.tokens import TokenVerifier
 from eventbus_edge.background import Background
-from eventbus_edge.cluster.census import Census
-from eventbus_edge.cluster.cluster import BusLag
+from eventbus_edge.cluster.census import (
+    Census,
+    LocalNode,
+)
+from eventbus_edge.cluster.cluster import Cluster
 from eventbus_edge.cluster.watch import Watch
 from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.bus_health import BusHealth
 from eventbus_edge.delivery.hub import Hub
-from eventbus_edge.delivery.outbox import (
-    Outbox,
-    Sink,
-    Unsent,
-)
+from eventbus_edge.delivery.outbox import Unsent
 from eventbus_edge.delivery.quarantine import Quarantine
 from eventbus_edge.delivery.traffic import Traffic
 from eventbus_edge.framing.deflate import DeflatedFormats
@@ -69,43 +46,35 @@ from eventbus_edge.problem import (
     Problem,
     retry_after,
 )
-from eventbus_edge.protocols.vocabulary import WireFormat
 from eventbus_edge.sessions.client_events import ClientEvents
 from eventbus_edge.sessions.clock import Clock
-from eventbus_edge.sessions.connection import (
-    CLOSE_REVOKED,
-    CLOSE_TOO_SLOW,
-    Connection,
-    Peer,
-    drop,
-    let_go,
+from eventbus_edge.sessions.connection import Parts
+from eventbus_edge.sessions.connections import (
+    Acceptor,
+    Connections,
 )
-from eventbus_edge.sessions.limits import SessionLimits
-from eventbus_edge.sessions.pauses import (
-    Pauses,
-    closed_by_peer,
-)
-from eventbus_edge.sessions.session import Session
+from eventbus_edge.sessions.joining import Channels
+from eventbus_edge.sessions.pauses import Pauses
+from eventbus_edge.sessions.queries import Queries
 
-__all__ = ["Node", "read_gauges"]
-
-
-def read_gauges(metrics: Metrics, driver: Driver, presence: PresenceChannels, lag: BusLag) -> None:
-    """Tie gauges to what they show; called in the event loop."""
-    loop = asyncio.get_running_loop()
-    metrics.bus_connected.set_function(lambda: float(driver.is_connected))
-    metrics.bus_lag.set_function(lambda: lag.seconds(loop.time()))
-    metrics.presence_channels.set_function(lambda: float(presence.counts()[0]))
-    metrics.presence_members.set_function(lambda: float(presence.counts()[1]))
+__all__ = ["Access", "Node"]
 
 
 _log = logging.getLogger(__name__)
 
-CLOSE_DRAINING: Final = 4200
 _MAX_BACKGROUND: Final = 1000
-_READ_S: Final = 0.25
-"""How long a node that returns reads before it says who is still here."""
-_CHECK_S: Final = 5.0
+
+
+class Access(NamedTuple):
+    """What decides who gets in, and to which channels."""
+
+    hosts: Hosts
+    origins: Origins
+    admission: Admission
+    authenticator: Authenticator
+    rules: ChannelRules
+    authorizers: Authorizers
+    revoker: Revoker
 
 
 class Node:
@@ -121,352 +90,197 @@ class Node:
     ) -> None:
         """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused.
 
-        What clients send is checked by `client_events`, if given.
+        `client_events` checks the events that clients send, if given.
         """
-        self.client_events = client_events
+        driver, subjects = bus.driver, bus.subjects
         self.id = _node_id()
-        self.address = ""
-        """Where it listens, as a URL, once it does."""
+        self.bus = bus
         self.settings = settings
-        self.revoker = Revoker(
-            bus.driver, bus.subjects, self._carry_out_revocation, leeway_s=settings.jwt_leeway
+        self.metrics = metrics = Metrics(lambda: counters_of(driver))
+        self.bus_health = BusHealth(driver)
+        self.connections = Connections(settings, metrics)
+        self._address = ""
+        self._pauses = Pauses(time.monotonic())
+        self._shutdown = Shutdown()
+        self._background = Background(_MAX_BACKGROUND, metrics.background_dropped.inc)
+        self._cluster = Cluster(
+            driver, subjects, self.id, lambda word: metrics.cluster_faults.labels(word).inc()
         )
-        self.rules = rules.guarded(self.revoker.forbids)
-        self.metrics = Metrics(lambda: counters_of(bus.driver))
-        self.connections: dict[str, Connection] = {}
-        self.is_draining = False
-        self.admission = Admission(settings, self.metrics, lambda: self.hub.unsent.is_over)
+        self._lifecycle = Lifecycle(
+            bus, self._cluster, settings, metrics, drop_gone=self.connections.drop_gone
+        )
+        self._hub = Hub(
+            asyncio.get_running_loop().call_soon,
+            self.connections.close_slow,
+            metrics.tally.count_written,
+            unsent=Unsent(settings.max_unsent_bytes_total, self.connections.close_slowest),
+            on_use=self._lifecycle.use,
+        )
+        self.access = self._make_access(rules, verifier)
+        self.traffic = Traffic(
+            bus,
+            settings,
+            self._hub,
+            metrics,
+            quarantine=Quarantine(driver, subjects, self._background, metrics),
+            rules=self.access.rules,
+        )
+        self.presence = PresenceChannels(
+            driver,
+            self.id,
+            settings,
+            self._hub,
+            self.access.admission.may_join,
+            drop_gone=self.connections.drop_gone,
+        )
+        local = LocalNode(
+            id=self.id,
+            address=lambda: self._address,
+            connections=self.connections,
+            hub=self._hub,
+            rules=self.access.rules,
+            metrics=metrics,
+            presence=self.presence,
+        )
+        self.census = Census(local, self._cluster, driver, settings.max_questions)
+        self._watch = Watch(local, self._cluster, driver, self.traffic)
+        self._clock = Clock(
+            self.connections,
+            heartbeat_s=settings.heartbeat,
+            on_turn=self._turn,
+            on_lag=metrics.loop_lag.observe,
+        )
+        self.acceptor = self._make_acceptor(client_events)
+        self.deflated = _deflated(settings, metrics)
+        self._set_gauges()
+
+    def _make_access(self, rules: ChannelRules, verifier: TokenVerifier | None) -> Access:
+        settings, metrics = self.settings, self.metrics
+        revoker = Revoker(
+            self.bus.driver,
+            self.bus.subjects,
+            self.connections.revoke,
+            leeway_s=settings.jwt_leeway,
+            lifetime_s=settings.revocation_time,
+        )
         is_production = settings.environment == "production"
-        self.hosts = Hosts(
+        hosts = Hosts(
             settings.allowed_hosts,
             any_name=is_production and not settings.allowed_hosts,
             without_key=not is_production,
             behind_proxies=bool(settings.trusted_proxies),
         )
-        self.origins = Origins(settings.cors_allowed_origins, self.hosts)
-        dropped = self.metrics.background_dropped.inc
-        self.background = Background(_MAX_BACKGROUND, dropped)
-        # Apart: a flood of bad payloads and a drain of many must not get in each other's way.
-        self.closing = Background(settings.max_connections, dropped)
-        self.hub = Hub(
-            asyncio.get_running_loop().call_soon,
-            self._too_slow,
-            self.metrics.tally.wrote,
-            unsent=Unsent(settings.max_unsent_bytes_total, self._cut),
-        )
-        self._bus = bus
-        self._verifier = verifier
-        self._limits = SessionLimits(
-            heartbeat_s=settings.heartbeat,
-            max_channels=settings.max_channels_per_connection,
-            max_whisper_bytes=settings.max_whisper_bytes,
-            token_required=settings.auth_required,
-            token_timeout_s=settings.auth_timeout,
-            token_grace_s=settings.token_grace,
-            token_leeway_s=settings.jwt_leeway,
-            actions_per_s=settings.max_actions_per_second,
-            action_burst=settings.action_burst,
-        )
-        self.census = Census(self, bus)
-        quarantine = Quarantine(bus.driver, bus.subjects, self.background, self.metrics)
-        self.traffic = Traffic(
-            bus, settings, self.hub, self.metrics, quarantine=quarantine, rules=self.rules
-        )
-        self.presence = PresenceChannels(
-            bus.driver,
-            self.id,
-            settings,
-            self.hub,
-            self.admission.may_join,
-            drop_gone=self.drop_gone,
-        )
-        self.lifecycle = Lifecycle(
-            bus, self.census.cluster, settings, self.metrics, drop_gone=self.drop_gone
-        )
-        self.hub.on_use = self.lifecycle.use
-        read_gauges(self.metrics, bus.driver, self.presence, self.census.lag)
-        self.deflated = _deflated(settings, self.metrics)
-        self.publish, self.queues = bus.publish, bus.queues
-        self.tickets = Tickets(
-            settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway
-        )
-        self.watch = Watch(self, bus.driver.name)
-        self._pauses = Pauses(time.monotonic())
-        self.bus_fault = ""
-        """What keeps the bus from storing messages; empty where nothing does, as far as known."""
-        self.metrics.bus_stores.set_function(lambda: float(not self.bus_fault))
-        self._tasks = Tasks()
-        self._shutdown = Shutdown()
-        self.clock = Clock(
-            self.connections,
-            heartbeat_s=settings.heartbeat,
-            on_turn=self._look,
-            on_lag=self.metrics.loop_lag.observe,
+        guarded = rules.guarded(revoker.forbids)
+        unsent = self._hub.unsent
+        return Access(
+            hosts=hosts,
+            origins=Origins(settings.cors_allowed_origins, hosts),
+            admission=Admission(settings, metrics, lambda: unsent.is_over),
+            authenticator=Authenticator(
+                verifier,
+                Tickets(settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway),
+                revoker,
+                on_rejected=lambda reason: metrics.auth_failures.labels(reason).inc(),
+                before_verify=self._notice_pause,
+            ),
+            rules=guarded,
+            authorizers=Authorizers(
+                guarded,
+                settings.authorizer_timeout,
+                lambda fault: metrics.authorizer_faults.labels(fault).inc(),
+            ),
+            revoker=revoker,
         )
 
-    # Life
+    def _make_acceptor(self, client_events: ClientEvents | None) -> Acceptor:
+        access = self.access
+        parts = Parts(
+            node_id=self.id,
+            authenticator=access.authenticator,
+            authorizers=access.authorizers,
+            admission=access.admission,
+            revoker=access.revoker,
+            channels=Channels(self.traffic, self._hub, self.presence),
+            queries=Queries(self.traffic, access.admission, self.census),
+            clock=self._clock,
+            client_events=client_events,
+            metrics=self.metrics,
+        )
+        return Acceptor(self.connections, parts, access.rules, self.settings)
+
+    def _set_gauges(self) -> None:
+        """Set the functions of gauges that are read when Prometheus asks."""
+        loop = asyncio.get_running_loop()
+        metrics, presence, lag = self.metrics, self.presence, self._cluster.lag
+        metrics.bus_connected.set_function(lambda: float(self.bus_health.is_connected))
+        metrics.bus_stores.set_function(lambda: float(not self.bus_health.fault))
+        metrics.bus_lag.set_function(lambda: lag.seconds(loop.time()))
+        metrics.presence_channels.set_function(lambda: float(presence.counts()[0]))
+        metrics.presence_members.set_function(lambda: float(presence.counts()[1]))
 
     async def start(self) -> None:
-        """Join the cluster, and begin to keep time. Raises a DriverError."""
-        await self.lifecycle.prepare()
+        """Join the cluster, and start the clock. Raises a DriverError."""
+        await self._lifecycle.prepare()
         await self.census.open()
-        await self.revoker.start()
-        await self.lifecycle.start()
-        self.watch.start()
+        await self.access.revoker.start()
+        await self._lifecycle.start()
+        self._watch.start()
         self._pauses.look(time.monotonic())
-        self.clock.start()
-        self._tasks.keep(self._check_bus, "checking what the bus stores")
-
-    async def drain(self) -> None:
-        """Take no new connections, and let the present ones go, spread over `drain_time`."""
-        if self.is_draining:
-            return
-        self.is_draining = True
-        count = len(self.connections)
-        if count:
-            _log.info("draining %d connections over %g s", count, self.settings.drain_time)
-        connections = list(self.connections.values())
-        await let_go(connections, self.settings.drain_time, CLOSE_DRAINING, "the node is draining")
-
-    async def let_the_rest_go(self) -> None:
-        """Let go at once of who is still here, the time for draining being over."""
-        await let_go(list(self.connections.values()), 0.0, CLOSE_DRAINING, "the node is draining")
+        self._clock.start()
+        self.bus_health.start()
 
     async def aclose(self) -> None:
-        """End what runs. Connections must have been drained, or are cut."""
+        """Close all parts. Connections must have been drained, or are cut."""
         await self._shutdown.run(self._aclose)
 
     async def _aclose(self) -> None:
-        await self._tasks.aclose()
-        await self.clock.aclose()
-        await self.watch.aclose()
-        await self.lifecycle.aclose()
-        await self.revoker.aclose()
+        await self.bus_health.aclose()
+        await self._clock.aclose()
+        await self._watch.aclose()
+        await self._lifecycle.aclose()
+        await self.access.revoker.aclose()
         await self.census.aclose()
-        await self.background.aclose()
-        await self.closing.aclose()
+        await self._background.aclose()
+        await self.connections.aclose()
         await self.presence.aclose()
         await self.traffic.aclose()
 
+    def listens_at(self, address: str) -> None:
+        """Take note of the URL that the node listens at, for the statistics of the cluster."""
+        self._address = address
+
     def require_ready(self) -> None:
-        """Whether the node can serve. Raises Problem, 503."""
-        if self.is_draining:
+        """Raise Problem, 503, unless the node can serve."""
+        if self.connections.is_draining:
             raise Problem("unavailable", "this node is draining", headers=retry_after(1))
-        if not self.is_connected:
+        if not self.bus_health.is_connected:
             message = "this node is not connected to the bus"
             raise Problem("unavailable", message, headers=retry_after(2))
 
-    async def _check_bus(self) -> None:
-        """Learn every few seconds whether what is published can be stored."""
-        while True:
-            try:
-                self.bus_fault = await check_of(self._bus.driver)
-            except EventBusError as exc:
-                _log.debug("the bus cannot be checked: %s", exc)  # readiness says so
-            await asyncio.sleep(_CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+    def _turn(self, now: float) -> None:
+        """Do what is due several times a second."""
+        self._notice_pause()
+        access, metrics = self.access, self.metrics
+        metrics.channels.set(self.traffic.channels)
+        access.admission.look(now)
+        metrics.unsent.set(self._hub.unsent.measure())
+        metrics.revocations.set(len(access.revoker.known))
+        if access.revoker.is_due(now):
+            self._background.start(access.revoker.keep_up(), "reading the revocations")
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether it has the bus."""
-        return self._bus.driver.is_connected
+    def _notice_pause(self) -> None:
+        """Catch up if the process was stopped: what happened meanwhile waits to be read.
 
-    @property
-    def verifies_no_tokens(self) -> bool:
-        """Whether every token is refused, no key being configured."""
-        return self._verifier is None
-
-    # Connections
-
-    def arrival(
-        self, peer: str | None, headers: Mapping[str, str]
-    ) -> AbstractContextManager[Place]:
-        """A place for one more connection, from its handshake to its end. Raises Problem.
-
-        `peer` is the address at the other end of the socket; see ClientAddresses.of.
+        Sockets may have been closed, revocations made, and heartbeats answered. So this comes
+        before a client is let in, announced as a member, or closed as silent.
         """
-        self.require_ready()
-        return self.admission.arrival(peer, headers)
-
-    def connect(
-        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None, place: Place
-    ) -> Connection:
-        """Take a new connection, which holds its place until that is left."""
-        connection_id = secrets.token_urlsafe(16)
         now = time.monotonic()
-        session = Session(connection_id, self.rules, self._limits, now)
-        if claims is not None:
-            session.authenticate(claims, claims.exp - time.time(), now)
-        outbox = Outbox(connection_id, wire, sink, self.settings.max_unsent_bytes)
-        connection = Connection(self, session, outbox, peer, place)
-        self.connections[connection_id] = connection
-        self.metrics.connections.inc()
-        self.metrics.connections_opened.inc()
-        self.clock.expect(connection)
-        if claims is not None and self.revoker.forbids_token(claims):  # during its handshake
-            connection.close(CLOSE_REVOKED, "revoked")
-        return connection
-
-    def disconnect(self, connection: Connection) -> None:
-        """Forget a connection that has ended."""
-        if self.connections.pop(connection.id, None) is not None:
-            connection.gone()
-            if dropped := connection.outbox.dropped:
-                reason = "slow_client" if connection.outbox.was_too_slow else "closing"
-                self.metrics.dropped_frames.labels(reason).inc(dropped)
-            self.clock.forget(connection)
-            self.metrics.connections.dec()
-            connection.log.debug("ended")
-
-    async def drop_gone(self) -> None:
-        """Let go of the connections that their clients have closed unseen.
-
-        The end of one whose client had sent more than the kernel takes comes after what is read.
-        """
-        self._drop_closed()
-        await asyncio.sleep(_READ_S)
-        self._drop_closed()
-
-    def _drop_closed(self) -> None:
-        by_fileno = {each.fileno(): each for each in self.connections.values()}
-        by_fileno.pop(-1, None)
-        closed = closed_by_peer(by_fileno)
-        for connection in list(self.connections.values()):
-            # A transport may know the end already, and the connection's own task not yet.
-            if (fileno := connection.fileno()) == -1 or fileno in closed:
-                connection.ended(None)
-                self.disconnect(connection)
-
-    def _notice_pause(self, now: float) -> None:
-        """After the process was stopped: what happened meanwhile waits to be read.
-
-        Before anybody is let in or announced, or cut for not having answered: sockets may have been
-        closed, revocations made, and answers given.
-        """
         if not (paused := self._pauses.look(now)):
             return
         self.metrics.pauses.inc()
         _log.warning("the process was stopped, or its event loop blocked, for %.1f s", paused)
-        self.revoker.doubt()
-        self._drop_closed()
-        for connection in self.connections.values():
-            connection.session.time.resumed(now)
-
-    def _look(self, now: float) -> None:
-        self._notice_pause(now)
-        self.metrics.channels.set(self.traffic.channels)
-        self.admission.look(now)
-        self.metrics.unsent.set(self.hub.unsent.measure())
-        self.metrics.revocations.set(len(self.revoker.known))
-        if self.revoker.is_due(now):
-            self.background.start(self.revoker.keep_up(), "reading the revocations")
-
-    def _too_slow(self, outbox: Outbox) -> None:
-        connection = self.connections.get(outbox.connection_id)
-        if connection is not None:
-            connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
-
-    def _cut(self, outbox: Outbox) -> None:
-        self.metrics.limits_reached.labels("unsent").inc()
-        connection = self.connections.get(outbox.connection_id)
-        if connection is not None:
-            reason = "too slow: more bytes were unsent to all clients than the node may keep"
-            connection.close(CLOSE_TOO_SLOW, reason)
-
-    # What connections ask for
-
-    async def verify(self, token: str, *, is_new: bool = True) -> Claims:
-        """The claims of a token. Raises TokenRejected.
-
-        Who is new is let in only when all revocations are known that others made.
-        """
-        self._notice_pause(time.monotonic())
-        try:
-            return await self._verify(token, is_new=is_new)
-        except TokenRejected as exc:
-            self.metrics.auth_failures.labels(exc.reason).inc()
-            raise
-
-    async def _verify(self, token: str, *, is_new: bool) -> Claims:
-        if is_ticket(token):
-            claims = self.tickets.read(token)
-        elif self._verifier is None:
-            message = "this node has no key to check tokens with"
-            raise TokenRejected("unauthorized", message, "no_key")
-        else:
-            claims = await self._verifier.verify(token)
-        try:
-            if is_new:
-                await self.revoker.confirm()
-        except EventBusError as exc:
-            _log.warning("a token cannot be accepted before revocations are read: %s", exc)
-            message = "revocations cannot be read at the moment: try again"
-            raise TokenRejected("unavailable", message, "revocations_unavailable") from None
-        if self.revoker.forbids_token(claims):
-            raise TokenRejected("unauthorized", "the token has been revoked", "revoked")
-        return claims
-
-    async def revoke(
-        self,
-        *,
-        user_id: str | None = None,
-        jti: str | None = None,
-        connection_id: str | None = None,
-        channel: str | None = None,
-        issued_before: float | None = None,
-    ) -> None:
-        """End what is named, on every node, and refuse it until the tokens would have expired.
-
-        Give one of user, token id and connection, or a channel; a channel beside a user or a token
-        takes only that away from them. It concerns tokens that were issued until now, and for
-        JWT_LEEWAY seconds more, since clocks differ; or exactly those whose `iat` is less than
-        `issued_before`, in seconds since 1970 by the clock of their issuer.
-
-        Raises ValueError, and an EventBusError when it could not be told to all: on this node it
-        holds then all the same.
-        """
-        now = time.time()
-        await self.revoker.revoke(
-            Revocation(
-                at=now,
-                until=now + self.settings.revocation_time,
-                user_id=user_id,
-                jti=jti,
-                connection_id=connection_id,
-                channel=channel,
-                issued_before=issued_before,
-            )
-        )
-
-    async def lift(
-        self, *, user_id: str | None = None, jti: str | None = None, channel: str | None = None
-    ) -> bool:
-        """Give back, on every node, what `revoke` took by the same names; False where it has not.
-
-        Raises as `revoke` does.
-        """
-        like = Revocation(at=0, until=0, user_id=user_id, jti=jti, channel=channel)
-        return await self.revoker.lift(like)
-
-    def _carry_out_revocation(self, revocation: Revocation) -> None:
-        connections = list(self.connections.values())
-        count = drop(revocation, connections, self.settings.jwt_leeway)
-        _log.info("a revocation has ended %d connections or subscriptions", count)
-
-    async def consult(
-        self, question: Ask, claims: Claims, connection_id: str | None = None
-    ) -> Allowed | Denied:
-        """Ask an authorizer of the application; one that fails, or takes too long, denies."""
-        limit_s = self.settings.authorizer_timeout
-        decision = await ask(question, claims, limit_s=limit_s, connection_id=connection_id)
-        if isinstance(decision, Denied) and decision.fault:
-            self.metrics.authorizer_faults.labels(decision.fault).inc()
-        return decision
-
-    def leave(self, channel: str, connection: Connection, *, lost: bool = False) -> None:
-        """Deliver no more of a channel to a connection; one that is lost may come back."""
-        self.hub.remove(channel, connection.id)
-        self.presence.leave(channel, connection.session.claims, connection.id, lost=lost)
-        self.traffic.release(channel)
+        self.access.revoker.doubt()
+        self.connections.resume(now)
 
 
 def _deflated(settings: EdgeSettings, metrics: Metrics) -> DeflatedFormats | None:

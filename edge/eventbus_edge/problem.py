@@ -12,7 +12,7 @@ __all__ = ["PROBLEM_JSON", "STATUS", "Problem", "ProblemDetails", "bad_token", "
 
 PROBLEM_JSON: Final = "application/problem+json"
 
-_KEYS_AGAIN_S: Final = 5.0
+_KEYS_RETRY_S: Final = 5.0
 
 STATUS: Final[Mapping[str, int]] = {
     # The codes of wire-protocol.md, "Errors".
@@ -27,16 +27,16 @@ STATUS: Final[Mapping[str, int]] = {
     "payload_too_large": 413,
     "rate_limited": 429,
     "unavailable": 503,
-    # What only HTTP has.
+    # Only over HTTP.
     "certificate_required": 403,
     "not_found": 404,
     "internal": 500,
 }
-"""The status of each code, where nothing else is said."""
+"""The default status of each code."""
 
 
 class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """The body. `type` says that `title` is the status's own phrase (RFC 9457 §4.2.1)."""
+    """The body. This `type` means that `title` is the phrase of the status (RFC 9457 §4.2.1)."""
 
     type: str = "about:blank"
     title: str
@@ -46,7 +46,7 @@ class ProblemDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(Exception):
-    """Raised where a request ends; answered as `body()` with `status` and `headers`."""
+    """Ends a request; the response has `body()`, `status` and `headers`."""
 
     def __init__(
         self,
@@ -56,22 +56,22 @@ class Problem(Exception):
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`status` is that of `code` when not given. A 401 always has its challenge.
+        """`status` defaults to that of `code`. A 401 always has a challenge.
 
-        Raises KeyError for a code without a status, when none is given.
+        Raises KeyError for an unknown code without `status`.
         """
-        # A name from a request may hold what is no Unicode text; it must not break its own error.
+        # A name from a request may not be valid Unicode; it must not break the error about it.
         text = detail.encode("utf-8", "backslashreplace").decode()
         super().__init__(text)
         self.code = code
         self.detail = text
         self.status = STATUS[code] if status is None else status
         self.headers = dict(headers or {})
-        if self.status == 401:  # RFC 9110 §15.5.2 demands it
+        if self.status == 401:  # required by RFC 9110 §15.5.2
             self.headers.setdefault("WWW-Authenticate", "Bearer")
 
     def details(self) -> ProblemDetails:
-        """What the body says."""
+        """The contents of the body."""
         return ProblemDetails(
             title=responses.get(self.status, "Error"),
             status=self.status,
@@ -80,20 +80,20 @@ class Problem(Exception):
         )
 
     def body(self) -> bytes:
-        """The problem as JSON, of the media type PROBLEM_JSON."""
+        """The body: JSON of the media type PROBLEM_JSON."""
         return msgspec.json.encode(self.details())
 
 
 def bad_token(code: str, detail: str) -> Problem:
-    """A 401 for a token that was given and is not accepted (RFC 6750 §3.1).
+    """A 401 for a token that is not accepted (RFC 6750 §3.1).
 
-    A 503 when it is `unavailable` what the token would be checked with.
+    A 503 for the code `unavailable`: the token cannot be checked at present.
     """
     if code == "unavailable":
-        return Problem(code, detail, headers=retry_after(_KEYS_AGAIN_S))
+        return Problem(code, detail, headers=retry_after(_KEYS_RETRY_S))
     return Problem(code, detail, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
 
 
 def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to come again: whole seconds, at least one (RFC 9110 §10.2.3)."""
+    """The Retry-After header, in whole seconds, at least one (RFC 9110 §10.2.3)."""
     return {"Retry-After": str(max(1, math.ceil(seconds)))}

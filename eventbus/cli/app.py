@@ -1,9 +1,11 @@
-"""The command `eventbus`: joins the groups of commands, one module each."""
+"""The command `eventbus`, assembled from its groups of commands."""
 
 import importlib.metadata
-from typing import Annotated
+import inspect
+from typing import Annotated, Any, Final
 
 import typer
+import typer.core
 
 from eventbus.cli import (
     edge as nodes,
@@ -22,9 +24,24 @@ from eventbus.cli.tokens import (
 
 __all__ = ["app", "main"]
 
+_VALIDATION_PREFIX: Final = "Value error, "
+
+
+class _Root(typer.core.TyperGroup):
+    """Removes the validation library's prefix from error messages about arguments."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as exc:
+            exc.message = exc.message.removeprefix(_VALIDATION_PREFIX)
+            raise
+
+
 app = typer.Typer(
     name="eventbus",
-    help="Typed, real-time event broadcasting, with NATS at its centre.",
+    cls=_Root,
+    help="Typed real-time event broadcasting on NATS.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -49,10 +66,27 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show it.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
+
+
+def _unwrap_help(group: typer.Typer) -> None:
+    """Join the lines of each paragraph of help, so that it wraps at the terminal's width."""
+    for command in group.registered_commands:
+        text = inspect.cleandoc(command.help or inspect.getdoc(command.callback) or "")
+        paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+        command.help = "\n\n".join(paragraphs)
+    for each in group.registered_groups:
+        if each.typer_instance is not None:
+            _unwrap_help(each.typer_instance)
+
+
+_unwrap_help(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A command's way to ask the nodes of the cluster, over the bus as they ask each other."""
+"""Lets commands query the edge nodes of the cluster, over the bus, as nodes query each other."""
 
 import contextlib
 import secrets
@@ -16,20 +16,20 @@ __all__ = ["NoEdge", "asking", "inquiry", "no_edge"]
 
 
 class NoEdge(EventBusError):
-    """No edge node has answered."""
+    """No edge node replied."""
 
 
 @contextlib.asynccontextmanager
 async def asking() -> AsyncIterator[tuple[EventBus, "Inquiry"]]:
-    """The bus of the environment's settings, and who asks all nodes over it."""
+    """Open a bus with the settings of the environment, and an Inquiry on it."""
     async with opened_bus() as bus, inquiry(bus) as asked:
         yield bus, asked
 
 
 @contextlib.asynccontextmanager
 async def inquiry(bus: EventBus) -> AsyncIterator["Inquiry"]:
-    """Who asks all nodes over a bus. An answer is waited for at most a second."""
-    from eventbus_edge.cluster.cluster import Cluster  # noqa: PLC0415 - `eventbus --help` is to be fast
+    """Open an Inquiry, which queries all edge nodes. It waits at most a second for replies."""
+    from eventbus_edge.cluster.cluster import Cluster  # noqa: PLC0415 - keeps `eventbus --help` fast
     from eventbus_edge.cluster.inquiry import Inquiry  # noqa: PLC0415
 
     name = f"cli-{secrets.token_hex(6)}"
@@ -42,13 +42,13 @@ async def inquiry(bus: EventBus) -> AsyncIterator["Inquiry"]:
 
 
 def no_edge(bus: EventBus) -> NoEdge:
-    """What to do when no edge answers."""
+    """The error for when no edge node replies."""
     return NoEdge(
-        f"no edge node has answered over {bus.driver.name}, namespace {bus.settings.namespace!r}: "
-        "start one with `eventbus edge run`, or give this command the edge's NATS_URL, "
-        "BROADCAST_DRIVER and BROADCAST_CHANNELS_PREFIX"
+        f"no edge node replied over {bus.driver.name}, namespace {bus.settings.namespace!r}: "
+        "start one with `eventbus edge run`, or run this command with the NATS_URL, "
+        "BROADCAST_DRIVER and BROADCAST_CHANNELS_PREFIX of the edge"
     )
 
 
 def _ignore(_fault: str) -> None:
-    """A command has no metrics; who has not answered stands in the answers."""
+    """Commands have no metrics. The result of a query lists the nodes that did not reply."""

@@ -1,7 +1,7 @@
-"""`eventbus edge run`: an edge node in this process.
+"""`eventbus edge run`: runs an edge node in this process.
 
-It runs `python -m eventbus_edge`, since the library does not import the edge. Each option sets the
-setting of the same meaning.
+It runs `python -m eventbus_edge`, since the library does not import the edge. Each option sets an
+environment variable.
 """
 
 import os
@@ -15,30 +15,38 @@ __all__ = ["App", "Host", "Port", "Workers", "app", "run"]
 
 app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on.  [BROADCAST_WEBSOCKET_HOST]")]
+Host = Annotated[
+    str | None, typer.Option(help="The address to listen on. Sets BROADCAST_WEBSOCKET_HOST.")
+]
 Port = Annotated[
     int | None,
-    typer.Option(min=0, max=65535, help="Port; 0 takes a free one.  [BROADCAST_WEBSOCKET_PORT]"),
+    typer.Option(
+        min=0,
+        max=65535,
+        help="The port to listen on; 0 picks a free one. Sets BROADCAST_WEBSOCKET_PORT.",
+    ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Processes on one port.  [BROADCAST_WORKERS]"),
+    typer.Option(
+        min=1, max=256, help="The number of processes on the port. Sets BROADCAST_WORKERS."
+    ),
 ]
 App = Annotated[
     str | None,
     typer.Option(
         "--app",
-        help="A module with your channel rules and authorizers.  [EDGE_APP; default: that of "
-        "pyproject.toml]",
+        help="A module with your channel rules and authorizers. Sets EDGE_APP. Default: the "
+        "application in pyproject.toml.",
     ),
 ]
 
 
 @app.command("run")
 def run(host: Host = None, port: Port = None, workers: Workers = None, app: App = None) -> None:
-    """Run an edge node: WebSockets on one side, the bus on the other.
+    """Run an edge node, which connects WebSocket clients to the bus.
 
-    Settings come from the environment. SIGTERM drains it.
+    Settings come from the environment. SIGTERM drains the connections and then stops the node.
 
     Example: NATS_URL=nats://127.0.0.1:4222 JWT_SECRET=… eventbus edge run --port 8080
     """

@@ -1,7 +1,7 @@
-"""How commands speak: results to stdout, what went wrong to stderr with an exit code.
+"""Output of commands: results go to stdout, errors to stderr with an exit code.
 
-For people there are tables, cut to the terminal's width; for programs there is `--json`, and what
-is written into a pipe is never cut.
+Tables are for people and are cut to the width of the terminal. `--json` is for programs. Output
+into a pipe is never cut.
 """
 
 import sys
@@ -17,20 +17,20 @@ from rich.text import Text
 __all__ = ["Json", "console", "counted", "fail", "one_line", "print_table", "span", "write_json"]
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON, for programs.")]
-"""The option of every command that has results."""
+"""The `--json` option, which every command with results has."""
 
 _NO_LIMIT: Final = 100_000
-"""The width of what is no terminal: lines are as long as what stands in them."""
+"""The width where there is no terminal: lines are as long as their text."""
 
 
 def fail(message: str, *, code: int = 1) -> NoReturn:
-    """Say what is wrong, and end with `code`: 1 for a failure, 2 for wrong usage or settings."""
+    """Print an error and exit with `code`: 1 for a failure, 2 for wrong usage or settings."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
     raise typer.Exit(code)
 
 
 def write_json(value: Any, *, indent: bool = True) -> None:
-    """Write a value, msgspec structs included, as JSON; without `indent` on one line, flushed."""
+    """Write a value, or a msgspec struct, as JSON. Without `indent`: on one line, and flushed."""
     encoded = msgspec.json.encode(value)
     typer.echo((msgspec.json.format(encoded) if indent else encoded).decode())
     if not indent:
@@ -38,7 +38,7 @@ def write_json(value: Any, *, indent: bool = True) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Rich's console on the present stdout or stderr: colours and widths are the terminal's."""
+    """A rich console on stdout or stderr, with the colours and the width of the terminal."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
     return made if made.is_terminal else _unlimited(stderr=stderr)
 
@@ -48,18 +48,18 @@ def _unlimited(*, stderr: bool) -> Console:
 
 
 def one_line(text: str, limit: int = 60) -> str:
-    """Text from outside as one short line: no control characters, which could move a terminal."""
+    """Untrusted text as one short line, without control characters."""
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def counted(number: int, word: str) -> str:
-    """A number of things: `1 node`, `1,200 nodes`."""
+    """A number with its noun: `1 node`, `1,200 nodes`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def span(seconds: float) -> str:
-    """A length of time for people: `45s`, `12m`, `3h 05m`, `9d 4h`."""
+    """A duration for people: `45s`, `12m`, `3h 05m`, `9d 4h`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -77,10 +77,10 @@ def print_table(
     empty: str = "",
     right: Sequence[str] = (),
 ) -> None:
-    """Write rows under their columns' names; `empty` stands for a table without rows.
+    """Print a table, or the text `empty` if there are no rows.
 
-    `right` names the columns of numbers. A cell may be a rich Text; anything else is shown by
-    `str`, as it is: markup means nothing in it.
+    `right` names the columns to align right. A cell can be a rich Text. Other values are shown with
+    `str`, without interpreting markup.
     """
     if not rows and empty:
         typer.echo(empty)

@@ -1,4 +1,4 @@
-"""`eventbus queue`: a worker in this process, and what waits in the queues or has failed."""
+"""`eventbus queue`: runs a worker, and manages queues and failed jobs."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from eventbus.cli.output import Json, fail, one_line, print_table, write_json
+from eventbus.cli.output import Json, counted, fail, one_line, print_table, write_json
 from eventbus.cli.running import (
     Apps,
     load_application,
@@ -16,16 +16,18 @@ from eventbus.cli.running import (
     run as run_command,
 )
 from eventbus.drivers.queues import QueueStore
+from eventbus.drivers.registry import check_name
+from eventbus.errors import ConfigError
 from eventbus.queue import FailedJob, Worker, failed_jobs
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Work on queued events, and look after them.", no_args_is_help=True)
+app = typer.Typer(help="Run workers, and manage queues and failed jobs.", no_args_is_help=True)
 
 T = TypeVar("T")
 Connection = Annotated[
     str | None,
-    typer.Option(help="The driver whose queues they are; the configured one by default."),
+    typer.Option(help="The driver whose queues to use. Default: BROADCAST_DRIVER."),
 ]
 Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", show_default=False)]
 
@@ -34,20 +36,21 @@ Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", sho
 def work(
     application: Apps = None,
     queue: Annotated[
-        str, typer.Option(help="Queues, the most urgent first, separated by commas.")
+        str, typer.Option(help="Queues by priority, the highest first, separated by commas.")
     ] = "default",
     concurrency: Annotated[int, typer.Option(min=1, help="How many jobs run at once.")] = 16,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds for what is under way, when it is to stop.")
+        float, typer.Option(min=0, help="Seconds that running jobs get to finish on shutdown.")
     ] = 30.0,
-    max_jobs: Annotated[int | None, typer.Option(min=1, help="Stop after as many jobs.")] = None,
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="Stop after this many jobs.")] = None,
     max_time: Annotated[
-        float | None, typer.Option(min=0, help="Stop after as many seconds.")
+        float | None, typer.Option(min=0, help="Stop after this many seconds.")
     ] = None,
     connection: Connection = None,
 ) -> None:
-    """Run queued events until SIGTERM or SIGINT; a second signal does not wait for the grace time.
+    """Run the listeners of queued events until SIGTERM or SIGINT.
 
+    The first signal waits for running jobs, at most for --grace; a second one stops at once.
     Settings come from the environment.
 
     Example: eventbus queue work --app shop.events --queue high_priority,default --concurrency 16
@@ -57,6 +60,7 @@ def work(
     )
     load_application(application)
     queues = [name for name in (part.strip() for part in queue.split(",")) if name]
+    _check_connection(connection)
 
     async def run() -> None:
         async with opened_bus() as bus:
@@ -95,17 +99,22 @@ def stats(json: Json = False, connection: Connection = None) -> None:
         write_json({"queues": rows, "failed": failed})
         return
     columns = ("queue", "ready", "taken", "delayed")
-    print_table(columns, [[row[column] for column in columns] for row in rows], right=columns[1:])
+    print_table(
+        columns,
+        [[row[column] for column in columns] for row in rows],
+        empty="no queue has jobs",
+        right=columns[1:],
+    )
     typer.echo(f"failed: {failed}")
 
 
 @app.command("failed")
 def failed(
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, oldest first.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
     json: Json = False,
     connection: Connection = None,
 ) -> None:
-    """List the jobs that failed for good, the oldest first; --json shows their tracebacks too.
+    """List the failed jobs, oldest first. With --json, the tracebacks too.
 
     Example: eventbus queue failed --limit 20
     """
@@ -131,21 +140,22 @@ def failed(
             ]
             for job in jobs
         ],
+        empty="no failed jobs",
     )
 
 
 @app.command("retry")
 def retry(
     ids: Ids = None,
-    every: Annotated[bool, typer.Option("--all", help="All that have failed.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Retry all failed jobs.")] = False,
     json: Json = False,
     connection: Connection = None,
 ) -> None:
-    """Queue failed jobs again, with all their tries.
+    """Queue failed jobs again, with a new set of attempts.
 
     Example: eventbus queue retry 01a209d5-bb7d-74f2-a426-e7fa10d2806d
     """
-    _require_ids(ids, every=every, otherwise="--all to retry")
+    _require_ids(ids, every=every, otherwise="give --all")
 
     async def again() -> tuple[list[str], list[str]]:
         async with _store(connection) as store:
@@ -157,11 +167,11 @@ def retry(
 
 @app.command("forget")
 def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -> None:
-    """Drop failed jobs.
+    """Delete failed jobs.
 
     Example: eventbus queue forget 01a209d5-bb7d-74f2-a426-e7fa10d2806d
     """
-    _require_ids(ids, every=False, otherwise="drop all of them by `eventbus queue flush`")
+    _require_ids(ids, every=False, otherwise="delete all of them with `eventbus queue flush`")
 
     async def drop() -> tuple[list[str], list[str]]:
         async with _store(connection) as store:
@@ -172,16 +182,16 @@ def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -
 
 @app.command("flush")
 def flush(
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: Json = False,
     connection: Connection = None,
 ) -> None:
-    """Drop all failed jobs.
+    """Delete all failed jobs.
 
     Example: eventbus queue flush --yes
     """
     if not yes:
-        typer.confirm("Drop all failed jobs?", abort=True)
+        typer.confirm("Delete all failed jobs?", abort=True)
 
     async def drop() -> int:
         async with _store(connection) as store:
@@ -191,23 +201,32 @@ def flush(
     if json:
         write_json({"flushed": count})
     else:
-        typer.echo(f"flushed {count} failed jobs")
+        typer.echo(f"deleted {counted(count, 'failed job')}")
+
+
+def _check_connection(name: str | None) -> None:
+    if name is not None:
+        try:
+            check_name(name, "--connection")
+        except ConfigError as exc:
+            fail(str(exc), code=2)
 
 
 @contextlib.asynccontextmanager
 async def _store(connection: str | None) -> AsyncIterator[QueueStore]:
+    _check_connection(connection)
     async with opened_bus() as bus:
         yield await bus.queues(connection)
 
 
 def _stopping(stop: Callable[..., None]) -> Callable[[], None]:
-    """What a signal calls: the first asks for an end, the second does not wait."""
-    asked = False
+    """A signal handler: the first signal stops gracefully, the second one at once."""
+    is_stopping = False
 
     def on_signal() -> None:
-        nonlocal asked
-        stop(at_once=asked)
-        asked = True
+        nonlocal is_stopping
+        stop(at_once=is_stopping)
+        is_stopping = True
 
     return on_signal
 
@@ -215,7 +234,7 @@ def _stopping(stop: Callable[..., None]) -> Callable[[], None]:
 async def _each(
     call: Callable[[str], Coroutine[Any, Any, bool]], ids: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """The ids for which the call said yes, and the others."""
+    """Call once per id. Returns the ids with the result True, and the others."""
     done: list[str] = []
     unknown: list[str] = []
     for job_id in dict.fromkeys(ids):
@@ -235,4 +254,4 @@ def _report(what: str, done: list[str], unknown: list[str], *, json: bool) -> No
         for job_id in done:
             typer.echo(f"{what} {job_id}")
     if unknown:
-        fail(f"no failed job has the id {', '.join(unknown)}")
+        fail(f"no such failed job: {', '.join(unknown)}")

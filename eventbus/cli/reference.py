@@ -1,4 +1,4 @@
-"""The commands as the page docs/cli.md shows them, from their own declarations."""
+"""Generates the reference of all commands for docs/cli.md, from their declarations."""
 
 import inspect
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _LEFT_OUT: Final = {"help", "install_completion", "show_completion"}
 
 
 def reference(app: typer.Typer, name: str = "eventbus") -> Iterator[str]:
-    """Lines of Markdown: each group and its commands, with usage, options and an example."""
+    """Yield lines of Markdown: each group with its commands, their options and an example."""
     yield from _group(typer.main.get_command(app), name, 2)
 
 
@@ -45,7 +45,7 @@ def _command(command: Any, name: str, level: int) -> Iterator[str]:
     yield "```"
     yield ""
     if params:
-        yield "| argument or option | default | what |"
+        yield "| argument or option | default | description |"
         yield "|---|---|---|"
         for param in params:
             yield f"| {_names(param)} | {_default(param)} | {_cell(param.help or '')} |"

@@ -1,4 +1,4 @@
-"""Which bus a command speaks to: the cluster's, never one that the command itself has started."""
+"""Runs commands: opens the bus of a running cluster, loads the application, handles signals."""
 
 import asyncio
 import contextlib
@@ -53,15 +53,16 @@ __all__ = [
 
 
 def attached(settings: Settings) -> Settings:
-    """The settings with the address of the embedded server that another process runs.
+    """The settings, with the address of the embedded nats-server that another process runs.
 
-    Raises ConnectionFailed where there is none, and ConfigError for the driver `memory`.
+    A command joins a running cluster and never starts a server. Raises ConnectionFailed if no
+    embedded server is running, and ConfigError for the driver `memory`.
     """
     driver = canonical_name(settings.driver)
     if driver == "memory":
         raise ConfigError(
-            "BROADCAST_DRIVER='memory': its messages do not leave a process, so that a command "
-            "would see only itself; allowed here: nats, redis, or another that reaches the cluster",
+            "BROADCAST_DRIVER='memory': its messages do not leave the process, so a command cannot "
+            "reach the cluster; allowed here: nats, redis, or another driver that uses the network",
             variable="BROADCAST_DRIVER",
         )
     names = settings.stack if driver == "stack" else (driver,)
@@ -70,9 +71,9 @@ def attached(settings: Settings) -> Settings:
     folder = Path(settings.nats_data).absolute()
     if not (url := running_server(folder)):
         raise ConnectionFailed(
-            f"NATS_URL is empty, and no embedded nats-server runs with its data in {folder}: start "
-            "one by `eventbus dev` or `eventbus edge run`, and call this in the same folder (or "
-            "with the same BROADCAST_NATS_DATA); or set NATS_URL to the address of a server",
+            f"NATS_URL is not set, and no embedded nats-server is running on {folder}: start one "
+            "with `eventbus dev` or `eventbus edge run` and run this command in the same folder "
+            "(or with the same BROADCAST_NATS_DATA), or set NATS_URL",
             driver="nats",
         )
     return msgspec.structs.replace(settings, nats_url=url)
@@ -83,18 +84,17 @@ Apps = Annotated[
     list[str] | None,
     typer.Option(
         "--app",
-        help="A module that defines events and listeners; repeatable. [default: that of "
-        "pyproject.toml]",
+        help="A module that defines events and listeners. Repeatable. Default: the application in "
+        "pyproject.toml.",
     ),
 ]
 _INTERRUPTED: Final = 130
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command's coroutine to its end; Ctrl-C ends it with exit code 130, as shells do.
+    """Run a command's coroutine. Ctrl-C exits with code 130, as in shells.
 
-    Wrong settings and names that cannot be end the command with 2, what else the library raises
-    with 1.
+    Invalid settings and names exit with 2, and other errors of the library with 1.
     """
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -109,33 +109,33 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 @contextlib.asynccontextmanager
 async def opened_bus() -> AsyncIterator[EventBus]:
-    """The bus of the environment's settings, of whose cluster a command is a part.
+    """Open a bus on the running cluster, with the settings of the environment.
 
-    Raises an EventBusError when it cannot be opened; see `attached`.
+    Raises an EventBusError if it cannot be opened. See `attached`.
     """
     async with EventBus(attached(Settings.from_env())) as bus:
         yield bus
 
 
 def read_json(text: str, where: str) -> Any:
-    """What a JSON text says; one that is none ends the command with code 2, naming `where`."""
+    """Decode JSON. Invalid JSON exits with code 2 and an error that names `where`."""
     try:
         return msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        fail(f'{where}: not JSON: {exc}; allowed is JSON, such as {{"text":"hello"}}', code=2)
+        fail(f'{where}: invalid JSON: {exc}; example: {{"text":"hello"}}', code=2)
 
 
 @contextlib.contextmanager
 def interrupted() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C or SIGTERM sets, for commands that run until then and end well."""
-    asked = asyncio.Event()
-    with on_interrupt(asked.set):
-        yield asked
+    """An event that Ctrl-C or SIGTERM sets, for commands that then end normally."""
+    stop = asyncio.Event()
+    with on_interrupt(stop.set):
+        yield stop
 
 
 @contextlib.contextmanager
 def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
-    """Within the block, each Ctrl-C or SIGTERM is a call."""
+    """Within the block, call `call` for each Ctrl-C or SIGTERM."""
     loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
     try:
         for each in signals:
@@ -151,10 +151,10 @@ def on_interrupt(call: Callable[[], object]) -> Iterator[None]:
 
 
 def load_application(given: Sequence[str] | None) -> Application | None:
-    """Import the application of --app, or else of pyproject.toml; None where neither names one.
+    """Import the application from --app or pyproject.toml; None if neither names one.
 
-    A module that does not exist or that declares something wrong, and a pyproject.toml that cannot
-    be read, end the command with code 2.
+    Exits with code 2 if a module does not exist or has an invalid declaration, or if pyproject.toml
+    cannot be read.
     """
     try:
         if given:
@@ -169,7 +169,7 @@ def load_application(given: Sequence[str] | None) -> Application | None:
 
 
 def require_application(given: Sequence[str] | None) -> Application:
-    """The same for a command that needs one; without one it ends with code 2 and says how."""
+    """Like `load_application`, but exits with code 2 if no application is named."""
     application = load_application(given)
     if application is None:
         fail(f"no application is named: {HOW_TO_NAME_ONE}", code=2)

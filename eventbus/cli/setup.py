@@ -1,4 +1,4 @@
-"""`eventbus setup`: makes at the broker what services need, who then need no right to make it."""
+"""`eventbus setup`: creates the streams at the broker, so that services need no permission to."""
 
 import typer
 
@@ -10,10 +10,11 @@ __all__ = ["setup"]
 
 
 def setup(json: Json = False) -> None:
-    """Make the streams of events, of queued and failed jobs, and of what nodes tell each other.
+    """Create the streams for events, queues, failed jobs and the state of edge nodes.
 
-    Run it when you deploy, with the settings of your services and a NATS user who may make streams;
-    theirs then need not. What is there already is checked and left as it is.
+    Run it when you deploy, with the settings of your services and a NATS user that can create
+    streams. The services then do not need this permission. Existing streams are checked, not
+    changed.
 
     Example: NATS_URL=tls://nats-1:4222 NATS_NKEY=admin.nk eventbus setup
     """
@@ -21,8 +22,8 @@ def setup(json: Json = False) -> None:
     async def prepare() -> tuple[str, tuple[str, ...]]:
         async with opened_bus() as bus:
             driver = bus.driver
-            made = await driver.prepare() if isinstance(driver, PreparedDriver) else ()
-            return driver.name, made
+            names = await driver.prepare() if isinstance(driver, PreparedDriver) else ()
+            return driver.name, names
 
     name, ready = run(prepare())
     if json:
@@ -31,4 +32,4 @@ def setup(json: Json = False) -> None:
     for each in ready:
         typer.echo(f"ready: {each}")
     if not ready:
-        typer.echo(f"the driver {name} needs no preparation")
+        typer.echo(f"the driver {name} needs no setup")

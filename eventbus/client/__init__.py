@@ -5,8 +5,8 @@
         async for message in orders:
             print(message.event, message.data)
 
-A lost connection is made again as its close code allows; each channel then goes on from the last
-message that it received, no message is handed on twice, and what could not be had again is told.
+The client reconnects after a lost connection, as the close code allows. Each channel then resumes
+after the last message that it received, no message is delivered twice, and gaps are reported.
 See docs/python-client.md.
 """
 
@@ -42,9 +42,9 @@ def connect(
 ) -> EdgeClient:
     """A client of the edge at `url`, for `async with`.
 
-    `url` is `ws://`, `wss://`, `http://` or `https://`; without a path, `/ws` is meant. `token` is
-    a JWT, or an async function that gives one: it is asked again when a token expires or is
-    refused. `tls` replaces the system's trust. Raises ValueError and TypeError for what is neither;
-    entering raises what `EdgeClient.open` does.
+    `url` starts with `ws://`, `wss://`, `http://` or `https://`; the default path is `/ws`. `token`
+    is a JWT, or an async function that returns one and is called again when the token expires or is
+    refused. `tls` replaces the system's trusted certificates. Raises ValueError for a bad `url` and
+    TypeError for a bad `token`; entering raises what `EdgeClient.open` does.
     """
     return EdgeClient(url, token=token, options=options, tls=tls)

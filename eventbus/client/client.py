@@ -1,4 +1,4 @@
-"""A client of an edge: one connection, made again for as long as the client is open."""
+"""A client of an edge: one connection, which is replaced for as long as the client is open."""
 
 import asyncio
 import contextlib
@@ -12,24 +12,15 @@ import aiohttp
 
 from eventbus.channels import Pattern, validate_channel
 from eventbus.client.frames import Frame
-from eventbus.client.link import (
-    FAILED,
-    Link,
-    Lost,
-    Reconnect,
-)
+from eventbus.client.link import FAILED, Link, Lost, Reconnect
 from eventbus.client.options import ClientOptions, ClientState, StateChange, parse_address
 from eventbus.client.registry import Registry, names
 from eventbus.client.session import Session
 from eventbus.client.sockets import Sockets
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
-from eventbus.errors import (
-    BusStateError,
-    ClientClosed,
-    ClientDisconnected,
-    ClientError,
-)
+from eventbus.errors import BusStateError, ClientClosed, ClientDisconnected, ClientError
+from eventbus.tasks import Shutdown, Tasks
 from eventbus.user_code import guarded
 
 __all__ = ["EdgeClient"]
@@ -48,12 +39,12 @@ class EdgeClient:
         options: ClientOptions | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Nothing is connected yet. Raises ValueError for what is no URL of an edge."""
+        """Does not connect yet. Raises ValueError for a bad URL."""
         self.state = ClientState.DISCONNECTED
         self.connection_id = ""
-        """The present connection's id: what an event's `to_others` takes."""
+        """The id of the current connection, for `to_others` of an event."""
         self.user_id: str | None = None
-        """Who the edge says one is."""
+        """The user that the edge has authenticated."""
         self._address = parse_address(url)
         self._options = options or ClientOptions()
         self._tls: ssl.SSLContext | bool = True if tls is None else tls
@@ -61,31 +52,31 @@ class EdgeClient:
         self._reconnect = Reconnect(self._options.first_delay, self._options.last_delay)
         self._subscriptions = Registry()
         self._observers: list[Callable[[StateChange], object]] = []
-        self._hurry = asyncio.Event()
+        self._reconnect_now = asyncio.Event()
         self._session: Session | None = None
         self._http: aiohttp.ClientSession | None = None
-        self._running: asyncio.Task[None] | None = None
         self._opened: asyncio.Future[None] | None = None
-        self._workers: set[asyncio.Task[None]] = set()
+        self._connection = Tasks()
+        self._handlers = Tasks()
+        self._shutdown = Shutdown(self._connection, self._handlers)
         self._last_reason = "no answer"
         self._closed: ClientClosed | None = None
 
     async def open(self) -> None:
         """Connect and authenticate.
 
-        Raises ClientRefused where the edge refuses the token, ClientClosed where it says to stay
-        away, and ClientDisconnected after `open_timeout`.
+        Raises ClientRefused if the edge refuses the token, ClientClosed if its close code forbids
+        reconnecting, and ClientDisconnected after `open_timeout`.
         """
-        if self._running is not None:
+        if self._opened is not None:
             raise BusStateError("a client is opened once")
+        self._require_not_closed()
         self._sockets = Sockets()
         self._http = aiohttp.ClientSession(
             connector=self._sockets.connector(self._tls), cookie_jar=aiohttp.DummyCookieJar()
         )
         self._opened = asyncio.get_running_loop().create_future()
-        self._running = asyncio.create_task(
-            self._run(), name=f"eventbus client of {self._address.shown}"
-        )
+        self._connection.start(self._run(), f"the client of {self._address.shown}")
         try:
             async with asyncio.timeout(self._options.open_timeout):
                 await asyncio.shield(self._opened)
@@ -100,17 +91,18 @@ class EdgeClient:
             raise
 
     async def aclose(self) -> None:
-        """Close, in bounded time, and end all subscriptions. Closing again is harmless."""
-        caller = asyncio.current_task()
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        """Close, in bounded time, and end all subscriptions.
+
+        Closing again is harmless: all callers wait for the same close, which also completes when a
+        caller is cancelled. A handler may close its own client.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
+        await self._connection.aclose()
         self._finish(ClientClosed("the client was closed", close_code=1000), by_owner=True)
         self._subscriptions.clear()
-        workers = [worker for worker in self._workers if worker is not caller]
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await self._handlers.aclose()
         if self._http is not None:
             await self._http.close()
             await self._sockets.aclose()
@@ -128,7 +120,10 @@ class EdgeClient:
         await self.aclose()
 
     def on_state(self, observer: Callable[[StateChange], object]) -> Callable[[], None]:
-        """Call a function at each change of state; gives what ends it. It must not block."""
+        """Call a function at each change of state; returns a function that removes it.
+
+        `observer` must not block.
+        """
         self._observers.append(observer)
 
         def remove() -> None:
@@ -140,13 +135,14 @@ class EdgeClient:
     async def subscribe(
         self, channel: str, handlers: ChannelHandlers | None = None, *, history: int = 0
     ) -> Subscription:
-        """Join a channel, or the channels of a pattern, now and after each reconnect.
+        """Subscribe to a channel, or to the channels of a pattern, now and after each reconnect.
 
         `handlers` is a function for every message, or a mapping of functions by event name or type
-        (see `Subscription.on`); without any, iterate over the subscription. `history` asks for up
-        to that many earlier messages. A channel has one subscription: a second call adds handlers.
+        (see `Subscription.on`). Without handlers, iterate over the subscription. `history` requests
+        up to that many earlier messages. A channel has one subscription: a second call adds
+        handlers to it.
 
-        It waits until the edge has answered, over reconnects too. Raises InvalidPattern,
+        Returns when the edge has answered, after reconnects if necessary. Raises InvalidPattern,
         InvalidChannel, ClientRefused and ClientClosed.
         """
         if Pattern(channel).is_exact:
@@ -167,21 +163,21 @@ class EdgeClient:
         return subscription
 
     async def ping(self) -> float:
-        """The seconds of a round trip to the edge. Raises ClientDisconnected, ClientClosed."""
+        """Measure a round trip to the edge, in seconds. Raises ClientDisconnected, ClientClosed."""
         loop = asyncio.get_running_loop()
         before = loop.time()
         await self.ask("ping")
         return loop.time() - before
 
     def reconnect(self) -> None:
-        """Connect at once, rather than when the delay is over."""
-        self._hurry.set()
+        """Connect now instead of waiting for the end of the delay."""
+        self._reconnect_now.set()
 
     async def ask(self, action: str, **fields: Any) -> Frame:
-        """Send any action of the protocol, and give its answer.
+        """Send any action of the protocol; returns the answer.
 
-        Raises ClientRefused, ClientClosed, and ClientDisconnected where there is no connection, or
-        no answer within `request_timeout`.
+        Raises ClientRefused, ClientClosed, and ClientDisconnected if there is no connection, or no
+        answer within `request_timeout`.
         """
         self._require_open()
         if self._session is None:
@@ -191,24 +187,21 @@ class EdgeClient:
     # For subscriptions
 
     def settle(self, subscription: Subscription) -> None:
-        """A subscription is to be joined or left at the edge, as its phase says."""
+        """Join or leave a channel at the edge, as the subscription's phase says."""
         self._subscriptions.settle(subscription)
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
-        """Run a subscription's handlers, until the client is closed at the latest."""
-        worker = asyncio.create_task(work, name=name)
-        self._workers.add(worker)
-        worker.add_done_callback(self._workers.discard)
-        return worker
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
+        """Run a subscription's handlers, at most until the client closes."""
+        return self._handlers.start(work, name)
 
     async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
-        """End a subscription. Raises nothing where the connection is lost."""
+        """End a subscription. A lost connection is not an error."""
         self._subscriptions.discard(subscription)
         held, session = subscription.is_held, self._session
         subscription.end(None)
         if held and session is not None and wait:
             subscription.is_held = False
-            with contextlib.suppress(ClientError):  # it ends with the connection, too
+            with contextlib.suppress(ClientError):  # the connection's end ends it, too
                 await session.ask("unsubscribe", names(subscription))
         elif held:
             self.settle(subscription)
@@ -218,22 +211,25 @@ class EdgeClient:
 
     async def _run(self) -> None:
         try:
-            while True:
-                self._become(ClientState.CONNECTING)
+            while self._closed is None:
+                self._set_state(ClientState.CONNECTING)
                 try:
-                    await self._live()
+                    await self._connect()
                 except Lost as lost:
                     if not await self._pause(lost):
                         return
-        except Exception as exc:  # noqa: BLE001 - a fault of the client's own: told, not hidden
-            _log.exception("the client of %s cannot go on", self._address.shown)
+        except ClientClosed:  # by its own token function
+            return
+        except Exception as exc:  # noqa: BLE001 - a fault of the client itself: reported, not hidden
+            _log.exception("the client of %s failed and is closed", self._address.shown)
             self._finish(ClientClosed(f"the client failed: {exc!r}", close_code=FAILED))
 
-    async def _live(self) -> None:
-        """One connection, from its making to its end. Raises Lost, always."""
+    async def _connect(self) -> None:
+        """One connection, from connecting to its end. Always raises Lost."""
         options = self._options
         assert self._http is not None
         await self._tokens.get()
+        self._require_not_closed()
         try:
             async with asyncio.timeout(options.handshake_timeout):
                 link = await Link.open(
@@ -256,12 +252,12 @@ class EdgeClient:
         self._session = session
         self.connection_id = session.connection_id
         self.user_id = session.user_id
-        self._become(ClientState.CONNECTED)
+        self._set_state(ClientState.CONNECTED)
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
 
     async def _pause(self, lost: Lost) -> bool:
-        """Wait before the next try; False where there is none."""
+        """Wait before the next attempt; False if there will be none."""
         self._last_reason = lost.reason
         self.connection_id = ""
         if lost.code == 4202:
@@ -272,38 +268,46 @@ class EdgeClient:
             opened.set_exception(lost.refusal)
             delay = None
         if delay is None:
-            reason = f"the edge says to stay away: {lost.reason} ({lost.code})"
+            reason = f"the edge does not allow reconnecting: {lost.reason} ({lost.code})"
             self._finish(ClientClosed(reason, close_code=lost.code))
             return False
         _log.info(
-            "no connection to %s: %s; again in %.1f s", self._address.shown, lost.reason, delay
+            "no connection to %s: %s; connecting again in %.1f s",
+            self._address.shown,
+            lost.reason,
+            delay,
         )
-        self._become(ClientState.DISCONNECTED, code=lost.code, reason=lost.reason, retry_in=delay)
-        self._hurry.clear()
+        self._set_state(
+            ClientState.DISCONNECTED, code=lost.code, reason=lost.reason, retry_in=delay
+        )
+        self._reconnect_now.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay):
-                await self._hurry.wait()
+                await self._reconnect_now.wait()
         return True
 
     def _finish(self, closed: ClientClosed, *, by_owner: bool = False) -> None:
-        """The client will not connect again."""
+        """End the client for good."""
         if self._closed is not None:
             return
         self._closed = closed
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(closed)
-            self._opened.exception()  # who opens it may have left
+            self._opened.exception()  # perhaps nobody waits for open() any more
         for subscription in self._subscriptions:
             subscription.end(None if by_owner else closed)
-        self._become(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
+        self._set_state(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
 
     def _require_open(self) -> None:
-        if self._closed is not None:
-            raise ClientClosed(str(self._closed), close_code=self._closed.close_code)
-        if self._running is None:
+        self._require_not_closed()
+        if self._opened is None:
             raise BusStateError("the client is not open: use `async with connect(…) as bus`")
 
-    def _become(self, state: ClientState, **details: Any) -> None:
+    def _require_not_closed(self) -> None:
+        if self._closed is not None:
+            raise ClientClosed(str(self._closed), close_code=self._closed.close_code)
+
+    def _set_state(self, state: ClientState, **details: Any) -> None:
         self.state = state
         change = StateChange(state=state, **details)
         for observer in list(self._observers):

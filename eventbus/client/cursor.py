@@ -1,8 +1,8 @@
-"""Where one subscription stands: what it asks for when it joins, and which messages are new. Pure.
+"""The position of one subscription: where it resumes, and which messages are new. Pure.
 
-The edge answers a resume with exactly what was missed, or says that it cannot (docs/
-wire-protocol.md, "offset in eb:subscribed"). The client's part is to know its place, to hand no
-message on twice, and to tell of gaps.
+The edge answers a resume with exactly the missed messages, or says that it cannot (docs/
+wire-protocol.md, "offset in eb:subscribed"). The client knows its position, delivers no message
+twice, and reports gaps.
 """
 
 import enum
@@ -14,47 +14,47 @@ _MAX_OFFSET: Final = 2**63 - 1
 
 
 class Phase(enum.Enum):
-    """How a subscription stands with the edge."""
+    """The state of a subscription at the edge."""
 
     WAITING = enum.auto()
-    """To be joined, as soon as there is a connection."""
+    """It is joined as soon as there is a connection."""
     ASKED = enum.auto()
     ACTIVE = enum.auto()
     BEHIND = enum.auto()
-    """Its consumer is too slow: what comes is left in the stream until there is room again."""
+    """Its consumer is too slow: messages stay in the stream until there is room again."""
     ENDED = enum.auto()
 
 
 class Cursor:
-    """The place of one subscription in its channel, over all connections."""
+    """The position of one subscription in its channel, across connections."""
 
     def __init__(self, *, history: int = 0, resumable: bool = True) -> None:
-        """`history` earlier messages are asked for at the first join.
+        """`history` earlier messages are requested at the first join.
 
-        Not `resumable` is a pattern: the edge keeps no place for one.
+        A pattern is not `resumable`: it has no position.
         """
         self.phase = Phase.WAITING
         self.offset: int | None = None
         self.epoch: str | None = None
         self.mark: str | None = None
-        """Which message it is that stands there, in the edge's words."""
+        """The edge's identifier of the message at this offset."""
         self.recovered: bool | None = None
-        """Whether the last join left no gap; None for the first one."""
+        """Whether the last join left no gap; None after the first one."""
         self.gaps = 0
-        """How many times messages were missed that could not be had again."""
+        """How many times messages were lost for good."""
         self._history = history
         self._resumable = resumable
         self._joined = False
-        self._tell_gap = False
+        self._has_gap = False
 
     def ask(self) -> dict[str, Any] | None:
-        """What a join says of the place, as the action's data; it is then under way."""
+        """The data of a join, which is then in flight."""
         self.phase = Phase.ASKED
         if not self._resumable:
             return None
         if self.offset is not None:
-            place = {"offset": self.offset, "epoch": self.epoch}
-            return place if self.mark is None else {**place, "mark": self.mark}
+            position = {"offset": self.offset, "epoch": self.epoch}
+            return position if self.mark is None else {**position, "mark": self.mark}
         return {"history": self._history} if self._history else None
 
     def subscribed(
@@ -65,10 +65,10 @@ class Cursor:
         recovered: bool | None,
         mark: str | None = None,
     ) -> None:
-        """The edge has answered the join."""
+        """Take the edge's answer to the join."""
         self.phase = Phase.ACTIVE
         if self._joined:
-            # Where nothing could be asked for, whatever passed meanwhile is missed.
+            # If there was no position to resume from, messages in between are lost.
             self.recovered = recovered if recovered is not None else False
             if not self.recovered:
                 self._gap()
@@ -81,7 +81,7 @@ class Cursor:
         self.offset, self.epoch, self.mark = offset, epoch, mark
 
     def take(self, offset: int | None, epoch: str | None, mark: str | None = None) -> bool:
-        """Whether a message is new, in which case the place is behind it."""
+        """Whether a message is new; if so, the position moves to it."""
         if self.phase is not Phase.ACTIVE:
             return False
         if offset is None or epoch is None or not self._resumable:
@@ -90,38 +90,38 @@ class Cursor:
             if self.offset is not None and offset <= self.offset:
                 return False
         elif self.epoch is not None:
-            self._gap()  # the stream is another one, and its offsets begin again, or go back
+            self._gap()  # another stream, whose offsets start over
         self.offset, self.epoch, self.mark = min(offset, _MAX_OFFSET), epoch, mark
         return True
 
     def missed(
         self, offset: int | None = None, epoch: str | None = None, mark: str | None = None
     ) -> None:
-        """The edge says that messages are lost, and after which place it goes on."""
+        """The edge reports lost messages, and the position after which it continues."""
         self.recovered = False
         self._gap()
         if self._resumable and offset is not None:
             self._go_to(offset, epoch, mark)
 
     def take_gap(self) -> bool:
-        """Whether there is a gap that nobody has been told of; it is told now."""
-        told, self._tell_gap = self._tell_gap, False
-        return told
+        """Whether there is a gap that was not reported yet; it counts as reported now."""
+        has_gap, self._has_gap = self._has_gap, False
+        return has_gap
 
     def fall_behind(self) -> None:
-        """There is no room for a message: it, and what follows, is asked for again later."""
+        """There is no room for a message: it and later ones are requested again when there is."""
         self.phase = Phase.BEHIND
 
     def wait(self) -> None:
-        """The join is to be asked (again)."""
+        """Join again."""
         if self.phase is not Phase.ENDED:
             self.phase = Phase.WAITING
 
     def lost(self) -> None:
-        """The connection has ended; who is behind stays so."""
+        """The connection was lost; a cursor that is behind stays so."""
         if self.phase in (Phase.ASKED, Phase.ACTIVE):
             self.phase = Phase.WAITING
 
     def _gap(self) -> None:
         self.gaps += 1
-        self._tell_gap = True
+        self._has_gap = True

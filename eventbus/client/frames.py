@@ -27,31 +27,31 @@ class Frame(msgspec.Struct):
 
     @property
     def is_system(self) -> bool:
-        """Whether it is the edge's own word, and no application's message."""
+        """Whether it is an edge's own frame, and not an application's message."""
         return self.event == "pong" or self.event.startswith("eb:")
 
 
 class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """A message of a channel, or an event of the edge's own (`eb:…`) about it."""
+    """A message of a channel, or an edge's own event (`eb:…`) about it."""
 
     channel: str
     event: str
     raw: bytes
-    """The data as they were published: JSON."""
+    """The data as it was published: JSON."""
     timestamp: str
     """RFC 3339, UTC."""
     id: str | None = None
     offset: int | None = None
     epoch: str | None = None
-    """The message's place in the stream; None for a volatile one."""
+    """The message's position in the stream; None for a volatile one."""
     user_id: str | None = None
-    """Of a client event: who sent it."""
+    """The sender of a client event."""
     after_gap: bool = False
-    """Messages before this one were missed, and could not be had again."""
+    """Whether messages before this one were lost for good."""
 
     @functools.cached_property
     def data(self) -> Any:
-        """The data, decoded when first asked for."""
+        """The data, decoded on first access."""
         return msgspec.json.decode(self.raw)
 
     def decode(self, type: type[T]) -> T:  # noqa: A002 - as msgspec calls it
@@ -75,14 +75,14 @@ class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class Member(msgspec.Struct, frozen=True):
-    """Somebody in a presence channel."""
+    """A member of a presence channel."""
 
     user_id: str
     info: dict[str, Any] = {}
 
 
 class HistoryPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Stored messages of a channel, in order; offset and epoch are where its stream stands."""
+    """Stored messages of a channel, in order; offset and epoch are the end of its stream."""
 
     messages: tuple[ClientMessage, ...]
     offset: int | None = None
@@ -93,7 +93,7 @@ _decode: Final = msgspec.json.Decoder(Frame).decode
 
 
 def decode_frame(text: str) -> Frame:
-    """Raises ValueError (msgspec's errors are such) for what is no frame."""
+    """Decode a frame. Raises ValueError (which msgspec's errors are) for anything else."""
     try:
         return _decode(text)
     except RecursionError:
@@ -101,6 +101,6 @@ def decode_frame(text: str) -> Frame:
 
 
 def encode_action(action: str, fields: dict[str, Any]) -> str:
-    """The text frame of a client's action; what is None is left out. Raises TypeError."""
+    """The text frame of a client's action, without fields that are None. Raises TypeError."""
     given = {name: value for name, value in fields.items() if value is not None}
     return msgspec.json.encode({"action": action, **given}).decode()

@@ -1,4 +1,4 @@
-"""The handlers of a subscription: which of them want a message, and in what form."""
+"""The handlers of a subscription: which ones take a message, and in what form."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ __all__ = ["ANY", "Handlers"]
 _log = logging.getLogger(__name__)
 
 ANY: Final = "*"
-"""Stands for every message of an application."""
+"""Means every message of the application."""
 
 Read = Callable[[ClientMessage], tuple[Any, Any]]
 
@@ -26,29 +26,32 @@ class _Handler(NamedTuple):
     event: str
     call: Callable[..., Any]
     read: Read
-    """What the handler gets of a message: its one or two arguments. Raises ValueError."""
+    """Makes the handler's arguments, of which it takes one or two. Raises ValueError."""
     with_context: bool
 
 
 class Handlers:
-    """Calls whom a message concerns, one after another; one's fault keeps it from no other."""
+    """Calls the handlers of a message one after another, even if some of them fail."""
 
-    def __init__(self, told: str) -> None:
-        """`told` names the subscription in the log."""
+    def __init__(self, name: str) -> None:
+        """`name` is the subscription's name in the log."""
         self.failures = 0
         """How many times a handler raised, or data did not fit its type."""
-        self._told = told
+        self._name = name
         self._handlers: tuple[_Handler, ...] = ()
 
     @property
     def take_messages(self) -> bool:
-        """Whether one of them is for the application's messages, rather than the edge's events."""
+        """Whether any of them takes messages of the application, not only the edge's own events."""
         return any(not handler.event.startswith("eb:") for handler in self._handlers)
 
     def add(
         self, event: str | type[Event], call: Callable[..., Any], type_: Any, pattern: str
     ) -> Callable[[], None]:
-        """Add a handler; gives what takes it out again. Raises TypeError, EventDefinitionError."""
+        """Add a handler; returns a function that removes it.
+
+        Raises TypeError, EventDefinitionError.
+        """
         with_context = takes_context(call)
         if isinstance(event, str):
             read = _plain if type_ is None else _typed(type_)
@@ -69,7 +72,7 @@ class Handlers:
                    for each in self._handlers)  # fmt: skip
 
     async def call(self, message: ClientMessage) -> None:
-        """Hand a message to those who want it."""
+        """Call the handlers of a message."""
         is_system = message.event.startswith("eb:")
         for handler in self._handlers:
             if handler.event != message.event and (handler.event != ANY or is_system):
@@ -80,11 +83,11 @@ class Handlers:
                 await call_guarded(handler.call, *arguments[: 2 if handler.with_context else 1])
             except Exception:  # noqa: BLE001 - a handler may raise anything
                 self.failures += 1
-                # The data stay out of the log: they may be anybody's.
+                # The data stays out of the log: it may be confidential.
                 _log.exception(
                     "the handler of %r of the %s failed, id %s",
                     message.event,
-                    self._told,
+                    self._name,
                     message.id,
                 )
 
@@ -106,7 +109,7 @@ def _event(reader: EventReader[Any]) -> Read:
             position = Position(message.offset, message.epoch)
         found = reader.read(message.channel, Delivery("", payload, position=position))
         if found is None:
-            raise InvalidPayload("bad_data", f"it is no {reader.name}")
+            raise InvalidPayload("bad_data", f"the event is not {reader.name}")
         return found
 
     return read
@@ -115,5 +118,5 @@ def _event(reader: EventReader[Any]) -> Read:
 def _reader(event: type[Event], pattern: str) -> EventReader[Any]:
     try:
         return EventReader(event)
-    except EventDefinitionError:  # its channels are not known, but the subscription's are
+    except EventDefinitionError:  # its own channels are unknown, those of the subscription are not
         return EventReader(event, channel=pattern)

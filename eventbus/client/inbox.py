@@ -1,4 +1,4 @@
-"""Messages that wait for one consumer: bounded, and in order."""
+"""A bounded queue of messages for one consumer."""
 
 import asyncio
 import collections
@@ -10,7 +10,7 @@ __all__ = ["Ended", "Inbox"]
 
 
 class Ended(Exception):
-    """Nothing will come any more; `error` is why, where it was not the consumer's own wish."""
+    """There are no more messages; `error` is the reason, unless this side ended it."""
 
     def __init__(self, error: Exception | None) -> None:
         super().__init__(str(error))
@@ -18,10 +18,10 @@ class Ended(Exception):
 
 
 class Inbox:
-    """A queue for one consumer, which tells when there is room again."""
+    """A queue for one consumer, which reports when it has room again."""
 
     def __init__(self, limit: int, on_room: Callable[[], None]) -> None:
-        """`on_room` is called when no more than half of `limit` messages wait."""
+        """`on_room` is called when at most half of `limit` messages wait."""
         self._limit = limit
         self._on_room = on_room
         self._waiting: collections.deque[ClientMessage] = collections.deque()
@@ -34,7 +34,7 @@ class Inbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether no more than half of it is taken."""
+        """Whether it is at most half full."""
         return len(self._waiting) <= self._limit // 2
 
     def offer(self, message: ClientMessage) -> bool:
@@ -46,11 +46,11 @@ class Inbox:
         return True
 
     def drop_oldest(self) -> None:
-        """Make room for one."""
+        """Make room for one message."""
         self._waiting.popleft()
 
     def end(self, error: Exception | None) -> None:
-        """What waits is still handed out; then `take` raises Ended."""
+        """End the queue: `take` returns the waiting messages, then raises Ended."""
         if self._end is None:
             self._end = Ended(error)
         self._wake.set()

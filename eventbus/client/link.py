@@ -1,51 +1,50 @@
-"""Whether the far end is still there, by what was heard of it. Pure, without a clock."""
+"""One connection to an edge, its liveness, and when to connect again after it.
+
+`Link` is the connection: greeting, frames, pings, close. `Liveness` decides from the times of
+incoming frames whether the edge is still there, and `Reconnect` decides from a close code when to
+connect again; both are pure.
+"""
 
 import asyncio
 import contextlib
 import enum
 import random
 from collections.abc import Callable
-from typing import (
-    Any,
-    Final,
-)
+from typing import Any, Final
 
 import aiohttp
 import msgspec
 
-from eventbus.client.frames import (
-    Frame,
-    decode_frame,
-    encode_action,
-)
+from eventbus.backoff import Backoff
+from eventbus.client.frames import Frame, decode_frame, encode_action
 from eventbus.errors import ClientRefused
 from eventbus.urls import fault_text
 
 __all__ = ["FAILED", "Greeting", "Link", "Liveness", "Lost", "Reconnect", "Verdict"]
 
 
-ASK_AFTER: Final = 1.25
-"""In heartbeats. An edge asks a silent client after one, so that an idle connection is not idle."""
+PING_AFTER: Final = 1.25
+"""In heartbeats. An edge pings a silent client after one, so that this is rarely reached."""
 MAX_ANSWER_S: Final = 10.0
 
 
 class Verdict(enum.Enum):
-    """What is to be done."""
+    """What to do next."""
 
     WAIT = enum.auto()
-    ASK = enum.auto()
+    PING = enum.auto()
     DEAD = enum.auto()
 
 
 class Liveness:
-    """A far end that is silent is asked, and given up when it does not answer."""
+    """A silent edge is pinged, and given up if it does not answer."""
 
     def __init__(self, heartbeat_s: float, now: float) -> None:
-        """`heartbeat_s` is the edge's own; times are monotonic seconds."""
-        self.ask_after_s = ASK_AFTER * heartbeat_s
+        """`heartbeat_s` is the edge's; times are monotonic seconds."""
+        self.ping_after_s = PING_AFTER * heartbeat_s
         self.answer_s = min(heartbeat_s, MAX_ANSWER_S)
         self._heard_at = now
-        self._asked_at: float | None = None
+        self._pinged_at: float | None = None
         self._looked_at = now
 
     @property
@@ -54,70 +53,74 @@ class Liveness:
         return self.answer_s / 4
 
     def heard(self, now: float) -> None:
-        """Something came, of whatever kind."""
+        """Something was received."""
         self._heard_at = now
-        self._asked_at = None
+        self._pinged_at = None
 
     def look(self, now: float) -> Verdict:
-        """Look at the silence so far."""
+        """Judge the silence so far."""
         slept, self._looked_at = now - self._looked_at > 2 * self.look_every_s, now
         if slept:
-            # It was this process that was not listening: what came meanwhile is still unread.
-            self._heard_at, self._asked_at = max(self._heard_at, now - self.ask_after_s), None
-        if self._asked_at is not None:
-            return Verdict.DEAD if now - self._asked_at >= self.answer_s else Verdict.WAIT
-        if now - self._heard_at >= self.ask_after_s:
-            self._asked_at = now
-            return Verdict.ASK
+            # This process was suspended: what arrived meanwhile is still unread.
+            self._heard_at, self._pinged_at = max(self._heard_at, now - self.ping_after_s), None
+        if self._pinged_at is not None:
+            return Verdict.DEAD if now - self._pinged_at >= self.answer_s else Verdict.WAIT
+        if now - self._heard_at >= self.ping_after_s:
+            self._pinged_at = now
+            return Verdict.PING
         return Verdict.WAIT
 
 
 FAILED: Final = 1006
-"""RFC 6455, 7.4.1: the code of a connection that ended without one."""
+"""RFC 6455, 7.4.1: the code of a connection that ended without a close code."""
 
 
 class Reconnect:
-    """Counts failures, and gives each its delay."""
+    """The delay before the next connection, by close code and number of failures."""
 
     def __init__(
-        self, first_s: float, last_s: float, uniform: Callable[[float, float], float] | None = None
+        self,
+        first_s: float,
+        last_s: float,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`uniform(a, b)` gives the jitter: that of `random` by default."""
-        self.failures = 0
-        self._first_s = first_s
+        """`uniform(a, b)` draws the jitter."""
         self._last_s = last_s
-        self._uniform = uniform or random.uniform
+        self._backoff = Backoff(first_s, last_s, uniform=uniform)
+        self._at_once = Backoff(first_s, first_s, jitter=1.0, uniform=uniform)
+        self._has_failed = False
 
     def steady(self) -> None:
-        """A connection has lived long enough for the next delay to be a first one."""
-        self.failures = 0
+        """A connection has lasted long enough to start over with the first delay."""
+        self._backoff.reset()
+        self._has_failed = False
 
     def after(self, code: int, retry_after_s: float = 0.0) -> float | None:
-        """The seconds to wait after a connection ended with that code; None to stay away.
+        """The seconds to wait after a connection ended with that code; None not to reconnect.
 
-        The bands of docs/wire-protocol.md, "Close codes": 40xx never, 42xx at once, jittered, and
-        all others after a back-off that doubles. What says "at once" again and again backs off too.
-        A server's Retry-After holds where it is longer, up to the longest delay.
+        docs/wire-protocol.md, "Close codes": never after 40xx, at once (with jitter) after 42xx,
+        and with back-off after all others. A repeated 42xx backs off too. A longer Retry-After of
+        the server applies, up to the longest delay.
         """
         if 4000 <= code < 4100:
             return None
-        at_once = 4200 <= code < 4300 and self.failures == 0
-        bound = min(self._last_s, self._first_s * 2.0 ** min(self.failures, 64))
-        delay = self._uniform(0.0, self._first_s) if at_once else self._uniform(bound / 2, bound)
-        self.failures += 1
+        delay = self._backoff.next()
+        if 4200 <= code < 4300 and not self._has_failed:
+            delay = self._at_once.delay(0)
+        self._has_failed = True
         return max(delay, min(retry_after_s, self._last_s))
 
 
 PROTOCOL: Final = "eventbus.v1"
 CLOSE_S: Final = 2.0
 _NO_EDGE: Final = frozenset({400, 401, 403, 404, 405, 426})
-"""HTTP's answers to a handshake that another try does not change."""
+"""HTTP statuses of a handshake that a retry does not change."""
 _PROTOCOL_ERROR: Final = 1002
 _CLOSED: Final = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
 
 
 class Lost(Exception):
-    """The connection has ended, or could not be made."""
+    """The connection ended, or could not be opened."""
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class Lost(Exception):
         refusal: ClientRefused | None = None,
         retry_after_s: float = 0.0,
     ) -> None:
-        """`refusal` is there where another try with what one has would end in the same way."""
+        """`refusal` is set if a retry with the same token and address would fail again."""
         super().__init__(reason)
         self.code = code
         self.reason = reason
@@ -136,7 +139,7 @@ class Lost(Exception):
 
 
 class Greeting(msgspec.Struct):
-    """What an edge says first."""
+    """The first frame of an edge."""
 
     connection_id: str
     node: str
@@ -144,7 +147,7 @@ class Greeting(msgspec.Struct):
 
 
 class Link:
-    """A connection that was greeted; `read` brings its frames."""
+    """A connection that has received its greeting; `read` delivers its frames."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse, greeting: Greeting) -> None:
         self.greeting = greeting
@@ -153,7 +156,7 @@ class Link:
 
     @classmethod
     async def open(cls, http: aiohttp.ClientSession, url: str, *, max_frame_bytes: int) -> "Link":
-        """Connect, and wait for the greeting. Raises Lost; the caller bounds the time."""
+        """Connect, and wait for the greeting. Raises Lost; the caller limits the time."""
         try:
             socket = await http.ws_connect(
                 url,
@@ -171,9 +174,9 @@ class Link:
                 reason,
                 refusal=ClientRefused(reason, code=f"http_{exc.status}") if is_final else None,
                 retry_after_s=float(retry_after) if retry_after.isdecimal() else 0.0,
-            ) from None  # aiohttp's errors quote the address, with what is secret in it
+            ) from None  # aiohttp's errors quote the address, which may contain secrets
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            raise Lost(FAILED, f"it cannot be reached: {fault_text(exc)}") from None
+            raise Lost(FAILED, f"the edge cannot be reached: {fault_text(exc)}") from None
         try:
             return cls(socket, await _greeting(socket))
         except BaseException:
@@ -182,17 +185,18 @@ class Link:
             raise
 
     async def send(self, action: str, fields: dict[str, Any]) -> None:
-        """Send an action. Raises Lost, and TypeError for data that cannot be JSON."""
+        """Send an action. Raises Lost, and TypeError for data that is not JSON."""
         text = encode_action(action, fields)
         try:
             await self._socket.send_str(text)
         except (aiohttp.ClientError, OSError) as exc:  # ClientConnectionResetError is both
-            raise Lost(FAILED, f"it cannot be written to: {exc}") from exc
+            raise Lost(FAILED, f"writing failed: {exc}") from exc
 
     async def read(self, on_frame: Callable[[Frame], None]) -> None:
-        """Read until the end, and answer pings. Raises Lost, always.
+        """Read until the end, and answer pings. Always raises Lost.
 
-        A ValueError of `on_frame` is the edge's fault, and ends the connection.
+        A ValueError of `on_frame` means that the edge sent a malformed frame; it ends the
+        connection.
         """
         loop, socket, heard = asyncio.get_running_loop(), self._socket, self._liveness.heard
         while True:
@@ -202,8 +206,8 @@ class Link:
                 try:
                     on_frame(decode_frame(message.data))
                 except ValueError as exc:
-                    await socket.close(code=_PROTOCOL_ERROR, message=b"no frame of eventbus.v1")
-                    what = f"what came is no frame of {PROTOCOL}: {exc}"
+                    await socket.close(code=_PROTOCOL_ERROR, message=b"not a frame of eventbus.v1")
+                    what = f"the edge sent a frame that is not one of {PROTOCOL}: {exc}"
                     raise Lost(_PROTOCOL_ERROR, what) from None
             elif message.type is aiohttp.WSMsgType.PING:
                 with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
@@ -212,7 +216,7 @@ class Link:
                 reason = message.extra if isinstance(message.extra, str) else ""
                 raise Lost(_code(socket, message), reason or "the connection was closed")
             elif message.type is aiohttp.WSMsgType.ERROR:
-                raise Lost(socket.close_code or FAILED, f"it cannot be read: {message.data}")
+                raise Lost(socket.close_code or FAILED, f"reading failed: {message.data}")
 
     async def watch(self) -> None:
         """Ask a silent edge for a sign of life. Raises Lost when there is none."""
@@ -220,14 +224,14 @@ class Link:
         while True:
             await asyncio.sleep(self._liveness.look_every_s)
             match self._liveness.look(loop.time()):
-                case Verdict.ASK:
+                case Verdict.PING:
                     with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
                         await self._socket.ping()
                 case Verdict.DEAD:
-                    raise Lost(FAILED, "the edge fell silent")
+                    raise Lost(FAILED, "the edge stopped answering")
 
     async def aclose(self) -> None:
-        """Close, in bounded time; closing again is harmless."""
+        """Close, in bounded time. Closing twice is harmless."""
         with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
             async with asyncio.timeout(CLOSE_S + 1):
                 await self._socket.close()
@@ -237,15 +241,17 @@ async def _greeting(socket: aiohttp.ClientWebSocketResponse) -> Greeting:
     message = await socket.receive()
     if message.type is not aiohttp.WSMsgType.TEXT:
         reason = message.extra if isinstance(message.extra, str) else ""
-        raise Lost(_code(socket, message), reason or "it was closed before a greeting")
+        raise Lost(
+            _code(socket, message), reason or "the connection was closed before the greeting"
+        )
     try:
         return msgspec.json.decode(decode_frame(message.data).data, type=Greeting)
     except ValueError as exc:
-        raise Lost(_PROTOCOL_ERROR, f"there is no edge at this address: {exc}") from None
+        raise Lost(_PROTOCOL_ERROR, f"the server at this address is not an edge: {exc}") from None
 
 
 def _code(socket: aiohttp.ClientWebSocketResponse, message: aiohttp.WSMessage) -> int:
-    """What the edge closed with. aiohttp forgets it where the edge does not wait for an answer."""
+    """The edge's close code, which aiohttp forgets if the edge does not wait for an answer."""
     code: int | None = (
         message.data if message.type is aiohttp.WSMsgType.CLOSE else socket.close_code
     )

@@ -1,4 +1,4 @@
-"""The address of an edge, as users write it and as a WebSocket and a log line take it. Pure."""
+"""What users give a client and see of it: the edge's address, options and states. Pure."""
 
 import enum
 import urllib.parse
@@ -18,25 +18,25 @@ __all__ = ["Address", "ClientOptions", "ClientState", "StateChange", "parse_addr
 
 
 class Address(NamedTuple):
-    """Where an edge is."""
+    """The address of an edge."""
 
     url: str
-    """What the WebSocket connects to."""
+    """The URL that the WebSocket connects to."""
     shown: str
-    """What messages and logs say: without the query and credentials, which may be secrets."""
+    """The form for errors and logs, without query and credentials, which may be secret."""
 
     def __repr__(self) -> str:
         return f"Address({self.shown!r})"
 
 
 def parse_address(url: str) -> Address:
-    """The address in `ws://host:port/ws`, `wss://`, `http://` or `https://`; no path means `/ws`.
+    """Parse `ws://host:port/ws`, `wss://`, `http://` or `https://`; the default path is `/ws`.
 
     Raises ValueError for anything else.
     """
     if not is_web_address(url, ("ws", "wss", "http", "https")):
         allowed = "ws://host:port/ws, wss://, http:// and https://"
-        raise ValueError(f"{mask_url(url)!r} is no address of an edge; allowed: {allowed}")
+        raise ValueError(f"{mask_url(url)!r} is not the address of an edge; allowed: {allowed}")
     parts = urllib.parse.urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path if parts.path not in ("", "/") else "/ws"
@@ -52,52 +52,52 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ClientState(enum.StrEnum):
-    """Where a client stands."""
+    """The state of a client."""
 
     CONNECTING = "connecting"
     CONNECTED = "connected"
     DISCONNECTED = "disconnected"
-    """There is no connection, and there will be another one."""
+    """There is no connection, and the client will connect again."""
     CLOSED = "closed"
-    """For good: closed by its owner, or the edge says to stay away."""
+    """Closed for good, by its owner or because the edge does not allow reconnecting."""
 
 
 class StateChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What observers of a client's state are told."""
+    """What observers of a client's state receive."""
 
     state: ClientState
     code: int | None = None
-    """The close code with which the connection ended; 1006 where there was none."""
+    """The close code of the connection; 1006 if it ended without one."""
     reason: str = ""
     retry_in: float | None = None
-    """After how many seconds the client connects again, when it is disconnected."""
+    """When disconnected: seconds until the client connects again."""
 
 
 class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of a client: times in seconds, frames in bytes. The defaults suit a service."""
+    """Limits of a client: times in seconds, frames in bytes. The defaults suit a service."""
 
     open_timeout: Seconds = 10.0
-    """How long opening may take, tries included."""
+    """How long opening may take, including retries."""
     handshake_timeout: Seconds = 10.0
-    """How long one try to connect may take, until the edge's greeting."""
+    """How long one attempt to connect may take, up to the edge's greeting."""
     request_timeout: Seconds = 10.0
     """How long an answer of the edge may take."""
     token_timeout: Seconds = 30.0
     """How long the token function may take."""
     first_delay: Seconds = 0.5
     last_delay: Seconds = 30.0
-    """The first and the longest wait before connecting again; it doubles, and is jittered."""
+    """The first and the longest delay before connecting again; it doubles, with jitter."""
     steady_after: Seconds = 5.0
-    """A connection that lived as long lets the next wait begin at the first one again."""
+    """After a connection of this duration, the next delay is `first_delay` again."""
     buffer: Count = 1000
-    """Messages of one subscription that may wait for its handlers, or for who iterates over it."""
+    """Messages of one subscription that may wait for its handlers, or for its iteration."""
     max_requests: Count = 1000
     """Requests that may wait for their answers."""
     max_frame_bytes: Count = 64 * 1024**2
-    """The largest frame that is taken: a page of the history is one."""
+    """The largest accepted frame; a page of history is one frame."""
 
     def __post_init__(self) -> None:
-        # msgspec checks the bounds of types only where it decodes.
+        # msgspec checks the limits of types only when it decodes.
         for field in msgspec.structs.fields(type(self)):
             if not getattr(self, field.name) > 0:
                 raise ValueError(f"{field.name}={getattr(self, field.name)!r}: above 0 is allowed")

@@ -1,12 +1,12 @@
-"""The subscriptions of a client: whom a frame is for, and what is to be joined or left."""
+"""The subscriptions of a client: which one a frame is for, and which to join or leave."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
+from eventbus.backoff import Backoff
 from eventbus.client.cursor import Phase
 from eventbus.client.frames import Frame
 from eventbus.client.requests import OnAnswer
@@ -16,24 +16,24 @@ from eventbus.errors import ClientDisconnected, ClientRefused
 __all__ = ["Ask", "Registry", "names"]
 
 JOINS_AT_ONCE: Final = 8
-"""Joins that may be under way: an edge bounds the actions of a connection."""
+"""Joins in flight at most: an edge limits the actions of a connection."""
 _PAUSE_S: Final = 1.0
 _MAX_PAUSE_S: Final = 5.0
-_LATER: Final = frozenset({"unavailable", "rate_limited", "token_expired"})
-"""Refusals that pass."""
+_TEMPORARY: Final = frozenset({"unavailable", "rate_limited", "token_expired"})
+"""Codes of temporary refusals."""
 
 Ask = Callable[[str, dict[str, Any], OnAnswer | None], Awaitable[Frame]]
 """Sends an action and waits for its answer. Raises ClientRefused, ClientDisconnected."""
 
 
-class _Told(msgspec.Struct):
-    """What an event of the edge's own says of a subscription."""
+class _Notice(msgspec.Struct):
+    """The fields that are read of an edge's own event about a subscription."""
 
     pattern: str | None = None
     reason: str = "unsubscribed"
 
 
-_decode_told: Final = msgspec.json.Decoder(_Told).decode
+_decode_notice: Final = msgspec.json.Decoder(_Notice).decode
 
 
 class Registry:
@@ -52,39 +52,39 @@ class Registry:
         return self._subscriptions.get(channel)
 
     def add(self, subscription: Subscription) -> None:
-        """Keep a subscription, and join it as soon as can be."""
+        """Add a subscription, and join its channel as soon as possible."""
         self._subscriptions[subscription.channel] = subscription
         self.settle(subscription)
 
     def discard(self, subscription: Subscription) -> None:
-        """Forget a subscription."""
+        """Remove a subscription."""
         if self._subscriptions.get(subscription.channel) is subscription:
             del self._subscriptions[subscription.channel]
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all."""
         self._subscriptions.clear()
 
     def settle(self, subscription: Subscription) -> None:
-        """A subscription is to be joined or left at the edge, as its phase says."""
+        """Join or leave a channel at the edge, as the subscription's phase says."""
         self._unsettled[subscription] = None
         self._has_unsettled.set()
 
     # A connection
 
     def connected(self) -> None:
-        """There is a new connection: all are to be joined."""
+        """Join all channels over a new connection."""
         self._unsettled = dict.fromkeys(self._subscriptions.values())
         self._has_unsettled.set()
 
     def lost(self) -> None:
-        """The connection has ended."""
+        """The connection was lost."""
         for subscription in self:
             subscription.lost()
 
     async def run(self, ask: Ask) -> None:
-        """Join and leave what is to be joined and left, a few at a time, until cancelled."""
-        pause_s = _PAUSE_S
+        """Join and leave channels as needed, a few at a time, until cancelled."""
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         while True:
             await self._has_unsettled.wait()
             batch = list(self._unsettled)[:JOINS_AT_ONCE]
@@ -93,10 +93,9 @@ class Registry:
             if not self._unsettled:
                 self._has_unsettled.clear()
             if all(await asyncio.gather(*(self._settle(ask, each) for each in batch))):
-                pause_s = _PAUSE_S
+                backoff.reset()
                 continue
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - no secret
-            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
+            await asyncio.sleep(backoff.next())
 
     async def _settle(self, ask: Ask, subscription: Subscription) -> bool:
         """Bring the edge's side of a subscription in line with ours; False to try again later."""
@@ -110,7 +109,7 @@ class Registry:
                 fields["data"] = cursor.ask()
                 await ask("subscribe", fields, subscription.subscribed)
         except ClientRefused as exc:
-            if exc.code in _LATER:
+            if exc.code in _TEMPORARY:
                 return self._again(subscription)
             self.discard(subscription)
             subscription.refuse(exc)
@@ -127,14 +126,14 @@ class Registry:
     # What comes
 
     def receive(self, frame: Frame) -> None:
-        """Hand a message to whom it is for: as the edge has it, its channel or the first pattern.
+        """Deliver a message to the subscription of its channel, or else of the first pattern.
 
-        A ValueError is the edge's fault.
+        The edge chooses in the same way. Raises ValueError for a frame that the edge must not send.
         """
-        if (subscription := self._receiver(frame.channel or "")) is not None:
+        if (subscription := self._subscription_of(frame.channel or "")) is not None:
             subscription.receive(frame)
 
-    def _receiver(self, channel: str) -> Subscription | None:
+    def _subscription_of(self, channel: str) -> Subscription | None:
         exact = self._subscriptions.get(channel)
         if exact is not None and exact.is_held:
             return exact
@@ -143,29 +142,29 @@ class Registry:
                 return each
         return None
 
-    def hear(self, frame: Frame) -> None:
-        """An event of the edge's own about a channel. Raises ValueError for what is none."""
+    def handle_system(self, frame: Frame) -> None:
+        """Handle an edge's own event about a channel. Raises ValueError for malformed data."""
         if frame.event == "eb:unsubscribed":
-            self._take_away(frame)
+            self._end(frame)
         elif (subscription := self._subscriptions.get(_name_in(frame))) is not None:
             subscription.receive(frame)
 
-    def _take_away(self, frame: Frame) -> None:
-        told = _decode_told(frame.data)
+    def _end(self, frame: Frame) -> None:
+        notice = _decode_notice(frame.data)
         name = _name_in(frame)
         if (subscription := self._subscriptions.pop(name, None)) is not None:
             subscription.receive(frame)
             subscription.is_held = False
-            message = f"the edge has ended the subscription to {name}: {told.reason}"
-            subscription.refuse(ClientRefused(message, code=told.reason, channel=name))
+            message = f"the edge has ended the subscription to {name}: {notice.reason}"
+            subscription.refuse(ClientRefused(message, code=notice.reason, channel=name))
 
 
 def _name_in(frame: Frame) -> str:
-    """The channel or pattern that an event of the edge's own is about; empty for neither."""
-    return frame.channel or _decode_told(frame.data).pattern or ""
+    """The channel or pattern that an edge's own event is about; empty if it names neither."""
+    return frame.channel or _decode_notice(frame.data).pattern or ""
 
 
 def names(subscription: Subscription) -> dict[str, Any]:
-    """The fields of an action that name a subscription's channel or pattern."""
+    """The field of an action that names a subscription's channel or pattern."""
     field = "channel" if subscription.pattern.is_exact else "pattern"
     return {field: subscription.channel}

@@ -1,4 +1,4 @@
-"""What was asked of the edge and is not answered yet."""
+"""Requests to the edge that wait for their answers."""
 
 import asyncio
 import itertools
@@ -40,23 +40,23 @@ class Requests:
     def expect(
         self, action: str, channel: str | None, on_answer: OnAnswer | None = None
     ) -> tuple[int, "asyncio.Future[Frame]"]:
-        """A new ref and its answer. Raises ClientDisconnected where too many wait.
+        """A new ref and the future of its answer. Raises ClientDisconnected if too many wait.
 
         `on_answer` is called with the frame at once, before any frame that follows it is read.
         """
         if len(self._waiting) >= self._limit:
-            raise ClientDisconnected(f"{self._limit} requests are not answered yet")
+            raise ClientDisconnected(f"{self._limit} requests wait for their answers")
         ref = next(self._refs)
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._waiting[ref] = (future, action, channel, on_answer)
         return ref, future
 
     def forget(self, ref: int) -> None:
-        """Nobody waits for an answer any more."""
+        """Stop waiting for an answer."""
         self._waiting.pop(ref, None)
 
     def answer(self, frame: Frame) -> bool:
-        """Whether a frame of the edge's own is an answer that was waited for."""
+        """Take a frame that is an answer; False if no request waits for it."""
         try:
             ref = _decode_ref(frame.data).ref
         except msgspec.DecodeError:
@@ -76,16 +76,18 @@ class Requests:
         return True
 
     def fail(self, error: Callable[[], ClientError]) -> None:
-        """No answer will come."""
+        """Fail all requests: no answer will come."""
         waiting, self._waiting = self._waiting, {}
         for future, *_ in waiting.values():
             if not future.done():
                 future.set_exception(error())
-                future.exception()  # who asked may have left
+                future.exception()  # perhaps nobody waits for it any more
 
 
 def refusal(frame: Frame, action: str, channel: str | None) -> ClientRefused:
     """The error in an `eb:error`."""
-    told = _decode_refusal(frame.data)
+    answer = _decode_refusal(frame.data)
     what = f"{action} {channel}" if channel else action
-    return ClientRefused(f"{what}: {told.message} ({told.code})", code=told.code, channel=channel)
+    return ClientRefused(
+        f"{what}: {answer.message} ({answer.code})", code=answer.code, channel=channel
+    )

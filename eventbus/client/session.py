@@ -1,13 +1,13 @@
-"""One session with an edge, over one link: authentication, requests, the subscriptions' joins."""
+"""One session with an edge, over one link: authentication, requests, joins of subscriptions."""
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
+from eventbus.backoff import Backoff
 from eventbus.client.frames import Frame
 from eventbus.client.link import FAILED, Link, Lost
 from eventbus.client.options import ClientOptions
@@ -20,22 +20,22 @@ __all__ = ["Session"]
 
 _log = logging.getLogger(__name__)
 
-_PAUSE_S: Final = 1.0
+_RENEW_AGAIN: Final = Backoff(5.0, 5.0, jitter=0.8)
 
 
-class _Told(msgspec.Struct):
-    """What is read of an edge's own events, and of answers to `auth`."""
+class _Notice(msgspec.Struct):
+    """The fields that are read of an edge's own events, and of answers to `auth`."""
 
     user_id: str | None = None
     code: str = ""
     message: str = ""
 
 
-_decode_told: Final = msgspec.json.Decoder(_Told).decode
+_decode_notice: Final = msgspec.json.Decoder(_Notice).decode
 
 
 class Session:
-    """Lives as long as its link, and is never used again."""
+    """Lives as long as its link; a new link gets a new session."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Session:
         subscriptions: Registry,
         options: ClientOptions,
     ) -> None:
-        """The link was greeted, and nothing was read from it since."""
+        """The link has its greeting, and nothing was read from it since."""
         self.connection_id = link.greeting.connection_id
         self.user_id: str | None = None
-        """Who the edge says one is, once authenticated."""
+        """The authenticated user."""
         self._link = link
         self._tokens = tokens
         self._subscriptions = subscriptions
@@ -57,10 +57,10 @@ class Session:
         self._steady_after_s = options.steady_after
 
     async def run(self, *, on_ready: Callable[[], None], on_steady: Callable[[], None]) -> None:
-        """Authenticate, and keep the subscriptions joined until the end. Raises Lost, always.
+        """Authenticate, and keep the subscriptions joined until the end. Always raises Lost.
 
         `on_ready` is called when the edge has accepted the token, `on_steady` when the connection
-        has lived for `steady_after`.
+        has lasted for `steady_after`.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -77,7 +77,7 @@ class Session:
             raise _ending(group) from None
 
     async def aclose(self) -> None:
-        """Fail what is not answered, and close the link."""
+        """Fail unanswered requests, and close the link."""
         self._requests.fail(lambda: ClientDisconnected("the connection was lost"))
         self._subscriptions.lost()
         await self._link.aclose()
@@ -85,9 +85,9 @@ class Session:
     async def ask(
         self, action: str, fields: dict[str, Any], on_answer: OnAnswer | None = None
     ) -> Frame:
-        """Send an action, and give its answer; see `Requests.expect` for `on_answer`.
+        """Send an action; returns the answer. See `Requests.expect` for `on_answer`.
 
-        Raises ClientRefused, and ClientDisconnected where the connection ends or no answer comes
+        Raises ClientRefused, and ClientDisconnected if the connection ends or there is no answer
         within `request_timeout`.
         """
         ref, answer = self._requests.expect(action, fields.get("channel"), on_answer)
@@ -119,23 +119,25 @@ class Session:
             raise Lost(code, str(exc), refusal=refusal) from exc
         except ClientDisconnected as exc:
             raise Lost(FAILED, str(exc)) from exc
-        self.user_id = _decode_told(answer.data).user_id
+        self.user_id = _decode_notice(answer.data).user_id
 
     async def _renew(self) -> None:
-        """Give the edge a newer token whenever it asks for one."""
+        """Send the edge a new token whenever it asks for one."""
         while True:
             await self._tokens.expiring.wait()
             self._tokens.expiring.clear()
             if self._tokens.is_fixed:
-                _log.warning("the token expires, and is a fixed one: give a function instead")
+                _log.warning(
+                    "the token expires and cannot be renewed: pass a function that returns tokens"
+                )
                 continue
             self._tokens.renew()
             try:
                 await self._ask_auth(await self._tokens.get() or "")
             except (ClientError, Lost) as exc:
                 _log.warning("the token could not be renewed: %s", exc)
-                await asyncio.sleep(random.uniform(_PAUSE_S, 5 * _PAUSE_S))  # noqa: S311 - no secret
-                # An edge closes with 4001 after three bad tokens: after one, its 4202 is awaited.
+                await asyncio.sleep(_RENEW_AGAIN.delay(0))
+                # An edge closes with 4001 after three bad tokens: after the first, wait for 4202.
                 if not isinstance(exc, ClientRefused):
                     self._tokens.expiring.set()
 
@@ -144,28 +146,28 @@ class Session:
         self._tokens.accepted()
         return answer
 
-    # What comes
+    # Incoming frames
 
     def _receive(self, frame: Frame) -> None:
         if not frame.is_system:
             self._subscriptions.receive(frame)
         elif not self._requests.answer(frame):
-            self._hear(frame)
+            self._handle_system(frame)
 
-    def _hear(self, frame: Frame) -> None:
-        """An event of the edge's own that answers nothing."""
+    def _handle_system(self, frame: Frame) -> None:
+        """Handle an edge's own event that is not an answer."""
         match frame.event:
             case "eb:token.expiring":
                 self._tokens.expiring.set()
             case "eb:error":
-                told = _decode_told(frame.data)
-                _log.warning("the edge says: %s (%s)", told.message, told.code)
+                notice = _decode_notice(frame.data)
+                _log.warning("the edge reports: %s (%s)", notice.message, notice.code)
             case _:
-                self._subscriptions.hear(frame)
+                self._subscriptions.handle_system(frame)
 
 
 def _ending(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Why a connection has ended: the first Lost, unless something is wrong with the client."""
+    """Why a connection ended: the first Lost, unless the client itself failed."""
     lost, others = group.split(Lost)
     if others is not None or lost is None:
         return group

@@ -1,4 +1,4 @@
-"""The sockets of a client, which are closed when the client is."""
+"""The sockets of a client, which are closed with it."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ _CLOSE_S: Final = 2.0
 
 
 class _Socket(socket.socket):
-    """A socket that tells when it is closed."""
+    """A socket that reports its close."""
 
     on_close: Callable[["_Socket"], object]
 
@@ -25,10 +25,11 @@ class _Socket(socket.socket):
 
 
 class Sockets:
-    """What the connections of one aiohttp session go through.
+    """The sockets of one aiohttp session.
 
-    A session's close() waits for the connections in its pool (aiohttp 3.14). A WebSocket's has
-    left it: over TLS it would still say goodbye when the event loop ends, and its socket stay open.
+    A session's close() waits for the connections in its pool (aiohttp 3.14). A WebSocket's
+    connection has left the pool: over TLS its shutdown could outlast the event loop, and leave the
+    socket open.
     """
 
     def __init__(self) -> None:
@@ -36,11 +37,11 @@ class Sockets:
         self._none_open = asyncio.Event()
 
     def connector(self, tls: ssl.SSLContext | bool = True) -> aiohttp.TCPConnector:
-        """A connector for the session; `tls` is what an edge's certificate is checked by."""
+        """A connector for the session; `tls` verifies the edge's certificate."""
         return aiohttp.TCPConnector(ssl=tls, socket_factory=self._make)
 
     async def aclose(self) -> None:
-        """Wait, after the session's close(), until all are closed: in bounded time."""
+        """Wait until all are closed, in bounded time; call it after the session's close()."""
         if not await self._wait():
             for each in self._open:
                 with contextlib.suppress(OSError):  # the other side has reset it

@@ -1,10 +1,10 @@
-"""One channel, or the channels of a pattern, as a client's user sees them."""
+"""A subscription of the client: to one channel, or to the channels of a pattern."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -16,17 +16,31 @@ from eventbus.client.inbox import Ended, Inbox
 from eventbus.errors import ClientClosed, ClientError, ClientRefused
 from eventbus.events import Event
 from eventbus.messages import encode_data
+from eventbus.tasks import STUBBORN_S
 
-if TYPE_CHECKING:
-    from eventbus.client.client import EdgeClient
-
-__all__ = ["ChannelHandlers", "Subscription"]
+__all__ = ["ChannelHandlers", "Subscription", "SubscriptionOwner"]
 
 _log = logging.getLogger(__name__)
 
 Handler = Callable[..., Any]
 ChannelHandlers = Handler | Mapping[str | type[Event], Handler]
 """A handler for every message, or handlers by event name or type."""
+
+
+class SubscriptionOwner(Protocol):
+    """What a subscription needs of its client."""
+
+    async def ask(self, action: str, **fields: Any) -> Frame:
+        """Send an action to the edge; returns its answer. Raises ClientError."""
+
+    async def leave(self, subscription: "Subscription") -> None:
+        """End a subscription, here and at the edge."""
+
+    def settle(self, subscription: "Subscription") -> None:
+        """Join or leave the channel at the edge, as the subscription's phase says."""
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
+        """Run a subscription's handlers in the background; None in a closed client."""
 
 
 class _Position(msgspec.Struct):
@@ -50,56 +64,56 @@ _decode_position: Final = msgspec.json.Decoder(_Position).decode
 
 
 class Subscription:
-    """What a channel's messages go to: handlers, or `async for message in subscription`.
+    """Delivers a channel's messages to handlers, to `async for message in subscription`, or both.
 
-    It outlives connections. Handlers run one after another, in the messages' order; other
-    subscriptions do not wait for them. It is read by handlers, or iterated over, or both.
+    It outlives connections. Its handlers run one after another, in the order of the messages, and
+    independently of other subscriptions.
     """
 
     def __init__(
-        self, client: "EdgeClient", channel: str, *, history: int = 0, buffer: int = 1000
+        self, client: SubscriptionOwner, channel: str, *, history: int = 0, buffer: int = 1000
     ) -> None:
-        """`EdgeClient.subscribe` makes one. Raises InvalidPattern."""
+        """Use `EdgeClient.subscribe` instead. Raises InvalidPattern."""
         self.channel = channel
         self.pattern = Pattern(channel)
         self.cursor = Cursor(history=history, resumable=self.pattern.is_exact)
         self.overflows = 0
-        """How many times the consumer was so slow that messages had to be left in the stream."""
+        """How many times a slow consumer made the subscription leave messages in the stream."""
         self.dropped = 0
-        """Messages lost to a slow consumer that no stream had, and those that nobody took."""
+        """Unstored messages lost to a slow consumer, and messages that nobody consumed."""
         self.error: ClientError | None = None
-        """Why it has ended, unless by one's own wish."""
+        """Why it ended, unless this side ended it."""
         self.is_held = False
-        """Whether the edge has this subscription, on the present connection."""
+        """Whether the edge has this subscription, on the current connection."""
         self._client = client
-        self._told = f"subscription to {channel}"
-        self._handlers = Handlers(self._told)
+        self._name = f"subscription to {channel}"
+        self._handlers = Handlers(self._name)
         self._limit = buffer
         self._for_handlers = Inbox(buffer, self._make_room)
         self._for_iteration = Inbox(buffer, self._make_room)
         self._is_iterated = False
         self._joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._joined.add_done_callback(_retrieve)
-        self._worker: asyncio.Task[None] | None = None
+        self._worker: asyncio.Task[Any] | None = None
 
     @property
     def is_active(self) -> bool:
-        """Whether messages come at this moment."""
+        """Whether the subscription receives messages now."""
         return self.cursor.phase is Phase.ACTIVE
 
     @property
     def recovered(self) -> bool | None:
-        """Whether nothing was missed at the last reconnect; None before there was one."""
+        """Whether the last reconnect recovered all messages; None before the first one."""
         return self.cursor.recovered
 
     @property
     def gaps(self) -> int:
-        """How many times messages were missed that could not be had again."""
+        """How many times messages were lost for good."""
         return self.cursor.gaps
 
     @property
     def failures(self) -> int:
-        """How many times a handler has raised, or data did not fit its type."""
+        """How many times a handler raised, or data did not fit its type."""
         return self._handlers.failures
 
     def on(
@@ -109,23 +123,25 @@ class Subscription:
         *,
         type: Any = None,  # noqa: A002 - as msgspec calls it
     ) -> Callable[[], None]:
-        """Call `handler` for each event of that name or type; gives what ends it.
+        """Call `handler` for each event of that name or type; returns a function that removes it.
 
-        By a type of Event, it is called as `handler(event)` or `handler(event, context)`, with an
-        EventContext. By a name, as `handler(data)` or `handler(data, message)`; with `type`, the
-        data are a value of it. `*` stands for every message, and the edge's own events have names
-        too: `eb:subscribed`, `eb:unsubscribed`, `eb:presence.joined`, …
+        For an Event type it is called as `handler(event)` or `handler(event, context)`, with an
+        EventContext. For a name it is called as `handler(data)` or `handler(data, message)`; with
+        `type`, the data is a value of that type. `*` means every message of the application. The
+        edge's own events have names too: `eb:subscribed`, `eb:unsubscribed`,
+        `eb:presence.joined`, …
 
-        It may be a coroutine function. What it raises is logged and counted, and stops nothing.
-        Raises TypeError for no callable, EventDefinitionError for an Event that cannot be read.
+        A handler may be a coroutine function. Its exceptions are logged and counted, and later
+        messages are delivered all the same. Raises TypeError if it is not callable, and
+        EventDefinitionError for an Event that cannot be read.
         """
         remove = self._handlers.add(event, handler, type, self.channel)
         if self._worker is None and self.cursor.phase is not Phase.ENDED:
-            self._worker = self._client.start(self._work(), f"eventbus {self._told}")
+            self._worker = self._client.start(self._work(), f"eventbus {self._name}")
         return remove
 
     def add(self, handlers: ChannelHandlers | None) -> None:
-        """Add what `EdgeClient.subscribe` took."""
+        """Add the handlers that `EdgeClient.subscribe` takes."""
         if callable(handlers):
             self.on(ANY, handlers)
         elif handlers is not None:
@@ -135,16 +151,16 @@ class Subscription:
     async def whisper(self, event: str, data: Any = None) -> None:
         """Send a client event to the channel's other connections; they get `client-<event>`.
 
-        Raises ClientRefused, ClientDisconnected, ClientClosed; EncodingError for data that are no
-        JSON.
+        Raises ClientRefused, ClientDisconnected, ClientClosed, and EncodingError for data that is
+        not JSON.
         """
         raw = msgspec.Raw(encode_data(data, f"the data of client event {event!r}"))
         await self._client.ask("whisper", channel=self.channel, event=event, data=raw)
 
     async def presence(self, info: Mapping[str, Any] | None = None) -> list[Member]:
-        """Who is in a presence channel; `info` is merged into one's own first.
+        """The members of a presence channel; `info` is merged into this member's own first.
 
-        Raises what `whisper` raises.
+        Raises as `whisper` does.
         """
         data = None
         if info is not None:
@@ -155,7 +171,7 @@ class Subscription:
     async def history(self, limit: int = 100, *, since: int | None = None) -> HistoryPage:
         """The first `limit` stored messages after the offset `since`; without it, the last ones.
 
-        Raises what `whisper` raises.
+        Raises as `whisper` does.
         """
         data = {"limit": limit} if since is None else {"limit": limit, "since": since}
         answer = await self._client.ask("history", channel=self.channel, data=data)
@@ -164,17 +180,17 @@ class Subscription:
         return HistoryPage(messages=messages, offset=page.offset, epoch=page.epoch)
 
     async def unsubscribe(self) -> None:
-        """Leave the channel. What waits for handlers is dropped, what waits for iteration is not.
+        """Leave the channel. Messages that wait for handlers are dropped.
 
-        Leaving again is harmless.
+        Those that wait for iteration are not. Leaving again is harmless.
         """
         await self._client.leave(self)
 
     async def messages(self) -> AsyncIterator[ClientMessage]:
         """The application's messages, in order, until the subscription ends.
 
-        Raises ClientRefused when the edge takes the channel away, ClientClosed when the client
-        is closed by the edge; it just ends when one's own side ended it.
+        Raises ClientRefused when the edge ends the subscription, ClientClosed when the edge closes
+        the client. It simply ends when this side ended it.
         """
         self._is_iterated = True
         try:
@@ -196,13 +212,15 @@ class Subscription:
         await asyncio.shield(self._joined)
 
     def subscribed(self, frame: Frame) -> None:
-        """The edge has answered the join."""
-        told = _decode_position(frame.data)
+        """Take the edge's answer to the join."""
+        start = _decode_position(frame.data)
         self.is_held = True
-        if self.cursor.phase is not Phase.ASKED:  # one's own side has left meanwhile
+        if self.cursor.phase is not Phase.ASKED:  # this side has left meanwhile
             self._client.settle(self)
             return
-        self.cursor.subscribed(told.offset, told.epoch, recovered=told.recovered, mark=told.mark)
+        self.cursor.subscribed(
+            start.offset, start.epoch, recovered=start.recovered, mark=start.mark
+        )
         if self.cursor.recovered is False:
             self._log_gap()
         if not self._joined.done():
@@ -210,13 +228,13 @@ class Subscription:
         self._offer_event(frame)
 
     def _log_gap(self) -> None:
-        _log.warning("the %s has missed messages that cannot be had again", self._told)
+        _log.warning("the %s has lost messages that cannot be recovered", self._name)
 
     def receive(self, frame: Frame) -> None:
         """Take a frame of the channel."""
         if frame.is_system:
             if frame.event == "eb:subscribed":
-                self._take_news(_decode_position(frame.data))
+                self._note_gap(_decode_position(frame.data))
             self._offer_event(frame)
             return
         has_room = self._has_room_for(frame)
@@ -231,42 +249,44 @@ class Subscription:
         if self._handlers.wants(frame.event, is_system=False):
             self._for_handlers.offer(message)
         is_wanted = self._is_iterated or not self._handlers.take_messages
-        if is_wanted and not self._for_iteration.offer(message):  # nobody iterates: keep the newest
+        if is_wanted and not self._for_iteration.offer(
+            message
+        ):  # nobody iterates: keep the newest messages
             self._for_iteration.drop_oldest()
             self._for_iteration.offer(message)
             self._count_dropped()
 
-    def _take_news(self, told: _Position) -> None:
-        # Who is behind asks again from its own place.
-        if told.recovered is False and self.cursor.phase is Phase.ACTIVE:
-            self.cursor.missed(told.offset, told.epoch, told.mark)
+    def _note_gap(self, start: _Position) -> None:
+        # A subscription that is behind asks again from its own position.
+        if start.recovered is False and self.cursor.phase is Phase.ACTIVE:
+            self.cursor.missed(start.offset, start.epoch, start.mark)
             self._log_gap()
 
     def lost(self) -> None:
-        """The connection has ended."""
+        """The connection was lost."""
         self.is_held = False
         self.cursor.lost()
 
     def end(self, error: ClientError | None) -> None:
-        """It is over; `error` is why, where it is not one's own wish."""
+        """End it; `error` is the reason, unless this side ended it."""
         if self.cursor.phase is Phase.ENDED:
             return
         self.cursor.phase = Phase.ENDED
         self.error = error
         if not self._joined.done():
             self._joined.set_exception(
-                error or ClientClosed(f"the {self._told} was ended", close_code=1000)
+                error or ClientClosed(f"the {self._name} was ended", close_code=1000)
             )
         self._for_iteration.end(error)
         self._for_handlers.end(error)
 
     async def aclose(self) -> None:
-        """End, and cancel the handler that runs, unless it is the caller."""
+        """End it, and cancel the running handler, unless that is the caller."""
         self.end(None)
         worker, self._worker = self._worker, None
         if worker is not None and worker is not asyncio.current_task():
             worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            await asyncio.wait({worker}, timeout=STUBBORN_S)  # its owner reports its faults
 
     def _has_room_for(self, frame: Frame) -> bool:
         if self._handlers.wants(frame.event, is_system=False) and (
@@ -284,14 +304,16 @@ class Subscription:
     def _count_dropped(self) -> None:
         self.dropped += 1
         if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
-            _log.warning("the %s drops messages that nobody takes: %d", self._told, self.dropped)
+            _log.warning(
+                "the %s drops messages that nobody consumes: %d so far", self._name, self.dropped
+            )
 
     def _fall_behind(self) -> None:
         self.overflows += 1
         self.cursor.fall_behind()
         _log.warning(
-            "the %s is too slow: %d messages wait, the others stay in the stream for now",
-            self._told,
+            "the consumer of the %s is too slow: %d messages wait, later ones stay in the stream",
+            self._name,
             self._limit,
         )
         self._client.settle(self)
@@ -308,13 +330,13 @@ class Subscription:
                 await self._handlers.call(await self._for_handlers.take())
 
     def refuse(self, error: ClientRefused) -> None:
-        """The edge does not let one in, or takes the channel away."""
+        """The edge refuses the subscription, or has ended it."""
         if self._joined.done():
-            _log.warning("the %s has ended: %s", self._told, error)
+            _log.warning("the %s has ended: %s", self._name, error)
         self.end(error)
 
 
 def _retrieve(future: "asyncio.Future[None]") -> None:
-    """Mark the exception as seen: who waits raises it, and there may be nobody."""
+    """Mark the exception as seen: callers of `joined` raise it, and there may be none."""
     if not future.cancelled():
         future.exception()

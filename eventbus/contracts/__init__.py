@@ -1,6 +1,6 @@
-"""What others can rely on of an application's events, made from their types. Pure.
+"""Contracts of an application's events, derived from their types.
 
-`catalogue` finds what leaves a process; `jsonschema`, `asyncapi` and `typescript` write it down for
-people and programs, and `lock` and `compatibility` tell whether a change breaks anybody. All output
-is the same, byte for byte, in every process.
+`catalogue` collects the events that leave a process. `jsonschema`, `asyncapi` and `typescript`
+export them. `lock` and `compatibility` detect breaking changes. All output is deterministic: every
+process produces the same bytes.
 """

@@ -1,7 +1,7 @@
 """Events as an AsyncAPI document (asyncapi.com/docs/reference/specification/v3.0.0).
 
-Its schemas are draft-07, which every AsyncAPI tool must understand. Its view is the system's: it
-sends what is broadcast, and receives what clients send.
+The schemas are draft-07, which every AsyncAPI tool must support. The document is written from the
+system's point of view: it sends broadcast events, and receives client events.
 """
 
 import re
@@ -20,7 +20,7 @@ _SECURITY: Final = "#/components/securitySchemes/"
 
 
 class Server(NamedTuple):
-    """Where the system is reached: an edge (`wss://events.example.com/ws`) or a NATS server."""
+    """The address of an edge (`wss://events.example.com/ws`) or a NATS server."""
 
     protocol: str
     host: str
@@ -43,10 +43,10 @@ def document(
     servers: Mapping[str, Server] = DEFAULT_SERVERS,
     namespace: str = "eb",
 ) -> Schema:
-    """The document of the events that others see. Raises EventDefinitionError.
+    """The document for all events on channels. Raises EventDefinitionError.
 
-    `version` is that of the application; `namespace` that of its subjects on NATS. Events whose
-    type does not tell their channels have a message and a schema, and no operation.
+    `version` is the version of the application, and `namespace` that of its NATS subjects. Events
+    whose type does not declare channels have a message and a schema, but no operation.
     """
     events = shared(contracts)
     data, components = schemas_of([each.data for each in events], ref_template=_REF)
@@ -80,14 +80,14 @@ def document(
                     "type": "http",
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
-                    "description": "A client's token: in the header Authorization, the "
-                    "subprotocol eventbus.bearer.<token>, or by the action auth.",
+                    "description": "A client's token: in the header Authorization, in the "
+                    "subprotocol eventbus.bearer.<token>, or with the action auth.",
                 },
                 "apiKey": {
                     "type": "http",
                     "scheme": "bearer",
                     "description": "BROADCAST_API_KEY, or a token with the role or permission "
-                    "admin: for publishing over HTTP.",
+                    "admin. For publishing over HTTP.",
                 },
             },
         },
@@ -105,10 +105,10 @@ def _server(server: Server) -> Schema:
         made["pathname"] = server.path
     match server.protocol:
         case "ws" | "wss":
-            made["description"] = "An edge: clients join channels here (subprotocol eventbus.v1)."
+            made["description"] = "An edge, for clients (subprotocol eventbus.v1)."
             made["security"] = [{"$ref": f"{_SECURITY}token"}]
         case "http" | "https":
-            made["description"] = "An edge's HTTP API: publish by POST."
+            made["description"] = "The HTTP API of an edge: publish with POST."
             made["security"] = [{"$ref": f"{_SECURITY}apiKey"}]
         case _:
             made["description"] = "The bus between services."
@@ -127,8 +127,8 @@ def _channel(
     if parameters:
         made["parameters"] = parameters
     made["description"] = (
-        f"On NATS: published on `{namespace}.event.{pattern.filter}`, "
-        f"heard on `{namespace}.live.{pattern.filter}`."
+        f"On NATS: publish to `{namespace}.event.{pattern.filter}`, "
+        f"subscribe to `{namespace}.live.{pattern.filter}`."
     )
     if any(server.protocol in ("ws", "wss") for server in servers.values()):
         query = {"channel": {"type": "string"}, "auth_token": {"type": "string"}}
@@ -138,19 +138,19 @@ def _channel(
 
 
 def _address(text: str) -> tuple[str, dict[str, Schema]]:
-    """A pattern with its wildcards named, and its parameters."""
+    """A pattern with named wildcards, and its parameters."""
     tokens, parameters = text.split("."), {}
     for position, token in enumerate(tokens):
         if token == ">":
-            name, told = "rest", "One token or more."
+            name, description = "rest", "One or more tokens."
         elif token == "*":
-            name, told = f"token{position + 1}", "One token."
+            name, description = f"token{position + 1}", "One token."
         elif token.startswith("{"):
-            name, told = token[1:-1], "One token of letters, digits and _ = @ , ; -"
+            name, description = token[1:-1], "One token of letters, digits and _ = @ , ; -"
         else:
             continue
         tokens[position] = f"{{{name}}}"
-        parameters[name] = {"description": told}
+        parameters[name] = {"description": description}
     return ".".join(tokens), parameters
 
 
@@ -168,7 +168,7 @@ def _operations(
                 "messages": [{"$ref": f"#/channels/{channel}/messages/{key}"}],
             }
             if action == "receive":
-                made["summary"] = "Clients send it by the action whisper, without `client-`."
+                made["summary"] = "Clients send it with the action whisper, without `client-`."
             suffix = f".{channel}" if len(event.channels) > 1 else ""
             operations[f"{action}.{key}{suffix}"] = made
     return operations
@@ -182,7 +182,7 @@ def _message(contract: Contract, data: Schema) -> Schema:
             "type": "string",
             "pattern": "^[0-9]+$",
             "default": "1",
-            "description": f"The version of the type; {contract.version} at present.",
+            "description": f"The version of the type; currently {contract.version}.",
         },
     }
     made: Schema = {
@@ -197,12 +197,12 @@ def _message(contract: Contract, data: Schema) -> Schema:
         "x-durable": not contract.volatile,
     }
     if contract.kind is Kind.CLIENT:
-        del made["headers"]  # the edge makes them
+        del made["headers"]  # the edge sets them
     return {key: value for key, value in made.items() if value != ""}
 
 
 def draft7(value: Any) -> Any:
-    """A 2020-12 schema of msgspec's as draft-07: a tuple's items are `items` there."""
+    """Convert a 2020-12 schema of msgspec to draft-07, where a tuple's items are in `items`."""
     if isinstance(value, list):
         return [draft7(each) for each in value]
     if not isinstance(value, dict):
@@ -228,12 +228,12 @@ def _texts(events: Iterable[Contract]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A pattern as a key that needs no escape in a reference."""
+    """A pattern as a key that needs no escaping in a reference."""
     return _address(text)[0].replace("{", "").replace("}", "")
 
 
 def _keys(names: Iterable[str]) -> list[str]:
-    """A key for each name: of the characters that AsyncAPI allows, and no two the same."""
+    """A unique key for each name, of the characters that AsyncAPI allows."""
     keys: list[str] = []
     for name in names:
         key = base = _NOT_A_KEY.sub("_", name)

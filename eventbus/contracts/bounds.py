@@ -1,10 +1,10 @@
-"""How the limits, patterns and formats of two schemas differ, and whom that breaks."""
+"""Compares the limits, patterns and formats of two schemas."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from eventbus.contracts.views import BOTH, READERS, WRITERS, Difference, Views
-from eventbus.contracts.words import told
+from eventbus.contracts.words import json_text
 
 __all__ = ["bounds"]
 
@@ -14,7 +14,7 @@ _EQUAL: Final = ("pattern", "multipleOf", "format", "uniqueItems")
 
 
 def bounds(old: Any, new: Any, place: str) -> Iterator[Difference]:
-    """What has changed of the limits, patterns and formats of two schemas of one type."""
+    """Yield the differences in limits, patterns and formats of two schemas of the same type."""
     for keywords, sign in ((_LOWER, 1), (_UPPER, -1)):
         yield from _limit(old, new, place, keywords[:2], sign)
         for keyword in keywords[2:]:
@@ -39,7 +39,7 @@ def bounds(old: Any, new: Any, place: str) -> Iterator[Difference]:
 
 
 def _limit(old: Any, new: Any, place: str, words: Sequence[str], sign: int) -> Iterator[Difference]:
-    """A bound of numbers: the last that is allowed (`words[0]`), or the first that is not."""
+    """Compare a numeric bound, inclusive (`words[0]`) or exclusive (`words[1]`)."""
     at, beyond = words
     before, after = (_reach(schema, at, beyond, sign) for schema in (old, new))
     if before == after:
@@ -55,7 +55,7 @@ def _limit(old: Any, new: Any, place: str, words: Sequence[str], sign: int) -> I
 
 
 def _reach(schema: Any, at: str, beyond: str, sign: int) -> tuple[float, bool] | None:
-    """How tight a bound is, so that a greater one is tighter; whole numbers end at one of them."""
+    """The tightness of a bound: greater is tighter. For integers, exclusive becomes inclusive."""
     found = [(schema[at] * sign, False)] if at in schema else []
     if beyond in schema:
         is_whole = schema.get("type") == "integer"
@@ -65,5 +65,5 @@ def _reach(schema: Any, at: str, beyond: str, sign: int) -> tuple[float, bool] |
 
 def _bound(keyword: str, before: Any, after: Any, place: str, breaks: Views) -> Difference:
     what = "tightened" if breaks == WRITERS else "loosened" if breaks == READERS else "changed"
-    shown = ["none" if value is None else told(value) for value in (before, after)]
+    shown = ["none" if value is None else json_text(value) for value in (before, after)]
     return Difference(place, f"{keyword} {what} from {shown[0]} to {shown[1]}", breaks)

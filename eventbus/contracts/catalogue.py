@@ -1,4 +1,4 @@
-"""The catalogue: what the event types that are defined mean for those outside the process."""
+"""The catalogue: the contracts of all defined event types."""
 
 import enum
 from collections.abc import Iterable
@@ -11,41 +11,41 @@ __all__ = ["Contract", "Kind", "catalogue", "shared"]
 
 
 class Kind(enum.StrEnum):
-    """Who gets an event."""
+    """Where an event goes."""
 
     BROADCAST = "broadcast"
-    """Services publish it; clients and services receive it."""
+    """Published by services, received by clients and services."""
     CLIENT = "client"
-    """Clients send it; other clients and services receive it."""
+    """Sent by clients, received by other clients and services."""
     QUEUED = "queued"
-    """Workers get it from a queue: it is stored, and read by a process that may be newer."""
+    """Stored in a queue and read by workers, which may run newer code."""
     LOCAL = "local"
-    """It never leaves its process."""
+    """Never leaves its process."""
 
 
 class Contract(NamedTuple):
-    """What one event type promises."""
+    """The contract of one event type."""
 
     name: str
-    """The event's name in the envelope: with the prefix `client-` for a client event."""
+    """The event's name in the envelope. Client events have the prefix `client-`."""
     kind: Kind
     version: int
     channels: tuple[str, ...]
-    """Patterns of its channels, sorted; empty where the type does not tell them."""
+    """Patterns of its channels, sorted; empty if the type does not declare them."""
     volatile: bool
     queue: str | None
-    """The queue's name; None where it is not queued, or decided at each dispatch."""
+    """The queue's name; None if the event is not queued, or if each dispatch sets the queue."""
     queued: bool
     cls: type[Event]
     data: Any
-    """The type of the envelope's `data`: the event's own, or what `broadcast_with` returns."""
+    """The type of the envelope's `data`: the event's type, or the result of `broadcast_with`."""
     doc: str
 
 
 def catalogue(types: Iterable[type[Event]] | None = None) -> tuple[Contract, ...]:
-    """The contracts of event types (by default all that are defined), sorted by name.
+    """The contracts of the event types, by default all defined ones, sorted by name.
 
-    Raises EventDefinitionError where `broadcast_with` is annotated with what cannot be resolved.
+    Raises EventDefinitionError if the annotation of a `broadcast_with` cannot be resolved.
     """
     if types is None:
         types = event_types().values()
@@ -54,12 +54,12 @@ def catalogue(types: Iterable[type[Event]] | None = None) -> tuple[Contract, ...
 
 
 def shared(contracts: Iterable[Contract]) -> tuple[Contract, ...]:
-    """Those that others see on channels: broadcast events and client events."""
+    """The contracts of the events on channels: broadcast events and client events."""
     return tuple(each for each in contracts if each.kind in (Kind.BROADCAST, Kind.CLIENT))
 
 
 def _is_internal(cls: type[Event]) -> bool:
-    """Whether it is one of the library's own, which nobody outside sees under its name."""
+    """Whether it is an internal event of this library."""
     return event_definition(cls).name.startswith("eventbus.")
 
 

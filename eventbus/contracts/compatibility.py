@@ -1,4 +1,4 @@
-"""Whether what events promise now keeps what the lock file says was promised."""
+"""Compares the current contracts with those in the lock file."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -18,13 +18,13 @@ __all__ = ["Change", "Verdict", "compare"]
 
 
 class Verdict(NamedTuple):
-    """What `compare` found."""
+    """The result of `compare`."""
 
     changes: tuple["Change", ...]
 
     @property
     def is_breaking(self) -> bool:
-        """Whether a change breaks somebody, and no raised version says so."""
+        """Whether a change is breaking without a raised version."""
         return any(change.is_breaking for change in self.changes)
 
 
@@ -36,18 +36,18 @@ class Change(NamedTuple):
     """The field, as a path such as `lines[].price`; empty for the event itself."""
     what: str
     breaks: Views
-    """Whom it breaks: `readers`, `writers`, both or nobody; see eventbus.contracts.difference."""
+    """What it breaks: readers, writers, both or nothing. See eventbus.contracts.difference."""
     version_raised: bool = False
-    """Whether the event's version was raised, which allows what breaks."""
+    """Whether the event's version was raised, which allows breaking changes."""
 
     @property
     def is_breaking(self) -> bool:
-        """Whether it breaks somebody without a new version."""
+        """Whether it breaks readers or writers without a raised version."""
         return bool(self.breaks) and not self.version_raised
 
 
 def compare(locked: Mapping[str, Locked], present: Mapping[str, Locked]) -> Verdict:
-    """The changes from what is locked to what is present, by event and place."""
+    """The changes from the locked contracts to the present ones, by event and place."""
     changes: list[Change] = []
     renamed = _renamed(locked, present)
     for name in sorted(locked.keys() | present.keys()):
@@ -64,7 +64,7 @@ def compare(locked: Mapping[str, Locked], present: Mapping[str, Locked]) -> Verd
 
 
 def _renamed(locked: Mapping[str, Locked], present: Mapping[str, Locked]) -> dict[str, str]:
-    """Events that are gone, and the one new event that promises the same."""
+    """Removed events, mapped to the only added event with the same contract."""
     added = [name for name in sorted(present) if name not in locked]
     found: dict[str, str] = {}
     for name in sorted(locked):
@@ -96,13 +96,13 @@ def _of_itself(old: Locked, new: Locked) -> Iterator[Difference]:
     if old.kind is not new.kind:
         yield Difference("", f"was a {old.kind} event, is a {new.kind} event", BOTH)
     if new.volatile and not old.volatile:
-        words = "volatile now: no history, no resuming, no durable subscriptions"
+        words = "now volatile: no history, no resume, no durable subscriptions"
         yield Difference("", words, READERS)
     elif old.volatile and not new.volatile:
-        yield Difference("", "durable now, was volatile", NOBODY)
+        yield Difference("", "now durable, was volatile", NOBODY)
     if old.queue != new.queue:
         words = f"queue changed from {old.queue or 'none'} to {new.queue or 'none'}"
-        yield Difference("", f"{words}: let workers empty the old one", NOBODY)
+        yield Difference("", f"{words}: let workers drain the old one", NOBODY)
     yield from _of_channels(old, new)
 
 
@@ -120,12 +120,12 @@ def _of_channels(old: Locked, new: Locked) -> Iterator[Difference]:
             yield Difference("", f"channel {text} added", NOBODY)
     for each in sorted(olds.keys() & news.keys()):
         if olds[each] != news[each]:
-            words = f"channel {olds[each]} is called {news[each]}: the same channels"
+            words = f"channel {olds[each]} renamed to {news[each]}: same channels"
             yield Difference("", words, NOBODY)
 
 
 def _of_job(old: Locked, new: Locked) -> Iterator[Difference]:
-    """What stands in a queue, where that is not the data that are broadcast."""
+    """Compare the jobs in queues, if their schema is not that of the broadcast data."""
     if old.job is not None and new.job is not None:
         for place, what, breaks in differences(old.job, new.job):
             yield Difference(f"job.{place}" if place else "job", what, breaks)

@@ -1,11 +1,11 @@
-"""How two JSON Schemas differ, and for whom: those that read, or those that write.
+"""Compares two JSON Schemas made by msgspec, and finds out which side each difference breaks.
 
-Of schemas as msgspec makes them. A change breaks
+A change breaks
 
-- readers, when something may now be written that the old schema refuses: services and pages that
-  are not updated yet cannot read it;
-- writers, when the new schema refuses something that the old one allowed: what publishers that are
-  not updated yet write, and what stands in the history and in queues.
+- readers, if the new schema allows data that the old one refuses: services and pages that are not
+  yet updated cannot read it;
+- writers, if the new schema refuses data that the old one allows: that of publishers that are not
+  yet updated, and that in history and queues.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from eventbus.contracts.bounds import bounds
 from eventbus.contracts.views import BOTH, NOBODY, READERS, WRITERS, Difference, Views
-from eventbus.contracts.words import told, type_in_words
+from eventbus.contracts.words import json_text, type_in_words
 
 __all__ = ["BOTH", "NOBODY", "READERS", "WRITERS", "Difference", "Views", "differences"]
 
@@ -21,7 +21,7 @@ _TYPES: Final = ("$ref", "anyOf", "enum", "const", "type")
 
 
 def differences(old: Any, new: Any) -> Iterator[Difference]:
-    """What has changed between two complete schemas; only their own `$defs` are referred to."""
+    """Yield the differences between two complete schemas, with all references in their `$defs`."""
     comparison = _Comparison(old.get("$defs", {}), new.get("$defs", {}))
     return comparison.compare(old, new, "")
 
@@ -32,7 +32,7 @@ class _Comparison:
         self._seen: set[tuple[int, int]] = set()
 
     def compare(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
-        """What has changed at a place, and within it."""
+        """Yield the differences at a place and inside it."""
         old, new = self._resolved(old, self._old_defs), self._resolved(new, self._new_defs)
         if _is_any(old) or _is_any(new):
             if not _is_any(old):
@@ -45,9 +45,9 @@ class _Comparison:
         olds, old_null = self._members(old, self._old_defs)
         news, new_null = self._members(new, self._new_defs)
         if new_null and not old_null:
-            yield Difference(place, "may be null now", READERS)
+            yield Difference(place, "can now be null", READERS)
         elif old_null and not new_null:
-            yield Difference(place, "may not be null any longer", WRITERS)
+            yield Difference(place, "can no longer be null", WRITERS)
         if len(olds) == len(news) == 1:
             [before], [after] = olds.values(), news.values()
             yield from self._one(before, after, place)
@@ -57,7 +57,7 @@ class _Comparison:
             if key not in news:
                 yield Difference(place, f"{_named(key, olds)} is no longer allowed", WRITERS)
             elif key not in olds:
-                yield Difference(place, f"{_named(key, news)} is allowed besides", READERS)
+                yield Difference(place, f"{_named(key, news)} is now also allowed", READERS)
             else:
                 yield from self._one(olds[key], news[key], place)
 
@@ -66,7 +66,7 @@ class _Comparison:
         return defs[name] if name else schema
 
     def _members(self, schema: Any, defs: Any) -> tuple[dict[str, Any], bool]:
-        """The members of a union by what tells them apart, and whether null is one."""
+        """The members of a union by their distinguishing key, and whether null is one of them."""
         members: dict[str, Any] = {}
         has_null = False
         for each in schema.get("anyOf", [schema]):
@@ -88,7 +88,7 @@ class _Comparison:
         return members, has_null
 
     def _one(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
-        """Two schemas that are no unions."""
+        """Compare two schemas that are not unions."""
         if "enum" in old or "enum" in new:
             yield from _values(old, new, place)
             return
@@ -108,7 +108,7 @@ class _Comparison:
         match kinds[1]:
             case "struct":
                 pair = id(old), id(new)
-                if pair not in self._seen:  # told where it was met first; recursive types end here
+                if pair not in self._seen:  # reported only once; also ends recursion
                     self._seen.add(pair)
                     yield from self._fields(old, new, place)
             case "map":
@@ -130,9 +130,9 @@ class _Comparison:
         for position, (before, after) in enumerate(zip(olds, news, strict=False)):
             yield from self.compare(before, after, f"{place}[{position}]")
         if len(olds) != len(news):
-            # An array-like struct ignores what it does not know; its bounds tell the rest.
+            # Array-like structs ignore unknown items. `bounds` compares their required fields.
             closed = old.get("items") is False or new.get("items") is False
-            words = f"{len(news)} positions in place of {len(olds)}"
+            words = f"{len(news)} positions instead of {len(olds)}"
             yield Difference(place, words, BOTH if closed else NOBODY)
 
     def _fields(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
@@ -141,9 +141,9 @@ class _Comparison:
         was_closed = old.get("additionalProperties") is False
         is_closed = new.get("additionalProperties") is False
         if is_closed and not was_closed:
-            yield Difference(place, "unknown fields are refused now", WRITERS)
+            yield Difference(place, "unknown fields are now refused", WRITERS)
         elif was_closed and not is_closed:
-            yield Difference(place, "unknown fields are allowed now", NOBODY)
+            yield Difference(place, "unknown fields are now allowed", NOBODY)
         for name in sorted(olds.keys() | news.keys()):
             inner = f"{place}.{name}" if place else name
             if name not in news:
@@ -163,27 +163,27 @@ def _presence(
     old: Any, new: Any, place: str, was_needed: bool, is_needed: bool
 ) -> Iterator[Difference]:
     if is_needed and not was_needed:
-        yield Difference(place, "required now, was optional", WRITERS)
+        yield Difference(place, "now required, was optional", WRITERS)
     elif was_needed and not is_needed:
-        yield Difference(place, "optional now, was required", READERS)
-    elif told(old.get("default")) != told(new.get("default")):
+        yield Difference(place, "now optional, was required", READERS)
+    elif json_text(old.get("default")) != json_text(new.get("default")):
         words = f"default changed from {_default(old)} to {_default(new)}"
         yield Difference(place, words, NOBODY)
 
 
 def _default(schema: Any) -> str:
-    return told(schema["default"]) if "default" in schema else "one that is made each time"
+    return json_text(schema["default"]) if "default" in schema else "a generated value"
 
 
 def _values(old: Any, new: Any, place: str) -> Iterator[Difference]:
-    """Enums, and an enum in place of any value of its type or the other way round."""
+    """Compare two enums, or an enum with a plain type."""
     if "enum" not in new or "enum" not in old:
         is_wider = "enum" in old
         base = type_in_words(new if is_wider else old)
         kinds = {_kind_of(value) for value in (old if is_wider else new)["enum"]}
         if kinds <= {base} | ({"integer"} if base == "number" else set()):
             words = (
-                f"any {base} is allowed now, was {_shown(old)}"
+                f"any {base} is now allowed, was {_shown(old)}"
                 if is_wider
                 else f"type narrowed from any {base} to {_shown(new)}"
             )
@@ -192,7 +192,7 @@ def _values(old: Any, new: Any, place: str) -> Iterator[Difference]:
             words = f"type changed from {_shown(old)} to {_shown(new)}"
             yield Difference(place, words, BOTH)
         return
-    olds, news = set(map(told, old["enum"])), set(map(told, new["enum"]))
+    olds, news = set(map(json_text, old["enum"])), set(map(json_text, new["enum"]))
     if len(olds) == len(news) == 1 and olds != news:
         yield Difference(place, f"must be {_shown(new)}, was {_shown(old)}", BOTH)
         return
@@ -225,15 +225,15 @@ def _kind_of(value: Any) -> str:
 
 
 def _key(member: Any) -> str:
-    """What tells a member of a union from the others: its tag, or its sort of type.
+    """The key that distinguishes a member of a union: its tag, or its kind of type.
 
-    A union of msgspec has one of each sort, so that a list of something else is the same member.
+    A msgspec union has at most one member per kind, so lists of two types are the same member.
     """
     for name, field in member.get("properties", {}).items():
         if len(field.get("enum", ())) == 1:
-            return f"{name} = {told(field['enum'][0])}"
+            return f"{name} = {json_text(field['enum'][0])}"
     if "prefixItems" in member and len(member["prefixItems"][0].get("enum", ())) == 1:
-        return f"[0] = {told(member['prefixItems'][0]['enum'][0])}"
+        return f"[0] = {json_text(member['prefixItems'][0]['enum'][0])}"
     return "array" if member.get("type") == "array" else _shown(member)
 
 
@@ -243,7 +243,7 @@ def _named(key: str, members: Any) -> str:
 
 
 def _pair_numbers(olds: dict[str, Any], news: dict[str, Any]) -> None:
-    """Integers are numbers: beside `number` they say nothing, and one may become the other."""
+    """Treat `integer` as a subset of `number`: drop it next to `number`, or pair the two."""
     for members in (olds, news):
         if {"integer", "number"} <= members.keys() and "enum" not in members["number"]:
             del members["integer"]
@@ -253,7 +253,7 @@ def _pair_numbers(olds: dict[str, Any], news: dict[str, Any]) -> None:
 
 
 def _shown(schema: Any) -> str:
-    words = {"struct": "an object of fields", "map": "an object of values", "tuple": "a tuple"}
+    words = {"struct": "an object with fields", "map": "a map", "tuple": "a tuple"}
     kind = _kind(schema) if "type" in schema else ""
     encoding = f" of {schema['contentEncoding']}" if "contentEncoding" in schema else ""
     return words.get(kind) or type_in_words(schema) + encoding

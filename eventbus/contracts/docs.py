@@ -1,4 +1,4 @@
-"""The documentation of a struct: its docstring, and the strings that stand below its fields."""
+"""The documentation of a struct: its docstring, and the strings below its fields."""
 
 import ast
 import dataclasses
@@ -14,14 +14,14 @@ __all__ = ["class_doc", "field_docs"]
 
 
 def class_doc(cls: Any) -> str:
-    """The class's own docstring; empty where it has none (a base's is about something else).
+    """The class's own docstring, without inheritance; empty if it has none.
 
-    Of a generic class with its arguments, such as `Page[Order]`, it is that of the class.
+    For a parametrized generic such as `Page[Order]`, it is the docstring of `Page`.
     """
     own = vars(get_origin(cls) or cls).get("__doc__")
     is_made = dataclasses.is_dataclass(cls) or hasattr(cls, "_fields")  # or a named tuple
     if is_made and own and own.startswith(f"{cls.__name__}("):
-        return ""  # its signature, which Python writes where there is no docstring
+        return ""  # the signature that Python generates in place of a docstring
     return inspect.cleandoc(own) if isinstance(own, str) else ""
 
 
@@ -29,7 +29,7 @@ def class_doc(cls: Any) -> str:
 def field_docs(cls: Any) -> Mapping[str, str]:
     """The strings below the fields of a class and its bases, by the field's name.
 
-    Python keeps them nowhere, so they are read from the source; without it there are none.
+    Python does not store them, so they are read from the source. Empty if it is not available.
     """
     found: dict[str, str] = {}
     for base in reversed((get_origin(cls) or cls).__mro__):
@@ -41,7 +41,7 @@ def field_docs(cls: Any) -> Mapping[str, str]:
 def _read(cls: type) -> Mapping[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, TypeError, SyntaxError):  # made at run time, or its source is not installed
+    except (OSError, TypeError, SyntaxError):  # created at run time, or no source
         return {}
     found = {}
     if isinstance(tree.body[0], ast.ClassDef):

@@ -26,14 +26,14 @@ _Object: TypeAlias = (
     | msgspec.inspect.DataclassType
     | msgspec.inspect.NamedTupleType
 )
-"""A type with fields, each of which is a component of its own."""
+"""A type with fields. Each becomes a component."""
 
 
 def document(contracts: Iterable[Contract], *, title: str = "Events") -> Schema:
-    """A schema of the messages on channels, and in `$defs` those of the events' data.
+    """A schema for the messages on channels, with the schemas of the events' data in `$defs`.
 
-    A message is valid when its event is one of `contracts`, its channel one of the event's, and
-    its data of the event's type. Raises EventDefinitionError for a type that has no schema.
+    A message is valid if its event is in `contracts`, its channel is one of the event's, and its
+    data has the event's type. Raises EventDefinitionError for a type without a schema.
     """
     events = shared(contracts)
     data, components = schemas_of([each.data for each in events])
@@ -47,7 +47,7 @@ def document(contracts: Iterable[Contract], *, title: str = "Events") -> Schema:
 
 
 def envelope(contract: Contract, data: Schema) -> Schema:
-    """The schema of a message of one event, whose data have the schema `data`."""
+    """The schema of a message of one event, with `data` as the schema of its data."""
     channel: Schema = {"type": "string"}
     if contract.channels:
         channel["pattern"] = channel_regex(contract.channels)
@@ -58,11 +58,11 @@ def envelope(contract: Contract, data: Schema) -> Schema:
         "timestamp": {"type": "string", "format": "date-time"},
     }
     if contract.kind is Kind.CLIENT:
-        properties["user_id"] = {"type": ["string", "null"], "description": "Who sent it."}
+        properties["user_id"] = {"type": ["string", "null"], "description": "The sender."}
     else:
-        properties["id"] = {"type": "string", "description": "The same for each of its channels."}
+        properties["id"] = {"type": "string", "description": "The same on all its channels."}
     if not contract.volatile:
-        properties["offset"] = {"type": "integer", "description": "Its place in the stream."}
+        properties["offset"] = {"type": "integer", "description": "The position in the stream."}
         properties["epoch"] = {"type": "string", "description": "The identity of the stream."}
     return {
         "title": contract.name,
@@ -73,7 +73,7 @@ def envelope(contract: Contract, data: Schema) -> Schema:
 
 
 def channel_regex(patterns: Iterable[str]) -> str:
-    """A regular expression that the channels of these patterns match, and no others."""
+    """A regular expression that matches exactly the channels of these patterns."""
     return f"^(?:{'|'.join(map(_regex, patterns))})$"
 
 
@@ -85,17 +85,17 @@ def _regex(pattern: str) -> str:
         elif token == "*" or _NAMED.fullmatch(token):
             parts.append(_TOKEN)
         else:
-            parts.append(token)  # its characters mean nothing in a regular expression
+            parts.append(token)  # has no special characters
     return r"\.".join(parts)
 
 
 def schemas_of(
     types: Sequence[Any], *, ref_template: str = _REF
 ) -> tuple[list[Schema], dict[str, Schema]]:
-    """The schema of each type, and the components that they refer to, by name and sorted.
+    """The schema of each type, and the components that they refer to, sorted by name.
 
-    Descriptions are docstrings and the strings below fields. Raises EventDefinitionError for a type
-    that has no schema.
+    Descriptions come from docstrings and the strings below fields. Raises EventDefinitionError for
+    a type without a schema.
     """
     objects = _objects(types)
     try:
@@ -103,7 +103,7 @@ def schemas_of(
             [*types, *objects], ref_template=ref_template
         )
     except TypeError as exc:
-        raise EventDefinitionError(f"an event's data have no JSON Schema: {exc}") from None
+        raise EventDefinitionError(f"the data of an event has no JSON Schema: {exc}") from None
     for info, ref in zip(objects.values(), made[len(types) :], strict=True):
         _describe(components[str(ref["$ref"]).rpartition("/")[2]], info)
     for kind, schema in zip(msgspec.inspect.multi_type_info(types), made, strict=False):
@@ -115,11 +115,11 @@ def schemas_of(
 
 
 def _objects(types: Sequence[Any]) -> dict[Any, _Object]:
-    """The types with fields within types, nested ones included. Raises EventDefinitionError."""
+    """All types with fields in `types`, including nested ones. Raises EventDefinitionError."""
     try:
         queue: list[Any] = list(msgspec.inspect.multi_type_info(types))
     except TypeError as exc:
-        raise EventDefinitionError(f"an event's data have no JSON Schema: {exc}") from None
+        raise EventDefinitionError(f"the data of an event has no JSON Schema: {exc}") from None
     found: dict[Any, _Object] = {}
     while queue:
         match queue.pop():
@@ -127,7 +127,7 @@ def _objects(types: Sequence[Any]) -> dict[Any, _Object]:
                 if info.cls not in found:
                     found[info.cls] = info
                     queue += info.fields
-            case msgspec.Struct() as info:  # a type or a field, whose parts are types
+            case msgspec.Struct() as info:  # a type or a field: its attributes are types
                 queue += [getattr(info, field) for field in info.__struct_fields__]
             case tuple() as parts:
                 queue += parts
@@ -137,8 +137,8 @@ def _objects(types: Sequence[Any]) -> dict[Any, _Object]:
 
 
 def _describe(component: Schema, info: _Object) -> None:
-    """Give a schema its descriptions, and defaults that do not depend on hashes."""
-    component.pop("description", None)  # it may be that of a base
+    """Add descriptions, and defaults that do not depend on hash order."""
+    component.pop("description", None)  # may be inherited from a base class
     if doc := class_doc(info.cls):
         component["description"] = doc
     docs = field_docs(info.cls)
@@ -151,24 +151,27 @@ def _describe(component: Schema, info: _Object) -> None:
         _specify(field.type, schema)
         if field.name in docs:
             schema.setdefault("description", docs[field.name])
-        if "default" in schema and field.default is not msgspec.NODEFAULT:  # else it is empty
+        if (
+            "default" in schema and field.default is not msgspec.NODEFAULT
+        ):  # else it is an empty container
             try:
                 schema["default"] = msgspec.to_builtins(
                     field.default, str_keys=True, order="deterministic"
                 )
             except TypeError as exc:
                 raise EventDefinitionError(
-                    f"{qualified_name(info.cls)}.{field.name}: its default has no JSON: {exc}"
+                    f"{qualified_name(info.cls)}.{field.name}: the default cannot be encoded as "
+                    f"JSON: {exc}"
                 ) from None
 
 
 def _tags(info: _Object) -> int:
-    """How many positions of an array come before the fields: that of the tag."""
+    """The number of array positions before the fields: 1 if there is a tag."""
     return int(isinstance(info, msgspec.inspect.StructType) and info.tag_field is not None)
 
 
 def _specify(kind: msgspec.inspect.Type, schema: Schema) -> None:
-    """Say what msgspec leaves out: which strings are times without a zone, and what keys may be."""
+    """Add what msgspec leaves out: times without a zone, and the allowed keys of objects."""
     match kind:
         case msgspec.inspect.Metadata(type=inner):
             _specify(inner, schema)
@@ -204,7 +207,7 @@ def _specify_within(kind: msgspec.inspect.Type, schema: Schema) -> None:
 
 
 def _names(key: msgspec.inspect.Type) -> Schema:
-    """What holds for the names of an object whose keys are not any strings."""
+    """The schema of the keys of an object; empty if any string is allowed."""
     match key:
         case msgspec.inspect.EnumType(cls=cls):
             return {"enum": sorted(str(each.value) for each in cls)}
@@ -221,7 +224,7 @@ def _names(key: msgspec.inspect.Type) -> Schema:
 
 
 def _members(schema: Schema) -> Iterator[Schema]:
-    """The members of a union, whose structs are a union within it."""
+    """The members of a union. Its structs are in a nested union."""
     for each in schema.get("anyOf", [schema]):
         if "anyOf" in each:
             yield from _members(each)
@@ -230,7 +233,7 @@ def _members(schema: Schema) -> Iterator[Schema]:
 
 
 def _is_of(kind: msgspec.inspect.Type, member: Schema) -> bool:
-    """Whether a member of a union is of this kind; a union has one of each sort."""
+    """Whether a member of a union has this type. A union has at most one member per kind."""
     match kind:
         case msgspec.inspect.Metadata(type=inner):
             return _is_of(inner, member)
@@ -247,7 +250,7 @@ def _is_of(kind: msgspec.inspect.Type, member: Schema) -> bool:
 
 
 def _clean(value: Any) -> Any:
-    """Without OpenAPI's `discriminator`: tags are told by the properties themselves."""
+    """Remove OpenAPI's `discriminator`: the properties already declare the tags."""
     if isinstance(value, dict):
         return {
             key: _clean(each)

@@ -1,4 +1,4 @@
-"""The lock file: what was promised last, committed beside the code to be compared with."""
+"""The lock file: a snapshot of the contracts, committed with the code to detect changes."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,17 +14,17 @@ from eventbus.errors import EventBusError
 __all__ = ["InvalidLock", "Locked", "encode_lock", "lock_of", "read_lock"]
 
 _FORMAT: Final = 1
-_SAYS_NOTHING: Final = frozenset({"title", "description", "examples"})
+_ANNOTATIONS: Final = frozenset({"title", "description", "examples"})
 _NAMES: Final = ("properties", "$defs")
-"""Keywords whose keys are names, and may be any word."""
+"""Keywords whose value maps arbitrary names to schemas."""
 
 
 class InvalidLock(EventBusError, ValueError):
-    """A lock file that cannot be read, or is none."""
+    """A lock file cannot be read, or is invalid."""
 
 
 class Locked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one event promises, without what is said for people alone."""
+    """The contract of one event, without its descriptions."""
 
     version: int
     kind: Kind
@@ -32,9 +32,9 @@ class Locked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     volatile: bool
     queue: str | None = None
     data: Schema
-    """The schema of the envelope's `data`, complete: what it refers to is in its `$defs`."""
+    """The schema of the envelope's `data`, with all references in its `$defs`."""
     job: Schema | None = None
-    """The schema of what stands in a queue, where that is not the same."""
+    """The schema of queued jobs, if it is not the same."""
 
 
 class _LockFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,15 +43,15 @@ class _LockFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def lock_of(contracts: Iterable[Contract]) -> dict[str, Locked]:
-    """What is to be locked, by the event's name: all but what never leaves its process.
+    """The contracts to lock, by event name: all except those of local events.
 
-    Raises EventDefinitionError for a type that has no schema.
+    Raises EventDefinitionError for a type without a schema.
     """
     return {each.name: _locked(each) for each in contracts if each.kind is not Kind.LOCAL}
 
 
 def encode_lock(events: dict[str, Locked]) -> bytes:
-    """The lock file's bytes: sorted, one value a line, so that a diff of it can be read."""
+    """Encode the lock file: sorted, with one value per line for readable diffs."""
     encoded = msgspec.json.encode(_LockFile(_FORMAT, events), order="deterministic")
     return msgspec.json.format(encoded, indent=2) + b"\n"
 
@@ -65,13 +65,13 @@ def read_lock(path: Path) -> dict[str, Locked]:
         return events
     except FileNotFoundError:
         raise InvalidLock(
-            f"{path}: there is no lock file: `eventbus schema lock` makes it"
+            f"{path} does not exist: create the lock file with `eventbus schema lock`"
         ) from None
     except OSError as exc:
         raise InvalidLock(f"{path}: {exc.strerror or exc}") from None
     except (ValueError, RecursionError) as exc:
         raise InvalidLock(
-            f"{path} is no lock file: {exc}. `eventbus schema lock --force` makes it anew"
+            f"{path} is not a lock file: {exc}. Recreate it with `eventbus schema lock --force`"
         ) from None
 
 
@@ -107,6 +107,6 @@ def _bare(value: Any) -> Any:
             made[key] = {name: _bare(schema) for name, schema in each.items()}
         elif key in ("default", "enum", "const"):
             made[key] = each
-        elif key not in _SAYS_NOTHING:
+        elif key not in _ANNOTATIONS:
             made[key] = _bare(each)
     return made

@@ -1,4 +1,4 @@
-"""JSON files that people edit and merge: a key that stands twice in one object is a mistake."""
+"""Refuses duplicate keys in JSON files that people edit and merge."""
 
 import json
 from typing import Any
@@ -7,9 +7,9 @@ __all__ = ["refuse_duplicate_keys"]
 
 
 def refuse_duplicate_keys(text: bytes) -> None:
-    """Raise ValueError naming the key; of two, decoders silently keep the last.
+    """Raise ValueError if an object has a key twice: decoders would silently keep the last one.
 
-    `text` is UTF-8 that a decoder has accepted.
+    `text` must be valid UTF-8 and JSON.
     """
     json.loads(text, object_pairs_hook=_unique)
 
@@ -18,5 +18,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> None:
     seen = set[str]()
     for key, _ in pairs:
         if key in seen:
-            raise ValueError(f"the key {key!r} stands twice in one object")
+            raise ValueError(f"duplicate key {key!r} in an object")
         seen.add(key)

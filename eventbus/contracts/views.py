@@ -1,4 +1,4 @@
-"""Whom a change breaks: those that read, or those that write; see eventbus.contracts.difference."""
+"""Which side a change breaks: readers or writers. See eventbus.contracts.difference."""
 
 from typing import Final, NamedTuple, TypeAlias
 
@@ -12,9 +12,9 @@ BOTH: Final = READERS | WRITERS
 
 
 class Difference(NamedTuple):
-    """One change, where it is, and whom it breaks."""
+    """One change: its place, and which side it breaks."""
 
     place: str
-    """A path such as `lines[].price`; empty for the whole."""
+    """A path such as `lines[].price`; empty for the whole schema."""
     what: str
     breaks: Views

@@ -1,10 +1,10 @@
-"""Schemas in words, for people: a type in a few characters, and what else holds for a value."""
+"""Schemas in words, for people: a short name of the type, and its constraints."""
 
 from typing import Any, Final
 
 import msgspec
 
-__all__ = ["facts", "told", "type_in_words"]
+__all__ = ["facts", "json_text", "type_in_words"]
 
 _FORMATS: Final = {
     "date-time": "date and time, RFC 3339",
@@ -18,8 +18,8 @@ _FORMATS: Final = {
 }
 
 
-def told(value: Any) -> str:
-    """A JSON value as it is written."""
+def json_text(value: Any) -> str:
+    """A value as JSON."""
     return msgspec.json.encode(value).decode()
 
 
@@ -32,9 +32,9 @@ def type_in_words(schema: Any) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(map(type_in_words, schema["anyOf"])))
     if "const" in schema:
-        return told(schema["const"])
+        return json_text(schema["const"])
     if "enum" in schema:
-        return " or ".join(map(told, schema["enum"]))
+        return " or ".join(map(json_text, schema["enum"]))
     match schema["type"]:
         case "array" if "prefixItems" in schema:
             return f"({', '.join(map(type_in_words, schema['prefixItems']))})"
@@ -50,7 +50,7 @@ def type_in_words(schema: Any) -> str:
 
 
 def facts(schema: Any) -> str:
-    """What holds for a value beside its type, such as `1 to 4000 characters`; may be empty."""
+    """The constraints of a schema apart from its type, such as `1 to 4000 characters`."""
     if isinstance(schema, bool):
         return ""
     parts = []
@@ -60,7 +60,7 @@ def facts(schema: Any) -> str:
         parts.append(str(schema["contentEncoding"]))
     parts += [_range(schema, "minimum", "maximum", ""), _exclusive(schema)]
     if "multipleOf" in schema:
-        parts.append(f"a multiple of {told(schema['multipleOf'])}")
+        parts.append(f"a multiple of {json_text(schema['multipleOf'])}")
     parts.append(_range(schema, "minLength", "maxLength", "characters"))
     if "pattern" in schema:
         parts.append(f"matches {schema['pattern']}")
@@ -68,27 +68,27 @@ def facts(schema: Any) -> str:
         parts.append(_range(schema, "minItems", "maxItems", "items"))
     parts.append(_range(schema, "minProperties", "maxProperties", "entries"))
     if "default" in schema:
-        parts.append(f"{told(schema['default'])} by default")
+        parts.append(f"default: {json_text(schema['default'])}")
     return ", ".join(part for part in parts if part)
 
 
 def _range(schema: Any, low: str, high: str, unit: str) -> str:
     words = ""
     if low in schema and schema[low] == schema.get(high):
-        words = f"exactly {told(schema[low])}"
+        words = f"exactly {json_text(schema[low])}"
     elif low in schema and high in schema:
-        words = f"{told(schema[low])} to {told(schema[high])}"
+        words = f"{json_text(schema[low])} to {json_text(schema[high])}"
     elif low in schema:
-        words = f"{told(schema[low])} or more"
+        words = f"{json_text(schema[low])} or more"
     elif high in schema:
-        words = f"at most {told(schema[high])}"
+        words = f"at most {json_text(schema[high])}"
     return f"{words} {unit}".strip() if words else ""
 
 
 def _exclusive(schema: Any) -> str:
     words = []
     if "exclusiveMinimum" in schema:
-        words.append(f"above {told(schema['exclusiveMinimum'])}")
+        words.append(f"above {json_text(schema['exclusiveMinimum'])}")
     if "exclusiveMaximum" in schema:
-        words.append(f"below {told(schema['exclusiveMaximum'])}")
+        words.append(f"below {json_text(schema['exclusiveMaximum'])}")
     return " and ".join(words)

@@ -1,4 +1,4 @@
-"""Who listens within one process: the listeners of drivers without a broker outside of it."""
+"""Subscriptions within one process, for drivers without an external broker."""
 
 import asyncio
 import itertools
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Listeners:
-    """Who listens to which subject; several drivers of one event loop may share it."""
+    """Listeners by subject; several drivers of one event loop may share it."""
 
     def __init__(self) -> None:
         self._exact: dict[str, dict[int, Listener]] = {}
@@ -30,9 +30,9 @@ class Listeners:
     def add(
         self, subject: str, handler: Handler, *, group: str = "", position: Position | None = None
     ) -> "Listener":
-        """Listen to a subject or a filter; with a group, as one of its members, who take turns.
+        """Listen to a subject or a filter; the members of a `group` take turns.
 
-        `position` is where the stream stands, for who may ask. Raises InvalidPattern.
+        `position` is the current end of the stream. Raises InvalidPattern.
         """
         pattern = Pattern(subject)
         listener = Listener(
@@ -47,7 +47,7 @@ class Listeners:
         return listener
 
     def remove(self, listener: "Listener") -> None:
-        """Stop listening; twice is harmless."""
+        """Remove a listener; removing it twice is harmless."""
         key, subject = listener.key, listener.subject
         if listener.group:
             name = listener.group, subject
@@ -62,7 +62,7 @@ class Listeners:
                 del self._exact[subject]
 
     def deliver(self, delivery: Delivery) -> None:
-        """Call whoever listens, in the next turn of the event loop."""
+        """Call the matching listeners in the next turn of the event loop."""
         loop = asyncio.get_running_loop()
         for listener in self._exact.get(delivery.subject, {}).values():
             loop.call_soon(listener.receive, delivery)
@@ -72,12 +72,12 @@ class Listeners:
         for pattern, members in self._groups.values():
             if pattern.match(delivery.subject) is not None:
                 key = next(iter(members))
-                members[key] = member = members.pop(key)  # the next message is another one's
+                members[key] = member = members.pop(key)  # the next message goes to another member
                 loop.call_soon(member.receive, delivery)
 
     @property
     def count(self) -> int:
-        """How many listen."""
+        """The number of listeners."""
         members = [each for _, each in self._groups.values()]
         return len(self._filters) + sum(map(len, (*self._exact.values(), *members)))
 
@@ -95,7 +95,7 @@ class Listener:
         group: str,
         position: Position | None,
     ) -> None:
-        """`Listeners.add` makes one."""
+        """Use `Listeners.add` instead."""
         self.subject = subject
         self.key = key
         self.group = group
@@ -104,12 +104,12 @@ class Listener:
         self._handler: Handler | None = handler
 
     def receive(self, delivery: Delivery) -> None:
-        """Hand a message to the handler, unless it was closed meanwhile."""
+        """Call the handler, unless the listener was closed meanwhile."""
         if self._handler is None:
             return
         try:
             self._handler(delivery)
-        except BaseException as exc:  # one listener's fault is not another's
+        except BaseException as exc:  # a fault of one listener must not reach the others
             if must_pass(exc):
                 raise
             _log.exception("a handler of %s failed", self.subject)

@@ -1,4 +1,4 @@
-"""The driver that drops every message: for code that publishes where no broker is wanted."""
+"""The driver that drops every message: for code that publishes but needs no broker."""
 
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -14,7 +14,7 @@ __all__ = ["NullDriver", "NullSubscription"]
 
 
 class NullSubscription:
-    """Interest in a subject on which nothing will ever come."""
+    """A no-op subscription, which receives nothing."""
 
     @property
     def position(self) -> Position | None:
@@ -22,11 +22,11 @@ class NullSubscription:
         return None
 
     async def aclose(self) -> None:
-        """Nothing to stop."""
+        """Do nothing."""
 
 
 class NullDriver:
-    """Takes messages and listeners, as any driver, and never calls a listener."""
+    """Accepts messages and subscriptions, and delivers nothing."""
 
     name = "null"
     capabilities: frozenset[Capability] = frozenset()
@@ -35,12 +35,12 @@ class NullDriver:
         self.is_connected = False
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Open it; there is nothing to connect to."""
         self.is_connected = True
 
     async def publish(
         self,
-        subject: str,  # noqa: ARG002 - the Protocol's
+        subject: str,  # noqa: ARG002 - part of the Protocol
         payload: bytes,  # noqa: ARG002
         headers: Headers = NO_HEADERS,  # noqa: ARG002
     ) -> Published | None:
@@ -49,12 +49,12 @@ class NullDriver:
         return None
 
     async def subscribe(self, subject: str, handler: Handler) -> NullSubscription:  # noqa: ARG002
-        """Take the listener, whom nothing reaches."""
+        """Return a no-op subscription."""
         self._require_open()
         return NullSubscription()
 
     async def aclose(self) -> None:
-        """Nothing to let go."""
+        """Close it."""
         self.is_connected = False
 
     def _require_open(self) -> None:

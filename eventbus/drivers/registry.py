@@ -1,4 +1,4 @@
-"""Which drivers there are: the built-in ones, registered ones, and those of installed packages."""
+"""The registry of drivers: built-in ones, registered ones, and those of installed packages."""
 
 import inspect
 import logging
@@ -29,10 +29,10 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 Factory = Callable[[Settings], Driver]
-"""Makes a driver, not yet open; raises ConfigError for settings that it cannot work with."""
+"""Creates a driver, not yet open. Raises ConfigError for settings that do not work."""
 
 ENTRY_POINTS: Final = "eventbus.drivers"
-"""The entry point group in which other packages offer drivers: each a Factory."""
+"""The entry point group of drivers of other packages: each is a Factory."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _ALIASES: Final = {"websocket": "nats"}
@@ -43,9 +43,9 @@ _METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "consumers": ("consume",),
     "maintenance": ("stored", "purge"),
 }
-"""What a capability, by its value, asks of a driver beside."""
+"""The additional methods of a driver with a capability, by the capability's value."""
 
-# The imports stand in the factories: a driver's own dependency is loaded only when it is chosen.
+# Factories import their drivers, so that only the dependencies of the chosen driver are loaded.
 
 
 def _memory(settings: Settings) -> Driver:
@@ -102,7 +102,7 @@ def _stack(settings: Settings) -> Driver:
     if not names:
         raise ConfigError(f"BROADCAST_DRIVER=stack needs {variable}; {allowed}", variable=variable)
     if "stack" in names:
-        raise ConfigError(f"{shown}: a stack cannot stand in a stack; {allowed}", variable=variable)
+        raise ConfigError(f"{shown}: a stack cannot contain a stack; {allowed}", variable=variable)
     if len(set(names)) < len(names):
         raise ConfigError(f"{shown} names a driver twice; {allowed}", variable=variable)
 
@@ -145,7 +145,7 @@ _registered: dict[str, Factory] = {}
 
 
 def canonical_name(name: str) -> str:
-    """A driver's own name, for a name that may be another word for it."""
+    """Resolve an alias of a driver's name."""
     return _ALIASES.get(name, name)
 
 
@@ -156,37 +156,37 @@ def driver_names() -> tuple[str, ...]:
 
 
 def check_name(name: str, variable: str) -> None:
-    """Raises ConfigError, naming `variable`, for a name that nobody offers."""
+    """Raises ConfigError, naming `variable`, for an unknown driver."""
     known = name in _ALIASES or name in _BUILT_IN or name in _registered
     if not known and name not in driver_names():
         raise ConfigError(
-            f"{variable}={name!r} is no driver; allowed: {', '.join(driver_names())}, or the name "
-            f"of an entry point in the group {ENTRY_POINTS}",
+            f"{variable}={name!r} is not a driver; allowed: {', '.join(driver_names())}, or the "
+            f"name of an entry point in the group {ENTRY_POINTS}",
             variable=variable,
         )
 
 
 def register(name: str, factory: Factory) -> None:
-    """Offer a driver in this process; `name` is 1 to 32 of a-z 0-9 _ - that begin with a letter.
+    """Register a driver in this process; `name` is 1 to 32 of a-z 0-9 _ -, a letter first.
 
     The same factory may be registered again. Raises ConfigError for a name that is not allowed, or
-    is a built-in's or another factory's; an installed package's driver is replaced.
+    that a built-in driver or another factory has. It replaces the driver of an installed package.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is not a driver's name: 1 to 32 of a-z 0-9 _ - that begin with a letter are"
+            f"{name!r} is not a driver's name: 1 to 32 of a-z 0-9 _ - are, a letter first"
         )
     if name in _BUILT_IN or name in _ALIASES:
-        raise ConfigError(f"{name!r} is a built-in driver's name: take another")
+        raise ConfigError(f"{name!r} is the name of a built-in driver: choose another")
     if _registered.get(name, factory) is not factory:
-        raise ConfigError(f"a driver {name!r} is registered already, by another factory")
+        raise ConfigError(f"a driver {name!r} is already registered with another factory")
     if not callable(factory):
-        raise ConfigError(f"the factory of driver {name!r} is no callable, but {factory!r}")
+        raise ConfigError(f"the factory of driver {name!r} is not callable: {factory!r}")
     _registered[name] = factory
 
 
 def unregister(name: str) -> None:
-    """Take back what `register` did; an unknown name is harmless."""
+    """Undo `register`; an unknown name is harmless."""
     _registered.pop(name, None)
 
 
@@ -198,12 +198,12 @@ def create_driver(settings: Settings) -> Driver:
 def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER") -> Driver:
     """The driver of that name, not yet open.
 
-    Raises ConfigError, naming `variable`, for a name that nobody offers or two offer, for a factory
-    that fails, and for what it returns that is no driver.
+    Raises ConfigError, naming `variable`, for a name that no package or several packages offer, for
+    a factory that fails, and for one that does not return a driver.
     """
     name = canonical_name(name)
     if (built_in := _BUILT_IN.get(name)) is not None:
-        _tell_shadows(name)
+        _log_shadowed(name)
         return built_in(settings)
     if (registered := _registered.get(name)) is not None:
         return _make(registered, settings, f"{variable}={name!r}: the registered driver", variable)
@@ -225,12 +225,12 @@ def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER")
     return _make(factory, settings, what, variable)
 
 
-def _tell_shadows(name: str) -> None:
-    # Not a reason to stop: a package that someone installed must not keep ours from starting.
+def _log_shadowed(name: str) -> None:
+    # Not an error: an installed package must not keep the built-in driver from starting.
     for entry in entry_points(group=ENTRY_POINTS).select(name=name):
         _logger.error(
-            "the entry point %s takes the name of the built-in driver %s, and is not used: "
-            "its package must choose another",
+            "the entry point %s has the name of the built-in driver %s and is not used: its "
+            "package must choose another name",
             entry.value,
             name,
         )
@@ -244,7 +244,7 @@ def _make(factory: Any, settings: Settings, what: str, variable: str) -> Driver:
         if isinstance(exc, EventBusError) and cause_of(exc) is exc:
             raise
         raise ConfigError(
-            f"{what} cannot be made: {type_name(exc)}: {text_of(exc)}", variable=variable
+            f"{what} cannot be created: {type_name(exc)}: {text_of(exc)}", variable=variable
         ) from exc
     if problem := _problem(driver):
         raise ConfigError(f"{what} {problem}; see eventbus.drivers.base.Driver", variable=variable)
@@ -252,10 +252,10 @@ def _make(factory: Any, settings: Settings, what: str, variable: str) -> Driver:
 
 
 def _problem(driver: Any) -> str:
-    """What a driver lacks, or an empty string."""
+    """What is wrong with a driver, or an empty string."""
     if inspect.iscoroutine(driver):
         driver.close()
-        return "is made by a coroutine function: a plain one is expected"
+        return "is created by a coroutine function: a plain one is expected"
     capabilities = getattr(driver, "capabilities", None)
     if not isinstance(getattr(driver, "name", None), str):
         return f"has no name: {driver!r}"

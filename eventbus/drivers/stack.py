@@ -1,11 +1,9 @@
-"""One call to each of several drivers: made, waited for, and told when it failed."""
+"""The stack driver: publishes through several drivers at once, and subscribes through one."""
 
 import asyncio
 import collections
 import functools
 import logging
-import random
-import time
 from collections.abc import (
     Callable,
     Collection,
@@ -19,6 +17,8 @@ from typing import (
     cast,
 )
 
+from eventbus.backoff import Backoff
+from eventbus.drivers import calls
 from eventbus.drivers.base import (
     NO_HEADERS,
     Capability,
@@ -49,7 +49,6 @@ from eventbus.drivers.state import (
     StateStore,
 )
 from eventbus.errors import (
-    CallbackFailed,
     ConfigError,
     ConnectionFailed,
     DriverError,
@@ -58,90 +57,28 @@ from eventbus.errors import (
     NotSupported,
     PublishFailed,
 )
-from eventbus.tasks import Tasks
-from eventbus.user_code import (
-    call_guarded,
-    guarded,
-    text_of,
-)
+from eventbus.ratelimit import RateLimitedLog
+from eventbus.tasks import Shutdown, Tasks
+from eventbus.user_code import call_guarded, guarded, text_of
 
-__all__ = [
-    "StackDriver",
-    "close",
-    "fault_of",
-    "first_success",
-    "give",
-    "raise_failures",
-    "succeeded",
-]
+__all__ = ["StackDriver"]
 
 
 _log = logging.getLogger(__name__)
 
 
-async def give(driver: Driver, subject: str, payload: bytes, headers: Headers) -> Published | None:
-    """Publish; where the driver itself cancels the message, it has failed."""
-    try:
-        with guarded():
-            return await driver.publish(subject, payload, headers)
-    except CallbackFailed as exc:
-        raise PublishFailed("the driver has given the message up", driver=driver.name) from exc
-
-
-async def first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
-    """Wait until one of `tasks` has succeeded, or none is left."""
-    pending = set(tasks)
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if any(map(succeeded, done)):
-            return
-
-
-def succeeded(task: asyncio.Task[Published | None]) -> bool:
-    """Whether a task has ended, and without an error."""
-    return task.done() and fault_of(task) is None
-
-
-def fault_of(task: asyncio.Task[Published | None]) -> BaseException | None:
-    """Why a task that has ended failed; None where it has not."""
-    if task.cancelled():
-        return PublishFailed("the stack was closed meanwhile", driver="stack")
-    return task.exception()
-
-
-def raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
-    """Raise what names the drivers, by `failures`, that have not taken a message."""
-    told = "; ".join(f"{name}: {text_of(failure)}" for name, failure in failures.items())
-    message = f"a message on {subject} was not taken by {told}"
-    cause = next(iter(failures.values()))
-    if any(isinstance(failure, EncodingError) for failure in failures.values()):
-        raise EncodingError(message) from cause
-    raise PublishFailed(message, driver=",".join(failures)) from cause
-
-
-async def close(name: str, driver: Driver) -> None:
-    """Close a driver; what it raises is logged."""
-    try:
-        with guarded():
-            await driver.aclose()
-    except Exception:  # noqa: BLE001 - the others are to be closed all the same
-        _log.exception("the stack's driver %s could not be closed", name)
-
-
 MAX_BEHIND: Final = 1000
-"""Messages that an optional driver may be behind by; it does not get those beyond."""
+"""How many messages an optional driver may be behind; it does not get any more until then."""
 _FIRST_PAUSE_S: Final = 1.0
 _MAX_PAUSE_S: Final = 30.0
-_QUIET_S: Final = 10.0
-"""How long the log says nothing more of an optional driver's faults."""
 
 
 class StackDriver:
-    """Publishes to all its drivers concurrently; `publish` waits for the required ones.
+    """Publishes through all its drivers concurrently; `publish` waits for the required ones.
 
-    It listens and reads through its reader: the first driver with HISTORY, or the first of all
-    where none has it. Positions are the reader's. An optional driver's faults are counted in
-    `counters` and logged, never raised; one that does not open is tried again until it does.
+    It subscribes and reads through its reader: the first driver with HISTORY, or else the first of
+    all. Positions are the reader's. The faults of an optional driver are counted in `counters` and
+    logged, never raised; one that fails to open is retried until it opens.
     """
 
     name = "stack"
@@ -153,10 +90,10 @@ class StackDriver:
         *,
         close_timeout: float = 15.0,
     ) -> None:
-        """`factories` make the drivers, in their order; `required` names some of them.
+        """`factories` create the drivers, in order; `required` names some of them.
 
-        With "any", one driver that takes a message is enough. Closing gives optional drivers
-        `close_timeout` seconds to catch up. Raises what the factories raise.
+        With "any", a message succeeds when one driver has taken it. Closing gives optional drivers
+        `close_timeout` seconds to catch up. Raises as the factories do.
         """
         self._factories = dict(factories)
         self._drivers = {name: make() for name, make in self._factories.items()}
@@ -173,7 +110,8 @@ class StackDriver:
         self._is_open = False
         self._behind: dict[str, set[asyncio.Task[Published | None]]] = collections.defaultdict(set)
         self._reopening = Tasks()
-        self._quiet_until: dict[str, float] = {}
+        self._shutdown = Shutdown()
+        self._log = RateLimitedLog(_log)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -186,7 +124,7 @@ class StackDriver:
         return self._open
 
     def member(self, name: str) -> Driver:
-        """One of its drivers. Raises ConnectionFailed where that is not open."""
+        """One of its drivers. Raises ConnectionFailed if that is not open."""
         self._require_open()
         if (driver := self._open.get(name)) is None:
             raise ConnectionFailed(f"the stack's driver {name} is not open yet", driver=name)
@@ -194,18 +132,19 @@ class StackDriver:
 
     @property
     def is_connected(self) -> bool:
-        """Whether the reader is, and each required one."""
+        """Whether the reader and each required driver are connected."""
         connected = {name for name, driver in self._open.items() if driver.is_connected}
         return self._is_open and {self._reader, *self._musts} <= connected
 
     async def open(self) -> None:
         """Open all drivers concurrently.
 
-        Raises ConfigError of any of them, and what a required one raises (with "any": when none
-        opens); then the others are closed.
+        Raises the ConfigError of any of them, and the error of a required one (with "any": if none
+        opens); the others are closed then.
         """
         if self._is_open:
             raise ConnectionFailed("the stack driver is open already", driver=self.name)
+        self._require_not_closed()
         try:
             results = await asyncio.gather(
                 *(call_guarded(d.open) for d in self._drivers.values()), return_exceptions=True
@@ -213,6 +152,7 @@ class StackDriver:
             outcomes = dict(zip(self._drivers, results, strict=True))
             faults = {name: fault for name, fault in outcomes.items() if fault is not None}
             self._raise_if_fatal(faults)
+            self._require_not_closed()  # meanwhile, by another task
         except BaseException:
             await self._close_drivers()
             raise
@@ -225,11 +165,11 @@ class StackDriver:
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:
-        """Give one message to all drivers; returns when the required ones have taken it.
+        """Publish one message through all drivers; returns when the required ones have taken it.
 
-        The place in the stream is the reader's, where it has stored the message by then. Raises
-        PublishFailed naming the required drivers that failed, or EncodingError where one will
-        never take the message; the others may have taken it.
+        The position is the reader's, if it has stored the message by then. Raises PublishFailed
+        naming the required drivers that failed, or EncodingError if one will never take the
+        message; other drivers may have taken it.
         """
         self._require_open()
         tasks: dict[str, asyncio.Task[Published | None]] = {}
@@ -238,7 +178,10 @@ class StackDriver:
             if name not in self._musts and len(behind) >= MAX_BEHIND:
                 self._count(name, f"is {MAX_BEHIND} messages behind, and does not get this one")
                 continue
-            tasks[name] = task = asyncio.create_task(give(driver, subject, payload, headers))
+            # Not in Tasks: publish() raises a required driver's error, _settle reports the others.
+            tasks[name] = task = asyncio.create_task(
+                calls.publish(driver, subject, payload, headers)
+            )
             behind.add(task)
             task.add_done_callback(functools.partial(self._settle, name))
         if not tasks:
@@ -248,51 +191,51 @@ class StackDriver:
                 driver=",".join(self._open),
             )
         if self._required == "any":
-            await first_success(tasks.values())
-            waited = {} if any(map(succeeded, tasks.values())) else tasks
+            await _first_success(tasks.values())
+            waited = {} if any(map(_succeeded, tasks.values())) else tasks
         else:
             waited = {name: task for name, task in tasks.items() if name in self._musts}
             await asyncio.wait(waited.values())
-        if failures := {n: e for n, task in waited.items() if (e := fault_of(task)) is not None}:
-            raise_failures(subject, failures)
+        if failures := {n: e for n, task in waited.items() if (e := _fault_of(task)) is not None}:
+            _raise_failures(subject, failures)
         reader = tasks.get(self._reader)
-        return reader.result() if reader is not None and succeeded(reader) else None
+        return reader.result() if reader is not None and _succeeded(reader) else None
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
-        """Listen through the reader. Raises ConnectionFailed where that is not open."""
+        """Subscribe through the reader. Raises ConnectionFailed if that is not open."""
         return await self.member(self._reader).subscribe(subject, handler)
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
-        """What the reader has stored; see HistoryDriver.read."""
+        """The reader's stored messages; see HistoryDriver.read."""
         reader = cast(HistoryDriver, self._able(Capability.HISTORY))
         return await reader.read(subject, after=after, limit=limit)
 
     async def resume(self, subject: str, position: Position, limit: int) -> Page:
-        """What the reader has stored after a position; see ResumingDriver.resume."""
+        """The reader's stored messages after a position; see ResumingDriver.resume."""
         reader = cast(HistoryDriver, self._able(Capability.HISTORY))
         return await read_from(reader, subject, position, limit)
 
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Subscription:
-        """Listen in a group of the reader's; see GroupDriver."""
+        """Subscribe in a group of the reader; see GroupDriver."""
         reader = cast(GroupDriver, self._able(Capability.GROUPS))
         return await reader.subscribe_group(subject, group, handler)
 
     async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> Consumer:
-        """Join a consumer of the reader's; see ConsumerDriver."""
+        """Join a consumer of the reader; see ConsumerDriver."""
         reader = cast(ConsumerDriver, self._able(Capability.CONSUMERS))
         return await reader.consume(name, subject, settings)
 
     async def check(self) -> str:
-        """What the reader's broker lacks; see CheckedDriver."""
+        """Check the reader's broker; see CheckedDriver."""
         return await check_of(self.member(self._reader))
 
     async def stored(self, pattern: str, limit: int) -> Mapping[str, int]:
-        """What the reader has stored; see MaintenanceDriver."""
+        """The reader's stored messages per channel; see MaintenanceDriver."""
         reader = cast(MaintenanceDriver, self._able(Capability.MAINTENANCE))
         return await reader.stored(pattern, limit)
 
     async def purge(self, subject: str) -> int:
-        """Remove what the reader has stored of a live subject; see MaintenanceDriver."""
+        """Delete the reader's stored messages of a live subject; see MaintenanceDriver."""
         reader = cast(MaintenanceDriver, self._able(Capability.MAINTENANCE))
         return await reader.purge(subject)
 
@@ -303,19 +246,24 @@ class StackDriver:
 
     @property
     def state(self) -> StateStore:
-        """What nodes say of themselves, at the reader; see StateDriver."""
+        """The reader's shared entries; see StateDriver."""
         return cast(StateDriver, self._able(Capability.PRESENCE)).state
 
     @property
     def durable_state(self) -> StateStore:
-        """What must outlive a restart, at the reader; see StateDriver."""
+        """The reader's entries that outlive a restart; see StateDriver."""
         return cast(StateDriver, self._able(Capability.PRESENCE)).durable_state
 
     async def aclose(self) -> None:
-        """Give drivers that are behind `close_timeout` seconds, and close all."""
+        """Give drivers that are behind `close_timeout` seconds, and close all.
+
+        Closing twice is harmless; all callers wait for the same close.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
         was_open, self._is_open = self._is_open, False
-        reopening, self._reopening = self._reopening, Tasks()
-        await reopening.aclose()
+        await self._reopening.aclose()
         if not was_open:
             return
         if behind := [task for tasks in self._behind.values() for task in tasks]:
@@ -330,16 +278,20 @@ class StackDriver:
     def _musts(self) -> frozenset[str]:
         return frozenset() if self._required == "any" else frozenset(self._required)
 
+    def _require_not_closed(self) -> None:
+        if self._shutdown.has_begun:
+            raise ConnectionFailed("the stack driver was closed", driver=self.name)
+
     def _require_open(self) -> None:
         if not self._is_open:
             raise ConnectionFailed("the stack driver is not open", driver=self.name)
 
     def _able(self, capability: Capability) -> Driver:
-        """The reader, which is open. Raises NotSupported where it cannot do what is asked."""
+        """The open reader. Raises NotSupported if it lacks the capability."""
         reader = self.member(self._reader)
         if capability not in self.capabilities:
             raise NotSupported(
-                f"the stack's driver {self._reader}, through which it listens, has no "
+                f"the stack's driver {self._reader}, through which it subscribes, has no "
                 f"{capability.value}",
                 driver=self._reader,
             )
@@ -374,26 +326,23 @@ class StackDriver:
 
     def _count(self, name: str, problem: str, fault: BaseException | None = None) -> None:
         self.counters[f"{name}.errors"] += 1
-        now = time.monotonic()
-        if now < self._quiet_until.get(name, 0.0):
-            return
-        self._quiet_until[name] = now + _QUIET_S
-        _log.error(
+        self._log.log(
+            logging.ERROR,
             "the stack's driver %s %s%s (faults so far: %d)",
             name,
             problem,
             f": {text_of(fault)}" if fault else "",
             self.counters[f"{name}.errors"],
+            kind=name,
             exc_info=fault if fault and not isinstance(fault, EventBusError) else None,
         )
 
     async def _reopen(self, name: str) -> None:
-        """Try a driver anew until it opens: one that has failed once need not open again."""
-        pause = _FIRST_PAUSE_S
+        """Try to open a driver until it opens, a new object each time."""
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while name not in self._open:
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-            pause = min(2 * pause, _MAX_PAUSE_S)
-            await close(name, self._drivers[name])
+            await asyncio.sleep(backoff.next())
+            await calls.close(name, self._drivers[name])
             try:
                 with guarded():
                     driver = self._drivers[name] = self._factories[name]()
@@ -406,4 +355,35 @@ class StackDriver:
 
     async def _close_drivers(self) -> None:
         self._open = {}
-        await asyncio.gather(*(close(name, driver) for name, driver in self._drivers.items()))
+        await asyncio.gather(*(calls.close(name, driver) for name, driver in self._drivers.items()))
+
+
+async def _first_success(tasks: Iterable[asyncio.Task[Published | None]]) -> None:
+    """Wait until one of `tasks` has _succeeded, or none is left."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if any(map(_succeeded, done)):
+            return
+
+
+def _succeeded(task: asyncio.Task[Published | None]) -> bool:
+    """Whether a task has ended without an error."""
+    return task.done() and _fault_of(task) is None
+
+
+def _fault_of(task: asyncio.Task[Published | None]) -> BaseException | None:
+    """Why an ended task failed; None if it succeeded."""
+    if task.cancelled():
+        return PublishFailed("the stack was closed", driver="stack")
+    return task.exception()
+
+
+def _raise_failures(subject: str, failures: Mapping[str, BaseException]) -> NoReturn:
+    """Raise an error that names the drivers that have not taken a message."""
+    reasons = "; ".join(f"{name}: {text_of(failure)}" for name, failure in failures.items())
+    message = f"a message on {subject} was not taken by {reasons}"
+    cause = next(iter(failures.values()))
+    if any(isinstance(failure, EncodingError) for failure in failures.values()):
+        raise EncodingError(message) from cause
+    raise PublishFailed(message, driver=",".join(failures)) from cause

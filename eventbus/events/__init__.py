@@ -8,8 +8,8 @@ from eventbus.events.encoding import (
     Outgoing,
     check_dispatchable,
     encode_event,
+    encode_messages,
     event_decoder,
-    outgoing_of,
 )
 from eventbus.events.event import (
     ClientEvent,
@@ -54,12 +54,12 @@ __all__ = [
     "data_type",
     "default_listeners",
     "encode_event",
+    "encode_messages",
     "event_decoder",
     "event_definition",
     "event_type",
     "event_types",
     "listen",
-    "outgoing_of",
     "pause_after",
     "policy_of",
     "qualified_name",

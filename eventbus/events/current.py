@@ -1,27 +1,18 @@
-"""The bus that an event finds when it is dispatched: the last one opened in the running loop.
+"""The current bus, which `Event.dispatch` uses: the last one opened in the running event loop.
 
-A list of the process, not a context variable: a web framework's request handlers do not inherit
-the context in which its start-up opened the bus. Entries are kept by event loop, since a bus is
-tied to the loop that opened it, and each thread may run one.
+It is kept in a list of the process, not in a context variable: a web framework's request handlers
+do not inherit the context in which its start-up opened the bus. Entries belong to an event loop: a
+bus works only in the loop that opened it, and each thread may run one.
 
-Here too, by the same reasons: the fakes that tests put in place of sending (`eventbus.testing`).
+For the same reasons the fakes of tests (`eventbus.testing`) are kept here.
 """
 
 import asyncio
 import contextvars
 import threading
-from collections.abc import (
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import (
-    Any,
-    Protocol,
-    TypedDict,
-    Unpack,
-)
+from typing import Any, Protocol, TypedDict, Unpack
 
 from eventbus.errors import BusStateError
 from eventbus.messages import Receipt
@@ -51,16 +42,16 @@ class PublishOptions(TypedDict, total=False):
 
 
 class Publisher(Protocol):
-    """What takes messages: a bus, or one of its drivers beside its own."""
+    """Publishes messages: a bus, or another driver of it."""
 
     async def publish(
         self, channel: str, event: str, data: Any, **options: Unpack[PublishOptions]
     ) -> Receipt:
-        """Take one message."""
+        """Publish one message."""
 
 
 class Dispatcher(Protocol):
-    """What takes messages and events: a bus, or a test's stand-in for one."""
+    """Publishes messages and dispatches events: a bus, or a test's stand-in for one."""
 
     async def publish(
         self,
@@ -71,34 +62,34 @@ class Dispatcher(Protocol):
         via: str | None = None,
         **options: Unpack[PublishOptions],
     ) -> Receipt:
-        """Take one message."""
+        """Publish one message."""
 
     async def dispatch(
         self, *events: Any, raise_errors: bool = False, via: str | None = None
     ) -> tuple[Receipt, ...]:
-        """Take the events; gives a receipt for each message that was published."""
+        """Dispatch events; returns a receipt for each published message."""
 
     def using(self, driver: str) -> Publisher:
-        """Another driver, by its name."""
+        """The same bus through another driver, by name."""
 
 
 class Fake(Protocol):
-    """Takes what a bus would send, while a test has it in place."""
+    """Records what a bus would send, during a test."""
 
     @property
     def bus(self) -> Dispatcher:
-        """What is current where no bus is open."""
+        """The stand-in that is current if no bus is open."""
 
     def takes(self, event: type | None) -> bool:
-        """Whether it takes events of this type; None stands for a plain message."""
+        """Whether it fakes events of this type; None means plain messages."""
 
     def keep(
         self, event: Any, sends: Sequence[Any], *, dispatched: bool = True
     ) -> Sequence[Receipt]:
-        """Keep what has been checked and would now be sent: each is an Outgoing or a Job.
+        """Record checked messages or jobs in place of sending them: each is an Outgoing or a Job.
 
-        Gives their receipts. `event` is None for a plain message; without `dispatched` it came out
-        of a queue.
+        Returns their receipts. `event` is None for a plain message. If it is not `dispatched`, a
+        worker took it from a queue.
         """
 
 
@@ -114,13 +105,13 @@ def enter(bus: Dispatcher) -> None:
     """Make `bus` the current one of the running loop, until it leaves."""
     loop = asyncio.get_running_loop()
     with _lock:
-        # A loop that was closed with its bus still open would otherwise stay for ever.
+        # Drops entries of loops that were closed while their bus was open.
         _entries[:] = [entry for entry in _entries if not entry[0].is_closed()]
         _entries.append((loop, bus))
 
 
 def leave(bus: Dispatcher) -> None:
-    """Take `bus` out, wherever it stands; the one opened before it is current again."""
+    """Remove `bus`, in any position; the one opened before it is current again."""
     with _lock:
         _entries[:] = [entry for entry in _entries if entry[1] is not bus]
 
@@ -136,9 +127,9 @@ def entered(bus: Dispatcher) -> Iterator[None]:
 
 
 def current_bus() -> Dispatcher:
-    """The bus opened last, of those still open in the running loop.
+    """The last opened bus of the running loop that is still open.
 
-    Where there is none, the outermost fake's stand-in; BusStateError where there is none either.
+    Without any, the stand-in of the outermost fake. Raises BusStateError without a fake.
     """
     loop = asyncio.get_running_loop()
     with _lock:
@@ -155,32 +146,33 @@ def current_bus() -> Dispatcher:
 
 
 def enter_fake(fake: Fake) -> None:
-    """Put a fake in place, inside those that are; with or without a running event loop."""
+    """Activate a fake, inside those that are active; with or without a running event loop."""
     with _lock:
         _fakes.append((_running_loop(), fake))
     _fakes_of_task.set((*_fakes_of_task.get(), fake))
 
 
 def leave_fake(fake: Fake) -> None:
-    """Take a fake away, wherever it stands."""
+    """Deactivate a fake, in any position."""
     with _lock:
         _fakes[:] = [entry for entry in _fakes if entry[1] is not fake]
     _fakes_of_task.set(tuple(one for one in _fakes_of_task.get() if one is not fake))
 
 
 def fake_for(event: type | None) -> Fake | None:
-    """The innermost fake that takes events of this type (None: plain messages), if there is any."""
+    """The innermost fake of events of this type (None: of plain messages), if there is one."""
     if not _fakes:
         return None
     return next((fake for fake in _fakes_here() if fake.takes(event)), None)
 
 
 def _fakes_here() -> list[Fake]:
-    """The fakes that hold for the caller, the innermost first.
+    """The fakes that apply to the caller, the innermost first.
 
-    Those that the task, or what started it, has put in place, and those put in place outside of
-    any event loop. A task that knows none of its own (it is older than the fake, or of a server's
-    start-up) has those of its loop, and in a loop without any, all: nothing is to slip through.
+    These are the fakes that its task, or the task that started it, has activated, and those
+    activated outside of any event loop. A task without any of its own (it is older than the fake,
+    or from a server's start-up) gets those of its loop, and in a loop without any, all of them:
+    nothing must be sent by accident.
     """
     with _lock:
         entries = _fakes[::-1]

@@ -21,9 +21,9 @@ __all__ = ["data_decoder", "data_type"]
 
 
 def data_type(cls: type[Event]) -> Any:
-    """The type of a broadcast event's data; Any where `broadcast_with` does not tell.
+    """The type of a broadcast event's data; Any if `broadcast_with` has no annotation.
 
-    Raises EventDefinitionError where its annotation cannot be resolved.
+    Raises EventDefinitionError for an annotation that cannot be resolved.
     """
     method = inspect.getattr_static(cls, "broadcast_with")
     if method is inspect.getattr_static(ShouldBroadcast, "broadcast_with"):
@@ -32,7 +32,7 @@ def data_type(cls: type[Event]) -> Any:
         returned = get_type_hints(method, include_extras=True).get("return", Any)
     except (NameError, TypeError) as exc:
         raise EventDefinitionError(
-            f"{qualified_name(cls)}.broadcast_with(): what it returns cannot be resolved: {exc}"
+            f"{qualified_name(cls)}.broadcast_with(): its annotation cannot be resolved: {exc}"
         ) from None
     if returned is Self:
         return cls
@@ -41,10 +41,10 @@ def data_type(cls: type[Event]) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def data_decoder(cls: type[Event]) -> msgspec.json.Decoder[Any] | None:
-    """What decodes the data that an overridden `broadcast_with` returns, made once.
+    """The decoder of the data that an overridden `broadcast_with` returns; one per type.
 
-    None where they cannot be checked: the annotation says nothing, or names a type that is unknown
-    at run time, or that JSON cannot be decoded to.
+    None if the data cannot be checked: there is no annotation, or it names a type that is unknown
+    at run time or that msgspec cannot decode.
     """
     try:
         returned = data_type(cls)

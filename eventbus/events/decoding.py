@@ -1,28 +1,17 @@
-"""From a delivery to a typed event: what subscribers get, whoever published it.
+"""From a delivery to a typed event, for payloads that anyone may have published.
 
-The reverse of `eventbus.outgoing`, for payloads that anyone may have published.
+The reverse of `eventbus.events.encoding`.
 """
 
 import datetime
-from collections.abc import (
-    Callable,
-    Mapping,
-)
-from typing import (
-    Any,
-    Final,
-    Generic,
-    TypeVar,
-)
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery
-from eventbus.errors import (
-    EventDefinitionError,
-    InvalidPayload,
-)
+from eventbus.errors import EventDefinitionError, InvalidPayload
 from eventbus.events.event import (
     Event,
     EventMeta,
@@ -42,10 +31,7 @@ from eventbus.messages import (
     read_payload,
     utc_now,
 )
-from eventbus.user_code import (
-    guarded,
-    text_of,
-)
+from eventbus.user_code import guarded, text_of
 
 __all__ = ["EventContext", "EventReader", "read_delivery"]
 
@@ -54,22 +40,22 @@ E = TypeVar("E", bound=Event)
 
 
 class EventContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of an event that came from the bus, beside its fields."""
+    """What a received event has besides its fields."""
 
     channel: str
     id: str | None
-    """None for a volatile message of someone who gave it no id."""
+    """None for a volatile message that was published without an id."""
     offset: int | None
     epoch: str | None
-    """Its place in the stream; None for a volatile message, and on a driver without history."""
+    """Its position in the stream; None for a volatile message, or a driver without history."""
     timestamp: datetime.datetime
-    """When it was dispatched, as the publisher says; when it was stored, if nothing is said."""
+    """The publisher's time of dispatch, or else the time at which it was stored."""
     metadata: Mapping[str, Any] = {}
     tags: tuple[str, ...] = ()
     version: int = 1
-    """The version of the event type that the publisher has."""
+    """The publisher's version of the event type."""
     attempt: int = 1
-    """The how manieth delivery this is, from 1."""
+    """The delivery attempt, starting at 1."""
 
 
 class _Body(msgspec.Struct):
@@ -81,7 +67,7 @@ _decode_body: Final = msgspec.json.Decoder(_Body).decode
 
 
 def read_delivery(channel: str, delivery: Delivery) -> Envelope:
-    """Check a delivery's payload; what it lacks comes from its headers and its place in the stream.
+    """Check a delivery's payload; missing fields come from its headers and position.
 
     Raises InvalidPayload: see `read_payload`.
     """
@@ -102,10 +88,10 @@ class EventReader(Generic[E]):
     """Reads the events of one type."""
 
     def __init__(self, cls: type[E], channel: str | None = None, name: str | None = None) -> None:
-        """`channel` is a pattern of channels, and `name` an event name, where `cls` tells none.
+        """`channel` is a pattern of channels, and `name` an event name, if `cls` has none.
 
-        Raises EventDefinitionError for a type whose events do not come, or cannot be made of what
-        comes; InvalidPattern.
+        Raises EventDefinitionError for a type whose events are not broadcast, or cannot be decoded,
+        and InvalidPattern.
         """
         definition = event_definition(cls)
         where = qualified_name(cls)
@@ -124,19 +110,19 @@ class EventReader(Generic[E]):
         }
         if channel is None and ("broadcast_on" in overridden or definition.channel is None):
             raise EventDefinitionError(
-                f"{where} overrides broadcast_on(), so that its channels are not known: "
+                f"{where} overrides broadcast_on(), so its channels are unknown: "
                 'subscribe with `channel="..."`, a pattern of them'
             )
         if name is None and "broadcast_as" in overridden:
             raise EventDefinitionError(
-                f"{where} overrides broadcast_as(), so that its name is not known: "
+                f"{where} overrides broadcast_as(), so its name is unknown: "
                 'subscribe with `name="..."`'
             )
         make: Callable[[Any], E] | None = getattr(cls, "from_broadcast", None)
         if make is None and "broadcast_with" in overridden:
             raise EventDefinitionError(
-                f"{where} overrides broadcast_with(), so that its data are not its fields: give it "
-                "a classmethod `from_broadcast(data)` that makes an event of them"
+                f"{where} overrides broadcast_with(), so its data is not its fields: give it a "
+                "classmethod `from_broadcast(data)` that makes an event of the data"
             )
         self.cls = cls
         self.name = definition.wire_name if name is None else name
@@ -146,13 +132,13 @@ class EventReader(Generic[E]):
         self._decode = msgspec.json.Decoder(cls).decode
         wanted = set(self.pattern.names)
         self._routing = [f for f in msgspec.structs.fields(cls) if f.name in wanted]
-        # A field with a default would not be missed: then it is looked for in the channel first.
+        # Else decoding would use a field's default in place of the channel's token.
         self._fill_first = make is not None or any(not f.required for f in self._routing)
 
     def read(
         self, channel: str, delivery: Delivery, attempt: int = 1
     ) -> tuple[E, EventContext] | None:
-        """The event and its context; None when it is another event of the same channel.
+        """The event and its context; None for another event of the same channel.
 
         Raises InvalidPayload: with the reasons of `read_payload`, `bad_data` and `bad_metadata`.
         """
@@ -186,9 +172,9 @@ class EventReader(Generic[E]):
             with guarded():
                 return self._decoded(data, channel)
         except Exception as exc:  # the type's own code may raise anything
+            cls = qualified_name(self.cls)
             raise InvalidPayload(
-                "bad_data",
-                f"the data of {envelope.event!r} are no {qualified_name(self.cls)}: {text_of(exc)}",
+                "bad_data", f"the data of {envelope.event!r} does not fit {cls}: {text_of(exc)}"
             ) from exc
 
     def _decoded(self, data: bytes, channel: str) -> E:
@@ -201,7 +187,7 @@ class EventReader(Generic[E]):
         return self._from_parts(data, channel)
 
     def _from_parts(self, data: bytes, channel: str) -> E:
-        """The event of its data, and of what the channel tells where they are silent."""
+        """The event from its data, with missing fields from the channel."""
         parts = msgspec.json.decode(data)
         captured = self.pattern.match(channel)
         if isinstance(parts, dict) and captured is not None:
@@ -213,12 +199,12 @@ class EventReader(Generic[E]):
             return msgspec.convert(parts, self.cls, str_keys=True)
         event = self._make(parts)
         if not isinstance(event, self.cls):
-            raise TypeError(f"from_broadcast() gave a {type(event).__name__}")
+            raise TypeError(f"from_broadcast() returned a {type(event).__name__}")
         return event
 
 
 def _time(text: str | None) -> datetime.datetime | None:
-    """A time as publishers write it, UTC where they do not say; None for anything else."""
+    """Parse a publisher's time, UTC if it has no time zone; None for anything else."""
     try:
         moment = datetime.datetime.fromisoformat(text or "")
     except ValueError:

@@ -1,21 +1,11 @@
-"""Channel templates: filled from an event's fields."""
+"""Event definitions: what a class statement declares, checked, and channel templates."""
 
 import enum
 import uuid
-from collections.abc import (
-    Mapping,
-    Sequence,
-)
-from typing import (
-    Any,
-    NamedTuple,
-)
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from eventbus.channels import (
-    MAX_CHANNEL_BYTES,
-    Pattern,
-    validate_channel,
-)
+from eventbus.channels import MAX_CHANNEL_BYTES, Pattern, validate_channel
 from eventbus.errors import (
     EventDefinitionError,
     EventFieldError,
@@ -23,10 +13,7 @@ from eventbus.errors import (
     InvalidEventName,
     InvalidPattern,
 )
-from eventbus.events.policy import (
-    QueuePolicy,
-    define_policy,
-)
+from eventbus.events.policy import QueuePolicy, define_policy
 from eventbus.messages import CLIENT_EVENT_PREFIX, validate_event_name
 
 __all__ = [
@@ -40,7 +27,7 @@ __all__ = [
 
 
 def fill_template(template: Pattern, fields: Any, event: str) -> str:
-    """The channel that `template` makes of the attributes of `fields`.
+    """Fill a channel template with the attributes of `fields`.
 
     `event` is the event's name, for errors. Raises EventFieldError.
     """
@@ -65,7 +52,7 @@ def _token(value: object, field: str, event: str, template: Pattern) -> str:
         if _is_token(text):
             return text
     raise EventFieldError(
-        f"event {event!r}: field {field!r} cannot stand in channel {template.text!r}: "
+        f"event {event!r}: field {field!r} cannot be part of channel {template.text!r}: "
         f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
         f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
         event=event,
@@ -81,30 +68,30 @@ def _is_token(text: str) -> bool:
 
 
 class EventDefinition(NamedTuple):
-    """What a class statement said of its event."""
+    """What a class statement declares about its event."""
 
     name: str
     channel: Pattern | None
-    """The channel or its template; None where `broadcast_on` decides, or nothing is broadcast."""
+    """The channel or its template; None if `broadcast_on` decides, or nothing is broadcast."""
     volatile: bool
     version: int
     abstract: bool
     broadcasts: bool
     queue: QueuePolicy | None = None
-    """How its events are queued; None for those that are not ShouldQueue."""
+    """How its events are queued; None if they are not ShouldQueue."""
     channels: tuple[Pattern, ...] = ()
-    """The channels that `broadcast_on` may name, where it is overridden and they were declared."""
+    """The channels that an overridden `broadcast_on` may name, if they are declared."""
     from_clients: bool = False
-    """Whether clients send it (ClientEvent), and services only receive it."""
+    """Whether it is a ClientEvent, which clients send and services only receive."""
 
     @property
     def wire_name(self) -> str:
-        """The name in the envelope: a client event's has the prefix that the edge gives it."""
+        """The name in the envelope; that of a client event has the edge's prefix."""
         return f"{CLIENT_EVENT_PREFIX}{self.name}" if self.from_clients else self.name
 
 
 class EventKeywords(NamedTuple):
-    """The keywords of a class statement that are ours, as they were given."""
+    """Our keywords of a class statement, unchecked."""
 
     channel: str | None = None
     channels: Sequence[str] | None = None
@@ -116,7 +103,7 @@ class EventKeywords(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """What has been mixed into an event class."""
+    """The mix-ins of an event class."""
 
     broadcasts: bool
     chooses_channels: bool
@@ -167,7 +154,7 @@ def define(
 
 
 def qualified_name(cls: type) -> str:
-    """A class as errors speak of it: its module and its name there."""
+    """The name of a class in errors: its module and its name there."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -178,7 +165,7 @@ def _check_channels(
     given: EventKeywords,
     traits: Traits,
 ) -> None:
-    """What an event that is not abstract must have. Raises EventDefinitionError."""
+    """Check the channels of an event that is not abstract. Raises EventDefinitionError."""
     if traits.from_clients:
         if template is None:
             raise EventDefinitionError(
@@ -189,7 +176,7 @@ def _check_channels(
     for field in template.names if template is not None else ():
         if template is not None and field not in fields:
             raise EventDefinitionError(
-                f"{where}: channel={template.text!r} names {{{field}}}, which is no "
+                f"{where}: channel={template.text!r} names {{{field}}}, which is not a "
                 f"field: the fields are {', '.join(fields) or 'none'}"
             )
     if traits.broadcasts:
@@ -207,7 +194,7 @@ def _check_channels(
 def _declared(where: str, channels: Sequence[str], traits: Traits) -> tuple[Pattern, ...]:
     if not traits.chooses_channels:
         raise EventDefinitionError(
-            f"{where}: channels={channels!r} tells where broadcast_on() may publish, and that is "
+            f"{where}: channels={channels!r} says where broadcast_on() may publish, but that is "
             "not overridden: give `channel=...`"
         )
     if isinstance(channels, str):
@@ -236,7 +223,7 @@ def _name(where: str, name: str, traits: Traits) -> str:
 
 
 def _template(where: str, channel: str, *, filled: bool) -> Pattern:
-    """The parsed channel; one that is `filled` from fields has no wildcards."""
+    """Parse the channel; one that is `filled` from fields may have no wildcards."""
     try:
         template = Pattern(channel)
         if template.is_exact:

@@ -1,28 +1,19 @@
-"""From an event to its messages: validated, its channels and data asked for, encoded once."""
+"""From an event to its messages, step by step: check, validate, ask for channels and data, encode.
+
+`encode_messages` is the entrance for a dispatch; the functions follow in the order of its steps.
+"""
 
 import functools
 from collections.abc import Sequence
-from typing import (
-    Any,
-    NamedTuple,
-    cast,
-)
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from eventbus.channels import validate_channel
 from eventbus.drivers.base import Headers
-from eventbus.errors import (
-    EventDefinitionError,
-    EventFieldError,
-)
+from eventbus.errors import EventDefinitionError, EventFieldError
 from eventbus.events.data_types import data_decoder
-from eventbus.events.event import (
-    Event,
-    ShouldBroadcast,
-    event_definition,
-    qualified_name,
-)
+from eventbus.events.event import Event, ShouldBroadcast, event_definition, qualified_name
 from eventbus.messages import (
     HEADER_EXCEPT,
     HEADER_METADATA,
@@ -38,42 +29,42 @@ __all__ = [
     "Outgoing",
     "check_dispatchable",
     "encode_event",
+    "encode_messages",
     "event_decoder",
     "headers_of",
     "messages_of",
-    "outgoing_of",
 ]
 
 
 class Outgoing(NamedTuple):
-    """A message that has been checked, and how it is to be published."""
+    """A message that was checked, and how to publish it."""
 
     message: Message
     volatile: bool
     headers: Headers
     via: str | None = None
-    """The driver that carries it, where it is not the bus's own."""
+    """The driver to publish it through, if not the bus's own."""
     template: str | None = None
-    """The channel template of the event that it came of, for traces."""
+    """The channel template of its event, for traces."""
 
 
-def outgoing_of(event: Event, via: str | None = None) -> list[Outgoing]:
-    """What dispatching `event` publishes. Raises as `messages_of` and `headers_of` do."""
+def encode_messages(event: Event, via: str | None = None) -> list[Outgoing]:
+    """Check an event and encode what its dispatch publishes: one message per channel.
+
+    Empty for an event that is not broadcast. Raises EventFieldError, EventDefinitionError,
+    EncodingError, InvalidChannel and InvalidEventName.
+    """
+    messages = messages_of(event)
     definition, headers = event_definition(type(event)), headers_of(event)
     template = definition.channel.text if definition.channel else None
-    return [
-        Outgoing(message, definition.volatile, headers, via, template)
-        for message in messages_of(event)
-    ]
+    return [Outgoing(each, definition.volatile, headers, via, template) for each in messages]
 
 
 def messages_of(event: Event) -> tuple[Message, ...]:
-    """The messages that dispatching `event` publishes: one for each channel, the data encoded once.
+    """The messages of an event, whose data is encoded once. Raises as `encode_messages` does.
 
-    None for an event that is not broadcast: it stays in the process, and may hold anything. Any
-    other is validated against its type first, since Python code can construct a struct with
-    anything in its fields. Raises EventFieldError, EventDefinitionError, EncodingError,
-    InvalidChannel and InvalidEventName.
+    An event that is not broadcast stays in the process, and may hold anything. Any other is
+    validated against its type first: Python code can put anything into a struct's fields.
     """
     check_dispatchable(event)
     if not isinstance(event, ShouldBroadcast):
@@ -82,7 +73,6 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     if not event.broadcast_when():
         return ()
     channels = _channels(event)
-    _check_declared(event, channels)
     data = event.broadcast_with()
     meta = event.event_meta
     shared = msgspec.Raw(encoded if data is event else _encode_chosen(event, data))
@@ -93,23 +83,8 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     )
 
 
-def headers_of(event: Event) -> dict[str, str]:
-    """What travels with the event's messages, beside the envelope. Raises EncodingError."""
-    meta = event.event_meta
-    headers: dict[str, str] = {}
-    if (version := event_definition(type(event)).version) != 1:
-        headers[HEADER_VERSION] = str(version)
-    if meta.except_connection is not None:
-        headers[HEADER_EXCEPT] = meta.except_connection
-    if meta.metadata:
-        headers[HEADER_METADATA] = encode_metadata(meta.metadata)
-    if meta.tags:
-        headers[HEADER_TAGS] = ",".join(meta.tags)
-    return headers
-
-
 def check_dispatchable(event: Event) -> None:
-    """Raises EventDefinitionError for an event of an abstract type, or one that clients send."""
+    """Raises EventDefinitionError for an event of an abstract type, or a ClientEvent."""
     definition = event_definition(type(event))
     if definition.abstract:
         raise EventDefinitionError(
@@ -124,15 +99,15 @@ def check_dispatchable(event: Event) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def event_decoder(cls: type[Event]) -> msgspec.json.Decoder[Event]:
-    """The decoder of an event type's JSON, made once."""
+    """The decoder of an event type's JSON; there is one per type."""
     return msgspec.json.Decoder(cls)
 
 
 def encode_event(event: Event) -> bytes:
-    """The event as JSON, which its own type accepts. Raises EventFieldError, EncodingError.
+    """The event as JSON that its own type accepts. Raises EventFieldError, EncodingError.
 
-    Decoding what was encoded anyway is the cheapest check (0.5 µs for six fields; to_builtins and
-    convert take 0.7), and it is the very one that a consumer makes.
+    Decoding the encoded event is the cheapest check (0.5 µs for six fields; to_builtins and convert
+    take 0.7 µs), and the same one that a consumer makes.
     """
     name = event_definition(type(event)).name
     encoded = encode_data(event, f"event {name!r}")
@@ -147,8 +122,30 @@ def encode_event(event: Event) -> bytes:
     return encoded
 
 
+def _channels(event: ShouldBroadcast) -> tuple[str, ...]:
+    """The channels that `broadcast_on` names, each once, and declared where any are declared."""
+    cls = type(cast(Event, event))
+    given = event.broadcast_on()
+    if isinstance(given, str):
+        given = (given,)
+    elif not isinstance(given, Sequence):
+        raise EventDefinitionError(
+            f"{qualified_name(cls)}.broadcast_on() returned a {type(given).__name__}: "
+            "a channel or a sequence of channels is allowed"
+        )
+    channels = tuple(dict.fromkeys(map(validate_channel, given)))
+    declared = event_definition(cls).channels
+    for channel in channels if declared else ():
+        if all(pattern.match(channel) is None for pattern in declared):
+            raise EventDefinitionError(
+                f"{qualified_name(cls)}.broadcast_on() named {channel!r}: declared are "
+                + ", ".join(pattern.text for pattern in declared)
+            )
+    return channels
+
+
 def _encode_chosen(event: Event, data: Any) -> bytes:
-    """What `broadcast_with` returned, as JSON that fits its annotation.
+    """The data that `broadcast_with` returned, as JSON that fits its annotation.
 
     Raises EventFieldError, EncodingError.
     """
@@ -169,31 +166,22 @@ def _encode_chosen(event: Event, data: Any) -> bytes:
     return encoded
 
 
+def headers_of(event: Event) -> dict[str, str]:
+    """The headers of the event's messages. Raises EncodingError."""
+    meta = event.event_meta
+    headers: dict[str, str] = {}
+    if (version := event_definition(type(event)).version) != 1:
+        headers[HEADER_VERSION] = str(version)
+    if meta.except_connection is not None:
+        headers[HEADER_EXCEPT] = meta.except_connection
+    if meta.metadata:
+        headers[HEADER_METADATA] = encode_metadata(meta.metadata)
+    if meta.tags:
+        headers[HEADER_TAGS] = ",".join(meta.tags)
+    return headers
+
+
 def _field(exc: msgspec.ValidationError) -> str:
     """The field that a message such as "Expected … - at `$.lines[0].price`" is about."""
     path = str(exc).rpartition("`$")[2].rstrip("`").lstrip(".")
     return path.partition(".")[0].partition("[")[0]
-
-
-def _channels(event: ShouldBroadcast) -> tuple[str, ...]:
-    given = event.broadcast_on()
-    if isinstance(given, str):
-        return (validate_channel(given),)
-    if not isinstance(given, Sequence):
-        raise EventDefinitionError(
-            f"{qualified_name(type(event))}.broadcast_on() returned a {type(given).__name__}: "
-            "a channel or a sequence of channels is allowed"
-        )
-    return tuple(dict.fromkeys(map(validate_channel, given)))
-
-
-def _check_declared(event: ShouldBroadcast, channels: tuple[str, ...]) -> None:
-    """Raises EventDefinitionError for a channel that `broadcast_on` must not name."""
-    cls = type(cast(Event, event))
-    declared = event_definition(cls).channels
-    for channel in channels if declared else ():
-        if all(pattern.match(channel) is None for pattern in declared):
-            raise EventDefinitionError(
-                f"{qualified_name(cls)}.broadcast_on() named {channel!r}: declared are "
-                + ", ".join(pattern.text for pattern in declared)
-            )

@@ -1,4 +1,4 @@
-"""Events: typed structs that know where they are broadcast, and the registry of their types.
+"""Events: typed structs that declare where they are broadcast, and the registry of their types.
 
     class OrderShipped(Event, ShouldBroadcast, channel="orders.{order_id}"):
         order_id: int
@@ -14,21 +14,9 @@ import datetime
 import functools
 import os.path
 import sys
-from collections.abc import (
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import (
-    Any,
-    ClassVar,
-    Final,
-    Self,
-    TypeVar,
-    cast,
-    dataclass_transform,
-)
+from typing import Any, ClassVar, Final, Self, TypeVar, cast, dataclass_transform
 
 import msgspec
 
@@ -42,10 +30,7 @@ from eventbus.events.definition import (
     fill_template,
     qualified_name,
 )
-from eventbus.events.policy import (
-    POLICY_KEYWORDS,
-    ShouldQueue,
-)
+from eventbus.events.policy import POLICY_KEYWORDS, ShouldQueue
 from eventbus.messages import Receipt, check_id, check_tags, encode_metadata, new_id, utc_now
 
 __all__ = [
@@ -66,10 +51,11 @@ E = TypeVar("E", bound="Event")
 
 
 class EventMeta(msgspec.Struct, frozen=True, kw_only=True):
-    """What every event has beside its fields: a UUIDv7, and the time (UTC) it was first asked.
+    """What every event has besides its fields: its id, a UUIDv7, and its time of creation (UTC).
 
-    `metadata` (a JSON object) and `tags` reach subscribers on the bus, never clients.
-    `except_connection` is the client connection that must not get the event: its sender's.
+    Both are set when `event_meta` is first read. `metadata` (a JSON object) and `tags` reach
+    subscribers on the bus, never clients. `except_connection` is the id of a client connection that
+    must not receive the event: usually its sender's.
     """
 
     id: str
@@ -80,21 +66,21 @@ class EventMeta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShouldBroadcast:
-    """Mixed into an Event, it makes `dispatch` publish it.
+    """A mix-in for events that `dispatch` publishes.
 
-    What is published, where and whether can be overridden; all four are asked at each dispatch.
+    Override a method to choose what is published, where, and whether; each dispatch calls all four.
     """
 
     __slots__ = ()
 
     def broadcast_on(self) -> str | Sequence[str]:
-        """The channel, or several: one message each, all of the same id."""
+        """The channel, or several of them: one message each, all with the same id."""
         name, template = event_definition(type(cast(Event, self)))[:2]
         assert template is not None  # otherwise this is overridden
         return fill_template(template, self, name)
 
     def broadcast_as(self) -> str:
-        """The event name that listeners see."""
+        """The event name in the message."""
         return event_definition(type(cast(Event, self))).name
 
     def broadcast_with(self) -> Any:
@@ -107,11 +93,11 @@ class ShouldBroadcast:
 
 
 class ClientEvent:
-    """Mixed into an Event, it declares a client event: clients send it, and it is not dispatched.
+    """A mix-in for events that clients send, and that cannot be dispatched.
 
-    `channel` is then a pattern of the channels on which it may be sent, wildcards included, and its
-    named tokens need not be fields. On the wire its name has the prefix `client-`. Services may
-    subscribe to it, and an edge can be told to check what clients send against its type.
+    `channel` is a pattern of the channels on which clients may send it. It may have wildcards, and
+    its named tokens need not be fields. On the wire its name has the prefix `client-`. Services may
+    subscribe to it, and an edge can be configured to validate client events against its type.
     """
 
     __slots__ = ()
@@ -119,9 +105,9 @@ class ClientEvent:
 
 _types: dict[str, "type[Event]"] = {}
 _sources: dict[tuple[str, str], "type[Event]"] = {}
-"""All event classes, abstract ones too, by the file and the name in it that define them."""
+"""All event classes, including abstract ones, by file and qualified name."""
 _SPAWNED_MAIN: Final = "__mp_main__"
-"""The main module in a process that multiprocessing has spawned: a copy in which nothing runs."""
+"""The name of the main module, imported again, in a process spawned by multiprocessing."""
 _RESERVED_FIELDS: Final = frozenset(
     {
         *("dispatch", "dispatch_if", "dispatch_unless", "event_meta", "to_others", "with_meta"),
@@ -131,7 +117,7 @@ _RESERVED_FIELDS: Final = frozenset(
 
 
 class _EventClass(msgspec.StructMeta):
-    """Takes our class keywords out of a class statement, and leaves msgspec its own."""
+    """Takes our keywords from a class statement, and leaves msgspec's to msgspec."""
 
     def __new__(  # noqa: PYI034 - Self is not for metaclasses (PEP 673)
         mcls,
@@ -161,7 +147,7 @@ class _EventClass(msgspec.StructMeta):
         type.__init__(cls, *args)
 
 
-# msgspec.Struct says the same of itself, but that its subclasses can be changed.
+# As for msgspec.Struct itself, except that subclasses are frozen.
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     """The base of every event type: an immutable struct with fields of any type msgspec encodes.
@@ -169,23 +155,23 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     Class keywords: `channel` (a channel, or a template such as `orders.{order_id}` that is filled
     from fields of type str, int, UUID or an enum of these), `channels` (patterns of those that an
     overridden `broadcast_on` may name), `name` (the event name; the class's own by default),
-    `volatile` (never stored or replayed), `version` (of its schema, from 1), `abstract` (a base for
-    others: neither registered nor dispatched), and msgspec's own, such as `kw_only` or `rename`.
-    `channel`, `channels` and `volatile` are inherited. ShouldQueue adds its own.
+    `volatile` (never stored or replayed), `version` (of its schema, starting at 1), `abstract` (a
+    base class that is neither registered nor dispatched), and msgspec's own, such as `kw_only` or
+    `rename`. `channel`, `channels` and `volatile` are inherited. ShouldQueue adds its own keywords.
 
-    Raises EventDefinitionError where the class statement stands: for an unknown field in a
-    template, a wildcard or bad grammar, a broadcast event without a channel, a name that is taken.
+    The class statement raises EventDefinitionError for an unknown field in a template, a wildcard
+    or bad syntax, a broadcast event without a channel, or a name that another event has.
     """
 
     __event_definition__: ClassVar[EventDefinition] = EventDefinition(
         "Event", channel=None, volatile=False, version=1, abstract=True, broadcasts=False
     )
 
-    # A struct's instances have a __dict__ (`dict=True`) that holds this and is no field, so that a
-    # type may have fields of its own called `id` or `timestamp`. Copies are events of their own.
+    # It is in the instance's __dict__ (`dict=True`) and not a field, so that a type may have fields
+    # called `id` or `timestamp`. A copy is an event of its own, with another id.
     @functools.cached_property
     def event_meta(self) -> EventMeta:
-        """The event's id and timestamp, made when first asked for and the same ever after."""
+        """The event's id and timestamp, set on first access."""
         return EventMeta(id=new_id(), timestamp=utc_now())
 
     async def dispatch(self) -> tuple[Receipt, ...]:
@@ -196,21 +182,22 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
         return await current_bus().dispatch(self)
 
     async def dispatch_if(self, condition: bool) -> tuple[Receipt, ...]:
-        """Dispatch when `condition` holds; otherwise nothing happens, and there are no receipts."""
+        """Dispatch if `condition` is true; otherwise return no receipts."""
         return await self.dispatch() if condition else ()
 
     async def dispatch_unless(self, condition: bool) -> tuple[Receipt, ...]:
-        """Dispatch when `condition` does not hold."""
+        """Dispatch unless `condition` is true."""
         return await self.dispatch_if(not condition)
 
     def with_meta(
         self, *, metadata: Mapping[str, Any] | None = None, tags: Iterable[str] = ()
     ) -> Self:
-        """The same event, of the same id, with more metadata (later keys win) and more tags.
+        """The same event, with the same id, with more metadata (new keys win) and more tags.
 
-        They travel in headers, to the bus's subscribers and never to clients. Raises EncodingError
-        for metadata that is no JSON object of at most MAX_METADATA bytes, InvalidName for a tag
-        that is not 1 to 64 visible ASCII characters without a comma, and for more than MAX_TAGS.
+        They are sent in headers, to subscribers on the bus and never to clients. Raises
+        EncodingError for metadata that is not a JSON object of at most MAX_METADATA bytes, and
+        InvalidName for a tag that is not 1 to 64 visible ASCII characters without a comma, or for
+        more than MAX_TAGS tags.
         """
         meta = self.event_meta
         merged = {**meta.metadata, **(metadata or {})}
@@ -223,9 +210,9 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
         )
 
     def to_others(self, connection_id: str | None) -> Self:
-        """The same event, which that client connection does not get; None leaves nobody out.
+        """The same event, which that client connection does not receive; None excludes nobody.
 
-        Raises InvalidName for what is no connection's id.
+        Raises InvalidName for a bad id.
         """
         if connection_id is not None:
             check_id("a connection's id", connection_id)
@@ -235,14 +222,14 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
 
 
 def with_event_meta(event: E, meta: EventMeta) -> E:
-    """The event with that id, time and metadata: for one that comes from elsewhere."""
+    """A copy of the event with that id, time and metadata, such as those of a received message."""
     other = copy.copy(event)
     other.__dict__["event_meta"] = meta
     return other
 
 
 def event_definition(cls: type[Event]) -> EventDefinition:
-    """What the class statement of an event type said."""
+    """What the class statement of an event type declares."""
     return cls.__event_definition__
 
 
@@ -252,7 +239,7 @@ def event_type(name: str) -> type[Event] | None:
 
 
 def event_types() -> Mapping[str, type[Event]]:
-    """All event types that have been defined, by name, as of now."""
+    """All event types defined so far, by name."""
     return MappingProxyType(dict(_types))
 
 
@@ -275,11 +262,11 @@ def _define(cls: type[Event], given: EventKeywords) -> EventDefinition:
 
 
 def _register(cls: type[Event]) -> None:
-    """Keep a class under its source, and unless it is abstract, under its name.
+    """Register a class by its source, and unless it is abstract, by its name.
 
-    A module that is reloaded, or imported again after it was removed, replaces its classes. Raises
-    EventDefinitionError for a name that is taken, and for a source that is loaded twice: each of
-    the two classes would have listeners that do not hear the other's events.
+    A module that is reloaded, or imported again after its removal, replaces its classes. Raises
+    EventDefinitionError for a name that another event has, and for a source that is loaded twice:
+    the listeners of one class would not get the events of the other.
     """
     source, definition = _source(cls), event_definition(cls)
     former, namesake = _sources.get(source), _types.get(definition.name)
@@ -292,9 +279,9 @@ def _register(cls: type[Event]) -> None:
     ):
         raise EventDefinitionError(
             f"{source[0]} is loaded twice, as {former.__module__} and as {cls.__module__}: "
-            f"{cls.__qualname__} would be two event types, and listeners of one would not hear the "
-            "other. Import the module under one name; events of a program's main module belong "
-            "into a module of their own when others import them"
+            f"{cls.__qualname__} would be two event types, and listeners to one would not get the "
+            "other. Import the module under one name. If other modules import events of a "
+            "program's main module, move these into a module of their own"
         )
     if not definition.abstract:
         if namesake not in (None, former) and _source(namesake) != source:
@@ -308,7 +295,7 @@ def _register(cls: type[Event]) -> None:
 
 
 def _source(cls: type) -> tuple[str, str]:
-    """The file (or the module, where there is none) and the name in it that define a class."""
+    """The file (or the module, without a file) and the qualified name of a class."""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None)
     return os.path.realpath(file) if file else cls.__module__, cls.__qualname__

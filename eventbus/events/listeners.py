@@ -1,47 +1,29 @@
-"""Listeners within the process: what runs when an event is dispatched here.
+"""Listeners: callables that run when this process dispatches an event.
 
     from eventbus import listen
 
     @listen(OrderShipped)                 # an event type, or a base class of several
     async def send_receipt(event: OrderShipped) -> None: ...
 
-    @bus.listen("order.*", priority=10)   # names of events; `*` stands for any run of characters
+    @bus.listen("order.*", priority=10)   # event names; `*` matches any characters
     def audit(event: Event) -> None: ...
 
-`listen` declares for the whole process, at import time and without a bus: every bus runs these, and
-those of its own `bus.listen`, which end with it. Within `isolated()` none is declared, so that what
-a test declares does not reach the next one.
+`listen` registers for the whole process, at import time and without a bus. Every bus runs these and
+its own, from `bus.listen`. Within `isolated()` none is registered, so that the listeners of one
+test do not run in the next.
 """
 
 import contextlib
 import itertools
 import logging
 import re
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-)
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-    TypeVar,
-    overload,
-)
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 from eventbus import tracing
-from eventbus.events.event import (
-    Event,
-    event_definition,
-    event_type,
-    qualified_name,
-)
+from eventbus.events.event import Event, event_definition, event_type, qualified_name
 from eventbus.messages import validate_event_name
-from eventbus.user_code import (
-    call_guarded,
-    guarded,
-)
+from eventbus.user_code import call_guarded, guarded
 
 __all__ = ["Listeners", "default_listeners", "isolated", "listen"]
 
@@ -55,7 +37,7 @@ Handler = Callable[[Any], Any]
 What = type | str
 
 _order: Final = itertools.count()
-"""Of all registrations in the process: those of a bus and the process's own are run as one list."""
+"""Numbers all registrations in the process: a bus runs its own and the process's in this order."""
 
 
 class _Listener(NamedTuple):
@@ -64,7 +46,7 @@ class _Listener(NamedTuple):
     handler: Handler
     stop_on_error: bool
 
-    def hears(self, name: str, cls: type | None) -> bool:
+    def matches(self, name: str, cls: type | None) -> bool:
         return any(
             _name_matches(what, name)
             if isinstance(what, str)
@@ -76,14 +58,14 @@ class _Listener(NamedTuple):
 class Listeners:
     """Callables by the events that they listen to, run one after the other.
 
-    The higher `priority` first, and among equals in the order of registration; a listener that
-    hears an event in several ways is run once.
+    A higher `priority` runs first, equal ones in the order of registration. A listener that matches
+    an event in several ways runs once.
     """
 
     def __init__(self, inherited: "Listeners | None" = None) -> None:
-        """`inherited`: others that are run with these."""
+        """`inherited`: other listeners that run with these."""
         self.errors = 0
-        """How many times a listener has raised."""
+        """How many times a listener raised."""
         self._inherited = inherited
         self._listeners: list[_Listener] = []
         self._version = 0
@@ -108,12 +90,12 @@ class Listeners:
     def listen(
         self, *what: What, priority: int = 0, stop_on_error: bool = False
     ) -> Callable[[Callable[[Any], R]], Callable[[Any], R]]:
-        """Decorate a callable, async or plain, that takes the event; it is given back unchanged.
+        """Decorate a callable, async or plain, that takes the event; it is returned unchanged.
 
-        `what` are event types (a base class hears its subclasses), event names, or patterns of
-        names: `*` is any run of characters, dots included, and all else is literal. What a listener
-        raises is logged and counted, and the next one is run; with `stop_on_error` the rest is not
-        run, and `dispatch` raises it. Raises TypeError and InvalidEventName.
+        `what` are event types (a base class includes its subclasses), event names, or patterns of
+        names, in which `*` matches any characters, including dots. An exception of a listener is
+        logged and counted, and the next listener runs; with `stop_on_error` no further listener
+        runs, and `dispatch` raises the exception. Raises TypeError and InvalidEventName.
         """
         wanted = frozenset(map(_check_what, what))
         if not wanted:
@@ -129,14 +111,14 @@ class Listeners:
         return register
 
     def forget(self, what: What, handler: Handler | None = None) -> int:
-        """Drop what listens to exactly this type, name or pattern; how many there were.
+        """Remove the listeners to exactly this type, name or pattern; returns how many.
 
-        With `handler`, that one alone. What a listener hears by other registrations stays.
+        With `handler`, only that one. Other registrations of the same listener stay.
         """
         _check_what(what)
         kept, dropped = [], 0
         for listener in self._listeners:
-            # Bound methods are made anew at each access: equal, and not the same object.
+            # Each access to a bound method creates an object: equal, but not the same.
             if what in listener.what and (handler is None or listener.handler == handler):
                 dropped += 1
                 listener = listener._replace(what=listener.what - {what})  # noqa: PLW2901
@@ -146,24 +128,24 @@ class Listeners:
         return dropped
 
     def has_listeners(self, what: type | str) -> bool:
-        """Whether an event of this type, or of this name, would be heard by any."""
+        """Whether there is a listener to events of this type or name."""
         if isinstance(what, str):
             name, cls = what, event_type(what)
         else:
             name = event_definition(what).name if issubclass(what, Event) else ""
             cls = what
-        own = any(listener.hears(name, cls) for listener in self._listeners)
+        own = any(listener.matches(name, cls) for listener in self._listeners)
         return own or (self._inherited is not None and self._inherited.has_listeners(what))
 
     async def run(self, *events: Event, raise_errors: bool = False) -> None:
-        """Run what listens to each event.
+        """Run the listeners of each event.
 
-        With `raise_errors` all are run, and what they raised is raised as an ExceptionGroup. The
-        error of a listener that was registered with `stop_on_error` is raised as it is, at once.
+        With `raise_errors` all of them run, and their exceptions are raised as an ExceptionGroup.
+        The exception of a listener with `stop_on_error` is raised as it is, at once.
         """
         errors: list[Exception] = []
         for event in events:
-            for listener in self._heard_by(type(event)):
+            for listener in self._listeners_of(type(event)):
                 try:
                     name = event_definition(type(event)).name
                     with guarded(), tracing.listening(name, listener.handler):
@@ -177,12 +159,12 @@ class Listeners:
             raise ExceptionGroup(f"{len(errors)} listeners failed", errors)
 
     async def until(self, event: Event) -> Any:
-        """Ask one listener after the other; the first answer that is not None, or None.
+        """Call one listener after the other; returns the first answer that is not None, or None.
 
-        Nothing is broadcast. A listener that raises is logged and counted, and the next is asked;
-        one that was registered with `stop_on_error` ends it.
+        Nothing is broadcast. An exception is logged and counted, and the next listener is called;
+        with `stop_on_error` it is raised.
         """
-        for listener in self._heard_by(type(event)):
+        for listener in self._listeners_of(type(event)):
             try:
                 answer = await call_guarded(listener.handler, event)
             except Exception as exc:
@@ -196,7 +178,7 @@ class Listeners:
 
     @contextlib.contextmanager
     def isolated(self) -> Iterator[None]:
-        """Within the block nothing is registered; what the block registers ends with it."""
+        """Start the block without listeners; those that it registers end with it."""
         before = self._listeners
         self._change([])
         try:
@@ -208,7 +190,7 @@ class Listeners:
         self._listeners = listeners
         self._version += 1
 
-    def _heard_by(self, cls: type[Event]) -> tuple[_Listener, ...]:
+    def _listeners_of(self, cls: type[Event]) -> tuple[_Listener, ...]:
         inherited = self._inherited
         theirs = inherited._version if inherited is not None else 0  # noqa: SLF001 - of the same class
         version = (self._version, theirs)
@@ -219,16 +201,16 @@ class Listeners:
             all_of_them: Iterable[_Listener] = self._listeners
             if inherited is not None:
                 all_of_them = (*inherited._listeners, *self._listeners)  # noqa: SLF001 - the same
-            found = tuple(sorted(one for one in all_of_them if one.hears(name, cls)))
+            found = tuple(sorted(one for one in all_of_them if one.matches(name, cls)))
             self._found[cls] = found
         return found
 
     def _report(self, listener: _Listener, event: Event, exc: Exception) -> None:
         self.errors += 1
-        # The event's fields stay out of the log: they may be anybody's.
+        # The event's fields stay out of the log: they may be confidential.
         _log.error(
             "listener %s failed on event %r, id %s",
-            _told(listener.handler),
+            _handler_name(listener.handler),
             event_definition(type(event)).name,
             event.event_meta.id,
             exc_info=exc,
@@ -252,7 +234,7 @@ def _name_matches(pattern: str, name: str) -> bool:
     return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name, re.DOTALL) is not None
 
 
-def _told(handler: Handler) -> str:
+def _handler_name(handler: Handler) -> str:
     named = handler if hasattr(handler, "__qualname__") else getattr(handler, "func", handler)
     if hasattr(named, "__qualname__"):
         return f"{named.__module__}.{named.__qualname__}"
@@ -260,8 +242,8 @@ def _told(handler: Handler) -> str:
 
 
 default_listeners: Final = Listeners()
-"""The process's own, which every bus runs unless it is given others."""
+"""The process's own listeners, which every bus runs unless it is created with others."""
 listen = default_listeners.listen
 """Register for the whole process: see `Listeners.listen`."""
 isolated = default_listeners.isolated
-"""For tests: within the block, no listener of the process is registered but the block's own."""
+"""For tests: within the block, the process has only the listeners that the block registers."""

@@ -1,6 +1,6 @@
-"""Queued events: which are stored for a worker, and how a worker treats them.
+"""The policy of queued events: which queue stores them, and how workers run them.
 
-A class says it in its statement, and its dispatch returns when the event is stored:
+The class statement declares it, and a dispatch returns when the event is stored:
 
     class SendInvoice(Event, ShouldQueue, queue="invoices", tries=5, backoff=(1, 5, 30)):
         order_id: int
@@ -9,17 +9,8 @@ A class says it in its statement, and its dispatch returns when the event is sto
 import datetime
 import math
 import re
-from collections.abc import (
-    Mapping,
-    Sequence,
-)
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-    Protocol,
-    cast,
-)
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from eventbus.errors import EventDefinitionError
 
@@ -47,29 +38,29 @@ Moment = Seconds | datetime.datetime
 
 
 class QueuePolicy(NamedTuple):
-    """How one queued event is to be treated. Times are in seconds."""
+    """How a worker runs one queued event. Times are in seconds."""
 
     queue: str = DEFAULT_QUEUE
     tries: int = 3
-    """How often a worker begins with it before it is kept as failed."""
+    """Attempts before it counts as failed."""
     timeout: float = 60.0
-    """How long its listeners and its broadcast may take; then they are cancelled."""
+    """How long its listeners and its broadcast may take before they are cancelled."""
     backoff: tuple[float, ...] = (1.0, 5.0, 30.0)
-    """The pause after the first try, the second, and so on; the last one repeats."""
+    """The pause after the first attempt, the second, and so on; the last one repeats."""
     delay: float = 0.0
     """How long it waits before a worker may take it."""
     connection: str | None = None
-    """The name of the driver whose queue takes it; None for the bus's own."""
+    """The name of the driver whose queue stores it; None for the bus's own."""
     after_commit: bool = False
-    """Whether a dispatch within `bus.transaction()` is held until that is left."""
+    """Whether a dispatch within `bus.transaction()` is held until its block ends."""
 
     def pause_after(self, attempt: int) -> float:
-        """Seconds to wait after the failure of try number `attempt`, from 1."""
+        """Seconds to wait after attempt number `attempt`, starting at 1, has failed."""
         return pause_after(self.backoff, attempt)
 
 
 def pause_after(backoff: Sequence[float], attempt: int) -> float:
-    """The step of a back-off that follows try number `attempt`; 0 when there are no steps."""
+    """The step of a back-off after attempt number `attempt`; 0 without steps."""
     return backoff[min(attempt, len(backoff)) - 1] if backoff else 0.0
 
 
@@ -78,11 +69,11 @@ class _Defined(Protocol):
 
 
 class ShouldQueue:
-    """Mixed into an Event, it makes `dispatch` store it, for a worker to run its listeners.
+    """A mix-in for events that `dispatch` stores, and whose listeners a worker runs.
 
     Class keywords give the policy: `queue`, `tries`, `timeout`, `backoff`, `delay`,
-    `queue_connection` and `after_commit`, as in QueuePolicy; they are inherited. What depends on
-    the event itself is a method to override; all are asked once, at the dispatch.
+    `queue_connection` and `after_commit`, as in QueuePolicy; they are inherited. Override a method
+    for a value that depends on the event; a dispatch calls each of them once.
     """
 
     __slots__ = ()
@@ -92,15 +83,15 @@ class ShouldQueue:
         return _class_policy(self).queue
 
     def queue_tries(self) -> int:
-        """How often a worker tries."""
+        """How many attempts a worker makes."""
         return _class_policy(self).tries
 
     def queue_timeout(self) -> Seconds:
-        """How long one try may take."""
+        """How long one attempt may take."""
         return _class_policy(self).timeout
 
     def queue_backoff(self) -> Seconds | Sequence[Seconds]:
-        """The pauses between tries."""
+        """The pauses between attempts."""
         return _class_policy(self).backoff
 
     def queue_delay(self) -> Moment:
@@ -108,11 +99,11 @@ class ShouldQueue:
         return _class_policy(self).delay
 
     def queue_connection(self) -> str | None:
-        """The name of the driver whose queue takes it; None for the bus's own."""
+        """The name of the driver whose queue stores it; None for the bus's own."""
         return _class_policy(self).connection
 
     def queue_after_commit(self) -> bool:
-        """Whether it is held until the transaction around it is left."""
+        """Whether it is held until the transaction around it ends."""
         return _class_policy(self).after_commit
 
 
@@ -131,7 +122,7 @@ POLICY_KEYWORDS: Final[Mapping[str, str]] = {
 def define_policy(
     where: str, *, queued: bool, inherited: QueuePolicy | None, given: Mapping[str, Any]
 ) -> QueuePolicy | None:
-    """The policy of an event class, from its base's and its own class keywords.
+    """The policy of an event class, from those of its base and its own class keywords.
 
     None for a class that is not ShouldQueue. Raises EventDefinitionError that begins with `where`.
     """
@@ -150,7 +141,7 @@ def define_policy(
 
 
 def policy_of(event: ShouldQueue, where: str) -> QueuePolicy:
-    """The policy of one event, asked of its methods. Raises EventDefinitionError."""
+    """The policy of one event, from its methods. Raises EventDefinitionError."""
     answers = {
         "queue": event.queue_on,
         "tries": event.queue_tries,
@@ -169,14 +160,14 @@ def policy_of(event: ShouldQueue, where: str) -> QueuePolicy:
 
 
 def validate_queue(name: object) -> str:
-    """Give `name` back when it is a queue's name; raises ValueError that says what is allowed."""
+    """Return `name` if it is a queue's name. Raises ValueError that says what is allowed."""
     if isinstance(name, str) and _QUEUE.fullmatch(name):
         return name
     raise ValueError(f"{_show(name)} is not a queue's name: 1 to 64 of A-Z a-z 0-9 _ - are")
 
 
 def delay_until(moment: datetime.datetime) -> float:
-    """Seconds from now until an aware `moment`; 0 when it has passed. Raises ValueError."""
+    """Seconds from now until an aware `moment`; 0 if it has passed. Raises ValueError."""
     if moment.tzinfo is None:
         raise ValueError(f"{moment!r} has no time zone: an aware datetime is allowed")
     return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())

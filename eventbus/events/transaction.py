@@ -1,14 +1,10 @@
-"""Events that wait for a database transaction: dispatched when its block ends well, else never."""
+"""Events that wait for a database transaction: dispatched if its block succeeds, else dropped."""
 
-# ruff: noqa: SLF001 - the blocks of one task know each other
+# ruff: noqa: SLF001 - the blocks of one task access each other
 
 import contextvars
 from types import TracebackType
-from typing import (
-    Final,
-    Protocol,
-    Self,
-)
+from typing import Final, Protocol, Self
 
 from eventbus.errors import BusStateError
 from eventbus.events.event import Event
@@ -26,15 +22,15 @@ _innermost: contextvars.ContextVar["Transaction | None"] = contextvars.ContextVa
 
 class _Bus(Protocol):
     async def dispatch(self, *events: Event) -> tuple[Receipt, ...]:
-        """Take the events."""
+        """Dispatch the events."""
 
 
 class Transaction:
-    """`async with bus.transaction():` holds the events that are dispatched after a commit.
+    """`async with bus.transaction():` holds events that are queued `after_commit`.
 
-    Leaving the block dispatches them in their order; leaving it by an exception drops them. Within
-    another block of the same bus, they go over to that one. It holds for what is dispatched by the
-    task that entered it, and by tasks that were started within.
+    At its end the block dispatches them in order; if it raises, they are dropped. Within another
+    block of the same bus, they move to that one. A block holds the events that are dispatched by
+    the task that entered it, and by tasks that were started inside it.
     """
 
     def __init__(self, bus: _Bus) -> None:
@@ -45,7 +41,7 @@ class Transaction:
 
     @classmethod
     def hold(cls, bus: _Bus, event: Event) -> bool:
-        """Keep `event` for the end of the innermost block of `bus`; False where there is none.
+        """Keep `event` for the end of the innermost block of `bus`; False if there is none.
 
         Raises BusStateError when the block holds too many.
         """
@@ -84,7 +80,7 @@ class Transaction:
 
     @classmethod
     def _block_of(cls, bus: _Bus, block: "Transaction | None") -> "Transaction | None":
-        """The innermost block of that bus that has not been left."""
+        """The innermost block of that bus that has not ended."""
         while block is not None and (block._bus is not bus or block._token is None):
             block = block._outer
         return block

@@ -1,39 +1,32 @@
-"""Payloads from the bus, checked once: whoever may publish to the broker may publish anything.
+"""Payloads from the bus, checked once: a publisher at the broker may publish anything.
 
-A valid envelope is kept as the very bytes that came; one that lacks fields is completed; any other
-JSON value becomes the data of an envelope; the rest is refused with a reason.
+A valid envelope is kept byte for byte; one that lacks fields is completed; any other JSON value
+becomes the data of an envelope; everything else is refused with a reason.
 """
 
 import datetime
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-)
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from eventbus.errors import InvalidPayload
-from eventbus.messages.message import (
-    MAX_EVENT_NAME,
-    is_reserved_event,
-)
+from eventbus.messages.message import MAX_EVENT_NAME, is_reserved_event
 
 __all__ = ["DEFAULT_EVENT", "Envelope", "read_payload"]
 
 
 DEFAULT_EVENT: Final = "message"
-"""The event name of a payload that gives none."""
+"""The event name of a payload without one."""
 
 
 class Envelope(NamedTuple):
-    """A payload that passed: its event name, and the JSON object that clients receive."""
+    """A valid payload: its event name, and the JSON object that clients receive."""
 
     event: str
     body: bytes
     id: str | None
     timestamp: str | None = None
-    """The publisher's own, as it came."""
+    """The publisher's own, unchanged."""
 
 
 class _Wire(msgspec.Struct):
@@ -48,7 +41,7 @@ class _Wire(msgspec.Struct):
 
 
 class _Shape(msgspec.Struct):
-    """Only which fields are there, whatever their types."""
+    """Which fields there are, of any type."""
 
     event: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -68,12 +61,12 @@ def read_payload(
     id: str | None = None,  # noqa: A002 - the field's name on the wire
     timestamp: datetime.datetime | str | None = None,
 ) -> Envelope:
-    """Check one payload that came on `channel`'s subject and make it a whole envelope.
+    """Check a payload that arrived on the subject of `channel`, and make it a complete envelope.
 
-    `event`, `id` and `timestamp` (RFC 3339; now, when None) complete what the payload lacks;
-    without an id, none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`,
-    `too_deep`, `bad_envelope`, `reserved_event` or `other_channel`. msgspec skips over the text
-    inside a Raw value, so that UTF-8 is checked here first.
+    `event`, `id` and `timestamp` (RFC 3339; now, if None) replace missing fields; without an `id`,
+    none is added. Raises InvalidPayload with the reason `not_utf8`, `not_json`,
+    `too_deep`, `bad_envelope`, `reserved_event` or `other_channel`. msgspec does not
+    check the text inside a Raw value, so UTF-8 is checked first.
     """
     if not payload.isascii():
         try:
@@ -103,7 +96,7 @@ def _read(
     if wire.channel and wire.channel != channel:
         raise InvalidPayload(
             "other_channel",
-            f"the envelope names channel {wire.channel[:80]!r} and came on {channel!r}",
+            f"the envelope names channel {wire.channel[:80]!r} and arrived on {channel!r}",
         )
     if wire.channel == "":
         raise InvalidPayload("bad_envelope", "the envelope's channel is empty")
@@ -113,7 +106,7 @@ def _read(
         or wire.epoch is not msgspec.UNSET
         or wire.mark is not msgspec.UNSET
     ):
-        # A position is the stream's to give: a publisher's own must not move a client's cursor.
+        # Only the stream gives positions: a publisher's own must not move a client's cursor.
         stamp = wire.timestamp or timestamp
         body = _build(channel, wire.event, bytes(wire.data), own_id, stamp)
         return Envelope(wire.event, body, own_id)
@@ -141,7 +134,7 @@ def _wrap(
     *,
     why_no_envelope: Exception | None,
 ) -> Envelope:
-    """An envelope around a payload that is none, unless it is a broken one."""
+    """Wrap a payload that is not an envelope. Raises InvalidPayload for a malformed envelope."""
     if why_no_envelope is not None:
         try:
             _decode_raw(payload)

@@ -1,6 +1,6 @@
-"""What travels beside a message's envelope, in headers: checked on the way out and on the way in.
+"""The headers of a message, checked on the way out and on the way in.
 
-Clients never see any of it. Names that begin with Nats- or Eb- are the broker's and ours.
+Clients never see them. Names that begin with Nats- or Eb- are reserved for the broker and for us.
 """
 
 import json
@@ -51,7 +51,7 @@ _OWN: Final = ("nats-", "eb-")
 
 
 def check_id(what: str, value: object) -> str:
-    """Give `value` back when it can be an id; raises InvalidName, which calls it `what`."""
+    """Return `value` if it is a valid id. Raises InvalidName, which calls it `what`."""
     if isinstance(value, str) and len(value) <= MAX_ID and _ID.fullmatch(value):
         return value
     shown = repr(value)[:80]
@@ -61,7 +61,7 @@ def check_id(what: str, value: object) -> str:
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """A copy of a publisher's own headers; raises InvalidName for one that it may not set."""
+    """A copy of a publisher's own headers. Raises InvalidName for one that it may not set."""
     for name, value in headers.items():
         shown = repr(name)[:80]
         if not _NAME.fullmatch(name) or name.lower().startswith(_OWN):
@@ -79,7 +79,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """The tags, each once, in their order; raises InvalidName for what is none, or too many."""
+    """The tags in order, without duplicates. Raises InvalidName for a bad tag, or too many."""
     given = (tags,) if isinstance(tags, str) else tags
     kept = tuple(dict.fromkeys(given))
     for tag in kept:
@@ -101,7 +101,7 @@ def encode_metadata(metadata: Mapping[str, Any]) -> str:
         raise EncodingError(
             f"an event's metadata is a mapping, not of type {type(metadata).__name__}"
         )
-    text = json.dumps(plain, separators=(",", ":"))  # msgspec does not write ASCII alone
+    text = json.dumps(plain, separators=(",", ":"))  # msgspec does not escape to ASCII
     if len(text) > MAX_METADATA:
         raise EncodingError(
             f"an event's metadata is {len(text)} bytes as JSON; {MAX_METADATA} are allowed"

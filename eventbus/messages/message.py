@@ -1,4 +1,4 @@
-"""A message and its bytes: what is published is the very envelope that clients receive."""
+"""A message and its bytes: the published bytes are the envelope that clients receive."""
 
 import datetime
 import re
@@ -51,7 +51,7 @@ HEADER_TAGS: Final = "Eb-Tags"
 """The event's tags, separated by commas."""
 
 CLIENT_EVENT_PREFIX: Final = "client-"
-"""What the edge puts before the name of every event that a client sends."""
+"""The prefix that the edge adds to the name of every client event."""
 
 MAX_EVENT_NAME: Final = 200
 _RESERVED_PREFIXES: Final = ("eb:", "pusher:", "pusher_internal:")
@@ -60,12 +60,12 @@ _encoder: Final = msgspec.json.Encoder()
 
 
 def is_reserved_event(name: str) -> bool:
-    """Whether applications may not publish this name: it is empty or the system's own."""
+    """Whether applications may not publish this name: it is empty or reserved for the system."""
     return not name or name == "pong" or name.startswith(_RESERVED_PREFIXES)
 
 
 def validate_event_name(name: object) -> str:
-    """Give `name` back when an application may publish it; raises InvalidEventName otherwise."""
+    """Return `name` if applications may publish it. Raises InvalidEventName otherwise."""
     if (
         isinstance(name, str)
         and len(name) <= MAX_EVENT_NAME
@@ -83,14 +83,14 @@ def validate_event_name(name: object) -> str:
 
 
 def client_event_name(name: str) -> str:
-    """The name that a client's event has on the wire: with the prefix, given with it or without.
+    """The wire name of a client event: with the prefix, whether `name` has it or not.
 
     Raises InvalidEventName.
     """
     bare = validate_event_name(name).removeprefix(CLIENT_EVENT_PREFIX)
     if not bare:
         raise InvalidEventName(f"{name!r} is only the prefix of an event name", name=name)
-    # Again, for the prefix counts: a name too long would be put in quarantine where it arrives.
+    # Checked again with the prefix: edges would put a longer name into quarantine.
     return validate_event_name(CLIENT_EVENT_PREFIX + bare)
 
 
@@ -100,12 +100,12 @@ def new_id() -> str:
 
 
 def utc_now() -> datetime.datetime:
-    """The present time, aware, in UTC."""
+    """The current time, aware, in UTC."""
     return datetime.datetime.now(datetime.UTC)
 
 
 def encode_data(data: Any, what: str) -> bytes:
-    """`data` as JSON. Raises EncodingError that begins with `what`, the thing being encoded."""
+    """`data` as JSON. Raises EncodingError, which begins with `what`, the name of the data."""
     try:
         return _encoder.encode(data)
     except (TypeError, ValueError, RecursionError, OverflowError) as exc:
@@ -116,7 +116,7 @@ def encode_data(data: Any, what: str) -> bytes:
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One message: its fields in the order in which clients see them."""
+    """One message, with its fields in wire order."""
 
     channel: str
     event: str
@@ -134,7 +134,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         id: str | None = None,  # noqa: A002 - the field's name on the wire
         timestamp: datetime.datetime | None = None,
     ) -> "Message":
-        """A message with its data encoded; id and time are made where none are given.
+        """A message with its data encoded; without `id` or `timestamp` it gets new ones.
 
         `channel` must be valid. Raises InvalidEventName and EncodingError.
         """
@@ -153,11 +153,11 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is known of a message once it is published.
+    """The confirmation of a published message.
 
-    `offset` and `epoch` are its place in the stream; both are None for a volatile message, and on
-    a driver without history. `duplicate`: the stream held this id already and kept one copy.
-    Of an event that waits in a queue, `queue` is the name and `channel` is empty.
+    `offset` and `epoch` are its position in the stream; both are None for a volatile message, and
+    on a driver without history. `duplicate`: the stream already had this id and kept one copy. For
+    a queued event, `queue` is the queue's name and `channel` is empty.
     """
 
     channel: str

@@ -1,10 +1,7 @@
-"""Several messages at once: all are sent concurrently, and what failed is told by channel."""
+"""Several messages at once: all are sent concurrently, and failures are reported by channel."""
 
 import asyncio
-from collections.abc import (
-    Coroutine,
-    Sequence,
-)
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from eventbus.errors import DispatchFailed
@@ -17,10 +14,10 @@ __all__ = ["gather_receipts"]
 async def gather_receipts(
     channels: Sequence[str], sends: Sequence[Coroutine[Any, Any, Receipt]]
 ) -> tuple[Receipt, ...]:
-    """Await all `sends`, one for each of `channels`; gives their receipts in order.
+    """Await all `sends`, one for each of `channels`; returns their receipts in order.
 
-    A lone one's error is raised as it is. Of several, none is given up because another failed;
-    then DispatchFailed holds the first error of each channel that failed.
+    The error of a single one is raised as it is. Of several, all complete even if some fail, and
+    DispatchFailed has the first error of each channel.
     """
     if len(sends) == 1:
         return (await sends[0],)
@@ -36,9 +33,9 @@ async def gather_receipts(
             errors.append(result)
         elif isinstance(result, BaseException):
             raise result
-    told = "; ".join(f"{channel}: {text_of(error)}" for channel, error in failures.items())
+    reasons = "; ".join(f"{channel}: {text_of(error)}" for channel, error in failures.items())
     raise DispatchFailed(
-        f"{len(errors)} of {len(results)} messages were not published: {told}",
+        f"{len(errors)} of {len(results)} messages were not published: {reasons}",
         failures=failures,
         receipts=receipts,
     ) from ExceptionGroup("messages not published", errors)

@@ -1,4 +1,4 @@
-"""Broadcasts that are made later: stored in the queue, and sent by its worker."""
+"""Delayed broadcasts: stored in the queue, and published by its worker."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["DelayedBroadcast", "DelayedVolatileBroadcast"]
 class DelayedBroadcast(
     Event, ShouldQueue, ShouldBroadcast, name="eventbus.DelayedBroadcast", kw_only=True
 ):
-    """A broadcast that a queue's worker makes later."""
+    """A broadcast that a worker publishes later."""
 
     channels: tuple[str, ...]
     event: str
@@ -18,23 +18,23 @@ class DelayedBroadcast(
     delay_s: float
 
     def broadcast_on(self) -> tuple[str, ...]:
-        """The channels that were named."""
+        """The given channels."""
         return self.channels
 
     def broadcast_as(self) -> str:
-        """The event that was named."""
+        """The given event name."""
         return self.event
 
     def broadcast_with(self) -> Any:
-        """The data that was given."""
+        """The given data."""
         return self.data
 
     def queue_delay(self) -> float:
-        """How long the worker waits."""
+        """How long to wait."""
         return self.delay_s
 
 
 class DelayedVolatileBroadcast(
     DelayedBroadcast, name="eventbus.DelayedVolatileBroadcast", volatile=True, kw_only=True
 ):
-    """The same for a broadcast that is not stored."""
+    """The same for a volatile broadcast."""

@@ -1,4 +1,4 @@
-"""Jobs: queued events as they are stored, and what is known of those that failed."""
+"""Jobs: queued events as they are stored, and records of those that failed."""
 
 import datetime
 import json
@@ -69,14 +69,14 @@ MAX_TRACEBACK: Final = 4000
 MAX_LINE: Final = 500
 MAX_MESSAGE: Final = 1000
 MAX_EVENT: Final = 200
-"""Of the event's name, which in a foreign payload may be anything."""
+"""Characters of the event's name, which may be anything in a foreign payload."""
 MAX_INFO: Final = 15_000
-"""Characters of what is written of a failure; escaped, some take twelve."""
+"""Characters of a stored failure record; some take twelve when escaped."""
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A queued event, with the policy that held when it was dispatched."""
+    """A queued event, with its policy at the time of its dispatch."""
 
     event: str
     queue: str
@@ -90,15 +90,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     delay: float = 0.0
     connection: str | None = None
     trace: dict[str, str] = {}
-    """The headers of the trace that the dispatch belongs to."""
+    """The trace headers of the dispatch."""
 
     def pause_after(self, attempt: int) -> float:
-        """Seconds to wait after the failure of try number `attempt`, from 1."""
+        """Seconds to wait after attempt number `attempt`, starting at 1, has failed."""
         return pause_after(self.backoff, attempt)
 
 
 class FailedJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a job that is not tried again by itself."""
+    """The record of a job that is not retried automatically."""
 
     id: str
     queue: str
@@ -110,7 +110,7 @@ class FailedJob(msgspec.Struct, frozen=True, kw_only=True):
     """The exception's type, with its module unless it is built in."""
     message: str
     traceback: str
-    """Its end, at most 4,000 characters."""
+    """The last 4,000 characters of the traceback at most."""
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -119,12 +119,12 @@ _decode_failed: Final = msgspec.json.Decoder(FailedJob).decode
 
 
 def job_of(event: Event) -> Job:
-    """The job that an event which is ShouldQueue makes; its policy is asked for now.
+    """The job of a ShouldQueue event, with the policy that the event has now.
 
     Raises EventDefinitionError, EventFieldError, EncodingError, InvalidName (its id).
     """
     check_dispatchable(event)
-    if not _JOB_ID.fullmatch(event.event_meta.id):  # one that came from elsewhere
+    if not _JOB_ID.fullmatch(event.event_meta.id):  # of an event from another system
         raise InvalidName(
             f"an event of id {event.event_meta.id[:80]!r} cannot be queued: 1 to 100 of "
             "A-Z a-z 0-9 _ - are allowed",
@@ -157,14 +157,14 @@ def read_job(payload: bytes) -> Job:
     if not _JOB_ID.fullmatch(job.meta.id):
         raise InvalidPayload("bad_job", "the job's id is not 1 to 100 of A-Z a-z 0-9 _ and -")
     if job.tries < 1 or not 0 < job.timeout < float("inf"):
-        raise InvalidPayload("bad_job", "the job has no try, or no time")
+        raise InvalidPayload("bad_job", "the job has no attempt, or no time")
     return job
 
 
 def event_of(job: Job) -> Event:
     """The event of a job, with the id and time of its dispatch.
 
-    Raises UnknownEvent, and InvalidPayload (`bad_event`) for data that its type does not take.
+    Raises UnknownEvent, and InvalidPayload (`bad_event`) for data that does not fit its type.
     """
     cls = event_type(job.event)
     if cls is None:
@@ -184,18 +184,18 @@ def event_of(job: Job) -> Event:
 
 
 def queue_store(driver: Driver) -> QueueStore:
-    """The queues of a driver. Raises NotSupported, which says what to do."""
+    """The queues of a driver. Raises NotSupported for one without queues."""
     if Capability.QUEUE not in driver.capabilities:
         raise NotSupported(
             f"the driver {driver.name} has no queue: set BROADCAST_DRIVER to nats (or memory, "
-            "within one process), or name one that has with queue_connection=",
+            "within one process), or name a driver that has one with queue_connection=",
             driver=driver.name,
         )
     return cast(QueueDriver, driver).queues
 
 
 async def push(store: QueueStore, job: Job, trace: Headers = NO_HEADERS) -> Receipt:
-    """Store a job; returns when it is safe. Raises DriverError and EncodingError."""
+    """Store a job; returns when it is stored. Raises DriverError and EncodingError."""
     stripped = msgspec.structs.replace(job, delay=0.0, connection=None, trace=dict(trace))
     payload = _encoder.encode(stripped)
     stored = await store.push(job.queue, job.meta.id, payload, job.delay)
@@ -206,9 +206,9 @@ async def push(store: QueueStore, job: Job, trace: Headers = NO_HEADERS) -> Rece
 def failed_job(
     exc: BaseException, *, job: Job | None, key: str, queue: str, attempts: int
 ) -> FailedJob:
-    """What is to be known of a job that ended with `exc`; `key` is its id where it has none.
+    """The record of a job that failed with `exc`; `key` identifies a job that could not be read.
 
-    A group of one exception, which is what a listener's becomes, is told as that one.
+    For a group of one exception, as a failed listener raises, it describes that exception.
     """
     exc = only_cause(exc)
     lines = [valid_text(line, MAX_LINE) for line in traceback_of(exc).split("\n")]
@@ -225,7 +225,7 @@ def failed_job(
 
 
 def failure_of(failed: FailedJob, payload: bytes) -> Failure:
-    """A failed job as drivers keep it."""
+    """A failed job in the form that drivers store."""
     while len(info := _ascii(failed)) > MAX_INFO:
         if failed.traceback:
             half = len(failed.traceback) // 2 + 1
@@ -237,7 +237,7 @@ def failure_of(failed: FailedJob, payload: bytes) -> Failure:
 
 
 def read_failure(failure: Failure) -> FailedJob:
-    """What a driver kept; what cannot be read is told as far as it is known."""
+    """Read a stored failure; for an unreadable one, the fields that are known."""
     try:
         return _decode_failed(failure.info)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
@@ -248,7 +248,7 @@ def read_failure(failure: Failure) -> FailedJob:
             attempts=0,
             failed_at=datetime.datetime.fromtimestamp(0, datetime.UTC),
             error="",
-            message=f"what was written of this failure cannot be read: {text_of(exc)}",
+            message=f"the record of this failure cannot be read: {text_of(exc)}",
             traceback="",
         )
 
@@ -259,5 +259,5 @@ async def failed_jobs(store: QueueStore, limit: int = 100) -> list[FailedJob]:
 
 
 def _ascii(failed: FailedJob) -> str:
-    # msgspec does not write ASCII alone, which a header's value has to be.
+    # A header's value must be ASCII, which msgspec does not escape to.
     return json.dumps(msgspec.to_builtins(failed), separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""One try of one job, from its bytes to its end: done, tried again, failed or handed back."""
+"""One attempt of one job, from its bytes to its end: done, retried, failed or handed back."""
 
 import asyncio
 import logging
@@ -53,16 +53,16 @@ __all__ = ["Counters", "JobRunner", "Processor"]
 _log = logging.getLogger(__name__)
 
 STUBBORN_S: Final = 5.0
-"""After its timeout, how long a job that does not let itself be cancelled keeps its lease."""
-DOUBT_S: Final = 1.0
-"""After this process stood still, how long jobs may come that were sent to it long before."""
+"""How long a job that ignores its cancellation keeps its lease after its timeout."""
+STALE_S: Final = 1.0
+"""How long after a suspension of this process jobs may arrive that were sent before it."""
 _LOST: Final = qualified_name(WorkerLost)
 
 
 class Counters(msgspec.Struct):
-    """What a worker has done since it was made.
+    """What a worker has done since its creation.
 
-    Each job ends in one of the last four, unless its lease had ended and others have it.
+    Each job ends in one of the last four, unless its lease ended and another worker has it.
     """
 
     taken: int = 0
@@ -73,14 +73,14 @@ class Counters(msgspec.Struct):
 
 
 class Processor(Protocol):
-    """What carries out a queued event: a bus, or somebody who knows what to do with one type."""
+    """Carries out queued events: a bus, or code for one type of them."""
 
     async def process(self, event: Event) -> object:
-        """Carry out one event; what it raises is the job's failure."""
+        """Carry out one event; an exception is the job's failure."""
 
 
 class _Stamp(NamedTuple):
-    """A moment by two clocks: the first is steady, the second goes on while a machine sleeps."""
+    """A time on two clocks: a monotonic one, and one that continues while the machine sleeps."""
 
     monotonic: float
     wall: float
@@ -95,18 +95,18 @@ class _Stamp(NamedTuple):
 
 
 class _Run:
-    """A job under way."""
+    """A running job."""
 
     __slots__ = ("begun", "held", "is_lost", "taken", "until")
 
     def __init__(self, taken: LeasedJob) -> None:
         self.taken = taken
         self.begun = self.held = _Stamp.now()
-        """When it began, and when its lease was last extended."""
+        """When it started, and when its lease was last extended."""
         self.until = float("inf")
         """The monotonic time to which its lease may be extended."""
         self.is_lost = False
-        """Whether its lease has ended, so that the broker may have given the job to another."""
+        """Whether its lease ended, so that another worker may have the job."""
 
     @property
     def took(self) -> float:
@@ -114,29 +114,29 @@ class _Run:
 
 
 class JobRunner:
-    """Runs jobs on a bus, as many at once as it is asked to."""
+    """Runs jobs on a bus, concurrently."""
 
     def __init__(self, bus: Processor, system: str = "eventbus") -> None:
-        """`system` is what traces call the broker."""
+        """`system` is the broker's name in traces."""
         self.counters = Counters()
         self._bus = bus
         self._system = system
         self._store: QueueStore | None = None
         self._lease = float("inf")
         self._runs: dict[tuple[str, str], _Run] = {}
-        """The jobs under way, by queue and key."""
+        """The running jobs, by queue and key."""
         self._awake = _Stamp.now()
-        self._doubt_until = 0.0
+        self._stale_until = 0.0
 
     async def run(self, taken: LeasedJob) -> None:
-        """One try of one job, to its end."""
+        """Run one attempt of one job."""
         key = (taken.queue, taken.key)
         if (running := self._runs.get(key)) is not None:
-            self._came_again(running, taken)
+            self._redelivered(running, taken)
             return
         run = self._runs[key] = _Run(taken)
         try:
-            if self._in_doubt() and not await self._is_ours(run):
+            if self._may_be_stale() and not await self._is_ours(run):
                 return
             await self._run(run)
         finally:
@@ -180,12 +180,12 @@ class JobRunner:
             async with limit:
                 await call_guarded(self._bus.process, event)
         except TimeoutError:
-            if not limit.expired():  # the listener's own
+            if not limit.expired():  # a listener raised it
                 raise
-        if limit.expired():  # also when a listener swallowed it
+        if limit.expired():  # even if a listener swallowed the error
             raise JobTimeout(f"not done within {seconds:g} s")
 
-    # How a try ends: each of these is several steps at the broker, and is not cut between them
+    # How an attempt ends: several steps at the broker, which complete even if it is cancelled
 
     async def _done(self, run: _Run, job: Job) -> None:
         self._check_lease(run)
@@ -200,8 +200,8 @@ class JobRunner:
         if run.is_lost:
             self.counters.retried += 1
             _log.warning(
-                "%s failed in %.3f s, after its lease had ended: the broker gives it to a worker "
-                "again, or has done so: %s",
+                "%s failed in %.3f s, after its lease had ended: the broker redelivers it, or has "
+                "done so: %s",
                 _name(taken, job), took, _short(exc),
             )  # fmt: skip
             return
@@ -211,7 +211,7 @@ class JobRunner:
         await taken.retry(pause)
         self.counters.retried += 1
         _log.warning(
-            "%s failed in %.3f s, next try in %g s: %s",
+            "%s failed in %.3f s, next attempt in %g s: %s",
             _name(taken, job), took, pause, _short(exc),
         )  # fmt: skip
 
@@ -226,7 +226,7 @@ class JobRunner:
     async def _hand_back(self, run: _Run) -> None:
         self._check_lease(run)
         if run.is_lost:
-            _log.info("a job of queue %s whose lease has ended is left", run.taken.queue)
+            _log.info("a job of queue %s is left, because its lease has ended", run.taken.queue)
             return
         await self.hand_back(run.taken)
 
@@ -238,7 +238,7 @@ class JobRunner:
     # Leases
 
     async def keep_leases(self, store: QueueStore) -> None:
-        """Extend the leases of the jobs that are under way, and notice those that have ended."""
+        """Extend the leases of running jobs, and notice those that have ended."""
         self._store, self._lease = store, store.lease
         if not math.isfinite(self._lease):
             return
@@ -246,10 +246,10 @@ class JobRunner:
         while True:
             await asyncio.sleep(self._lease / 3)
             if self._awake.age > self._lease:
-                self._doubt_until = time.monotonic() + DOUBT_S
+                self._stale_until = time.monotonic() + STALE_S
                 _log.warning(
-                    "this worker stood still for %.1f s, longer than the lease of %g s: %d jobs "
-                    "under way may have been given to others",
+                    "this worker was suspended for %.1f s, longer than the lease of %g s: its %d "
+                    "running jobs may have been redelivered to others",
                     self._awake.age, self._lease, len(self._runs),
                 )  # fmt: skip
             for run in list(self._runs.values()):
@@ -261,51 +261,53 @@ class JobRunner:
     def _check_lease(self, run: _Run) -> None:
         run.is_lost = run.is_lost or run.held.age > self._lease
 
-    def _came_again(self, run: _Run, taken: LeasedJob) -> None:
-        """The broker gives us a job that we have: its lease had ended, or the broker forgot it."""
-        _log.warning("job %s of queue %s came again while it is under way", taken.key, taken.queue)
+    def _redelivered(self, run: _Run, taken: LeasedJob) -> None:
+        """The broker redelivered a running job: its lease had ended, or the broker lost it."""
+        _log.warning(
+            "job %s of queue %s was redelivered while it is running", taken.key, taken.queue
+        )
         if taken is not run.taken:
             taken.continues(run.taken)
             run.taken, run.held, run.is_lost = taken, _Stamp.now(), False
 
-    def _in_doubt(self) -> bool:
-        """Whether a job that comes now may have come long ago, while this worker stood still."""
-        return self._awake.age > self._lease or time.monotonic() < self._doubt_until
+    def _may_be_stale(self) -> bool:
+        """Whether a job that arrives now may be from before a suspension of this worker."""
+        return self._awake.age > self._lease or time.monotonic() < self._stale_until
 
     async def _is_ours(self, run: _Run) -> bool:
-        """Whether to run a job that may have come long ago: others may have it, or had it."""
+        """Whether to run a job that may be stale: another worker may have it, or had it."""
         taken = run.taken
         run.is_lost = True
         try:
             job = read_job(taken.payload)
             if await taken.is_queued():
-                # With its last try it is nobody else's: others would declare it lost.
+                # On its last attempt no one else runs it: another worker would declare it lost.
                 return taken.attempt >= job.tries
             if await self._is_declared_lost(job) and await self._require_store().retry(job.meta.id):
                 _log.warning(
-                    "%s was declared lost while this worker stood still, and is queued again",
+                    "%s was declared lost while this worker was suspended, and is queued again",
                     _name(taken, job),
                 )
         except InvalidPayload:
-            return True  # it fails, whoever has it
+            return True  # it fails in any worker
         except DriverError as exc:
             _log.warning("a job of queue %s may have been lost: %s", taken.queue, exc)
         return False
 
     async def _withdraw(self, job: Job) -> None:
-        """Take a job that is done from among those that failed, if it was declared lost."""
+        """Remove a job that is done from the failed jobs, if it was declared lost."""
         try:
             if await self._is_declared_lost(job) and await self._require_store().forget(
                 job.meta.id
             ):
                 _log.warning(
-                    "event %r, id %s, was declared lost while its worker stood still, and is done: "
-                    "it is no longer among the failed jobs",
+                    "event %r, id %s, was declared lost while its worker was suspended, and is "
+                    "done: it was removed from the failed jobs",
                     job.event[:MAX_EVENT], job.meta.id,
                 )  # fmt: skip
         except DriverError as exc:
             _log.error(
-                "event %r, id %s, is done, and may stand among the failed jobs as lost: %s",
+                "event %r, id %s, is done, and may still be listed as a lost job: %s",
                 job.event[:MAX_EVENT], job.meta.id, exc,
             )  # fmt: skip
 
@@ -319,17 +321,17 @@ class JobRunner:
 
 
 def _event_for(taken: LeasedJob, job: Job) -> Event:
-    """The event, unless the job has been taken too often. Raises what no further try can help."""
+    """The event of a job. Raises errors that a retry cannot fix, such as too many attempts."""
     if taken.attempt > job.tries:
         raise WorkerLost(
-            f"taken {taken.attempt - 1} times, and never brought to an end: its workers were "
-            "killed, or lost their connection"
+            f"taken {taken.attempt - 1} times and never finished: its workers were killed, or lost "
+            "their connection"
         )
     return event_of(job)
 
 
 def _name(taken: LeasedJob, job: Job | None) -> str:
-    """A job as the log speaks of it: never its data."""
+    """A job in the log: never with its data."""
     if job is None:
         return f"job {taken.key} of queue {taken.queue}, attempt {taken.attempt},"
     return (
@@ -339,7 +341,7 @@ def _name(taken: LeasedJob, job: Job | None) -> str:
 
 
 def _short(exc: BaseException) -> str:
-    """An exception's type, and its message where it is ours: others' may hold anybody's data."""
+    """An exception's type; its message only if it is ours, for others may contain user data."""
     return ", ".join(map(_short_one, members_of(exc)))
 
 

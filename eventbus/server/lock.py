@@ -1,6 +1,6 @@
-"""The lock of an embedded server's data folder: one server for each, and a name for who has it.
+"""The lock of an embedded server's data folder, which records the server that uses the folder.
 
-It is the system's lock on an open file, and so ends with the processes that hold it open.
+It is an operating system lock on an open file, so it ends with the processes that hold it.
 """
 
 import asyncio
@@ -31,16 +31,15 @@ _CONNECT_S: Final = 2.0
 
 
 async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
-    """The folder's lock file, open and locked. Raises ServerError naming who holds it.
+    """Open and lock the folder's lock file. Raises ServerError with the process that holds it.
 
-    The server of a process that was killed is ended a moment later: that is waited for, at most
-    `wait` seconds.
+    The server of a killed process ends a moment later. Waits for that, for at most `wait` seconds.
     """
     try:
         file = (folder / _NAME).open("a+", encoding="utf-8")
     except OSError as exc:
         raise ServerError(
-            f"BROADCAST_NATS_DATA={str(folder)!r}: the folder cannot be written: {exc}",
+            f"BROADCAST_NATS_DATA={str(folder)!r}: the folder is not writable: {exc}",
             driver="nats",
         ) from exc
     try:
@@ -53,10 +52,10 @@ async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
 
 
 def running_server(folder: Path) -> str:
-    """The address of the server that has its data in a folder; empty where none runs.
+    """The address of the server that runs on a data folder; empty if there is none.
 
-    It is what the folder's lock file says, when the process that has written it lives and the
-    server takes connections. The lock itself is not touched: who starts a server may want it.
+    The address is that in the lock file, if the process that wrote it is alive and the server
+    accepts connections. Does not take the lock, which a starting server may need.
     """
     pid, url = _holder(folder / _NAME)
     if not url or not _is_alive(pid):
@@ -75,14 +74,14 @@ async def _take(file: IO[str], folder: Path, wait: float) -> None:
     while not _lock(file):
         pid, url = _holder(folder / _NAME)
         if _is_alive(pid) or loop.time() > deadline:
-            raise _held_error(folder, pid, url)
+            raise _in_use_error(folder, pid, url)
         await asyncio.sleep(_POLL_S)
 
 
 def _lock(file: IO[str]) -> bool:
     try:
         if sys.platform == "win32":
-            file.seek(1 << 30)  # beyond the text, which others must be able to read
+            file.seek(1 << 30)  # beyond the text, which must stay readable
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -92,19 +91,19 @@ def _lock(file: IO[str]) -> bool:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether the process runs. On Windows the lock is its own, and so it does."""
+    """Whether the process is running. On Windows, only a running process can hold the lock."""
     if pid and sys.platform != "win32":
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
-            return True  # another user's
+            return True  # a process of another user
     return True
 
 
 def _holder(path: Path) -> tuple[int, str]:
-    """The process that holds the lock and its server's address; 0 and empty when not known yet."""
+    """The process that holds the lock, and its server's address; 0 and "" if not yet known."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         holder = json.loads(path.read_text(encoding="utf-8"))
         return int(holder["pid"]), str(holder["url"])
@@ -112,19 +111,19 @@ def _holder(path: Path) -> tuple[int, str]:
 
 
 def write_holder(file: IO[str], url: str) -> None:
-    """Note in a locked file who holds it, for the message to those who want it too."""
+    """Write this process and its server's address into the locked file."""
     file.seek(0)
     file.truncate()
     json.dump({"pid": os.getpid(), "url": url}, file)
     file.flush()
 
 
-def _held_error(folder: Path, pid: int, url: str) -> ServerError:
+def _in_use_error(folder: Path, pid: int, url: str) -> ServerError:
     what = f"{str(folder)!r} is in use by the nats-server of process {pid or '(starting)'}"
     if url:
         return ServerError(f"{what} at {url}: set NATS_URL={url} to use that one", driver="nats")
     return ServerError(
-        f"{what}, which is starting or ending: try again, "
+        f"{what}, which is starting or stopping: try again, "
         "or set BROADCAST_NATS_DATA to another folder",
         driver="nats",
     )

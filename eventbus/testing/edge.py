@@ -1,4 +1,4 @@
-"""A real edge in the test's own process and event loop, on a free port."""
+"""A real edge in the process and event loop of a test, on a free port."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,15 +22,15 @@ _HOST: Final = "127.0.0.1"
 
 
 class EdgeServer:
-    """`async with EdgeServer(settings, bus) as edge:` listens at `edge.url` until the end."""
+    """An edge for tests: `async with EdgeServer(settings, bus) as edge:` listens at `edge.url`."""
 
     def __init__(
         self, settings: EdgeSettings, bus: EventBus, *, rules: ChannelRules | None = None
     ) -> None:
-        """Listen on the loopback interface, on a free port whatever the settings say.
+        """Prepare an edge on the loopback interface. It ignores the port in the settings.
 
-        `bus` is open and stays the caller's. Without `rules`, those of `eventbus_edge.channels`
-        apply; the module `settings.app` adds the application's to them. Raises ConfigError.
+        `bus` must be open, and the caller closes it. Without `rules`, the global ones apply, which
+        the module `settings.app` adds to. Raises ConfigError.
         """
         self.settings = settings
         self.bus = bus
@@ -40,22 +40,22 @@ class EdgeServer:
 
     @property
     def url(self) -> str:
-        """The address for HTTP."""
+        """The base URL for HTTP."""
         return f"http://{_HOST}:{self.port}"
 
     @property
     def websocket_url(self) -> str:
-        """The address for WebSockets."""
+        """The URL for WebSockets."""
         return f"ws://{_HOST}:{self.port}/ws"
 
     async def start(self) -> None:
-        """Listen. Raises what the bus raises when the edge cannot use it."""
+        """Start listening. Raises the bus's error if the edge cannot use the bus."""
         await self._runner.setup()
         await web.TCPSite(self._runner, _HOST, 0).start()
         self.port = self._runner.addresses[0][1]
 
     async def aclose(self) -> None:
-        """Close the clients that `connect` made, then the edge."""
+        """Close all clients of `connect`, and then the edge."""
         try:
             for client in self._clients:
                 await client.aclose()
@@ -88,12 +88,12 @@ class EdgeServer:
         grants: Sequence[str] = (),
         lifetime_s: int = 3600,
     ) -> str:
-        """A token that this edge accepts; `grants` are names and patterns of channels.
+        """Return a token that this edge accepts. `grants` are channel names and patterns.
 
-        Raises ValueError where the edge's settings have no secret.
+        Raises ValueError if the edge's settings have no secret.
         """
         if not self.settings.jwt_secret:
-            raise ValueError("the edge's settings have no jwt_secret to sign with: give `token=`")
+            raise ValueError("the edge's settings have no jwt_secret to sign with: use `token=`")
         return issue_token(
             self.settings.jwt_secret,
             user,
@@ -116,17 +116,15 @@ class EdgeServer:
         grants: Sequence[str] = (),
         token: str | None = None,
     ) -> WebSocketClient:
-        """A client that has joined the channels; it is closed with the edge.
+        """Connect a client and subscribe to the channels. It is closed with the edge.
 
-        With `user` it has a token made for it, otherwise the one given, or none. Raises Refused
-        where it may not connect or join.
+        With `user`, the client gets a token for that user; otherwise it uses `token`, if any.
+        Raises Refused if it is not allowed to connect or subscribe.
         """
         if user is not None:
             token = self.token(user, name=name, roles=roles, permissions=permissions, grants=grants)
         elif name or roles or permissions or grants:
-            raise TypeError(
-                "name, roles, permissions and grants are a user's: give `user=` as well"
-            )
+            raise TypeError("name, roles, permissions and grants need a user: pass `user=` as well")
         client = WebSocketClient(self.websocket_url)
         self._clients.append(client)
         await client.open(token)

@@ -1,10 +1,10 @@
-"""What the parts for tests raise."""
+"""The errors of the testing tools."""
 
 __all__ = ["Refused"]
 
 
 class Refused(Exception):
-    """The edge did not let a client do something; `code` is one of the wire protocol's."""
+    """The edge refused a client's request. `code` is an error code of the wire protocol."""
 
     def __init__(self, what: str, *, code: str, message: str) -> None:
         super().__init__(f"{what} was refused: {code}: {message}")

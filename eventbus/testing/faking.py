@@ -1,7 +1,7 @@
-"""The fake: events and messages are checked and kept, and nothing leaves the process.
+"""A fake bus: it validates and records events and messages instead of sending them.
 
 with fake() as events:
-    await register("Ada")          # dispatches events; no bus has to be open
+    await register("Ada")  # dispatches events; does not need an open bus
 events.assert_dispatched(UserRegistered, lambda event: event.name == "Ada")
 """
 
@@ -24,7 +24,10 @@ MAX_KEPT: Final = 100_000
 
 
 class EventFake(Recorder):
-    """Takes the place of sending within its `with` block; can be asked after it as well."""
+    """Records events instead of sending them, inside its `with` block. See `fake`.
+
+    The assertions also work after the block.
+    """
 
     def __init__(self, *only: type[Event]) -> None:
         """See `fake`."""
@@ -34,7 +37,7 @@ class EventFake(Recorder):
 
     def __enter__(self) -> Self:
         if self._entered:
-            raise BusStateError("a fake's block cannot be entered twice: make another fake()")
+            raise BusStateError("a fake cannot be entered twice: create another fake()")
         self._entered = True
         current.enter_fake(self)
         return self
@@ -49,23 +52,25 @@ class EventFake(Recorder):
 
     @property
     def bus(self) -> "_StandIn":
-        """What is current where no bus is open: it checks, and sends nothing."""
+        """The current bus if none is open: it validates, but cannot send."""
         self._stand_in = self._stand_in or _StandIn()
         return self._stand_in
 
     def takes(self, event: type | None) -> bool:
-        """Whether events of this type (None: plain messages) are faked; the bus asks."""
+        """Whether events of this type (None: plain messages) are faked. Called by the bus."""
         return not self._only or (event is not None and issubclass(event, self._only))
 
     def keep(
         self, event: Event | None, sends: Sequence[Outgoing | Job], *, dispatched: bool = True
     ) -> list[Receipt]:
-        """Keep what a bus has checked and would send; gives receipts without an offset.
+        """Record what a bus has validated and would send. Returns receipts without an offset.
 
-        Raises BusStateError beyond MAX_KEPT.
+        Raises BusStateError if more than MAX_KEPT events are recorded.
         """
         if len(self._records) >= MAX_KEPT:
-            raise BusStateError(f"a fake keeps up to {MAX_KEPT:,} events: clear() forgets them")
+            raise BusStateError(
+                f"the fake has recorded {MAX_KEPT:,} events, its limit: call clear()"
+            )
         job = next((each for each in sends if isinstance(each, Job)), None)
         messages = tuple(read_message(each, event) for each in sends if not isinstance(each, Job))
         if dispatched:
@@ -81,22 +86,23 @@ class EventFake(Recorder):
 
 
 def fake(*only: type[Event]) -> EventFake:
-    """A context manager, in whose block whatever would be sent is checked, kept, and not sent.
+    """Return a context manager that validates and records events instead of sending them.
 
-    That holds for events and plain messages, by whatever way and through whatever bus or driver;
-    where no bus is open, none is needed. What is invalid raises as it does in production. Listeners
-    do not run for a faked event, and a queued one is not stored. Receipts have no offset.
+    It fakes events and plain messages, however they are sent, for every bus and driver. No bus has
+    to be open. Invalid events raise the same errors as in production. Listeners do not run for
+    faked events, and queued events are not stored. Receipts have no offset.
 
-    With `only`, just events of these types and of their subclasses are faked; others, and plain
-    messages, are sent. Fakes can be nested: the innermost that takes an event has it. A fake holds
-    for the task that put it in place and for those that it starts, and for tasks that have none of
-    their own; put in place outside of an event loop, it holds for all.
+    With `only`, it fakes only events of these types and their subclasses. Other events and plain
+    messages are sent. Fakes can be nested: the innermost one that fakes an event records it.
+
+    A fake applies to the task that entered it, to the tasks that this task starts, and to tasks
+    without a fake. If it is entered outside of an event loop, it applies to all tasks.
     """
     return EventFake(*only)
 
 
 class _StandIn(EventBus):
-    """The bus where none is open: its checks are the real ones, and a fake has to take the rest."""
+    """The bus if none is open. It validates like a real one, but every event must be faked."""
 
     def __init__(self) -> None:
         super().__init__(Settings(driver="null"), listeners=Listeners())
@@ -106,10 +112,9 @@ class _StandIn(EventBus):
         if fake is None:
             what = "a plain message" if event is None else event.__name__
             raise BusStateError(
-                f"no bus is open, and {what} is not faked: open a bus, or leave out the types of "
-                "fake()"
+                f"no bus is open, and {what} is not faked: open a bus, or call fake() without types"
             )
         return fake
 
     def _require_open(self) -> None:
-        """It is never opened."""
+        """Allow everything: this bus is never opened."""

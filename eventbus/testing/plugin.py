@@ -1,14 +1,14 @@
-"""The pytest plugin, which pytest loads by its entry point: fixtures of a fake and of real parts.
+"""The pytest plugin, loaded by its entry point: fixtures for a fake and for real servers.
 
     event_fake          a fake for the whole test (see `eventbus.testing.fake`)
     nats_server         a real nats-server for the session, with JetStream
-    nats_settings       settings of a bus on it, in a namespace of the test's own
-    event_bus           an open bus; over the memory driver unless `event_bus_settings` says else
-    edge_server         a real edge on a free port, over that bus
-    websocket_client    makes clients of that edge, with tokens: `await websocket_client("chat.7")`
+    nats_settings       settings for a bus on that server, in a namespace of its own
+    event_bus           an open bus, on the memory driver unless `event_bus_settings` is overridden
+    edge_server         a real edge on that bus and a free port
+    websocket_client    connects clients to that edge: `await websocket_client("chat.7", user="42")`
 
-`event_bus_settings`, `edge_settings` and `nats_server_config` are there to be overridden. What is
-async needs pytest-asyncio (in either mode) or anyio's plugin.
+Override `event_bus_settings`, `edge_settings` and `nats_server_config` to change the settings. The
+async fixtures need pytest-asyncio (in either mode) or anyio's plugin.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from eventbus.config import Settings
 from eventbus.server import NatsServer
 from eventbus.testing.faking import EventFake, fake
 
-if TYPE_CHECKING:  # they load aiohttp and the edge, which a test that does not use them is spared
+if TYPE_CHECKING:  # importing them is slow: they load aiohttp and the edge
     from eventbus.testing.edge import EdgeServer
     from eventbus.testing.websocket import Connect
     from eventbus_edge.config import EdgeSettings
 
 try:
     from pytest_asyncio import fixture as async_fixture
-except ModuleNotFoundError:  # anyio's plugin runs plain ones
+except ModuleNotFoundError:  # anyio's plugin runs plain async fixtures
     from pytest import fixture as async_fixture  # type: ignore[no-redef]  # noqa: PT013
 
 __all__ = [
@@ -54,25 +54,25 @@ _MEBIBYTE: Final = 1024**2
 
 @pytest.fixture
 def event_fake() -> Iterator[EventFake]:
-    """Whatever would be sent during the test is checked, kept, and not sent."""
+    """Records all events and messages of the test instead of sending them."""
     with fake() as events:
         yield events
 
 
 @pytest.fixture(scope="session")
 def nats_server_config() -> Mapping[str, Any]:
-    """Further settings of the nats-server; override it in a conftest.py, with the same scope."""
+    """Additional settings of the nats-server. Override it in a conftest.py, with this scope."""
     return {}
 
 
 @pytest.fixture(scope="session")
 def nats_server(nats_server_config: Mapping[str, Any]) -> Iterator[NatsServer]:
-    """A nats-server for all tests of a process, which part by their namespaces; do not stop it.
+    """A nats-server for all tests of a process, which use different namespaces. Do not stop it.
 
-    It lives in a thread with a loop of its own, and so serves tests of whatever event loop.
+    It runs in the event loop of a separate thread, so tests can use any event loop.
     """
     server = NatsServer(config=nats_server_config)
-    with _loop_aside() as run:
+    with _background_loop() as run:
         run(server.start())
         try:
             yield server
@@ -82,9 +82,9 @@ def nats_server(nats_server_config: Mapping[str, Any]) -> Iterator[NatsServer]:
 
 @pytest.fixture
 def nats_settings(nats_server: NatsServer) -> Settings:
-    """Settings for the shared server, in a namespace that no other test has.
+    """Settings for the shared server, with a unique namespace.
 
-    Streams are small, for their bytes count against the server's disk from the start.
+    The streams are small, since the server reserves their size on disk.
     """
     return Settings(
         nats_url=nats_server.url,
@@ -97,20 +97,20 @@ def nats_settings(nats_server: NatsServer) -> Settings:
 
 @pytest.fixture
 def event_bus_settings() -> Settings:
-    """The settings of `event_bus`; override it, as to return `nats_settings`."""
+    """The settings of `event_bus`. Override it, for example to return `nats_settings`."""
     return Settings(driver="memory")
 
 
 @async_fixture
 async def event_bus(event_bus_settings: Settings) -> AsyncIterator[EventBus]:
-    """A bus that is open during the test, and the current one: `event.dispatch()` finds it."""
+    """An open bus. It is the current bus, which `event.dispatch()` uses."""
     async with EventBus(event_bus_settings) as bus:
         yield bus
 
 
 @pytest.fixture
 def edge_settings() -> "EdgeSettings":
-    """The settings of `edge_server`, with a secret of its own; override it to change them."""
+    """The settings of `edge_server`, with a random secret. Override it to change them."""
     from eventbus_edge.config import EdgeSettings  # noqa: PLC0415
 
     return EdgeSettings(jwt_secret=secrets.token_hex(32), drain_time=0.0, unsubscribe_after=0.05)
@@ -120,7 +120,7 @@ def edge_settings() -> "EdgeSettings":
 async def edge_server(
     event_bus: EventBus, edge_settings: "EdgeSettings"
 ) -> AsyncIterator["EdgeServer"]:
-    """An edge that listens on a free port during the test, over `event_bus`."""
+    """A running edge on `event_bus` and a free port."""
     from eventbus.testing.edge import EdgeServer  # noqa: PLC0415
 
     async with EdgeServer(edge_settings, event_bus) as server:
@@ -129,13 +129,13 @@ async def edge_server(
 
 @pytest.fixture
 def websocket_client(edge_server: "EdgeServer") -> "Connect":
-    """Make a client of `edge_server` that has joined channels: see `EdgeServer.connect`."""
+    """Connects a client to `edge_server` and subscribes it. See `EdgeServer.connect`."""
     return edge_server.connect
 
 
 @contextlib.contextmanager
-def _loop_aside() -> Iterator[Callable[[Work], None]]:
-    """Runs coroutines in a loop of a thread of its own."""
+def _background_loop() -> Iterator[Callable[[Work], None]]:
+    """Run an event loop in a thread, and yield a function that runs coroutines in it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="nats-server", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""What was dispatched, and the assertions about it."""
+"""Records dispatched events, with assertions about them."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -8,7 +8,7 @@ import msgspec
 from eventbus.channels import Pattern
 from eventbus.events import Event, validate_queue
 from eventbus.messages import encode_data
-from eventbus.testing.records import RecordedEvent, RecordedMessage, tell
+from eventbus.testing.records import RecordedEvent, RecordedMessage, format_records
 
 __all__ = ["Recorder"]
 
@@ -17,21 +17,21 @@ _ANYTHING: Final = object()
 
 
 class Recorder:
-    """Keeps what was dispatched, in its order, and asserts about it.
+    """Records dispatched events in order, and makes assertions about them.
 
-    A failed assertion tells what was dispatched instead. A predicate is called with the event (or,
-    of a message, with its data); what it raises is not caught.
+    A failed assertion lists what was dispatched. Predicates are called with the event, or with the
+    data of a message. Exceptions of a predicate are not caught.
     """
 
     def __init__(self, *only: type[Event]) -> None:
-        """With `only`, nothing but events of these types (and of their subclasses) is kept."""
+        """With `only`, record only events of these types and their subclasses."""
         for cls in only:
             _check_type(cls)
         self._only = only
         self._records: list[RecordedEvent] = []
 
     def dispatched(self, of: type[E], predicate: Callable[[E], object] | None = None) -> list[E]:
-        """The dispatched events of a type and its subclasses, queued ones included."""
+        """The dispatched events of a type and its subclasses, including queued ones."""
         self._check(of, predicate)
         return [
             event
@@ -46,7 +46,7 @@ class Recorder:
         *,
         queue: str | None = None,
     ) -> list[E]:
-        """The events of a type that would have been stored in a queue, or in the one named."""
+        """The events of a type that would have been stored in a queue, or in the given `queue`."""
         self._check(of, predicate)
         if queue is not None:
             validate_queue(queue)
@@ -60,9 +60,9 @@ class Recorder:
         ]
 
     def broadcasts(self, channel: str | None = None) -> list[RecordedMessage]:
-        """The messages on a channel, on those of a pattern (`user.*`), or all.
+        """The messages on a channel, on the channels of a pattern (`user.*`), or on all channels.
 
-        Of events and plain messages alike; a queued event is broadcast by its worker, and has none.
+        Queued events have no messages here, since a worker broadcasts them.
         """
         messages = [message for record in self._records for message in record.messages]
         if channel is None:
@@ -77,7 +77,10 @@ class Recorder:
         *,
         times: int | None = None,
     ) -> None:
-        """An event of this type, for which the predicate holds, was dispatched; or `times` were."""
+        """Assert that an event of this type was dispatched, at least once or `times` times.
+
+        Counts only events for which the predicate is true.
+        """
         __tracebackhide__ = True
         found = self.dispatched(of, predicate)
         if not _enough(len(found), times):
@@ -87,12 +90,12 @@ class Recorder:
     def assert_not_dispatched(
         self, of: type[E], predicate: Callable[[E], object] | None = None
     ) -> None:
-        """No event of this type, for which the predicate holds, was dispatched."""
+        """Assert that no event of this type was dispatched for which the predicate is true."""
         __tracebackhide__ = True
         self.assert_dispatched(of, predicate, times=0)
 
     def assert_nothing_dispatched(self) -> None:
-        """No event was dispatched and no message published."""
+        """Assert that no event was dispatched and no message was published."""
         __tracebackhide__ = True
         if self._records:
             self._fail(f"something was dispatched {_times(len(self._records))}", 0)
@@ -105,7 +108,7 @@ class Recorder:
         queue: str | None = None,
         times: int | None = None,
     ) -> None:
-        """An event of this type was stored in a queue (the one named), or `times` were."""
+        """Assert that an event of this type was queued, at least once or `times` times."""
         __tracebackhide__ = True
         found = self.queued(of, predicate, queue=queue)
         if not _enough(len(found), times):
@@ -121,10 +124,10 @@ class Recorder:
         data: Any = _ANYTHING,
         times: int | None = None,
     ) -> None:
-        """A message was published on a channel, or on one that a pattern matches; or `times` were.
+        """Assert that a message was published, at least once or `times` times.
 
-        `event` is its name or the type of its event. `data` is what clients would get: a value,
-        compared as JSON, or a predicate.
+        `channel` is a channel or a pattern. `event` is an event name or type. `data` is the
+        expected data as clients receive it: a value, which is compared as JSON, or a predicate.
         """
         __tracebackhide__ = True
         if isinstance(event, type):
@@ -137,7 +140,7 @@ class Recorder:
         if not _enough(len(found), times):
             name = event.__name__ if isinstance(event, type) else repr(event)
             such = "a message" if event is None else name
-            which = "" if data is _ANYTHING else " with such data"
+            which = "" if data is _ANYTHING else " with matching data"
             self._fail(
                 f"{such}{which} was broadcast on {channel} {_times(len(found))}", times, channel
             )
@@ -145,37 +148,37 @@ class Recorder:
     def assert_not_broadcast_on(
         self, channel: str, *, event: str | type[Event] | None = None, data: Any = _ANYTHING
     ) -> None:
-        """No such message was published; the arguments are those of `assert_broadcast_on`."""
+        """Assert that no such message was published. See `assert_broadcast_on`."""
         __tracebackhide__ = True
         self.assert_broadcast_on(channel, event=event, data=data, times=0)
 
     def clear(self) -> None:
-        """Forget what was dispatched so far."""
+        """Forget all recorded events."""
         self._records.clear()
 
     def _check(self, of: type[Event], predicate: object = None) -> None:
-        """A question that could only ever be answered by nothing is a mistake of the test."""
+        """Refuse queries that can never match: they are mistakes in the test."""
         _check_type(of)
         if predicate is not None and not callable(predicate):
             raise TypeError(
-                f"{repr(predicate)[:80]} is no predicate: a callable that takes the event is, and "
-                "`times=` says how often"
+                f"{repr(predicate)[:80]} is not a predicate: pass a callable that takes the event, "
+                "or use `times=` for a number"
             )
         if self._only and not any(issubclass(of, cls) or issubclass(cls, of) for cls in self._only):
             kept = ", ".join(cls.__name__ for cls in self._only)
-            raise ValueError(f"{of.__name__} is not faked here: this fake takes {kept} alone")
+            raise ValueError(f"{of.__name__} is not faked: this fake records only {kept}")
 
     def _fail(self, what: str, times: int | None, about: type[Event] | str = "") -> None:
         __tracebackhide__ = True
         wanted = "at least once" if times is None else _times(times)
-        # What is alike comes first: the end of a long list is not told.
-        told = sorted(self._records, key=lambda record: not _is_near(record, about))
-        raise AssertionError(f"{what}, expected {wanted}.\n{tell(told)}")
+        # Similar events first, since a long list is cut off.
+        records = sorted(self._records, key=lambda record: not _is_near(record, about))
+        raise AssertionError(f"{what}, expected {wanted}.\n{format_records(records)}")
 
 
 def _check_type(cls: object) -> None:
     if not (isinstance(cls, type) and issubclass(cls, Event)):
-        raise TypeError(f"{repr(cls)[:80]} is no event type: a subclass of eventbus.Event is")
+        raise TypeError(f"{repr(cls)[:80]} is not an event type: use a subclass of eventbus.Event")
 
 
 def _is_of(message: RecordedMessage, event: str | type[Event] | None) -> bool:
@@ -200,12 +203,12 @@ def _is_near(record: RecordedEvent, about: type[Event] | str) -> bool:
 
 def _enough(found: int, times: int | None) -> bool:
     if times is not None and times < 0:
-        raise ValueError(f"times={times}: 0 or more are allowed")
+        raise ValueError(f"times={times}; allowed: 0 or more")
     return found > 0 if times is None else found == times
 
 
 def _such(predicate: object) -> str:
-    return "" if predicate is None else ", such as the predicate asks for,"
+    return "" if predicate is None else " that matches the predicate"
 
 
 def _times(count: int) -> str:

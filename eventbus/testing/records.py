@@ -1,4 +1,4 @@
-"""What a fake keeps, and how it is told when a test fails."""
+"""The records of a fake, and how failures list them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -9,44 +9,44 @@ from eventbus.events import Event, Outgoing, event_definition
 from eventbus.messages import HEADER_EXCEPT
 from eventbus.queue import Job
 
-__all__ = ["RecordedEvent", "RecordedMessage", "read_message", "tell"]
+__all__ = ["RecordedEvent", "RecordedMessage", "format_records", "read_message"]
 
-MAX_TOLD: Final = 20
-"""How many of the things that were dispatched a failure tells."""
+MAX_LISTED: Final = 20
+"""How many records a failure lists."""
 MAX_LINE: Final = 200
-"""Characters of an event's fields, a message's data, or the channels."""
+"""The maximum length of an event's fields, a message's data, or the channels."""
 MAX_VALUE: Final = 80
 
 
 class RecordedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that would have been published, as its receivers would have seen it."""
+    """A message that would have been published, as its receivers would see it."""
 
     channel: str
     event: str
     data: Any
-    """Decoded from the JSON that clients would get."""
+    """Decoded from the JSON that clients would receive."""
     id: str
     volatile: bool
     except_connection: str | None
-    """The client connection that would not have got it."""
+    """The client connection that would not receive it."""
     headers: Mapping[str, str]
     via: str | None
-    """The driver that was asked for, where it is not the bus's own."""
+    """The driver it would be published with, if not the bus's default."""
     source: Event | None
-    """The event that it comes from; None for a plain message."""
+    """The event that it belongs to; None for a plain message."""
 
 
 class RecordedEvent(NamedTuple):
-    """A dispatched event, or (without one) a plain message, with what would have left."""
+    """A dispatched event with its messages, or a plain message without an event."""
 
     event: Event | None
     messages: tuple[RecordedMessage, ...]
     job: Job | None
-    """What would have been stored in a queue."""
+    """The job that would have been queued."""
 
 
 def read_message(outgoing: Outgoing, source: Event | None) -> RecordedMessage:
-    """What a receiver would see of an outgoing message."""
+    """An outgoing message as a receiver would see it."""
     message, headers = outgoing.message, dict(outgoing.headers)
     return RecordedMessage(
         channel=message.channel,
@@ -61,17 +61,14 @@ def read_message(outgoing: Outgoing, source: Event | None) -> RecordedMessage:
     )
 
 
-def tell(records: Iterable[RecordedEvent]) -> str:
-    """What was dispatched, a line for each, of bounded length; the first ones when there are many.
-
-    Of a queued event the queue is told, of others the channels.
-    """
+def format_records(records: Iterable[RecordedEvent]) -> str:
+    """List the records, one per line, with their channels or queue. Long lists are cut off."""
     kept = list(records)
     if not kept:
         return "Nothing was dispatched."
-    lines = [f"  {number}. {_line(record)}" for number, record in enumerate(kept[:MAX_TOLD], 1)]
-    if len(kept) > MAX_TOLD:
-        lines.append(f"  … and {len(kept) - MAX_TOLD:,} more")
+    lines = [f"  {number}. {_line(record)}" for number, record in enumerate(kept[:MAX_LISTED], 1)]
+    if len(kept) > MAX_LISTED:
+        lines.append(f"  … and {len(kept) - MAX_LISTED:,} more")
     return "\n".join(("Dispatched instead:", *lines))
 
 

@@ -1,4 +1,4 @@
-"""A client of an edge for tests: every answer is waited for, and told when it is a refusal."""
+"""A WebSocket client of an edge for tests. It waits for every reply, and raises on refusals."""
 
 import asyncio
 import collections
@@ -17,19 +17,19 @@ __all__ = ["Connect", "WebSocketClient"]
 
 TIMEOUT_S: Final = 10.0
 MAX_WAITING: Final = 10_000
-"""Frames that may come while an answer is waited for."""
+"""How many frames can arrive while waiting for a reply."""
 _TEXT: Final = aiohttp.WSMsgType.TEXT
 
 Frame = dict[str, Any]
 
 
 class WebSocketClient:
-    """One WebSocket of the native protocol (docs/wire-protocol.md)."""
+    """A WebSocket connection with the native protocol (docs/wire-protocol.md)."""
 
     def __init__(self, url: str) -> None:
-        """`url` is the edge's, as `ws://127.0.0.1:8080/ws`; `open` connects."""
+        """`url` is that of the edge, such as `ws://127.0.0.1:8080/ws`. `open` connects."""
         self.connection_id = ""
-        """What an event's `to_others` takes."""
+        """The connection's id, for `to_others` of an event."""
         self._url = url
         self._refs = itertools.count(1)
         self._waiting: collections.deque[Frame] = collections.deque()
@@ -38,11 +38,11 @@ class WebSocketClient:
 
     @property
     def close_code(self) -> int | None:
-        """The code with which the connection was closed; None while it is open."""
+        """The close code of the connection; None while it is open."""
         return None if self._socket is None else self._socket.close_code
 
     async def open(self, token: str | None = None) -> None:
-        """Connect, and authenticate where there is a token. Raises Refused."""
+        """Connect, and authenticate if there is a token. Raises Refused."""
         self._sockets = Sockets()
         self._http = aiohttp.ClientSession(connector=self._sockets.connector())
         try:
@@ -56,20 +56,20 @@ class WebSocketClient:
             await self.ask("auth", data={"token": token})
 
     async def receive(self, *, timeout: float = TIMEOUT_S) -> Frame:  # noqa: ASYNC109 - in seconds
-        """The next frame: a dict with channel, event, data, timestamp, and what else it has.
+        """Wait for the next frame: a dict with channel, event, data, timestamp and other fields.
 
-        Raises TimeoutError, and ConnectionError once the edge has closed the connection.
+        Raises TimeoutError, and ConnectionError if the edge has closed the connection.
         """
         return self._waiting.popleft() if self._waiting else await self._read(timeout)
 
     async def send(self, action: str, **fields: Any) -> None:
-        """Send an action, as `send("whisper", channel="chat.7", event="typing", data={})`."""
+        """Send an action: `send("whisper", channel="chat.7", event="typing", data={})`."""
         await self._open_socket().send_str(json.dumps({"action": action, **fields}))
 
     async def ask(self, action: str, **fields: Any) -> Any:
-        """Send an action and give its answer's data; what else comes meanwhile is kept.
+        """Send an action, and return the data of the reply. Keeps frames that arrive before it.
 
-        Raises Refused for an error frame, and what `receive` raises.
+        Raises Refused for an error frame, and the errors of `receive`.
         """
         ref = next(self._refs)
         await self.send(action, ref=ref, **fields)
@@ -79,7 +79,7 @@ class WebSocketClient:
             if _is_system(frame) and isinstance(data, dict) and data.get("ref") == ref:
                 break
             if len(self._waiting) >= MAX_WAITING:
-                raise AssertionError(f"{MAX_WAITING:,} frames came before the answer to {action}")
+                raise AssertionError(f"{MAX_WAITING:,} frames arrived before the reply to {action}")
             self._waiting.append(frame)
         if frame["event"] == "eb:error":
             what = " ".join(filter(None, (action, fields.get("channel"))))
@@ -87,21 +87,21 @@ class WebSocketClient:
         return data
 
     async def subscribe(self, channel: str, **data: Any) -> Any:
-        """Join a channel; `history=10`, or `offset` and `epoch`, ask for what was before.
+        """Subscribe to a channel, with `history=10` or `offset` and `epoch` for past messages.
 
-        Gives the answer's data: kind, offset, epoch, and what else. Raises Refused.
+        Returns the data of the reply: kind, offset, epoch and other fields. Raises Refused.
         """
         return await self.ask("subscribe", channel=channel, **({"data": data} if data else {}))
 
     async def assert_received_nothing(self) -> None:
-        """Nothing that the edge has sent by now is unread. Raises AssertionError with the frame."""
+        """Assert that the edge has sent nothing that is unread. The error shows the frame."""
         __tracebackhide__ = True
         await self.ask("ping")
         if self._waiting:
-            raise AssertionError(f"this was received: {json.dumps(self._waiting[0])[:1000]}")
+            raise AssertionError(f"received a frame: {json.dumps(self._waiting[0])[:1000]}")
 
     async def aclose(self) -> None:
-        """Close the connection; closing again is harmless."""
+        """Close the connection. Can be called more than once."""
         if self._socket is not None:
             await self._socket.close()
         if self._http is not None:
@@ -125,20 +125,20 @@ class WebSocketClient:
             async with asyncio.timeout(patience_s):
                 message = await self._open_socket().receive()
         except TimeoutError:
-            raise TimeoutError(f"nothing was received within {patience_s:g} s") from None
+            raise TimeoutError(f"no frame was received within {patience_s:g} s") from None
         if message.type is not _TEXT:
-            raise ConnectionError(f"the connection was closed, code {self.close_code}")
+            raise ConnectionError(f"the connection was closed with code {self.close_code}")
         frame: Frame = json.loads(message.data)
         return frame
 
     def _open_socket(self) -> aiohttp.ClientWebSocketResponse:
         if self._socket is None:
-            raise ConnectionError("the client is not connected: open() it")
+            raise ConnectionError("the client is not connected: call open() first")
         return self._socket
 
 
 class Connect(Protocol):
-    """What the fixture `websocket_client` is: see `eventbus.testing.edge.EdgeServer.connect`."""
+    """The fixture `websocket_client`. See `eventbus.testing.edge.EdgeServer.connect`."""
 
     async def __call__(
         self,
@@ -150,7 +150,7 @@ class Connect(Protocol):
         grants: Sequence[str] = (),
         token: str | None = None,
     ) -> WebSocketClient:
-        """Connect a client that has joined the channels. Raises Refused."""
+        """Connect a client and subscribe to the channels. Raises Refused."""
 
 
 def _is_system(frame: Frame) -> bool:

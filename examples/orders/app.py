@@ -1,6 +1,6 @@
-"""A page that shows where an order is, live; the README tells how to start it.
+"""A live page that shows where an order is. The README describes how to start it.
 
-What an application adds to an edge: a page, a token for whoever looks at it, and events.
+An application adds three things to an edge: a page, tokens for its users, and events.
 """
 
 import os
@@ -17,7 +17,7 @@ EDGE_URL = os.environ.get("EDGE_URL", "http://127.0.0.1:8080")
 
 
 class OrderMoved(Event, ShouldBroadcast, channel="orders.{order_id}"):
-    """An order is somewhere else."""
+    """An order has moved to another place."""
 
     order_id: int
     place: str
@@ -29,7 +29,7 @@ async def page(_: web.Request) -> web.Response:
 
 
 async def token(_: web.Request) -> web.Response:
-    """Your own session says who asks; here it is always Ada, who may see order 42."""
+    """Your session determines the user. Here, it is always Ada, who has access to order 42."""
     claims = {
         "sub": "7",
         "name": "Ada",

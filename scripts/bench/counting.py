@@ -1,9 +1,9 @@
-"""What counting costs the hot path: a message from the bus to the frames of N clients.
+"""The cost of metrics on the hot path: a message from the bus to the frames of N clients.
 
     .venv/bin/python scripts/bench/counting.py
 
-Compares, within one run, `Traffic`'s delivery as it is with the same without any counting, and with
-counters of prometheus-client. Ratios tell; the microseconds are those of the machine.
+Compares the delivery of `Traffic` with the same delivery without metrics, and with the counters of
+prometheus-client. Compare the ratios: the microseconds depend on the machine.
 """
 
 import asyncio
@@ -36,17 +36,17 @@ ROUNDS: Final = 7
 
 
 class Nowhere:
-    """A sink whose peer takes everything."""
+    """A sink that discards everything."""
 
     def write(self, data: bytes) -> None:
-        """Take bytes."""
+        """Discard the bytes."""
 
     def unsent(self) -> int:
-        """None wait."""
+        """Nothing is buffered."""
         return 0
 
     def abort(self) -> None:
-        """There is nothing to free."""
+        """There is nothing to close."""
 
 
 def new_hub(clients: int, on_written: Callable[[int], None] = lambda _: None) -> Hub:
@@ -58,10 +58,10 @@ def new_hub(clients: int, on_written: Callable[[int], None] = lambda _: None) ->
 
 
 def timed(deliver: Callable[[], None], hub: Hub) -> float:
-    """Microseconds of the processor for a message."""
+    """CPU time per message in microseconds."""
     start = time.process_time()
     for _ in range(MESSAGES // 10):
-        for _ in range(10):  # ten messages in a turn of the loop
+        for _ in range(10):  # ten messages per turn of the loop
             deliver()
         hub.flush()
     return (time.process_time() - start) / MESSAGES * 1e6
@@ -82,33 +82,33 @@ def variants(clients: int, delivery: Delivery) -> dict[str, tuple[Callable[[], N
     size = Counter("size", "…", registry=registry)
     latency = Histogram("latency", "…", registry=registry)
     metrics = Metrics()
-    own_hub = new_hub(clients, metrics.tally.wrote)
+    own_hub = new_hub(clients, metrics.tally.count_written)
     counted_hub = new_hub(clients)
     traffic = new_traffic(own_hub, metrics)
 
     def plain() -> None:
         plain_hub.deliver(to_message(CHANNEL, delivery))
 
-    def as_before() -> None:
+    def two_counters() -> None:
         came.inc()
         went.inc(counted_hub.deliver(to_message(CHANNEL, delivery)))
 
     def by_client_library() -> None:
-        as_before()
+        two_counters()
         size.inc(len(delivery.payload))
         latency.observe(0.01)
 
     return {
-        "no counting": (plain, plain_hub),
-        "two counters of prometheus-client": (as_before, counted_hub),
-        "all by prometheus-client": (by_client_library, counted_hub),
-        "all, as the node counts": (lambda: traffic.take(CHANNEL, delivery), own_hub),
+        "no metrics": (plain, plain_hub),
+        "two counters of prometheus-client": (two_counters, counted_hub),
+        "all with prometheus-client": (by_client_library, counted_hub),
+        "all, as in a node": (lambda: traffic.take(CHANNEL, delivery), own_hub),
     }
 
 
 def traced(clients: int, delivery: Delivery) -> tuple[Callable[[], None], Hub]:
     metrics = Metrics()
-    hub = new_hub(clients, metrics.tally.wrote)
+    hub = new_hub(clients, metrics.tally.count_written)
     traffic = new_traffic(hub, metrics)
     return lambda: traffic.take(CHANNEL, delivery), hub
 
@@ -121,13 +121,13 @@ async def main() -> None:
     tables = {clients: variants(clients, delivery) for clients in (1, 100)}
     tracing.load()
     for clients, table in tables.items():
-        table["the same, OpenTelemetry being there"] = traced(clients, delivery)
+        table["the same, with OpenTelemetry"] = traced(clients, delivery)
         rounds: dict[str, list[float]] = {name: [] for name in table}
         for _ in range(ROUNDS):
             for name, (deliver, hub) in table.items():
                 rounds[name].append(timed(deliver, hub))
-        base = min(rounds["no counting"])
-        print(f"{clients} clients of the channel")
+        base = min(rounds["no metrics"])
+        print(f"{clients} subscribers of the channel")
         for name, times in rounds.items():
             best = min(times)
             print(f"  {name:<36}{best:8.2f} µs  {best / base:5.2f}")

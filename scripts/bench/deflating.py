@@ -1,9 +1,10 @@
-"""What deflating a message costs the event loop, beside what sending it costs.
+"""The cost of deflating a message in the event loop, compared with sending it.
 
     python -m scripts.bench.deflating
 
-For messages of several sizes: how much smaller they become, and the time to deflate one, told as
-the number of clients to whom the plain one could be sent meanwhile, over sockets of this machine.
+Prints for messages of several sizes the compression ratio and the time to deflate one. The time is
+also given as the number of clients that the plain message could be sent to in the same time, over
+local sockets.
 """
 
 import functools
@@ -29,9 +30,9 @@ WORDS = ("order", "shipped", "pending", "customer", "the", "total", "of", "paid"
 
 
 def message(size: int) -> ChannelMessage:
-    """A list of small objects, such as an application publishes."""
+    """A message with a list of small objects, as a typical application publishes."""
     data: list[dict[str, object]] = []
-    pick = random.Random(size)  # noqa: S311 - the same in every run, and no secret
+    pick = random.Random(size)  # noqa: S311 - deterministic, not a secret
     while len(json.dumps(data)) < size:
         text = " ".join(pick.choice(WORDS) for _ in range(6))
         data.append({"id": f"{pick.getrandbits(64):x}", "amount": pick.randrange(10**6), "t": text})
@@ -40,17 +41,17 @@ def message(size: int) -> ChannelMessage:
 
 
 def numbered(made: ChannelMessage, number: int) -> ChannelMessage:
-    """The same message at another offset: the frame of one that came before is kept."""
+    """The same message with another offset, since the frame of the last message is cached."""
     return made._replace(position=Position(number, "E"))
 
 
 def deflate_next(wire: WireFormat, messages: Iterator[ChannelMessage]) -> None:
-    """Make one more frame."""
+    """Encode the next message."""
     wire.message(next(messages))
 
 
 def best(work: Callable[[], object], runs: int = RUNS) -> float:
-    """The shortest of many runs, in seconds: the others were disturbed."""
+    """The shortest of many runs, in seconds: the one with the least interference."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -60,7 +61,7 @@ def best(work: Callable[[], object], runs: int = RUNS) -> float:
 
 
 def sending(frame: bytes) -> float:
-    """The time to hand a frame to one client's socket."""
+    """The time to write a frame to a client's socket."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(frame))
     times = []
@@ -76,7 +77,7 @@ def sending(frame: bytes) -> float:
 
 
 def main() -> None:
-    """Print a line for each size and level."""
+    """Print one line per size and level."""
     for size in SIZES:
         made = message(size)
         plain = NativeWebSocket().message(made)
@@ -88,7 +89,7 @@ def main() -> None:
             took = best(functools.partial(deflate_next, wire, others))
             print(
                 f"{size:>9,} bytes, level {level}: {len(frame) / len(plain):4.0%} of its size; "
-                f"{took * 1e6:8.0f} µs, as sending it plain to {took / sent:3.0f} clients"
+                f"{took * 1e6:8.0f} µs, like sending it plain to {took / sent:3.0f} clients"
             )
 
 

@@ -1,12 +1,12 @@
-"""What clients that send without end cost a bystander of the same node.
+"""How much flooding clients slow down a bystander on the same node.
 
     python -m scripts.bench.flooding [FLOODERS ...]
 
-For each kind of flood: the round trip of a bystander's action `ping`, without flooders and beside
-some (1 and 4 by default), as median and 95th percentile in milliseconds, and how the flooders'
-connections ended. A flooder that is closed connects again at once. Then the same for joining a
-channel, beside 50 clients that read a history within the pace of their connections.
-BROADCAST_DRIVER names the driver, `memory` by default.
+For each kind of flood, measures the round trip of a bystander's action `ping`, without flooders and
+with some (1 and 4 by default). Prints the median and the 95th percentile in milliseconds, and the
+close codes of the flooders' connections. A closed flooder reconnects at once. Then measures
+subscribing to a channel next to 50 clients that read history within their rate limits.
+BROADCAST_DRIVER sets the driver, by default `memory`.
 """
 
 import asyncio
@@ -55,18 +55,18 @@ FLOODS: Final = {
     "history": _history("general"),
 }
 _FIRST: Final = {"empty fragments": _frame(0x01)}
-"""What a flood begins with: a fragment needs a message that it goes on."""
+"""The first frame of a flood: a continuation needs a message to continue."""
 
 
 def flood(port: int, kind: str, ends: "multiprocessing.Queue[str]") -> None:
-    """Send one kind of frame without end; tell each end of a connection by its close code."""
+    """Send one kind of frame endlessly. Reports the close code of each connection that ends."""
     frames = FLOODS[kind] * max(1, 256 * 1024 // len(FLOODS[kind]))
     while True:
         ends.put(_flood_once(port, _HANDSHAKE + _FIRST.get(kind, b""), frames))
 
 
 def read_history(port: int, readers: int) -> None:
-    """Clients that read a history again and again, somewhat below the pace of a connection."""
+    """Run clients that keep reading history, slightly below the rate limit of a connection."""
     asyncio.run(_read_history(port, readers))
 
 
@@ -116,7 +116,7 @@ _JOIN: Final[tuple[str, ...]] = (
 
 
 async def _round_trips(port: int, commands: Sequence[str]) -> list[float]:
-    """How long the first of the commands takes, again and again."""
+    """Run the commands repeatedly. Returns how long each first command took."""
     took = []
     async with (
         aiohttp.ClientSession() as http,
@@ -168,7 +168,7 @@ async def _edge(**settings: str) -> AsyncIterator[int]:
 
 
 async def _fill(port: int) -> None:
-    """One hundred messages of the channel that is read."""
+    """Publish one hundred messages to the channel that is read."""
     async with aiohttp.ClientSession() as http:
         for number in range(100):
             body = {"channel": "general", "event": "e", "data": {"number": number}}

@@ -1,1 +1,1 @@
-"""The demo: a nats-server, an edge and a service in one command, with a page to look at."""
+"""The demo: a nats-server, an edge and a service in one command, with a web page."""

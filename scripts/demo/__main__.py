@@ -1,4 +1,4 @@
-"""Everything in one process, but for the nats-server, which is a real one beside it."""
+"""Runs the demo: an edge and a service in one process, and a nats-server as its child."""
 
 import argparse
 import asyncio
@@ -22,7 +22,7 @@ from scripts.demo import once
 from scripts.demo.page import extend, guest_token, new_guest
 from scripts.demo.service import serve_measurements
 
-HOST: Final = "127.0.0.1"  # whoever asks gets a token, so nobody beyond this machine may ask
+HOST: Final = "127.0.0.1"  # loopback only: everybody who can connect gets a token
 EDGE_PORT: Final = 8080
 NATS_PORT: Final = 4222
 DRAIN_S: Final = 0.2
@@ -47,17 +47,17 @@ BANNER: Final = """
     asyncio.run(main())
     END
 
-  Ctrl-C ends it all.
+  Press Ctrl-C to stop.
 """
 
 
 def main() -> int:
-    """Run the demo; gives the exit code."""
+    """Run the demo. Returns the exit code."""
     options = _parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return asyncio.run(_exit_code(options))
-    except KeyboardInterrupt:  # at the start, while nobody handles the signal yet
+    except KeyboardInterrupt:  # before the edge handles the signal
         return 1 if options.once else 0
 
 
@@ -75,17 +75,26 @@ async def _exit_code(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/run", description="The demo of eventbus.")
     add = parser.add_argument
-    add("--once", action="store_true", help="receive some events without a browser, then end")
-    add("--port", type=_port, help=f"the page's port; {EDGE_PORT} or a free one when left out")
-    add("--interval", type=_seconds, help="seconds between measurements; 1, or 0.2 with --once")
-    add("--timeout", type=_seconds, default=30.0, help="seconds that --once may take; 30")
+    add("--once", action="store_true", help="receive some events without a browser, then exit")
+    add("--port", type=_port, help=f"the page's port (default: {EDGE_PORT}, or a free one)")
+    add(
+        "--interval",
+        type=_seconds,
+        help="seconds between measurements (default: 1, or 0.2 with --once)",
+    )
+    add(
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        help="time limit of --once in seconds (default: 30)",
+    )
     return parser
 
 
 def _port(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) <= 65535:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a port: 0 (a free one) to 65535 are")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port; allowed: 0 (a free one) to 65535")
 
 
 def _seconds(text: str) -> float:
@@ -95,7 +104,7 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if 0 < seconds <= 3600:
         return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time: above 0, at most 3600 seconds are")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time; allowed: above 0, at most 3600 s")
 
 
 async def _run(options: argparse.Namespace) -> None:
@@ -117,7 +126,7 @@ async def _run(options: argparse.Namespace) -> None:
             )
             edge = tasks.create_task(node)
             watch = tasks.create_task(_until(died))
-            address = await ready  # where the edge cannot start, the group ends this wait
+            address = await ready  # if the edge cannot start, the task group cancels this
             if options.once:
                 token = guest_token(secret, new_guest())
                 interval = options.interval or 0.2
@@ -134,14 +143,14 @@ async def _run(options: argparse.Namespace) -> None:
 
 @contextlib.asynccontextmanager
 async def _nats(port: int, on_death: Callable[[ServerError], None]) -> AsyncIterator[NatsServer]:
-    """A server on `port`, or on a free one where another program has it."""
+    """A server on `port`, or on a free port if it is in use."""
     nats = NatsServer(port=_free(port), on_death=on_death)
     try:
         await nats.start()
     except ServerError:
         if not nats.port or _free(port):
             raise
-        nats = NatsServer(on_death=on_death)  # the other program came between
+        nats = NatsServer(on_death=on_death)  # another program has taken the port meanwhile
         await nats.start()
     try:
         yield nats
@@ -160,7 +169,7 @@ def _edge_port(options: argparse.Namespace) -> int:
 
 
 def _free(port: int) -> int:
-    """The port itself when nobody listens on it, otherwise 0, for a free one."""
+    """Return the port if it is free, otherwise 0, which picks a free one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

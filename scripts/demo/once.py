@@ -1,4 +1,4 @@
-"""`scripts/run --once`: a WebSocket client that proves, in a few seconds, that events arrive."""
+"""`scripts/run --once`: a WebSocket client that checks in a few seconds that events arrive."""
 
 import asyncio
 import collections
@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 import msgspec
 
+from eventbus.cli.output import counted
 from scripts.demo.service import serve_measurements
 
 __all__ = ["Incomplete", "run"]
@@ -20,11 +21,11 @@ TYPES: Final = 2
 
 
 class Incomplete(Exception):
-    """What should have arrived has not; the message says what is missing."""
+    """Not all expected events arrived. The message says what is missing."""
 
 
 class Arrival(NamedTuple):
-    """One event, and the milliseconds from its timestamp to its receipt."""
+    """One event, and the milliseconds from its timestamp to its arrival."""
 
     event: str
     channel: str
@@ -32,10 +33,10 @@ class Arrival(NamedTuple):
 
 
 async def run(address: str, token: str, interval: float, timeout_s: float, deadline: float) -> None:
-    """Connect to the edge, have the service measure, and print what arrives until it suffices.
+    """Connect to the edge, start the service, and print events until enough have arrived.
 
-    Raises Incomplete when that is not done at `deadline`, by the loop's clock: `timeout_s` seconds
-    after the demo's start.
+    Raises Incomplete at `deadline`, a time of the loop's clock `timeout_s` seconds after the start
+    of the demo.
     """
     arrivals: list[Arrival] = []
     try:
@@ -62,7 +63,7 @@ async def _subscribe(socket: aiohttp.ClientWebSocketResponse) -> None:
         if message["event"] == "eb:subscribed":
             waiting.discard(message["channel"])
         elif message["event"] == "eb:error":
-            raise Incomplete(f"the edge answered: {message['data']['message']}")
+            raise Incomplete(f"the edge replied with an error: {message['data']['message']}")
 
 
 async def _receive(socket: aiohttp.ClientWebSocketResponse, arrivals: list[Arrival]) -> None:
@@ -77,7 +78,7 @@ async def _receive(socket: aiohttp.ClientWebSocketResponse, arrivals: list[Arriv
 
 
 def _summary(arrivals: list[Arrival]) -> str:
-    """One line: how many events, of which types, how fast."""
+    """A summary in one line: the number and types of the events, and their latency."""
     kinds = collections.Counter(each.event for each in arrivals)
     latencies = [each.latency_ms for each in arrivals]
     return (
@@ -90,13 +91,15 @@ def _summary(arrivals: list[Arrival]) -> str:
 async def _next(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
     message = await socket.receive()
     if message.type is not aiohttp.WSMsgType.TEXT:
-        raise Incomplete(f"the edge has ended the connection (close code {socket.close_code})")
+        raise Incomplete(f"the edge closed the connection (close code {socket.close_code})")
     return msgspec.json.decode(message.data, type=dict[str, Any])
 
 
 def _missing(arrivals: list[Arrival], timeout_s: float) -> str:
     kinds = sorted({each.event for each in arrivals})
     return (
-        f"within {timeout_s:g} s there came {len(arrivals)} of at least {EVENTS} events, "
-        f"of {len(kinds)} of at least {TYPES} types" + (f" ({', '.join(kinds)})" if kinds else "")
+        f"after {timeout_s:g} s, {counted(len(arrivals), 'event')} of "
+        f"{counted(len(kinds), 'type')} arrived"
+        + (f" ({', '.join(kinds)})" if kinds else "")
+        + f"; expected: at least {EVENTS} events of {TYPES} types"
     )

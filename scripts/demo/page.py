@@ -1,6 +1,6 @@
-"""The demo's own routes on the edge: its page, and a token for whoever asks.
+"""The demo's routes on the edge: its page, and tokens for everybody.
 
-Both exist in the demo alone, which listens on loopback: a production edge issues no tokens.
+They exist only in the demo, which listens on loopback. A production edge issues no tokens.
 """
 
 import re
@@ -28,7 +28,7 @@ _GUEST: Final = re.compile(r"[a-z]{2,12}-[a-z]{2,12}-[0-9]{4}", re.ASCII)
 
 
 def new_guest() -> str:
-    """A user id from which a name can be read, such as `amber-otter-4821`."""
+    """A random user id that contains a name, such as `amber-otter-4821`."""
     words = secrets.choice(_ADJECTIVES), secrets.choice(_ANIMALS)
     return f"{'-'.join(words)}-{secrets.randbelow(9000) + 1000}"
 
@@ -39,7 +39,7 @@ def guest_token(secret: str, user_id: str) -> str:
 
 
 def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
-    """What adds the demo's routes to an edge that checks tokens with `secret`."""
+    """Return a function that adds the demo's routes to an edge with the JWT secret `secret`."""
 
     async def demo(_: web.Request) -> web.FileResponse:
         return page("demo.html")
@@ -47,7 +47,7 @@ def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
     async def token(request: web.Request) -> web.Response:
         guest = request.query.get("guest") or new_guest()
         if not _GUEST.fullmatch(guest):
-            raise web.HTTPBadRequest(reason="guest must be like amber-otter-4821, or left out")
+            raise web.HTTPBadRequest(reason="guest must look like amber-otter-4821, or be empty")
         about = {
             "user_id": guest,
             "token": guest_token(secret, guest),

@@ -1,4 +1,4 @@
-"""The demo's service: it measures this machine, and dispatches what it finds as typed events."""
+"""The demo's service: it measures this machine and dispatches the results as typed events."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ _DISK = Path.home().anchor or "/"
 
 
 def measure() -> DashboardMetrics:
-    """What the machine does at this moment; its CPU since the last call."""
+    """Measure the machine's current load; the CPU load is since the last call."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(_DISK)
     one, five, fifteen = psutil.getloadavg()
     return DashboardMetrics(
@@ -36,12 +36,12 @@ def measure() -> DashboardMetrics:
 
 
 async def serve_measurements(interval: float, remark_every: float) -> None:
-    """Dispatch measurements every `interval` seconds, through the current bus, until cancelled.
+    """Dispatch a measurement every `interval` seconds, on the current bus, until cancelled.
 
-    Every `remark_every` seconds it sums them up for the people in the chat room.
+    Every `remark_every` seconds, post a summary to the chat room.
     """
     loop = asyncio.get_running_loop()
-    psutil.cpu_percent()  # the first call has nothing to compare with
+    psutil.cpu_percent()  # the first call always returns 0
     cpu: list[float] = []
     tick = remarked = loop.time()
     while True:
@@ -60,7 +60,7 @@ async def serve_measurements(interval: float, remark_every: float) -> None:
 
 def _remark(cpu: list[float], seconds: float) -> ChatMessage:
     text = (
-        f"Over the last {seconds:g} s the CPU was at {statistics.fmean(cpu):.0f} % "
-        f"on average, and at {max(cpu):.0f} % at most."
+        f"Over the last {seconds:g} s, the CPU load was {statistics.fmean(cpu):.0f} % "
+        f"on average and {max(cpu):.0f} % at most."
     )
     return ChatMessage(room_id="lobby", user_id="machine", name=socket.gethostname(), text=text)

@@ -111,7 +111,7 @@ async def test_signing_in_is_refused_and_accepted(dashboard, keep):
     await expect(page.locator("#dashboard")).to_be_hidden()
     await expect(page.locator("#refused")).to_be_hidden()
     for wrong, why in (
-        ("not the key", "no spaces"),
+        ("not the key", "without spaces"),
         ("not-the-key", "neither the API key nor a valid token"),
         (issue_token(SECRET, "7"), "neither the role nor the permission"),
         (issue_token(SECRET, "7", roles=["admin"], lifetime_s=-600), "that token has expired"),
@@ -166,7 +166,7 @@ async def test_node_that_has_lost_the_bus_says_so_wherever_one_has_scrolled_to(
     await expect(page.locator("#nodes .badge")).to_have_text("no bus", timeout=30_000)
     await expect(trouble).to_have_text(re.compile("1 node has lost the bus"))
     await expect(trouble).to_be_in_viewport()
-    await expect(page.locator("#failed-fault")).to_contain_text("Cannot be read", timeout=30_000)
+    await expect(page.locator("#failed-fault")).to_contain_text("Cannot be loaded", timeout=30_000)
     await expect(page.locator("#failed-empty")).to_be_hidden()
     await own_nats_server.start()
     await expect(page.locator("#nodes .badge")).to_have_text("ready", timeout=30_000)

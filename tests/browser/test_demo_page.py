@@ -120,7 +120,7 @@ async def test_lost_connection_is_shown_and_comes_back_by_itself(demo, open_tab,
     await expect(page.locator(".message.mine .text")).to_have_text(["not lost"])
 
 
-async def test_page_tells_what_it_waits_for(demo, browser, keep):
+async def test_page_shows_what_it_waits_for(demo, browser, keep):
     page = await (await browser.new_context()).new_page()
     asked = asyncio.Event()
 

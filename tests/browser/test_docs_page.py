@@ -70,7 +70,7 @@ async def test_page_shows_events_and_finds_them(start, page):
     await expect(shipped).to_contain_text("string, optional")
     await expect(shipped).to_contain_text("On its way. <script>")  # as text
     await expect(page).to_have_title("Events")
-    await expect(cards.filter(has_text="client-typing")).to_contain_text("clients send it")
+    await expect(cards.filter(has_text="client-typing")).to_contain_text("sent by clients")
     assert await page.evaluate("document.documentElement.scrollWidth") == 360
 
     await page.get_by_label("Find an event or a channel").fill("chat.")
@@ -81,7 +81,7 @@ async def test_page_shows_events_and_finds_them(start, page):
 
 async def test_page_asks_for_the_key(start, page):
     await page.goto(await start(api_key="the-key"))
-    field = page.get_by_label("API key, or a token of an administrator")
+    field = page.get_by_label("API key, or token of an administrator")
     await expect(field).to_be_focused()
     await expect(page.locator("article")).to_have_count(0)
     await field.fill("wrong")
@@ -97,5 +97,5 @@ async def test_page_of_a_node_without_events_says_what_to_set(start, page, monke
     monkeypatch.setattr(events, "_types", {})
     await page.goto(await start())
     await expect(page.get_by_role("alert")).to_contain_text(
-        "This node knows no events: set BROADCAST_CONTRACT"
+        "This node has no contract: set BROADCAST_CONTRACT"
     )

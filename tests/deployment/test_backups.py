@@ -42,7 +42,7 @@ async def restore(client, stream, described, pieces):
     return done
 
 
-async def test_backup_is_restored_to_another_server_where_clients_begin_anew(
+async def test_backup_is_restored_to_another_server_where_clients_start_over(
     deployment, own_nats_server
 ):
     async with (

@@ -136,9 +136,9 @@ def test_force_replaces_everything(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--host", "not a host"], "allowed: a host's name"),
+        (["--host", "not a host"], "allowed: a host name"),
         (["--days", "0"], "allowed: 1 to 3650 days"),
-        (["--renew"], "no authority to renew certificates by"),
+        (["--renew"], "there is no CA to renew certificates with"),
     ],
 )
 def test_what_cannot_be_is_refused_with_a_reason(tmp_path, arguments, told):
@@ -338,7 +338,7 @@ async def test_what_no_service_needs_is_forbidden_on_redis(redis):
 
 
 @pytest.mark.redis
-async def test_wrong_password_or_no_certificate_is_told_at_once(redis, tmp_path):
+async def test_wrong_password_or_missing_certificate_is_reported_at_once(redis, tmp_path):
     (tmp_path / "wrong").write_text("wrong")
     changes = {"BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "wrong")}
     with pytest.raises(ConnectionFailed, match="BROADCAST_REDIS_PASSWORD"):
@@ -354,7 +354,7 @@ async def test_wrong_password_or_no_certificate_is_told_at_once(redis, tmp_path)
             pass
 
 
-async def test_nginx_certificate_is_believed_by_who_trusts_the_authority(secrets):
+async def test_nginx_certificate_is_trusted_by_clients_that_trust_the_ca(secrets):
     context = ssl.create_default_context(cafile=secrets / "ca.crt")
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server.load_cert_chain(secrets / "nginx.crt", secrets / "nginx.key")

@@ -14,8 +14,8 @@ from eventbus.client import connect
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
 from eventbus_edge.access.revocation import Revocation
 from eventbus_edge.access.revoker import (
+    announce,
     read_kept,
-    tell,
 )
 
 pytestmark = pytest.mark.xdist_group("deployment")
@@ -60,11 +60,13 @@ async def test_edge_and_command_line_revoke_and_nobody_else_can(deployment):
     for user in ("edge", "cli"):
         revocation = Revocation(at=now, until=now + 60, user_id=f"revoked by {user}")
         async with EventBus(deployment.settings(user)) as bus:
-            await tell(bus.driver, bus.subjects, revocation)
+            await announce(bus.driver, bus.subjects, revocation)
             assert revocation.key in await read_kept(bus.driver)
     async with EventBus(deployment.settings("worker")) as bus:
         with pytest.raises(EventBusError, match="no permission"):
-            await tell(bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7"))
+            await announce(
+                bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7")
+            )
 
 
 async def test_worker_takes_and_fails_jobs(deployment):

@@ -248,7 +248,7 @@ def test_start_without_a_secret_of_its_own_is_refused_with_the_reason(
     assert not secret or secret not in done.stderr
 
 
-def test_port_that_is_taken_is_told_by_the_name_of_its_setting(environ, edges):
+def test_port_in_use_is_reported_with_the_name_of_its_setting(environ, edges):
     for workers in ("1", "2"):
         done = run_edge(
             environ, BROADCAST_WEBSOCKET_HOST="127.0.0.1", BROADCAST_WORKERS=workers,

@@ -334,7 +334,7 @@ async def test_what_a_site_missed_while_its_line_was_cut_comes_before_what_follo
         assert states == []
 
 
-async def test_client_of_a_site_is_told_of_what_is_gone_when_the_line_is_back(regions):
+async def test_client_of_a_site_is_notified_of_lost_messages_after_reconnecting(regions):
     async with (
         regions.publisher() as publish,
         EventBus(regions.home.settings("admin")) as admin,

@@ -194,7 +194,7 @@ def acquainted():
         ids = {edge.node.id for edge in edges}
         async with asyncio.timeout(30):
             for edge in edges:
-                cluster = edge.node.census.cluster
+                cluster = edge.node.census._cluster
                 while not cluster.nodes | {edge.node.id} >= ids:  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0.01)
 

@@ -57,7 +57,7 @@ def test_a_later_deadline_replaces_an_earlier_one():
     assert list(deadlines.due(5.0)) == ["a"]
 
 
-def test_a_key_may_be_set_anew_while_the_due_ones_are_handled():
+def test_a_key_may_be_set_again_while_due_keys_are_handled():
     deadlines = Deadlines()
     deadlines.set("a", 1.0)
     deadlines.set("b", 1.0)

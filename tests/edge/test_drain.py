@@ -103,7 +103,7 @@ async def test_who_is_still_shaking_hands_when_draining_begins_is_refused(start_
     edge = await start_edge(bus, rules)
     refused = asyncio.create_task(edge.refusal("/ws/team.1", token=token()))
     await asked.wait()
-    await edge.node.drain()
+    await edge.node.connections.drain()
     answer.set()
     status, _, problem = await refused
     assert (status, problem["code"]) == (503, "unavailable")
@@ -115,9 +115,9 @@ async def test_a_node_that_is_busy_with_quarantine_still_closes_with_the_right_c
     async def wait():
         await asyncio.Event().wait()
 
-    while edge.node.background.start(wait(), "a publish that hangs"):
+    while edge.node._background.start(wait(), "a publish that hangs"):
         pass
-    await edge.node.drain()
+    await edge.node.connections.drain()
     assert await client.closed() == 4200
 
 
@@ -249,7 +249,7 @@ async def test_a_client_that_is_behind_when_it_is_let_go_still_gets_what_was_sen
         await bus.publish("general", "n", [sent, "x" * 50_000], volatile=True)
         sent += 1
         await asyncio.sleep(0.01)
-    await edge.node.drain()
+    await edge.node.connections.drain()
     await asyncio.sleep(0.2)
     heard = []
     with contextlib.suppress(ConnectionClosed):
@@ -281,7 +281,7 @@ async def test_without_its_bus_a_node_is_not_ready_and_takes_no_connections_unti
     assert await client.hears_nothing()  # the connection is kept, and answered
     await own_nats_server.start()
     await until_readiness(edge, 200)
-    await edge.node._bus.publish("general", "e", "back")
+    await edge.node.bus.publish("general", "e", "back")
     assert (await client.next())["data"] == "back"
     again = await edge.connect("/ws/general")
     await again.next()

@@ -394,7 +394,7 @@ async def test_an_address_has_its_number_of_sockets_though_they_send_nothing(
 async def sockets(edge, count):
     """Wait until an edge counts so many."""
     async with asyncio.timeout(PATIENCE_S):
-        while sum(edge.node.admission._sockets.values()) != count:  # noqa: ASYNC110 - no event tells
+        while sum(edge.node.access.admission._sockets.values()) != count:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
 
 
@@ -450,20 +450,20 @@ async def test_a_subscription_that_reads_waits_for_its_turn_and_then_has_all(sta
     await client.ask("unsubscribe", channel="general")
     await fill(bus, 50)
     at = {"offset": start["offset"], "epoch": start["epoch"]}
-    edge.node.admission.charge_history(client_address(edge), 210)  # half a second of debt
+    edge.node.access.admission.charge_history(client_address(edge), 210)  # half a second of debt
     began = time.monotonic()
     answer = await client.subscribe("general", data=at if ask == "resume" else {"history": 50})
     assert time.monotonic() - began > 0.3
     assert answer.get("recovered", True)
     assert [(await client.next())["data"] for _ in range(50)] == list(range(50))
     assert reached(edge, "history") == 1
-    assert edge.node.hub.unsent.held == 0
+    assert edge.node._hub.unsent.held == 0
 
 
 async def test_a_subscription_that_would_wait_for_too_long_is_to_be_tried_later(start_edge, bus):
     edge = await start_edge(bus, max_history_per_address=1.0)
     client = await edge.connect()
-    edge.node.admission.charge_history(client_address(edge), 100)
+    edge.node.access.admission.charge_history(client_address(edge), 100)
     assert await client.error("subscribe", channel="general", data={"history": 1}) == "rate_limited"
     await client.subscribe("general")
 
@@ -584,9 +584,9 @@ async def test_the_unsent_bytes_of_all_are_bounded_and_a_client_that_reads_is_no
         while not reached(edge, "unsent"):
             await bus.publish("general", "e", "x" * 60_000, volatile=True)
             assert (await well.next())["event"] == "e"
-            largest = max(largest, edge.node.hub.unsent.measure())
+            largest = max(largest, edge.node._hub.unsent.measure())
     assert largest <= bound
-    assert edge.node.hub.unsent.measure() <= 0.9 * bound
+    assert edge.node._hub.unsent.measure() <= 0.9 * bound
     assert edge.node.metrics.closes.labels("4201")._value.get() >= 1
     assert well.socket.close_code is None
 
@@ -594,14 +594,14 @@ async def test_the_unsent_bytes_of_all_are_bounded_and_a_client_that_reads_is_no
 async def test_nothing_is_taken_on_while_too_much_is_unsent(start_edge, bus):
     edge = await start_edge(bus, max_unsent_bytes_total=10_000_000)
     client = await edge.connect()
-    edge.node.hub.unsent.held = 10_000_001
+    edge.node._hub.unsent.held = 10_000_001
     status, headers, problem = await edge.refusal()
     assert (status, problem["code"]) == (503, "unavailable")
     assert "Retry-After" in headers
     assert await client.error("subscribe", channel="general", data={"history": 1}) == "rate_limited"
     assert reached(edge, "unsent") == 2
     await client.subscribe("general")
-    edge.node.hub.unsent.held = 0
+    edge.node._hub.unsent.held = 0
     await edge.connect()
 
 

@@ -164,7 +164,7 @@ async def test_no_task_of_a_node_ends_by_what_others_write_to_the_bus(
                 pass
         assert event.event == "channel_occupied"
         # Revocations made on one node still end connections of the other.
-        await other.node.revoke(user_id="1")
+        await other.node.access.revoker.revoke(user_id="1")
         assert await early.closed() == 4003
     assert fault_count() == before
     assert [r.getMessage() for r in caplog.records if r.name == "eventbus.tasks"] == []

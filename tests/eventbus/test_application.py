@@ -90,7 +90,7 @@ def test_every_command_imports_the_application_of_the_project(project, command):
     (project / "shop_start.py").write_text("print('shop_start was imported')\n")
     done = run(*command)
     assert (done.returncode, done.stdout) == (2, "shop_start was imported\n"), done.stderr
-    assert f"app = shop_lost: there is no such module (looked in {project} too)" in done.stderr
+    assert f"app = shop_lost: there is no such module (also looked in {project})" in done.stderr
 
 
 @pytest.mark.parametrize("command", [*NEEDED, *STARTED], ids=" ".join)
@@ -119,5 +119,5 @@ def test_lock_file_is_beside_the_pyproject_that_names_the_application(project):
 
 @pytest.mark.parametrize("module", ["", ".relative", "a..b", "shop/events.py", "two words"])
 def test_name_that_no_module_has_is_refused(tmp_path, module):
-    with pytest.raises(ConfigError, match=r"--app .*: not a module's name; allowed: a dotted"):
+    with pytest.raises(ConfigError, match=r"--app .*: not a module name; allowed: a dotted"):
         import_modules([module], tmp_path, "--app ")

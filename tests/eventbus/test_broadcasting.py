@@ -169,7 +169,7 @@ async def test_delayed_broadcast_is_stored_and_sent_by_a_worker_with_its_options
 
 
 async def test_delayed_broadcast_cannot_choose_a_driver(heard):
-    with pytest.raises(ValueError, match="via\\(\\) and after\\(\\) do not go together"):
+    with pytest.raises(ValueError, match="via\\(\\) and after\\(\\) exclude each other"):
         await broadcast("general", "e").via("null").after(1)
     assert await envelopes(heard) == []
 

@@ -77,6 +77,7 @@ GOOD = {
     "BROADCAST_REDIS_SENTINELS": ("a:1, b", "redis_sentinels", ("a:1", "b")),
     "BROADCAST_REDIS_SENTINEL_SERVICE": ("main", "redis_sentinel_service", "main"),
     "BROADCAST_REDIS_SENTINEL_PASSWORD": ("p", "redis_sentinel_password", "p"),
+    "BROADCAST_REDIS_WAIT_REPLICAS": ("2", "redis_wait_replicas", 2),
     "BROADCAST_REDIS_HOST": ("redis.internal", "redis_host", "redis.internal"),
     "BROADCAST_REDIS_PORT": ("7000", "redis_port", 7000),
     "BROADCAST_REDIS_PASSWORD": ("p4ss", "redis_password", "p4ss"),

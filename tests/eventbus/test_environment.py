@@ -89,7 +89,7 @@ def test_secret_never_stands_in_an_error():
 @pytest.mark.parametrize("name", ["FLAG", "NAMES", "PORTS"])
 def test_a_url_with_credentials_in_a_variable_that_is_no_secret_is_not_quoted(name, value):
     with pytest.raises(
-        ConfigError, match=rf"{name}=\*\*\*: it has a URL with credentials"
+        ConfigError, match=rf"{name}=\*\*\*: the value has a URL with credentials"
     ) as caught:
         load(Sample, {name: value})
     assert "S3cr3t" not in str(caught.value)

@@ -1,7 +1,9 @@
 """Another driver for one call: opened on first use, by the bus that closes it."""
 
 import asyncio
+import inspect
 import json
+import typing
 
 import pytest
 
@@ -12,7 +14,9 @@ from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.drivers.registry import register, unregister
 from eventbus.errors import BusStateError, ConfigError, ConnectionFailed, NotSupported
-from eventbus.events import Event, ShouldBroadcast, ShouldQueue
+from eventbus.events import Dispatcher, Event, PublishOptions, ShouldBroadcast, ShouldQueue
+from eventbus.events.current import Publisher
+from eventbus.publishing import Using
 
 
 class Shipped(Event, ShouldBroadcast, channel="orders.{order_id}", name="using.shipped"):
@@ -133,7 +137,9 @@ async def test_own_driver_and_those_of_its_stack_are_not_opened_again(tmp_path):
 
 async def test_unknown_name_is_refused_at_once_and_says_what_there_is():
     async with EventBus(Settings(driver="memory")) as bus:
-        with pytest.raises(ConfigError, match=r"using\(\)='kafka' is no driver; allowed: memory,"):
+        with pytest.raises(
+            ConfigError, match=r"using\(\)='kafka' is not a driver; allowed: memory,"
+        ):
             bus.using("kafka")
         with pytest.raises(ConfigError, match="kafka"):
             await bus.publish("a", "b", 1, via="kafka")
@@ -215,3 +221,14 @@ async def test_queued_event_takes_no_driver_and_nothing_is_sent():
     async with EventBus(Settings(driver="memory")) as bus:
         with pytest.raises(NotSupported, match=r"'using\.queued' is queued"):
             await bus.using("null").dispatch(Shipped(order_id=1), Queued())
+
+
+def test_publish_has_the_same_options_wherever_it_is_declared():
+    parameters = inspect.signature(EventBus.publish).parameters.values()
+    keywords = {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
+    assert keywords.pop("via") == str | None
+    assert keywords == typing.get_type_hints(PublishOptions)
+    for other in (Using.publish, Dispatcher.publish, Publisher.publish):
+        options = inspect.signature(other).parameters["options"]
+        assert options.kind is options.VAR_KEYWORD
+        assert options.annotation == typing.Unpack[PublishOptions]

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from eventbus import tasks as tasks_module
-from eventbus.tasks import Shutdown, Tasks, fault_count
+from eventbus.tasks import Shutdown, Tasks, complete, fault_count
 
 
 @pytest.fixture(autouse=True)
@@ -210,3 +210,131 @@ async def test_task_that_ignores_its_cancellation_holds_a_close_up_for_a_bounded
     assert "the stubborn one ignored its cancellation and still runs" in caplog.text
     go.set()
     await stubborn
+
+
+async def test_task_that_closes_its_owner_while_that_closes_does_not_wait_for_itself():
+    tasks, order = Tasks(), []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await tasks.aclose()
+            order.append("the task has ended")
+
+    tasks.start(work(), "the work")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await tasks.aclose()
+    assert order == ["the task has ended"]
+
+
+async def test_shutdown_leaves_its_first_caller_alone_however_deep_its_tasks_are():
+    inner, ended = Tasks(), asyncio.Event()
+    outer = Shutdown(inner)
+
+    async def close():
+        await asyncio.gather(inner.aclose())
+
+    async def work():
+        await outer.run(close)
+        await outer.run(close)
+        ended.set()
+
+    inner.start(work(), "the work")
+    async with asyncio.timeout(5):
+        await ended.wait()
+        await outer.run(close)
+        while len(inner):  # noqa: ASYNC110 - its done callback has no event
+            await asyncio.sleep(0)
+
+
+async def test_task_that_its_shutdown_waits_for_may_call_it_too():
+    tasks, order = Tasks(), []
+    shutdown = Shutdown(tasks)
+
+    async def close():
+        await tasks.join(5)
+        order.append("closed")
+
+    async def work():
+        await asyncio.sleep(0)  # until the shutdown has begun
+        await asyncio.sleep(0)
+        assert shutdown.has_begun
+        await shutdown.run(close)
+        order.append("returned")
+
+    tasks.start(work(), "the work")
+    async with asyncio.timeout(4):
+        await shutdown.run(close)
+    assert order == ["returned", "closed"]
+
+
+async def test_step_is_completed_though_its_caller_is_cancelled():
+    steps, go = [], asyncio.Event()
+
+    async def step():
+        steps.append("begun")
+        await go.wait()
+        steps.append("ended")
+
+    caller = asyncio.create_task(complete(step()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.sleep(0)
+    assert not caller.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert steps == ["begun", "ended"]
+
+
+async def test_step_that_does_not_end_in_time_is_cancelled_and_logged(caplog):
+    cancelled = asyncio.Event()
+
+    async def step():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    caller = asyncio.create_task(complete(step(), within=0.05))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    async with asyncio.timeout(5):
+        await cancelled.wait()
+    assert "step did not end within 0.05 s and is cancelled" in caplog.text
+
+
+async def test_result_and_error_of_a_step_reach_its_caller():
+    async def step(fault=None):
+        if fault is not None:
+            raise fault
+        return 7
+
+    assert await complete(step()) == 7
+    with pytest.raises(OSError, match="disk"):
+        await complete(step(OSError("disk")))
+
+
+async def test_error_of_a_step_whose_caller_was_cancelled_is_logged_and_counted(caplog):
+    go = asyncio.Event()
+
+    async def step():
+        await go.wait()
+        raise OSError("disk")
+
+    before = fault_count()
+    caller = asyncio.create_task(complete(step()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert fault_count() == before + 1
+    assert "disk" in caplog.text

@@ -187,7 +187,9 @@ async def test_plain_path_adds_no_header_and_no_field(bus, monkeypatch, is_insta
 
 
 def test_library_is_imported_without_opentelemetry():
-    code = "import eventbus, edge.app, sys; print([m for m in sys.modules if 'opentel' in m])"
+    code = (
+        "import eventbus, eventbus_edge.app, sys; print([m for m in sys.modules if 'opentel' in m])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
 

@@ -14,7 +14,7 @@ from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
 from eventbus.events import Event, Listeners, ShouldBroadcast
-from eventbus.tasks import Pool
+from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
     call_guarded,
     guarded,
@@ -376,5 +376,5 @@ def test_driver_factory_that_leaks_is_a_wrong_setting(leak):
 
     name = f"user-code-leaks-{LEAKS.index(leak)}"
     EventBus.register_driver(name, factory)
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         EventBus(Settings(driver=name))

@@ -68,7 +68,7 @@ def left(children: list[psutil.Process]) -> list[psutil.Process]:
     return psutil.wait_procs(children, timeout=5)[1]
 
 
-async def test_once_receives_typed_events_and_tells_their_latency():
+async def test_once_receives_typed_events_and_prints_their_latency():
     code, out, err = await run("--once")
     assert (code, err) == (0, "")
     events = EVENT.findall(out)
@@ -87,7 +87,7 @@ async def test_once_says_what_is_missing_and_fails():
     code, out, err = await run("--once", "--interval", "60", "--timeout", "4")
     assert (code, out) == (1, "")
     assert err == (
-        "error: within 4 s there came 0 of at least 10 events, of 0 of at least 2 types\n"
+        "error: after 4 s, 0 events of 0 types arrived; expected: at least 10 events of 2 types\n"
     )
 
 
@@ -96,18 +96,19 @@ async def test_once_names_the_types_that_came():
     came = len(EVENT.findall(out))
     assert (code, 1 <= came <= 2) == (1, True)
     assert err == (
-        f"error: within 3.5 s there came {came} of at least 10 events, "
-        "of 1 of at least 2 types (DashboardMetrics)\n"
+        f"error: after 3.5 s, {came} event{'s' * (came != 1)} of 1 type arrived "
+        "(DashboardMetrics); "
+        "expected: at least 10 events of 2 types\n"
     )
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (("--interval", "0"), "'0' is not a time: above 0, at most 3600 seconds are"),
+        (("--interval", "0"), "'0' is not a time; allowed: above 0, at most 3600 s"),
         (("--interval", "nan"), "'nan' is not a time"),
         (("--timeout", "soon"), "'soon' is not a time"),
-        (("--port", "65536"), "'65536' is not a port: 0 (a free one) to 65535 are"),
+        (("--port", "65536"), "'65536' is not a port; allowed: 0 (a free one) to 65535"),
         (("--port", "-1"), "'-1' is not a port"),
         (("--twice",), "unrecognized arguments: --twice"),
     ],
@@ -142,7 +143,7 @@ async def test_death_of_the_nats_server_ends_it_with_an_error(running):
     async with asyncio.timeout(30):
         _, err = await process.communicate()
     assert process.returncode == 1
-    assert re.search(r"^error: nats-server \d+ ended unasked", err.decode(), re.MULTILINE)
+    assert re.search(r"^error: nats-server \d+ exited unexpectedly", err.decode(), re.MULTILINE)
     assert left(children) == []
 
 

@@ -70,7 +70,7 @@ def test_clean_clone_needs_one_command(tmp_path):
 def test_install_without_a_fit_python_says_what_to_do(copy, bare_path):
     done = call(copy / "scripts" / "install", cwd=copy, PATH=bare_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no Python 3.11 or later with its venv module is on PATH" in done.stderr
+    assert "no Python 3.11 or later with the venv module is on PATH" in done.stderr
     assert "apt-get install python3" in done.stderr
     assert not (copy / ".venv").exists()
 
@@ -91,8 +91,8 @@ def test_test_says_what_it_leaves_out(installed, bare_path):
         (Path(bare_path) / program).symlink_to("/bin/true")
     done = call(installed / "scripts" / "test", "-x", cwd="/", PATH=bare_path, CI="")
     assert done.returncode == 0, done.stderr
-    told = "scripts/test: leaving out the tests marked 'browser': no chromium on PATH\n"
-    assert done.stderr == told
+    skipped = "scripts/test: skipping the tests marked 'browser': chromium is not on PATH\n"
+    assert done.stderr == skipped
     assert done.stdout.endswith("|-m|not browser|-x|")
 
 
@@ -108,4 +108,4 @@ def test_test_under_ci_refuses_to_leave_anything_out(installed, bare_path):
     (Path(bare_path) / "nginx").symlink_to("/bin/true")
     done = call(installed / "scripts" / "test", cwd="/", PATH=bare_path, CI="true")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "nothing may be left out. Install: redis-server npm chromium" in done.stderr
+    assert "does not allow skipping tests. Install: redis-server npm chromium" in done.stderr

@@ -1,7 +1,7 @@
-"""Whose address a request came from, behind proxies that are trusted to tell it. Pure.
+"""The address of a request's client, behind trusted proxies that report it. Pure.
 
 Only one header is read, the one that the proxies are known to set: a proxy that sets
-X-Forwarded-For hands a client's own Forwarded on as it came.
+X-Forwarded-For passes on a client's own Forwarded header unchanged.
 """
 
 import ipaddress
@@ -31,10 +31,10 @@ _PAIR: Final = re.compile(r'\s*([A-Za-z]+)=(?:"([^"\\]*)"|([^";,\s]*))\s*(?:;|$)
 
 
 class ClientAddresses:
-    """Finds clients' addresses; `trusted` are the proxies'."""
+    """Finds the addresses of clients behind trusted proxies."""
 
     def __init__(self, trusted: Sequence[str] = (), header: str = "X-Forwarded-For") -> None:
-        """`trusted` has addresses and networks (10.0.0.0/8). Raises ConfigError."""
+        """`trusted` has the proxies' addresses and networks (10.0.0.0/8). Raises ConfigError."""
         self._trusted = [_network(text) for text in trusted]
         self._header = header
         self._is_rfc7239 = header.lower() == "forwarded"
@@ -42,10 +42,10 @@ class ClientAddresses:
     def of(self, peer: str | None, headers: Mapping[str, str]) -> str:
         """The address of the client itself.
 
-        `peer` is the other end of the socket. Each trusted proxy appends who spoke to it: the list
-        is read from its end up to the first address that is no trusted proxy's, or that is none at
-        all; what stands before that anybody may have written. A `headers` with several values of a
-        name must give each of them in its `items()`.
+        `peer` is the other end of the socket. Each trusted proxy appends the address of its peer.
+        So the list is read from its end, up to the first address that is not a trusted proxy's, or
+        is not an address; anybody may have written what comes before. `headers` with several values
+        of a name must return each of them from `items()`.
         """
         client = parse_address(peer or "")
         if client is None or not self._is_trusted(client):
@@ -62,7 +62,7 @@ class ClientAddresses:
     def _hops(self, headers: Mapping[str, str]) -> list[str]:
         name = self._header.lower()
         values = [value for key, value in headers.items() if key.lower() == name]
-        # Only the last can matter: a list is no longer than the proxies are many.
+        # Only the last hops can matter, at most one per proxy.
         hops = ",".join(values).split(",")[-_MAX_HOPS:]
         return [_forwarded_for(hop) for hop in hops] if self._is_rfc7239 else hops
 
@@ -76,7 +76,7 @@ class ClientAddresses:
 
 
 def group(address: str) -> str:
-    """What an address counts as: an IPv6 one as its /64, which is a single site's (RFC 6177)."""
+    """The key of an address for limits: of IPv6 its /64, the share of one site (RFC 6177)."""
     parsed = parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, _IPV6_SITE_BITS), strict=False))
@@ -84,7 +84,7 @@ def group(address: str) -> str:
 
 
 def _forwarded_for(element: str) -> str:
-    """The `for` of one element of a Forwarded header; empty when it cannot be read."""
+    """The `for` parameter of one element of a Forwarded header; empty if it cannot be parsed."""
     position = 0
     found = ""
     while position < len(element):
@@ -98,7 +98,7 @@ def _forwarded_for(element: str) -> str:
 
 
 def parse_address(text: str) -> Address | None:
-    """An IP address, in brackets and with a port or not; None for anything else."""
+    """An IP address, with or without brackets and port; None for anything else."""
     text = text.strip()
     if match := _WITH_PORT.fullmatch(text):
         text = match[1] or match[2]
@@ -107,7 +107,7 @@ def parse_address(text: str) -> Address | None:
     except ValueError:
         return None
     if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:  # what a socket of both families calls IPv4
+        if address.ipv4_mapped is not None:  # how a dual-stack socket shows IPv4
             return address.ipv4_mapped
         if address.scope_id is not None:
             return ipaddress.IPv6Address(int(address))

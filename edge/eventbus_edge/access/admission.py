@@ -1,4 +1,4 @@
-"""Which new connections are accepted: places, pace and memory of a node."""
+"""Which new connections and requests a node accepts: limits on number, rate and memory."""
 
 import contextlib
 import logging
@@ -47,9 +47,9 @@ _STATM: Final = Path("/proc/self/statm")
 
 
 def resident_bytes() -> int | None:
-    """The resident set's size, as the kernel tells it (proc(5)); None where it does not.
+    """The size of the resident set, from proc(5); None on systems without it.
 
-    `resource.getrusage` is no substitute: it tells the peak, which never sinks again.
+    `resource.getrusage` is not a substitute: it reports the peak, which never sinks.
     """
     try:
         pages = int(_STATM.read_bytes().split()[1])
@@ -62,11 +62,11 @@ Limit: TypeAlias = Literal["connections", "address", "user"]
 
 
 MAX_KEYS: Final = 100_000
-"""Channels, addresses or members whose pace is kept, some 200 bytes for each."""
+"""Channels, addresses or members whose rate is limited, about 200 bytes per key."""
 
 
 class TokenBucket:
-    """Lets `rate` takes a second pass, and `burst` at once after a rest."""
+    """Allows `rate` tokens per second, and `burst` at once after a rest."""
 
     __slots__ = ("_at", "_burst", "_rate", "_tokens")
 
@@ -76,9 +76,9 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float, cost: float = 1.0) -> bool:
-        """Whether there were `cost` tokens; if so, they are gone.
+        """Take `cost` tokens; False if there were not enough.
 
-        What costs more than the bucket can hold needs a full one, and leaves a debt.
+        A cost above `burst` needs a full bucket, and leaves a debt.
         """
         self._fill(now)
         if self._tokens < min(cost, self._burst):
@@ -87,17 +87,17 @@ class TokenBucket:
         return True
 
     def charge(self, now: float, cost: float) -> None:
-        """Take `cost` tokens for what is done already, at the price of a debt."""
+        """Take `cost` tokens for work that is done already, even if that leaves a debt."""
         self._fill(now)
         self._tokens = min(self._burst, self._tokens - cost)
 
     def debt_s(self, now: float) -> float:
-        """How many seconds it takes until a debt is paid; 0 where there is none."""
+        """Seconds until the debt is paid; 0 without a debt."""
         self._fill(now)
         return max(-self._tokens, 0.0) / self._rate
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as if nothing had ever been taken."""
+        """Whether the bucket is full: then it need not be kept."""
         self._fill(now)
         return self._tokens >= self._burst
 
@@ -107,12 +107,12 @@ class TokenBucket:
 
 
 class Paces:
-    """A bucket per key; those that are full again are forgotten."""
+    """A bucket per key; full buckets are dropped."""
 
     def __init__(self, rate: float, burst: float, most_keys: int = MAX_KEYS) -> None:
-        """With more than `most_keys`, the key that is kept for longest is forgotten too early."""
+        """Beyond `most_keys`, the oldest key is dropped before its bucket is full."""
         self.overflows = 0
-        """How often that was so."""
+        """How often that happened."""
         self._rate = rate
         self._burst = burst
         self._most_keys = most_keys
@@ -122,17 +122,22 @@ class Paces:
         return len(self._buckets)
 
     def take(self, key: str, now: float, cost: float = 1.0) -> bool:
-        """Whether there were `cost` tokens for `key`."""
+        """Take `cost` tokens of `key`; False if there were not enough."""
         return self._bucket(key, now).take(now, cost)
 
     def charge(self, key: str, now: float, cost: float) -> None:
-        """Take tokens for what is done already; with a negative cost, give them back."""
+        """Take tokens for work that is done already; a negative cost returns tokens."""
         self._bucket(key, now).charge(now, cost)
 
     def debt_s(self, key: str, now: float) -> float:
-        """How many seconds it takes until the debt of `key` is paid; 0 where there is none."""
+        """Seconds until the debt of `key` is paid; 0 without a debt."""
         bucket = self._buckets.get(key)
         return 0.0 if bucket is None else bucket.debt_s(now)
+
+    def take_overflows(self) -> int:
+        """How often a key was dropped too early since the last call."""
+        overflows, self.overflows = self.overflows, 0
+        return overflows
 
     def _bucket(self, key: str, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
@@ -144,14 +149,14 @@ class Paces:
         return bucket
 
     def sweep(self, now: float) -> None:
-        """Forget the keys that have rested. Call it now and then: it is what bounds the memory."""
+        """Drop the keys with a full bucket. Call it regularly: it frees memory."""
         rested = [key for key, bucket in self._buckets.items() if bucket.is_full(now)]
         for key in rested:
             del self._buckets[key]
 
 
 class Full(Exception):
-    """There is no place for one more."""
+    """A limit on connections is reached."""
 
     def __init__(self, limit: Limit, message: str) -> None:
         super().__init__(message)
@@ -159,7 +164,7 @@ class Full(Exception):
 
 
 class PlaceLimits(NamedTuple):
-    """How many connections there may be; the defaults are those of the wire protocol."""
+    """The limits on connections; the defaults are documented with the wire protocol."""
 
     connections: int = 50_000
     per_address: int = 1_000
@@ -167,7 +172,7 @@ class PlaceLimits(NamedTuple):
 
 
 class Places:
-    """Connections in all, of each address and of each user."""
+    """Counts connections: all, per address and per user."""
 
     def __init__(self, limits: PlaceLimits) -> None:
         self._limits = limits
@@ -179,7 +184,7 @@ class Places:
         return self._total
 
     def enter(self, address: str) -> "Place":
-        """Take a place, until it is left. Raises Full."""
+        """Count one more connection, until its place is left. Raises Full."""
         limits = self._limits
         if self._total >= limits.connections:
             raise Full(
@@ -209,7 +214,7 @@ class Places:
 
 
 class Place:
-    """One connection's place, from its handshake to its end."""
+    """One counted connection, from its handshake to its end."""
 
     __slots__ = ("_places", "_user_id", "address", "is_left")
 
@@ -220,20 +225,20 @@ class Place:
         self._user_id: str | None = None
 
     def claim(self, user_id: str) -> None:
-        """Count the connection as the user's; again for the same one is as once. Raises Full."""
+        """Count the connection for its user, once. Raises Full."""
         if self._user_id is None:
             self._places._claim(user_id)  # noqa: SLF001 - a place is a part of its places
             self._user_id = user_id
 
     def leave(self) -> None:
-        """Give the place free; twice is as once."""
+        """Stop counting the connection. Does nothing the second time."""
         if not self.is_left:
             self.is_left = True
             self._places._leave(self.address, self._user_id)  # noqa: SLF001 - as above
 
 
 def _drop(counts: Counter[str], key: str) -> None:
-    """Count one less; what is at nothing is forgotten."""
+    """Count one less, and drop a key at zero."""
     counts[key] -= 1
     if counts[key] <= 0:
         del counts[key]
@@ -245,14 +250,14 @@ _COME_AGAIN_S: Final = 10.0
 _REQUESTS_SAVED_S: Final = 20.0
 _HISTORY_SAVED_S: Final = 10.0
 _JOINS_SAVED_S: Final = 10.0
-"""How many seconds' worth may be used at once after a rest."""
+"""How many seconds of a rate may be used at once after a rest."""
 _PRICE_OF_A_CHANNEL: Final = 0.1
-"""Of each channel that a handshake names, in requests."""
+"""The cost of each channel in a handshake, in requests."""
 _SWEEP_S: Final = 5.0
 
 
 class Admission:
-    """Keeps what the node allows in all, and to each address, user and channel."""
+    """Enforces the limits of the node, per address, per user and per channel."""
 
     def __init__(
         self,
@@ -260,7 +265,7 @@ class Admission:
         metrics: Metrics,
         is_behind: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`is_behind` tells whether too much is unsent to take anybody else. Raises ConfigError."""
+        """`is_behind`: whether too much is unsent to accept connections. Raises ConfigError."""
         self.places = Places(
             PlaceLimits(
                 settings.max_connections,
@@ -273,14 +278,14 @@ class Admission:
         rate = settings.max_joins_per_member
         self._joins = Paces(rate, max(_JOINS_SAVED_S * rate, 1.0))
         rate = settings.max_requests_per_address
-        # All connections of an address may come back at once, with something to spare.
+        # All connections of an address may reconnect at once, with something to spare.
         burst = max(_REQUESTS_SAVED_S * rate, 2.0 * settings.max_connections_per_address)
         self._requests = Paces(rate, burst)
         rate = settings.max_history_per_address
         self._history = Paces(rate, max(_HISTORY_SAVED_S * rate, 1.0))
         self._is_behind = is_behind
         self._sockets: Counter[str] = Counter()
-        # What else than connections of clients there may be: requests, and sockets that are silent.
+        # Sockets beyond those of connections: requests in progress, and silent sockets.
         self._max_sockets = 2 * settings.max_connections_per_address
         self._addresses = ClientAddresses(settings.trusted_proxies, settings.forwarded_header)
         self._max_memory = settings.max_memory
@@ -289,14 +294,14 @@ class Admission:
         self._swept = 0.0
         if self._max_memory and resident_bytes() is None:
             raise ConfigError(
-                f"BROADCAST_MAX_MEMORY={self._max_memory}: this system does not tell the memory of "
-                "a process (it has no /proc); allowed here: 0",
+                f"BROADCAST_MAX_MEMORY={self._max_memory}: this system does not report the memory "
+                "of a process (it has no /proc); allowed here: 0",
                 variable="BROADCAST_MAX_MEMORY",
             )
         self.look(time.monotonic())
 
     def opened(self, peer: str) -> bool:
-        """Count a socket of an address, silent ones too; False when it has too many already."""
+        """Count a new socket of an address, silent or not; False if it has too many already."""
         if self._addresses.is_proxy(peer):
             return True
         key = group(peer)
@@ -306,7 +311,7 @@ class Admission:
         return True
 
     def ended(self, peer: str) -> None:
-        """A socket that was counted has ended."""
+        """A counted socket has ended."""
         key = group(peer)
         self._sockets[key] -= 1
         if self._sockets[key] <= 0:
@@ -314,7 +319,7 @@ class Admission:
 
     @contextlib.contextmanager
     def arrival(self, peer: str | None, headers: Mapping[str, str]) -> Iterator[Place]:
-        """Keep a place for one more connection, from its handshake to its end. Raises Problem."""
+        """Count one more connection, from its handshake to its end. Raises Problem."""
         if self.is_behind():
             message = "too much waits for this node's slow clients"
             raise Problem("unavailable", message, headers=retry_after(_COME_AGAIN_S))
@@ -332,11 +337,11 @@ class Admission:
             place.leave()
 
     def is_behind(self) -> bool:
-        """Whether too much waits for the node's clients to take on anything more."""
+        """Whether too much is unsent to the node's clients to accept more work."""
         return self._is_behind() and not self._reached("unsent")
 
     def claim(self, place: Place, user_id: str) -> None:
-        """Count a connection as its user's. Raises Full."""
+        """Count a connection for its user. Raises Full."""
         try:
             place.claim(user_id)
         except Full as exc:
@@ -344,28 +349,28 @@ class Admission:
             raise
 
     def claim_early(self, place: Place, user_id: str) -> None:
-        """The same, before the connection is there. Raises Problem."""
+        """The same during the handshake. Raises Problem."""
         try:
             place.claim(user_id)
         except Full as exc:
             raise self._too_many(exc) from None
 
     def may_whisper(self, channel: str) -> bool:
-        """Whether the node takes one more client event for the channel."""
+        """Whether the channel may have one more client event now."""
         return self._whispers.take(channel, time.monotonic()) or self._reached("whispers")
 
     def may_update(self, channel: str) -> bool:
-        """Whether it takes one more change of a member's info, which all members are sent too."""
+        """Whether the channel may have one more change of a member's info, sent to all members."""
         return self._whispers.take(channel, time.monotonic()) or self._reached("presence")
 
     def may_join(self, channel: str, token: str) -> bool:
-        """Whether a user, by the token in presence keys, may become a member once more."""
+        """Whether a user, by its token in presence keys, may become a member again now."""
         return self._joins.take(f"{channel} {token}", time.monotonic()) or self._reached("joins")
 
     def request(self, peer: str | None, headers: Mapping[str, str], kind: str = "") -> str:
-        """Count a request of an address; requests of another `kind` are counted apart.
+        """Count a request of an address; each `kind` is counted separately.
 
-        Gives the key under which they are counted. Raises Problem.
+        Returns the key of the count. Raises Problem.
         """
         key = kind + group(self._addresses.of(peer, headers))
         now = time.monotonic()
@@ -375,26 +380,26 @@ class Admission:
         return key
 
     def charge_requests(self, key: str, cost: float) -> None:
-        """Count what a request has cost beyond its price; a negative cost is given back."""
+        """Count further cost of a request; a negative cost is returned to the address."""
         self._requests.charge(key, time.monotonic(), cost)
 
     def charge_channels(self, address: str, count: int) -> None:
-        """Count the channels that a handshake has named."""
+        """Count the channels of a handshake."""
         self.charge_requests(address, _PRICE_OF_A_CHANNEL * count)
 
     def history_debt_s(self, address: str) -> float:
-        """For how long no more stored messages are read for an address; 0: they are."""
+        """Seconds until stored messages may be read for an address; 0 if they may be now."""
         debt_s = self._history.debt_s(address, time.monotonic())
         if debt_s:
             self._reached("history")
         return debt_s
 
     def charge_history(self, address: str, messages: int) -> None:
-        """Count stored messages that were read; a read without any costs as much as one."""
+        """Count stored messages that were read; an empty read costs as much as one message."""
         self._history.charge(address, time.monotonic(), max(messages, 1))
 
     def look(self, now: float) -> None:
-        """Measure, and forget what has rested. Call it now and then."""
+        """Measure memory, and drop full buckets. Call it regularly."""
         if (memory := resident_bytes()) is not None:
             self._memory = memory
             self._metrics.memory.set(memory)
@@ -402,13 +407,12 @@ class Admission:
             self._swept = now
             for name, paces in self._paces.items():
                 paces.sweep(now)
-                if paces.overflows:
+                if overflows := paces.take_overflows():
                     _log.warning(
                         "%d %s were forgotten too early: their limit did not hold for them",
-                        paces.overflows,
+                        overflows,
                         name,
                     )
-                    paces.overflows = 0
 
     @property
     def _paces(self) -> Mapping[str, Paces]:

@@ -1,13 +1,15 @@
-"""Under which Host and for which origins a node answers, and who needs no key for its HTTP API."""
+"""The hosts and origins that a node accepts, and which clients need no key for its HTTP API."""
 
 import logging
 import time
 from collections.abc import (
+    Callable,
     Mapping,
     Sequence,
 )
 from typing import Final
 
+from eventbus.ratelimit import RateLimitedLog
 from eventbus_edge.access.addresses import parse_address
 from eventbus_edge.access.origins import (
     check_origin,
@@ -23,12 +25,12 @@ _PROXIED: Final = frozenset({
     "true-client-ip", "cf-connecting-ip", "fastly-client-ip", "fly-client-ip", "x-azure-clientip",
     "x-original-host", "x-original-forwarded-for", "proxy-connection",
 })  # fmt: skip
-"""Headers that proxies add; and every one that begins with `_PROXIED_PREFIXES`."""
+"""Headers that proxies add, in addition to those with a prefix of `_PROXIED_PREFIXES`."""
 _PROXIED_PREFIXES: Final = ("x-forwarded", "x-envoy-", "x-proxy")
 
 
 class Hosts:
-    """The hosts of one node."""
+    """The host names of one node."""
 
     def __init__(
         self,
@@ -38,10 +40,10 @@ class Hosts:
         without_key: bool = True,
         behind_proxies: bool = False,
     ) -> None:
-        """`named` are the node's own names; `any_name` takes every other name for its own too.
+        """`named` has the node's own names; with `any_name`, every other name is its own too.
 
-        `without_key` says whether anybody may use the HTTP API without a key, `behind_proxies`
-        whether the node is known to stand behind proxies.
+        `without_key`: local clients may use the HTTP API without a key. `behind_proxies`: the node
+        is known to be behind proxies.
         """
         self._named = frozenset(name.lower().removesuffix(".") for name in named)
         self._any_name = any_name
@@ -49,7 +51,7 @@ class Hosts:
         self._behind_proxies = behind_proxies
 
     def is_own(self, host: str) -> bool:
-        """Whether a Host header is one that no page of a stranger can have made a browser send."""
+        """Whether a Host header names this node, which no page of a foreign site can forge."""
         parsed = parse_host(host)
         if parsed is None:
             return False
@@ -68,19 +70,19 @@ class Hosts:
         target: str,
         headers: Mapping[str, str],
     ) -> str:
-        """Why a request may not use the HTTP API without a key; empty when it may.
+        """Why a request needs a key for the HTTP API; empty if it needs none.
 
-        `peer` is the other end of the socket, `target` the request's target as it came. A proxy on
-        this machine makes everybody's address a loopback one: each trace of one counts. A `headers`
-        with several values of a name must give each of them in its `items()`.
+        `peer` is the other end of the socket, `target` the request's raw target. Behind a proxy on
+        this machine, all clients have a loopback address, so any trace of a proxy counts. `headers`
+        with several values of a name must return each of them from `items()`.
         """
         if not self._without_key:
-            return "in production there is no access without a key"
+            return "in production, a key is always needed"
         address = parse_address(peer or "")
         if address is None or not address.is_loopback:
             return "its address is not a loopback address"
         if self._behind_proxies:
-            return "the node is behind proxies, for BROADCAST_TRUSTED_PROXIES is set"
+            return "the node is behind proxies, since BROADCAST_TRUSTED_PROXIES is set"
         given: dict[str, list[str]] = {}
         for name, value in headers.items():
             given.setdefault(name.lower(), []).append(value)
@@ -109,7 +111,7 @@ def is_loopback_host(host: str) -> bool:
 def _trace_of_a_proxy(
     http_version: tuple[int, int], target: str, headers: Mapping[str, Sequence[str]]
 ) -> str:
-    """What tells that a request has come through a proxy; empty when nothing does."""
+    """The trace of a proxy in a request; empty if there is none."""
     for name in headers:
         if name in _PROXIED or name.startswith(_PROXIED_PREFIXES):
             return f"header {name}"
@@ -125,31 +127,31 @@ def _trace_of_a_proxy(
 
 _log = logging.getLogger(__name__)
 
-_LOG_EVERY_S: Final = 10.0
 _SHOWN: Final = 100
-"""How many characters of an origin are logged: it is what a client sends."""
+"""How many characters of an origin are logged, since a client may send any."""
 
 
 class Origins:
     """The origins that a node allows."""
 
-    def __init__(self, allowed: Sequence[str], hosts: Hosts) -> None:
+    def __init__(
+        self, allowed: Sequence[str], hosts: Hosts, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._allowed = allowed
         self._hosts = hosts
-        self._logged_at: float | None = None
-        self._unlogged = 0
+        self._refusals = RateLimitedLog(_log, clock=clock)
 
     def allows(self, origin: str | None, host: str) -> bool:
-        """Whether a page of `origin`, a request's Origin header, may ask with that Host header.
+        """Whether a page of `origin`, the Origin header, may send requests with that Host header.
 
-        The origin of a Host that is not the node's own is a stranger's, and not the same host.
+        If the Host is not the node's own, its origin does not count as the same host.
         """
         return check_origin(origin, host if self._hosts.is_own(host) else "", self._allowed)
 
     def require_host(self, host: str) -> None:
-        """Raises Problem for a Host header by which a page of a stranger may have asked.
+        """Raises Problem for a Host header that a page of a foreign site may have caused.
 
-        For requests without an Origin: browsers send none with a GET for the page's own host.
+        This is for requests without an Origin: browsers send none with a GET to the page's host.
         """
         if self._hosts.is_own(host):
             return
@@ -164,15 +166,9 @@ class Origins:
         """Raises Problem for an Origin header that is not allowed."""
         if self.allows(origin, host):
             return
-        self._unlogged += 1
-        now = time.monotonic()
-        if self._logged_at is None or now - self._logged_at >= _LOG_EVERY_S:
-            _log.warning(
-                "requests refused for their origin: %d; the last from %a: "
-                "CORS_ALLOWED_ORIGINS names those that are allowed, and BROADCAST_ALLOWED_HOSTS "
-                "the node's own names",
-                self._unlogged,
-                (origin or "")[:_SHOWN],
-            )
-            self._logged_at, self._unlogged = now, 0
+        self._refusals.warning(
+            "refused a request from origin %a: add it to CORS_ALLOWED_ORIGINS or, if it is a name "
+            "of this node, to BROADCAST_ALLOWED_HOSTS",
+            (origin or "")[:_SHOWN],
+        )
         raise Problem("forbidden", "the request's origin is not allowed")

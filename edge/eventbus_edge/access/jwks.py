@@ -1,7 +1,7 @@
-"""Public keys from a JWKS URL (RFC 7517): fetched seldom, kept when the fetching fails.
+"""Public keys from a JWKS URL (RFC 7517): cached, and kept when a fetch fails.
 
-A key that is not known is looked for once more, for it may be new; but never sooner than
-`cooldown_s` after the last fetch, whoever asks: tokens are free to make up, fetches are not.
+An unknown key id causes a new fetch, because the key may be new. But at least `cooldown_s` passes
+between fetches: anybody can invent tokens with unknown key ids.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ _ASYMMETRIC: Final = ("RSA", "EC", "OKP")
 
 
 class BadKeySet(Exception):
-    """An answer that is no set of keys."""
+    """The response is not a usable JWK set."""
 
 
 class Key(NamedTuple):
@@ -62,15 +62,15 @@ class _KeySet(msgspec.Struct):
 
 
 def read_key_set(payload: bytes, algorithms: frozenset[str]) -> list[Key]:
-    """The keys of a JWK set that may sign with one of `algorithms`; others are left out (§5).
+    """The keys of a JWK set that fit one of `algorithms`; other keys are ignored (§5).
 
-    Symmetric keys are left out too: what stands at a URL is no secret. Raises BadKeySet when
-    it is no such set, or none of its keys is left.
+    Symmetric keys are ignored too, because a key at a URL is not a secret. Raises BadKeySet if the
+    payload is not a JWK set, or none of its keys fits.
     """
     try:
         entries = msgspec.json.decode(payload, type=_KeySet).keys
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise BadKeySet(f"it is no JWK set: {exc}") from None
+        raise BadKeySet(f"it is not a JWK set: {exc}") from None
     if len(entries) > MAX_KEYS:
         raise BadKeySet(f"it has {len(entries)} keys; at most {MAX_KEYS} are allowed")
     keys = [key for entry in entries if (key := _read_key(bytes(entry), algorithms)) is not None]
@@ -129,16 +129,16 @@ class Jwks:
         self._fetching: asyncio.Task[None] | None = None
 
     async def open(self, on_fetch: Callable[[str], None]) -> None:
-        """Fetch for the first time; that it fails is logged, and tried again when a token comes.
+        """Fetch the keys. A failure is logged, and the next token causes another fetch.
 
-        `on_fetch` hears of every fetch, by `ok` or `failed`.
+        `on_fetch` is called after every fetch, with `ok` or `failed`.
         """
         self._on_fetch = on_fetch
         self._session = aiohttp.ClientSession(timeout=self._timeout)
         await self._refresh()
 
     async def aclose(self) -> None:
-        """Let go. Closing twice is harmless."""
+        """Close the HTTP session; can be called twice."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait({self._fetching})
@@ -152,14 +152,14 @@ class Jwks:
             await self._refresh()
             found = self._find(kid, algorithm)
         if not self._keys:
-            message = "the keys to check tokens with cannot be had now"
+            message = "the keys to check tokens with are not available at present"
             raise TokenRejected("unavailable", message, "keys_unavailable")
         if len(found) == 1:
             return found[0].key
         if found:
-            message = "the token names no key, and several would fit"
+            message = "the token has no kid, and several keys would fit"
             raise TokenRejected("unauthorized", message, "unknown_key")
-        message = "the token's key is not one of the known ones"
+        message = "the token's key is not known"
         raise TokenRejected("unauthorized", message, "unknown_key")
 
     def _find(self, kid: str | None, algorithm: str) -> list[Key]:
@@ -170,21 +170,21 @@ class Jwks:
         ]
 
     async def _refresh(self) -> None:
-        """Wait for a fetch, unless the last one is too short a time ago. It never raises."""
+        """Wait for a fetch, unless the last one was within the cooldown. Never raises."""
         if self._fetching is None:
             if time.monotonic() - self._tried_at < self._cooldown_s:
                 return
             self._fetching = asyncio.create_task(self._fetch(), name="fetching the JWKS")
-        # A client that leaves must not end the fetch: the others wait for the same one.
+        # Others wait for the same fetch: a client that leaves must not cancel it.
         await asyncio.shield(self._fetching)
 
     async def _fetch(self) -> None:
         try:
             keys = read_key_set(await self._read(), self._algorithms)
-        except Exception as exc:  # noqa: BLE001 - the answer is a stranger's: keep the known keys
+        except Exception as exc:  # noqa: BLE001 - whatever the response is, keep the known keys
             kept = len(self._keys)
             why = str(exc) if isinstance(exc, BadKeySet) else fault_text(exc)
-            _log.warning("%s gave no keys, %d are kept: %s", self._shown, kept, why)
+            _log.warning("no keys from %s, keeping the %d known: %s", self._shown, kept, why)
             self._on_fetch("failed")
         else:
             self._keys, self._read_at = keys, time.monotonic()
@@ -193,7 +193,7 @@ class Jwks:
             self._tried_at, self._fetching = time.monotonic(), None
 
     async def _read(self) -> bytes:
-        assert self._session is not None, "opened before use"
+        assert self._session is not None, "call open() before use"
         async with self._session.get(self._url, allow_redirects=False) as response:
             if response.status != 200:
                 raise BadKeySet(f"it answered {response.status}")

@@ -23,7 +23,7 @@ class Origin(NamedTuple):
 
 
 def parse_origin(text: str) -> Origin | None:
-    """Read `scheme://host[:port]`, without anything more; None when it is not that."""
+    """Parse `scheme://host[:port]`; None for anything else."""
     scheme, separator, authority = text.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         return None
@@ -33,7 +33,7 @@ def parse_origin(text: str) -> Origin | None:
 
 
 def is_origin(entry: str) -> bool:
-    """Whether an entry of the allowed origins is one that `check_origin` could ever match."""
+    """Whether `check_origin` could ever match an entry of the allowed origins."""
     if entry in ("*", "null"):
         return True
     return (parse_origin(entry) if "://" in entry else parse_host(entry, None)) is not None
@@ -42,10 +42,10 @@ def is_origin(entry: str) -> bool:
 def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
     """Whether a request may come from `origin`, its Origin header (None: it has none).
 
-    `host` is the request's Host header. It is the same host when name and port are, a port not
-    given being that of the origin's scheme: behind a proxy that ends TLS the node cannot know its
-    own. `allowed` has origins, bare hosts (`app.example.com:3000`: by http and https), `*` for
-    every origin but `null`, and `null` for that one.
+    `host` is the request's Host header. An origin with the same name and port is allowed. A missing
+    port is the default of the origin's scheme, because behind a proxy that terminates TLS the node
+    does not know its own scheme. `allowed` has origins, bare hosts (`app.example.com:3000`, for
+    http and https), `*` for every origin except `null`, and `null`.
     """
     if origin is None:
         return True
@@ -63,13 +63,13 @@ def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
 
 
 def _is_host(origin: Origin, host: str) -> bool:
-    if origin.scheme not in _DEFAULT_PORTS:  # an app's own, such as capacitor://localhost
+    if origin.scheme not in _DEFAULT_PORTS:  # an app's own scheme, such as capacitor://localhost
         return False
     return parse_host(host, _DEFAULT_PORTS.get(origin.scheme)) == (origin.host, origin.port)
 
 
 def parse_host(text: str, default_port: int | None = None) -> tuple[str, int | None] | None:
-    """The name, in lower case, and port of a Host header; None when it is not one."""
+    """The name, in lower case, and the port of a Host header; None if it is not valid."""
     match = _HOST.fullmatch(text)
     if match is None:
         return None

@@ -1,18 +1,17 @@
-"""What has been taken back before its time: users, tokens, their way into a channel. Pure.
+"""Revocations of users, tokens, and their access to channels before they expire. Pure.
 
-A revocation concerns the tokens that were issued before it was made (`iat`; a token without one is
-always meant), so that who logs in again later is let in again. One by `jti` concerns that token,
-whenever it was issued. It is kept until such tokens have expired by themselves.
+A revocation applies to tokens that were issued before it was made (by `iat`; it always applies to
+tokens without one), so that a user who logs in again later gets in again. A revocation by `jti`
+applies to that token, whenever it was issued. Revocations are kept until such tokens have expired.
 
-The clocks of issuers, of nodes and of those who revoke differ, by a leeway at most. So a revocation
-concerns tokens up to the leeway after it: one with such an `iat` may be an old one, of an issuer
-whose clock is ahead. And it holds for twice the leeway longer than tokens live: once for such a
-token, and once because a token is accepted for the leeway after its `exp`. Whoever knows the time
-by the issuer's own clock can give it as `issued_before`, which is compared exactly.
+The clocks of issuers, nodes and revokers differ by at most a leeway. So a revocation also applies
+to tokens issued up to the leeway after it: the issuer's clock may have been ahead. And it is in
+force for twice the leeway longer than tokens live: once for such a token, and once because a token
+is accepted for the leeway after its `exp`. A caller who knows the time by the issuer's own clock
+can pass it as `issued_before`, which is compared exactly.
 
-What was taken back is given back by a revocation that is lifted: it stays in the place of the one
-before it, for as long as that would have held, so that nobody who still has that one says it again.
-Of the two, the one that was made later counts.
+A revocation is undone by a lifted one, which replaces it for as long as it would have been in
+force. So a node that still has the original cannot bring it back. Of the two, the later one counts.
 """
 
 import hashlib
@@ -36,10 +35,10 @@ __all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
 
 
 MAX_REVOCATIONS: Final = 100_000
-"""Beyond these, the one that would end first goes; some 50 MB."""
+"""The most that are kept in memory, some 50 MB; then the one that ends first is dropped."""
 
 _LATER_S: Final = 0.001
-"""More than what a float of this size rounds off."""
+"""More than the rounding error of a float of this size."""
 
 Key: TypeAlias = tuple[str | None, str | None, str | None]
 Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
@@ -48,11 +47,11 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
 
 
 class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who or what is refused. Exactly one of `user_id`, `jti` and `connection_id` is given, or none
-    of them and a `channel`; a `channel` beside a user or a jti takes only that channel away.
+    """Who or what is refused: exactly one of `user_id`, `jti`, `connection_id` and `channel`.
 
-    A connection is only ended, there being nothing that could come back; so are the subscriptions
-    to a channel of those without a token.
+    A `channel` together with a `user_id` or `jti` revokes access to that channel only. A connection
+    is only closed, and its client may connect again. So may clients without a token subscribe to a
+    revoked channel again.
     """
 
     at: Seconds
@@ -63,48 +62,48 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     connection_id: Name | None = None
     channel: str | None = None
     issued_before: Seconds | None = None
-    """By the issuer's clock: tokens with this `iat` or a later one are not concerned."""
+    """By the issuer's clock: tokens with this `iat` or a later one are not revoked."""
     lifted: bool = False
-    """Whether it refuses nothing, and ends those about the same that were made before it."""
+    """Whether it undoes earlier revocations of the same user, token or channel."""
 
     def __post_init__(self) -> None:
         """Raises ValueError, InvalidChannel included."""
         given = [name for name in (self.user_id, self.jti, self.connection_id) if name is not None]
         if len(given) > 1 or (not given and self.channel is None):
             raise ValueError(
-                "a revocation needs one of user_id, jti, connection_id and channel; "
-                "only a channel may stand beside a user_id or a jti"
+                "a revocation needs exactly one of user_id, jti, connection_id and channel; "
+                "a channel may be combined with a user_id or a jti"
             )
         if self.channel is not None:
             if self.connection_id is not None:
                 raise ValueError("a revocation of a connection has no channel")
             validate_channel(self.channel)
         if self.lifted and self.connection_id is not None:
-            raise ValueError("a connection that was ended stays so: there is nothing to give back")
+            raise ValueError("a closed connection cannot be restored: there is nothing to lift")
         if self.issued_before is not None and (self.jti is not None or self.connection_id):
             raise ValueError(
-                "issued_before stands beside a user_id or a channel: a jti is refused whenever it "
-                "was issued, a connection is ended"
+                "issued_before needs a user_id or a channel: a jti is refused whenever it was "
+                "issued, and a connection is only closed"
             )
 
     @property
     def is_kept(self) -> bool:
-        """Whether there is something to refuse later on."""
+        """Whether it must be stored, because it refuses something later on."""
         return self.connection_id is None
 
     def holds(self, now: float) -> bool:
-        """Whether it refuses something at that time."""
+        """Whether it is in force at that time."""
         return self.is_kept and not self.lifted and self.until > now
 
     def lift(self, now: float) -> "Revocation":
-        """What gives back what it has taken; made later, also where the clocks of two differ."""
+        """A revocation that undoes this one, and is later than it even if clocks differ."""
         at = max(self.at, now)
         return msgspec.structs.replace(self, at=at, lifted=True, issued_before=None)
 
     def after(self, held: "Revocation | None") -> "Revocation":
-        """The same, made later than what it follows, also where the clocks of two differ.
+        """A copy that is later than the lifted revocation that it follows, even if clocks differ.
 
-        Without that, a lift by a clock that is ahead would end a revocation that is made after it.
+        Otherwise a lift by a clock that is ahead would undo a revocation made after it.
         """
         if held is None or not held.lifted or self.lifted or self.at > held.at:
             return self
@@ -112,7 +111,7 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def key(self) -> str:
-        """A name of one token of the channel grammar for what it is about."""
+        """A token for state keys: equal for revocations of the same user, token and channel."""
         return hashlib.sha256(msgspec.json.encode(self._about)).hexdigest()[:40]
 
     @property
@@ -120,9 +119,9 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.user_id, self.jti, self.channel
 
     def concerns(self, connection_id: str | None, claims: Claims | None, leeway_s: float) -> bool:
-        """Whether it ends this connection, or refuses the bearer of these claims.
+        """Whether it applies to this connection, or to the bearer of these claims.
 
-        The clocks of the issuer and of who revoked may differ by `leeway_s`.
+        The clocks of the issuer and the revoker may differ by `leeway_s`.
         """
         if self.lifted:
             return False
@@ -142,14 +141,14 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def joined(one: Revocation, other: Revocation) -> Revocation:
-    """What holds of two about the same, whichever came first."""
+    """The combined effect of two revocations with the same key, in any order."""
     until = max(one.until, other.until)
     if one.lifted == other.lifted:
         at, before = max(one.at, other.at), None
         if one.issued_before is not None and other.issued_before is not None:
             before = max(one.issued_before, other.issued_before)
         elif not one.lifted:
-            # The two do not compare: by the later of both times, all tokens of either are refused.
+            # The two times are not comparable: the later one covers all tokens of both.
             at = max(at, one.issued_before or 0.0, other.issued_before or 0.0)
         return msgspec.structs.replace(one, at=at, until=until, issued_before=before)
     lift, revocation = (one, other) if one.lifted else (other, one)
@@ -163,36 +162,36 @@ class Revocations:
 
     def __init__(self, limit: int = MAX_REVOCATIONS, *, leeway_s: float = 0.0) -> None:
         self.forgotten = 0
-        """How many went before their time, for the limit."""
+        """How many were dropped too early because of the limit."""
         self._limit = limit
         self._leeway_s = leeway_s
         self._longer_s = 2 * leeway_s
         self._held: dict[Key, Revocation] = {}
         self._ends: list[tuple[float, int, Key]] = []
-        self._number = itertools.count()  # of two ends at the same time, the earlier made first
+        self._number = itertools.count()  # breaks ties: the one added first ends first
         self._lifted = 0
 
     def __len__(self) -> int:
-        """How many refuse something."""
+        """The number of revocations that are not lifted."""
         return len(self._held) - self._lifted
 
     def all(self) -> list[Revocation]:
-        """What is held, those that are lifted among them."""
+        """All known revocations, including lifted ones."""
         return list(self._held.values())
 
     def find(self, like: Revocation, now: float) -> Revocation | None:
-        """What is refused of what another is about, if anything is."""
+        """The revocation in force with the same key as another, if any."""
         held = self.held(like)
         return held if held is not None and held.holds(now - self._longer_s) else None
 
     def held(self, like: Revocation) -> Revocation | None:
-        """What is held about the same, a lift among them."""
+        """The known revocation with the same key as another, lifted or not."""
         return self._held.get(like._about)  # noqa: SLF001 - of this module
 
     def add(self, revocation: Revocation, now: float) -> bool:
-        """Hold a revocation; False when it says nothing new. Of two about the same, both hold.
+        """Add a revocation, merged with a known one of the same key; False if nothing changed.
 
-        One that is lifted ends those that were made before it.
+        A lifted one undoes those that were made before it.
         """
         self.sweep(now)
         about = revocation._about  # noqa: SLF001 - of this module
@@ -207,7 +206,7 @@ class Revocations:
         heapq.heappush(self._ends, (revocation.until, next(self._number), about))
         while len(self._held) > self._limit:
             self.forgotten += self._pop()
-        if len(self._ends) > 2 * len(self._held) + 16:  # ends that were put off
+        if len(self._ends) > 2 * len(self._held) + 16:  # remove ends that were postponed
             self._ends = [
                 (held.until, next(self._number), about) for about, held in self._held.items()
             ]
@@ -215,7 +214,7 @@ class Revocations:
         return True
 
     def sweep(self, now: float) -> None:
-        """Forget those that are over."""
+        """Remove expired revocations."""
         while self._ends and self._ends[0][0] + self._longer_s <= now:
             self._pop()
 
@@ -229,11 +228,11 @@ class Revocations:
         return True
 
     def forbids_token(self, claims: Claims, now: float) -> bool:
-        """Whether a token is refused altogether."""
+        """Whether a token is revoked."""
         return self._meets([(claims.user_id, None, None), (None, claims.jti, None)], claims, now)
 
     def forbids(self, channel: str, claims: Claims | None, now: float) -> bool:
-        """Whether the bearer of `claims` is refused the channel."""
+        """Whether the bearer's access to the channel is revoked."""
         if claims is None or not self._held:
             return False
         user_id, jti = claims.user_id, claims.jti
@@ -241,7 +240,7 @@ class Revocations:
         return self._meets(about, claims, now)
 
     def forbids_any(self, pattern: Pattern, claims: Claims, now: float) -> bool:
-        """Whether the bearer of `claims` is refused one of the channels of a pattern."""
+        """Whether the bearer's access to any channel that the pattern matches is revoked."""
         return any(
             revocation.channel is not None
             and pattern.match(revocation.channel) is not None

@@ -1,4 +1,4 @@
-"""Revocations in a cluster: told to every node at once, and kept for those that come later."""
+"""Revocations in a cluster: sent to every node at once, and stored for nodes that start later."""
 
 import asyncio
 import logging
@@ -40,13 +40,13 @@ from eventbus_edge.access.revocation import (
 )
 from eventbus_edge.access.tokens import Claims
 
-__all__ = ["Revoker", "read_kept", "tell"]
+__all__ = ["Revoker", "announce", "read_kept"]
 
 
 _log = logging.getLogger(__name__)
 _KEYS: Final = "revocation"
 _LONGER_S: Final = 600.0
-"""So much longer revocations are kept: nodes hold to them for twice their leeway longer."""
+"""Stored revocations outlive their end by this: nodes apply them for twice the leeway longer."""
 _RESYNC_S: Final = 30.0
 _RETRY_S: Final = 1.0
 _AGAIN_S: Final = 5.0
@@ -55,16 +55,16 @@ _decode: Final = msgspec.json.Decoder(Revocation).decode
 
 
 def _store(driver: Driver) -> StateStore | None:
-    """Where revocations are kept: it outlives a restart of all nodes and of the broker."""
+    """The store of revocations, which outlives a restart of all nodes and of the broker."""
     can = Capability.PRESENCE in driver.capabilities
     return cast(StateDriver, driver).durable_state if can else None
 
 
-async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
-    """Make a revocation known to every node, and to those that start before it ends.
+async def announce(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
+    """Send a revocation to every node, and store it for nodes that start before it ends.
 
-    Nodes carry it out when it arrives. Where the driver keeps no state, only the present nodes know
-    of it. Raises an EventBusError when a part of it could not be done; the rest may be.
+    Nodes carry it out when it arrives. A driver that keeps no state reaches the running nodes only.
+    Raises an EventBusError if one of the two failed; the other may have succeeded.
     """
     store = _store(driver) if revocation.is_kept else None
     results: list[object] = []
@@ -84,7 +84,7 @@ async def tell(driver: Driver, subjects: Subjects, revocation: Revocation) -> No
 
 
 async def _kept(store: StateStore, like: Revocation) -> Revocation | None:
-    """What is kept about the same."""
+    """The stored revocation of the same user, token or channel."""
     key = f"{_KEYS}.{like.key}"
     payload = (await store.entries(key)).get(key)
     return None if payload is None else _read(payload)
@@ -98,7 +98,7 @@ async def _keep(store: StateStore, revocation: Revocation) -> None:
 
 
 async def read_kept(driver: Driver) -> dict[str, Revocation]:
-    """What is refused at present in the whole cluster, by keys.
+    """The revocations that hold in the whole cluster, by their keys.
 
     Raises NotSupported for a driver that keeps no state, and ConnectionFailed.
     """
@@ -117,7 +117,7 @@ async def read_kept(driver: Driver) -> dict[str, Revocation]:
 
 
 def _read(payload: bytes) -> Revocation | None:
-    """None for what is none: whoever may publish to the bus may publish anything."""
+    """Decode a revocation; None for anything else, which any client of the bus may publish."""
     try:
         return _decode(payload)
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
@@ -126,7 +126,7 @@ def _read(payload: bytes) -> Revocation | None:
 
 
 class Revoker:
-    """A node's part: hears of revocations, knows those that hold, and has them carried out."""
+    """One node's part: receives revocations, knows those that hold, and has them carried out."""
 
     def __init__(
         self,
@@ -135,15 +135,18 @@ class Revoker:
         carry_out: Callable[[Revocation], None],
         *,
         leeway_s: float = 0.0,
+        lifetime_s: float = 0.0,
     ) -> None:
-        """`carry_out` ends what a revocation that is new concerns on this node.
+        """`carry_out` ends what a new revocation concerns on this node.
 
-        The clocks of issuers, of nodes and of those who revoke may differ by `leeway_s`.
+        The clocks of issuers, of nodes and of callers may differ by `leeway_s`. `revoke` refuses
+        for `lifetime_s`, the longest lifetime of tokens.
         """
         self.known = Revocations(leeway_s=leeway_s)
         self._driver = driver
         self._subjects = subjects
         self._carry_out = carry_out
+        self._lifetime_s = lifetime_s
         self._store: StateStore | None = None
         self._subscription: Subscription | None = None
         self._losses = self._forgotten = 0
@@ -152,11 +155,11 @@ class Revoker:
         self._is_reading = False
         self._doubts = 0
         self._read_at = (-1, -1)
-        """Losses and doubts as of which everything has been read."""
+        """The losses of the store and the doubts up to which everything has been read."""
         self._confirming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen, then read what was revoked before. Raises an EventBusError."""
+        """Subscribe, then read earlier revocations. Raises an EventBusError."""
         self._store = _store(self._driver)
         subject = self._subjects.control("revoke")
         self._subscription = await self._driver.subscribe(subject, self._on_delivery)
@@ -165,66 +168,101 @@ class Revoker:
         await self.resync()
 
     async def _take_over(self, state: StateStore) -> None:
-        """Read what nodes of 0.1 have kept, in the state that is lost with the broker's memory.
+        """Read what nodes of version 0.1 stored in the state that is lost with the broker.
 
-        `resync` puts it where it lasts. In a cluster that is upgraded node by node, what such nodes
-        revoke later arrives as any revocation does.
+        `resync` moves it to the durable store. While a cluster is upgraded node by node, later
+        revocations of old nodes arrive as all others do.
         """
         if state is not self._store:
             for payload in (await state.entries(f"{_KEYS}.*")).values():
                 self._take(_read(payload))
 
     async def aclose(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         if self._confirming is not None:
             self._confirming.cancel()
             await asyncio.gather(self._confirming, return_exceptions=True)
         if self._subscription is not None:
             await self._subscription.aclose()
 
-    async def revoke(self, revocation: Revocation) -> None:
-        """Carry a revocation out here and have it carried out everywhere; see `tell`."""
-        revocation = revocation.after(self.known.held(revocation))
-        self._take(revocation)
-        await tell(self._driver, self._subjects, revocation)
+    async def revoke(
+        self,
+        *,
+        user_id: str | None = None,
+        jti: str | None = None,
+        connection_id: str | None = None,
+        channel: str | None = None,
+        issued_before: float | None = None,
+    ) -> None:
+        """Refuse what is named, on every node, until the tokens would have expired.
 
-    async def lift(self, like: Revocation) -> bool:
-        """Give back, here and everywhere, what is revoked of what `like` is about; see `tell`.
+        Give one of user, token id and connection, or a channel; a channel beside a user or a token
+        takes only that channel away from them. Tokens that were issued until now are concerned, and
+        those of JWT_LEEWAY seconds more, since clocks differ. With `issued_before`, it is exactly
+        those whose `iat` is less, in seconds since 1970 by the clock of their issuer.
 
-        False where nothing of that is revoked.
+        Raises ValueError, and an EventBusError when not all nodes could be notified; on this node
+        the revocation holds all the same.
         """
+        now = time.time()
+        await self.spread(
+            Revocation(
+                at=now,
+                until=now + self._lifetime_s,
+                user_id=user_id,
+                jti=jti,
+                connection_id=connection_id,
+                channel=channel,
+                issued_before=issued_before,
+            )
+        )
+
+    async def lift(
+        self, *, user_id: str | None = None, jti: str | None = None, channel: str | None = None
+    ) -> bool:
+        """Undo, on every node, what `revoke` did for the same names; False where it did nothing.
+
+        Raises as `revoke` does.
+        """
+        like = Revocation(at=0, until=0, user_id=user_id, jti=jti, channel=channel)
         now = time.time()
         if (held := self.known.find(like, now)) is None:
             return False
-        await self.revoke(held.lift(now))
+        await self.spread(held.lift(now))
         return True
+
+    async def spread(self, revocation: Revocation) -> None:
+        """Carry a revocation out on this node, then on all others; see `announce`."""
+        revocation = revocation.after(self.known.held(revocation))
+        self._take(revocation)
+        await announce(self._driver, self._subjects, revocation)
 
     def forbids_token(self, claims: Claims) -> bool:
         """Whether a token has been revoked."""
         return self.known.forbids_token(claims, time.time())
 
     def forbids(self, channel: str, claims: Claims | None) -> bool:
-        """Whether a channel has been taken away from the bearer of `claims`."""
+        """Whether a channel is revoked for the bearer of `claims`."""
         return self.known.forbids(channel, claims, time.time())
 
     def forbids_any(self, pattern: Pattern, claims: Claims) -> bool:
-        """Whether one of the channels of a pattern has been taken away from them."""
+        """Whether a channel of the pattern is revoked for the bearer of `claims`."""
         return self.known.forbids_any(pattern, claims, time.time())
 
     def doubt(self) -> None:
-        """Revocations may have been missed, whatever the bus says of its losses."""
+        """Read all revocations again: some may be missing, although the bus reports no loss."""
         self._doubts += 1
         self._next = 0.0
 
     @property
     def is_current(self) -> bool:
-        """Whether no revocation is known to have been missed."""
+        """Whether all revocations are read, as far as known."""
         return self._store is None or self._read_at == (self._store.losses, self._doubts)
 
     async def confirm(self) -> None:
-        """Wait until what may have been missed is read. Raises an EventBusError.
+        """Wait until possibly missed revocations are read. Raises an EventBusError.
 
-        All who wait share one reading.
+        Concurrent callers share one read.
         """
         while not self.is_current:
             if self._confirming is None or self._confirming.done():
@@ -233,17 +271,17 @@ class Revoker:
             try:
                 await asyncio.shield(self._confirming)
             except EventBusError:
-                if not self.is_current:  # else only the writing back has failed, which is due again
+                if not self.is_current:  # else only writing back failed, which is retried
                     raise
 
     def is_due(self, now: float) -> bool:
-        """Whether `keep_up` should be called: sometimes, and soon where something was lost."""
+        """Whether `keep_up` should be called: once in a while, and soon after a loss."""
         if self._store is None or self._is_reading:
             return False
         return now >= self._next or self._store.losses != self._losses
 
     async def keep_up(self) -> None:
-        """Read again what is kept; a bus that does not answer is asked again until it does."""
+        """Read all revocations again; after a fault of the bus, `is_due` soon asks for a retry."""
         self._is_reading = True
         try:
             await self.resync()
@@ -254,7 +292,7 @@ class Revoker:
             self._is_reading = False
 
     async def resync(self) -> None:
-        """Read what is kept, and put back what the broker has lost. Raises an EventBusError."""
+        """Read the store, and write back what the broker has lost. Raises an EventBusError."""
         if self._store is None:
             return
         self._has_lost |= self._store.losses != self._losses
@@ -274,10 +312,10 @@ class Revoker:
                 self._forgotten,
             )
         for revocation in self.known.all():
-            # What is kept may also be older: written by who did not know the newer one.
+            # The stored one may also be older: its writer did not know the newer one.
             if kept.get(f"{_KEYS}.{revocation.key}") != _encode(revocation):
                 await _keep(self._store, revocation)
-        # Once more soon: a subscription may come back later than what is read here.
+        # Again soon after a loss: the subscription may come back later than this read.
         self._next = time.monotonic() + (_AGAIN_S if self._has_lost else _RESYNC_S)
         self._has_lost = False
 
@@ -295,6 +333,6 @@ class Revoker:
 
 
 def _retrieve(task: "asyncio.Task[None]") -> None:
-    """Mark the exception as seen: those who wait raise it, and there may be none left."""
+    """Mark the exception as retrieved: all waiters may be cancelled, and asyncio would log it."""
     if not task.cancelled():
         task.exception()

@@ -1,19 +1,19 @@
-"""Channel rules: which kind a channel is, who may join it, and who may whisper on it. Pure.
+"""Channel rules: the kind of a channel, who may join it, and who may whisper on it. Pure.
 
-What decides about a channel, in this order; the first that has an answer is final:
+The first of these that gives an answer decides:
 
-1. the application's own rules, in the order they were added, where they say who may join;
+1. the application's own rules that say who may join, in the order they were added;
 2. the application's authorizers, in the order they were registered;
 3. the default rules (`DEFAULT_RULES`, wire-protocol.md "Default channel rules");
 4. nobody.
 
-Kind, whispers, history and retained messages come from the first matching rule, own ones before the
-defaults; a channel without a rule is private. An authorizer's channel is never public: a default
-rule that says so is made private, so that registering a check cannot be without effect. An own rule
-without `join` gives the rest and leaves the decision to the authorizer.
+Kind, whispers, history and retained messages come from the first matching rule; own rules come
+before the defaults. A channel without a rule is private. The channel of an authorizer is never
+public: a public default rule becomes private, so that a registered check always has an effect. An
+own rule without `join` sets everything else, and leaves the decision to the authorizer.
 
-A `channels` grant of a token adds to all of these: it lets its bearer in where they would not, on
-private and presence channels. It is looked at before an authorizer is asked.
+A `channels` grant of a token is in addition to all of these: its bearer may join private and
+presence channels that the rules deny. It is checked before an authorizer is called.
 """
 
 import inspect
@@ -71,11 +71,11 @@ _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class AuthorizerError(EventBusError, TypeError):
-    """An authorizer that cannot be registered; raised where its decorator stands."""
+    """The authorizer cannot be registered; raised by its decorator."""
 
 
 class Who(msgspec.Struct, frozen=True, kw_only=True):
-    """Those of whom one condition holds, whichever; without conditions nobody."""
+    """The users who meet at least one condition; nobody if there are no conditions."""
 
     anyone: bool = False
     authenticated: bool = False
@@ -85,7 +85,7 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
     permissions: frozenset[str] = frozenset()
 
     def includes(self, claims: Claims | None, captures: Mapping[str, str]) -> bool:
-        """Whether the bearer of `claims` (None: no token) is one of them."""
+        """Whether the bearer of `claims` (None: no token) meets a condition."""
         if self.anyone:
             return True
         if claims is None:
@@ -104,27 +104,27 @@ NOBODY: Final = Who()
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """What holds for the channels of one pattern. Whispers need a token in any case."""
+    """The rule for the channels of one pattern. Whispers always need a token."""
 
     pattern: Pattern
     kind: ChannelKind = ChannelKind.PRIVATE
     join: Who | None = None
-    """Who may join; None leaves it to an authorizer, and without one to grants."""
+    """Who may join; None leaves it to an authorizer or, without one, to grants."""
     whisper: Who = NOBODY
     retain: bool = False
-    """Whether who subscribes without a place to resume gets the channel's last message."""
+    """Whether a client that subscribes without a position gets the channel's last message."""
     history: bool | int = True
-    """Whether clients may read stored messages, or how many of the last ones they may."""
+    """Whether clients may read stored messages, or how many of the latest ones."""
 
     @property
     def most_history(self) -> int | None:
-        """How many of a channel's last messages clients may read; None for all that are held."""
+        """How many of a channel's latest messages clients may read; None for all stored ones."""
         return None if self.history is True else int(self.history)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a rule that contradicts itself, TypeError for no Pattern."""
+        """Raises ValueError if the rule contradicts itself, TypeError if `pattern` is a str."""
         if not isinstance(self.pattern, Pattern):
-            raise TypeError(f"{self.pattern!r} is no Pattern: give Pattern({self.pattern!r})")
+            raise TypeError(f"{self.pattern!r} is not a Pattern: give Pattern({self.pattern!r})")
         for who in (self.join, self.whisper):
             if who is not None and who.user and who.user not in self.pattern.names:
                 raise ValueError(
@@ -133,19 +133,19 @@ class Rule(msgspec.Struct, frozen=True):
                 )
         if self.history < 0:
             raise ValueError(
-                f"the rule for {self.pattern.text!r}: history is True, False or how many messages "
-                f"clients may read, 0 or more; got {self.history!r}"
+                f"the rule for {self.pattern.text!r}: history must be True, False or the number of "
+                f"messages that clients may read, 0 or more; got {self.history!r}"
             )
         is_public = self.kind is ChannelKind.PUBLIC
         if is_public != (self.join is not None and self.join.anyone):
             raise ValueError(
-                f"the rule for {self.pattern.text!r}: a public channel is one that anyone may "
-                f"join, and no other is; got kind {self.kind.value} and join {self.join}"
+                f"the rule for {self.pattern.text!r}: a channel is public if, and only if, anyone "
+                f"may join it; got kind {self.kind.value} and join {self.join}"
             )
 
 
 class Authorizer(msgspec.Struct, frozen=True):
-    """An application's own check of who may join the channels of one pattern."""
+    """An application's function that decides who may join the channels of one pattern."""
 
     pattern: Pattern
     check: Check
@@ -153,17 +153,17 @@ class Authorizer(msgspec.Struct, frozen=True):
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """May join, or whisper; `info` is what an authorizer adds to the presence info."""
+    """The user may join, or whisper; `info` is added to the presence info by an authorizer."""
 
     rule: Rule
     info: Mapping[str, Any] = _NOTHING
 
 
 class Denied(msgspec.Struct, frozen=True):
-    """May not, with the error's code and text.
+    """The user may not join, or whisper; with the code and message of the error.
 
-    `fault` is for the metrics: why an authorizer that should have decided could not. It raised an
-    `error`, passed its time limit (`timeout`), or gave a `verdict` of a wrong type.
+    `fault` is for metrics: why an authorizer failed to decide. It raised an `error`, exceeded its
+    time limit (`timeout`), or returned a `verdict` of a wrong type.
     """
 
     code: Literal["unauthorized", "forbidden"]
@@ -172,7 +172,7 @@ class Denied(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """An authorizer decides; `eventbus_edge.access.authorizers.ask` asks it."""
+    """An authorizer must decide; `eventbus_edge.access.authorizers.ask` calls it."""
 
     channel: str
     authorizer: Authorizer
@@ -194,7 +194,7 @@ DEFAULT_RULES: Final = (
     _rule("public", ChannelKind.PUBLIC, ANYONE),
     _rule("announcements", ChannelKind.PUBLIC, ANYONE),
     _rule("notifications", ChannelKind.PRIVATE, AUTHENTICATED),
-    # The catalogue's UserRegistered: a user who is called "registered" must not hear of all others.
+    # For the catalogue's UserRegistered: a user with the id "registered" must not receive it.
     _rule("user.registered", ChannelKind.PRIVATE, _ADMINS),
     _rule("user.{user_id}", ChannelKind.PRIVATE, Who(user="user_id")),
     _rule("admin", ChannelKind.PRIVATE, _ADMINS),
@@ -210,48 +210,48 @@ _NO_RULE: Final = _rule(">", ChannelKind.PRIVATE, None)
 
 
 class ChannelRules:
-    """The rules and authorizers of one application. Channel names given must be valid ones."""
+    """The rules and authorizers of one application. Methods expect valid channel names."""
 
     def __init__(
         self, own: Iterable[Rule] = (), *, defaults: Iterable[Rule] = DEFAULT_RULES
     ) -> None:
         """`own` rules come before `defaults`."""
         self._before: tuple[Rule, ...] = ()
-        self._is_taken: Callable[[str, Claims | None], bool] | None = None
+        self._is_revoked: Callable[[str, Claims | None], bool] | None = None
         self._own = list(own)
         self._defaults = tuple(defaults)
         self._authorizers: list[Authorizer] = []
 
     def preceded_by(self, rules: Iterable[Rule]) -> "ChannelRules":
-        """These rules, and `rules` before the own ones; what is added later is added to both."""
+        """A copy with `rules` before its own ones; rules added to either later apply to both."""
         made = ChannelRules(defaults=self._defaults)
         made._before = tuple(rules) + self._before
         made._own, made._authorizers = self._own, self._authorizers
-        made._is_taken = self._is_taken
+        made._is_revoked = self._is_revoked
         return made
 
-    def guarded(self, is_taken: Callable[[str, Claims | None], bool]) -> "ChannelRules":
-        """These rules, but for whom `is_taken` tells that a channel has been taken away."""
+    def guarded(self, is_revoked: Callable[[str, Claims | None], bool]) -> "ChannelRules":
+        """A copy that denies a channel if `is_revoked` returns True for it and the claims."""
         made = self.preceded_by(())
-        made._is_taken = is_taken  # noqa: SLF001 - of the same class
+        made._is_revoked = is_revoked  # noqa: SLF001 - of the same class
         return made
 
     def add(self, *rules: Rule) -> None:
-        """Add own rules, after those there are and before the defaults."""
+        """Add own rules, after the existing ones and before the defaults."""
         self._own.extend(rules)
 
     def authorize(self, pattern: str) -> Callable[[C], C]:
         """Decorate a function that decides who may join the channels of `pattern`.
 
-        It is called with the user's Claims and each named token by its name, and with `channel`
-        when it has a parameter of that name. It answers, at once or as a coroutine, True, False,
-        or a mapping: allowed, with more presence info. A plain function must not block.
+        It is called with the user's Claims, with each named token as a keyword, and with `channel`
+        if it has a parameter of that name. It may be async, and returns True, False, or a mapping,
+        which allows and adds to the presence info. A plain function must not block.
 
             @channels.authorize("team.{team_id}")
             async def in_team(user: Claims, team_id: str) -> bool: ...
 
-        Raises InvalidPattern, and AuthorizerError when the function cannot be called so or the
-        pattern has an authorizer already.
+        Raises InvalidPattern, and AuthorizerError if the function cannot be called that way or the
+        pattern already has an authorizer.
         """
         parsed = Pattern(pattern)
 
@@ -269,18 +269,18 @@ class ChannelRules:
         return register
 
     def find(self, channel: str) -> Rule:
-        """What holds for `channel`: its kind and whispers. There is always an answer."""
+        """The rule for `channel`; there is always one."""
         return self._resolve(channel)[0]
 
     def explain(self, channel: str) -> tuple[Rule, Authorizer | None]:
-        """What holds for `channel`, and the authorizer where it is that which decides."""
+        """The rule for `channel`, and the authorizer if one decides who may join."""
         rule, _, authorizer = self._resolve(channel)
         return rule, authorizer
 
     def decide(self, channel: str, claims: Claims | None) -> Decision:
         """Whether the bearer of `claims` (None: no token) may join `channel`."""
-        if self._is_taken is not None and self._is_taken(channel, claims):
-            return Denied("forbidden", f"{channel!r} has been taken away from this token")
+        if self._is_revoked is not None and self._is_revoked(channel, claims):
+            return Denied("forbidden", f"access to {channel!r} has been revoked for this token")
         rule, captures, authorizer = self._resolve(channel)
         if rule.join is not None and rule.join.includes(claims, captures):
             return Allowed(rule)
@@ -303,7 +303,7 @@ class ChannelRules:
         return Denied("forbidden", f"client events are not allowed on {channel!r}")
 
     def _resolve(self, channel: str) -> tuple[Rule, Mapping[str, str], Authorizer | None]:
-        """The rule, its captures, and the authorizer when it is that which decides."""
+        """The rule, its captures, and the authorizer if one decides who may join."""
         own = _first(self._before, channel) or _first(self._own, channel)
         if own is not None and own[0].join is not None:
             return (*own, None)
@@ -332,7 +332,7 @@ def _name(check: Check) -> str:
 
 
 def _check_signature(check: Check, pattern: Pattern) -> bool:
-    """Whether `check` takes the channel's name too; AuthorizerError when it cannot be called."""
+    """Whether `check` takes `channel`. Raises AuthorizerError if it cannot be called."""
     try:
         signature = inspect.signature(check)
     except (TypeError, ValueError) as exc:
@@ -351,39 +351,39 @@ def _check_signature(check: Check, pattern: Pattern) -> bool:
 
 
 channels: Final = ChannelRules()
-"""The application's rules. Its modules add to them: `from eventbus_edge import channels`."""
+"""The application's rules, which its modules add to: `from eventbus_edge import channels`."""
 
-_GRANTED = "a token whose channels grant it"
+_GRANTED = "holders of a token whose channels grant it"
 
 
 def who_may_join(rules: ChannelRules, channel: str) -> list[str]:
-    """Those who may join, one phrase for each condition; there is always one."""
+    """Who may join, with one phrase per condition; never empty."""
     rule, authorizer = rules.explain(channel)
     if rule.join is not None:
-        told = _phrases(rule.join)
+        phrases = _phrases(rule.join)
     elif authorizer is not None:
         check = authorizer.check
         name = getattr(check, "__qualname__", None) or type(check).__qualname__
-        told = [f"whom the authorizer {name} of {authorizer.pattern.text} lets in"]
+        phrases = [f"users whom the authorizer {name} of {authorizer.pattern.text} allows"]
     else:
-        told = []
+        phrases = []
     is_open = rule.join is not None and rule.join.anyone
-    return told if is_open else [*told, _GRANTED]
+    return phrases if is_open else [*phrases, _GRANTED]
 
 
 def who_may_whisper(rules: ChannelRules, channel: str) -> list[str]:
-    """Those who may send client events, once they have joined; nobody when it is empty."""
+    """Who may send client events after joining; empty if nobody may."""
     return _phrases(rules.explain(channel)[0].whisper)
 
 
 def _phrases(who: Who) -> list[str]:
-    told = []
+    phrases = []
     if who.anyone:
-        told.append("anyone")
+        phrases.append("anyone")
     if who.authenticated:
-        told.append("any authenticated user")
+        phrases.append("any authenticated user")
     if who.user:
-        told.append(f"the user whose id is the channel's {{{who.user}}}")
-    told += [f"the role {role}" for role in sorted(who.roles)]
-    told += [f"the permission {permission}" for permission in sorted(who.permissions)]
-    return told
+        phrases.append(f"the user whose id is the channel's {{{who.user}}}")
+    phrases += [f"the role {role}" for role in sorted(who.roles)]
+    phrases += [f"the permission {permission}" for permission in sorted(who.permissions)]
+    return phrases

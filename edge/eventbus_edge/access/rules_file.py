@@ -1,4 +1,4 @@
-"""Channel rules from a TOML file: the same rules as in Python, for those who deploy without code.
+"""Channel rules from a TOML file: the same as in Python, for deployments without own code.
 
     [[rule]]
     pattern = "orders.{shop}.>"
@@ -6,7 +6,7 @@
     join = { roles = ["clerk"], user = "shop" }
     whisper = "authenticated"
 
-Rules hold in their order, before the default ones; see docs/access.md.
+Rules apply in order, before the default ones; see docs/access.md.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ __all__ = ["MAX_RULES", "VARIABLE", "parse_rules", "read_rules"]
 
 VARIABLE = "BROADCAST_RULES"
 MAX_RULES = 1000
-"""Every join looks through them all, one after another."""
+"""Every join may check all of them in turn."""
 _MAX_BYTES = 1024 * 1024
 Names: TypeAlias = Annotated[frozenset[str], msgspec.Meta(min_length=1)]
 
@@ -61,14 +61,15 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 _KEYS = (
-    "pattern (needed); kind: public, private or presence; join: anyone, authenticated, authorizer, "
-    "nobody or a table of user, roles and permissions; whisper: authenticated, nobody or such a "
-    "table; retain: true or false; history: true, false or how many messages clients may read"
+    "pattern (required); kind: public, private or presence; join: anyone, authenticated, "
+    "authorizer, nobody or a table of user, roles and permissions; whisper: authenticated, "
+    "nobody or such a table; retain: true or false; history: true, false or the number "
+    "of messages clients may read"
 )
 
 
 def read_rules(path: str) -> list[Rule]:
-    """The rules of a file, in their order. Raises ConfigError: file, table, what is allowed."""
+    """The rules of a file, in order. Raises ConfigError, which names file, table and fault."""
     try:
         size = Path(path).stat().st_size
         text = Path(path).read_text(encoding="utf-8") if size <= _MAX_BYTES else None
@@ -84,7 +85,7 @@ def parse_rules(text: str, source: str) -> list[Rule]:
     try:
         tables = msgspec.toml.decode(text, type=_File).rule
     except (msgspec.DecodeError, RecursionError) as exc:
-        # What tomllib says of bad TOML has its line and column.
+        # The message for invalid TOML includes line and column.
         raise _wrong(source, str(exc), "TOML whose only tables are [[rule]]") from None
     if len(tables) > MAX_RULES:
         raise _wrong(source, f"has {len(tables)} rules", f"at most {MAX_RULES}")
@@ -99,7 +100,7 @@ def parse_rules(text: str, source: str) -> list[Rule]:
         except (msgspec.ValidationError, ValueError) as exc:  # InvalidPattern is a ValueError
             raise _wrong(source, f"{where}: {exc}", _KEYS) from None
         if (earlier := seen.setdefault(rule.pattern.filter, number)) != number:
-            problem = f"{where} has the channels of number {earlier}, and would never hold"
+            problem = f"{where} has the same channels as number {earlier}, and would never apply"
             raise _wrong(source, problem, "each pattern once")
         rules.append(rule)
     return rules
@@ -118,7 +119,7 @@ def _rule(given: _Rule) -> Rule:
 
 def _join(given: _Rule) -> Who | None:
     if given.join is None:
-        # A public channel is for anyone; of others it must be said, or left to an authorizer.
+        # A public channel is for anyone; other channels need `join` or an authorizer.
         return ANYONE if given.kind is ChannelKind.PUBLIC else None
     return None if given.join == "authorizer" else _who(given.join)
 
@@ -136,7 +137,9 @@ def _who(given: str | _Who) -> Who:
                 permissions=permissions or frozenset(),
             )
         case _Who():
-            raise ValueError("a table of nobody: give user, roles or permissions, or say nobody")
+            raise ValueError(
+                'an empty table matches nobody: give user, roles or permissions, or write "nobody"'
+            )
         case _:
             return NOBODY
 

@@ -1,8 +1,8 @@
-"""Tickets: tokens of a few minutes by which an operator's page listens as administrators may.
+"""Tickets: short-lived tokens with which the dashboard subscribes as an administrator.
 
-A browser cannot open a WebSocket with the API key, nor from loopback without any token; so who is
-let in to the HTTP API is given a ticket there, and uses it as any token. It is signed with a key
-that is derived from what all nodes of a cluster share (HKDF-like, by one HMAC: RFC 5869, 2.2).
+A browser cannot open a WebSocket with the API key, nor from loopback without a token. So a client
+that may use the HTTP API gets a ticket there, and uses it like any token. It is signed with a key
+derived from a secret that all nodes of a cluster share (one HMAC, like HKDF: RFC 5869 §2.2).
 """
 
 import base64
@@ -27,15 +27,15 @@ __all__ = ["LIFE_S", "Tickets", "is_ticket"]
 
 LIFE_S: Final = 300.0
 OPERATOR: Final = "operator"
-"""The user id of who has no token of their own: the API key, or loopback."""
+"""The user id of clients without a token: those with the API key, or on loopback."""
 _PREFIX: Final = "ebticket-"
-"""No JWT begins so; and with one dot, it is no token to the HTTP API: no ticket renews itself."""
+"""No JWT begins so. With only one dot, the HTTP API does not accept it: no ticket renews itself."""
 _CONTEXT: Final = b"eventbus ticket 1"
 _decode: Final = msgspec.json.Decoder(Claims).decode
 
 
 def is_ticket(token: str) -> bool:
-    """Whether a token is to be read as a ticket."""
+    """Whether a token is a ticket."""
     return token.startswith(_PREFIX)
 
 
@@ -45,7 +45,7 @@ class Tickets:
     def __init__(
         self, secret: str, clock: Callable[[], float] = time.time, *, leeway_s: float = 0.0
     ) -> None:
-        """`secret` is what nodes share; when empty, tickets hold in this process only.
+        """`secret` is shared by all nodes; if empty, tickets are valid in this process only.
 
         The clocks of nodes may differ by `leeway_s`.
         """
@@ -55,9 +55,9 @@ class Tickets:
         self._leeway_s = leeway_s
 
     def issue(self, bearer: Claims | None) -> str:
-        """A ticket for who may use the HTTP API; `bearer` is what their token says, if it was one.
+        """A ticket for a client of the HTTP API; `bearer` has the claims of its token, if any.
 
-        It is never good for longer than that token, and revoking the user or the token ends it.
+        It expires no later than that token, and revoking the user or the token revokes it.
         """
         now = self._clock()
         exp = now + LIFE_S
@@ -79,7 +79,7 @@ class Tickets:
         return f"{_PREFIX}{payload}.{_encode(self._sign(payload))}"
 
     def read(self, ticket: str) -> Claims:
-        """What a ticket says. Raises TokenRejected."""
+        """The claims of a ticket. Raises TokenRejected."""
         payload, _, signature = ticket.removeprefix(_PREFIX).partition(".")
         try:
             signed = base64.urlsafe_b64decode(_padded(signature))

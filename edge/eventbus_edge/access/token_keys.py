@@ -1,4 +1,4 @@
-"""The keys that tokens are checked with, and whether they fit the algorithms that are allowed."""
+"""The keys to check tokens with, and whether they fit the allowed algorithms."""
 
 import hashlib
 from pathlib import Path
@@ -47,7 +47,7 @@ class TokenPolicy(msgspec.Struct, frozen=True, kw_only=True):
     leeway_s: float = 5.0
 
     def __repr__(self) -> str:
-        """Without the secret: settings end in logs and tracebacks."""
+        """Without the secret, because settings end up in logs and tracebacks."""
         return f"TokenPolicy(algorithms={self.algorithms!r}, audience={self.audience!r})"
 
 
@@ -63,7 +63,7 @@ def read_public_key(path: str) -> str:
 
 
 def fitting_algorithms(key: object) -> tuple[str, ...]:
-    """The algorithms that a public key may be used with; none for one that is weak or not known."""
+    """The algorithms that a public key may be used with; none for a weak or unknown key."""
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
         return ("RS256", "RS384", "RS512")
     if isinstance(key, ec.EllipticCurvePublicKey):
@@ -74,31 +74,33 @@ def fitting_algorithms(key: object) -> tuple[str, ...]:
 
 
 def check_fetched_keys(policy: TokenPolicy) -> None:
-    """Whether a policy may have its keys fetched. Raises ConfigError."""
+    """Check that a policy fits fetched keys. Raises ConfigError."""
     if policy.secret or policy.public_key:
         _misconfigured(
             "JWT_JWKS_URL",
-            "is set beside JWT_SECRET or JWT_PUBLIC_KEY; a node has its keys of one place",
+            "is set as well as JWT_SECRET or JWT_PUBLIC_KEY; a node takes its keys from one source",
         )
     if not policy.algorithms:
-        _misconfigured("JWT_ALGORITHMS", "names no algorithm")
+        _misconfigured("JWT_ALGORITHMS", "is empty")
     for algorithm in policy.algorithms:
         if algorithm in _HMAC:
             _misconfigured(
                 "JWT_ALGORITHMS",
-                f"has {algorithm!r}, but JWT_JWKS_URL is set, where everybody may read the keys; "
-                "allowed are RS256, RS384, RS512, ES256, ES384, ES512, EdDSA",
+                f"has {algorithm!r}, but JWT_JWKS_URL is set, whose keys are public; "
+                "allowed: RS256, RS384, RS512, ES256, ES384, ES512, EdDSA",
             )
 
 
 def key_of(policy: TokenPolicy) -> Any:
-    """The one key that a policy's tokens are checked with, in PyJWT's form."""
+    """The policy's key, as a PyJWT key. Raises ConfigError."""
     if not policy.algorithms:
-        _misconfigured("JWT_ALGORITHMS", "names no algorithm")
+        _misconfigured("JWT_ALGORITHMS", "is empty")
     if policy.secret and policy.public_key:
-        _misconfigured("JWT_PUBLIC_KEY", "is set beside JWT_SECRET; a node has keys of one family")
+        _misconfigured(
+            "JWT_PUBLIC_KEY", "is set as well as JWT_SECRET; a node has keys of one family"
+        )
     if not policy.secret and not policy.public_key:
-        _misconfigured("JWT_SECRET", "is empty, and so is JWT_PUBLIC_KEY: one of them is needed")
+        _misconfigured("JWT_SECRET", "and JWT_PUBLIC_KEY are empty: one of them is needed")
     return _check_secret(policy) if policy.secret else _check_public_key(policy)
 
 
@@ -107,35 +109,37 @@ def _check_secret(policy: TokenPolicy) -> bytes:
         if algorithm not in _HMAC:
             _misconfigured(
                 "JWT_ALGORITHMS",
-                f"has {algorithm!r}, but JWT_SECRET is set; with a secret allowed are "
-                f"{', '.join(_HMAC)}, anything else needs JWT_PUBLIC_KEY",
+                f"has {algorithm!r}, but JWT_SECRET is set; allowed with a secret: "
+                f"{', '.join(_HMAC)}; other algorithms need JWT_PUBLIC_KEY",
             )
     secret = policy.secret.encode()
-    # A public key is known to everybody: taken for a secret, it would sign anyone's tokens.
+    # A public key is not secret: used as an HMAC secret, it would let anybody sign tokens.
     is_key = "-----BEGIN" in policy.secret
     try:
         jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).prepare_key(secret)
     except jwt.InvalidKeyError:
         is_key = True
     if is_key:
-        _misconfigured("JWT_SECRET", "holds a key of another family; such belong in JWT_PUBLIC_KEY")
+        _misconfigured(
+            "JWT_SECRET", "holds a key of another family, which belongs in JWT_PUBLIC_KEY"
+        )
     for algorithm in policy.algorithms:
         needed = _HMAC[algorithm]().digest_size
         if len(secret) < needed:  # RFC 7518 §3.2
             _misconfigured(
                 "JWT_SECRET",
-                f"has {len(secret)} bytes; {algorithm} needs at least {needed}, taken at random",
+                f"has {len(secret)} bytes; {algorithm} needs at least {needed} random ones",
             )
     return secret
 
 
 def _check_public_key(policy: TokenPolicy) -> Any:
     if "PRIVATE KEY" in policy.public_key:
-        _misconfigured("JWT_PUBLIC_KEY", "is a private key; a node needs the public one only")
+        _misconfigured("JWT_PUBLIC_KEY", "is a private key; a node needs only the public key")
     try:
         key = load_pem_public_key(policy.public_key.encode())
     except (ValueError, UnsupportedAlgorithm):
-        _misconfigured("JWT_PUBLIC_KEY", "is not the PEM of a public key (-----BEGIN PUBLIC KEY-)")
+        _misconfigured("JWT_PUBLIC_KEY", "is not a public key in PEM (-----BEGIN PUBLIC KEY-)")
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
         _misconfigured(
             "JWT_PUBLIC_KEY", f"has {key.key_size} bits; RSA needs at least {MIN_RSA_BITS}"
@@ -143,13 +147,13 @@ def _check_public_key(policy: TokenPolicy) -> Any:
     fitting = fitting_algorithms(key)
     if not fitting:
         _misconfigured(
-            "JWT_PUBLIC_KEY", "is of a kind that is not known; allowed: RSA, P-256 to 521, Ed25519"
+            "JWT_PUBLIC_KEY", "is a key of an unknown kind; allowed: RSA, P-256 to P-521, Ed25519"
         )
     for algorithm in policy.algorithms:
         if algorithm not in fitting:
             _misconfigured(
                 "JWT_ALGORITHMS",
-                f"has {algorithm!r}; with the key in JWT_PUBLIC_KEY allowed: {', '.join(fitting)}",
+                f"has {algorithm!r}; allowed with the key in JWT_PUBLIC_KEY: {', '.join(fitting)}",
             )
     return key
 

@@ -1,7 +1,6 @@
-"""Tokens to claims: a JWT's signature, its claims' types, its audience and its times.
+"""Verifies tokens: a JWT's signature, the types of its claims, its audience and its times.
 
-The token chooses nothing: neither the algorithm nor the key. RFC 8725 is the list of attacks that
-this module is written against.
+A token never chooses its algorithm or key. RFC 8725 lists the attacks that this module resists.
 """
 
 import functools
@@ -48,7 +47,7 @@ MAX_INFO_DEPTH: Final = 16
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 _NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
 
-_NO_JWT: Final = "the token is not a JWT: its header or encoding cannot be used"
+_NOT_A_JWT: Final = "the token is not a JWT: its header or encoding is invalid"
 
 Rejection = Literal["unauthorized", "token_expired", "unavailable"]
 Reason = Literal[
@@ -67,15 +66,15 @@ Reason = Literal[
     "revocations_unavailable",
     "no_key",
 ]
-# RFC 7519 §2: seconds since 1970; bounded by the year 9999, the last that RFC 3339 can tell.
+# RFC 7519 §2: seconds since 1970; at most the year 9999, the last that RFC 3339 can express.
 Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
 
 
 class TokenRejected(Exception):
     """A token that is not accepted. The message says why, and never contains the token.
 
-    With the code `unavailable` the token may be good: there are no keys to check it with. The
-    client is told code and message; the reason is for counting.
+    With the code `unavailable` the token may be good, but there are no keys to check it with.
+    Clients get the code and the message; `reason` is for metrics.
     """
 
     def __init__(self, code: Rejection, message: str, reason: Reason) -> None:
@@ -87,11 +86,11 @@ class TokenRejected(Exception):
 class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a verified token says about its bearer; wire-protocol.md, "Token".
 
-    `exp` and `nbf` are in seconds since 1970. `channels` are names and patterns that the bearer
-    is granted beyond the channel rules.
+    `exp`, `iat` and `nbf` are in seconds since 1970. `channels` has names and patterns that the
+    bearer may join in addition to what the channel rules allow.
     """
 
-    # OpenID Connect Core §2 bounds a subject to 255 characters.
+    # OpenID Connect Core §2 limits a subject to 255 characters.
     sub: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
     exp: Seconds
     aud: str | tuple[str, ...] = ()
@@ -107,12 +106,12 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def user_id(self) -> str:
-        """The subject: who bears the token."""
+        """The subject: the bearer of the token."""
         return self.sub
 
     @property
     def is_admin(self) -> bool:
-        """Whether the bearer may see and steer the node: role or permission `admin`."""
+        """Whether the bearer may inspect and control the node: role or permission `admin`."""
         return "admin" in self.roles or "admin" in self.permissions
 
     def has_role(self, role: str) -> bool:
@@ -125,7 +124,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @functools.cached_property
     def grants(self) -> tuple[Pattern, ...]:
-        """`channels`, parsed. Raises InvalidPattern; never for claims that a verifier gave."""
+        """`channels`, parsed. Raises InvalidPattern, but never for claims from a verifier."""
         return tuple(Pattern(text) for text in self.channels)
 
     def is_granted(self, channel: str) -> bool:
@@ -136,19 +135,19 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """Whether one grant covers every channel that `pattern` matches."""
         return any(grant.contains(pattern) for grant in self.grants)
 
-    def says_the_same_as(self, other: "Claims") -> bool:
-        """Whether the two differ in nothing but their times and their id: one is a refresh."""
+    def is_refresh_of(self, other: "Claims") -> bool:
+        """Whether the two differ only in times and id, as a refreshed token does."""
         times = {"exp": 0.0, "iat": None, "nbf": None, "jti": None}
         return msgspec.structs.replace(self, **times) == msgspec.structs.replace(other, **times)
 
     def presence_info(self) -> dict[str, Any]:
-        """What the members of a presence channel see: `info`, with `name` when it has none."""
+        """The info shown to members of a presence channel: `info`, plus `name` if missing."""
         if self.name is None or "name" in self.info:
             return dict(self.info)
         return {**self.info, "name": self.name}
 
     def presence_changes(self, before: "Claims") -> dict[str, Any]:
-        """What they see otherwise than by the token before; None for what is there no more."""
+        """The fields that differ from the previous token's info; None for removed fields."""
         old, new = before.presence_info(), self.presence_info()
         gone = dict.fromkeys(old.keys() - new.keys())
         return gone | {
@@ -157,10 +156,10 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class KeySource(Protocol):
-    """Where public keys come from that are known by their ids."""
+    """Finds public keys by their ids."""
 
     async def find(self, kid: str | None, algorithm: str) -> Any:
-        """The key of an id, in PyJWT's form, if it may be used with the algorithm.
+        """The key with an id, as a PyJWT key, if it may be used with the algorithm.
 
         Without an id, the only key that fits the algorithm. Raises TokenRejected.
         """
@@ -176,8 +175,9 @@ class TokenVerifier:
         keys: KeySource | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """With `keys` the policy has none. Raises ConfigError for keys and algorithms that do not
-        fit, or are too weak.
+        """With `keys`, the policy must have no key of its own.
+
+        Raises ConfigError for weak keys, and for keys and algorithms that do not fit each other.
         """
         self._policy = policy
         self._algorithms = list(policy.algorithms)
@@ -189,9 +189,9 @@ class TokenVerifier:
         self._signatures = jwt.PyJWS()
 
     async def verify(self, token: str) -> Claims:
-        """The claims of a token. Raises TokenRejected for any that is not accepted.
+        """The claims of a token. Raises TokenRejected.
 
-        The signature is checked before anything of the payload is read.
+        The signature is checked before the payload is parsed.
         """
         _check_shape(token)
         key = self._key if self._keys is None else await self._find_key(self._keys, token)
@@ -200,16 +200,16 @@ class TokenVerifier:
         return claims
 
     async def _find_key(self, keys: KeySource, token: str) -> Any:
-        """The key that a token names; the token only chooses among the keys that we have."""
+        """The key that a token names, out of the known keys."""
         try:
             header = self._signatures.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
-            _reject(_NO_JWT)
+            _reject(_NOT_A_JWT)
         algorithm, kid = header.get("alg"), header.get("kid")
         if algorithm not in self._algorithms:
             self._reject_algorithm()
         if kid is not None and not (isinstance(kid, str) and kid):
-            _reject("the token's kid is no name of a key: a string is", "unknown_key")
+            _reject("the token's kid is not a non-empty string", "unknown_key")
         return await keys.find(kid, algorithm)
 
     def _reject_algorithm(self) -> NoReturn:
@@ -224,8 +224,8 @@ class TokenVerifier:
         except jwt.InvalidSignatureError:
             _reject("the token's signature does not verify", "signature")
         except (jwt.PyJWTError, ValueError, RecursionError):
-            # PyJWT's own texts may quote the header, which is a part of the token.
-            _reject(_NO_JWT)
+            # PyJWT's messages may quote the header, which is part of the token.
+            _reject(_NOT_A_JWT)
         payload: bytes = decoded["payload"]
         return payload
 
@@ -233,26 +233,26 @@ class TokenVerifier:
         policy, now = self._policy, self._clock()
         audiences = (claims.aud,) if isinstance(claims.aud, str) else claims.aud
         if policy.audience not in audiences:
-            message = f"the token is not meant for us: its aud must contain {policy.audience!r}"
+            message = f"the token has another audience: its aud must contain {policy.audience!r}"
             _reject(message, "audience")
         if policy.issuer and claims.iss != policy.issuer:
-            message = f"the token is of another issuer: its iss must be {policy.issuer!r}"
+            message = f"the token has another issuer: its iss must be {policy.issuer!r}"
             _reject(message, "issuer")
         check_times(claims, now, policy.leeway_s)
 
 
 def check_times(claims: Claims, now: float, leeway_s: float) -> None:
-    """Raise TokenRejected for a token whose times do not allow its use at `now`.
+    """Raise TokenRejected for a token that is not valid at `now`.
 
-    The issuer's clock may differ from this one by `leeway_s`. A token that was issued further in
-    the future than that is refused (RFC 7519, 4.1.6 leaves it to us): a revocation by user, which
-    compares `iat`, would not concern it.
+    The issuer's clock may differ from this one by `leeway_s`. A token issued further in the future
+    is refused (RFC 7519 §4.1.6 leaves that to us): a revocation of its user, which compares `iat`,
+    would not apply to it.
     """
     if claims.nbf is not None and claims.nbf > now + leeway_s:
-        _reject("the token is not valid yet: its nbf lies in the future", "not_yet_valid")
+        _reject("the token is not valid yet: its nbf is in the future", "not_yet_valid")
     if claims.iat is not None and claims.iat > now + leeway_s:
         _reject(
-            "the token's iat lies in the future: set the clocks of its issuer and of this node",
+            "the token's iat is in the future: check the clocks of its issuer and of this node",
             "not_yet_valid",
         )
     if claims.exp <= now - leeway_s:
@@ -271,7 +271,7 @@ def _check_shape(token: str) -> None:
     if _NO_SIGNATURE.fullmatch(token):
         _reject("the token is not signed", "unsigned")
     if not _COMPACT.fullmatch(token):
-        _reject("the token is not a JWT: that is three parts of base64url, joined by dots")
+        _reject("the token is not a JWT, which has three parts in base64url, joined by dots")
 
 
 _decode_claims: Final = msgspec.json.Decoder(Claims).decode
@@ -280,12 +280,12 @@ _decode_claims: Final = msgspec.json.Decoder(Claims).decode
 def _read_claims(payload: bytes) -> Claims:
     try:
         claims = _decode_claims(payload)
-        claims.grants  # noqa: B018 - parsed once, here, where a bad one can still be refused
+        claims.grants  # noqa: B018 - parsed and cached here, where a bad one can still be refused
     except RecursionError:
         _reject("the token's claims are nested too deeply", "claims")
     except (msgspec.DecodeError, ValueError) as exc:
         # InvalidPattern and UnicodeDecodeError are ValueErrors.
-        _reject(f"the token's claims cannot be used: {exc}", "claims")
+        _reject(f"the token's claims are not valid: {exc}", "claims")
     if is_deeper(claims.info, MAX_INFO_DEPTH):
         message = f"the token's info is nested more than {MAX_INFO_DEPTH} levels deep"
         _reject(message, "claims")

@@ -1,4 +1,4 @@
-"""What checks tokens, by the settings: for nodes, and for commands that say what nodes would."""
+"""Makes the token verifier from the settings: for nodes, and for commands that inspect tokens."""
 
 from eventbus_edge.access.jwks import Jwks
 from eventbus_edge.access.token_keys import (
@@ -12,7 +12,7 @@ __all__ = ["fetched_keys", "make_verifier"]
 
 
 def fetched_keys(settings: EdgeSettings) -> Jwks | None:
-    """The keys of JWT_JWKS_URL, to be opened; None without one. Raises ConfigError."""
+    """The keys of JWT_JWKS_URL, not opened yet; None without a URL. Raises ConfigError."""
     if not settings.jwt_jwks_url:
         return None
     return Jwks(
@@ -25,7 +25,7 @@ def fetched_keys(settings: EdgeSettings) -> Jwks | None:
 
 
 def make_verifier(settings: EdgeSettings, keys: Jwks | None) -> TokenVerifier | None:
-    """What checks tokens; None where there is nothing to check them with. Raises ConfigError."""
+    """The verifier; None if no key is configured. Raises ConfigError."""
     if keys is None and not (settings.jwt_secret or settings.jwt_public_key):
         return None
     public_key = read_public_key(settings.jwt_public_key) if settings.jwt_public_key else ""

@@ -1,4 +1,4 @@
-"""A node's part in what the whole cluster is asked: it asks all nodes, and answers for itself."""
+"""Questions to the whole cluster: a node asks all nodes, and answers for itself."""
 
 import datetime
 import heapq
@@ -6,17 +6,17 @@ import importlib.metadata
 import socket
 import time
 from collections.abc import (
+    Callable,
     Iterator,
     Sequence,
 )
 from typing import (
-    TYPE_CHECKING,
     Final,
+    NamedTuple,
 )
 
 import msgspec
 
-from eventbus.bus import EventBus
 from eventbus.channels import (
     ChannelKind,
     Pattern,
@@ -25,9 +25,11 @@ from eventbus.channels import (
 from eventbus.drivers.base import (
     Announcement,
     AnnouncingDriver,
+    Driver,
 )
 from eventbus_edge.access.admission import TokenBucket
 from eventbus_edge.access.rules import (
+    ChannelRules,
     who_may_join,
     who_may_whisper,
 )
@@ -36,6 +38,7 @@ from eventbus_edge.cluster.answers import (
     Channels,
     ChannelStats,
     Disconnect,
+    Disconnected,
     ListQuery,
     NodeStats,
     Stats,
@@ -58,49 +61,64 @@ from eventbus_edge.cluster.questions import (
     Count,
     Matching,
 )
+from eventbus_edge.delivery.hub import Hub
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.presence.channels import PresenceChannels
+from eventbus_edge.sessions.connection import Connection
+from eventbus_edge.sessions.connections import Connections
 
-if TYPE_CHECKING:
-    from eventbus_edge.node import Node
-    from eventbus_edge.sessions.connection import Connection
-
-__all__ = ["Census"]
+__all__ = ["Census", "LocalNode"]
 
 
 CLOSE_DISCONNECTED: Final = 4003
 CLOSE_COME_BACK: Final = 4200
 SERVICE: Final = "eventbus-edge"
-"""The name under which brokers that know services list nodes."""
+"""The name of nodes in a broker's list of services."""
 _QUESTIONS_SAVED_S: Final = 4.0
 _PART: Final = 100
-"""Channels in one part of an answer: some 30 KB, which any broker takes."""
+"""Channels in one part of an answer: about 30 KB, which every broker accepts."""
+
+
+_EVERYTHING: Final = ListQuery()
+
+
+class LocalNode(NamedTuple):
+    """What a node's answers about itself are made of."""
+
+    id: str
+    address: Callable[[], str]
+    """Where it listens, as a URL; empty until it does."""
+    connections: Connections
+    hub: Hub
+    rules: ChannelRules
+    metrics: Metrics
+    presence: PresenceChannels
 
 
 class Census:
     """Asks all nodes, and answers for this one.
 
-    Every method that asks raises ClusterBusy, or a DriverError when the bus does not carry it.
+    Every method that asks raises ClusterBusy, or a DriverError if the bus does not accept it.
     """
 
-    def __init__(self, node: "Node", bus: EventBus) -> None:
+    def __init__(
+        self, node: LocalNode, cluster: Cluster, driver: Driver, max_questions: float
+    ) -> None:
+        """At most `max_questions` per second are sent to all nodes."""
         self._node = node
-        self._driver = bus.driver
+        self._driver = driver
         self._announced: Announcement | None = None
         self._started = time.time()
-        fault = node.metrics.cluster_faults
-        self.cluster = self._cluster = Cluster(
-            bus.driver, bus.subjects, node.id, lambda word: fault.labels(word).inc()
-        )
-        self.lag = self._cluster.lag
+        self._cluster = cluster
         self._cluster.answer(NODE, lambda _: [self._own_stats()])
         self._cluster.answer(CHANNELS, self._own_channels)
         self._cluster.answer(CHANNEL, lambda asked: [self._count(asked.channel)])
         self._cluster.answer(RULE, self._own_rule)
         self._cluster.answer(DISCONNECT, lambda asked: [Count(self._disconnect_own(asked))])
-        self._inquiry = Inquiry(self._cluster, bus.driver.name)
-        self.disconnect = self._inquiry.disconnect
+        self._inquiry = Inquiry(cluster, driver.name)
         self._limits_reached = node.metrics.limits_reached.labels("questions")
-        rate = node.settings.max_questions
-        self._pace = TokenBucket(rate, max(_QUESTIONS_SAVED_S * rate, 1.0), time.monotonic())
+        burst = max(_QUESTIONS_SAVED_S * max_questions, 1.0)
+        self._pace = TokenBucket(max_questions, burst, time.monotonic())
 
     async def open(self) -> None:
         """Join the cluster, and let the broker's tools see the node. Raises a DriverError."""
@@ -122,7 +140,7 @@ class Census:
 
     # The whole cluster
 
-    async def stats(self, query: ListQuery) -> Stats:
+    async def stats(self, query: ListQuery = _EVERYTHING) -> Stats:
         """Nodes and channels, and sums over all nodes."""
         self._count_question()
         return await self._inquiry.stats(query)
@@ -133,16 +151,20 @@ class Census:
         return await self._inquiry.channels(query)
 
     async def channel(self, channel: str) -> ChannelStats:
-        """One channel; nobody may hear it."""
+        """One channel, which may have no subscribers."""
         self._count_question()
-        told = await self._inquiry.channel(channel)
-        if told.kind is ChannelKind.PRESENCE:
+        stats = await self._inquiry.channel(channel)
+        if stats.kind is ChannelKind.PRESENCE:
             _, members = await self._node.presence.look(channel)
-            return msgspec.structs.replace(told, members=members)
-        return told
+            return msgspec.structs.replace(stats, members=members)
+        return stats
+
+    async def disconnect(self, whom: Disconnect) -> Disconnected:
+        """Close connections on all nodes, or end subscriptions of a channel; never refused."""
+        return await self._inquiry.disconnect(whom)
 
     def _count_question(self) -> None:
-        """Raises ClusterBusy when too many are asked; disconnecting is never refused."""
+        """Raises ClusterBusy when too many are asked."""
         if not self._pace.take(time.monotonic()):
             self._limits_reached.inc()
             raise ClusterBusy("too many questions to all nodes: ask again in a moment")
@@ -154,7 +176,7 @@ class Census:
         return NodeStats(
             id=node.id,
             host=socket.gethostname(),
-            address=node.address,
+            address=node.address(),
             started_at=datetime.datetime.fromtimestamp(self._started, datetime.UTC),
             uptime_s=round(time.time() - self._started, 1),
             connections=len(node.connections),
@@ -166,7 +188,7 @@ class Census:
     def _own_channels(self, asked: Matching) -> Sequence[ChannelsHeard]:
         matches = Pattern(asked.pattern).match
         hub = self._node.hub
-        # One more than are told tells whether there are more.
+        # One more than are listed shows whether there are more.
         found = heapq.nsmallest(
             MAX_LISTED + 1,
             ((-hub.count(name), name) for name in hub.channels if matches(name) is not None),
@@ -205,7 +227,7 @@ class Census:
                 connection.close(CLOSE_DISCONNECTED, "disconnected by an administrator")
         return len(connections)
 
-    def _matching(self, whom: Disconnect) -> "Iterator[Connection]":
+    def _matching(self, whom: Disconnect) -> Iterator[Connection]:
         for connection in self._node.connections.values():
             session = connection.session
             claims = session.claims

@@ -1,8 +1,8 @@
-"""A live picture of the cluster for administrators who watch it, such as the dashboard.
+"""Live statistics of the cluster for administrators, such as those at the dashboard.
 
-Who listens to `admin.stats` gets one sample of all nodes each second, as the event `eb:stats`. The
-node that holds the listener asks all nodes, and hands their answers to its own listeners alone: so
-several nodes never tell the same twice, and where nobody listens nothing is asked or counted.
+Subscribers of `admin.stats` receive one sample of all nodes each second, as the event `eb:stats`.
+The node that holds a subscriber asks all nodes, and sends their answers to its own subscribers
+only. So no sample is sent twice, and without subscribers nothing is asked or counted.
 """
 
 import asyncio
@@ -11,19 +11,20 @@ import heapq
 import logging
 import socket
 import time
-from typing import (
-    TYPE_CHECKING,
-    Final,
-)
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
+from eventbus.drivers.base import Driver
 from eventbus.errors import (
     DriverError,
     EventBusError,
 )
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
+from eventbus_edge.cluster.census import LocalNode
+from eventbus_edge.cluster.cluster import Cluster
 from eventbus_edge.cluster.rates import ChannelRates
 from eventbus_edge.cluster.samples import (
     FEW,
@@ -37,11 +38,9 @@ from eventbus_edge.cluster.samples import (
     merge_channels,
 )
 from eventbus_edge.delivery.outbox import Outbox
+from eventbus_edge.delivery.traffic import Traffic
 from eventbus_edge.metrics.tally import LATENCY_BOUNDS
 from eventbus_edge.protocols.vocabulary import ChannelMessage
-
-if TYPE_CHECKING:
-    from eventbus_edge.node import Node
 
 __all__ = ["CHANNEL", "Watch"]
 
@@ -53,57 +52,59 @@ EVENT: Final = "eb:stats"
 """A reserved name: no publisher can send it."""
 INTERVAL_S: Final = 1.0
 _WHOLE_EVERY: Final = 5
-"""Every so many samples have MANY channels rather than FEW."""
+"""One in so many samples has MANY channels rather than FEW."""
 _COUNTED_FOR_S: Final = 5.0
-"""So long after the last question, a node goes on counting the messages of channels."""
+"""How long after the last question a node still counts the messages of channels."""
 _FINE: Final = 3
 
 
 class Watch:
-    """A node's part in it: its own sample, and those of all for who listens here."""
+    """One node's part: it answers with its own sample, and collects all for its subscribers."""
 
-    def __init__(self, node: "Node", driver_name: str) -> None:
+    def __init__(self, node: LocalNode, cluster: Cluster, driver: Driver, traffic: Traffic) -> None:
         self._node = node
-        self._driver_name = driver_name
-        self._cluster = node.census.cluster
-        self._cluster.answer(SAMPLE, lambda asked: [self._own(asked.most)])
+        self._cluster = cluster
+        self._driver = driver
+        self._traffic = traffic
+        self._unwatch: Callable[[], None] | None = None
+        cluster.answer(SAMPLE, lambda asked: [self._own(asked.most)])
         self._began = time.monotonic()
         self._rates: ChannelRates | None = None
         self._end_counting: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
 
     def start(self) -> None:
-        """Begin to look whether anybody listens."""
-        self._tasks.keep(self._tell, "samples for dashboards")
+        """Begin to sample whenever there are subscribers."""
+        self._tasks.keep(self._run, "samples for dashboards")
 
     async def aclose(self) -> None:
-        """Tell nothing any more."""
+        """Stop sampling."""
         await self._tasks.aclose()
         self._stop_counting()
 
-    # For who listens here
+    # For subscribers of this node
 
-    async def _tell(self) -> None:
+    async def _run(self) -> None:
         loop, turn = asyncio.get_running_loop(), 0
         while True:
             begun = loop.time()
-            if listeners := self._listeners():
+            if subscribers := self._subscribers():
                 try:
                     with guarded():
                         await self._sample(whole=turn % _WHOLE_EVERY == 0)
                 except EventBusError as exc:
                     _log.warning("the nodes could not be asked for samples: %s", exc)
-                except Exception:  # noqa: BLE001 - the next one may be well; the log tells of this
+                except Exception:  # noqa: BLE001 - the next one may succeed
                     _log.exception("a sample failed")
-            turn = turn + 1 if listeners else 0
+            turn = turn + 1 if subscribers else 0
             await asyncio.sleep(max(0.1, begun + INTERVAL_S - loop.time()))
 
-    def _listeners(self) -> list[Outbox]:
-        """Administrators who listen: an application's own rules may let others join too."""
+    def _subscribers(self) -> list[Outbox]:
+        """Subscribers who are administrators; an application's rules may let others join too."""
         connections = self._node.connections
         return [
             outbox
-            for outbox in self._node.hub.listeners(CHANNEL)
+            for outbox in self._node.hub.subscribers(CHANNEL)
             if (connection := connections.get(outbox.connection_id)) is not None
             and (claims := connection.session.claims) is not None
             and claims.is_admin
@@ -113,17 +114,17 @@ class Watch:
         most = MANY if whole else FEW
         try:
             gathered = await self._cluster.ask(SAMPLE, Sampled(most))
-            told, missing = list(gathered.all), gathered.missing
-        except DriverError:  # the bus is away: that this node is without it is what to show
-            told, missing = [], self._cluster.nodes - {self._node.id}
-        if all(one.node.id != self._node.id for one in told):
-            told.append(self._own(most))
+            samples, missing = list(gathered.all), gathered.missing
+        except DriverError:  # without the bus, show this node alone
+            samples, missing = [], self._cluster.nodes - {self._node.id}
+        if all(one.node.id != self._node.id for one in samples):
+            samples.append(self._own(most))
         sample = ClusterSample(
-            driver=self._driver_name,
+            driver=self._driver.name,
             bounds=LATENCY_BOUNDS,
-            nodes=sorted((one.node for one in told), key=lambda node: node.id),
+            nodes=sorted((one.node for one in samples), key=lambda node: node.id),
             missing=sorted(missing),
-            channels=merge_channels((one for each in told for one in each.channels), most),
+            channels=merge_channels((one for each in samples for one in each.channels), most),
             whole=whole,
         )
         body = msgspec.json.encode(
@@ -135,10 +136,10 @@ class Watch:
             }
         )
         message = ChannelMessage(CHANNEL, EVENT, body, None, None)
-        for outbox in self._listeners():
+        for outbox in self._subscribers():
             self._node.hub.push(outbox, outbox.format.message(message))
 
-    # What this node says of itself
+    # The sample of this node
 
     def _own(self, most: int) -> NodeTold:
         node, tally = self._node, self._node.metrics.tally
@@ -149,7 +150,7 @@ class Watch:
             NodeSample(
                 id=node.id,
                 host=socket.gethostname(),
-                address=node.address,
+                address=node.address(),
                 at=round(now, _FINE),
                 uptime_s=round(now - self._began, 1),
                 connections=len(node.connections),
@@ -161,9 +162,9 @@ class Watch:
                 bytes_out=tally.bytes_out,
                 latencies=list(tally.latencies.counts),
                 memory_bytes=node.metrics.total("eventbus_edge_memory_bytes"),
-                bus_connected=node.is_connected,
-                bus_lag_s=round(node.census.lag.seconds(asyncio.get_running_loop().time()), 6),
-                draining=node.is_draining,
+                bus_connected=self._driver.is_connected,
+                bus_lag_s=round(self._cluster.lag.seconds(asyncio.get_running_loop().time()), 6),
+                draining=node.connections.is_draining,
                 presence_channels=presence_channels,
                 presence_members=presence_members,
                 truncated=rates.overflowed,
@@ -187,7 +188,7 @@ class Watch:
         """Count messages by channel from now on, until some time after the last question."""
         if self._rates is None:
             self._rates = ChannelRates(now)
-            self._node.traffic.on_message = self._rates.count
+            self._unwatch = self._traffic.watch(self._rates.count)
         if self._end_counting is not None:
             self._end_counting.cancel()
         loop = asyncio.get_running_loop()
@@ -197,4 +198,6 @@ class Watch:
     def _stop_counting(self) -> None:
         if self._end_counting is not None:
             self._end_counting.cancel()
-        self._rates = self._node.traffic.on_message = self._end_counting = None
+        if self._unwatch is not None:
+            self._unwatch()
+        self._rates = self._unwatch = self._end_counting = None

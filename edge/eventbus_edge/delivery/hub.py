@@ -1,4 +1,4 @@
-"""Fan-out: which connections hear a channel, and one encoding of each message for all of them."""
+"""Fan-out: the subscribers of each channel, and one encoding of a message for all of them."""
 
 import sys
 from collections.abc import (
@@ -28,17 +28,17 @@ _NOBODY: Final[dict[str, Outbox]] = {}
 
 
 class Backlog:
-    """The messages of a channel that pass while somebody reads its history; bounded in bytes."""
+    """The live messages of a channel while a client reads its history; limited in bytes."""
 
     def __init__(self, channel: str, limit: int) -> None:
         self.channel = channel
         self.messages: list[ChannelMessage | Subscribed] = []
-        """With the news of gaps between them."""
+        """With notices of gaps between them."""
         self.overflowed = False
         self._room = limit
 
     def add(self, message: ChannelMessage) -> None:
-        """Keep a message; beyond the limit none, and `overflowed` says so."""
+        """Keep a message; beyond the limit all are dropped, and `overflowed` is set."""
         self._room -= len(message.body)
         if self._room < 0:
             self.overflowed = True
@@ -47,17 +47,18 @@ class Backlog:
             self.messages.append(message)
 
     def note_gap(self, gap: Subscribed) -> None:
-        """Keep the news that messages are lost for good before what comes next."""
+        """Keep the notice that messages before the next one are lost for good."""
         if not self.overflowed:
             self.messages.append(gap)
 
 
 class Hub:
-    """Channels to outboxes. Pure: it arranges its flush through the `schedule` that it is given.
+    """Channels to outboxes. Pure: it arranges its flush through `schedule`.
 
-    `schedule` gets `flush` once for each loop turn in which something was pushed; `on_too_slow`
-    gets each outbox that passed its bound, after the fan-out; `on_written` how many bytes a flush
-    has given to all. `unsent` keeps what is unsent to all of them within a bound.
+    `schedule` gets `flush` once per loop turn in which something was pushed. `on_too_slow` gets
+    each outbox that exceeded its limit, after the fan-out. `on_written` gets the number of bytes
+    that a flush wrote to all. `on_use` gets each channel with True when its first subscriber is
+    added, and with False when the last one is removed. `unsent` limits the unsent bytes of all.
     """
 
     def __init__(
@@ -67,34 +68,34 @@ class Hub:
         on_written: Callable[[int], None] = lambda _: None,
         *,
         unsent: Unsent | None = None,
+        on_use: Callable[[str, bool], None] = lambda _channel, _is_heard: None,
     ) -> None:
         self.unsent = unsent or Unsent(sys.maxsize)
         self._schedule = schedule
         self._on_too_slow = on_too_slow
         self._on_written = on_written
+        self._on_use = on_use
         self._channels: dict[str, dict[str, Outbox]] = {}
         self._dirty: list[Outbox] = []
         self._backlogs: dict[str, list[Backlog]] = {}
         self._ahead: dict[str, dict[str, Position]] = {}
-        self.on_use: Callable[[str, bool], None] = lambda _channel, _is_heard: None
-        """Gets each channel that begins, or ceases, to be heard by anybody."""
 
     def add(self, channel: str, outbox: Outbox, *, ahead: Position | None = None) -> None:
-        """Let a connection hear a channel; twice is as once.
+        """Subscribe a connection to a channel. Does nothing the second time.
 
-        A history may be read before the bus has brought its last messages: `ahead` is up to where
-        the connection has them already.
+        A history may contain messages that the bus delivers later: up to `ahead`, the connection
+        has them already.
         """
         if ahead is not None:
             self._ahead.setdefault(channel, {})[outbox.connection_id] = ahead
         outboxes = self._channels.get(channel)
         if outboxes is None:
             outboxes = self._channels[channel] = {}
-            self.on_use(channel, True)
+            self._on_use(channel, True)
         outboxes[outbox.connection_id] = outbox
 
     def remove(self, channel: str, connection_id: str) -> None:
-        """End that; a channel that nobody hears is forgotten."""
+        """Unsubscribe a connection; a channel without subscribers is dropped."""
         if (ahead := self._ahead.get(channel)) is not None:
             ahead.pop(connection_id, None)
             if not ahead:
@@ -104,31 +105,31 @@ class Hub:
             outboxes.pop(connection_id, None)
             if not outboxes:
                 del self._channels[channel]
-                self.on_use(channel, False)
+                self._on_use(channel, False)
 
     def hold(self, channel: str, limit: int) -> Backlog:
-        """Keep the channel's messages from now on, until `release`, for who catches up."""
+        """Buffer the channel's messages until `release`, for a client that catches up."""
         backlog = Backlog(channel, limit)
         self._backlogs.setdefault(channel, []).append(backlog)
         return backlog
 
     def release(self, backlog: Backlog) -> None:
-        """Keep no more of a channel's messages."""
+        """Stop buffering a channel's messages."""
         backlogs = self._backlogs[backlog.channel]
         backlogs.remove(backlog)
         if not backlogs:
             del self._backlogs[backlog.channel]
 
     def hears(self, channel: str, connection_id: str) -> bool:
-        """Whether a connection hears a channel."""
+        """Whether a connection is subscribed to a channel."""
         return connection_id in self._channels.get(channel, _NOBODY)
 
     def count(self, channel: str) -> int:
-        """How many connections hear a channel."""
+        """How many connections are subscribed to a channel."""
         return len(self._channels.get(channel, _NOBODY))
 
-    def listeners(self, channel: str) -> Iterable[Outbox]:
-        """Those that hear a channel, as they are now."""
+    def subscribers(self, channel: str) -> Iterable[Outbox]:
+        """The outboxes of a channel's subscribers at this moment."""
         return tuple(self._channels.get(channel, _NOBODY).values())
 
     def __len__(self) -> int:
@@ -136,11 +137,11 @@ class Hub:
 
     @property
     def channels(self) -> Iterable[str]:
-        """The channels that somebody hears."""
+        """The channels that have subscribers."""
         return self._channels.keys()
 
     def deliver(self, message: ChannelMessage) -> int:
-        """Push a message to all that hear its channel; returns how many got it."""
+        """Push a message to all subscribers of its channel; returns their number."""
         for backlog in self._backlogs.get(message.channel, ()):
             backlog.add(message)
         outboxes = self._channels.get(message.channel)
@@ -161,7 +162,10 @@ class Hub:
         return sent
 
     def _have(self, message: ChannelMessage) -> Collection[str]:
-        """Those that have the message from the history; who has no later one is forgotten here."""
+        """The connections that have the message from the history.
+
+        Those that have no later one are removed from `_ahead`.
+        """
         ahead, position = self._ahead.get(message.channel), message.position
         if ahead is None or position is None:
             return ()
@@ -178,7 +182,7 @@ class Hub:
         return have.keys()
 
     def announce(self, channel: str, reply: Reply, *, exclude: str | None = None) -> None:
-        """Push a system event to all that hear a channel, in order with its messages."""
+        """Push a system event to all subscribers of a channel, in order with its messages."""
         encoded: dict[WireFormat, bytes] = {}
         for connection_id, outbox in self._channels.get(channel, _NOBODY).items():
             if connection_id != exclude:
@@ -188,20 +192,20 @@ class Hub:
                 self.push(outbox, frame)
 
     def announce_gap(self, gap: Subscribed) -> None:
-        """Tell all that hear a channel, and those that catch up, that messages are lost."""
+        """Notify the subscribers of a channel, and clients that catch up, of lost messages."""
         for backlog in self._backlogs.get(gap.channel, ()):
             backlog.note_gap(gap)
         self.announce(gap.channel, gap)
 
     def push(self, outbox: Outbox, frame: bytes) -> None:
-        """Push one frame to one connection, in order with what the hub delivers to it."""
+        """Push one frame to one connection, in order with its messages."""
         if outbox.push(frame):
             if not self._dirty:
                 self._schedule(self.flush)
             self._dirty.append(outbox)
 
     def flush(self) -> None:
-        """Write what this turn has gathered."""
+        """Write the frames of this loop turn."""
         dirty, self._dirty = self._dirty, []
         written = 0
         for outbox in dirty:

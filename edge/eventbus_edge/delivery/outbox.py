@@ -1,7 +1,11 @@
 """What waits to be written to one connection: joined within a loop turn, bounded in bytes."""
 
+import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import (
+    Callable,
+    Iterator,
+)
 from typing import (
     Final,
     Protocol,
@@ -132,6 +136,15 @@ class Unsent:
     def is_over(self) -> bool:
         """Whether too much waits, stored messages included, to add anything."""
         return self.total + self.held > self._limit
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count `size` bytes of stored messages that are read and not given to a client yet."""
+        self.held += size
+        try:
+            yield
+        finally:
+            self.held -= size
 
     def note(self, outbox: Outbox) -> None:
         """An outbox has been written to. A part of the hot path."""

@@ -1,4 +1,4 @@
-"""The messages of a node's channels: from the bus to its clients, and of clients to the bus."""
+"""The messages of a node's channels: from the bus to its clients, and from them to the bus."""
 
 import datetime
 import functools
@@ -57,7 +57,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Traffic:
-    """Listens to the channels in use, and hands each message to the hub, checked once."""
+    """Subscribes to the channels in use; checks each message once before the hub delivers it."""
 
     def __init__(
         self,
@@ -76,8 +76,7 @@ class Traffic:
         self._tally = metrics.tally
         self._quarantine = quarantine
         self._rules = rules
-        self.on_message: Callable[[str], None] | None = None
-        """Gets the channel of each message, while somebody wants to know which are busy."""
+        self._on_message: Callable[[str], None] | None = None
         self._traces = tracing.is_loaded()
         self._max_backlog = settings.max_unsent_bytes
         self._interest = Interest(
@@ -92,7 +91,7 @@ class Traffic:
             bus.subjects,
             hub,
             self._matched_message,
-            on_sent=metrics.tally.went,
+            on_sent=metrics.tally.count_delivered,
             on_gap=metrics.gaps.inc,
             linger_s=settings.unsubscribe_after,
         )
@@ -100,18 +99,18 @@ class Traffic:
 
     @property
     def channels(self) -> int:
-        """How many channels are listened to."""
+        """The number of channels with a subscription on the bus."""
         return len(self._interest)
 
     async def aclose(self) -> None:
-        """Listen to nothing any more."""
+        """End all subscriptions on the bus."""
         await self._interest.aclose()
         await self.wildcards.aclose()
 
     # What connections ask for
 
     async def acquire(self, channel: str) -> Position | None:
-        """Listen to a channel; see Interest.acquire."""
+        """Subscribe to a channel on the bus; see Interest.acquire."""
         with self._metrics.join_seconds.time():
             position = await self._interest.acquire(channel)
         self._metrics.subscriptions.inc()
@@ -123,11 +122,11 @@ class Traffic:
         self._metrics.subscriptions.dec()
 
     def position(self, channel: str) -> Position | None:
-        """Where a channel that is listened to stands."""
+        """The current position of a subscribed channel."""
         return self._interest.position(channel)
 
     def hold(self, channel: str) -> Backlog:
-        """Keep what passes on a channel, for a client that catches up; see Hub.release."""
+        """Buffer the live messages of a channel for a client that catches up; see Hub.release."""
         return self._hub.hold(channel, self._max_backlog)
 
     async def catch_up(
@@ -151,16 +150,16 @@ class Traffic:
         if (
             caught_up.recovered is False
             and most != 0
-            and resume.offset <= caught_up.last  # what the stream has given
+            and resume.offset <= caught_up.last  # the last one that the stream returned
             and self._interest.has_nothing_after(channel, resume)
         ):
-            # The stream cannot prove it of a channel whose last message has expired; this node can.
+            # The channel's last message has expired; this node knows that none followed it.
             caught_up = CaughtUp(resume, [], recovered=True, last=resume.offset)
         self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
         if rule.retain and not caught_up.recovered:
-            # Who cannot have what it missed begins again, and so with the last message.
-            begun_again = await self._history.catch_up(last, position, on_read=on_read)
-            caught_up = begun_again._replace(recovered=False)
+            # A client that cannot recover starts again, and so gets the retained message.
+            restarted = await self._history.catch_up(last, position, on_read=on_read)
+            caught_up = restarted._replace(recovered=False)
         return caught_up
 
     async def read_history(
@@ -172,9 +171,9 @@ class Traffic:
         max_bytes: int = MAX_PAGE_BYTES,
         on_read: OnRead = ignore,
     ) -> HistoryRead:
-        """Stored messages, as far back as the channel's rule lets clients read; see History.page.
+        """Stored messages, as far back as the channel's rule allows; see History.page.
 
-        That the rule lets them read any is for the caller to look at. Raises an EventBusError.
+        The caller checks that the rule allows any. Raises an EventBusError.
         """
         most = self._rules.find(channel).most_history
         read = functools.partial(self._history.page, max_bytes=max_bytes, on_read=on_read)
@@ -185,14 +184,14 @@ class Traffic:
         page = await read(channel, None, most)
         later = [one for one in page.messages if one.position and one.position.offset > since]
         complete = len(later) < len(page.messages)
-        if not complete and len(later) < most:  # nothing is further back than may be read
+        if not complete and len(later) < most:  # nothing older may be read
             complete = (await read(channel, since, 1)).complete
         return HistoryRead(later[:limit], page.position, complete)
 
     async def whisper(
         self, command: Whisper, event: str, user_id: str | None, sender: str
     ) -> str | None:
-        """Carry a client's event to the channel's other connections; a fault comes back as text."""
+        """Publish a client event to the channel's other connections; returns a fault as text."""
         body = _encode(
             {
                 "channel": command.channel,
@@ -211,20 +210,34 @@ class Traffic:
 
     # Messages from the bus
 
+    def watch(self, on_message: Callable[[str], None]) -> Callable[[], None]:
+        """Call `on_message` with the channel of each message; returns a function that stops it.
+
+        There is at most one watcher: the hot path calls it directly.
+        """
+        assert self._on_message is None, "messages have a watcher already"
+        self._on_message = on_message
+
+        def unwatch() -> None:
+            if self._on_message is on_message:
+                self._on_message = None
+
+        return unwatch
+
     def take(self, channel: str, delivery: Delivery) -> None:
-        """The hot path: one message from the bus to all connections of its channel."""
+        """The hot path: deliver one message of the bus to all connections of its channel."""
         tally = self._tally
-        tally.came(len(delivery.payload))
+        tally.count_received(len(delivery.payload))
         try:
             message = to_message(channel, delivery)
         except InvalidPayload as exc:
             self._quarantine.put(channel, delivery.payload, exc)
             return
-        if self.on_message is not None:
-            self.on_message(channel)
+        if self._on_message is not None:
+            self._on_message(channel)
         begun_ns = time.time_ns() if self._traces else 0
         clients = self._hub.deliver(message)
-        tally.went(clients)
+        tally.count_delivered(clients)
         if message.published is not None:
             tally.latencies.since(message.published)
         if self._traces:
@@ -237,16 +250,19 @@ class Traffic:
             )
 
     def _on_gap(self, channel: str, position: Position) -> None:
-        """Messages are lost for good: tell those who listen, that they need not guess."""
+        """Messages are lost for good: notify the subscribers, so that they need not guess."""
         self._metrics.gaps.inc()
         _log.warning("channel %s has lost messages before offset %d", channel, position.offset + 1)
         kind = self._rules.find(channel).kind
         self._hub.announce_gap(Subscribed(channel, kind, position, recovered=False, ref=None))
 
     def _matched_message(self, channel: str, delivery: Delivery) -> ChannelMessage | None:
-        """One message to those who hear a pattern; what none is, the channel's own way tells."""
+        """Check one message for the subscribers of a pattern.
+
+        Where the channel has subscribers of its own, `take` counts it and its faults.
+        """
         tally = self._tally
-        tally.came(len(delivery.payload))
+        tally.count_received(len(delivery.payload))
         is_first = not self._hub.count(channel)
         try:
             message = to_message(channel, delivery)
@@ -256,13 +272,13 @@ class Traffic:
             return None
         if is_first and message.published is not None:
             tally.latencies.since(message.published)
-        if is_first and self.on_message is not None:
-            self.on_message(channel)
+        if is_first and self._on_message is not None:
+            self._on_message(channel)
         return message
 
 
 def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
-    """Check a payload, once for all who get it. Raises InvalidPayload."""
+    """Check a payload, once for all of its recipients. Raises InvalidPayload."""
     envelope = read_delivery(channel, delivery)
     exclude = delivery.headers.get(HEADER_EXCEPT)
     published = delivery.time or envelope.timestamp
@@ -273,7 +289,7 @@ def to_message(channel: str, delivery: Delivery) -> ChannelMessage:
 
 
 def _stored_message(channel: str, delivery: Delivery) -> ChannelMessage | None:
-    """A message that is read again; what was put into quarantine when it was live is skipped."""
+    """A message of the history; None for one that went into quarantine when it was live."""
     try:
         return to_message(channel, delivery)
     except InvalidPayload:

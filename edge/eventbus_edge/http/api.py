@@ -1,4 +1,4 @@
-"""The HTTP API: /api/broadcast/…, answering for the whole cluster."""
+"""The HTTP API under /api/broadcast and /api/queue, which covers the whole cluster."""
 
 import hashlib
 import logging
@@ -92,7 +92,7 @@ from eventbus_edge.problem import (
 )
 from eventbus_edge.protocols.native import encode_message
 
-__all__ = ["ROUTES", "add_api", "document", "let_in"]
+__all__ = ["ROUTES", "add_api", "document", "require_access"]
 
 
 _log = logging.getLogger(__name__)
@@ -102,12 +102,12 @@ B = TypeVar("B")
 
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY: Final = 255
-_COME_AGAIN_S: Final = 2.0
+_RETRY_AFTER_S: Final = 2.0
 _decode_members: Final = msgspec.json.Decoder(list[Member]).decode
 
 
 class _Call(NamedTuple, Generic[Q, B]):
-    """One request, its parts validated by the types of its route."""
+    """One request, with its parts validated by the types of its route."""
 
     node: Node
     path: Mapping[str, str]
@@ -137,16 +137,16 @@ async def _channel(call: _Call[NoQuery, None]) -> ChannelStats:
 
 async def _members(call: _Call[NoQuery, None]) -> Members:
     channel = call.channel
-    if call.node.rules.find(channel).kind is not ChannelKind.PRESENCE:
-        raise Problem("not_found", f"{channel} is not a presence channel: it has no members")
+    if call.node.access.rules.find(channel).kind is not ChannelKind.PRESENCE:
+        raise Problem("not_found", f"{channel} is not a presence channel, so it has no members")
     members, count = await call.node.presence.look(channel)
     return Members(channel=channel, members=_decode_members(members), count=count)
 
 
 async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
     query = call.query
-    if call.node.rules.find(call.channel).most_history == 0:
-        raise Problem("forbidden", f"the rules let nobody read the history of {call.channel}")
+    if call.node.access.rules.find(call.channel).most_history == 0:
+        raise Problem("forbidden", f"the rules do not allow reading the history of {call.channel}")
     page = await call.node.traffic.read_history(call.channel, query.since, query.limit)
     offset, epoch = page.position or (None, None)
     return HistoryPage(
@@ -160,15 +160,15 @@ async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
 async def _publish(call: _Call[NoQuery, Publish]) -> Published:
     asked = call.body
     if (asked.channel is None) == (asked.channels is None):
-        raise Problem("bad_request", "give either channel or channels")
+        raise Problem("bad_request", "exactly one of channel and channels is required")
     channels = asked.channels or [asked.channel or ""]
     for channel in channels:
         validate_channel(channel)
     if len(set(channels)) < len(channels):
-        raise Problem("bad_request", "channels has a channel twice")
+        raise Problem("bad_request", "channels contains a channel twice")
     message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=asked.volatile)
     sends = [
-        call.node.publish(
+        call.node.bus.publish(
             channel,
             asked.event,
             asked.data,
@@ -188,11 +188,11 @@ async def _publish(call: _Call[NoQuery, Publish]) -> Published:
 
 
 def _message_id(key: str | None, *, volatile: bool) -> str:
-    """The same id for the same key, so that the stream drops what it holds already."""
+    """A message id derived from the key, so that the stream drops duplicates."""
     if key is None:
         return new_id()
     if volatile:
-        message = f"{IDEMPOTENCY_KEY} cannot be honoured for a volatile message: nothing stores it"
+        message = f"{IDEMPOTENCY_KEY} does not work for volatile messages, which are not stored"
         raise Problem("bad_request", message)
     if not 1 <= len(key) <= MAX_KEY:
         raise Problem("bad_request", f"{IDEMPOTENCY_KEY} must have 1 to {MAX_KEY} characters")
@@ -200,52 +200,52 @@ def _message_id(key: str | None, *, volatile: bool) -> str:
 
 
 async def _disconnect(call: _Call[NoQuery, Disconnect]) -> Disconnected:
-    whom = call.body
-    if whom.criteria() != 1:
-        raise Problem("bad_request", "give exactly one of user_id, connection_id, jti and channel")
-    if whom.channel is not None:
-        validate_channel(whom.channel)
-        if whom.reconnect:
-            raise Problem("bad_request", "reconnect means nothing for a channel: leave it out")
-    if whom.issued_before is not None and (
-        whom.reconnect or (whom.user_id is None and whom.channel is None)
-    ):
+    target = call.body
+    if target.criteria() != 1:
         raise Problem(
-            "bad_request", "issued_before stands beside user_id or channel, without reconnect"
+            "bad_request", "exactly one of user_id, connection_id, jti and channel is required"
         )
-    disconnected = await call.node.census.disconnect(whom)
-    if not whom.reconnect and whom.connection_id is None:
-        # Those who were to come back may; others stay out until their tokens have expired.
-        await call.node.revoke(
-            user_id=whom.user_id,
-            jti=whom.jti,
-            channel=whom.channel,
-            issued_before=whom.issued_before,
+    if target.channel is not None:
+        validate_channel(target.channel)
+        if target.reconnect:
+            raise Problem("bad_request", "reconnect cannot be combined with channel")
+    if target.issued_before is not None and (
+        target.reconnect or (target.user_id is None and target.channel is None)
+    ):
+        raise Problem("bad_request", "issued_before needs user_id or channel, and no reconnect")
+    disconnected = await call.node.census.disconnect(target)
+    if not target.reconnect and target.connection_id is None:
+        # Clients that were asked to reconnect may; others stay out until their tokens have expired.
+        await call.node.access.revoker.revoke(
+            user_id=target.user_id,
+            jti=target.jti,
+            channel=target.channel,
+            issued_before=target.issued_before,
         )
     return disconnected
 
 
 async def _revocations(call: _Call[RevocationsQuery, None]) -> RevocationList:
-    return revocation_list(call.node.revoker.known, call.query.limit)
+    return revocation_list(call.node.access.revoker.known, call.query.limit)
 
 
 async def _lift(call: _Call[LiftQuery, None]) -> Lifted:
-    return await lift(call.node, call.query)
+    return await lift(call.node.access.revoker, call.query)
 
 
 async def _failed_jobs(call: _Call[FailedQuery, None]) -> FailedJobs:
-    return await failed_answer(await call.node.queues(), call.query.limit)
+    return await failed_answer(await call.node.bus.queues(), call.query.limit)
 
 
 async def _retry_job(call: _Call[NoQuery, None]) -> JobDone:
     job = job_id(call.path["id"])
-    store = await call.node.queues()
+    store = await call.node.bus.queues()
     return done(job, was_there=await store.retry(job))
 
 
 async def _forget_job(call: _Call[NoQuery, None]) -> JobDone:
     job = job_id(call.path["id"])
-    store = await call.node.queues()
+    store = await call.node.bus.queues()
     return done(job, was_there=await store.forget(job))
 
 
@@ -254,36 +254,36 @@ _QUEUE: Final = "/api/queue"
 _KEY: Final = Parameter(
     IDEMPOTENCY_KEY,
     "Publishing again with the same key, on the same channels, stores nothing twice while the "
-    "stream remembers it (two minutes by default); the answer is the first one's.",
+    "stream remembers the key (two minutes by default); the answer is that of the first request.",
 )
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
-    Route("GET", f"{_BASE}/stats", "The cluster: nodes, channels, sums",
+    Route("GET", f"{_BASE}/stats", "The cluster: nodes, channels, totals",
           _stats, ListQuery, None, Stats, (503,)),
-    Route("GET", f"{_BASE}/channels", "Channels that somebody hears",
+    Route("GET", f"{_BASE}/channels", "Channels with subscribers",
           _channels, ListQuery, None, Channels, (503,)),
     Route("GET", f"{_BASE}/channels/{{name}}", "One channel",
           _channel, NoQuery, None, ChannelStats, (503,)),
-    Route("GET", f"{_BASE}/channels/{{name}}/members", "Who is present in a channel",
+    Route("GET", f"{_BASE}/channels/{{name}}/members", "Members of a presence channel",
           _members, NoQuery, None, Members, (404, 503)),
     Route("GET", f"{_BASE}/channels/{{name}}/history", "Stored messages of a channel",
           _history, HistoryQuery, None, HistoryPage, (503,)),
     Route("POST", f"{_BASE}/events", "Publish a message",
           _publish, NoQuery, Publish, Published, (408, 413, 415, 503), (_KEY,)),
-    Route("POST", f"{_BASE}/disconnect", "Let connections go, or subscribers of a channel",
+    Route("POST", f"{_BASE}/disconnect", "Disconnect clients, or remove subscribers of a channel",
           _disconnect, NoQuery, Disconnect, Disconnected, (408, 413, 415, 503)),
-    Route("GET", f"{_BASE}/revocations", "What has been revoked, and until when",
+    Route("GET", f"{_BASE}/revocations", "Revocations, and when they end",
           _revocations, RevocationsQuery, None, RevocationList),
-    Route("DELETE", f"{_BASE}/revocations", "Give back what has been revoked",
+    Route("DELETE", f"{_BASE}/revocations", "Lift a revocation",
           _lift, LiftQuery, None, Lifted, (404, 503)),
-    Route("GET", f"{_QUEUE}/failed", "Queued events that failed, and how many wait",
+    Route("GET", f"{_QUEUE}/failed", "Failed queued events, and queue lengths",
           _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
     Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",
           _retry_job, NoQuery, None, JobDone, (404, 503)),
     Route("DELETE", f"{_QUEUE}/failed/{{id}}", "Drop a failed job",
           _forget_job, NoQuery, None, JobDone, (404, 503)),
 )  # fmt: skip
-"""Every operation: what is validated, what is described and what is served are one list."""
+"""All operations; they are validated, described and served from this list."""
 
 
 def add_api(app: web.Application) -> None:
@@ -303,12 +303,12 @@ def document() -> dict[str, Any]:
         ROUTES,
         title="eventbus",
         version=number,
-        description="Publish to channels, and see and steer who listens, on all nodes.",
+        description="Publish to channels, and inspect and disconnect clients, on all nodes.",
     )
 
 
 async def _openapi(request: web.Request) -> web.Response:
-    await let_in(request)
+    await require_access(request)
     return web.Response(body=msgspec.json.encode(document()), content_type=JSON)
 
 
@@ -316,7 +316,7 @@ def _serve(route: Route[Any, Any]) -> Any:
     decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
 
     async def handle(request: web.Request) -> web.Response:
-        await let_in(request)
+        await require_access(request)
         query = _query(request, route.query)
         body = None if decode is None else await _body(request, decode)
         call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
@@ -333,7 +333,7 @@ def _serve(route: Route[Any, Any]) -> Any:
         except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
             if _is_denied(exc):
                 raise Problem("forbidden", str(exc)) from exc
-            raise Problem("unavailable", str(exc), headers=retry_after(_COME_AGAIN_S)) from exc
+            raise Problem("unavailable", str(exc), headers=retry_after(_RETRY_AFTER_S)) from exc
         return web.Response(
             body=msgspec.json.encode(answer),
             content_type=JSON,
@@ -344,17 +344,17 @@ def _serve(route: Route[Any, Any]) -> Any:
 
 
 def _is_denied(exc: Exception) -> bool:
-    """Whether the bus permits this node none of it, so that it is of no use to come again."""
+    """Whether the bus denied this node permission for all channels, so a retry is pointless."""
     failures = exc.failures.values() if isinstance(exc, DispatchFailed) else (exc,)
     return all(isinstance(failure, PublishDenied) for failure in failures)
 
 
-async def let_in(request: web.Request) -> Claims | None:
-    """Who may use the API; what their token says, if they have one. Raises Problem.
+async def require_access(request: web.Request) -> Claims | None:
+    """Require access to the API; returns the claims of the client's token, if any. Raises Problem.
 
-    A page of another origin must not use a browser's place on this host.
+    A page of a foreign origin must not use the access of a browser on this host.
     """
-    request.app[NODE].origins.require(request.headers.get("Origin"), request.host)
+    request.app[NODE].access.origins.require(request.headers.get("Origin"), request.host)
     claims = await require_admin(request)
     request[KNOWN] = True
     return claims
@@ -373,7 +373,7 @@ def _query(request: web.Request, type_: type[Q]) -> Q:
 async def _body(request: web.Request, decode: Any) -> Any:
     text = await read_json_text(request, request.app[NODE].settings.request_timeout)
     try:
-        return decode(text)  # as text: msgspec does not look at UTF-8 within a Raw
+        return decode(text)  # as text: msgspec does not check UTF-8 within a Raw
     except msgspec.DecodeError as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
     except RecursionError:

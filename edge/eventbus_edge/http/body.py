@@ -1,4 +1,4 @@
-"""The body of a request, read with a bound on its size, its time and its form."""
+"""Reads the body of a request, with limits on size, time and type."""
 
 import asyncio
 from http import HTTPStatus
@@ -15,25 +15,25 @@ JSON: Final = "application/json"
 
 
 async def read_json_text(request: web.Request, within_s: float) -> str:
-    """The text of a JSON body, which is not parsed yet. Raises Problem.
+    """The text of a JSON body, not parsed yet. Raises Problem.
 
-    How long it may be is the application's `client_max_size`; more is a 413 of aiohttp's own.
+    Its size is limited by the application's `client_max_size`; aiohttp answers 413 beyond it.
     """
     if request.content_type != JSON:
-        # Another type could come from a form of any page, without the browser asking first.
+        # A form of any page could send another type, without a CORS preflight.
         raise _unsupported(f"the body must be of type {JSON}")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        message = "the body must not be compressed: leave Content-Encoding out"
+        message = "the body must not be compressed: remove Content-Encoding"
         raise _unsupported(message, {"Accept-Encoding": "identity"})  # RFC 9110 §12.5.3
     try:
         async with asyncio.timeout(within_s):
             return (await request.read()).decode()
     except TimeoutError:
-        message = f"the body did not come within {within_s:g} s"
+        message = f"the body was not received within {within_s:g} s"
         raise Problem("bad_request", message, status=HTTPStatus.REQUEST_TIMEOUT) from None
     except (web.RequestPayloadError, ConnectionError):
-        # Its chunks cannot be read, or the client has left: then the answer reaches nobody.
-        raise Problem("bad_request", "the body ends before it is whole") from None
+        # The chunks are malformed, or the client has left and gets no answer.
+        raise Problem("bad_request", "the body is incomplete") from None
     except UnicodeDecodeError as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
 

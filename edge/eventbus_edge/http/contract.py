@@ -1,4 +1,4 @@
-"""The contract that a node shows, and checks what clients send by: read, or made of event types."""
+"""The contract that a node serves and checks client events against."""
 
 from importlib.metadata import (
     PackageNotFoundError,
@@ -23,16 +23,16 @@ __all__ = ["ContractDocument", "checked_events"]
 
 
 class ContractDocument:
-    """An AsyncAPI document: that of BROADCAST_CONTRACT, or of the event types that are imported."""
+    """An AsyncAPI document: from BROADCAST_CONTRACT, or generated from imported event types."""
 
     def __init__(self, settings: EdgeSettings, namespace: str) -> None:
-        """Raises ConfigError for a file that cannot be read."""
+        """Raises ConfigError if the file cannot be read."""
         self._namespace = namespace
         self._is_own = not settings.contract
         self._document = _read(settings.contract) if settings.contract else None
 
     def document(self) -> dict[str, Any] | None:
-        """The document; None without a file and without events. Raises EventDefinitionError."""
+        """The document; None if there is no file and no event. Raises EventDefinitionError."""
         if self._document is None:
             events = shared(catalogue())
             if events:
@@ -43,7 +43,7 @@ class ContractDocument:
         return self._document
 
     def document_for(self, scheme: str, host: str) -> dict[str, Any] | None:
-        """The same for a client that has come to `host`: a document of our own says so."""
+        """The document for a client of `host`; a generated one names that host as the server."""
         document = self.document()
         if document is None or not self._is_own:
             return document
@@ -52,17 +52,17 @@ class ContractDocument:
 
 
 def checked_events(settings: EdgeSettings, contract: ContractDocument) -> ClientEvents | None:
-    """What checks client events, by BROADCAST_CLIENT_EVENTS; None where nothing is to be checked.
+    """The checks for client events; None if BROADCAST_CLIENT_EVENTS is `unchecked`.
 
-    Raises ConfigError, and EventDefinitionError for an event type that has no schema.
+    Raises ConfigError, and EventDefinitionError for an event type without a schema.
     """
     if settings.client_events == "unchecked":
         return None
     document = contract.document()
     if document is None:
         raise ConfigError(
-            f"BROADCAST_CLIENT_EVENTS={settings.client_events}: there is no contract to check by; "
-            "set BROADCAST_CONTRACT, or define event types in EDGE_APP",
+            f"BROADCAST_CLIENT_EVENTS={settings.client_events}: there is no contract to check "
+            "against; set BROADCAST_CONTRACT, or define event types in EDGE_APP",
             variable="BROADCAST_CLIENT_EVENTS",
         )
     return ClientEvents(document, strict=settings.client_events == "strict")
@@ -81,7 +81,7 @@ def _read(path: str) -> dict[str, Any]:
     else:
         if str(document.get("asyncapi", "")).startswith("3."):
             return document
-        fault = "it is no AsyncAPI 3 document"
+        fault = "it is not an AsyncAPI 3 document"
     raise ConfigError(
         f"BROADCAST_CONTRACT={path!r}: {fault}; allowed: {wanted}", variable="BROADCAST_CONTRACT"
     )

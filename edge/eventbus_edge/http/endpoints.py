@@ -1,4 +1,4 @@
-"""HTTP beside the sockets: is the node alive, is it fit to serve, what has it counted."""
+"""Health, readiness and metrics endpoints, and the middlewares of all requests."""
 
 import errno
 import hmac
@@ -32,9 +32,9 @@ __all__ = [
     "cors_headers",
     "healthz",
     "metrics",
-    "paced",
     "problem_of",
     "problems",
+    "rate_limited",
     "readyz",
     "require_admin",
     "respond",
@@ -50,12 +50,12 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
 }
 KNOWN: Final = web.RequestKey("KNOWN", bool)
-"""Set on a request of somebody who may use the HTTP API: it is not counted."""
+"""Set on requests of clients that may use the HTTP API: they are not rate-limited."""
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _DOTS_OF_A_JWT: Final = 2
 _NOT_STORED: Final = (
-    "the bus does not store what it gets: its disk may be full, or a limit reached; the log "
-    "of this node says more"
+    "the bus does not store messages: its disk may be full, or a limit reached; see the log of "
+    "this node"
 )
 
 
@@ -72,30 +72,30 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             raise
         problem = problem_of(exc)
     except Exception as exc:
-        # What has begun to be answered, such as an upgrade, cannot become a problem.
+        # A response that has begun, such as an upgrade, cannot be replaced by a problem.
         if request.writer.output_size:
             raise
         if isinstance(exc, OSError) and exc.errno == errno.ENAMETOOLONG:  # below /static
-            problem = Problem("not_found", "no file can have such a name")
+            problem = Problem("not_found", "the name is too long for a file")
         else:
             resource = request.match_info.route.resource
             route = resource.canonical if resource is not None else "a request"
             _log.exception("%s %s failed", request.method, route)
-            problem = Problem("internal", "an internal error: the log of the node tells more")
+            problem = Problem("internal", "an internal error: see the log of the node")
     request.app[NODE].metrics.refusals.labels(problem.code).inc()
     response = respond(problem)
     if problem.code == "rate_limited":
-        response.force_close()  # else the next one would cost as much
+        response.force_close()  # otherwise the next request would cost as much
     return response
 
 
 @web.middleware
-async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Count the requests of each address; one with a wrong token or key counts twice.
+async def rate_limited(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Rate-limit the requests of each address; one with a wrong token or key counts twice.
 
-    Probes count apart: a flood must not have the node taken for dead.
+    Probes are counted separately, so that a flood does not make the node look dead.
     """
-    admission = request.app[NODE].admission
+    admission = request.app[NODE].access.admission
     kind = "probe " if request.path in _PROBES else ""
     try:
         key = admission.request(request.remote, request.headers, kind)
@@ -115,23 +115,23 @@ async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def cors_headers(request: web.Request) -> dict[str, str]:
-    """What lets a page of an allowed origin read an answer, a refusal too."""
+    """Headers that let pages of allowed origins read a response, including errors."""
     origin = request.headers.get("Origin")
     headers = {"Vary": "Origin"}
-    if origin and request.app[NODE].origins.allows(origin, request.host):
+    if origin and request.app[NODE].access.origins.allows(origin, request.host):
         headers["Access-Control-Allow-Origin"] = origin
     return headers
 
 
 def problem_of(exc: web.HTTPException) -> Problem:
-    """An error that aiohttp has raised, as a problem."""
+    """An error raised by aiohttp as a problem."""
     code = _CODES.get(exc.status, "bad_request")
     allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
     return Problem(code, exc.reason, status=exc.status, headers=allow)
 
 
 def respond(problem: Problem) -> web.Response:
-    """The answer that a problem is."""
+    """The response for a problem."""
     return web.Response(
         body=problem.body(),
         status=problem.status,
@@ -148,23 +148,23 @@ async def healthz(request: web.Request) -> web.Response:
 async def readyz(request: web.Request) -> web.Response:
     """The node can serve: 503 while it drains or has no bus.
 
-    It is degraded, and says why, while the bus stores nothing that is published: all nodes are
-    then, and clients still get what is not stored, histories and presence.
+    It is degraded, with a reason, while the bus does not store messages. Then all nodes are, and
+    clients still get volatile messages, histories and presence.
     """
     node = request.app[NODE]
     node.require_ready()
     body: dict[str, object] = {
-        "status": "degraded" if node.bus_fault else "ready",
+        "status": "degraded" if node.bus_health.fault else "ready",
         "node": node.id,
         "connections": len(node.connections),
     }
-    if node.bus_fault:
-        body["reason"] = _NOT_STORED  # the fault names the broker, which is not for everybody
+    if node.bus_health.fault:
+        body["reason"] = _NOT_STORED  # the fault itself names the broker, which is not public
     return _json(body)
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """What the node has counted, for Prometheus; a worker answers for all of its supervisor."""
+    """The metrics for Prometheus; a worker answers for all workers of its supervisor."""
     node = request.app[NODE]
     if not node.settings.metrics_open:
         await require_admin(request)
@@ -175,10 +175,10 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 async def require_admin(request: web.Request) -> Claims | None:
-    """Let only those in who know the API key, or whose token has the role or permission admin.
+    """Require the API key, or a token with the role or permission admin. Raises Problem.
 
-    Without a key configured, who needs none; see `Hosts.why_a_key_is_needed`. Gives what the token
-    says, None for the others. Raises Problem.
+    If no key is configured, some clients need none; see `Hosts.why_a_key_is_needed`. Returns the
+    claims of the token, None for clients without one.
     """
     node = request.app[NODE]
     key = node.settings.api_key
@@ -188,7 +188,7 @@ async def require_admin(request: web.Request) -> Claims | None:
         _require_key(request, key)
         return None
     try:
-        claims = await node.verify(given)
+        claims = await node.access.authenticator.verify(given)
     except TokenRejected as exc:
         raise bad_token(exc.code, str(exc)) from None
     if not claims.is_admin:
@@ -198,20 +198,20 @@ async def require_admin(request: web.Request) -> Claims | None:
 
 def _require_key(request: web.Request, key: str) -> None:
     if not key:
-        why = request.app[NODE].hosts.why_a_key_is_needed(
+        why = request.app[NODE].access.hosts.why_a_key_is_needed(
             request.remote, request.version, request.raw_path, request.headers
         )
         if why:
             raise Problem(
                 "forbidden",
-                "no BROADCAST_API_KEY is configured, and without one only clients on this machine "
-                f"may ask; this request may not: {why}",
+                "no BROADCAST_API_KEY is configured, so only clients on this machine have access; "
+                f"this request is refused: {why}",
             )
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     right = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), key.encode())
     if scheme.lower() != "bearer" or not right:
-        message = "the header Authorization: Bearer <BROADCAST_API_KEY> is needed"
+        message = "the header Authorization: Bearer <BROADCAST_API_KEY> is required"
         raise Problem("unauthorized", message)
 
 

@@ -1,4 +1,4 @@
-"""Between a client's socket and aiohttp's reader of WebSockets: counts frames, answers pings."""
+"""A gate between a client's socket and aiohttp's WebSocket reader: counts frames, handles pings."""
 
 from collections.abc import Callable
 from typing import (
@@ -17,32 +17,32 @@ __all__ = ["FrameGate", "Reading"]
 
 
 FRAMES_PER_TURN: Final = 128
-"""Frames of one client that are looked at before the event loop serves the others."""
+"""Frames of one client that are processed before the event loop serves other clients."""
 MAX_WAITING: Final = 256
-"""Messages of one client that may wait to be handled; the rest waits in its socket."""
+"""Messages of one client that may wait to be handled; others wait in its socket."""
 _MAX_AFTER_CLOSE: Final = 1000
-"""Frames that are dropped in search of a client's close frame, once the node has closed."""
+"""Frames that may be dropped before a client's close frame, once the node has closed."""
 
 
 class Reading(Protocol):
     """The reading side of a connection's transport."""
 
     def hold(self) -> None:
-        """Read no more from the socket for now."""
+        """Pause reading from the socket."""
 
     def release(self) -> None:
-        """Read on."""
+        """Resume reading."""
 
     def close(self) -> None:
-        """The reader of messages has met a fault: end the connection."""
+        """End the connection, because the reader has found a fault."""
 
 
 class FrameGate:
-    """Takes the place of aiohttp's reader as the parser of a connection, and feeds that reader.
+    """Replaces aiohttp's reader as the parser of a connection, and feeds that reader.
 
-    aiohttp reads all that a socket has at once, without a turn of the event loop, and shows neither
-    the fragments of a message nor how many frames there were. So the gate counts them, takes pings
-    and pongs out, hands over a limited number at a time and holds the socket meanwhile.
+    aiohttp parses all data of a socket in one turn of the event loop, and shows neither fragments
+    nor the number of frames. So the gate counts frames, removes pings and pongs, and passes on a
+    limited number at a time, while it pauses the socket.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class FrameGate:
         *,
         deflates: bool,
     ) -> None:
-        """`deflates`: whether permessage-deflate is agreed on."""
+        """`deflates`: whether permessage-deflate was negotiated."""
         self._reading = reading
         self._call_soon = call_soon
         self._scanner = FrameScanner(deflates=deflates)
@@ -65,29 +65,29 @@ class FrameGate:
         self._is_at_end = False
 
     def feeds(self, reader: Any) -> None:
-        """Where the frames of messages go: aiohttp's WebSocketReader."""
+        """Set aiohttp's WebSocketReader, which gets the frames of messages."""
         self._reader = reader
 
     def open(self, connection: "Connection") -> None:
-        """Let frames pass; until now they were kept."""
+        """Let frames pass, including those received so far."""
         self._connection = connection
         self._scan()
 
     def took(self) -> None:
-        """A message is about to be handled: there is room for another one."""
+        """Note that a message is about to be handled, so there is room for another one."""
         self._waiting -= 1
         if self._is_held and self._waiting <= MAX_WAITING // 2:
             self._go_on()
 
     def closing(self) -> None:
-        """The node has closed: what counts from now on is the client's close frame."""
+        """Note that the node has closed: only the client's close frame matters from now on."""
         if self._is_held:
             self._go_on()
 
-    # What aiohttp calls, having been given this as a parser
+    # aiohttp's interface of parsers
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Take what came from the socket."""
+        """Process data from the socket."""
         self._scanner.feed(data)
         if self._is_held or self._connection is None:
             self._hold()
@@ -96,7 +96,7 @@ class FrameGate:
         return False, b""
 
     def feed_eof(self) -> None:
-        """The socket has ended; the frames that came before are read first."""
+        """The socket has ended; frames received before are processed first."""
         self._is_at_end = True
         connection = self._connection
         if connection is not None and (connection.is_closing or not self._is_held):
@@ -136,7 +136,7 @@ class FrameGate:
             self._pass(scanned.data)
         self._after_close += scanned.frames
         if self._after_close > _MAX_AFTER_CLOSE:
-            self._hold()  # for good: the socket is cut when the time for closing is over
+            self._hold()  # for good: the socket is closed when the close times out
         elif scanned.more:
             self._hold()
             self._go_on()

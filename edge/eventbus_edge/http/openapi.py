@@ -1,6 +1,6 @@
-"""The HTTP API described as OpenAPI 3.1, from the very types that validate it. Pure.
+"""Describes the HTTP API as OpenAPI 3.1, from the same types that validate it. Pure.
 
-https://spec.openapis.org/oas/v3.1.0: its schemas are JSON Schema 2020-12, which msgspec makes.
+https://spec.openapis.org/oas/v3.1.0: its schemas are JSON Schema 2020-12, as msgspec writes.
 """
 
 import re
@@ -37,14 +37,14 @@ _IN_PATH: Final = re.compile(r"\{(\w+)\}")
 
 
 class Parameter(NamedTuple):
-    """A header that a route looks at."""
+    """A header that a route reads."""
 
     name: str
     description: str
 
 
 class Route(NamedTuple, Generic[Q, B]):
-    """One operation: where it is, what it takes and answers, and the function that does it."""
+    """One operation: its path, its request and response types, and its handler."""
 
     method: str
     path: str
@@ -54,7 +54,7 @@ class Route(NamedTuple, Generic[Q, B]):
     body: type[B] | None
     answer: type[msgspec.Struct]
     problems: tuple[int, ...] = ()
-    """Statuses of errors, beside those that every route may answer."""
+    """Error statuses, in addition to those of every route."""
     headers: tuple[Parameter, ...] = ()
 
 
@@ -78,8 +78,8 @@ def describe(
                     "type": "http",
                     "scheme": "bearer",
                     "description": "BROADCAST_API_KEY, or a token with the role or permission "
-                    "admin. Without a key configured, and not in production, clients on the "
-                    "node's own machine need none.",
+                    "admin. If no key is configured, clients on the node's own machine need "
+                    "none, except in production.",
                 }
             },
         },

@@ -1,4 +1,4 @@
-"""Pages for people: the dashboard, the contract's documentation, and static files."""
+"""Web pages: the dashboard, the documentation of the contract, and static files."""
 
 from pathlib import Path
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from eventbus_edge.http.api import let_in
+from eventbus_edge.http.api import require_access
 from eventbus_edge.http.contract import ContractDocument
 from eventbus_edge.keys import NODE
 from eventbus_edge.problem import Problem
@@ -25,9 +25,9 @@ async def _page(_: web.Request) -> web.FileResponse:
 
 
 async def _ticket(request: web.Request) -> web.Response:
-    """A token of some minutes for who may use the HTTP API, to listen with."""
-    bearer = await let_in(request)
-    ticket = request.app[NODE].tickets.issue(bearer)
+    """A short-lived token with which a client of the HTTP API can subscribe."""
+    bearer = await require_access(request)
+    ticket = request.app[NODE].access.authenticator.tickets.issue(bearer)
     return web.Response(
         body=msgspec.json.encode({"token": ticket}),
         content_type="application/json",
@@ -36,15 +36,15 @@ async def _ticket(request: web.Request) -> web.Response:
 
 
 def add_docs(app: web.Application, contract: ContractDocument) -> None:
-    """Add the routes of the contract."""
+    """Add the routes of the contract and its documentation."""
 
     async def asyncapi(request: web.Request) -> web.Response:
-        await let_in(request)
+        await require_access(request)
         document = contract.document_for(request.scheme, request.host)
         if document is None:
             raise Problem(
                 "not_found",
-                "this node knows no events: set BROADCAST_CONTRACT, or define event types in "
+                "this node has no contract: set BROADCAST_CONTRACT, or define event types in "
                 "EDGE_APP",
             )
         return web.Response(
@@ -62,10 +62,10 @@ def add_docs(app: web.Application, contract: ContractDocument) -> None:
 
 STATIC: Final = Path(__file__).parents[1] / "static"
 _HEADERS: Final = {
-    # A page imports the client from the edge, whatever origin it has itself; nothing here is
-    # secret, and no cookie is looked at (fetch.spec.whatwg.org, 3.3.5).
+    # Pages of any origin may import the client from the edge; the files are not secret, and no
+    # cookie is read (fetch.spec.whatwg.org, 3.3.5).
     "Access-Control-Allow-Origin": "*",
-    # Asked for again by its ETag: a page and its scripts are of one version.
+    # Browsers revalidate by ETag, so that a page and its scripts are of the same version.
     "Cache-Control": "no-cache",
     "X-Content-Type-Options": "nosniff",
 }
@@ -86,9 +86,9 @@ def add_static(app: web.Application) -> None:
 
 
 def page(name: str) -> web.FileResponse:
-    """One of the edge's own pages, under a policy by which it uses nothing of other origins.
+    """One of the edge's own pages, with a policy that allows nothing from other origins.
 
-    A page holds no secret: what it shows, it asks for with the reader's own key.
+    A page contains no secrets: it fetches what it shows with the reader's own key.
     """
     return web.FileResponse(STATIC / name, headers=_PAGE_HEADERS)
 

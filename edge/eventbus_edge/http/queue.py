@@ -1,4 +1,4 @@
-"""What the HTTP API tells of queued events: those that failed for good, and how many wait."""
+"""Failed jobs and queue lengths over the HTTP API."""
 
 import datetime
 import re
@@ -21,15 +21,15 @@ _MAX_FAILED: Final = 200
 
 
 class FailedQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many of the failed jobs."""
+    """The parameters of a list of failed jobs."""
 
     limit: Annotated[
-        int, msgspec.Meta(ge=1, le=_MAX_FAILED, description="How many at most, oldest first.")
+        int, msgspec.Meta(ge=1, le=_MAX_FAILED, description="The maximum number, oldest first.")
     ] = 50
 
 
 class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
-    """A queued event that is not tried again by itself."""
+    """A queued event that failed and is not retried automatically."""
 
     id: str
     queue: str
@@ -38,34 +38,34 @@ class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
     failed_at: datetime.datetime
     error: Annotated[str, msgspec.Meta(description="The exception's type.")]
     message: str
-    traceback: Annotated[str, msgspec.Meta(description="Its end.")]
+    traceback: Annotated[str, msgspec.Meta(description="The end of the traceback.")]
 
 
 class QueueLength(msgspec.Struct, frozen=True, kw_only=True):
-    """How many jobs a queue has."""
+    """The number of jobs in a queue."""
 
     queue: str
     ready: int
-    taken: Annotated[int, msgspec.Meta(description="Worked on, or waiting for the next try.")]
+    taken: Annotated[int, msgspec.Meta(description="Being worked on, or waiting to be retried.")]
     delayed: int
 
 
 class FailedJobs(msgspec.Struct, frozen=True, kw_only=True):
-    """The queued events that failed, the oldest first, and the queues."""
+    """Queued events that failed, oldest first, and the queues."""
 
     jobs: list[JobFailure]
-    count: Annotated[int, msgspec.Meta(description="How many have failed in all.")]
+    count: Annotated[int, msgspec.Meta(description="The total number of failed jobs.")]
     queues: list[QueueLength]
 
 
 class JobDone(msgspec.Struct, frozen=True, kw_only=True):
-    """The job was one that had failed, and is not among those any more."""
+    """The job is no longer among the failed ones."""
 
     id: str
 
 
 async def failed_answer(store: QueueStore, limit: int) -> FailedJobs:
-    """What is told. Raises ConnectionFailed."""
+    """The oldest failed jobs, at most `limit`, and the queues. Raises ConnectionFailed."""
     return FailedJobs(
         jobs=[
             msgspec.convert(job, JobFailure, from_attributes=True)
@@ -77,14 +77,16 @@ async def failed_answer(store: QueueStore, limit: int) -> FailedJobs:
 
 
 def job_id(given: str) -> str:
-    """Give the id back when it may be one. Raises Problem."""
+    """Check a job id and return it. Raises Problem."""
     if _JOB_ID.fullmatch(given):
         return given
-    raise Problem("bad_request", "that is no job's id: 1 to 100 of A-Z a-z 0-9 _ - are")
+    raise Problem(
+        "bad_request", "the job id is not valid: it has 1 to 100 characters of A-Z a-z 0-9 _ -"
+    )
 
 
 def done(job: str, *, was_there: bool) -> JobDone:
-    """The answer. Raises Problem for a job that was not there."""
+    """The answer for a job. Raises Problem if it did not exist."""
     if not was_there:
         raise Problem("not_found", f"no failed job has the id {job}")
     return JobDone(id=job)

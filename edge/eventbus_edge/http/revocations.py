@@ -1,4 +1,4 @@
-"""What the HTTP API tells of revocations, and how one is given back."""
+"""Listing and lifting revocations over the HTTP API."""
 
 import datetime
 import heapq
@@ -12,8 +12,8 @@ from eventbus_edge.access.revocation import (
     Revocation,
     Revocations,
 )
+from eventbus_edge.access.revoker import Revoker
 from eventbus_edge.cluster.answers import MAX_LISTED
-from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "RevocationsQuery",
     "lift",
     "revocation_list",
-    "told",
+    "shown",
 ]
 
 
@@ -31,24 +31,24 @@ Id = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class RevocationsQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many of the revocations."""
+    """The parameters of a list of revocations."""
 
     limit: Annotated[
         int,
-        msgspec.Meta(ge=1, le=MAX_LISTED, description="How many at most, the newest first."),
+        msgspec.Meta(ge=1, le=MAX_LISTED, description="The maximum number, newest first."),
     ] = 1000
 
 
 class LiftQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to give back: the very names that it was revoked by."""
+    """The revocation to lift, by the same ids that it was made with."""
 
     user_id: Id | None = None
     jti: Id | None = None
     channel: Id | None = None
 
 
-class RevocationTold(msgspec.Struct, frozen=True, kw_only=True):
-    """Who or what is refused: a user, a token by its id, or a channel, to everybody or to those."""
+class ActiveRevocation(msgspec.Struct, frozen=True, kw_only=True):
+    """A revoked user, token, or channel; a channel may be revoked for one user or token only."""
 
     user_id: str | None
     jti: str | None
@@ -58,27 +58,27 @@ class RevocationTold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevocationList(msgspec.Struct, frozen=True, kw_only=True):
-    """The revocations that hold, the newest first."""
+    """The revocations in force, newest first."""
 
-    revocations: list[RevocationTold]
-    count: Annotated[int, msgspec.Meta(description="How many there are in all.")]
+    revocations: list[ActiveRevocation]
+    count: Annotated[int, msgspec.Meta(description="The total number.")]
 
 
 class Lifted(msgspec.Struct, frozen=True, kw_only=True):
-    """What was revoked, and is not any more."""
+    """The revocation that was lifted."""
 
     user_id: str | None
     jti: str | None
     channel: str | None
 
 
-def told(revocation: Revocation) -> RevocationTold:
-    """A revocation as it is shown."""
+def shown(revocation: Revocation) -> ActiveRevocation:
+    """A revocation as the API shows it."""
     at, until = (
         datetime.datetime.fromtimestamp(seconds, datetime.UTC)
         for seconds in (revocation.at, revocation.until)
     )
-    return RevocationTold(
+    return ActiveRevocation(
         user_id=revocation.user_id,
         jti=revocation.jti,
         channel=revocation.channel,
@@ -88,22 +88,22 @@ def told(revocation: Revocation) -> RevocationTold:
 
 
 def revocation_list(known: Revocations, limit: int) -> RevocationList:
-    """The answer."""
+    """The newest revocations in force, at most `limit`."""
     now = time.time()
     holding = [revocation for revocation in known.all() if revocation.holds(now)]
     newest = heapq.nlargest(limit, holding, key=lambda revocation: revocation.at)
-    return RevocationList(revocations=[told(each) for each in newest], count=len(holding))
+    return RevocationList(revocations=[shown(each) for each in newest], count=len(holding))
 
 
-async def lift(node: Node, asked: LiftQuery) -> Lifted:
-    """Give it back. Raises Problem for names that cannot be, or of which nothing is revoked."""
+async def lift(revoker: Revoker, asked: LiftQuery) -> Lifted:
+    """Lift a revocation. Raises Problem for invalid ids, and if nothing is revoked."""
     names = msgspec.structs.asdict(asked)
     try:
-        was_revoked = await node.lift(**names)
+        was_revoked = await revoker.lift(**names)
     except InvalidChannel:
         raise
     except ValueError as exc:
         raise Problem("bad_request", str(exc)) from None
     if not was_revoked:
-        raise Problem("not_found", "nothing of that is revoked")
+        raise Problem("not_found", "there is no such revocation")
     return Lifted(**names)

@@ -1,8 +1,8 @@
-"""The HTTP server beneath the application: what it refuses by itself is problem JSON as well.
+"""The HTTP server beneath the application: its own errors are problem JSON, too.
 
-A request that cannot be parsed, or that expects what is not there, never reaches a handler. aiohttp
-would answer it as plain text, with its version and with what the client has sent; and log the
-latter, in which a token may stand.
+A request that cannot be parsed, or has an unknown Expect header, never reaches a handler. aiohttp
+would answer it in plain text, with its version and with the client's data, and would log that data,
+which may contain a token.
 """
 
 import asyncio
@@ -35,20 +35,20 @@ __all__ = ["Runner", "put_gate"]
 
 
 MAX_HEADERS: Final = 64
-"""Header lines of a request, each of at most 8 KiB, as is the request's first line."""
+"""Header lines of a request; each line, including the request line, has at most 8 KiB."""
 _SHUTDOWN_S: Final = 5.0
-"""How long requests that are not WebSockets may take to end, once the node has drained."""
+"""How long requests other than WebSockets may take to finish once the node has drained."""
 _KIND: Final = re.compile(r"[A-Za-z0-9' .-]{4,60}", re.ASCII)
 
 
 class Runner(web.AppRunner):
-    """Runs the application, without a line in any log that could hold a URL."""
+    """Runs the application, without log lines that could contain a URL."""
 
     def __init__(self, app: web.Application, request_timeout: float) -> None:
-        """A connection that is silent for `request_timeout` seconds between requests is closed.
+        """A connection that is idle for `request_timeout` seconds between requests is closed.
 
-        So is one whose next request's head has not come by then, bytes that trickle in or not:
-        aiohttp's keep-alive time begins with the connection.
+        So is one that does not send the complete head of a request in that time, since aiohttp's
+        keep-alive time starts with the connection.
         """
         log = logging.getLogger("edge.server")
         log.addFilter(_is_the_nodes_fault)
@@ -70,7 +70,7 @@ class Runner(web.AppRunner):
             made.request_factory,
             self._options,
             lambda code: refusals.labels(code).inc(),
-            node.admission,
+            node.access.admission,
         )
 
 
@@ -95,19 +95,19 @@ class _Server(web.Server):
 class _RequestHandler(web.RequestHandler):
     """One HTTP connection."""
 
-    __slots__ = ("_admission", "_is_held", "_on_refusal", "_peer", "gate")
+    __slots__ = ("_admission", "_gate", "_is_held", "_on_refusal", "_peer")
 
     def __init__(self, server: _Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._on_refusal = server.on_refusal
         self._admission = server.admission
         self._peer: str | None = None
-        """The address of a socket that counts."""
+        """The address that the socket was counted for; None if it was not."""
         self._is_held = False
-        self.gate: FrameGate | None = None
+        self._gate: FrameGate | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a socket, unless its address has too many, which may all be silent."""
+        """Accept a socket, unless its address has too many, idle ones included."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         if not isinstance(peer, tuple):  # a Unix socket has none
@@ -125,25 +125,31 @@ class _RequestHandler(web.RequestHandler):
         super().connection_lost(exc)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Read on with a parser: that of a WebSocket is fed by the connection's gate."""
-        if self.gate is not None:
-            self.gate.feeds(parser)
-            parser = self.gate
+        """Set a parser; that of a WebSocket is fed by the connection's gate."""
+        if self._gate is not None:
+            self._gate.feeds(parser)
+            parser = self._gate
         super().set_parser(parser, data_received_cb)
 
+    def put_gate(self, *, deflates: bool) -> FrameGate:
+        """Put a gate before the WebSocket reader that this connection is about to get."""
+        call_soon = asyncio.get_running_loop().call_soon
+        self._gate = FrameGate(self, call_soon, deflates=deflates)
+        return self._gate
+
     def hold(self) -> None:
-        """Read no more from the socket until `release`, whatever aiohttp's own buffers allow."""
+        """Pause reading from the socket until `release`, even if aiohttp resumes it."""
         self._is_held = True
         self._pause_transport_reading()
 
     def release(self) -> None:
-        """Read on, unless aiohttp's buffers are full."""
+        """Resume reading, unless aiohttp's buffers are full."""
         self._is_held = False
         if not self._reading_paused:
             self._resume_transport_reading()
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Read on, now that aiohttp's buffers have room again."""
+        """Resume reading, now that aiohttp's buffers have room, unless it is on hold."""
         super().resume_reading(resume_parser)
         if self._is_held:
             self._pause_transport_reading()
@@ -155,18 +161,18 @@ class _RequestHandler(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is no request; the rest of the errors have begun to be answered."""
+        """Answer an invalid request; for other errors the response has already begun."""
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR or request.writer.output_size:
             return super().handle_error(request, status, exc, message)
         response = self._refuse(Problem("bad_request", _what_is_wrong(exc), status=status))
-        response.headers["Server"] = "eventbus"  # no signal of the application runs for it
+        response.headers["Server"] = "eventbus"  # signals of the application do not run for it
         response.force_close()
         return response
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; an error that was raised before any handler (417) as a problem."""
+        """Send the response; an error raised before any handler (417) as a problem."""
         if isinstance(resp, web.HTTPException) and resp.status >= HTTPStatus.BAD_REQUEST:
             resp = self._refuse(problem_of(resp))
         return await super().finish_response(request, resp, start_time)
@@ -177,25 +183,25 @@ class _RequestHandler(web.RequestHandler):
 
 
 def put_gate(request: web.Request, *, deflates: bool) -> FrameGate:
-    """Put a gate before the reader of the WebSocket that the request is about to become."""
+    """Put a gate before the WebSocket reader of a request that is about to be upgraded."""
     protocol = request.protocol
-    assert isinstance(protocol, _RequestHandler), "the application runs in a Runner"
-    call_soon = asyncio.get_running_loop().call_soon
-    protocol.gate = FrameGate(protocol, call_soon, deflates=deflates)
-    return protocol.gate
+    assert isinstance(protocol, _RequestHandler), "the application must run in a Runner"
+    return protocol.put_gate(deflates=deflates)
 
 
 def _what_is_wrong(exc: BaseException | None) -> str:
-    """The kind of fault, without what was sent: aiohttp has that behind a colon, or alone."""
+    """The kind of fault, without the client's data: aiohttp puts it after a colon, or alone."""
     if isinstance(exc, InvalidURLError):
-        return "this is no HTTP request: its URL is not valid"
+        return "this is not a valid HTTP request: its URL is invalid"
     kind = exc.message.partition(":")[0].strip() if isinstance(exc, HttpProcessingError) else ""
     return (
-        f"this is no HTTP request: {kind}" if _KIND.fullmatch(kind) else "this is no HTTP request"
+        f"this is not a valid HTTP request: {kind}"
+        if _KIND.fullmatch(kind)
+        else "this is not a valid HTTP request"
     )
 
 
 def _is_the_nodes_fault(record: logging.LogRecord) -> bool:
-    """A request that cannot be read is its sender's fault, and aiohttp quotes what was sent."""
+    """False for invalid requests: they are the client's fault, and aiohttp quotes their data."""
     cause = record.exc_info[1] if record.exc_info else None
     return not isinstance(cause, HttpProcessingError | web.RequestPayloadError)

@@ -1,4 +1,4 @@
-"""Spans of what is asked of a node: its API, and the handshakes of connections."""
+"""Trace spans for requests to the API, and for the handshakes of connections."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _TRACED: Final = "/api/"
 
 @web.middleware
 async def traces(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A span for each request to the API. It stands outside of what answers problems."""
+    """A span for each request to the API; must be outside the middleware for problems."""
     route = _route(request)
     if not route.startswith(_TRACED):
         return await handler(request)
@@ -30,7 +30,7 @@ async def traces(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @contextlib.contextmanager
 def handshake(request: web.Request) -> Iterator[None]:
-    """A span for what a connection must pass before it stands; with the status of a refusal."""
+    """A span for the handshake of a connection; records the status of a refusal."""
     with tracing.serving(request.method, _route(request), request.headers) as answered:
         try:
             yield
@@ -40,6 +40,6 @@ def handshake(request: web.Request) -> Iterator[None]:
 
 
 def _route(request: web.Request) -> str:
-    """The route's form, without what a request puts into it."""
+    """The template of the route, without the values of a request."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else ""

@@ -1,4 +1,4 @@
-"""What the HTTP API takes and answers: validated by these types, and described by them."""
+"""Request and response types of the HTTP API, which validate it and describe it."""
 
 from typing import (
     Annotated,
@@ -25,19 +25,19 @@ __all__ = [
 
 
 MAX_CHANNELS = 100
-"""Channels of one request to publish."""
+"""The maximum number of channels per publish request."""
 MAX_HISTORY = 1000
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A user who is present, by however many connections."""
+    """A user who is present, with one or more connections."""
 
     user_id: str
     info: Any
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is present in a channel."""
+    """The members of a presence channel."""
 
     channel: Channel
     members: list[Member]
@@ -48,23 +48,23 @@ class HistoryPage(msgspec.Struct, frozen=True, kw_only=True):
     """Stored messages of a channel, in order."""
 
     messages: Annotated[
-        list[msgspec.Raw], msgspec.Meta(description="Whole envelopes, as clients receive them.")
+        list[msgspec.Raw], msgspec.Meta(description="Complete messages, as clients receive them.")
     ]
     offset: Annotated[
         int | None,
-        msgspec.Meta(description="Where the stream stands; null where the driver keeps none."),
+        msgspec.Meta(description="The offset of the stream; null if the driver has no stream."),
     ]
     epoch: str | None
     complete: Annotated[
         bool,
         msgspec.Meta(
-            description="False when messages after `since` are no longer held, or may not be."
+            description="False if messages after `since` are, or may be, no longer stored."
         ),
     ]
 
 
 class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One message for one or several channels. One of `channel` and `channels` is needed."""
+    """One message for one or more channels. Either `channel` or `channels` is required."""
 
     channel: Channel | None = None
     channels: (
@@ -74,15 +74,17 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     data: Annotated[msgspec.Raw, msgspec.Meta(description="Any JSON.")]
     except_: Annotated[
         str | None,
-        msgspec.Meta(description="The id of the connection that must not get it: the sender's."),
+        msgspec.Meta(
+            description="The id of a connection that must not get it, usually the sender's."
+        ),
     ] = msgspec.field(name="except", default=None)
     volatile: Annotated[
-        bool, msgspec.Meta(description="Only for those who listen now: it is not stored.")
+        bool, msgspec.Meta(description="Delivered to current subscribers only, and not stored.")
     ] = False
 
 
 class PublishedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is safe; offset and epoch are null when nothing has stored it."""
+    """A published message; offset and epoch are null if it was not stored."""
 
     channel: Channel
     id: str
@@ -91,7 +93,7 @@ class PublishedMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for each channel, in the order that was given."""
+    """The messages, one per channel, in the order of the request."""
 
     messages: list[PublishedMessage]
 
@@ -106,7 +108,9 @@ class HistoryQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limit: Annotated[
         int,
         msgspec.Meta(
-            ge=1, le=MAX_HISTORY, description="How many at most; fewer when they are large."
+            ge=1,
+            le=MAX_HISTORY,
+            description="The maximum number; fewer are returned if they are large.",
         ),
     ] = 100
     since: Annotated[int, msgspec.Meta(ge=0, description="An offset, exclusive.")] | None = None

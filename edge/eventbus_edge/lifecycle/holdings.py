@@ -1,9 +1,9 @@
-"""What is occupied and who is a member in the whole cluster, and what is to be told. Pure.
+"""Occupied channels and members of the whole cluster, and which events follow from them. Pure.
 
-Every node keeps an entry for each channel that its clients hear. One node, which leads, takes in
-the entries of all nodes that are alive, and compares them with the ledger of what has been told:
-where they differ, there is an event. The ledger is kept by the bus; what stands in it is written
-before the event is told, so that whoever leads next tells exactly the same, under the same id.
+Every node keeps an entry on the bus for each channel that its clients subscribe to. One node, the
+leader, compares the entries of all live nodes with the ledger of announced events: each difference
+is an event. The ledger is on the bus too. An event is written to it before it is announced, so that
+the next leader announces exactly the same event under the same id.
 """
 
 import datetime
@@ -27,120 +27,124 @@ from eventbus.webhooks import (
 
 __all__ = [
     "CHANNELS",
+    "HEARTBEATS",
     "LEADER",
     "LEDGER",
     "MARK",
     "MEMBERS",
-    "SIGNS",
+    "Announcement",
     "Holdings",
     "Kind",
-    "Told",
-    "decode_told",
-    "encode_told",
+    "decode_announcement",
+    "encode_announcement",
+    "heartbeat_key",
+    "interest_filter",
     "interest_key",
     "kind_of",
-    "own_interests",
     "pending_batches",
-    "sign_key",
 ]
 
 
 LEADER: Final = "lifecycle.leader"
 MARK: Final = "lifecycle.mark"
-"""Stands beside a whole ledger, and names the node that leads.
+"""Names the leader, and is written once the ledger is complete.
 
-Where it is missing, the bus has lost its memory.
+If it is missing, the bus has lost its memory.
 """
 LEDGER: Final = "lifecycle.told."
-SIGNS: Final = "lifecycle.node."
+HEARTBEATS: Final = "lifecycle.node."
 INTEREST: Final = "interest."
 
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class Kind(NamedTuple):
-    """Something that nodes hold: a channel that is heard, or a member of one."""
+    """A kind of entry: an occupied channel, or a member of a channel.
+
+    An item of a kind is identified by the rest of its keys: `orders.1`, or `presence.a.<token>`.
+    """
 
     letter: str
-    """Begins its keys in the ledger."""
+    """The prefix of its keys in the ledger."""
     entries: str
-    """Begins the keys of the nodes' entries: then comes the node, then the rest."""
-    signs: str
-    """Begins the keys that say which nodes are alive."""
+    """The prefix of the nodes' entries, followed by the node's id and the rest."""
+    heartbeats: str
+    """The prefix of the nodes' heartbeats."""
     begins: LifecycleName
     ends: LifecycleName
 
     def ledger_key(self, rest: str) -> str:
-        """Where it stands in the ledger what has been told of one thing."""
+        """The key of an item in the ledger."""
         return f"{LEDGER}{self.letter}.{rest}"
 
     def parts_of(self, key: str) -> tuple[str, str]:
-        """The node of an entry's key, and the rest."""
+        """The node of an entry's key, and the rest of the key."""
         node, _, rest = key.removeprefix(self.entries).partition(".")
         return node, rest
 
     def channel_of(self, rest: str) -> str:
-        """The channel of a thing."""
+        """The channel of an item."""
         return rest if self is CHANNELS else rest.rpartition(".")[0]
 
 
-CHANNELS: Final = Kind("c", INTEREST, SIGNS, "channel_occupied", "channel_vacated")
+CHANNELS: Final = Kind("c", INTEREST, HEARTBEATS, "channel_occupied", "channel_vacated")
 MEMBERS: Final = Kind("m", "members.", "node.", "member_joined", "member_left")
 
 
 def kind_of(key: str) -> tuple[Kind, str]:
-    """What a key of the ledger is about: the kind, and the rest."""
+    """The kind of a key of the ledger, and the rest of the key."""
     letter, _, rest = key.removeprefix(LEDGER).partition(".")
     return (MEMBERS if letter == MEMBERS.letter else CHANNELS), rest
 
 
 def interest_key(node: str, channel: str) -> str:
-    """The key under which a node says that its clients hear a channel."""
+    """The key of a node's entry for a channel that its clients subscribe to."""
     return f"{INTEREST}{node}.{channel}"
 
 
-def own_interests(node: str) -> str:
-    """A filter over the keys of one node."""
+def interest_filter(node: str) -> str:
+    """A filter for the channel entries of one node."""
     return f"{INTEREST}{node}.>"
 
 
-def sign_key(node: str) -> str:
-    """The key under which a node says that it is alive."""
-    return SIGNS + node
+def heartbeat_key(node: str) -> str:
+    """The key of a node's heartbeat."""
+    return HEARTBEATS + node
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What stands in the ledger of one thing: its last event."""
+class Announcement(msgspec.Struct, frozen=True):
+    """The ledger's record of one item: its last event."""
 
     event: WebhookEvent
     batch: str
-    """The id of what it was, or will be, told with."""
-    is_told: bool = False
+    """The id of the batch that the event was, or will be, announced in."""
+    is_done: bool = msgspec.field(name="is_told", default=False)
+    """Whether the event has been announced."""
 
 
-_decode_told: Final = msgspec.json.Decoder(Told).decode
+_decode_announcement: Final = msgspec.json.Decoder(Announcement).decode
 
 
-def encode_told(told: Told) -> bytes:
-    """An entry of the ledger."""
-    return _encode(told)
+def encode_announcement(announcement: Announcement) -> bytes:
+    """A value for the ledger."""
+    return _encode(announcement)
 
 
-def decode_told(key: str, value: bytes) -> Told | None:
-    """What stands in the ledger under a key; None for what no node would write."""
+def decode_announcement(key: str, value: bytes) -> Announcement | None:
+    """The value of a key of the ledger; None if no node could have written it."""
     try:
-        told = _decode_told(value)
+        found = _decode_announcement(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     kind, rest = kind_of(key)
-    event = told.event
+    event = found.event
     fits = (
         key == kind.ledger_key(rest)
         and event.event in (kind.begins, kind.ends)
         and event.channel == kind.channel_of(rest)
         and (event.user_id is not None) == (kind is MEMBERS)
     )
-    return told if fits else None
+    return found if fits else None
 
 
 class _MemberEntry(msgspec.Struct):
@@ -160,13 +164,13 @@ def _read_member(value: bytes) -> _MemberEntry | None:
 
 
 class Holdings:
-    """The entries of all nodes, of one kind, and which things are to be looked at again."""
+    """The entries of all nodes, of one kind, and the items that may have changed."""
 
     def __init__(self, kind: Kind, live: Collection[str]) -> None:
-        """`live` are the nodes that count; `refresh` is called when they have changed."""
+        """`live` has the nodes whose entries count; call `refresh` after it has changed."""
         self.kind = kind
         self.dirty: dict[str, float] = {}
-        """What may have changed, and when it did last."""
+        """The items that may have changed, and when they last did."""
         self._live = live
         self._entries: dict[str, dict[str, bytes]] = {}
         self._of_node: dict[str, set[str]] = {}
@@ -175,12 +179,17 @@ class Holdings:
         return len(self._entries)
 
     @property
-    def things(self) -> Collection[str]:
-        """All that nodes have entries of, alive or not."""
+    def items(self) -> Collection[str]:
+        """All items that nodes, live or dead, have entries for."""
         return self._entries.keys()
 
-    def take(self, key: str, value: bytes | None, now: float) -> None:
-        """A node has set an entry, or ended it."""
+    def has(self, key: str, value: bytes | None) -> bool:
+        """Whether this is the known value of an entry; None means that there is no entry."""
+        node, rest = self.kind.parts_of(key)
+        return self._entries.get(rest, {}).get(node) == value
+
+    def set(self, key: str, value: bytes | None, now: float) -> None:
+        """Set a node's entry; None deletes it."""
         node, rest = self.kind.parts_of(key)
         if value is not None:
             self._entries.setdefault(rest, {})[node] = value
@@ -197,26 +206,27 @@ class Holdings:
         self.dirty[rest] = now
 
     def refresh(self, node: str, now: float) -> None:
-        """A node has come to life, or has died."""
+        """Mark the items of a node that has appeared or died."""
         for rest in self._of_node.get(node, ()):
             self.dirty[rest] = now
 
     def is_held(self, rest: str) -> bool:
-        """Whether a node that is alive has an entry of it."""
+        """Whether a live node has an entry for the item."""
         return any(node in self._live for node in self._entries.get(rest, ()))
 
     def event(
         self, rest: str, name: LifecycleName, id_: str, before: WebhookEvent | None
     ) -> WebhookEvent | None:
-        """The event that a thing has begun or ended; None for an entry that cannot be read.
+        """The event for an item that has begun or ended; None if no entry of it can be read.
 
-        `before` is the last event told of it: of a member who has left, no entry may be there.
+        `before` is the last event announced for the item. It describes a member who has left, whose
+        entries are gone.
         """
         channel, at = self.kind.channel_of(rest), datetime.datetime.now(datetime.UTC)
         if self.kind is CHANNELS:
             return WebhookEvent(id=id_, event=name, channel=channel, timestamp=at)
         if name == self.kind.ends:
-            assert before is not None, "who was never told to have joined is not told to have left"
+            assert before is not None, "only a member whose joining was announced can leave"
             return msgspec.structs.replace(before, id=id_, event=name, timestamp=at)
         entries = [
             entry
@@ -236,10 +246,12 @@ class Holdings:
         )
 
 
-def pending_batches(ledger: Mapping[str, Told]) -> Sequence[tuple[str, dict[str, Told]]]:
-    """What a leader had written down and may not have told: by batch, the oldest first."""
-    batches: dict[str, dict[str, Told]] = {}
-    for key, told in ledger.items():
-        if not told.is_told:
-            batches.setdefault(told.batch, {})[key] = told
-    return sorted(batches.items())  # ids of batches are in order of time (UUIDv7)
+def pending_batches(
+    ledger: Mapping[str, Announcement],
+) -> Sequence[tuple[str, dict[str, Announcement]]]:
+    """Announcements that were recorded but may not have been made: by batch, oldest first."""
+    batches: dict[str, dict[str, Announcement]] = {}
+    for key, announcement in ledger.items():
+        if not announcement.is_done:
+            batches.setdefault(announcement.batch, {})[key] = announcement
+    return sorted(batches.items())  # batch ids sort by time (UUIDv7)

@@ -1,4 +1,4 @@
-"""The channels that the clients of one node hear, as the cluster knows them."""
+"""The channels that clients of this node subscribe to, published to the cluster."""
 
 import logging
 import time
@@ -11,13 +11,13 @@ from typing import Final
 from eventbus.drivers.state import StateDriver
 from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.lifecycle.holdings import (
+    heartbeat_key,
+    interest_filter,
     interest_key,
-    own_interests,
-    sign_key,
 )
 from eventbus_edge.presence.nodes import (
-    give_sign,
     nobody_gone,
+    write_heartbeat,
 )
 from eventbus_edge.state.writer import EntryWriter
 
@@ -27,13 +27,13 @@ __all__ = ["OwnChannels"]
 _log = logging.getLogger(__name__)
 
 WRITTEN_S: Final = 5.0
-"""How long a node that returns waits for what it has ended to be on the bus."""
+"""How long a returning node waits until its deletions are on the bus."""
 
 
 class OwnChannels:
-    """Keeps an entry for each channel that is heard, and for a while after it was.
+    """Keeps an entry on the bus for each channel with subscribers, and for a while after.
 
-    A page that reloads, and a client that goes to another node, is back before that has ended.
+    So a page that reloads, or a client that moves to another node, does not vacate its channel.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class OwnChannels:
         linger_s: float,
         drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
-        """`drop_gone` lets go of connections that clients have closed and this node has not seen.
+        """`drop_gone` drops connections whose client has closed them unnoticed by this node.
 
         It is called before this node counts as alive again.
         """
@@ -54,63 +54,65 @@ class OwnChannels:
         self._ttl_s = ttl_s
         self._linger_s = linger_s
         self._drop_gone = drop_gone
-        self._beaten_at = float("-inf")
-        self._held: set[str] = set()
+        self._last_beat = float("-inf")
+        self._occupied: set[str] = set()
         self._lingering = Deadlines()
-        self._writer = EntryWriter(driver, "channels that are heard")
+        self._writer = EntryWriter(driver, "occupied channels")
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._occupied)
 
     def __contains__(self, channel: str) -> bool:
-        return channel in self._held
+        return channel in self._occupied
 
-    def use(self, channel: str, is_heard: bool) -> None:
-        """The first client hears a channel, or the last one does no more."""
-        if not is_heard:
+    def use(self, channel: str, is_used: bool) -> None:
+        """Note that a channel got its first subscriber, or lost its last one."""
+        if not is_used:
             self._lingering.set(channel, time.monotonic() + self._linger_s)
             return
         self._lingering.cancel(channel)
-        if channel not in self._held:
-            self._held.add(channel)
+        if channel not in self._occupied:
+            self._occupied.add(channel)
             self._writer.put(interest_key(self._node, channel), b"")
 
     def tick(self, now: float) -> None:
-        """End what has lingered long enough, and write again what would end by itself."""
+        """Delete entries that have lingered long enough, and renew those about to expire."""
         self._end_due(now)
         self._writer.refresh(now)
 
     def _end_due(self, now: float) -> None:
         for channel in self._lingering.due(now):
-            self._held.discard(channel)
+            self._occupied.discard(channel)
             self._writer.delete(interest_key(self._node, channel))
 
     async def beat(self) -> None:
-        """Say that this node is alive. Raises a DriverError.
+        """Write a heartbeat. Raises a DriverError.
 
-        When the last sign has ended, the channels of this node have been vacated: only those that
-        somebody still hears are occupied again, without having lingered.
+        If the last one has expired, the channels of this node count as vacated. Then only those
+        that still have subscribers are occupied again, and no other channel lingers.
         """
-        is_first = self._beaten_at == float("-inf")
-        if not is_first and time.monotonic() - self._beaten_at >= self._ttl_s:
+        is_first = self._last_beat == float("-inf")
+        if not is_first and time.monotonic() - self._last_beat >= self._ttl_s:
             await self._drop_gone()
             self._end_due(float("inf"))
             if not await self._writer.flush(WRITTEN_S):
-                _log.warning("channels that nobody hears may be occupied again for a moment")
+                _log.warning("channels without subscribers may be occupied again for a moment")
         now = time.monotonic()
-        await give_sign(self._driver, sign_key(self._node), self._ttl_s, is_first=is_first)
-        self._beaten_at = now
+        await write_heartbeat(
+            self._driver, heartbeat_key(self._node), self._ttl_s, is_first=is_first
+        )
+        self._last_beat = now
 
     async def repair(self) -> None:
-        """After a loss: put back what is missing. Raises a DriverError."""
+        """Write missing entries again after a loss. Raises a DriverError."""
         await self.beat()
-        self._writer.repair(await self._driver.state.entries(own_interests(self._node)))
+        self._writer.repair(await self._driver.state.entries(interest_filter(self._node)))
 
     async def aclose(self) -> None:
-        """End; what is heard still counts while it would linger. Raises a DriverError."""
+        """Stop; occupied channels stay so for the linger time. Raises a DriverError."""
         await self._writer.aclose()
-        key = sign_key(self._node)
-        if self._held and self._linger_s > 0:
+        key = heartbeat_key(self._node)
+        if self._occupied and self._linger_s > 0:
             await self._driver.state.put(key, b"", ttl_s=self._linger_s)
         else:
             await self._driver.state.delete(key)

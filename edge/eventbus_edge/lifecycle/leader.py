@@ -1,4 +1,4 @@
-"""The node that leads: it compares what is held with what has been told, and tells the rest."""
+"""The leader: compares the entries of all nodes with the ledger, and announces what differs."""
 
 import asyncio
 import logging
@@ -15,6 +15,7 @@ from typing import (
     Protocol,
 )
 
+from eventbus.backoff import Backoff
 from eventbus.drivers.state import StateDriver
 from eventbus.errors import EventBusError
 from eventbus.messages import new_id
@@ -29,83 +30,86 @@ from eventbus_edge.lifecycle.holdings import (
     LEDGER,
     MARK,
     MEMBERS,
+    Announcement,
     Holdings,
     Kind,
-    Told,
-    decode_told,
-    encode_told,
+    decode_announcement,
+    encode_announcement,
     kind_of,
     pending_batches,
 )
 from eventbus_edge.state.mirror import Mirror
 from eventbus_edge.state.writer import EntryWriter
 
-__all__ = ["Confirm", "Leader", "LeaderOptions", "Outlets"]
+__all__ = ["Announcer", "Confirm", "Leader", "LeaderOptions"]
 
 
 _log = logging.getLogger(__name__)
 
 SETTLE_S: Final = 1.0
-"""How long something must have been held by nobody before that is told."""
+"""How long an item must be without entries before its end is announced."""
 _BATCH_BYTES: Final = 32 * 1024
 _PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 5.0
 _IDLE_S: Final = 0.1
 
 Confirm = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
-"""Gets channels that seem to be vacated, and gives those that may be heard after all."""
+"""Gets channels that seem to be vacated; returns those that may still have subscribers."""
 
 
-class Outlets(Protocol):
-    """Where events go."""
+class Announcer(Protocol):
+    """Publishes and posts lifecycle events."""
 
-    async def tell(self, batch: str, events: Sequence[WebhookEvent]) -> None:
-        """Tell a batch. Raises a DriverError when it is to be told again."""
+    async def announce(self, batch: str, events: Sequence[WebhookEvent]) -> None:
+        """Announce a batch. Raises a DriverError if it must be announced again."""
 
 
 class LeaderOptions(NamedTuple):
-    """What a leader is told: `events` are those to be told, `wait_s` how long one may wait."""
+    """`events` are the events to announce; `wait_s` is how long one may wait for a batch."""
 
     events: tuple[LifecycleName, ...]
     batch: int
     wait_s: float
     ttl_s: float
-    """How long a node that gives no sign of life counts as alive."""
+    """How long a node without a heartbeat counts as alive."""
 
 
 class _Side:
-    """One kind of thing: its entries, and the nodes that are alive."""
+    """One kind of entry: the entries of all nodes, and the ids of the live nodes."""
 
     def __init__(self, driver: StateDriver, kind: Kind, wake: Callable[[], None]) -> None:
         self.kind = kind
         self.live: set[str] = set()
         self.holdings = Holdings(kind, self.live)
         self._wake = wake
-        self.signs = Mirror(driver.state, f"{kind.signs}*", self._on_sign)
+        self.heartbeats = Mirror(driver.state, f"{kind.heartbeats}*", self._on_heartbeat)
         self.entries = Mirror(driver.state, f"{kind.entries}>", self._on_entry)
 
-    def _on_sign(self, key: str, value: bytes | None) -> None:
-        node = key.removeprefix(self.kind.signs)
-        if value is None:
-            self.live.discard(node)
-        else:
+    def _on_heartbeat(self, key: str, value: bytes | None) -> None:
+        node, alive = key.removeprefix(self.kind.heartbeats), value is not None
+        if alive == (node in self.live):
+            return
+        if alive:
             self.live.add(node)
+        else:
+            self.live.discard(node)
         self.holdings.refresh(node, time.monotonic())
         self._wake()
 
     def _on_entry(self, key: str, value: bytes | None) -> None:
-        self.holdings.take(key, value, time.monotonic())
-        self._wake()
+        if not self.holdings.has(key, value):
+            self.holdings.set(key, value, time.monotonic())
+            self._wake()
 
 
 class Leader:
-    """Leads from `start` until `aclose`, while `may_lead` says that this node may."""
+    """Leads from `start` until `aclose`, whenever `may_lead` returns True."""
 
     def __init__(
         self,
         driver: StateDriver,
         options: LeaderOptions,
-        outlets: Outlets,
+        announcer: Announcer,
         *,
         node: str,
         may_lead: Callable[[], bool],
@@ -114,12 +118,12 @@ class Leader:
         self._driver = driver
         self._node = node
         self._options = options
-        self._outlets = outlets
+        self._announcer = announcer
         self._may_lead = may_lead
         self._confirm = confirm
         self._changed = asyncio.Event()
         self._writer = EntryWriter(driver, "the lifecycle ledger", may_lead)
-        self._ledger: dict[str, Told] = {}
+        self._ledger: dict[str, Announcement] = {}
         kinds = [k for k in (CHANNELS, MEMBERS) if {k.begins, k.ends} & set(options.events)]
         self._sides = {kind: _Side(driver, kind, self._changed.set) for kind in kinds}
         self._tasks = Tasks()
@@ -128,43 +132,43 @@ class Leader:
 
     @property
     def pending(self) -> int:
-        """How many things are to be looked at."""
+        """The number of items that may have changed."""
         return sum(len(side.holdings.dirty) for side in self._sides.values())
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not come to an end by a fault."""
+        """Whether the leader has started and has not failed."""
         return self._task is not None and not self._task.done()
 
     @property
     def nodes(self) -> frozenset[str]:
-        """The nodes that are alive, as far as they tell of channels."""
+        """The live nodes, as far as channel events are announced."""
         side = self._sides.get(CHANNELS)
         return frozenset(side.live) if side is not None else frozenset()
 
-    def start(self, *, knew_of_another: bool) -> None:
-        """Take in what there is, and begin to tell.
+    def start(self, *, had_other_leader: bool) -> None:
+        """Load the ledger and all entries, and begin to announce.
 
-        `knew_of_another`: somebody has led before while this node was there. Then a ledger that is
-        not there any more is lost, with the bus's memory, and what is held counts as told.
+        `had_other_leader`: another node has led while this node was running. In that case a missing
+        ledger was lost with the bus's memory, and all current items count as announced.
         """
-        # Where it fails, the node makes another leader: what this one knew may be the reason.
-        self._task = self._tasks.start(self._run(knew_of_another), "telling lifecycle events")
+        # A failed leader is replaced by a new one: its own state may be the reason of the failure.
+        self._task = self._tasks.start(self._run(had_other_leader), "announcing lifecycle events")
 
-    async def _take_in(self, knew_of_another: bool) -> None:
+    async def _load(self, had_other_leader: bool) -> None:
         state = self._driver.state
         for side in self._sides.values():
-            await side.signs.start()
+            await side.heartbeats.start()
             await side.entries.start()
-        is_lost = knew_of_another and not await state.entries(MARK)
+        is_lost = had_other_leader and not await state.entries(MARK)
         if is_lost:
-            await asyncio.sleep(self._options.ttl_s)  # in which the nodes put back what they hold
+            await asyncio.sleep(self._options.ttl_s)  # the nodes write their entries again
         found = await state.entries(f"{LEDGER}>")
         for key, value in found.items():
-            if (told := decode_told(key, value)) is not None:
-                self._note(key, told)
+            if (announcement := decode_announcement(key, value)) is not None:
+                self._record(key, announcement)
             else:
-                _log.warning("%s is ignored: it is no entry of the lifecycle ledger", key)
+                _log.warning("%s is ignored: it is not an entry of the lifecycle ledger", key)
         if is_lost:
             self._adopt()
         now = time.monotonic()
@@ -176,88 +180,92 @@ class Leader:
         self._is_ready = True
 
     async def synchronize(self, *, keep_missing: bool) -> None:
-        """After a loss: put the ledger back, and take in what the nodes say. Raises DriverError."""
+        """Write the ledger again after a loss, and read all entries. Raises a DriverError."""
         if not self._is_ready:
             return
         for side in self._sides.values():
-            await side.signs.read(keep_missing=keep_missing)
+            await side.heartbeats.read(keep_missing=keep_missing)
             await side.entries.read(keep_missing=keep_missing)
         self._writer.repair(await self._driver.state.entries(f"{LEDGER}>"))
         await self._mark()
 
     async def aclose(self) -> None:
-        """Lead no more; the ledger stays."""
+        """Stop leading; the ledger stays on the bus."""
         await self._tasks.aclose()
         await self._writer.aclose()
         for side in self._sides.values():
-            for mirror in (side.signs, side.entries):
+            for mirror in (side.heartbeats, side.entries):
                 try:
                     await mirror.aclose()
                 except EventBusError as exc:
-                    _log.warning("the state is still watched: %s", exc)
+                    _log.warning("could not stop watching the nodes' entries: %s", exc)
 
     def refresh(self, now: float) -> None:
-        """Write the ledger's entries again before they end."""
+        """Renew the ledger's entries before they expire."""
         self._writer.refresh(now)
 
     def _adopt(self) -> None:
-        _log.warning("the bus has lost what was told: what is held now counts as told")
+        _log.warning(
+            "the bus has lost the lifecycle ledger: occupied channels and members count as "
+            "announced"
+        )
         batch = new_id()
         for side in self._sides.values():
-            for rest in side.holdings.things:
+            for rest in side.holdings.items:
                 event = side.holdings.event(rest, side.kind.begins, new_id(), None)
                 if event is not None:
-                    self._note(side.kind.ledger_key(rest), Told(event, batch, is_told=True))
+                    key = side.kind.ledger_key(rest)
+                    self._record(key, Announcement(event, batch, is_done=True))
 
     async def _mark(self) -> None:
-        """Say that the ledger is whole: when all of it is written."""
+        """Write the mark once the whole ledger is written."""
         for key in self._ledger:
             await self._written(key)
         await self._driver.state.put(MARK, self._node.encode())
 
     async def is_last(self) -> bool:
-        """Whether nobody has led since, as far as the bus remembers. Raises a DriverError."""
+        """Whether no other node has led since, as far as the bus knows. Raises a DriverError."""
         mark = (await self._driver.state.entries(MARK)).get(MARK)
         return mark is None or mark == self._node.encode()
 
-    def _note(self, key: str, told: Told | None) -> None:
-        if told is None:
+    def _record(self, key: str, announcement: Announcement | None) -> None:
+        if announcement is None:
             self._ledger.pop(key, None)
             self._writer.delete(key)
         else:
-            self._ledger[key] = told
-            self._writer.put(key, encode_told(told))
+            self._ledger[key] = announcement
+            self._writer.put(key, encode_announcement(announcement))
 
     async def _written(self, key: str) -> None:
         while not await self._writer.written(key, _MAX_PAUSE_S):
             pass
 
-    async def _run(self, knew_of_another: bool) -> None:
-        await self._take_in(knew_of_another)
-        for batch, tolds in pending_batches(self._ledger):  # of one who led before
-            await self._tell(batch, tolds)
+    async def _run(self, had_other_leader: bool) -> None:
+        await self._load(had_other_leader)
+        for batch, pending in pending_batches(self._ledger):  # left by an earlier leader
+            await self._announce(batch, pending)
         while True:
             self._changed.clear()
-            tolds = await self._due()
-            if tolds:
-                batch = next(iter(tolds.values())).batch
-                for key, told in tolds.items():
-                    self._note(key, told)
-                for key in tolds:
+            due = await self._next_batch()
+            if due:
+                batch = next(iter(due.values())).batch
+                for key, announcement in due.items():
+                    self._record(key, announcement)
+                for key in due:
                     await self._written(key)
-                await self._tell(batch, tolds)
+                await self._announce(batch, due)
             elif self.pending:
                 await asyncio.sleep(_IDLE_S)
             else:
                 await self._changed.wait()
                 await asyncio.sleep(self._options.wait_s)
 
-    async def _due(self) -> dict[str, Told]:
-        """Up to a batch of what has begun or ended, and is to be told now."""
+    async def _next_batch(self) -> dict[str, Announcement]:
+        """Announcements of items that have begun or ended; at most one batch."""
         if not self._may_lead():
             return {}
         now, batch = time.monotonic(), new_id()
-        due: dict[str, Told] = {}
+        due: dict[str, Announcement] = {}
         size = 0
         for side in self._sides.values():
             for rest, since in list(side.holdings.dirty.items()):
@@ -273,48 +281,52 @@ class Leader:
                 event = side.holdings.event(rest, name, new_id(), before.event if before else None)
                 if event is None:
                     del side.holdings.dirty[rest]
-                    _log.warning("an entry of %s cannot be read, and is left out", rest)
+                    _log.warning("an entry of %s cannot be read and is ignored", rest)
                     continue
                 size += len(encode_event(event))
                 if due and (len(due) >= self._options.batch or size > _BATCH_BYTES):
                     break
-                due[key] = Told(event, batch)
+                due[key] = Announcement(event, batch)
         return await self._confirmed(due)
 
-    async def _confirmed(self, due: dict[str, Told]) -> dict[str, Told]:
-        """Without the channels that somebody hears: what they wrote may be on its way."""
+    async def _confirmed(self, due: dict[str, Announcement]) -> dict[str, Announcement]:
+        """`due` without channels that still have subscribers, whose entries may be on their way."""
         channels = {
-            told.event.channel: key
-            for key, told in due.items()
-            if told.event.event == CHANNELS.ends
+            announcement.event.channel: key
+            for key, announcement in due.items()
+            if announcement.event.event == CHANNELS.ends
         }
         if channels:
             try:
-                heard = await self._confirm(list(channels))
+                occupied = await self._confirm(list(channels))
             except EventBusError as exc:
-                _log.warning("whether channels are vacated is not known yet: %s", exc)
-                heard = frozenset(channels)
-            for channel in heard & channels.keys():
+                _log.warning("cannot confirm yet that channels are vacated: %s", exc)
+                occupied = frozenset(channels)
+            for channel in occupied & channels.keys():
                 del due[channels[channel]]
                 self._sides[CHANNELS].holdings.dirty[channel] = time.monotonic()
         return due
 
-    async def _tell(self, batch: str, tolds: Mapping[str, Told]) -> None:
-        """Tell what stands in the ledger, until it is safe."""
-        pause = _PAUSE_S
-        wanted = [told.event for told in tolds.values() if told.event.event in self._options.events]
+    async def _announce(self, batch: str, announcements: Mapping[str, Announcement]) -> None:
+        """Announce a recorded batch, and retry until it is safe in the queue."""
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
+        wanted = [
+            announcement.event
+            for announcement in announcements.values()
+            if announcement.event.event in self._options.events
+        ]
         while True:
             try:
                 if self._may_lead():
-                    await self._outlets.tell(batch, wanted)
+                    await self._announcer.announce(batch, wanted)
                     break
             except EventBusError as exc:
-                _log.warning("lifecycle events wait to be told: %s", exc)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_S)
-        for key, told in tolds.items():
+                _log.warning("lifecycle events cannot be announced yet: %s", exc)
+            await asyncio.sleep(backoff.next())
+        for key, announcement in announcements.items():
             kind, rest = kind_of(key)
-            has_ended = told.event.event == kind.ends
-            self._note(key, None if has_ended else Told(told.event, batch, is_told=True))
-            if kind in self._sides:  # what has changed meanwhile is looked at again
+            event = announcement.event
+            has_ended = event.event == kind.ends
+            self._record(key, None if has_ended else Announcement(event, batch, is_done=True))
+            if kind in self._sides:  # the item may have changed in the meantime
                 self._sides[kind].holdings.dirty.setdefault(rest, time.monotonic())

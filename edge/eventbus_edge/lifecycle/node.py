@@ -1,4 +1,4 @@
-"""A node's part in lifecycle events: says what its clients hear, and leads when it is its turn."""
+"""A node's part in lifecycle events: it publishes its channels, and leads if it has the lease."""
 
 import asyncio
 import logging
@@ -33,8 +33,8 @@ from eventbus_edge.cluster.cluster import Cluster
 from eventbus_edge.cluster.gather import Question
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.lifecycle.holdings import (
+    HEARTBEATS,
     LEADER,
-    SIGNS,
 )
 from eventbus_edge.lifecycle.interest import OwnChannels
 from eventbus_edge.lifecycle.leader import (
@@ -43,13 +43,13 @@ from eventbus_edge.lifecycle.leader import (
 )
 from eventbus_edge.lifecycle.webhooks import (
     QUEUE,
-    Outlet,
+    EventAnnouncer,
     Poster,
     webhook_queue,
 )
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.presence.nodes import nobody_gone
-from eventbus_edge.presence.watch import InStep
+from eventbus_edge.state.mirror import Resync
 
 __all__ = ["Lifecycle"]
 
@@ -60,18 +60,18 @@ _TICK_S: Final = 0.1
 _CLOSE_S: Final = 5.0
 _GAUGE_S: Final = 5.0
 _FIRST_S: Final = 5.0
-"""How long, at least, the node that led before a loss has to claim the lease before others do."""
+"""How long, at least, other nodes wait after a loss until the old leader has claimed the lease."""
 
 
-class _Heard(msgspec.Struct, frozen=True):
+class _ChannelsInUse(msgspec.Struct, frozen=True):
     channels: list[str]
 
 
-_HEARD: Final = Question("heard", _Heard, _Heard)
+_IN_USE: Final = Question("heard", _ChannelsInUse, _ChannelsInUse)
 
 
 class Lifecycle:
-    """Nothing at all where no lifecycle events are asked for."""
+    """Does nothing unless lifecycle events are enabled."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Lifecycle:
     ) -> None:
         """For `drop_gone` see OwnChannels.
 
-        Raises ConfigError for settings that cannot be, and for a driver that cannot do it.
+        Raises ConfigError for invalid settings, and for a driver without a state store.
         """
         settings.check_webhook()
         self.is_on = bool(settings.lifecycle_events)
@@ -96,9 +96,8 @@ class Lifecycle:
         self._ttl_s = settings.presence_ttl
         if self.is_on and Capability.PRESENCE not in bus.driver.capabilities:
             raise ConfigError(
-                f"lifecycle events (BROADCAST_LIFECYCLE, BROADCAST_WEBHOOK_URL) need a driver that "
-                f"keeps the nodes' state, and {bus.driver.name} keeps none; allowed: nats, redis, "
-                "memory",
+                "lifecycle events (BROADCAST_LIFECYCLE, BROADCAST_WEBHOOK_URL) need a driver with "
+                f"a state store, and {bus.driver.name} has none; allowed: nats, redis, memory",
                 variable="BROADCAST_LIFECYCLE",
             )
         self._driver = cast(StateDriver, bus.driver)
@@ -110,53 +109,53 @@ class Lifecycle:
             drop_gone=drop_gone,
         )
         self._leader: Leader | None = None
-        self._outlet: Outlet | None = None
+        self._announcer: EventAnnouncer | None = None
         self._store: QueueStore | None = None
         self._poster: Poster | None = None
         self._worker: Worker | None = None
         self._lease_until = float("-inf")
         self._hold_until = float("-inf")
-        """Before this time, only who leads already claims to."""
+        """Until this time, only the current leader claims the lease."""
         self._repaired = 0
-        """The losses of the bus's state after which this node has put back what it holds."""
+        """The loss count of the state store as of this node's last repair of its entries."""
         self._claim_at = 0.0
         self._claiming = asyncio.Lock()
         self._look_at = 0.0
-        self._strange_holder: bytes | None = None
-        self._knew_of_another = False
+        self._unknown_holder: bytes | None = None
+        self._had_other_leader = False
         self._watch: Subscription | None = None
         self._tasks = Tasks()
         self._posting = Tasks()
         self._working: asyncio.Task[Any] | None = None
-        cluster.answer(_HEARD, self._heard)
+        cluster.answer(_IN_USE, self._in_use)
 
     async def prepare(self) -> None:
-        """Raises ConfigError where posts cannot be queued, DriverError."""
+        """Open the queue for posts. Raises ConfigError if there is none, and DriverError."""
         if self.is_on and self._settings.webhook_url:
             self._store = await webhook_queue(self._bus, self._settings)
 
     async def start(self) -> None:
-        """Begin. Raises a DriverError."""
+        """Start. Raises a DriverError."""
         if not self.is_on:
             return
         settings = self._settings
         if self._store is not None:
             self._poster = Poster(settings, self._metrics)
             self._working = self._posting.keep(self._post, "posting webhooks")
-        self._outlet = Outlet(self._bus, settings, self._store, self._metrics)
+        self._announcer = EventAnnouncer(self._bus, settings, self._store, self._metrics)
         losses = self._repaired = self._driver.state.losses
         await self._own.beat()
         self._watch = await self._driver.state.watch(LEADER, self._on_lease)
-        step = InStep(
-            self._driver, losses, self._synchronize, certain_s=self._ttl_s, what="lifecycle events"
+        resync = Resync(
+            self._driver, losses, self._synchronize, settle_s=self._ttl_s, what="lifecycle events"
         )
-        self._tasks.keep(step.run, "lifecycle: losses")
+        self._tasks.keep(resync.run, "lifecycle: losses")
         self._tasks.keep(self._keep_time, "lifecycle: time")
         self._tasks.keep(self._campaign, "lifecycle: the lease")
         self._tasks.keep(self._read_queue, "lifecycle: the queue's length")
 
     async def aclose(self) -> None:
-        """End. What is heard here still counts while it would linger; another node leads."""
+        """Stop. Channels stay occupied for the linger time; another node becomes the leader."""
         if self._worker is not None:
             self._worker.stop()
             assert self._working is not None, "the task that runs the worker"
@@ -177,10 +176,10 @@ class Lifecycle:
                     await self._driver.state.delete(LEADER)
                 await self._own.aclose()
         except (TimeoutError, EventBusError) as exc:
-            _log.warning("lifecycle events were not closed in order: %s", exc)
+            _log.warning("lifecycle events could not be closed cleanly: %s", exc)
 
     async def _post(self) -> None:
-        """Run a worker of the queue of posts; a new one when the last one has failed."""
+        """Run a worker for the webhook queue; after a failure, the task starts a new one."""
         self._worker = Worker(
             self._bus,
             queues=[QUEUE],
@@ -194,19 +193,19 @@ class Lifecycle:
         finally:
             self._worker = None
 
-    # What clients hear
+    # Channels of this node
 
-    def use(self, channel: str, is_heard: bool) -> None:
-        """The first client of this node hears a channel, or the last one does no more."""
+    def use(self, channel: str, is_used: bool) -> None:
+        """Note that a channel got its first subscriber on this node, or lost its last one."""
         if self.is_on:
-            self._own.use(channel, is_heard)
+            self._own.use(channel, is_used)
 
-    def _heard(self, asked: _Heard) -> Sequence[_Heard]:
-        return [_Heard([channel for channel in asked.channels if channel in self._own])]
+    def _in_use(self, asked: _ChannelsInUse) -> Sequence[_ChannelsInUse]:
+        return [_ChannelsInUse([channel for channel in asked.channels if channel in self._own])]
 
     async def _confirm(self, channels: Sequence[str]) -> frozenset[str]:
-        """The channels that are heard somewhere; all of them while a node owes its answer."""
-        gathered = await self._cluster.ask(_HEARD, _Heard(list(channels)))
+        """The channels with subscribers on any node; all of them if a live node did not answer."""
+        gathered = await self._cluster.ask(_IN_USE, _ChannelsInUse(list(channels)))
         if gathered.missing and self._leader is not None and gathered.missing & self._leader.nodes:
             return frozenset(channels)
         return frozenset(channel for part in gathered.all for channel in part.channels)
@@ -228,24 +227,24 @@ class Lifecycle:
             self._repaired = losses
             self._hold_until = time.monotonic() + max(self._ttl_s, _FIRST_S)
         if self._leader is not None and not self._may_lead():
-            await self._claim()  # another may lead by now, and its ledger counts
+            await self._claim()  # another node may lead by now, and then its ledger counts
         if self._leader is not None:
             await self._leader.synchronize(keep_missing=keep_missing)
 
-    # Who leads
+    # Leadership
 
     def _may_lead(self) -> bool:
         return time.monotonic() < self._lease_until
 
     async def _campaign(self) -> None:
-        """Give signs of life, and hold the lease or try to get it, three times while it lasts."""
+        """Write heartbeats, and claim or renew the lease, three times in the lifetime of each."""
         beat_at = 0.0
         while True:
             now = time.monotonic()
             try:
                 losses = self._driver.state.losses
-                # After a loss, who led before remembers what was told: let it be the first; and let
-                # all put back what they hold.
+                # After a loss, the previous leader still knows what was announced: let it claim the
+                # lease first. All nodes need time to write their entries again.
                 if self._repaired != losses or not self._driver.is_connected:
                     self._hold_until = now + max(self._ttl_s, _FIRST_S)
                 if now >= beat_at:
@@ -255,7 +254,7 @@ class Lifecycle:
                     self._claim_at = now + self._ttl_s / 3
                     await self._claim()
             except EventBusError as exc:
-                _log.warning("this node cannot take part in lifecycle events now: %s", exc)
+                _log.warning("this node cannot take part in lifecycle events at present: %s", exc)
             await asyncio.sleep(_TICK_S)
 
     def _on_lease(self, _key: str, value: bytes | None) -> None:
@@ -264,47 +263,49 @@ class Lifecycle:
 
     async def _claim(self) -> None:
         async with self._claiming:
-            await self._claim_alone()
+            await self._claim_locked()
 
-    async def _claim_alone(self) -> None:
+    async def _claim_locked(self) -> None:
         asked = time.monotonic()
         if not await self._driver.state.claim(LEADER, self._node.encode(), ttl_s=self._ttl_s):
-            self._knew_of_another = True
+            self._had_other_leader = True
             self._lease_until = float("-inf")
             await self._resign()
             if asked >= self._look_at:
                 self._look_at = asked + 2 * self._ttl_s
-                await self._end_strange_lease()
+                await self._end_unknown_lease()
             return
         if self._leader is not None and not self._leader.is_running:
             await self._resign()
-        # After a pause, another may have led and ended: what this node knows is out of date.
+        # During a pause another node may have led and stopped: then this ledger is out of date.
         if self._leader is not None and not self._may_lead() and not await self._leader.is_last():
-            self._knew_of_another = True
+            self._had_other_leader = True
             await self._resign()
         self._lease_until = asked + self._ttl_s
         if self._leader is None:
             self._lead()
 
-    async def _end_strange_lease(self) -> None:
-        """End a lease whose holder has shown no sign of life for longer than a lease lasts.
+    async def _end_unknown_lease(self) -> None:
+        """Delete a lease whose holder has had no heartbeat for longer than a lease lasts.
 
-        No node wrote it, or it has lost its time to live: it would keep all nodes from leading.
+        It was not written by a node, or has lost its time to live, and would block all nodes.
         """
         state = self._driver.state
         holder = (await state.entries(LEADER)).get(LEADER)
-        signs = {key.encode() for key in await state.entries(f"{SIGNS}*")}
-        if holder is None or SIGNS.encode() + holder in signs:
-            self._strange_holder = None
-        elif holder == self._strange_holder:
-            _log.warning("the lease of lifecycle events was held by %r, which is no node", holder)
-            self._strange_holder = None
+        heartbeats = {key.encode() for key in await state.entries(f"{HEARTBEATS}*")}
+        if holder is None or HEARTBEATS.encode() + holder in heartbeats:
+            self._unknown_holder = None
+        elif holder == self._unknown_holder:
+            _log.warning(
+                "deleted the lease of lifecycle events: its holder %r is not a live node", holder
+            )
+            self._unknown_holder = None
             await state.delete(LEADER)
         else:
-            self._strange_holder = holder
+            self._unknown_holder = holder
 
     def _lead(self) -> None:
-        assert self._outlet is not None, "made at the start"
+        assert self._announcer is not None, "created at the start"
         settings = self._settings
         options = LeaderOptions(
             settings.lifecycle_events,
@@ -315,13 +316,13 @@ class Lifecycle:
         self._leader = Leader(
             self._driver,
             options,
-            self._outlet,
+            self._announcer,
             node=self._node,
             may_lead=self._may_lead,
             confirm=self._confirm,
         )
-        _log.info("node %s tells of lifecycle events", self._node)
-        self._leader.start(knew_of_another=self._knew_of_another)
+        _log.info("node %s leads: it announces lifecycle events", self._node)
+        self._leader.start(had_other_leader=self._had_other_leader)
 
     async def _resign(self) -> None:
         leader, self._leader = self._leader, None
@@ -337,5 +338,5 @@ class Lifecycle:
                         waiting = stats.ready + stats.taken + stats.delayed
                 self._metrics.webhook_queue.set(waiting)
             except EventBusError as exc:
-                _log.debug("the queue of webhooks: %s", exc)
+                _log.debug("the length of the webhook queue cannot be read: %s", exc)
             await asyncio.sleep(_GAUGE_S)

@@ -1,8 +1,8 @@
-"""Posts webhooks from a worker of its own, for nodes that should not wait for receivers:
+"""Posts webhooks from a separate worker process, in addition to the nodes:
 
     eventbus queue work --app eventbus_edge.lifecycle.webhook_worker --queue webhooks
 
-It has the nodes' settings, from the environment, and works beside them.
+It reads the same settings as the nodes, from the environment.
 """
 
 from eventbus.errors import ConfigError
@@ -21,7 +21,7 @@ _settings = EdgeSettings.from_env()
 _settings.check_webhook()
 if not _settings.webhook_url:
     raise ConfigError(
-        "BROADCAST_WEBHOOK_URL is not set, and there is nowhere to post to; allowed: an http:// or "
+        "BROADCAST_WEBHOOK_URL is not set, so there is nowhere to post to; allowed: an http:// or "
         "https:// address",
         variable="BROADCAST_WEBHOOK_URL",
     )

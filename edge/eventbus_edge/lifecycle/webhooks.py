@@ -1,4 +1,4 @@
-"""Telling of lifecycle events: on the control subjects, and as jobs that nodes post."""
+"""Announces lifecycle events: on the control subjects, and as queued jobs that nodes post."""
 
 import asyncio
 import datetime
@@ -38,52 +38,52 @@ from eventbus.webhooks import (
 from eventbus_edge.config import LifecycleSettings
 from eventbus_edge.metrics.metrics import Metrics
 
-__all__ = ["QUEUE", "Outlet", "PostFailed", "Poster", "WebhookBatch", "webhook_queue"]
+__all__ = ["QUEUE", "EventAnnouncer", "PostFailed", "Poster", "WebhookBatch", "webhook_queue"]
 
 
 _log = logging.getLogger(__name__)
 
 QUEUE: Final = "webhooks"
 _ROOM_S: Final = 10.0
-"""What a job has beyond the time of its post, to end."""
+"""How much longer than its post a job may take."""
 
 
 class WebhookBatch(Event, ShouldQueue, name="eventbus.webhook", queue=QUEUE):
-    """Events that are posted together."""
+    """Events that are posted in one request."""
 
     events: list[WebhookEvent]
 
 
 async def webhook_queue(bus: EventBus, settings: LifecycleSettings) -> QueueStore:
-    """The queues in which posts wait. Raises ConfigError where there are none, DriverError."""
+    """The queue store for posts. Raises ConfigError if the driver has none, and DriverError."""
     try:
         return await bus.queues(settings.webhook_queue_connection or None)
     except NotSupported as exc:
         raise ConfigError(
-            f"BROADCAST_WEBHOOK_URL is set, and the driver {exc.driver} has no queue in which "
-            "posts could wait: set BROADCAST_WEBHOOK_QUEUE_CONNECTION to the name of a driver with "
-            "queues, such as nats; without a URL, the events are published all the same with "
-            "BROADCAST_LIFECYCLE=on",
+            f"BROADCAST_WEBHOOK_URL is set, but the driver {exc.driver} has no queues to hold the "
+            "posts: set BROADCAST_WEBHOOK_QUEUE_CONNECTION to the name of a driver with queues, "
+            "such as nats; or unset the URL and set BROADCAST_LIFECYCLE=on, which publishes the "
+            "events on the bus only",
             variable="BROADCAST_WEBHOOK_QUEUE_CONNECTION",
         ) from exc
 
 
-class Outlet:
-    """Where events go: each to its control subject, and those that are asked for to the queue."""
+class EventAnnouncer:
+    """Publishes each event on its control subject, and queues those that webhooks want."""
 
     def __init__(
         self, bus: EventBus, settings: LifecycleSettings, store: QueueStore | None, metrics: Metrics
     ) -> None:
-        """Without `store` nothing is posted."""
+        """Without a `store`, nothing is posted."""
         self._bus = bus
         self._settings = settings
         self._store = store
         self._metrics = metrics
 
-    async def tell(self, batch: str, events: Sequence[WebhookEvent]) -> None:
-        """Tell a batch; again, after a fault, it is the same job and the same events.
+    async def announce(self, batch: str, events: Sequence[WebhookEvent]) -> None:
+        """Announce a batch. Repeating it after an error queues the same job with the same events.
 
-        Raises a DriverError when it is not safe in the queue.
+        Raises a DriverError if the job is not safe in the queue.
         """
         if self._store is not None:
             posted = [event for event in events if event.event in self._settings.webhook_events]
@@ -98,9 +98,7 @@ class Outlet:
             await push(store, self._job(with_event_meta(WebhookBatch(events=events), meta)))
         except EncodingError as exc:
             self._metrics.webhook_events.labels("dropped").inc(len(events))
-            _log.error(
-                "%d lifecycle events cannot be queued, and are dropped: %s", len(events), exc
-            )
+            _log.error("%d lifecycle events cannot be queued and are dropped: %s", len(events), exc)
 
     def _job(self, event: WebhookBatch) -> Job:
         settings = self._settings
@@ -116,7 +114,7 @@ class Outlet:
         try:
             await self._bus.driver.publish(subject, encode_event(event))
         except EncodingError as exc:
-            _log.error("a lifecycle event cannot be published, and is dropped: %s", exc)
+            _log.error("a lifecycle event cannot be published and is dropped: %s", exc)
         self._metrics.lifecycle_events.labels(event.event).inc()
 
 
@@ -126,14 +124,14 @@ _MAX_WAIT_S: Final = 3600.0
 
 
 class PostFailed(EventBusError):
-    """A post that was not taken; it is tried again."""
+    """A post failed; it is retried."""
 
 
 class Poster:
-    """Carries out the jobs of one queue."""
+    """Posts the batches of the webhook queue."""
 
     def __init__(self, settings: LifecycleSettings, metrics: Metrics) -> None:
-        """Used in the event loop that is running."""
+        """Must be created in a running event loop."""
         self._settings = settings
         self._metrics = metrics
         self._shown = mask_url(settings.webhook_url)
@@ -145,9 +143,9 @@ class Poster:
         )
 
     async def process(self, event: Event) -> None:
-        """Post a batch. Raises PostFailed, JobRetry where the receiver says when, JobRejected."""
+        """Post a batch. Raises PostFailed, JobRetry if the receiver says when, and JobRejected."""
         if not isinstance(event, WebhookBatch):
-            raise JobRejected(f"{type(event).__qualname__} is nothing to post")
+            raise JobRejected(f"{type(event).__qualname__} is not a batch of webhook events")
         count = len(event.events)
         begun = time.monotonic()
         try:
@@ -176,26 +174,26 @@ class Poster:
                 status, wait = response.status, response.headers.get("Retry-After")
         except TimeoutError:
             limit = self._settings.webhook_timeout
-            raise PostFailed(f"{self._shown} has not answered within {limit:g} s") from None
+            raise PostFailed(f"{self._shown} did not answer within {limit:g} s") from None
         except (aiohttp.ClientError, OSError) as exc:
-            # The messages of aiohttp may hold the address, with what it must not show.
+            # Messages of aiohttp may contain the address, including its secrets.
             raise PostFailed(f"{self._shown} cannot be reached: {type(exc).__name__}") from None
         if 200 <= status < 300:
             return
         problem = f"{self._shown} answered {status}"
         if status == GONE:
-            raise JobRejected(f"{problem}: it wants no more")
+            raise JobRejected(f"{problem}: it accepts no more posts")
         if status in _ASKS_TO_WAIT and (seconds := retry_after_s(wait)) is not None:
-            raise JobRetry(f"{problem}, and to come again in {seconds:g} s", after_s=seconds)
-        raise PostFailed(problem + (", and is not followed" if 300 <= status < 400 else ""))
+            raise JobRetry(f"{problem}, and asks to retry in {seconds:g} s", after_s=seconds)
+        raise PostFailed(problem + (", which is not followed" if 300 <= status < 400 else ""))
 
     async def aclose(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         await self._session.close()
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """The seconds that a Retry-After asks for (RFC 9110, 10.2.3), at most an hour; else None."""
+    """The seconds of a Retry-After header (RFC 9110 §10.2.3), at most an hour; None if invalid."""
     if value is None:
         return None
     value = value.strip()

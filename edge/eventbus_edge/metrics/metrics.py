@@ -1,4 +1,4 @@
-"""What a node counts, for Prometheus (names by https://prometheus.io/docs/practices/naming/)."""
+"""The Prometheus metrics of a node, named by https://prometheus.io/docs/practices/naming/."""
 
 from collections.abc import (
     Callable,
@@ -30,7 +30,7 @@ class Metrics:
     def __init__(  # noqa: PLR0915 - one statement per metric
         self, bus_counters: Callable[[], Mapping[str, int]] = dict
     ) -> None:
-        """`bus_counters` gives what the driver counts; see `counters_of`."""
+        """`bus_counters` returns the driver's counters; see `counters_of`."""
         registry = self.registry = CollectorRegistry()
         tally = self.tally = Tally()
         self.connections = Gauge(
@@ -47,20 +47,20 @@ class Metrics:
         )
         self.refusals = Counter(
             "eventbus_edge_refusals",
-            "Requests answered by an error, those for a connection included, by error code.",
+            "Requests answered with an error, including handshakes, by error code.",
             ["code"],
             registry=registry,
         )
         self.tls_faults = Counter(
             "eventbus_edge_tls_faults",
-            "TLS handshakes that have failed.",
+            "TLS handshakes that failed.",
             registry=registry,
         )
         self.limits_reached = Counter(
             "eventbus_edge_limits_reached",
-            "What was refused, made to wait or cut, by the limit: connections, address, user, "
-            "memory, sockets, requests, whispers, presence, joins, history, questions, unsent. "
-            "What one connection has reached is told by its errors.",
+            "Refusals, delays and disconnections because of a limit, by limit: connections, "
+            "address, user, memory, sockets, requests, whispers, presence, joins, history, "
+            "questions, unsent. Limits of one connection are counted as its errors.",
             ["limit"],
             registry=registry,
         )
@@ -68,20 +68,21 @@ class Metrics:
             "eventbus_edge_auth_failures",
             "Tokens that were not accepted, by reason: malformed, unsigned, algorithm, signature, "
             "unknown_key, claims, audience, issuer, not_yet_valid, expired, revoked, "
-            "keys_unavailable (none could be fetched), revocations_unavailable (they could not be "
-            "read after a loss of the bus or a pause), no_key (none is configured).",
+            "keys_unavailable (no keys could be fetched), revocations_unavailable (revocations "
+            "could not be read after the bus was lost or the process paused), no_key (no key is "
+            "configured).",
             ["reason"],
             registry=registry,
         )
         self.jwks_fetches = Counter(
             "eventbus_edge_jwks_fetches",
-            "Fetches of the keys of tokens, by result: ok, failed.",
+            "Fetches of the keys for tokens, by result: ok, failed.",
             ["result"],
             registry=registry,
         )
         self.revocations = Gauge(
             "eventbus_edge_revocations",
-            "Revocations that hold, as far as the node knows; not those that were lifted.",
+            "Revocations in force that the node knows of, without lifted ones.",
             registry=registry,
         )
         self.memory = Gauge(
@@ -89,7 +90,7 @@ class Metrics:
         )
         self.unsent = Gauge(
             "eventbus_edge_unsent_bytes",
-            "Bytes that wait for slow clients, of all connections.",
+            "Bytes that wait to be sent to slow clients, over all connections.",
             registry=registry,
         )
         self.errors = Counter(
@@ -99,7 +100,7 @@ class Metrics:
             registry=registry,
         )
         self.channels = Gauge(
-            "eventbus_edge_channels", "Channels that the node listens to.", registry=registry
+            "eventbus_edge_channels", "Channels that the node is subscribed to.", registry=registry
         )
         self.subscriptions = Gauge(
             "eventbus_edge_subscriptions", "Channel subscriptions of clients.", registry=registry
@@ -124,201 +125,201 @@ class Metrics:
         )
         self.bytes_out = ReadCounter(
             "eventbus_edge_sent_bytes",
-            "Bytes of all frames given to the sockets of clients, before TLS.",
+            "Bytes of all frames written to clients' sockets, before TLS.",
             lambda: tally.bytes_out,
             registry=registry,
         )
         self.latency = ReadHistogram(
             "eventbus_edge_delivery_latency_seconds",
-            "How long messages took from their publishing (for stored ones, from their storing) "
-            "until they were given to the clients of the node: once for each message. The clocks "
-            "of both machines are in it. More than an hour counts as an hour.",
+            "Time from the publishing of a message (from its storing, if stored) until it is "
+            "written to the clients of the node; observed once per message. It includes the "
+            "difference of both machines' clocks. More than an hour counts as an hour.",
             tally.latencies,
             registry=registry,
         )
         self.dropped_frames = Counter(
             "eventbus_edge_dropped_frames",
-            "Frames that were not given to a client's socket any more, by why its connection was "
-            "ending: slow_client, closing.",
+            "Frames that were not written to a client's socket, by the reason why its connection "
+            "was ending: slow_client, closing.",
             ["reason"],
             registry=registry,
         )
         self.deflated_bytes = Counter(
             "eventbus_edge_deflated_bytes",
-            "Bytes of messages that were deflated, once for all clients, by stage: before, after.",
+            "Bytes of compressed messages, counted once for all clients, by stage: before, after.",
             ["stage"],
             registry=registry,
         )
         self.quarantined = Counter(
             "eventbus_edge_quarantined",
-            "Payloads from the bus that are no message, by reason.",
+            "Payloads from the bus that are not valid messages, by reason.",
             ["reason"],
             registry=registry,
         )
         self.background_dropped = Counter(
             "eventbus_edge_background_dropped",
-            "Background tasks not started, their number being at its bound.",
+            "Background tasks that were not started, because their limit was reached.",
             registry=registry,
         )
         self.pauses = Counter(
             "eventbus_edge_pauses",
-            "Times that the process was stopped, or its event loop blocked, for more than 2 s.",
+            "How often the process was stopped, or its event loop blocked, for more than 2 s.",
             registry=registry,
         )
         self.authorizer_faults = Counter(
             "eventbus_edge_authorizer_faults",
-            "Authorizers that raised or took too long, by kind.",
+            "Authorizers that failed, by kind: error, timeout, verdict.",
             ["kind"],
             registry=registry,
         )
         self.gaps = Counter(
             "eventbus_edge_gaps",
-            "Times that messages of a channel or pattern were gone for good, and its clients told.",
+            "How often messages of a channel or pattern were lost for good, and clients notified.",
             registry=registry,
         )
         self.resumes = Counter(
             "eventbus_edge_resumes",
-            "Subscriptions that asked to resume, by whether nothing was missing.",
+            "Subscriptions that asked to resume, by whether all missed messages were recovered.",
             ["recovered"],
             registry=registry,
         )
         self.join_seconds = Histogram(
             "eventbus_edge_join_seconds",
-            "How long joining a channel took, the bus included.",
+            "Time to join a channel, including the bus.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
         self.cluster_faults = Counter(
             "eventbus_edge_cluster_faults",
-            "Questions between nodes that went wrong, by what did.",
+            "Failed queries between nodes, by fault.",
             ["fault"],
             registry=registry,
         )
 
         self.workers_missing = Counter(
             "eventbus_edge_scrape_workers_missing",
-            "Workers that were left out of a scrape, because they did not answer in time.",
+            "Workers missing from a scrape because they did not answer in time.",
             registry=registry,
         )
         self.loop_lag = Histogram(
             "eventbus_edge_loop_lag_seconds",
-            "How much later than it was due the node's clock ran, some four times a second: how "
-            "long anything waits for the process.",
+            "How late the node's timer ran, measured about four times a second: how long anything "
+            "waits for the process.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
             registry=registry,
         )
         self.bus_lag = Gauge(
             "eventbus_edge_bus_lag_seconds",
-            "How long a word to itself over the bus takes the node, every 2 s; while one is on its "
-            "way for longer, since when it is. It queues behind all messages for the node.",
+            "Round-trip time of the node's own message over the bus, sent every 2 s; if one is "
+            "overdue, its age so far. It queues behind all messages for the node.",
             registry=registry,
         )
         self.bus_connected = Gauge(
             "eventbus_edge_bus_connected",
-            "Whether the node has the bus: 1 or 0.",
+            "Whether the node is connected to the bus: 1 or 0.",
             registry=registry,
         )
         self.bus_losses = ReadCounter(
             "eventbus_edge_bus_connection_losses",
-            "How often the connection to the bus was lost, to be made again.",
+            "How often the connection to the bus was lost.",
             lambda: bus_counters().get("losses", 0),
             registry=registry,
         )
         self.bus_errors = ReadCounter(
             "eventbus_edge_bus_errors",
-            "Errors that the bus's client reported (only NATS's reports them).",
+            "Errors that the client library of the bus reported (NATS only).",
             lambda: bus_counters().get("errors", 0),
             registry=registry,
         )
         self.bus_refusals = ReadCounter(
             "eventbus_edge_bus_refused_logins",
-            "How often the bus refused the node's credentials, or took back that they are good.",
+            "How often the bus refused or revoked the node's credentials.",
             lambda: bus_counters().get("refusals", 0),
             registry=registry,
         )
         self.bus_publish_retries = ReadCounter(
             "eventbus_edge_bus_publish_retries",
-            "Publishes tried again because the bus had not confirmed them.",
+            "Publishes retried because the bus had not acknowledged them.",
             lambda: bus_counters().get("publish_retries", 0),
             registry=registry,
         )
         self.bus_foreign = ReadCounter(
             "eventbus_edge_bus_foreign_data",
-            "Data of other programs in the bus's keys and channels (only the redis driver looks).",
+            "Foreign data found in the bus's keys and channels (redis driver only).",
             lambda: bus_counters().get("foreign", 0),
             registry=registry,
         )
         self.bus_filled = ReadCounter(
             "eventbus_edge_bus_filled_messages",
-            "Messages that came late, because they were missed and read from the stream.",
+            "Messages that were missed, read from the stream and delivered late.",
             lambda: bus_counters().get("filled", 0),
             registry=registry,
         )
         self.bus_stores = Gauge(
             "eventbus_edge_bus_stores",
-            "Whether the bus stores what is published, as far as the node can know: 1 or 0.",
+            "Whether the bus stores published messages, as far as the node knows: 1 or 0.",
             registry=registry,
         )
         self.task_faults = ReadCounter(
             "eventbus_edge_task_faults",
-            "Background tasks of the process that have failed; those that must go on were started "
-            "again. The log names them.",
+            "Background tasks of the process that failed; permanent ones were restarted. The log "
+            "names them.",
             fault_count,
             registry=registry,
         )
         self.presence_channels = Gauge(
             "eventbus_edge_presence_channels",
-            "Presence channels that the node knows the members of.",
+            "Presence channels whose members the node knows.",
             registry=registry,
         )
         self.presence_members = Gauge(
             "eventbus_edge_presence_members",
-            "Members of those channels, on whichever node they are.",
+            "Members of those channels, on all nodes.",
             registry=registry,
         )
 
         self.lifecycle_events = Counter(
             "eventbus_edge_lifecycle_events",
-            "Lifecycle events of the cluster that this node has told, by event.",
+            "Lifecycle events of the cluster announced by this node, by event.",
             ["event"],
             registry=registry,
         )
         self.lifecycle_leader = Gauge(
             "eventbus_edge_lifecycle_leader",
-            "Whether this node is the one that tells lifecycle events: 1 or 0.",
+            "Whether this node leads and announces lifecycle events: 1 or 0.",
             registry=registry,
         )
         self.lifecycle_pending = Gauge(
             "eventbus_edge_lifecycle_pending",
-            "Channels and members that the leading node has yet to look at.",
+            "Channels and members that the leader has yet to check.",
             registry=registry,
         )
         self.webhook_posts = Counter(
             "eventbus_edge_webhook_posts",
-            "Posts of this node, each try by itself, by result: ok, failed.",
+            "Attempts of this node to post webhooks, by result: ok, failed.",
             ["result"],
             registry=registry,
         )
         self.webhook_events = Counter(
             "eventbus_edge_webhook_events",
-            "Events of posts, by result: sent, dropped (too large for the queue).",
+            "Webhook events, by result: sent, dropped (too large for the queue).",
             ["result"],
             registry=registry,
         )
         self.webhook_queue = Gauge(
             "eventbus_edge_webhook_queue",
-            "Posts that wait in the queue of the whole cluster, or are being made.",
+            "Posts of the whole cluster that are queued or in progress.",
             registry=registry,
         )
         self.webhook_seconds = Histogram(
             "eventbus_edge_webhook_seconds",
-            "How long a post took.",
+            "Duration of a post.",
             buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
             registry=registry,
         )
 
     def total(self, name: str) -> int:
-        """The present value of a metric without labels, by its name in the exposition."""
+        """The current value of a metric without labels, by its name in the exposition."""
         return int(self.registry.get_sample_value(name) or 0)
 
     def exposition(self) -> bytes:

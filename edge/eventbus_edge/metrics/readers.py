@@ -1,4 +1,4 @@
-"""Metrics whose values are kept elsewhere, and read when Prometheus asks."""
+"""Metrics whose values are kept elsewhere, and read at each scrape."""
 
 from abc import (
     ABC,
@@ -33,7 +33,7 @@ class ReadMetric(Collector, ABC):
         registry.register(self)
 
     def describe(self) -> Iterator[Metric]:
-        """The metric, its value being of no interest."""
+        """The metric, for its name and type."""
         return self.collect()
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""What the hot path counts: plain numbers of one event loop, read when somebody asks for them.
+"""Counters of the hot path: plain numbers of one event loop, read at each scrape.
 
-A counter of prometheus-client takes a lock for each addition and a histogram more; all of this
-costs a message less than two such counters (scripts/bench/counting.py).
+A counter of prometheus-client takes a lock per addition, and a histogram costs more. All of these
+together cost less per message than two such counters (scripts/bench/counting.py).
 """
 
 import bisect
@@ -18,24 +18,24 @@ LATENCY_BOUNDS: Final = (
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds."""
 _MOST_S: Final = 3600.0
-"""More counts as this: a publisher's clock may say anything, and one sum is kept for all."""
+"""Longer times count as this, because a publisher's wrong clock would spoil the sum."""
 _parse: Final = datetime.datetime.fromisoformat
 
 
 class Latencies:
-    """A histogram of seconds from a message's publishing to its delivery."""
+    """A histogram of the seconds from a message's publishing to its delivery."""
 
     __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(LATENCY_BOUNDS) + 1)
-        """How many fell into each bucket; the last one has no bound."""
+        """The counts of the buckets; the last one has no upper bound."""
         self.sum = 0.0
 
     def since(self, published: str) -> None:
-        """Observe one message by the time of its publishing, RFC 3339.
+        """Observe one message, by the RFC 3339 time of its publishing.
 
-        What is no such time is not observed; one in the future (of another clock) counts as now.
+        An invalid time is ignored; one in the future, by another clock, counts as now.
         """
         try:
             moment = _parse(published)
@@ -50,7 +50,7 @@ class Latencies:
         self.sum += seconds
 
     def cumulative(self) -> Sequence[tuple[str, float]]:
-        """The buckets as Prometheus has them: a bound, and how many are not above it."""
+        """Prometheus's buckets: an upper bound, and the number of observations up to it."""
         total, buckets = 0, []
         for bound, count in zip((*map(str, LATENCY_BOUNDS), "+Inf"), self.counts, strict=True):
             total += count
@@ -59,7 +59,7 @@ class Latencies:
 
 
 class Tally:
-    """Messages and bytes of one node, and how long messages took."""
+    """Counts of messages and bytes of one node, and the latencies of messages."""
 
     __slots__ = ("bytes_in", "bytes_out", "latencies", "messages_in", "messages_out")
 
@@ -70,15 +70,15 @@ class Tally:
         self.bytes_out = 0
         self.latencies = Latencies()
 
-    def came(self, size: int) -> None:
-        """One message of that many bytes came from the bus."""
+    def count_received(self, size: int) -> None:
+        """Count a message of `size` bytes from the bus."""
         self.messages_in += 1
         self.bytes_in += size
 
-    def wrote(self, size: int) -> None:
-        """That many bytes were given to clients' sockets."""
+    def count_written(self, size: int) -> None:
+        """Count bytes written to clients' sockets."""
         self.bytes_out += size
 
-    def went(self, count: int) -> None:
-        """One message was given to that many clients."""
+    def count_delivered(self, count: int) -> None:
+        """Count a message sent to `count` clients."""
         self.messages_out += count

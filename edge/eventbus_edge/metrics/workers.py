@@ -1,8 +1,8 @@
-"""One scrape for all workers of a supervisor, whichever of them the kernel gives it to.
+"""One scrape for all workers of a supervisor, whichever worker the kernel gives it to.
 
-Each worker serves what it has counted on a Unix socket in a folder that only the supervisor's user
-may enter, and whoever is scraped asks the others there. Over the bus a scrape would go without
-answers exactly when the bus is away, and would find workers of other machines too.
+Each worker serves its metrics on a Unix socket in a folder that only the supervisor's user can
+access. The worker that is scraped reads the metrics of the others there. Over the bus, a scrape
+would fail exactly when the bus is down, and would include workers of other machines.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ __all__ = ["LABEL", "WorkersMetrics"]
 _log = logging.getLogger(__name__)
 
 LABEL: Final = "worker"
-"""Names the worker by its place among the workers, which it hands on to its successor."""
+"""The label with the worker's number, which a restarted worker keeps."""
 _PATIENCE_S: Final = 0.8
 _MAX_BYTES: Final = 8 * 1024**2
 
@@ -56,7 +56,7 @@ _decode: Final = msgspec.msgpack.Decoder(list[_Family]).decode
 
 
 class WorkersMetrics:
-    """What this worker and its siblings have counted, each sample labelled with its worker."""
+    """The metrics of this worker and its siblings, with the worker as a label."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class WorkersMetrics:
         *,
         patience: float = _PATIENCE_S,
     ) -> None:
-        """`socket` is this worker's; its name is the label, and its folder holds the siblings'.
+        """`socket` is this worker's socket, named like its label, in the folder of all sockets.
 
-        `missing` counts workers that did not answer within `patience` seconds.
+        `missing` counts workers that do not answer within `patience` seconds.
         """
         self._registry = registry
         self._socket = socket
@@ -77,20 +77,20 @@ class WorkersMetrics:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Begin to answer siblings. Raises OSError."""
-        self._socket.unlink(missing_ok=True)  # of the one before, which was killed
+        """Start serving metrics to siblings. Raises OSError."""
+        self._socket.unlink(missing_ok=True)  # left by a worker that was killed
         self._server = await asyncio.start_unix_server(self._answer, self._socket)
 
     async def aclose(self) -> None:
-        """Answer no more."""
+        """Stop serving metrics."""
         if self._server is not None:
             self._server.close()
             self._socket.unlink(missing_ok=True)
 
     async def exposition(self) -> bytes:
-        """The metrics of all workers in Prometheus's text format, in about a second at most.
+        """The metrics of all workers in Prometheus's text format, within about a second.
 
-        A worker that does not answer is left out, and counted.
+        A worker that does not answer is left out and counted.
         """
         siblings = sorted(each for each in self._socket.parent.iterdir() if each != self._socket)
         answers = await asyncio.gather(*map(self._ask, siblings))
@@ -104,7 +104,7 @@ class WorkersMetrics:
         return generate_latest(_Merged(families.values()))
 
     async def _ask(self, sibling: Path) -> list[_Family] | None:
-        """What a sibling has counted; None where it does not say so in time."""
+        """The metrics of a sibling; None if it does not answer in time."""
         try:
             async with asyncio.timeout(self._patience):
                 reader, writer = await asyncio.open_unix_connection(sibling)
@@ -114,11 +114,11 @@ class WorkersMetrics:
                     writer.close()
         except (OSError, TimeoutError, msgspec.DecodeError) as exc:
             reason = str(exc) or type(exc).__name__
-            _log.warning("worker %s did not tell its metrics: %s", sibling.name, reason)
+            _log.warning("no metrics from worker %s: %s", sibling.name, reason)
             return None
 
     async def _answer(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, TimeoutError):  # who asked does not wait any more
+        with contextlib.suppress(OSError, TimeoutError):  # the other worker no longer waits
             async with asyncio.timeout(self._patience):
                 writer.write(_encode(self._own()))
                 await writer.drain()
@@ -137,15 +137,15 @@ class WorkersMetrics:
 
 
 async def _read(reader: asyncio.StreamReader) -> bytes:
-    """All that comes; cut where it is more than any worker has to say."""
+    """The whole answer; cut off beyond the size of any real one."""
     body = bytearray()
     while len(body) < _MAX_BYTES and (part := await reader.read(65536)):
         body += part
     return bytes(body)
 
 
-def _merge(families: dict[str, Metric], worker: str, told: Iterable[_Family]) -> None:
-    for name, documentation, kind, samples in told:
+def _merge(families: dict[str, Metric], worker: str, answer: Iterable[_Family]) -> None:
+    for name, documentation, kind, samples in answer:
         family = families.get(name)
         if family is None:
             family = families[name] = Metric(name, documentation, kind)
@@ -154,7 +154,7 @@ def _merge(families: dict[str, Metric], worker: str, told: Iterable[_Family]) ->
 
 
 class _Merged(Collector):
-    """Families that were gathered already."""
+    """Collects families that were gathered before."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

@@ -24,10 +24,7 @@ from eventbus_edge.presence.keeper import (
     PresenceKeeper,
     PresenceSettings,
 )
-from eventbus_edge.presence.members import (
-    Change,
-    PresenceRefused,
-)
+from eventbus_edge.presence.members import Change
 from eventbus_edge.presence.nodes import nobody_gone
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
@@ -37,6 +34,7 @@ from eventbus_edge.protocols.vocabulary import (
     Reply,
     Subscribed,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 
 __all__ = ["PresenceChannels"]
 

@@ -1,4 +1,4 @@
-"""Presence on a node: reads what the other nodes say, and says who is here."""
+"""Presence on a node: reads the entries of other nodes, and writes its own."""
 
 import asyncio
 import logging
@@ -27,7 +27,6 @@ from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.presence.members import (
     Change,
     Entry,
-    PresenceRefused,
     Room,
     decode_entry,
     encode_entry,
@@ -41,11 +40,11 @@ from eventbus_edge.presence.nodes import (
     nobody_gone,
 )
 from eventbus_edge.presence.watch import (
-    TICK_S,
-    InStep,
     WatchedRoom,
     read_room,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
+from eventbus_edge.state.mirror import Resync
 from eventbus_edge.state.writer import EntryWriter
 
 __all__ = ["PresenceKeeper", "PresenceSettings"]
@@ -54,16 +53,17 @@ __all__ = ["PresenceKeeper", "PresenceSettings"]
 _log = logging.getLogger(__name__)
 
 WRITTEN_S: Final = 5.0
-"""How long a joining client waits for its entry to be on the bus."""
+"""How long a joining client waits until its entry is on the bus."""
 _CLOSE_S: Final = 2.0
 _READS_AT_ONCE: Final = 16
+_TICK_S: Final = 0.1
 
-Tell = Callable[[str, Change, str | None], None]
-"""Gets a channel, what its clients are to hear, and the connection that is not to hear it."""
+Notify = Callable[[str, Change, str | None], None]
+"""Gets a channel, a change for its subscribers, and the id of a connection to leave out."""
 
 
 class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds; `linger_s` is how long a channel that nobody here is in is still kept."""
+    """Times are in seconds. `linger_s` is how long a channel without local members is watched."""
 
     grace_s: float = 15.0
     ttl_s: float = 10.0
@@ -71,13 +71,13 @@ class PresenceSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_members: int = 10_000
     max_info_bytes: int = 2048
     max_list_bytes: int = 1024 * 1024
-    """What a list of members may have: a client is sent it at once."""
+    """The largest list of members, which a client gets in one message."""
 
 
 class PresenceKeeper:
     """The presence channels of one node.
 
-    With a driver that keeps no state, members are those of this node alone.
+    With a driver that has no state store, only the members of this node are known.
     """
 
     def __init__(
@@ -85,19 +85,19 @@ class PresenceKeeper:
         driver: Driver,
         node: str,
         settings: PresenceSettings,
-        tell: Tell,
+        notify: Notify,
         may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
         *,
         drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
     ) -> None:
-        """`may_join` gets channel and token of each user who is about to become a member.
+        """`may_join` gets the channel and the token of each user about to become a member.
 
-        `drop_gone` lets go of connections that clients have closed and this node has not seen.
-        It is called before this node counts as alive again.
+        `drop_gone` drops connections whose client has closed them unnoticed by this node. It is
+        called before this node counts as alive again.
         """
         self._node = node
         self._settings = settings
-        self._tell = tell
+        self._notify = notify
         self._may_join = may_join
         self._shares = Capability.PRESENCE in driver.capabilities
         self._driver = cast(StateDriver, driver)
@@ -111,34 +111,33 @@ class PresenceKeeper:
         self._starting = asyncio.Lock()
         self._tasks = Tasks()
 
-    # What connections ask for
+    # Requests of connections
 
     async def join(
         self, channel: str, user_id: str, info: Mapping[str, Any], connection_id: str
     ) -> None:
-        """A connection joins; from here on its user is among `members`.
+        """Add a connection; from now on its user is among `members`.
 
-        Raises PresenceRefused, and a DriverError when the other nodes' members cannot be read.
+        Raises PresenceRefused, and a DriverError if the members of other nodes cannot be read.
         """
         await self._start()
         watched = self._watched.get(channel)
         if watched is None:
-            watched = WatchedRoom(channel, Room(self._nodes.ids), self._take)
+            watched = WatchedRoom(channel, Room(self._nodes.ids), self._on_entry)
             self._watched[channel] = watched
-        watched.joining += 1
         try:
-            await watched.begin(self._driver if self._shares else None)
-            encoded = encode_info(info, self._settings.max_info_bytes)
-            self._admit(watched, Entry(user_id, encoded, _now()), connection_id)
+            with watched.joining():
+                await watched.begin(self._driver if self._shares else None)
+                encoded = encode_info(info, self._settings.max_info_bytes)
+                self._admit(watched, Entry(user_id, encoded, _now()), connection_id)
         finally:
-            watched.joining -= 1
             self._let_linger(watched)
-        # So that whoever joins after this client's answer has it in the list; should the bus not
-        # take it now, it is brought there later, and the others are told then.
+        # Clients that join after this reply must find this user in the list. If the bus does not
+        # accept the entry in time, it is written later, and the other nodes notice it then.
         await self._writer.written(key_of(self._node, channel, token_of(user_id)), WRITTEN_S)
 
     def leave(self, channel: str, user_id: str, connection_id: str, *, lost: bool) -> None:
-        """A connection leaves: at once, or after the grace time when it was lost."""
+        """Remove a connection: at once, or after the grace time if it was lost."""
         watched = self._watched.get(channel)
         if watched is None:
             return
@@ -155,36 +154,36 @@ class PresenceKeeper:
     def update(
         self, channel: str, user_id: str, changes: Mapping[str, Any], connection_id: str
     ) -> None:
-        """Change members of a user's info; a null takes one away. Raises PresenceRefused."""
+        """Change fields of a user's info; null removes a field. Raises PresenceRefused."""
         watched = self._watched[channel]
         token = token_of(user_id)
         member = watched.room.member(token)
-        assert member is not None, "who is subscribed is a member"
+        assert member is not None, "the user of a subscribed connection is a member"
         merged = {**msgspec.json.decode(member.info), **changes}
         kept = {name: value for name, value in merged.items() if value is not None}
         info = encode_info(kept, self._settings.max_info_bytes)
         entry = Entry(user_id, info, max(_now(), member.at + 1))
-        self._say(watched, token, entry, connection_id)
+        self._set(watched, token, entry, connection_id)
 
     def members(self, channel: str) -> tuple[bytes, int]:
-        """The members of a channel that somebody here is in, as a JSON array, and their number."""
+        """A channel's members as a JSON array, and their number; needs a member on this node."""
         watched = self._watched.get(channel)
         return (watched.room.members, len(watched.room)) if watched is not None else (b"[]", 0)
 
     def counts(self) -> tuple[int, int]:
-        """How many channels' members are known here, and how many members those have."""
+        """The number of channels whose members are known, and the number of those members."""
         return len(self._watched), sum(len(watched.room) for watched in self._watched.values())
 
     async def look(self, channel: str) -> tuple[bytes, int]:
-        """The same for any channel, read when nobody here is in it. Raises a DriverError."""
+        """Like `members`, for any channel; reads the bus if needed. Raises a DriverError."""
         watched = self._watched.get(channel)
         if (watched is not None and watched.is_read) or not self._shares:
             return self.members(channel)
-        room = await read_room(self._driver, await self._nodes.signs(), channel)
+        room = await read_room(self._driver, await self._nodes.read_ids(), channel)
         return room.members, len(room)
 
     async def aclose(self) -> None:
-        """Stop. The members stay for the grace time: clients of a node that ends go to another."""
+        """Stop. Members stay for the grace time, because clients reconnect to another node."""
         await self._tasks.aclose()
         await self._writer.aclose()
         rooms = list(self._watched.values())
@@ -195,7 +194,7 @@ class PresenceKeeper:
                     await watched.aclose()
                 await self._nodes.aclose(self._settings.grace_s if len(self._writer) else 0.0)
         except (TimeoutError, EventBusError) as exc:
-            _log.warning("presence was not closed in order: %s", exc)
+            _log.warning("presence could not be closed cleanly: %s", exc)
 
     # Members of this node
 
@@ -205,41 +204,41 @@ class PresenceKeeper:
         channel, limit = watched.channel, self._settings.max_members
         if known is None and len(watched.room) >= limit:
             raise PresenceRefused(
-                "limit_exceeded", f"{channel} has {limit} members, as many as are allowed"
+                "limit_exceeded", f"{channel} has {limit} members, the most that are allowed"
             )
         if len(watched.room.members) > self._settings.max_list_bytes:
             raise PresenceRefused(
                 "limit_exceeded",
-                f"the list of the members of {channel} has {len(watched.room.members)} bytes, more "
-                "than may be sent to a client",
+                f"the list of members of {channel} has {len(watched.room.members)} bytes, which is "
+                "too large to be sent to a client",
             )
         if known is None and not self._may_join(channel, token):
             raise PresenceRefused(
                 "rate_limited", f"this user has joined {channel} too often: wait a moment"
             )
         watched.stays.join(token, connection_id)
-        # Another tab, or a reload, does not take back what the user has said since.
-        self._say(watched, token, known or entry, connection_id)
+        # Another tab, or a reload, must not undo later changes of the user's info.
+        self._set(watched, token, known or entry, connection_id)
 
-    def _say(
+    def _set(
         self, watched: WatchedRoom, token: str, entry: Entry, connection_id: str | None
     ) -> None:
-        """Say it to the own clients, and to the other nodes."""
+        """Set this node's entry for a user: for its own clients, and on the bus."""
         changes = watched.room.put(self._node, token, entry)
         if self._shares:
             self._writer.put(key_of(self._node, watched.channel, token), encode_entry(entry))
         for change in changes:
-            self._tell(watched.channel, change, connection_id)
+            self._notify(watched.channel, change, connection_id)
 
     def _end(self, watched: WatchedRoom, token: str, now: float) -> None:
-        """End a member that no connection of this node holds any more."""
+        """Remove this node's entry for a user who has no connection left."""
         if not watched.stays.end(token, now):
             return
         changes = watched.room.remove(self._node, token)
         if self._shares:
             self._writer.delete(key_of(self._node, watched.channel, token))
         for change in changes:
-            self._tell(watched.channel, change, None)
+            self._notify(watched.channel, change, None)
         self._let_linger(watched)
 
     def _let_linger(self, watched: WatchedRoom) -> None:
@@ -249,7 +248,7 @@ class PresenceKeeper:
     # The other nodes
 
     async def _start(self) -> None:
-        """At the first join of all: say that this node is alive, and learn which others are."""
+        """At the very first join: write a heartbeat, and learn which other nodes are alive."""
         if self._tasks:
             return
         async with self._starting:
@@ -258,11 +257,15 @@ class PresenceKeeper:
             if self._shares:
                 losses = self._driver.state.losses
                 await self._nodes.start()
-                self._tasks.keep(self._nodes.keep_beating, "presence: signs of life")
-                step = InStep(
-                    self._driver, losses, self._synchronize, certain_s=self._settings.ttl_s
+                self._tasks.keep(self._nodes.keep_beating, "presence: heartbeats")
+                resync = Resync(
+                    self._driver,
+                    losses,
+                    self._synchronize,
+                    settle_s=self._settings.ttl_s,
+                    what="presence",
                 )
-                self._tasks.keep(step.run, "presence: losses")
+                self._tasks.keep(resync.run, "presence: losses")
             self._tasks.keep(self._keep_time, "presence: time")
 
     def _on_node(self, node: str) -> None:
@@ -270,9 +273,9 @@ class PresenceKeeper:
             self._announce(watched, watched.room.refresh(node))
 
     async def _before_return(self) -> None:
-        """The others have let this node's members go: only those who are still here may come back.
+        """Remove members without a connection: the other nodes have dropped this node's members.
 
-        Nobody is waited for any more who was lost before, or meanwhile.
+        Only users who are still connected may become members again; all grace times are over.
         """
         await self._drop_gone()
         now = time.monotonic()
@@ -281,10 +284,10 @@ class PresenceKeeper:
                 watched.stays.returned(token)
                 self._end(watched, token, now)
         if not await self._writer.flush(WRITTEN_S):
-            _log.warning("members that have left may be announced again for a moment")
+            _log.warning("members that have left may reappear for a moment")
 
-    def _take(self, watched: WatchedRoom, node: str, token: str, value: bytes | None) -> None:
-        """Take in what a node says of a user; what this node says, it knows itself."""
+    def _on_entry(self, watched: WatchedRoom, node: str, token: str, value: bytes | None) -> None:
+        """Apply another node's entry for a user; None deletes it."""
         room = watched.room
         if node == self._node:
             return
@@ -294,7 +297,7 @@ class PresenceKeeper:
         entry = decode_entry(token, value)
         if entry is None or len(entry.info) > self._settings.max_info_bytes:
             _log.warning(
-                "%s is ignored: it is no presence entry", key_of(node, watched.channel, token)
+                "%s is ignored: it is not a presence entry", key_of(node, watched.channel, token)
             )
             return
         is_new = room.entry(node, token) is None
@@ -302,21 +305,21 @@ class PresenceKeeper:
         own = room.entry(self._node, token)
         if own is None or node not in self._nodes.ids:
             return
-        if entry.at > own.at:  # said there last, it must outlast that connection
-            self._say(watched, token, own._replace(info=entry.info, at=entry.at), None)
-        if is_new:  # whoever was lost here has returned there
+        if entry.at > own.at:  # the newer info must outlast the connection that set it
+            self._set(watched, token, own._replace(info=entry.info, at=entry.at), None)
+        if is_new:  # a user whose connection was lost here has come back there
             watched.stays.returned(token)
             self._end(watched, token, time.monotonic())
 
     def _announce(self, watched: WatchedRoom, changes: list[Change]) -> None:
-        if watched.is_read:  # before, nobody has been told who is here
+        if watched.is_read:  # until then no client knows any members
             for change in changes:
-                self._tell(watched.channel, change, None)
+                self._notify(watched.channel, change, None)
 
     # Time
 
     async def _synchronize(self, keep_missing: bool) -> None:
-        """Put back what is ours, and take in what the others say."""
+        """Write this node's entries again, and read those of the other nodes."""
         self._nodes.beat_now()
         own = await self._driver.state.entries(own_keys_of(self._node))
         self._writer.repair(own)
@@ -325,7 +328,7 @@ class PresenceKeeper:
 
         async def read(watched: WatchedRoom) -> None:
             async with turns:
-                await watched.read_again(self._driver, keep_missing=keep_missing)
+                await watched.read_again(keep_missing=keep_missing)
 
         await asyncio.gather(*map(read, list(self._watched.values())))
 
@@ -342,12 +345,12 @@ class PresenceKeeper:
                 else:
                     await self._forget(watched)
             self._writer.refresh(now)
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(_TICK_S)
 
     async def _forget(self, watched: WatchedRoom) -> None:
         if watched.is_in_use:
             return
-        async with watched.lock:  # it may be being read again
+        async with watched.lock:  # it may be reading its entries
             if not watched.is_in_use:
                 del self._watched[watched.channel]
                 await watched.aclose()

@@ -1,8 +1,8 @@
-"""Who is in a presence channel: the union of what the live nodes say of their own users. Pure.
+"""The members of a presence channel: the union of the entries that live nodes have written. Pure.
 
-Every node keeps an entry for each user of its own in each channel, and derives the members from
-the entries of all nodes that are alive. From the same changes each node derives the same events,
-for its own clients: nothing is announced twice, and nobody has to announce it to all.
+Each node writes one entry per user of its own per channel, and derives the members from the entries
+of all live nodes. Every node derives the same events from the same changes, for its own clients. So
+no event is announced twice, and no node has to announce it to the others.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ from eventbus_edge.access.tokens import (
     MAX_INFO_DEPTH,
     is_deeper,
 )
+from eventbus_edge.sessions.ports import PresenceRefused
 
 __all__ = [
     "Change",
     "Entry",
-    "PresenceRefused",
     "Room",
     "Stays",
     "decode_entry",
@@ -48,24 +48,16 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Entry(NamedTuple):
-    """What a node says of one of its users; `info` is a JSON object."""
+    """One node's entry for one of its users; `info` is a JSON object."""
 
     user_id: str
     info: bytes
     at: int
-    """When the info was given, in Unix milliseconds: the newest one holds."""
-
-
-class PresenceRefused(Exception):
-    """A channel has as many members as it may, or a member's info is not what it may be."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    """When the info was set, in Unix milliseconds. Of several entries, the newest counts."""
 
 
 class Change(NamedTuple):
-    """What the subscribers of a channel are to be told."""
+    """A change of membership that the subscribers of a channel are notified of."""
 
     kind: Literal["joined", "left", "updated"]
     user_id: str
@@ -87,33 +79,33 @@ _decode: Final = msgspec.json.Decoder(_Wire).decode
 
 
 def token_of(user_id: str) -> str:
-    """A user's token in keys: ids may hold what keys cannot, and be longer than keys may be."""
+    """A user's token in keys: a hash, because ids may be too long or contain any character."""
     return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def key_of(node: str, channel: str, token: str) -> str:
-    """The key under which a node says that a user is in a channel."""
+    """The key of a node's entry for a user in a channel."""
     return f"members.{node}.{channel}.{token}"
 
 
 def keys_of(channel: str) -> str:
-    """A filter over the keys of one channel: `*` stands for one token, so of no other."""
+    """A filter for the keys of one channel; `*` matches exactly one token."""
     return f"members.*.{channel}.*"
 
 
 def own_keys_of(node: str) -> str:
-    """A filter over the keys of one node."""
+    """A filter for the keys of one node."""
     return f"members.{node}.>"
 
 
 def parts_of(key: str) -> tuple[str, str]:
-    """Node and token of a key."""
+    """The node and the user's token of a key."""
     parts = key.split(".")
     return parts[1], parts[-1]
 
 
 def encode_info(info: Mapping[str, Any], limit: int) -> bytes:
-    """An info as JSON. Raises PresenceRefused where it is too large, or nested too deeply."""
+    """An info as JSON. Raises PresenceRefused if it is too large or nested too deeply."""
     if is_deeper(info, MAX_INFO_DEPTH):
         raise PresenceRefused(
             "bad_request", f"the presence info is nested deeper than {MAX_INFO_DEPTH} levels"
@@ -122,7 +114,7 @@ def encode_info(info: Mapping[str, Any], limit: int) -> bytes:
     if len(encoded) > limit:
         raise PresenceRefused(
             "payload_too_large",
-            f"the presence info has {len(encoded)} bytes: at most {limit} are allowed",
+            f"the presence info has {len(encoded)} bytes; at most {limit} are allowed",
         )
     return encoded
 
@@ -134,7 +126,7 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(token: str, value: bytes) -> Entry | None:
-    """What stands under a key that ends with `token`; None for what no node would write."""
+    """The entry whose key ends with `token`; None if no node could have written it."""
     try:
         wire = _decode(value)
         if token_of(wire.user_id) != token or not 0 <= wire.at <= _MAX_AT:
@@ -149,10 +141,10 @@ def _member(user_id: str, info: bytes) -> bytes:
 
 
 class Room:
-    """One channel: the entries of all nodes, and the members that they make."""
+    """One channel: the entries of all nodes, and the members derived from them."""
 
     def __init__(self, live: Collection[str]) -> None:
-        """`live` are the nodes that count; `refresh` is called when they have changed."""
+        """`live` has the nodes whose entries count; call `refresh` after it has changed."""
         self._live = live
         self._entries: dict[str, dict[str, Entry]] = {}
         self._members: dict[str, tuple[Entry, bytes]] = {}
@@ -166,27 +158,27 @@ class Room:
 
     @property
     def members(self) -> bytes:
-        """The members as a JSON array, made once for each change, from parts made once each."""
+        """The members as a JSON array; it is cached, and so is each member's part of it."""
         if self._list is None:
             self._list = b"[%b]" % b",".join(encoded for _, encoded in self._members.values())
         return self._list
 
     def member(self, token: str) -> Entry | None:
-        """What is known of a member."""
+        """The entry that counts for a member; None for a user who is not a member."""
         found = self._members.get(token)
         return found[0] if found else None
 
     def entry(self, node: str, token: str) -> Entry | None:
-        """What a node says of a user."""
+        """A node's entry for a user."""
         return self._entries.get(token, {}).get(node)
 
     def put(self, node: str, token: str, entry: Entry) -> list[Change]:
-        """A node says that a user of its own is here."""
+        """Set a node's entry for a user."""
         self._entries.setdefault(token, {})[node] = entry
         return self._derive(token)
 
     def remove(self, node: str, token: str) -> list[Change]:
-        """A node says so no more."""
+        """Remove a node's entry for a user."""
         entries = self._entries.get(token)
         if entries is None or entries.pop(node, None) is None:
             return []
@@ -195,16 +187,16 @@ class Room:
         return self._derive(token)
 
     def refresh(self, node: str) -> list[Change]:
-        """A node has come to life, or has died."""
+        """Update the members with entries of a node that has appeared or died."""
         touched = [token for token, entries in self._entries.items() if node in entries]
         return [change for token in touched for change in self._derive(token)]
 
     def keys(self) -> Iterable[tuple[str, str]]:
-        """Node and token of each entry."""
+        """The node and token of each entry."""
         return [(node, token) for token, nodes in self._entries.items() for node in nodes]
 
     def _derive(self, token: str) -> list[Change]:
-        """Bring one member in line with the entries; gives what has changed for the others."""
+        """Update one member from the entries; returns what changed for subscribers."""
         entries = [e for node, e in self._entries.get(token, {}).items() if node in self._live]
         before = self.member(token)
         if not entries:
@@ -214,7 +206,7 @@ class Room:
             self._list = None
             return [Change("left", before.user_id, before.info)]
         if before is not None:
-            entries.append(before)  # the node that gave the newest info may not have it any more
+            entries.append(before)  # the node with the newest info may have removed its entry
         after = max(entries, key=lambda entry: (entry.at, entry.info))
         if before is not None and before.info == after.info:
             self._members[token] = after, self._members[token][1]
@@ -235,10 +227,10 @@ class _Stay:
 
 
 class Stays:
-    """Which connections of this node hold which members of a channel, and who may still return.
+    """The connections of this node per member of a channel, and the members that may still return.
 
-    A user stays as long as one connection does, and for a grace time after one was lost. Whoever
-    joins in that time is taken for the lost one that returns.
+    A user stays a member while one connection is subscribed, and for a grace time after a
+    connection was lost. A user who joins within that time counts as having returned.
     """
 
     def __init__(self) -> None:
@@ -248,15 +240,15 @@ class Stays:
         return len(self._stays)
 
     def join(self, token: str, connection_id: str) -> None:
-        """A connection holds the member."""
+        """A connection of the member has joined."""
         stay = self._stays.setdefault(token, _Stay())
         stay.connections.add(connection_id)
         stay.until = float("-inf")
 
     def leave(self, token: str, connection_id: str, *, now: float, grace_s: float) -> float | None:
-        """A connection holds it no more; with `grace_s` it may come back.
+        """A connection of the member has left; with `grace_s`, the user may come back.
 
-        Gives the time until which the member stays, None when it stays by other connections.
+        Returns the time until which the member stays; None if other connections remain.
         """
         stay = self._stays.get(token)
         if stay is None or connection_id not in stay.connections:
@@ -267,16 +259,16 @@ class Stays:
         return None if stay.connections else max(stay.until, now)
 
     def lost(self) -> list[str]:
-        """The members whom no connection holds any more, and who may still return."""
+        """The members without a connection, which may still return."""
         return [token for token, stay in self._stays.items() if not stay.connections]
 
     def returned(self, token: str) -> None:
-        """Whoever was lost here has come back elsewhere: nobody is waited for."""
+        """End a member's grace time, because the user has come back on another node."""
         if (stay := self._stays.get(token)) is not None:
             stay.until = float("-inf")
 
     def end(self, token: str, now: float) -> bool:
-        """Forget a member whom nothing holds any more; whether it was so."""
+        """Forget a member without connections whose grace time is over; False if it stays."""
         stay = self._stays.get(token)
         if stay is None or stay.connections or stay.until > now:
             return False

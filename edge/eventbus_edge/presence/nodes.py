@@ -1,4 +1,4 @@
-"""Which nodes are alive: each gives a sign of life with an end, and watches those of the others."""
+"""Which nodes are alive: each node writes a heartbeat that expires, and watches all heartbeats."""
 
 import asyncio
 import contextlib
@@ -10,14 +10,14 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.drivers.base import Subscription
 from eventbus.drivers.state import StateDriver
 from eventbus.errors import (
     EventBusError,
     PublishFailed,
 )
+from eventbus_edge.state.mirror import Mirror
 
-__all__ = ["LiveNodes", "give_sign", "nobody_gone", "signs_of"]
+__all__ = ["LiveNodes", "live_nodes", "nobody_gone", "write_heartbeat"]
 
 
 _log = logging.getLogger(__name__)
@@ -26,31 +26,30 @@ _ROOT: Final = "node."
 
 
 async def nobody_gone() -> None:
-    """For a keeper whose connections need no look."""
+    """The default for `drop_gone`: there are no connections to check."""
 
 
-async def signs_of(driver: StateDriver) -> set[str]:
-    """The nodes that the bus has a sign of, this moment. Raises a DriverError."""
+async def live_nodes(driver: StateDriver) -> set[str]:
+    """The ids of the nodes whose heartbeat is on the bus now. Raises a DriverError."""
     return {key.removeprefix(_ROOT) for key in await driver.state.entries(f"{_ROOT}*")}
 
 
-async def give_sign(driver: StateDriver, key: str, ttl_s: float, *, is_first: bool) -> None:
-    """Say that a node is alive, which holds for `ttl_s`. Raises a DriverError.
+async def write_heartbeat(driver: StateDriver, key: str, ttl_s: float, *, is_first: bool) -> None:
+    """Write a heartbeat that expires after `ttl_s`. Raises a DriverError.
 
-    A sign that has not arrived in that time is given up, unless it is the first. The bus, or this
-    process, may have been away for so long that the node counts as dead: then it must not come back
-    to life by a retry.
+    Unless it is the first, a write that takes longer than `ttl_s` is cancelled. The other nodes may
+    count this one as dead by then, and a late retry must not bring it back to life.
     """
     try:
         async with asyncio.timeout(None if is_first else ttl_s):
             await driver.state.put(key, b"", ttl_s=ttl_s)
     except TimeoutError:
-        message = f"a sign of life was not acknowledged within {ttl_s:g} s"
+        message = f"a heartbeat was not acknowledged within {ttl_s:g} s"
         raise PublishFailed(message, driver=driver.name) from None
 
 
 class LiveNodes:
-    """The nodes that are alive, this one among them, as far as the bus tells."""
+    """The ids of all live nodes, including this one, as far as the bus reports them."""
 
     def __init__(
         self,
@@ -60,9 +59,9 @@ class LiveNodes:
         on_change: Callable[[str], None],
         before_return: Callable[[], Awaitable[None]],
     ) -> None:
-        """`on_change` gets each node that comes to life or dies.
+        """`on_change` gets the id of each node that appears or dies.
 
-        `before_return` is awaited before this node gives a sign when its last one has ended.
+        `before_return` is awaited before this node writes a heartbeat after its last one expired.
         """
         self.ids = {node}
         self._driver = driver
@@ -70,43 +69,38 @@ class LiveNodes:
         self._ttl_s = ttl_s
         self._on_change = on_change
         self._before_return = before_return
-        self._beaten_at = float("-inf")
-        self._watch: Subscription | None = None
-        self._told: set[str] | None = None
-        """While signs are read: what was told meanwhile is newer."""
+        self._last_beat = float("-inf")
+        self._heartbeats: Mirror | None = None  # a driver may have no state store
         self._beat_now = asyncio.Event()
 
     async def start(self) -> None:
-        """Give the first sign, and learn who else is there. Raises a DriverError."""
-        if self._watch is None:
-            self._watch = await self._driver.state.watch(f"{_ROOT}*", self._on_sign)
+        """Write the first heartbeat, and learn which other nodes are alive. Raises a DriverError.
+
+        After an error it can be called again.
+        """
+        if self._heartbeats is None:
+            self._heartbeats = Mirror(self._driver.state, f"{_ROOT}*", self._on_heartbeat)
         await self._beat()
-        await self.read(keep_missing=False)
+        await self._heartbeats.start()
 
     async def read(self, *, keep_missing: bool) -> None:
-        """Read all signs; with `keep_missing`, those that are not there are not dead yet."""
-        told: set[str] = set()
-        self._told = told
-        try:
-            found = await self.signs()
-        finally:
-            self._told = None
-        for node in found - told:
-            self._set(node, alive=True)
-        if not keep_missing:
-            for node in self.ids - found - told:
-                self._set(node, alive=False)
+        """Read all heartbeats again. Raises a DriverError.
 
-    async def signs(self) -> set[str]:
-        """The nodes that the bus has a sign of, this moment. Raises a DriverError."""
-        return await signs_of(self._driver)
+        Nodes without one are dead, unless `keep_missing`.
+        """
+        assert self._heartbeats is not None, "call start() first"
+        await self._heartbeats.read(keep_missing=keep_missing)
+
+    async def read_ids(self) -> set[str]:
+        """The ids of the nodes whose heartbeat is on the bus now. Raises a DriverError."""
+        return await live_nodes(self._driver)
 
     def beat_now(self) -> None:
-        """Give a sign at once: the last one may be lost."""
+        """Write a heartbeat at once, because the last one may be lost."""
         self._beat_now.set()
 
     async def keep_beating(self) -> None:
-        """Give signs, three in the time that one lasts."""
+        """Write heartbeats until cancelled, three in the lifetime of one."""
         while True:
             self._beat_now.clear()
             with contextlib.suppress(TimeoutError):
@@ -115,13 +109,16 @@ class LiveNodes:
             try:
                 await self._beat()
             except EventBusError as exc:
-                _log.warning("this node could not say that it is alive: %s", exc)
+                _log.warning("the heartbeat of this node was not stored: %s", exc)
 
     async def aclose(self, linger_s: float) -> None:
-        """Watch no more; to the others this node lives for `linger_s` yet. Raises a DriverError."""
-        if self._watch is None:
+        """Stop watching; other nodes count this one as alive for `linger_s` more seconds.
+
+        Raises a DriverError.
+        """
+        if self._heartbeats is None:
             return
-        await self._watch.aclose()
+        await self._heartbeats.aclose()
         key = _ROOT + self._node
         if linger_s > 0:
             await self._driver.state.put(key, b"", ttl_s=linger_s)
@@ -129,20 +126,15 @@ class LiveNodes:
             await self._driver.state.delete(key)
 
     async def _beat(self) -> None:
-        is_first = self._beaten_at == float("-inf")
-        if not is_first and time.monotonic() - self._beaten_at >= self._ttl_s:
+        is_first = self._last_beat == float("-inf")
+        if not is_first and time.monotonic() - self._last_beat >= self._ttl_s:
             await self._before_return()
         now = time.monotonic()
-        await give_sign(self._driver, _ROOT + self._node, self._ttl_s, is_first=is_first)
-        self._beaten_at = now
+        await write_heartbeat(self._driver, _ROOT + self._node, self._ttl_s, is_first=is_first)
+        self._last_beat = now
 
-    def _on_sign(self, key: str, value: bytes | None) -> None:
-        node = key.removeprefix(_ROOT)
-        if self._told is not None:
-            self._told.add(node)
-        self._set(node, alive=value is not None)
-
-    def _set(self, node: str, *, alive: bool) -> None:
+    def _on_heartbeat(self, key: str, value: bytes | None) -> None:
+        node, alive = key.removeprefix(_ROOT), value is not None
         if node == self._node or alive == (node in self.ids):
             return
         if alive:

@@ -1,4 +1,4 @@
-"""Where a node takes connections, and how its TLS is renewed while it does."""
+"""Accepts connections, and renews the TLS certificate while listening."""
 
 import asyncio
 import logging
@@ -9,12 +9,10 @@ from typing import Final
 from aiohttp import web
 
 from eventbus.errors import ConfigError
+from eventbus.ratelimit import RateLimitedLog
 from eventbus.tasks import Tasks
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.http.tls import (
-    log_seldom,
-    tls_context,
-)
+from eventbus_edge.http.tls import tls_context
 from eventbus_edge.keys import NODE
 
 __all__ = ["Listener"]
@@ -23,10 +21,10 @@ __all__ = ["Listener"]
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
-"""Connections that may wait to be taken: the clients of a node that has ended come at once.
+"""Connections that may wait to be accepted: all clients of a stopped node reconnect at once.
 
-Who finds no room tries again after a second, then two, then four. The system has a bound of its
-own, net.core.somaxconn, 4096 since Linux 5.4.
+A client that finds the backlog full retries after one second, then two, then four. The system has
+a limit of its own, net.core.somaxconn, which is 4096 since Linux 5.4.
 """
 
 
@@ -37,15 +35,15 @@ class Listener:
         """Raises ConfigError for certificates that cannot be used."""
         self._settings = settings
         self._app = app
-        self._log_fault = log_seldom("%d TLS handshakes have failed; the last: %s")
-        self._tls = tls_context(settings, self._tell)
+        self._tls_faults = RateLimitedLog(_log)
+        self._tls = tls_context(settings, self._on_tls_fault)
         self._servers: list[asyncio.Server] = []
         self._renewing = asyncio.Lock()
         self._renewals = Tasks()
 
     async def open(self, server: web.Server | None) -> str:
-        """Begin to listen; gives the address as a URL, that of all interfaces included."""
-        assert server is not None, "the runner is set up"
+        """Start listening; returns the address as a URL, possibly that of all interfaces."""
+        assert server is not None, "set up the runner first"
         self._factory = server
         async with self._renewing:
             return await self._open(server)
@@ -73,47 +71,47 @@ class Listener:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     def renew_on_hangup(self) -> None:
-        """Take renewed certificates for connections to come; those that stand keep theirs.
+        """At SIGHUP, use the renewed certificate for new connections; open ones keep theirs.
 
-        Without TLS, and before it listens, too: a signal that is not handled would end the node.
+        Call it even without TLS, and before listening: an unhandled signal would end the node.
         """
         if hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hang_up)
 
     async def aclose(self) -> None:
-        """Listen no longer; connections that stand are not touched."""
-        async with self._renewing:  # one that is under way ends first
+        """Stop listening; open connections are not affected."""
+        async with self._renewing:  # a renewal in progress ends first
             await self._renewals.aclose()
         for server in self._servers:
             server.close()
 
-    def _tell(self, reason: str) -> None:
+    def _on_tls_fault(self, reason: str) -> None:
         self._app[NODE].metrics.tls_faults.inc()
-        self._log_fault(reason)
+        self._tls_faults.warning("a TLS handshake failed: %s", reason)
 
     def _hang_up(self) -> None:
-        self._renewals.start(self._renew(), "reading the certificate again")
+        self._renewals.start(self._renew(), "reloading the certificate")
 
     async def _renew(self) -> None:
         if self._tls is None:
-            _log.info("SIGHUP: there is no certificate to read, since BROADCAST_TLS_CERT is empty")
+            _log.info("SIGHUP: no certificate to reload, because BROADCAST_TLS_CERT is empty")
             return
         async with self._renewing:
             try:
-                tls = tls_context(self._settings, self._tell)
+                tls = tls_context(self._settings, self._on_tls_fault)
                 assert tls is not None, "the settings name a certificate"
-                await self._listen_anew(tls)
+                await self._replace_servers(tls)
                 self._tls = tls
             except (ConfigError, OSError) as exc:
-                _log.error("the certificate stays as it was: %s", exc)
+                _log.error("the certificate was not reloaded, the old one stays in use: %s", exc)
             else:
-                _log.info("the certificate was read again from %s", self._settings.tls_cert)
+                _log.info("reloaded the certificate from %s", self._settings.tls_cert)
 
-    async def _listen_anew(self, tls: ssl.SSLContext) -> None:
-        """Put other TLS before the same sockets: connections that wait there are taken by it.
+    async def _replace_servers(self, tls: ssl.SSLContext) -> None:
+        """Listen on the same sockets with a new TLS context. Raises OSError.
 
-        The context in use is not changed: an authority that is no longer in the file would be
-        trusted on, and the sessions of its clients be resumed. Raises OSError.
+        Connections that wait in the backlog are kept. The old context is not modified, because it
+        would still trust a CA that has been removed, and resume the sessions of its clients.
         """
         loop = asyncio.get_running_loop()
         replaced, made = self._servers, list[asyncio.Server]()

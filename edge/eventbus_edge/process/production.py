@@ -1,4 +1,4 @@
-"""What an edge must have before it may run in production, and what is at least odd there."""
+"""Checks of the settings in production: which ones prevent a start, and which ones warn."""
 
 import itertools
 from collections import Counter
@@ -23,23 +23,23 @@ _WORDS: Final = (
     "example", "insecure", "letmein", "password", "placeholder", "qwerty", "replace", "sample",
     "secret", "testing",
 )  # fmt: skip
-"""What placeholders are made of. Random text has one of them once in 10^6 secrets."""
+"""Parts of placeholders. Of 10^6 random secrets, about one contains one of them."""
 _MIN_DISTINCT: Final = 8
-"""32 random hexadecimal digits have fewer different ones once in 10^8 secrets."""
-_HOW: Final = "allowed: random bytes, such as of: openssl rand -base64 48"
+"""Of 10^8 secrets of 32 random hexadecimal digits, about one has fewer different ones."""
+_HOW: Final = "allowed: random bytes, such as from: openssl rand -base64 48"
 
 
 class Problems(NamedTuple):
-    """What stands against a start in production."""
+    """Problems of settings in production: refusals prevent a start."""
 
     refusals: tuple[str, ...]
     warnings: tuple[str, ...]
     variable: str
-    """The variable of the first refusal; empty without one."""
+    """The variable of the first refusal; empty if there is none."""
 
 
 def require_production(settings: EdgeSettings) -> tuple[str, ...]:
-    """What to warn of. Raises ConfigError, with every reason, for what production refuses."""
+    """The warnings for production. Raises ConfigError with all reasons for a refusal."""
     problems = production_problems(settings)
     if problems.refusals:
         raise ConfigError(
@@ -50,7 +50,7 @@ def require_production(settings: EdgeSettings) -> tuple[str, ...]:
 
 
 def production_problems(settings: EdgeSettings) -> Problems:
-    """What stands against these settings in production; nothing does in development."""
+    """The problems of settings in production; there are none in development."""
     if settings.environment != "production":
         return Problems((), (), "")
     refusals: dict[str, str] = {}
@@ -72,55 +72,55 @@ def production_problems(settings: EdgeSettings) -> Problems:
 def _warnings(settings: EdgeSettings) -> list[str]:
     found = []
     if "*" in settings.cors_allowed_origins:
-        # Who one is stands in a token, never in a cookie: a page of another origin has no visitor's
-        # rights. So this is right for public channels, and only odd elsewhere.
+        # Users are identified by tokens, never by cookies, so a page of another origin does not act
+        # as its visitor. This is fine for public channels, and merely unusual otherwise.
         found.append("CORS_ALLOWED_ORIGINS=*: any web page may connect; name your origins")
     if not settings.api_key:
         found.append(
-            "BROADCAST_API_KEY is not set: nobody can use the HTTP API and the dashboard, nor the "
+            "BROADCAST_API_KEY is not set: nobody can use the HTTP API and the dashboard, or the "
             "metrics unless BROADCAST_METRICS_OPEN is true"
         )
     if _is_sent_in_the_clear(settings.jwt_jwks_url):
         found.append(
-            "JWT_JWKS_URL is an http:// address: who is between could put keys of their own there; "
-            "use https://"
+            "JWT_JWKS_URL is an http:// address: an attacker on the network could replace the "
+            "keys; use https://"
         )
     return found
 
 
 def _is_sent_in_the_clear(url: str) -> bool:
-    # One that is not a URL stops the start elsewhere; an error of urlsplit would quote it.
+    # An invalid URL is refused elsewhere; an error of urlsplit would quote its secrets.
     return is_web_address(url, ("http",)) and not is_loopback_host(urlsplit(url).hostname or "")
 
 
 def weakness(secret: str, at_least: int = MIN_SECRET_BYTES) -> str | None:
-    """Why a secret could be guessed; None when nothing tells. Never quotes the secret.
+    """Why a secret could be guessed; None if nothing is found. Never quotes the secret.
 
-    It sees what is short, patterns, and words of placeholders and of development; that a secret is
-    random nobody can see.
+    It detects short secrets, patterns, and words of placeholders and development secrets. Nothing
+    can verify that a secret is random.
     """
     size = len(secret.encode("utf-8", "surrogateescape"))
     if size < at_least:
-        return f"has {size} bytes, {at_least} are needed"
+        return f"has {size} bytes; at least {at_least} are needed"
     lower = secret.lower()
     word = next((word for word in _WORDS if word in lower), None)
     if word is not None:
-        return f"has {word!r} in it, as secrets of development and of examples do"
+        return f"contains {word!r}, like secrets of development and of examples"
     if len(Counter(secret)) < _MIN_DISTINCT:
         return f"has fewer than {_MIN_DISTINCT} different characters"
     if _repeats(secret):
         return "repeats a part of itself"
     if _runs(secret):
-        return "is a row of characters that follow each other"
+        return "is a sequence of consecutive characters"
     return None
 
 
 def _repeats(text: str) -> bool:
-    """Whether it is one piece, twice or more, the last time perhaps in part."""
+    """Whether it repeats one piece, the last time possibly only in part."""
     return any(text[length:] == text[:-length] for length in range(1, len(text) // 2 + 1))
 
 
 def _runs(text: str) -> bool:
-    """Whether most characters are beside their neighbour in the alphabet, such as abc or 987."""
+    """Whether most characters are consecutive, as in abc or 987."""
     beside = sum(abs(ord(a) - ord(b)) <= 1 for a, b in itertools.pairwise(text))
     return beside > 3 * len(text) // 4

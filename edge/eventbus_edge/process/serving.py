@@ -1,4 +1,4 @@
-"""Running a node as a process: it listens, over TLS or not, until a signal asks it to drain."""
+"""Runs a node as a process: it listens, with or without TLS, and drains on a signal."""
 
 import asyncio
 import logging
@@ -35,12 +35,12 @@ async def serve(
     on_ready: Callable[[str], None] | None = None,
     extend: Callable[[web.Application], None] | None = None,
 ) -> None:
-    """Run a node until SIGTERM or SIGINT, then drain it. A second signal ends it at once, and so
-    does the first while the node is starting.
+    """Run a node until SIGTERM or SIGINT, then drain it.
 
-    SIGHUP reads the TLS certificates again. `on_ready` is called with the node's address once it
-    listens; `extend` may add routes. Raises ConfigError, also for what production refuses, and what
-    opening the bus raises.
+    A second signal, or one while the node is starting, stops it at once. SIGHUP reloads the TLS
+    certificates. `on_ready` is called with the node's address once it listens; `extend` may add
+    routes. Raises ConfigError, also for settings not allowed in production, and the errors of
+    opening the bus.
     """
     warnings = require_production(settings)
     app = create_app(settings, bus)
@@ -51,25 +51,26 @@ async def serve(
     stop = _stop_event(supervised=settings.supervised)
     listener.renew_on_hangup()
     try:
-        # It may wait for the bus for as long as BROADCAST_CONNECT_TIMEOUT says.
+        # It may wait for the bus for up to BROADCAST_CONNECT_TIMEOUT.
         await _either(asyncio.create_task(runner.setup()), stop)
         if stop.is_set():
-            _log.info("asked to end before it was ready")
+            _log.info("stopped before it was ready")
             return
-        if app[NODE].verifies_no_tokens:
+        if not app[NODE].access.authenticator.has_keys:
             _log.warning(
                 "none of JWT_SECRET, JWT_PUBLIC_KEY and JWT_JWKS_URL is set: all tokens are refused"
             )
-        if not settings.supervised:  # the supervisor says it once
+        if not settings.supervised:  # the supervisor logs them once
             for warning in warnings:
                 _log.warning("%s", warning)
-        app[NODE].address = await listener.open(runner.server)
-        address = _local(app[NODE].address)
+        address = await listener.open(runner.server)
+        app[NODE].listens_at(address)
+        address = _local(address)
         _log.info("node %s listens on %s", app[NODE].id, address)
         if on_ready is not None:
             on_ready(address)
         await stop.wait()
-        drain = asyncio.create_task(app[NODE].drain())
+        drain = asyncio.create_task(app[NODE].connections.drain())
         await _either(drain, _stop_event(supervised=False))
     finally:
         await listener.aclose()
@@ -77,7 +78,7 @@ async def serve(
 
 
 def _local(address: str) -> str:
-    """An address by which this machine reaches one that listens on all interfaces."""
+    """The address for this machine of a node that listens on all interfaces."""
     for host in _ANY:
         address = address.replace(f"://{host}:", "://127.0.0.1:")
     return address
@@ -90,16 +91,16 @@ def _stop_event(*, supervised: bool) -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
             loop.add_signal_handler(number, event.set)
-        except NotImplementedError:  # Windows has no loop handlers: Ctrl-C ends the process
+        except NotImplementedError:  # Windows has no loop handlers: Ctrl-C stops the process
             break
     if supervised:
-        # The supervisor holds the other end of stdin, which closes when it dies in whatever way.
+        # The supervisor holds the other end of stdin, which closes whenever it dies.
         loop.add_reader(sys.stdin.fileno(), event.set)
     return event
 
 
 async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Wait until a task has ended, or an event is set, in which case the task is cancelled."""
+    """Wait until a task ends or an event is set; in the latter case the task is cancelled."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

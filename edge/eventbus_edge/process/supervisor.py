@@ -1,12 +1,11 @@
-"""Several worker processes on one port: started, started again when one dies, drained together.
+"""Several worker processes on one port: started, restarted when one dies, drained together.
 
-The kernel spreads new connections over the workers (SO_REUSEPORT, Linux man socket(7)). Each is a
-node of its own, and sees the others as it sees those of other machines: over the bus.
+The kernel spreads new connections over the workers (SO_REUSEPORT, Linux man socket(7)). Each worker
+is a node of its own, and communicates with the others over the bus, as with nodes elsewhere.
 """
 
 import asyncio
 import logging
-import random
 import signal
 import socket
 import sys
@@ -19,6 +18,7 @@ from collections.abc import (
 from pathlib import Path
 from typing import Final
 
+from eventbus.backoff import Backoff
 from eventbus.config import Settings
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
@@ -33,11 +33,11 @@ __all__ = ["READY", "Supervisor"]
 _log = logging.getLogger(__name__)
 
 READY: Final = "edge ready on "
-"""How the line begins by which a worker says where it listens."""
+"""The beginning of the line in which a worker prints its address."""
 _FIRST_PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 30.0
 _HEALTHY_S: Final = 60.0
-"""A worker that lived as long is started again at once when it dies."""
+"""A worker that ran for so long is restarted without a longer pause when it dies."""
 _END_S: Final = 15.0
 
 
@@ -54,18 +54,18 @@ class Supervisor:
         self._workers: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._ready: set[int] = set()
-        """Those that have listened, then or now."""
+        """Workers that have listened at least once."""
         self._listening: set[int] = set()
         self._unrenewed: set[int] = set()
-        """Those to which a SIGHUP is to be passed on, which would end them before they listen."""
+        """Workers that still need a SIGHUP, which would end them before they listen."""
         self._announced = False
         self._failure = 0
 
     async def run(self) -> int:
-        """Run until SIGTERM or SIGINT; the exit code: 0, or that of a worker that cannot start.
+        """Run until SIGTERM or SIGINT; returns 0, or the exit code of a worker that cannot start.
 
-        Raises ConfigError when there is no port or temporary folder to be had and for what
-        production refuses, ServerError for the embedded nats-server.
+        Raises ConfigError if the port or a temporary folder is not available, or settings are not
+        allowed in production; and ServerError for the embedded nats-server.
         """
         for warning in require_production(self._settings):
             _log.warning("%s", warning)
@@ -91,11 +91,11 @@ class Supervisor:
         return self._failure
 
     async def _start_server(self, tasks: Tasks) -> NatsServer:
-        """Start the embedded server, and again when it dies, or its disk was full."""
+        """Start the embedded server; restart it when it dies, and after its disk was full."""
         server = NatsServer(
             Path(self._bus.nats_data),
             port=self._bus.nats_port,
-            on_death=lambda _: tasks.keep(server.restart, "starting the nats-server again"),
+            on_death=lambda _: tasks.keep(server.restart, "restarting the nats-server"),
         )
 
         async def watch_disk() -> None:
@@ -124,8 +124,8 @@ class Supervisor:
                 self._unrenewed.add(index)
 
     async def _keep(self, index: int, environ: Mapping[str, str]) -> None:
-        """One worker, and whoever follows it."""
-        pause = _FIRST_PAUSE_S
+        """Run one worker, and restart it when it dies."""
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while not self._stopping.is_set():
             started = time.monotonic()
             code = await self._run_one(index, environ)
@@ -137,10 +137,9 @@ class Supervisor:
                 self._stop()
                 return
             if time.monotonic() - started > _HEALTHY_S:
-                pause = _FIRST_PAUSE_S
-            _log.error("worker %d has died (exit code %d) and is started again", index, code)
-            await self._wait(random.uniform(0.5, 1.0) * pause)  # noqa: S311 - no secret
-            pause = min(2 * pause, _MAX_PAUSE_S)
+                backoff.reset()
+            _log.error("worker %d died (exit code %d) and is restarted", index, code)
+            await self._wait(backoff.next())
 
     async def _run_one(self, index: int, environ: Mapping[str, str]) -> int:
         process = await asyncio.create_subprocess_exec(
@@ -166,7 +165,7 @@ class Supervisor:
         return code
 
     async def _ended(self, process: asyncio.subprocess.Process) -> None:
-        """Wait for the end; once the workers were asked to stop, for a bounded time."""
+        """Wait until a process ends; once the workers are stopping, for a limited time."""
         ending = asyncio.create_task(process.wait())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({ending, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -181,7 +180,7 @@ class Supervisor:
         while True:
             try:
                 line = await process.stdout.readline()
-            except ValueError:  # longer than the buffer, from which asyncio has dropped it
+            except ValueError:  # longer than the buffer, and dropped by asyncio
                 _log.warning("worker %d printed a line that is too long to pass on", index)
                 continue
             if not line:
@@ -208,7 +207,7 @@ class Supervisor:
 
 
 def _reserve(settings: EdgeSettings) -> socket.socket:
-    """A socket that holds the port for the workers; it does not listen. Raises ConfigError."""
+    """A socket that reserves the port for the workers without listening. Raises ConfigError."""
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError(
             f"BROADCAST_WORKERS={settings.workers}: this system cannot share a port between "
@@ -231,13 +230,13 @@ def _reserve(settings: EdgeSettings) -> socket.socket:
 
 
 def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for the workers' sockets, which only this user may enter. Raises ConfigError."""
+    """A folder for the workers' sockets, accessible to this user only. Raises ConfigError."""
     try:
         return tempfile.TemporaryDirectory(prefix="eventbus-")  # its mode is 0700
     except OSError as exc:
         raise ConfigError(
             f"workers need a temporary folder for their sockets: {exc.strerror or exc}; allowed: "
-            "one that may be written, which TMPDIR names",
+            "a writable folder in TMPDIR",
             variable="TMPDIR",
         ) from None
 

@@ -1,4 +1,4 @@
-"""Keeps a node's time: looks at each connection when it is due, and at the node all along."""
+"""A node's clock: ticks each connection when it is due, and the node a few times a second."""
 
 import asyncio
 import logging
@@ -7,17 +7,18 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from typing import Final
+from typing import (
+    Final,
+    Protocol,
+)
 
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 from eventbus_edge.deadlines import Deadlines
-from eventbus_edge.sessions.connection import (
-    CLOSE_INTERNAL,
-    Connection,
-)
+from eventbus_edge.sessions.effects import CLOSE_INTERNAL
+from eventbus_edge.sessions.session import Session
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Timed"]
 
 
 _log = logging.getLogger(__name__)
@@ -25,20 +26,38 @@ _log = logging.getLogger(__name__)
 _TURN_S: Final = 0.25
 
 
+class Timed(Protocol):
+    """What the clock uses of a connection."""
+
+    id: str
+    session: Session
+    is_closing: bool
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """Where to log what concerns the connection."""
+
+    def tick(self, now: float) -> None:
+        """Do what is due."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close the connection."""
+
+
 class Clock:
     """One timer for all connections of a node."""
 
     def __init__(
         self,
-        connections: Mapping[str, Connection],
+        connections: Mapping[str, Timed],
         *,
         heartbeat_s: float,
         on_turn: Callable[[float], None],
         on_lag: Callable[[float], None],
     ) -> None:
-        """`on_turn` is called with the time, a few times a second, `on_lag` with its lateness.
+        """`on_turn` gets the time, a few times a second, before the connections are ticked.
 
-        It is called before the connections are looked at.
+        `on_lag` gets how late each turn was, in seconds.
         """
         self._connections = connections
         self._turn_s = min(_TURN_S, heartbeat_s / 4)
@@ -49,26 +68,26 @@ class Clock:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        """Begin to keep time."""
+        """Start the timer."""
         self._tasks.keep(self._run, "the node's clock")
 
     async def aclose(self) -> None:
-        """Stop."""
+        """Stop the timer."""
         await self._tasks.aclose()
 
-    def expect(self, connection: Connection) -> None:
-        """Make sure that the connection is looked at in time.
+    def expect(self, connection: Timed) -> None:
+        """Make sure that the connection is ticked in time.
 
-        Its deadline mostly moves further away; then the one that is set already serves, and the
-        connection is looked at in vain.
+        A deadline mostly moves further away. Then the earlier one stays set: a tick too early does
+        nothing.
         """
         due = connection.session.time.deadline()
         if not connection.is_closing and due < self._due.get(connection.id, float("inf")):
             self._due[connection.id] = due
             self._deadlines.set(connection.id, due)
 
-    def forget(self, connection: Connection) -> None:
-        """A connection has ended."""
+    def forget(self, connection: Timed) -> None:
+        """The connection has ended: never tick it again."""
         self._deadlines.cancel(connection.id)
         self._due.pop(connection.id, None)
 
@@ -88,7 +107,7 @@ class Clock:
             await asyncio.sleep(self._turn_s)
             self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
 
-    def _tick(self, connection: Connection, now: float) -> None:
+    def _tick(self, connection: Timed, now: float) -> None:
         try:
             with guarded():
                 connection.tick(now)

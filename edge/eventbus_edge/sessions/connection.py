@@ -1,26 +1,24 @@
-"""One client's connection on a node: carries out what its session asks for."""
+"""One client's connection on a node: carries out the effects of its session."""
 
 import asyncio
 import collections
-import functools
 import logging
 import time
 from collections.abc import Iterable
 from typing import (
-    TYPE_CHECKING,
     Final,
-    Protocol,
+    NamedTuple,
 )
 
-import msgspec
-
-from eventbus.errors import EventBusError
 from eventbus.user_code import guarded
 from eventbus_edge.access.admission import (
+    Admission,
     Full,
     Place,
 )
-from eventbus_edge.access.revocation import Revocation
+from eventbus_edge.access.authenticator import Authenticator
+from eventbus_edge.access.authorizers import Authorizers
+from eventbus_edge.access.revoker import Revoker
 from eventbus_edge.access.rules import (
     Allowed,
     Ask,
@@ -29,24 +27,25 @@ from eventbus_edge.access.tokens import (
     Claims,
     TokenRejected,
 )
-from eventbus_edge.cluster.answers import ListQuery
 from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.framing.frames import pong_frame
-from eventbus_edge.logs import of_connection
+from eventbus_edge.logs import connection_logger
+from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
-    ClusterStats,
     Command,
     Failed,
     Presence,
     ReadHistory,
-    Ref,
     Reply,
-    StoredMessages,
     Subscribe,
     Whisper,
 )
+from eventbus_edge.sessions.client_events import ClientEvents
+from eventbus_edge.sessions.clock import Clock
 from eventbus_edge.sessions.effects import (
+    CLOSE_INTERNAL,
+    CLOSE_TOO_SLOW,
     Attend,
     Close,
     Consult,
@@ -65,58 +64,48 @@ from eventbus_edge.sessions.effects import (
     WhisperOut,
 )
 from eventbus_edge.sessions.joining import (
-    CLOSE_TOO_SLOW,
+    Channels,
     Joiner,
 )
 from eventbus_edge.sessions.pauses import closed_by_peer
+from eventbus_edge.sessions.ports import Peer
+from eventbus_edge.sessions.queries import Queries
 from eventbus_edge.sessions.session import Session
 
-if TYPE_CHECKING:
-    from eventbus_edge.node import Node
-
-__all__ = [
-    "CLOSE_INTERNAL",
-    "CLOSE_REVOKED",
-    "CLOSE_TOO_SLOW",
-    "Connection",
-    "Peer",
-    "drop",
-    "fileno_of",
-    "is_gone",
-    "let_go",
-    "look_up",
-]
+__all__ = ["Connection", "Parts", "fileno_of", "is_gone"]
 
 
 _log = logging.getLogger(__name__)
 
-CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
 _CLOSE_LEVELS: Final = {CLOSE_TOO_SLOW: logging.INFO}
-"""What an operator should see by default; the other ends are the clients' daily life."""
+"""Closes that an operator should see by default; all others are everyday events."""
 
 
-class Peer(Protocol):
-    """The far end of a connection, as its transport's handler offers it."""
+class Parts(NamedTuple):
+    """The parts of a node that its connections use."""
 
-    def ping(self) -> None:
-        """Ask for a sign of life."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Begin to end the connection; what was written before reaches the client first."""
-
-    def fileno(self) -> int:
-        """The socket's file descriptor; -1 when it is closed."""
+    node_id: str
+    authenticator: Authenticator
+    authorizers: Authorizers
+    admission: Admission
+    revoker: Revoker
+    channels: Channels
+    queries: Queries
+    clock: Clock
+    client_events: ClientEvents | None
+    """Checks the events that clients send, if given."""
+    metrics: Metrics
 
 
 class Connection:
-    """Joins one session, its outbox and its peer with the node.
+    """One session with its outbox and its peer.
 
-    `handle` is awaited for one command at a time, so that a client's commands are answered in
-    their order, and a client that sends faster than it is served is slowed by its own socket.
+    `handle` is awaited for one command at a time. So a client's commands are answered in their
+    order, and a client that sends faster than it is served is slowed by its own socket.
     """
 
     def __init__(
-        self, node: "Node", session: Session, outbox: Outbox, peer: Peer, place: Place
+        self, parts: Parts, session: Session, outbox: Outbox, peer: Peer, place: Place
     ) -> None:
         self.id = session.connection_id
         self.session = session
@@ -124,23 +113,23 @@ class Connection:
         self.is_closing = False
         self._may_return = True
         self._ping: bytes | None = None
-        self._node = node
+        self._parts = parts
+        self._hub = parts.channels.hub
         self._peer = peer
         self._place = place
-        self._joiner = Joiner(node, self)
+        self._joiner = Joiner(
+            self, parts.channels, parts.admission, parts.revoker, parts.metrics.tally
+        )
 
     async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
-        """Greet the client, then join the channels that its URL asked for and was allowed."""
+        """Greet the client, then join the channels of its URL, which are allowed already."""
         self.log.debug("opened")
-        await self._carry_out(self.session.open(self._node.id))
+        await self._carry_out(self.session.open(self._parts.node_id))
         for command, decision in subscribe:
             await self._carry_out(self.session.consulted(command, decision))
 
     async def handle(self, command: Command, size: int = 0) -> None:
-        """Answer one command of the client, which came as a message of `size` bytes.
-
-        What comes after the close is not carried out.
-        """
+        """Carry out one command of the client, a message of `size` bytes; none after the close."""
         if self.is_closing:
             return
         try:
@@ -149,12 +138,12 @@ class Connection:
         except Exception:
             self.log.exception("%s failed", type(command).__name__)
             self.close(CLOSE_INTERNAL, "an internal error")
-        self._node.clock.expect(self)
+        self._parts.clock.expect(self)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """Where to log what concerns this connection."""
-        return of_connection(_log, self.id)
+        return connection_logger(_log, self.id)
 
     @property
     def address(self) -> str:
@@ -162,11 +151,11 @@ class Connection:
         return self._place.address
 
     def heard(self) -> None:
-        """The client gave a sign of life that is no command."""
+        """The client gave a sign of life that is not a command."""
         self.session.time.heard(time.monotonic())
 
     def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
-        """Count frames that are no commands, `ping` being the payload of their newest ping.
+        """Count frames that are not commands; `ping` is the payload of the newest ping.
 
         One pong answers all pings of a read (RFC 6455, 5.5.3), after its last frames.
         """
@@ -182,33 +171,33 @@ class Connection:
 
     @property
     def user(self) -> Claims:
-        """Who the client is, for what only an authenticated one can reach."""
+        """The claims of an authenticated client."""
         claims = self.session.claims
         assert claims is not None, "an authorizer is asked about a user"
         return claims
 
     def send(self, reply: Reply) -> None:
-        """Give the client a reply, in order with the messages of its channels."""
+        """Send the client a reply, in order with the messages of its channels."""
         if isinstance(reply, Failed):
-            self._node.metrics.errors.labels(reply.code).inc()
+            self._parts.metrics.errors.labels(reply.code).inc()
         frame = self.outbox.format.reply(reply)
         self.session.answered(len(frame), time.monotonic())
-        self._node.hub.push(self.outbox, frame)
+        self._hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
-        """Send a frame of the transport's own, such as a pong, within the bound of all others."""
-        self._node.hub.push(self.outbox, frame)
+        """Send a frame of the transport, such as a pong; it counts as unsent like all others."""
+        self._hub.push(self.outbox, frame)
 
     def fileno(self) -> int:
         """The socket's file descriptor; -1 when it is closed."""
         return self._peer.fileno()
 
     def tick(self, now: float) -> None:
-        """Do what the passing of time asks for."""
+        """Do what is due at this time."""
         self._carry_out_now(self.session.time.tick(now))
 
     def _carry_out_now(self, effects: list[Effect]) -> None:
-        """Carry out what needs no waiting."""
+        """Carry out effects that need no await."""
         for effect in effects:
             match effect:
                 case Send(reply):
@@ -218,24 +207,24 @@ class Connection:
                 case Close(code, reason):
                     self.close(code, reason)
                 case _:
-                    raise AssertionError(f"{effect} would have to be waited for")
+                    raise AssertionError(f"{effect} needs to be awaited")
 
     def close(self, code: int, reason: str) -> None:
-        """Begin to end the connection, once."""
+        """Begin to close the connection, once."""
         if not self.is_closing:
             self.is_closing = True
-            self._may_return = not 4000 <= code < 4100  # the protocol's band of no reconnecting
-            self._node.metrics.closes.labels(str(code)).inc()
+            self._may_return = not 4000 <= code < 4100  # the range for "do not reconnect"
+            self._parts.metrics.closes.labels(str(code)).inc()
             self.log.log(_CLOSE_LEVELS.get(code, logging.DEBUG), "closing: %d %s", code, reason)
-            # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
+            # Pending frames go first, and nothing follows a close frame (RFC 6455, 5.5.1).
             self.outbox.flush()
             self.outbox.close()
             self._peer.close(code, reason)
 
     def revoke(self, channel: str) -> bool:
-        """Take a channel away, at once, and the patterns that match it; whether there was any.
+        """Revoke a channel and the patterns that match it; False if it had none.
 
-        The client is told, and the connection goes on.
+        The client is notified, and the connection stays open.
         """
         if self._joiner.revoke(channel):
             return True
@@ -254,20 +243,21 @@ class Connection:
         return bool(effects)
 
     def ended(self, code: int | None) -> None:
-        """The other side, or the protocol's own checks, ended it; None for the other side."""
+        """The client closed it (None), or the transport's own checks did, with a code."""
         if not self.is_closing:
             self.is_closing = True
-            self._node.metrics.closes.labels("client" if code is None else str(code)).inc()
+            self._parts.metrics.closes.labels("client" if code is None else str(code)).inc()
 
     def gone(self) -> None:
-        """The connection has ended: let go of what it holds."""
+        """The connection has ended: leave all channels and patterns."""
         self.is_closing = True
         self.outbox.close()
+        self._parts.clock.forget(self)
         for channel in self.session.channels:
-            self._node.leave(channel, self, lost=self._may_return)
+            self._leave_channel(channel, lost=self._may_return)
         self.session.channels.clear()
         for pattern in self.session.patterns:
-            self._node.traffic.wildcards.leave(pattern, self.id)
+            self._parts.channels.traffic.wildcards.leave(pattern, self.id)
         self.session.patterns.clear()
 
     async def _carry_out(self, effects: list[Effect]) -> None:
@@ -287,7 +277,7 @@ class Connection:
                 case Leave() | LeavePattern():
                     self._leave(effect)
                 case Recheck(channel, question, changes):
-                    decision = await self._node.consult(question, self.user, self.id)
+                    decision = await self._parts.authorizers.ask(question, self.user, self.id)
                     queue.extend(self.session.rechecked(channel, decision, changes))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
@@ -295,41 +285,45 @@ class Connection:
                     self._attend(effect)
                 case Read() | Survey():
                     room = self.outbox.limit // 2
-                    self.send(await look_up(self._node, effect, room, self.address))
+                    self.send(await self._parts.queries.answer(effect, room, self.address))
                 case Heartbeat():
                     self._peer.ping()
 
     def _leave(self, effect: Leave | LeavePattern) -> None:
         match effect:
             case Leave(channel):
-                self._node.leave(channel, self)
+                self._leave_channel(channel)
             case LeavePattern(pattern):
-                self._node.traffic.wildcards.leave(pattern, self.id)
+                self._parts.channels.traffic.wildcards.leave(pattern, self.id)
+
+    def _leave_channel(self, channel: str, *, lost: bool = False) -> None:
+        self._parts.channels.leave(channel, self.session.claims, self.id, lost=lost)
 
     async def _verify(self, command: Authenticate) -> list[Effect]:
         try:
-            # Who is in may refresh while revocations cannot be read: they are carried out later.
+            # An authenticated client may refresh its token while revocations cannot be read: those
+            # are carried out later.
             is_new = self.session.claims is None
-            claims = await self._node.verify(command.token, is_new=is_new)
+            claims = await self._parts.authenticator.verify(command.token, is_new=is_new)
         except TokenRejected as exc:
             self.log.info("its token is not accepted: %s", exc.reason)
             return self.session.token_rejected(exc.code, str(exc), command.ref)
         if self.session.claims is None:
             try:
-                self._node.admission.claim(self._place, claims.user_id)
+                self._parts.admission.claim(self._place, claims.user_id)
             except Full as exc:
                 return self.session.refused("limit_exceeded", str(exc), None, command.ref)
         left = claims.exp - time.time()
         return self.session.verified(claims, left, command.ref, time.monotonic())
 
     async def _whisper(self, command: Whisper, event: str, user_id: str | None) -> list[Effect]:
-        if not self._node.admission.may_whisper(command.channel):
+        if not self._parts.admission.may_whisper(command.channel):
             message = "too many client events on this channel: wait a moment"
             return self.session.refused("rate_limited", message, command.channel, command.ref)
-        checked = self._node.client_events
+        checked = self._parts.client_events
         if checked and (fault := checked.fault(command.channel, event, command.data)):
             return self.session.refused("bad_request", fault, command.channel, command.ref)
-        fault = await self._node.traffic.whisper(command, event, user_id, self.id)
+        fault = await self._parts.channels.traffic.whisper(command, event, user_id, self.id)
         return self.session.whispered(command, fault)
 
     def _attend(self, effect: Attend | Restate) -> None:
@@ -343,13 +337,13 @@ class Connection:
 
     def _presence(self, command: Presence) -> Reply:
         channel, changes, ref = command
-        if changes is not None and not self._node.admission.may_update(channel):
+        if changes is not None and not self._parts.admission.may_update(channel):
             message = "too many presence updates and client events on this channel: wait a moment"
             return Failed("rate_limited", message, channel, ref)
-        return self._node.presence.answer(command, self.user, self.id)
+        return self._parts.channels.presence.answer(command, self.user, self.id)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
-        decision = await self._node.consult(question, self.user, self.id)
+        decision = await self._parts.authorizers.ask(question, self.user, self.id)
         return self.session.consulted(command, decision)
 
 
@@ -362,76 +356,7 @@ def fileno_of(transport: asyncio.Transport) -> int:
 def is_gone(transport: asyncio.Transport) -> bool:
     """Whether the client has closed its socket, even if that has not been read yet.
 
-    Such as one that gave up waiting for the answer to its handshake, while the node was stopped.
+    An example is a client that gave up waiting for its handshake while the node was stopped.
     """
     fileno = fileno_of(transport)
     return fileno == -1 or bool(closed_by_peer([fileno]))
-
-
-async def let_go(connections: list[Connection], over_s: float, code: int, reason: str) -> None:
-    """Close connections one after another, spread evenly over `over_s` seconds.
-
-    All that come back at once would be a storm for the nodes that take them.
-    """
-    if not connections:
-        return
-    loop = asyncio.get_running_loop()
-    start, step = loop.time(), over_s / len(connections)
-    for i, connection in enumerate(connections):
-        if (wait := start + i * step - loop.time()) > 0:
-            await asyncio.sleep(wait)
-        connection.close(code, reason)
-
-
-async def look_up(node: "Node", effect: Read | Survey, room: int, address: str) -> Reply:
-    """The answer, or the error, to a command that changes nothing.
-
-    `room` bounds the bytes of messages: an answer larger than what may be unsent to its connection
-    would end that as too slow. What is read is counted for `address`.
-    """
-    match effect:
-        case Read(command):
-            return await _history(node, command, room, address)
-        case Survey(ref):
-            return await _stats(node, ref)
-
-
-async def _history(node: "Node", command: ReadHistory, room: int, address: str) -> Reply:
-    channel, since, limit, ref = command
-    if (debt_s := node.admission.history_debt_s(address)) > 0:
-        message = f"too much history is read from this address: wait {debt_s:.1f} s"
-        return Failed("rate_limited", message, channel, ref)
-    on_read = functools.partial(node.admission.charge_history, address)
-    try:
-        page = await node.traffic.read_history(
-            channel, since, limit, max_bytes=room, on_read=on_read
-        )
-    except EventBusError as exc:
-        return Failed("unavailable", f"the bus cannot be read: {exc}", channel, ref)
-    return StoredMessages(channel, page.messages, page.position, ref)
-
-
-async def _stats(node: "Node", ref: Ref) -> Reply:
-    try:
-        stats = await node.census.stats(ListQuery())
-    except EventBusError as exc:
-        return Failed("unavailable", f"the cluster cannot be asked: {exc}", None, ref)
-    return ClusterStats(msgspec.to_builtins(stats), ref)
-
-
-CLOSE_REVOKED: Final = 4003
-
-
-def drop(revocation: Revocation, connections: "list[Connection]", leeway_s: float) -> int:
-    """End the connections, or the subscriptions, that a revocation concerns; how many."""
-    count = 0
-    for connection in connections:
-        claims = connection.session.claims
-        if connection.is_closing or not revocation.concerns(connection.id, claims, leeway_s):
-            continue
-        if revocation.channel is None:
-            connection.close(CLOSE_REVOKED, "revoked")
-        elif not connection.revoke(revocation.channel):
-            continue
-        count += 1
-    return count

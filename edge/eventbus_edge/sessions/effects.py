@@ -1,4 +1,4 @@
-"""What a session asks its node to do: plain values, in the order in which they are to be done."""
+"""What a session asks its connection to do: plain values, carried out in their order."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,6 +25,10 @@ from eventbus_edge.protocols.vocabulary import (
 )
 
 __all__ = [
+    "CLOSE_DRAINING",
+    "CLOSE_INTERNAL",
+    "CLOSE_REVOKED",
+    "CLOSE_TOO_SLOW",
     "Attend",
     "Close",
     "Consult",
@@ -46,11 +50,16 @@ __all__ = [
 ]
 
 
+CLOSE_INTERNAL: Final = 1011  # RFC 6455, 7.4.1
+CLOSE_REVOKED: Final = 4003
+CLOSE_DRAINING: Final = 4200
+CLOSE_TOO_SLOW: Final = 4201
+
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Send(NamedTuple):
-    """Give the client a reply."""
+    """Send the client a reply."""
 
     reply: Reply
 
@@ -70,7 +79,7 @@ class Consult(NamedTuple):
 
 
 class Join(NamedTuple):
-    """Listen to the channel, then call `joined` or `not_joined`; only then deliver its messages."""
+    """Subscribe to the channel, then call `joined` or `not_joined`; then deliver its messages."""
 
     command: Subscribe
     rule: Rule
@@ -79,42 +88,42 @@ class Join(NamedTuple):
 
 
 class JoinPattern(NamedTuple):
-    """Listen to the channels of a pattern, then call `joined_pattern` or `not_joined_pattern`."""
+    """Subscribe to the channels of a pattern, then call `patterns.joined`."""
 
     command: SubscribePattern
     pattern: Pattern
 
 
 class LeavePattern(NamedTuple):
-    """Deliver no more of a pattern."""
+    """Stop delivering the channels of a pattern."""
 
     pattern: Pattern
 
 
 class Leave(NamedTuple):
-    """Deliver no more of the channel."""
+    """Stop delivering the channel."""
 
     channel: str
 
 
 class Recheck(NamedTuple):
-    """Ask an authorizer again about a channel that is joined, then call `rechecked`."""
+    """Ask an authorizer again about a joined channel, then call `rechecked`."""
 
     channel: str
     question: Ask
     changes: Mapping[str, Any] = _NOTHING
-    """What the token that raised the question says otherwise of its user."""
+    """Changes of the user's presence info that a new token brings."""
 
 
 class Restate(NamedTuple):
-    """Change members of the user's presence info in a channel; a None takes one away."""
+    """Change fields of the user's presence info in a channel; a None removes one."""
 
     channel: str
     changes: Mapping[str, Any]
 
 
 class WhisperOut(NamedTuple):
-    """Carry a client's event to the others of its channel, then call `whispered`."""
+    """Publish a client event to the other subscribers of its channel, then call `whispered`."""
 
     command: Whisper
     event: str
@@ -122,7 +131,7 @@ class WhisperOut(NamedTuple):
 
 
 class Attend(NamedTuple):
-    """Answer the action `presence`, after changing the user's info where that is asked for."""
+    """Answer the action `presence`, after changing the user's info if the command asks for it."""
 
     command: Presence
 
@@ -134,17 +143,17 @@ class Read(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """Ask all nodes what they hold, and answer with it."""
+    """Ask all nodes for their statistics, and answer with them."""
 
     ref: Ref
 
 
 class Heartbeat(NamedTuple):
-    """Ask the client whether it is there."""
+    """Ask the client for a sign of life."""
 
 
 class Close(NamedTuple):
-    """End the connection with a close code."""
+    """Close the connection with a close code."""
 
     code: int
     reason: str
@@ -170,10 +179,10 @@ Effect = (
 
 
 def failed(code: str, message: str, channel: str | None, ref: Ref) -> Send:
-    """Tell the client that its command is not carried out; see the protocol for the codes."""
+    """Send the client an error for its command; see the protocol for the codes."""
     return Send(Failed(code, message, channel, ref))
 
 
 def not_subscribed(name: str) -> str:
-    """What a client hears that speaks of a channel, or a pattern, which it has not joined."""
+    """The error message for a command about a channel or pattern that is not joined."""
     return f"this connection is not subscribed to {name}"

@@ -1,62 +1,122 @@
-"""How a connection comes into a channel: listen, catch up, answer, then be delivered to."""
+"""How a connection joins a channel: subscribe, catch up, answer, then receive its messages."""
 
 import asyncio
 import functools
 import time
 from typing import (
-    TYPE_CHECKING,
     Final,
+    NamedTuple,
+    Protocol,
 )
 
 from eventbus.channels import ChannelKind
 from eventbus.drivers.base import Position
 from eventbus.errors import EventBusError
+from eventbus_edge.access.admission import Admission
+from eventbus_edge.access.revoker import Revoker
 from eventbus_edge.access.rules import Rule
+from eventbus_edge.access.tokens import Claims
 from eventbus_edge.delivery.history import CaughtUp
-from eventbus_edge.delivery.hub import Backlog
-from eventbus_edge.presence.members import PresenceRefused
+from eventbus_edge.delivery.hub import (
+    Backlog,
+    Hub,
+)
+from eventbus_edge.delivery.outbox import Outbox
+from eventbus_edge.delivery.traffic import Traffic
+from eventbus_edge.metrics.tally import Tally
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
+    Reply,
     Subscribe,
     Subscribed,
 )
 from eventbus_edge.sessions.effects import (
+    CLOSE_TOO_SLOW,
     Effect,
     Join,
     JoinPattern,
     Send,
 )
+from eventbus_edge.sessions.ports import (
+    PresencePort,
+    PresenceRefused,
+)
+from eventbus_edge.sessions.session import Session
 
-if TYPE_CHECKING:
-    from eventbus_edge.node import Node
-    from eventbus_edge.sessions.connection import Connection
-
-__all__ = ["CLOSE_TOO_SLOW", "Joiner"]
+__all__ = ["Channels", "Joiner", "Joining"]
 
 
-CLOSE_TOO_SLOW: Final = 4201
 DRAIN_PATIENCE_S: Final = 10.0
-"""How long a client may take for half of its bound of unsent bytes, while it catches up."""
+"""How long a client that catches up may take to read half of its limit of unsent bytes."""
 _DRAIN_POLL_S: Final = 0.01
 MAX_HISTORY_WAIT_S: Final = 5.0
 """How long a client that resumes waits for its turn; our own clients wait 10 s for an answer."""
 
 
-class Joiner:
-    """Brings one connection into channels and patterns, strictly one after another."""
+class Channels(NamedTuple):
+    """What delivers the channels of a node to its connections."""
 
-    def __init__(self, node: "Node", connection: "Connection") -> None:
-        self._node = node
+    traffic: Traffic
+    hub: Hub
+    presence: PresencePort
+
+    def leave(
+        self, channel: str, claims: Claims | None, connection_id: str, *, lost: bool = False
+    ) -> None:
+        """Stop delivering a channel to a connection; one that was lost may come back."""
+        self.hub.remove(channel, connection_id)
+        self.presence.leave(channel, claims, connection_id, lost=lost)
+        self.traffic.release(channel)
+
+
+class Joining(Protocol):
+    """What the joiner uses of its connection."""
+
+    id: str
+    session: Session
+    outbox: Outbox
+    is_closing: bool
+
+    @property
+    def address(self) -> str:
+        """The client's address, for limits."""
+
+    @property
+    def user(self) -> Claims:
+        """The claims of an authenticated client."""
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close the connection."""
+
+
+class Joiner:
+    """Joins one connection to channels and patterns, strictly one after another."""
+
+    def __init__(
+        self,
+        connection: Joining,
+        channels: Channels,
+        admission: Admission,
+        revoker: Revoker,
+        tally: Tally,
+    ) -> None:
+        self._traffic, self._hub, self._presence = channels
+        self._admission = admission
+        self._revoker = revoker
+        self._tally = tally
         self._connection = connection
         self._id = connection.id
         self._session = connection.session
         self._outbox = connection.outbox
         self._address = connection.address
         self._joining: str | None = None
-        self._is_taken = False
+        self._is_revoked = False
 
     async def enter(self, effect: Join | JoinPattern) -> list[Effect]:
-        """Carry out a join; gives what is still to be done."""
+        """Carry out a join; returns the effects that follow."""
         match effect:
             case Join():
                 self._joining = effect.command.channel
@@ -65,27 +125,27 @@ class Joiner:
                 return await self._join_pattern(effect)
 
     def revoke(self, channel: str) -> bool:
-        """Take a channel away that is being joined; False where it is not."""
+        """Revoke a channel that is being joined; False if it is not."""
         if channel == self._joining:
-            self._is_taken = True  # the join ends first: it has begun to hold what revoking frees
+            self._is_revoked = True  # carried out when the join has ended
             return True
         return False
 
     def _settle(self) -> list[Effect]:
-        """A join has ended; what was taken away meanwhile goes now."""
+        """After a join: leave the channel if it was revoked meanwhile."""
         channel, self._joining = self._joining, None
-        is_taken, self._is_taken = self._is_taken, False
+        is_revoked, self._is_revoked = self._is_revoked, False
         if channel is None or channel not in self._session.channels:
             return []
-        if is_taken or self._node.revoker.forbids(channel, self._session.claims):
+        if is_revoked or self._revoker.forbids(channel, self._session.claims):
             return self._session.revoke(channel)
         return []
 
     async def _join(self, effect: Join) -> list[Effect]:
-        """Listen, answer, and let the hub deliver: without an await after the position is known."""
+        """Subscribe, answer, and let the hub deliver: no await after the position is known."""
         command, rule, info = effect
         channel = command.channel
-        traffic, presence = self._node.traffic, self._node.presence
+        traffic, presence = self._traffic, self._presence
         if channel in self._session.channels:
             position = traffic.position(channel)
             recovered = _recovered(command, position)
@@ -101,7 +161,7 @@ class Joiner:
         backlog = traffic.hold(channel)
         traffic.wildcards.mute(channel, self._id)
         try:
-            on_read = functools.partial(self._node.admission.charge_history, self._address)
+            on_read = functools.partial(self._admission.charge_history, self._address)
             caught_up = await traffic.catch_up(command, rule, position, on_read)
             if _has_members(rule):
                 await presence.enter(channel, self._connection.user, info, self._id)
@@ -113,7 +173,7 @@ class Joiner:
         except EventBusError as exc:
             return self._session.not_joined(command, f"the bus cannot be read: {exc}")
         finally:
-            self._node.hub.release(backlog)
+            self._hub.release(backlog)
             traffic.wildcards.unmute(channel, self._id)
             if channel not in self._session.channels:
                 presence.leave(channel, self._session.claims, self._id, lost=True)
@@ -121,43 +181,43 @@ class Joiner:
         return []
 
     async def _may_read(self, command: Subscribe, rule: Rule) -> bool:
-        """Wait until stored messages may be read for the client, where any are to be read.
+        """Wait until the client may read stored messages, if the command asks for any.
 
-        Whoever comes back after a fault must not be refused: it waits for its turn, if that comes
-        before its own patience ends.
+        A client that reconnects after a fault must not be refused: it waits for its turn, as long
+        as clients wait for an answer.
         """
         if command.resume is None and not command.history and not rule.retain:
             return True
-        debt_s = self._node.admission.history_debt_s(self._address)
+        debt_s = self._admission.history_debt_s(self._address)
         if debt_s > MAX_HISTORY_WAIT_S:
             return False
         if debt_s:
             await asyncio.sleep(debt_s)
-        return not self._node.admission.is_behind()
+        return not self._admission.is_behind()
 
     async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
         command, pattern = effect
-        wildcards = self._node.traffic.wildcards
+        wildcards = self._traffic.wildcards
         try:
             await wildcards.join(pattern, self._outbox)
         except EventBusError as exc:
             message = f"the bus cannot be listened to: {exc}"
             return self._session.refused("unavailable", message, None, command.ref)
-        is_forbidden = self._node.revoker.forbids_any(pattern, self._connection.user)
+        is_forbidden = self._revoker.forbids_any(pattern, self._connection.user)
         if self._connection.is_closing or is_forbidden:
             wildcards.leave(pattern, self._id)
-            message = f"a channel of {pattern.text!r} has been taken away from this token"
+            message = f"a channel of {pattern.text!r} has been revoked for this token"
             return self._session.refused("forbidden", message, None, command.ref)
         return self._session.patterns.joined(command, pattern)
 
     async def _begin(
         self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog
     ) -> None:
-        """Answer, give what was missed, and let the hub deliver from exactly there on."""
+        """Answer, send what was missed, and let the hub deliver from exactly there on."""
         start, recovered = caught_up.start, caught_up.recovered
         members = None
         if _has_members(rule):
-            members = self._node.presence.begin(command.channel, backlog)
+            members = self._presence.begin(command.channel, backlog)
         for effect in self._session.joined(command, rule, start, recovered, members):
             assert isinstance(effect, Send)
             self._connection.send(effect.reply)
@@ -166,30 +226,25 @@ class Joiner:
             reason = "too slow: more passed than may wait while catching up"
             self._connection.close(CLOSE_TOO_SLOW, reason)
             return
-        # No await from here on: what the hub delivers next follows what is given here.
+        # No await from here on: the hub's next message must follow what is sent here.
         for passed in caught_up.live(backlog):
             if isinstance(passed, Subscribed):
-                self._node.hub.push(self._outbox, self._outbox.format.reply(passed))
+                self._hub.push(self._outbox, self._outbox.format.reply(passed))
             elif passed.exclude != self._id:
                 self._give(passed)
-        live = self._node.traffic.position(command.channel)
-        self._node.hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
+        live = self._traffic.position(command.channel)
+        self._hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
 
     async def _give_all(self, messages: list[ChannelMessage]) -> None:
-        """Give stored messages as fast as the client takes them; what is held until then counts."""
-        unsent = self._node.hub.unsent
-        held = sum(len(message.body) for message in messages)
-        unsent.held += held
-        try:
+        """Send stored messages as fast as the client reads; the rest counts as unsent meanwhile."""
+        with self._hub.unsent.holding(sum(len(message.body) for message in messages)):
             for message in messages:
                 self._give(message)
                 await self._drained()
-        finally:
-            unsent.held -= held
 
     def _give(self, message: ChannelMessage) -> None:
-        self._node.hub.push(self._outbox, self._outbox.format.message(message))
-        self._node.metrics.tally.went(1)
+        self._hub.push(self._outbox, self._outbox.format.message(message))
+        self._tally.count_delivered(1)
 
     async def _drained(self) -> None:
         """Wait while much is unsent: a long history must not look like a slow client."""
@@ -205,7 +260,7 @@ def _has_members(rule: Rule) -> bool:
 
 
 def _recovered(command: Subscribe, position: Position | None) -> bool | None:
-    """Whether a client that resumes has missed nothing: it stands where the stream stands."""
+    """Whether a client that resumes has missed nothing: its position is that of the stream."""
     if command.resume is None:
         return None
     return position == command.resume

@@ -207,7 +207,7 @@ class Session:
         self.authenticate(claims, expires_in, now)
         self._bad_tokens = 0
         effects: list[Effect] = [Send(Authenticated(claims.user_id, claims.exp, ref))]
-        if before is None or not claims.says_the_same_as(before):
+        if before is None or not claims.is_refresh_of(before):
             effects += self._recheck(claims.presence_changes(before) if before else {})
             self._pace.charge(now, _RECHECK_PRICE * len(self.channels))
         return effects

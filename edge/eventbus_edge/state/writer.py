@@ -1,4 +1,4 @@
-"""Brings a node's own presence entries to the bus, and keeps them there."""
+"""Writes a node's own entries to the state store, and renews them before they expire."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from typing import Final
 
 from eventbus.drivers.state import StateDriver
 from eventbus.errors import EventBusError
+from eventbus.ratelimit import RateLimitedLog
 from eventbus_edge.background import Background
 from eventbus_edge.deadlines import Deadlines
 
@@ -22,16 +23,16 @@ __all__ = ["ENTRY_TTL_S", "EntryWriter"]
 _log = logging.getLogger(__name__)
 
 ENTRY_TTL_S: Final = 1800.0
-"""Entries of a node that has died do not count; after this time they are gone too."""
+"""Entries of a dead node do not count; after this time they are deleted too."""
 _MAX_WRITES: Final = 256
 _PAUSE_S: Final = 1.0
-_LOG_EVERY_S: Final = 10.0
 
 
 class EntryWriter:
-    """The entries that this node wants on the bus: the last word on each key gets there.
+    """The entries that this node wants on the bus; the latest value of each key gets there.
 
-    Keys are written one write at a time each, some hundred at once, and again until it succeeds.
+    Each key has at most one write in progress, and many keys are written concurrently. A failed
+    write is retried until it succeeds.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class EntryWriter:
         what: str = "presence",
         may_write: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`what` names the entries in logs. Writes wait while `may_write` says no."""
+        """`what` names the entries in logs. Writes wait while `may_write` returns False."""
         self._driver = driver
         self._what = what
         self._may_write = may_write
@@ -48,29 +49,29 @@ class EntryWriter:
         self._due: dict[str, None] = {}
         self._busy: set[str] = set()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._again = Deadlines()
-        # Twice the bound that holds: a task that ends starts the next one.
+        self._renewals = Deadlines()
+        # Twice the number of writes: a task that ends starts the next one.
         self._tasks = Background(2 * _MAX_WRITES, lambda: None)
-        self._logged = float("-inf")
+        self._faults = RateLimitedLog(_log)
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._own)
 
     def put(self, key: str, value: bytes) -> None:
-        """Have an entry on the bus."""
+        """Set an entry."""
         if self._own.get(key) != value or key in self._due:
             self._own[key] = value
             self._write(key)
 
     def delete(self, key: str) -> None:
-        """Have it there no more."""
+        """Delete an entry."""
         if self._own.pop(key, None) is not None:
-            self._again.cancel(key)
+            self._renewals.cancel(key)
             self._write(key)
 
     async def written(self, key: str, seconds: float) -> bool:
-        """Whether the last word on a key is on the bus within that time."""
+        """Whether the latest value of a key is on the bus within so many seconds."""
         if key not in self._busy and key not in self._due:
             return True
         event = self._waiting.setdefault(key, asyncio.Event())
@@ -82,7 +83,7 @@ class EntryWriter:
         return True
 
     async def flush(self, seconds: float) -> bool:
-        """Whether all that is to be written by now is on the bus within that time."""
+        """Whether all pending writes are done within so many seconds."""
         deadline = time.monotonic() + seconds
         for key in {*self._due, *self._busy}:
             if not await self.written(key, max(0.0, deadline - time.monotonic())):
@@ -90,19 +91,19 @@ class EntryWriter:
         return True
 
     def refresh(self, now: float) -> None:
-        """Write again what would end by itself."""
-        for key in self._again.due(now):
+        """Write entries again that would expire soon."""
+        for key in self._renewals.due(now):
             if key in self._own:
                 self._write(key)
 
     def repair(self, found: Mapping[str, bytes]) -> None:
-        """Write what is not among the entries that were found on the bus, end what should not."""
+        """Write entries that differ from those found on the bus, and delete unwanted ones."""
         for key in (*self._own, *found):
             if self._own.get(key) != found.get(key):
                 self._write(key)
 
     async def aclose(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self._closed = True
         await self._tasks.aclose()
 
@@ -116,9 +117,9 @@ class EntryWriter:
                 return
             if key not in self._busy:
                 self._busy.add(key)
-                self._tasks.start(self._bring(key), f"{self._what}: entry {key}")
+                self._tasks.start(self._write_key(key), f"{self._what}: entry {key}")
 
-    async def _bring(self, key: str) -> None:
+    async def _write_key(self, key: str) -> None:
         try:
             while key in self._due and not self._closed:
                 if not self._may_write():
@@ -126,10 +127,10 @@ class EntryWriter:
                     continue
                 del self._due[key]
                 try:
-                    await self._bring_once(key)
-                except Exception as exc:  # noqa: BLE001 - tried again, or the entry would be lost
+                    await self._write_once(key)
+                except Exception as exc:  # noqa: BLE001 - retried, or the entry would be lost
                     self._due[key] = None
-                    self._tell(exc)
+                    self._report(exc)
                     await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1))  # noqa: S311 - no secret
             if (event := self._waiting.pop(key, None)) is not None:
                 event.set()
@@ -142,25 +143,23 @@ class EntryWriter:
         waiting = (key for key in self._due if key not in self._busy)
         self._start([key for key, _ in zip(waiting, range(room), strict=False)])
 
-    async def _bring_once(self, key: str) -> None:
+    async def _write_once(self, key: str) -> None:
         state = self._driver.state
         value = self._own.get(key)
         if value is None:
             await state.delete(key)
             return
         await state.put(key, value, ttl_s=ENTRY_TTL_S)
-        # Spread, so that entries that were made together are not all written together.
+        # Jitter, so that entries that were created together are not all renewed together.
         wait = ENTRY_TTL_S / 3 * random.uniform(0.5, 1)  # noqa: S311 - no secret
-        self._again.set(key, time.monotonic() + wait)
+        self._renewals.set(key, time.monotonic() + wait)
 
-    def _tell(self, exc: Exception) -> None:
-        now = time.monotonic()
-        if now - self._logged >= _LOG_EVERY_S:
-            self._logged = now
-            _log.warning(
-                "%s: entries wait for the bus (%d): %s",
-                self._what,
-                len(self._due),
-                exc,
-                exc_info=None if isinstance(exc, EventBusError) else exc,
-            )
+    def _report(self, exc: Exception) -> None:
+        self._faults.log(
+            logging.WARNING,
+            "%s: %d entries cannot be written yet: %s",
+            self._what,
+            len(self._due),
+            exc,
+            exc_info=None if isinstance(exc, EventBusError) else exc,
+        )

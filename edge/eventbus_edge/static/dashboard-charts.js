@@ -1,4 +1,4 @@
-/** Lines over time by uPlot; their colours are the style sheet's. */
+/** Line charts over time, drawn by uPlot with colours of the style sheet. */
 
 import { MOST_POINTS, Series } from "/static/dashboard-numbers.js";
 
@@ -11,9 +11,9 @@ export class Chart {
   #element;
   #options;
   #plot = null;
-  #told = 0;
+  #describedAt = 0;
 
-  /** `lines` are `{label, color}`, the name of a custom property; `format` makes text of a value. */
+  /** `lines` are `{label, color}`; a color is a custom CSS property. `format` formats a value. */
   constructor(element, { title, lines, format, least = 1, isWhole = false }) {
     this.#element = element;
     this.#options = { title, lines, format, least, isWhole };
@@ -25,7 +25,7 @@ export class Chart {
   add(seconds, ...values) {
     this.series.add(seconds, ...values);
     this.#draw();
-    if (seconds - this.#told >= 5) this.#tell(seconds, values);
+    if (seconds - this.#describedAt >= 5) this.#describe(seconds, values);
   }
 
   pause(seconds) {
@@ -33,17 +33,17 @@ export class Chart {
     this.#draw();
   }
 
-  #tell(seconds, values) {
-    this.#told = seconds;
+  #describe(seconds, values) {
+    this.#describedAt = seconds;
     const { title, lines, format } = this.#options;
     const now = lines.map(({ label }, i) => `${label} ${format(values[i])}`).join(", ");
     this.#element.setAttribute("aria-label", `${title} over the last minutes; now: ${now}`);
   }
 
-  #draw(anew = false) {
+  #draw(rebuild = false) {
     const width = this.#element.clientWidth;
     if (!width) return;
-    if (anew) {
+    if (rebuild) {
       this.#plot?.destroy();
       this.#plot = null;
     }
@@ -53,7 +53,7 @@ export class Chart {
       if (this.#plot.width !== width) this.#plot.setSize({ width, height: HEIGHT });
       this.#plot.setData(this.series.columns);
     }
-    // Without a pointer over it, the legend tells of now.
+    // Without a pointer over it, the legend shows the latest values.
     const last = this.series.columns[0].length - 1;
     if (this.#plot.cursor.idx == null && last >= 0) this.#plot.setLegend({ idx: last });
   }

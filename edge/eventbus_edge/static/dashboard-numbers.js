@@ -1,11 +1,11 @@
-/** From samples of the nodes to numbers for people. No element is touched here. */
+/** Computes and formats the dashboard's numbers from samples of the nodes. Pure. */
 
-const WINDOW = 10; // samples that a percentile is of
+const WINDOW = 10; // samples per percentile
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 export const MOST_POINTS = 300;
 
-/** Values over time, of which the last MOST_POINTS are kept; a pause is a gap. */
+/** Values over time; the last MOST_POINTS are kept, and a pause is a gap. */
 export class Series {
   constructor(count) {
     this.columns = Array.from({ length: count + 1 }, () => []);
@@ -25,7 +25,7 @@ export class Series {
   }
 }
 
-/** Rates and percentiles, from the counts of two samples: a node that began anew counts from 0. */
+/** Rates and percentiles from the counts of two samples; a restarted node counts from 0. */
 export class Rates {
   #before = new Map();
   #latencies = [];
@@ -67,7 +67,7 @@ export class Rates {
   }
 }
 
-/** As Prometheus does it: evenly within a bucket; what lies beyond the last bound counts as that. */
+/** Like Prometheus: linear within a bucket; values beyond the last bound count as that bound. */
 export function percentile(counts, bounds, part) {
   const total = counts.reduce((sum, count) => sum + count, 0);
   if (!total) return null;

@@ -1,4 +1,4 @@
-/** The panels of nodes, channels, presence and failed jobs. Text of others is only ever text. */
+/** The panels of nodes, channels, presence and failed jobs. Foreign text is never parsed as HTML. */
 
 import { bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
 import { byId, make } from "/static/elements.js";
@@ -8,19 +8,19 @@ const MOST_MATCHES = 200;
 const MOST_MEMBERS = 200;
 const KNOWN = 200;
 
-/** Writes only what has changed, so that selections and screen readers are left in peace. */
+/** Set an element's text only if it has changed, to not disturb selections and screen readers. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Text of others with what would hide or reorder its neighbours made visible, as JSON writes it. */
+/** Escape characters of foreign text that would hide or reorder other text, as JSON does. */
 export const plain = (text) =>
   text.replace(
     /[\0-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g,
     (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, "0")}`,
   );
 
-/** Rows by key: those that stay are the same elements. */
+/** Table rows by key; rows that remain keep their elements. */
 class Rows {
   #body;
   #make;
@@ -31,7 +31,7 @@ class Rows {
     this.#make = makeRow;
   }
 
-  /** `items` are `[key, value]`, in order; a row's `fill` writes the value. */
+  /** `items` are `[key, value]`, in order; the `fill` of a row shows the value. */
   show(items) {
     const keys = new Set(items.map(([key]) => key));
     for (const [key, { row }] of this.#rows) {
@@ -40,7 +40,7 @@ class Rows {
         this.#rows.delete(key);
       }
     }
-    // What one points at, or stands on by keyboard, must not jump away.
+    // A row under the pointer or with the focus must not jump away.
     const isHeld = this.#body.matches(":hover, :focus-within");
     items.forEach(([key, value], position) => {
       let entry = this.#rows.get(key);
@@ -99,7 +99,7 @@ function stateOf(node) {
   return node.draining ? ["wait", "draining"] : ["good", "ready"];
 }
 
-/** Up to 1,000 channels are known: all few seconds, and of the busiest the numbers of now. */
+/** Knows up to 1,000 channels, refreshed every few seconds; the busiest in every sample. */
 export class Channels {
   #known = new Map();
   #truncated = false;
@@ -116,7 +116,7 @@ export class Channels {
     return { row: make("tr", {}, name, ...rest), fill };
   });
 
-  /** `follow` gets the channel that is to be tailed. */
+  /** `follow` gets the channel to tail. */
   constructor(follow) {
     this.#follow = follow;
     byId("channel-filter").addEventListener("input", () => this.draw());
@@ -135,11 +135,11 @@ export class Channels {
     if (sample.whole) {
       this.#known.clear();
     } else {
-      // Those that are not told of have fallen silent, or are not among the first few.
-      const told = new Set(sample.channels.map(([name]) => name));
+      // Channels that are missing are idle, or not among the busiest.
+      const listed = new Set(sample.channels.map(([name]) => name));
       const isAll = sample.channels.length < MOST_ROWS;
       for (const [name, entry] of this.#known) {
-        if (told.has(name)) continue;
+        if (listed.has(name)) continue;
         if (isAll) this.#known.delete(name);
         else entry[3] = Math.min(entry[3], sample.channels.at(-1)[3]);
       }
@@ -170,8 +170,8 @@ export class Channels {
     const of = wanted ? `${several(matching.length, "match", "matches")} among` : "of";
     const parts = [];
     if (shown.length) parts.push(`${whole(shown.length)} shown, ${of} ${several(all.length, "channel")}`);
-    if (this.#total > all.length + 1) parts.push(`a node has ${whole(this.#total)}: the busiest are known here`);
-    if (this.#truncated) parts.push("more are busy than are counted");
+    if (this.#total > all.length + 1) parts.push(`a node has ${whole(this.#total)}; only the busiest are listed`);
+    if (this.#truncated) parts.push("some busy channels are not counted");
     write(byId("channels-about"), parts.join("; "));
   }
 
@@ -188,10 +188,10 @@ export class Presence {
   #rows = new Rows(byId("members"), (user) => {
     const [info] = cells("info");
     const row = make("tr", {}, make("th", { scope: "row" }, plain(user)), info);
-    return { row, fill: (member) => write(info, told(member.info)) };
+    return { row, fill: (member) => write(info, shown(member.info)) };
   });
 
-  /** `ask` fetches from the HTTP API; `channels` are what is known of channels. */
+  /** `ask` sends requests to the HTTP API; `channels` is the panel of channels. */
   constructor(ask, channels) {
     this.#ask = ask;
     this.#channels = channels;
@@ -217,7 +217,7 @@ export class Presence {
       const more = count > MOST_MEMBERS ? `, the first ${MOST_MEMBERS} are shown` : "";
       this.#show(members.slice(0, MOST_MEMBERS), `${several(count, "member")} in ${chosen}${more}`);
     } catch (error) {
-      if (turn === this.#turn) write(byId("presence-about"), `Cannot be read: ${error.message}`);
+      if (turn === this.#turn) write(byId("presence-about"), `Cannot be loaded: ${error.message}`);
     }
   }
 
@@ -228,7 +228,7 @@ export class Presence {
   }
 }
 
-export const told = (value) => {
+export const shown = (value) => {
   const text = JSON.stringify(value) ?? "";
   return text === "{}" ? "" : plain(text);
 };
@@ -245,10 +245,10 @@ export class Failed {
     try {
       this.#show(await this.#ask("/api/queue/failed?limit=50"));
     } catch (error) {
-      const text = error.status === 404 ? "" : `Cannot be read: ${error.message}`;
+      const text = error.status === 404 ? "" : `Cannot be loaded: ${error.message}`;
       write(byId("failed-fault"), text);
       byId("failed-empty").hidden = error.status !== 404;
-      if (error.status === 404) write(byId("failed-empty"), "The driver of this cluster has no queues.");
+      if (error.status === 404) write(byId("failed-empty"), "The driver of this cluster does not support queues.");
     }
   }
 

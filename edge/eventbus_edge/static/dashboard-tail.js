@@ -1,4 +1,4 @@
-/** Following a channel, and publishing to one. */
+/** The live tail of a channel, and the form to publish events. */
 
 import { several, whole } from "/static/dashboard-numbers.js";
 import { plain, write } from "/static/dashboard-tables.js";
@@ -28,7 +28,7 @@ export class Tail {
     byId("tail-stop").addEventListener("click", () => this.stop());
   }
 
-  /** Another bus, after signing in; null after signing out. */
+  /** Set the bus after signing in; null after signing out. */
   use(bus) {
     this.stop();
     this.#bus = bus;
@@ -47,7 +47,7 @@ export class Tail {
     this.#about("Joining …");
     let joined = channel;
     try {
-      if (!PATTERN.test(channel)) joined = await this.#unseen(channel);
+      if (!PATTERN.test(channel)) joined = await this.#unnoticed(channel);
     } catch (error) {
       if (turn === this.#turn) this.#fail(error.message);
       return;
@@ -60,15 +60,15 @@ export class Tail {
       "eb:subscribed": ({ recovered }) => {
         if (turn !== this.#turn) return;
         if (this.#count === 0) this.#about("Waiting for the first message.");
-        else if (recovered === false) this.#about("Connected again; what came meanwhile is not shown.");
+        else if (recovered === false) this.#about("Reconnected; messages sent in the meantime are not shown.");
       },
-      "eb:unsubscribed": () => this.#fail("the channel was taken away"),
+      "eb:unsubscribed": () => this.#fail("access to the channel was revoked"),
       "eb:error": (error) => this.#fail(error.message),
     });
   }
 
-  /** To join a presence channel is to be seen in it: it is heard among its neighbours instead. */
-  async #unseen(channel) {
+  /** Joining a presence channel would add a member, so a pattern that contains it is used instead. */
+  async #unnoticed(channel) {
     const { kind } = await this.#ask(`/api/broadcast/channels/${encodeURIComponent(channel)}`);
     return kind === "presence" ? channel.replace(/[^.]+$/, "*") : channel;
   }
@@ -110,7 +110,7 @@ export class Tail {
     while (list.children.length > MOST_ROWS) list.lastChild.remove();
     const all = several(this.#count, "message");
     const shown = this.#count > MOST_ROWS ? `, the last ${whole(MOST_ROWS)} are shown` : "";
-    this.#about(`${all}${shown}; the newest is on top.`);
+    this.#about(`${all}${shown}; newest first.`);
   }
 }
 
@@ -129,7 +129,7 @@ function row({ channel, event, data, timestamp }) {
   );
 }
 
-/** The form: what is published is told, or why it was not. */
+/** The form to publish an event; it reports the result. */
 export function publishing(ask) {
   const result = byId("publish-result");
   const say = (state, text) => {

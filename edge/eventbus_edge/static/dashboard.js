@@ -1,4 +1,4 @@
-// The dashboard: signs in, listens to the samples of the cluster, and hands them to the panels.
+// The dashboard: signs in, subscribes to samples of the cluster, and passes them to the panels.
 
 import { connect } from "/static/eventbus.js";
 import { Chart } from "/static/dashboard-charts.js";
@@ -17,11 +17,11 @@ const STATES = {
   connected: "Live",
   waiting: "Reconnecting",
   offline: "Offline",
-  closed: "Ended",
+  closed: "Disconnected",
   "signed-out": "Signed out",
 };
 
-/** A request with the key; raises an Error with the problem's words and the status. */
+/** Send a request with the key; throws an Error with the problem's detail, status and code. */
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
   const key = sessionStorage.getItem(KEY);
@@ -54,7 +54,7 @@ const charts = {
     isWhole: true,
   }),
   messages: new Chart(byId("messages-chart"), {
-    title: "Messages a second",
+    title: "Messages per second",
     lines: [
       { label: "in", color: "series-2" },
       { label: "out", color: "series-1" },
@@ -120,7 +120,7 @@ function signOut(error = null) {
   byId("dashboard").hidden = byId("sign-out").hidden = true;
   byId("sign-in").hidden = false;
   become("signed-out");
-  // Without a key it is only asked for; but where none is configured, no key helps.
+  // Without a key, the form asks for one; if none is configured, the reason is shown.
   const isRefused = error && (had || error.status === 403);
   byId("refused").hidden = !isRefused;
   write(byId("refused"), isRefused ? `Refused: ${had ? whyRefused(error) : error.message}.` : "");
@@ -133,14 +133,14 @@ byId("sign-in").addEventListener("submit", (event) => {
   byId("secret").value = "";
   if (/[^\x21-\x7e]/.test(secret)) {
     byId("refused").hidden = false;
-    return write(byId("refused"), "Refused: a key or token has no spaces and no such letters.");
+    return write(byId("refused"), "Refused: a key or token contains only printable ASCII characters, without spaces.");
   }
   sessionStorage.setItem(KEY, secret);
   start();
 });
 byId("sign-out").addEventListener("click", () => signOut());
 
-// What state it is in
+// Connection state
 
 function become(state) {
   document.body.dataset.state = state;
@@ -164,18 +164,18 @@ function stateChanged({ state, reason }) {
 }
 
 function lostText(state, reason) {
-  if (state === "offline") return "This device is offline. The numbers are those of before.";
-  if (state === "closed") return `The edge has ended this connection: ${reason}. Load the page again to go on.`;
-  return "The edge cannot be reached. The numbers are those of before; they go on when it is back.";
+  if (state === "offline") return "This device is offline. The numbers below are out of date.";
+  if (state === "closed") return `The edge closed this connection: ${reason}. Reload the page to continue.`;
+  return "The edge cannot be reached. The numbers below are out of date until it is back.";
 }
 
-/** A node that answers and takes no connections says why. */
+/** Show why a node that is up accepts no connections. */
 async function explain() {
   try {
     await ask("/readyz");
   } catch (error) {
     if (error.status && document.body.dataset.state !== "connected") {
-      write(byId("lost"), `The edge takes no connections: ${error.message}. It is tried again.`);
+      write(byId("lost"), `The edge accepts no connections: ${error.message}. Retrying.`);
     }
   }
 }
@@ -187,27 +187,27 @@ function trouble(text) {
 
 setInterval(() => {
   const isSilent = document.body.dataset.state === "connected" && Date.now() - lastSample > SILENT_MS;
-  if (isSilent) trouble("The edge sends no numbers at present: those below are old.");
+  if (isSilent) trouble("The edge sends no numbers at present; those below are out of date.");
 }, 1000);
 
-// What comes
+// Samples
 
 function take(sample) {
   lastSample = Date.now();
-  const told = rates.take(sample);
+  const current = rates.take(sample);
   const total = (name) => sample.nodes.reduce((sum, node) => sum + node[name], 0);
   const connections = total("connections");
-  const [p50, p95, p99] = told.percentiles;
+  const [p50, p95, p99] = current.percentiles;
   const without = sample.nodes.filter((node) => !node.bus_connected).length;
   write(byId("about"), `Dashboard · ${sample.driver} · ${several(sample.nodes.length, "node")}`);
   write(byId("now-nodes"), whole(sample.nodes.length));
-  write(byId("now-nodes-about"), sample.missing.length ? `${sample.missing.length} without an answer` : "all answer");
+  write(byId("now-nodes-about"), sample.missing.length ? `${sample.missing.length} not responding` : "all responding");
   write(byId("now-connections"), whole(connections));
   write(byId("now-connections-about"), several(total("subscriptions"), "subscription"));
-  write(byId("now-in"), `${rate(told.in)}/s`);
-  write(byId("now-in-about"), `${whole(total("messages_in"))} in all`);
-  write(byId("now-out"), `${rate(told.out)}/s`);
-  write(byId("now-out-about"), `${bytes(told.bytes)}/s`);
+  write(byId("now-in"), `${rate(current.in)}/s`);
+  write(byId("now-in-about"), `${whole(total("messages_in"))} in total`);
+  write(byId("now-out"), `${rate(current.out)}/s`);
+  write(byId("now-out-about"), `${bytes(current.bytes)}/s`);
   write(byId("now-p95"), duration(p95));
   write(byId("now-p95-about"), p95 === null ? "no messages lately" : `p50 ${duration(p50)}, p99 ${duration(p99)}`);
   const most = (name) => Math.max(0, ...sample.nodes.map((node) => node[name]));
@@ -215,14 +215,14 @@ function take(sample) {
   write(byId("now-present-about"), `in ${several(most("presence_channels"), "channel")}`);
   trouble(
     without
-      ? `${several(without, "node has", "nodes have")} lost the bus: messages do not get through there until it is back.`
+      ? `${several(without, "node has", "nodes have")} lost the bus: no messages get through there until it is back.`
       : "",
   );
   const now = Date.now() / 1000;
   charts.connections.add(now, connections);
-  charts.messages.add(now, told.in, told.out);
+  charts.messages.add(now, current.in, current.out);
   charts.latency.add(now, p50, p95, p99);
-  nodes.show(sample, told);
+  nodes.show(sample, current);
   channels.take(sample);
   if (sample.whole) presence.refresh();
 }

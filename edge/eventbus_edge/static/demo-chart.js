@@ -1,13 +1,13 @@
 /**
- * A small area chart, drawn as SVG; its colours are the style sheet's. It begins with a short time,
- * so that there is something to see at once, and grows to the last 90 seconds.
+ * A small area chart in SVG, with colours of the style sheet. It begins with a short time span, to
+ * show something at once, and grows to the last 90 seconds.
  */
 
 import { make, makeSvg } from "./elements.js";
 
 const FIRST_WINDOW_MS = 15_000;
 const WINDOW_MS = 90_000;
-const GAP_MS = 5_000; // a longer silence is shown as one, not bridged by a line
+const GAP_MS = 5_000; // a longer pause is shown as a gap
 
 export class Chart {
   #name;
@@ -17,7 +17,7 @@ export class Chart {
   #drawing = false;
   #parts = {};
 
-  /** `max` is the scale's end; when left out, it follows the values. */
+  /** `max` is the upper end of the scale; without it, the scale follows the values. */
   constructor(element, { name, format, max }) {
     this.#name = name;
     this.#format = format;

@@ -1,7 +1,7 @@
 /**
- * The chat room. A browser may not publish an application's events, so what a guest writes travels
- * as a whisper to the other connections of the channel; the service's own lines are `ChatMessage`
- * events. A whisper's `user_id` is the edge's word for who sent it, so names are made from that.
+ * The chat room. Browsers may not publish an application's events, so a guest's message is a whisper
+ * to the other connections of the channel; the service's own messages are `ChatMessage` events. The
+ * edge sets the `user_id` of a whisper to the authenticated sender, so names are derived from it.
  */
 
 import { byId, make } from "./elements.js";
@@ -24,10 +24,10 @@ export class Chat {
   #log = byId("chat-log");
   #input = byId("chat-input");
   #button = document.querySelector("#chat-form button");
-  #typists = new Map(); // user id -> the timer that ends it
+  #typists = new Map(); // user id -> the timer that removes it
   #lastTyping = 0;
 
-  /** `room` is the subscription of the channel. */
+  /** `room` is the subscription to the channel. */
   constructor(room) {
     this.#room = room;
     room.on("ChatMessage", (data, { timestamp }) => this.#fromService(data, timestamp));
@@ -39,7 +39,7 @@ export class Chat {
       event.preventDefault();
       this.#send();
     });
-    this.#input.addEventListener("input", () => this.#tellTyping());
+    this.#input.addEventListener("input", () => this.#sendTyping());
     this.#ready(false);
   }
 
@@ -48,7 +48,7 @@ export class Chat {
     byId("me").textContent = `You are ${guestName(userId)}`;
   }
 
-  /** There is no connection: nothing can be sent, but what is being written stays. */
+  /** Disable sending while there is no connection; text in the input field stays. */
   offline() {
     this.#ready(false);
     for (const userId of [...this.#typists.keys()]) this.#stopTyping(userId);
@@ -74,12 +74,12 @@ export class Chat {
     this.#log.scrollTop = this.#log.scrollHeight;
   }
 
-  #tellTyping() {
+  #sendTyping() {
     const now = Date.now();
     if (!this.#input.value || now - this.#lastTyping < TYPING_EVERY_MS) return;
     if (!this.#room.active) return;
     this.#lastTyping = now;
-    this.#room.whisper("typing", {}).catch(() => (this.#lastTyping = 0)); // the next key tells it
+    this.#room.whisper("typing", {}).catch(() => (this.#lastTyping = 0)); // the next key press retries
   }
 
   #fromService({ name, text }, timestamp) {
@@ -88,7 +88,7 @@ export class Chat {
 
   #fromGuest(data, { user_id: userId, timestamp }) {
     this.#stopTyping(userId);
-    if (typeof data?.text !== "string") return; // another client's whisper may be anything
+    if (typeof data?.text !== "string") return; // another client may whisper anything
     const mine = userId === this.#me;
     const name = mine ? "You, in another tab" : guestName(userId);
     this.#add({ kind: mine ? "mine" : "theirs", name, text: data.text, timestamp });
@@ -121,6 +121,6 @@ export class Chat {
     const who = name ? make("p", { class: "who" }, make("b", null, name), at) : null;
     log.append(make("div", { class: `message ${kind}` }, who, make("p", { class: "text" }, text)));
     while (log.children.length > MOST_MESSAGES) log.firstElementChild.remove();
-    if (atEnd) log.scrollTop = log.scrollHeight; // else somebody is reading further up
+    if (atEnd) log.scrollTop = log.scrollHeight; // otherwise the user is reading older messages
   }
 }

@@ -1,4 +1,4 @@
-/** The demo's page: this machine's measurements, a chat room, and the events as they arrive. */
+/** The page of the demo: measurements of this machine, a chat room, and events as they arrive. */
 
 import { Chat } from "./demo-chat.js";
 import { Chart } from "./demo-chart.js";
@@ -12,7 +12,7 @@ const digits = (value) => value.toFixed(value < 10 ? 1 : 0);
 const milliseconds = (value) => `${digits(value)} ms`;
 const gigabytes = (bytes) => digits(bytes / 1024 ** 3);
 
-/** The wall clock in milliseconds with a fraction, which Date.now() lacks. */
+/** The wall clock in milliseconds, with fractions, unlike Date.now(). */
 let clockOrigin = performance.timeOrigin;
 function now() {
   const fine = clockOrigin + performance.now();
@@ -22,13 +22,13 @@ function now() {
   return coarse;
 }
 
-/** An RFC 3339 time in milliseconds; Date.parse drops what is finer. */
+/** An RFC 3339 time in milliseconds, with fractions, which Date.parse drops. */
 function parseTime(text) {
   const finer = /\.\d{3}(\d+)/.exec(text)?.[1];
   return Date.parse(text) + (finer ? Number(`0.${finer}`) : 0);
 }
 
-// --- who this tab is
+// --- the guest of this tab
 
 async function token() {
   const guest = sessionStorage.getItem("guest");
@@ -83,17 +83,17 @@ metrics.on("DashboardMetrics", (data, { timestamp }) => {
   byId("host").textContent = `Live measurements of ${data.host}`;
 });
 
-// --- events as they arrive, and how long that took
+// --- events as they arrive, and their latency
 
 let count = 0;
 
 function arrived(subscription) {
-  let since = Infinity; // what is older was replayed, and its age is no latency
+  let since = Infinity; // older events are replayed: their age is not a latency
   subscription.on("eb:subscribed", () => (since = now()));
   subscription.on("*", (data, { channel, event, timestamp }) => {
     const sent = parseTime(timestamp);
     const latency = sent < since ? null : Math.max(0, now() - sent);
-    if (latency !== null) tellLatency(sent, latency);
+    if (latency !== null) showLatency(sent, latency);
     if (event === "client-typing") return;
     count += 1;
     byId("tail-count").textContent = count.toLocaleString();
@@ -112,7 +112,7 @@ function arrived(subscription) {
   });
 }
 
-function tellLatency(sent, latency) {
+function showLatency(sent, latency) {
   charts.latency.add(sent, latency);
   const sorted = charts.latency.values.sort((a, b) => a - b);
   const median = sorted[Math.floor(sorted.length / 2)];
@@ -127,7 +127,7 @@ byId("copy").addEventListener("click", async ({ currentTarget: button }) => {
     await navigator.clipboard.writeText(byId("try").textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(byId("try")); // the clipboard is not this page's to write
+    getSelection().selectAllChildren(byId("try")); // the page may not write to the clipboard
     button.textContent = "Selected";
   }
   setTimeout(() => (button.textContent = "Copy"), 2000);
@@ -159,21 +159,21 @@ bus.on("state", ({ state, code, reason, retryAt: at }) => {
     byId("lost-title").textContent =
       state === "offline" ? "This browser is offline." : "The connection is lost.";
     byId("retry").textContent = "Try now";
-    countdown = setInterval(tellRetry, 500);
-    tellRetry();
+    countdown = setInterval(showRetry, 500);
+    showRetry();
     byId("lost").hidden = false;
   } else if (state === "closed") {
-    byId("lost-title").textContent = "The server has ended this connection.";
-    byId("lost-detail").textContent = `It gave the code ${code}${reason ? `: ${reason}` : "."}`;
+    byId("lost-title").textContent = "The server closed this connection.";
+    byId("lost-detail").textContent = `The close code is ${code}${reason ? `: ${reason}` : "."}`;
     byId("retry").textContent = "Reload";
     byId("lost").hidden = false;
   }
 });
 
-function tellRetry() {
+function showRetry() {
   const seconds = Math.max(0, Math.ceil((retryAt - Date.now()) / 1000));
   byId("lost-detail").textContent =
-    `Trying again ${seconds ? `in ${seconds} s` : "now"}; it goes on by itself.`;
+    `Reconnecting automatically ${seconds ? `in ${seconds} s` : "now"}.`;
 }
 
 byId("retry").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// The contract's page: draws what /api/asyncapi.json says. It never makes HTML of text.
+// The page of the contract: shows /api/asyncapi.json. Text is never parsed as HTML.
 
 import { byId, make } from "/static/elements.js";
 
@@ -54,7 +54,7 @@ function show(contract) {
   byId("contract").hidden = false;
 }
 
-/** The messages of the document, each with its channels and who sends it. */
+/** The messages of the document, with their channels and direction. */
 function eventsOf(contract) {
   const messages = contract.components?.messages ?? {};
   const uses = Object.values(contract.operations ?? {}).flatMap((operation) =>
@@ -75,7 +75,7 @@ function eventsOf(contract) {
   });
 }
 
-/** What a reference stands for (RFC 6901); or the last name on its way, for messages. */
+/** Resolve references (RFC 6901); returns the value, or the last name of the path. */
 function resolve(contract, value, wantsKey = false) {
   let key = "";
   for (let step = 0; value?.$ref && step < 8; step += 1) {
@@ -98,7 +98,7 @@ function card(event, id, contract) {
     make(
       "span",
       { class: `tag ${event.fromClients ? "receives" : "sends"}` },
-      event.fromClients ? "clients send it" : "clients receive it",
+      event.fromClients ? "sent by clients" : "received by clients",
     ),
     event["x-version"] > 1 ? make("span", { class: "tag" }, `version ${event["x-version"]}`) : null,
     make("span", { class: "tag" }, event["x-durable"] ? "durable" : "volatile"),
@@ -106,7 +106,7 @@ function card(event, id, contract) {
   const doc = flow([event.summary, event.description].filter(Boolean).join("\n\n"));
   const channels = event.channels.length
     ? event.channels.map((address) => make("li", {}, make("code", {}, address)))
-    : [make("li", { class: "muted" }, "Its channels are decided when it is sent.")];
+    : [make("li", { class: "muted" }, "The channels are chosen when it is sent.")];
   const example = {
     channel: (event.channels[0] ?? "general").replace(/\{\w+\}/g, "1"),
     event: event.name,
@@ -129,7 +129,7 @@ function card(event, id, contract) {
   );
 }
 
-/** A table of the data's fields, and one for each struct within them. */
+/** A table of the data's fields, and one per nested struct. */
 function tables(contract, data) {
   const drawn = [];
   const queue = [["", data]];
@@ -179,17 +179,17 @@ function refsIn(schema) {
   );
 }
 
-/** Paragraphs that were wrapped for an editor, wrapped by the page; lists stay as they are. */
+/** Join the lines of paragraphs, so that the page wraps them; lists stay unchanged. */
 const flow = (text) => text.replace(/(\S)\n(?=[^\s*-])/g, "$1 ");
 const nameOf = (ref) => ref.split("/").at(-1);
-const told = (value) => JSON.stringify(value);
+const json = (value) => JSON.stringify(value);
 
 function typeOf(schema) {
   if (schema === true || !schema) return "anything";
   if (schema.$ref) return nameOf(schema.$ref);
   if (schema.anyOf) return [...new Set(schema.anyOf.map(typeOf))].join(" or ");
-  if ("const" in schema) return told(schema.const);
-  if (schema.enum) return schema.enum.map(told).join(" or ");
+  if ("const" in schema) return json(schema.const);
+  if (schema.enum) return schema.enum.map(json).join(" or ");
   if (schema.type === "array") {
     if (Array.isArray(schema.items)) return `(${schema.items.map(typeOf).join(", ")})`;
     return `${schema.uniqueItems ? "set" : "list"} of ${typeOf(schema.items)}`;
@@ -216,7 +216,7 @@ function facts(schema) {
     range(schema.minLength, schema.maxLength, " characters"),
     schema.pattern ? `matches ${schema.pattern}` : "",
     Array.isArray(schema.items) ? "" : range(schema.minItems, schema.maxItems, " items"),
-    "default" in schema ? `${told(schema.default)} by default` : "",
+    "default" in schema ? `${json(schema.default)} by default` : "",
   ];
   return parts.filter(Boolean).join(", ");
 }
@@ -231,7 +231,7 @@ const SAMPLES = {
   decimal: "1.50",
 };
 
-/** A value that the schema accepts, for the eye: patterns are not looked at. */
+/** An example value for the schema; patterns are ignored. */
 function sample(contract, given, depth) {
   const schema = resolve(contract, given) ?? {};
   if ("default" in schema) return schema.default;

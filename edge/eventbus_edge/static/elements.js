@@ -1,12 +1,12 @@
-/** Elements of the edge's own pages. Nothing here makes HTML of text: text stays text. */
+/** Creates the elements of the edge's own pages. Text is never parsed as HTML. */
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with attributes and children; a child is a node, text, or null for none. */
+/** Create an element with attributes and children: nodes, texts, or null, which is skipped. */
 export const make = (name, attributes, ...children) =>
   filled(document.createElement(name), attributes, children);
 
-/** The same for an element of SVG. */
+/** Create an SVG element. */
 export const makeSvg = (name, attributes, ...children) =>
   filled(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
 

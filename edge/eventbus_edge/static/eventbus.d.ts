@@ -1,48 +1,48 @@
-/** The types of eventbus.js; how it behaves is told in docs/browser-client.md. */
+/** The types of eventbus.js; docs/browser-client.md describes its behaviour. */
 
 /**
  * Open a bus, which connects at once and stays connected until `close()`.
  *
  * `Channels` maps channel patterns to their events, as `eventbus schema export --format typescript`
- * writes it; without it nothing is checked.
+ * writes it; without it, nothing is checked.
  *
- * @throws TypeError for a URL that cannot be read.
+ * @throws TypeError for an invalid URL.
  */
 export function connect<Channels extends object = AnyChannels>(options: Options): Bus<Channels>;
 
 export interface Options {
-  /** Where the edge takes WebSockets; may be relative to the page: `"/ws"`. */
+  /** The edge's WebSocket endpoint; may be relative to the page: `"/ws"`. */
   url: string | URL;
   /**
-   * Gives a JWT, or nothing for a visitor without a name. It is asked when a token is needed: for the
-   * first connection, shortly before a token expires, and when one was refused.
+   * Returns a JWT, or nothing for an anonymous visitor. It is called when a token is needed: for the
+   * first connection, shortly before a token expires, and after one was refused.
    */
   token?: () => Token | Promise<Token>;
-  /** Where the edge takes `POST /sse`; `false` for no such fallback. By default beside `url`. */
+  /** The edge's `POST /sse` endpoint; `false` disables this fallback. By default next to `url`. */
   sseUrl?: string | URL | false;
-  /** Milliseconds before the first new attempt, doubled with each that fails. By default 500. */
+  /** Milliseconds before the first reconnect, doubled after each failed attempt. By default 500. */
   minDelay?: number;
-  /** Milliseconds that a delay never exceeds. By default 30,000. */
+  /** The maximum delay in milliseconds. By default 30,000. */
   maxDelay?: number;
 }
 
 export type Token = string | null | undefined | void;
 
-/** A connection that is kept, and its channels. */
+/** A connection that reconnects automatically, and its channels. */
 export interface Bus<Channels extends object = AnyChannels> {
   readonly state: State["state"];
-  /** What carries the messages, while connected. With `"sse"` only receiving works. */
+  /** The transport while connected. With `"sse"`, only receiving works. */
   readonly transport: "websocket" | "sse" | null;
-  /** The server's id of this connection: publishers can leave it out (`except`). */
+  /** The server's id of this connection; publishers can exclude it (`except`). */
   readonly connectionId: string | null;
 
   /**
    * Join a channel or a pattern (`orders.*`, `team.7.>`), now and after each reconnect.
    *
-   * A second call for the same one adds its handlers to the same subscription.
+   * A second call for the same channel adds its handlers to the same subscription.
    *
    * @param handlers a function for every message, or functions by event name.
-   * @throws EventBusError with code `closed` when the bus is closed.
+   * @throws EventBusError with code `closed` if the bus is closed.
    */
   subscribe<const C extends string>(
     channel: C & Known<Channels, C>,
@@ -50,20 +50,20 @@ export interface Bus<Channels extends object = AnyChannels> {
     options?: SubscribeOptions,
   ): Subscription<EventsOf<Channels, C>>;
 
-  /** Listen to the bus itself; gives a function that ends it. */
+  /** Listen to the bus itself; returns a function that removes the handler. */
   on<E extends keyof BusEvents>(event: E, handler: (data: BusEvents[E]) => unknown): () => void;
 
-  /** Connect now, rather than when the delay is over. */
+  /** Connect now, without waiting for the delay. */
   reconnect(): void;
 
-  /** End the connection for good. */
+  /** Close the connection for good. */
   close(): void;
 }
 
-/** What `bus.on` can listen to. */
+/** The events of `bus.on`. */
 export interface BusEvents {
   state: State;
-  /** What no promise has told: a refused subscription or token. Reported when nobody listens. */
+  /** Errors without a promise: a refused subscription or token. Logged if there is no handler. */
   error: EventBusError;
   "eb:connected": { connection_id: string; node: string; heartbeat_s: number; actions_per_s: number; action_burst: number; protocol: string };
   "eb:authenticated": { user_id: string; expires_at: string };
@@ -73,27 +73,27 @@ export interface BusEvents {
 export type State =
   | { state: "connecting" }
   | { state: "connected"; transport: "websocket" | "sse" }
-  /** There will be another attempt, at `retryAt` (as Date.now()). */
+  /** The next attempt is at `retryAt` (like Date.now()). */
   | { state: "waiting" | "offline"; code: number; reason: string; retryAt: number }
-  /** For good: by `close()` (1000), or because the server wants it so (4000 to 4099). */
+  /** For good: by `close()` (1000), or by the server (4000 to 4099). */
   | { state: "closed"; code: number; reason: string };
 
 export interface SubscribeOptions {
-  /** Up to so many earlier messages come first, when the channel is joined for the first time. */
+  /** The maximum number of earlier messages to receive when joining for the first time. */
   history?: number;
 }
 
 /** One channel, or one pattern, of a bus. */
 export interface Subscription<Events = Record<string, any>> {
   readonly channel: string;
-  /** Whether messages arrive at present. */
+  /** Whether the subscription currently receives messages. */
   readonly active: boolean;
-  /** Where the channel stands: the last message that was received. */
+  /** The position of the last message that was received. */
   readonly position: Position | null;
-  /** The first answer to joining it; rejects with an EventBusError when it was refused. */
+  /** Resolves when first joined; rejects with an EventBusError if that was refused. */
   readonly ready: Promise<Subscribed>;
 
-  /** Listen to an event; gives a function that ends it. `"*"` hears every application's event. */
+  /** Listen to an event; returns a function that removes the handler. `"*"`: all application events. */
   on<E extends keyof Events & string>(
     event: E,
     handler: Handler<Events[E], E>,
@@ -102,10 +102,10 @@ export interface Subscription<Events = Record<string, any>> {
   on(event: `client-${string}`, handler: Handler<any>): () => void;
   on(event: "*", handler: Handler<AnyOf<Events>>): () => void;
 
-  /** Send an event to the channel's other connections, which hear it as `client-<event>`. */
+  /** Send an event to the channel's other connections, which receive it as `client-<event>`. */
   whisper(event: string, data?: unknown): Promise<object>;
 
-  /** Who is in a presence channel; with `changes`, change one's own info first. */
+  /** The members of a presence channel; `changes` updates your own info first. */
   presence(changes?: Record<string, unknown>): Promise<{ members: Member[]; count: number }>;
 
   /** Stored messages: the first `limit` after the offset `since`, or the last. */
@@ -118,7 +118,7 @@ export interface Subscription<Events = Record<string, any>> {
 export interface Position {
   offset: number;
   epoch: string;
-  /** Names the message at the offset, for the server to know it again. */
+  /** Identifies the message at the offset to the server. */
   mark?: string;
 }
 
@@ -140,15 +140,15 @@ export interface Subscribed {
   epoch?: string | null;
   mark?: string;
   /**
-   * There when the channel was joined before: false when messages were missed that cannot be had
-   * any more, so that the page must load its state anew.
+   * Set if the channel was joined before. False if missed messages cannot be recovered, so that the
+   * page must reload its state.
    */
   recovered?: boolean;
-  /** Of a presence channel. */
+  /** Of presence channels. */
   members?: Member[];
 }
 
-/** What a subscription hears beside its application's events. */
+/** The events of a subscription in addition to the application's events. */
 export interface SystemEvents {
   "eb:subscribed": Subscribed;
   "eb:unsubscribed": { reason: string };
@@ -185,7 +185,7 @@ export type Handlers<Events> = {
       : Handler<AnyOf<Events>>;
 } & { [event: `client-${string}`]: Handler<any> };
 
-/** Why something was refused; `code` is one of those of the wire protocol, or of this client. */
+/** A refusal; `code` is an error code of the wire protocol or of this client. */
 export class EventBusError extends Error {
   constructor(code: ErrorCode, message: string, channel?: string | null);
   readonly name: "EventBusError";
@@ -205,7 +205,7 @@ export type ErrorCode =
   | "limit_exceeded"
   | "payload_too_large"
   | "unavailable"
-  /** There is no connection, or it was lost before the answer. */
+  /** There is no connection, or it was lost before the reply. */
   | "disconnected"
   /** Server-Sent Events can only receive. */
   | "no_websocket"
@@ -219,14 +219,14 @@ export interface AnyChannels {
   ">": Record<string, any>;
 }
 
-/** A channel that the contracts know, or any where its name is only known at run time. */
+/** A channel of the contracts, or any channel whose name is only known at run time. */
 export type Known<Channels, C extends string> = string extends C
   ? C
   : [PatternsFor<Channels, C>] extends [never]
     ? { "no channel of the contracts matches": C }
     : C;
 
-/** The events of a channel: those of the very name, otherwise of all patterns that match it. */
+/** The events of a channel: those of its exact name, otherwise of all matching patterns. */
 export type EventsOf<Channels, C extends string> = string extends C
   ? Record<string, any>
   : C extends keyof Channels
@@ -247,7 +247,7 @@ type Merged<Union> = (Union extends unknown ? (map: Union) => void : never) exte
   ? All
   : never;
 
-/** Token by token, for `string` in a template type would span dots. */
+/** Token by token, because `string` in a template type would span dots. */
 type Matches<C extends string, P extends string> = P extends ">"
   ? true
   : C extends ">"

@@ -165,7 +165,7 @@ class Bus extends Emitter {
   #timers = new Map();
   #attempt = 0;
   #failures = 0;
-  #misses = 2; // without a greeting; the very first is the third
+  #misses = 2; // without a greeting; the first counts as the third
   #heard = false;
   #heartbeat = 25_000;
   #pace = {};
@@ -224,7 +224,7 @@ class Bus extends Emitter {
     } else if (this.#stream) {
       if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "no WebSocket");
       this.#after("stream", 0, () => this.#open(true));
-      return fail("disconnected", "asked anew");
+      return fail("disconnected", "asked again");
     } else if (!this.connectionId) {
       return fail("disconnected", "no connection");
     } else if (this.#requests.size >= MOST || socket.bufferedAmount > MOST_UNSENT_BYTES) {
@@ -322,7 +322,7 @@ class Bus extends Emitter {
       if (event === "eb:error") request[1](data.code, data.message);
       else request[0](data, message);
     } else if (channel === null) {
-      this.#told(event, data, message);
+      this.#control(event, data, message);
       this._emit(event, data, message);
     } else {
       this.#subscriptions.get(channel)?._receive(message);
@@ -332,17 +332,17 @@ class Bus extends Emitter {
     }
   }
 
-  #told(event, data, message) {
+  #control(event, data, message) {
     this.#subscriptions.get(data.pattern)?._receive(message); // a gap
     switch (event) {
       case "eb:connected":
         this.connectionId = data.connection_id;
         this.#heartbeat = data.heartbeat_s * 1000;
-        // With a tenth to spare: a network may press together what was apart.
+        // With 10% to spare: a network may bunch messages.
         this.#pace = { due: 0, gap: 1100 / data.actions_per_s, burst: data.action_burst * 0.9 };
         this.#listen();
         if (this.#socket) this.#misses = 0;
-        // A handshake would not say that it is bad.
+        // A failed handshake would not say why.
         if (this.#socket && this.#token) this.#authenticate();
         else this.#ready();
         break;
@@ -418,7 +418,7 @@ class Bus extends Emitter {
     this.#heard = false;
     if (asked) this.#socket?.send('{"action":"ping"}');
     this.#after("silence", asked ? ASK_MS : this.#heartbeat, () => {
-      // Twice: a busy page's timer may come before the answer.
+      // Twice: a busy page's timer may run before the answer.
       if (this.#heard) this.#listen();
       else if (asked < 2) this.#listen(asked + 1);
       else this.#lost(FAILED, "the server fell silent");

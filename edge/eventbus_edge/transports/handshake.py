@@ -1,8 +1,13 @@
-"""What a request for a stream of messages asks for, and what it must pass, by any transport."""
+"""The handshake of any transport: read the request, authenticate, decide, be ready to open.
 
+The transport then opens the connection: see `Acceptor.accept` and `Connection.open`.
+"""
+
+import contextlib
 import re
 from collections.abc import (
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -22,7 +27,6 @@ from eventbus.errors import InvalidChannel
 from eventbus_edge.access.admission import Place
 from eventbus_edge.access.rules import (
     Allowed,
-    Ask,
     Denied,
 )
 from eventbus_edge.access.tokens import (
@@ -30,7 +34,10 @@ from eventbus_edge.access.tokens import (
     TokenRejected,
 )
 from eventbus_edge.http.traces import handshake
-from eventbus_edge.node import Node
+from eventbus_edge.node import (
+    Access,
+    Node,
+)
 from eventbus_edge.problem import (
     Problem,
     bad_token,
@@ -41,11 +48,18 @@ from eventbus_edge.protocols.native import (
 )
 from eventbus_edge.protocols.vocabulary import Subscribe
 
-__all__ = ["MAX_PARAMETERS_BYTES", "Admitted", "Handshake", "admit", "read_handshake"]
+__all__ = [
+    "MAX_PARAMETERS_BYTES",
+    "Admitted",
+    "Handshake",
+    "admit",
+    "arrival",
+    "read_handshake",
+]
 
 
 MAX_PARAMETERS_BYTES: Final = 32 * 1024
-"""Names and values of all query parameters: a token, and a hundred channels of the longest name."""
+"""The total of all query parameters: enough for a token and a hundred of the longest names."""
 
 
 class Handshake(NamedTuple):
@@ -159,58 +173,61 @@ def _read_authorization(headers: Sequence[str]) -> str | None:
 
 
 class Admitted(NamedTuple):
-    """Who asks, and the channels of the URL with what allows each."""
+    """The client's claims, and the channels of the URL with the decision that allows each."""
 
     claims: Claims | None
     channels: list[tuple[Subscribe, Allowed]]
 
 
+@contextlib.contextmanager
+def arrival(node: Node, request: web.Request) -> Iterator[Place]:
+    """A place for one more connection, from its handshake to its end. Raises Problem."""
+    node.require_ready()
+    with node.access.admission.arrival(request.remote, request.headers) as place:
+        yield place
+
+
 async def admit(
     node: Node, request: web.Request, place: Place, raw_path_channel: str | None
 ) -> Admitted:
-    """Check origin, token and channels of a request, and count it as its user's. Raises Problem.
+    """Check origin, token and channels of a request, and count it for its user. Raises Problem.
 
-    `raw_path_channel` is the path's channel as it came, percent-encoded; None where it has none.
+    `raw_path_channel` is the channel in the path, percent-encoded as received; None without one.
     """
-    with handshake(request):
-        return await _admit(node, request, place, raw_path_channel)
+    access = node.access
+    with handshake(request):  # one span around all of it
+        access.origins.require(request.headers.get("Origin"), request.host)
+        asked = read_handshake(
+            raw_path_channel=raw_path_channel,
+            query=list(request.query.items()),
+            headers=request.headers,
+            max_channels=node.settings.max_channels_per_connection,
+        )
+        access.admission.charge_channels(place.address, len(asked.channels))
+        claims = await _authenticate(access, asked.token, place)
+        channels = [
+            (Subscribe(channel, None, 0, None), await _decide(access, channel, claims))
+            for channel in asked.channels
+        ]
+        node.require_ready()  # draining may have begun meanwhile
+        return Admitted(claims, channels)
 
 
-async def _admit(
-    node: Node, request: web.Request, place: Place, raw_path_channel: str | None
-) -> Admitted:
-    node.origins.require(request.headers.get("Origin"), request.host)
-    asked = read_handshake(
-        raw_path_channel=raw_path_channel,
-        query=list(request.query.items()),
-        headers=request.headers,
-        max_channels=node.settings.max_channels_per_connection,
-    )
-    node.admission.charge_channels(place.address, len(asked.channels))
-    claims = None
-    if asked.token is not None:
-        claims = await _verify(node, asked.token)
-        node.admission.claim_early(place, claims.user_id)
-    channels = []
-    for channel in asked.channels:
-        decision = await _decide(node, channel, claims)
-        if isinstance(decision, Denied):
-            raise Problem(decision.code, decision.message)
-        channels.append((Subscribe(channel, None, 0, None), decision))
-    node.require_ready()  # it may have begun to drain while others were asked
-    return Admitted(claims, channels)
-
-
-async def _verify(node: Node, token: str) -> Claims:
+async def _authenticate(access: Access, token: str | None, place: Place) -> Claims | None:
+    """The claims of the token, if there is one; counts the connection for its user."""
+    if token is None:
+        return None
     try:
-        return await node.verify(token)
+        claims = await access.authenticator.verify(token)
     except TokenRejected as exc:
         raise bad_token(exc.code, str(exc)) from None
+    access.admission.claim_early(place, claims.user_id)
+    return claims
 
 
-async def _decide(node: Node, channel: str, claims: Claims | None) -> Allowed | Denied:
-    decision = node.rules.decide(channel, claims)
-    if isinstance(decision, Ask):
-        assert claims is not None, "an authorizer is asked about a user"
-        return await node.consult(decision, claims)
+async def _decide(access: Access, channel: str, claims: Claims | None) -> Allowed:
+    """The decision that allows a channel. Raises Problem for one that is denied."""
+    decision = await access.authorizers.decide(channel, claims)
+    if isinstance(decision, Denied):
+        raise Problem(decision.code, decision.message)
     return decision

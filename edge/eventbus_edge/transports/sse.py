@@ -51,6 +51,7 @@ from eventbus_edge.sessions.connection import (
 from eventbus_edge.transports.handshake import (
     Admitted,
     admit,
+    arrival,
 )
 
 __all__ = ["preflight", "server_sent_events", "streamed_commands"]
@@ -95,7 +96,7 @@ async def _answer(
     node = request.app[NODE]
     cors = cors_headers(request)
     try:
-        with node.arrival(request.remote, request.headers) as place:
+        with arrival(node, request) as place:
             admitted = await admit(node, request, place, None)
             _check(node, admitted)
             wire, begin = await read(node, request, admitted)
@@ -108,14 +109,16 @@ async def _answer(
             stream = _Stream(transport, chunked=request.version >= HttpVersion11)
             # aiohttp tells of the end of a connection only to who reads from it.
             request.protocol.set_parser(cast(Any, stream))
-            connection = node.connect(wire, cast(Sink, stream), stream, admitted.claims, place)
+            connection = node.acceptor.accept(
+                wire, cast(Sink, stream), stream, admitted.claims, place
+            )
             stream.connection = connection
             try:
                 await begin(connection)
                 await stream.ended.wait()
                 connection.ended(None)
             finally:
-                node.disconnect(connection)
+                node.connections.remove(connection)
                 stream.finish()
     except Problem as problem:
         problem.headers.update(cors)
@@ -133,7 +136,7 @@ async def _by_url(
     node: Node, request: web.Request, admitted: Admitted
 ) -> tuple[WireFormat, _Begin]:
     if admitted.claims is None and "Origin" not in request.headers:
-        node.origins.require_host(request.host)
+        node.access.origins.require_host(request.host)
     asked = admitted.channels
     names = [command.channel for command, _ in asked]
     if not names:
@@ -160,7 +163,7 @@ async def _by_body(
 
     async def begin(connection: Connection) -> None:
         await connection.open(())
-        node.admission.charge_channels(connection.address, len(commands))
+        node.access.admission.charge_channels(connection.address, len(commands))
         for command in commands:
             await connection.handle(command)
 

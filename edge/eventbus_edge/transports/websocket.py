@@ -51,7 +51,10 @@ from eventbus_edge.sessions.connection import (
     fileno_of,
     is_gone,
 )
-from eventbus_edge.transports.handshake import admit
+from eventbus_edge.transports.handshake import (
+    admit,
+    arrival,
+)
 
 __all__ = ["answer_extensions", "native_websocket"]
 
@@ -70,17 +73,17 @@ _BINARY: Final = Malformed("bad_request", "a binary frame: commands are JSON in 
 async def native_websocket(request: web.Request) -> web.StreamResponse:
     """GET /ws and /ws/{channel}: what is wrong before the upgrade is raised as a Problem."""
     node = request.app[NODE]
-    with node.arrival(request.remote, request.headers) as place:
+    with arrival(node, request) as place:
         claims, channels = await admit(node, request, place, _raw_channel(request))
         ws, socket = await _upgrade(node, request)
         if socket is None:  # the client has left during the handshake
             return ws
-        connection = node.connect(_format(node, ws), socket, socket, claims, place)
+        connection = node.acceptor.accept(_format(node, ws), socket, socket, claims, place)
         try:
             await connection.open(channels)
             await _serve(ws, connection, socket.gate)
         finally:
-            node.disconnect(connection)
+            node.connections.remove(connection)
         await socket.closed()
     return ws
 
@@ -228,7 +231,9 @@ class _Socket:
     def close(self, code: int, reason: str) -> None:
         self._closed = asyncio.Event()
         self.gate.closing()
-        if not self._node.closing.start(self._close(code, reason), "closing a connection"):
+        if not self._node.connections.closing.start(
+            self._close(code, reason), "closing a connection"
+        ):
             self._closed.set()
             self._transport.abort()
 

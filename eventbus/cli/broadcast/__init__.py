@@ -1,1 +1,1 @@
-"""broadcast."""
+"""`eventbus broadcast`: publish test messages and notifications, and observe the cluster."""

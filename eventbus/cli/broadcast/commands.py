@@ -1,4 +1,4 @@
-"""`eventbus broadcast`: publish to the cluster, and see who listens."""
+"""`eventbus broadcast`: publish to the cluster, and show its nodes and channels."""
 
 import contextlib
 import time
@@ -44,19 +44,19 @@ from eventbus.messages import Receipt, validate_event_name
 __all__ = ["app"]
 
 
-app = typer.Typer(help="Publish, and see who listens, on all nodes.", no_args_is_help=True)
+app = typer.Typer(help="Publish messages, and show the nodes of the cluster.", no_args_is_help=True)
 
 _GREETING: Final = "A test message from the command line"
 
 
 @app.command("test")
 def send_test(
-    channel: Annotated[str, typer.Option(help="Where to publish.")] = "general",
-    message: Annotated[str, typer.Option(help="The text of the data's `message`.")] = _GREETING,
+    channel: Annotated[str, typer.Option(help="The channel to publish on.")] = "general",
+    message: Annotated[str, typer.Option(help="The value of `message` in the data.")] = _GREETING,
     event: Annotated[str, typer.Option(help="The event's name.")] = "test",
-    data: Annotated[str, typer.Option(help="JSON in place of the message.")] = "",
+    data: Annotated[str, typer.Option(help="The data as JSON, instead of --message.")] = "",
     url: Annotated[
-        str, typer.Option(help="An edge's address; by default one that a node tells.")
+        str, typer.Option(help="The address of an edge. Default: ask the nodes for theirs.")
     ] = "",
     token: Annotated[
         str,
@@ -64,24 +64,24 @@ def send_test(
     ] = "",
     json: Json = False,
 ) -> None:
-    """Publish a message, and wait until it comes back through an edge's WebSocket.
+    """Publish a message, and wait until a WebSocket client of an edge receives it.
 
-    Without an edge it says what the bus has made of it.
+    If there is no edge, it only publishes the message.
 
     Example: eventbus broadcast test --channel general --message "Hello"
     """
     body = read_json(data, "--data") if data else {"message": message}
-    validated = run(_test(channel, event, body, url, token))
+    result = run(_test(channel, event, body, url, token))
     if json:
-        write_json(validated)
+        write_json(result)
         return
-    at = "not stored" if validated["offset"] is None else f"offset {validated['offset']}"
-    typer.echo(f"published {event} on {channel}: {at}, taken in {validated['publish_ms']:.1f} ms")
-    if validated["edge"] is None:
-        typer.echo(f"not seen by a client: {validated['why']}")
+    at = "not stored" if result["offset"] is None else f"offset {result['offset']}"
+    typer.echo(f"published {event} on {channel}: {at}, in {result['publish_ms']:.1f} ms")
+    if result["edge"] is None:
+        typer.echo(f"not delivered to a client: {result['why']}")
     else:
         typer.secho(
-            f"came back through {validated['edge']} after {validated['delivery_ms']:.1f} ms",
+            f"delivered by {result['edge']} after {result['delivery_ms']:.1f} ms",
             fg=typer.colors.GREEN,
         )
 
@@ -108,7 +108,7 @@ async def _test(channel: str, event: str, data: Any, url: str, token: str) -> di
         taken = time.perf_counter() - began
         seen = None if probe is None else await probe.wait_for(receipt.id) - began
         return {
-            **_told(receipt),
+            **_receipt_fields(receipt),
             "publish_ms": round(taken * 1000, 3),
             "edge": probe.url if probe else None,
             "delivery_ms": None if seen is None else round(seen * 1000, 3),
@@ -122,9 +122,9 @@ async def _known_edges(asked: Any) -> tuple[list[str], str]:
 
     stats = await asked.stats(ListQuery(limit=1))
     if not stats.nodes:
-        return [], "no edge node has answered (start one with `eventbus edge run`)"
+        return [], "no edge node replied (start one with `eventbus edge run`)"
     urls = addresses_of(stats.nodes)
-    return urls, "" if urls else "no edge node tells its address (give one by --url)"
+    return urls, "" if urls else "no edge node reports its address (use --url)"
 
 
 @app.command("websocket")
@@ -134,7 +134,7 @@ def websocket(
     workers: nodes.Workers = None,
     app: nodes.App = None,
 ) -> None:
-    """Run an edge node: the same as `eventbus edge run`.
+    """Run an edge node. Same as `eventbus edge run`.
 
     Example: NATS_URL=nats://127.0.0.1:4222 eventbus broadcast websocket --port 8080
     """
@@ -142,14 +142,14 @@ def websocket(
 
 
 @app.command("stats")
-def stats(json: Json = False) -> None:
-    """Show the nodes of the cluster, and what they have carried since they were started.
+def show_stats(json: Json = False) -> None:
+    """Show the nodes of the cluster, and their connections, channels and messages.
 
     Example: eventbus broadcast stats --json
     """
-    told = run(_stats())
+    stats = run(_stats())
     if json:
-        write_json(told)
+        write_json(stats)
         return
     columns = ("node", "address", "up", "connections", "channels", "in", "out")
     rows: list[list[object]] = [
@@ -157,38 +157,38 @@ def stats(json: Json = False) -> None:
             node.id, node.address or "?", span(node.uptime_s), f"{node.connections:,}",
             f"{node.channels:,}", f"{node.messages_in:,}", f"{node.messages_out:,}",
         ]
-        for node in told.nodes
+        for node in stats.nodes
     ]  # fmt: skip
     print_table(columns, rows, right=columns[2:])
-    more = "more than " if told.truncated else ""
+    more = "more than " if stats.truncated else ""
     typer.echo(
-        f"\n{told.driver}: {counted(len(told.nodes), 'node')}, "
-        f"{counted(told.connections, 'connection')}, "
-        f"{more}{counted(len(told.channels), 'channel')}, "
-        f"{counted(told.messages_in, 'message')} in, {told.messages_out:,} out"
+        f"\n{stats.driver}: {counted(len(stats.nodes), 'node')}, "
+        f"{counted(stats.connections, 'connection')}, "
+        f"{more}{counted(len(stats.channels), 'channel')}, "
+        f"{counted(stats.messages_in, 'message')} in, {stats.messages_out:,} out"
     )
-    _tell_missing(told.missing)
+    _fail_if_missing(stats.missing)
 
 
 async def _stats() -> Any:
     from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
 
     async with asking() as (bus, asked):
-        told = await asked.stats(ListQuery())
-        if not told.nodes:
+        stats = await asked.stats(ListQuery())
+        if not stats.nodes:
             raise no_edge(bus)
-        return told
+        return stats
 
 
 @app.command("channels")
 def channels(
     pattern: Annotated[
-        str, typer.Option(help="Only channels that match: * one token, > the rest.")
+        str, typer.Option(help="Only channels that match: * is one token, > is the rest.")
     ] = ">",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
     json: Json = False,
 ) -> None:
-    """List the channels that clients hear, those with most connections first.
+    """List the channels that clients are subscribed to, by number of connections.
 
     Example: eventbus broadcast channels --pattern 'orders.*'
     """
@@ -198,33 +198,35 @@ def channels(
 
         Pattern(pattern)
         async with asking() as (bus, asked):
-            told = await asked.stats(ListQuery(pattern=pattern, limit=limit))
-            if not told.nodes:
+            stats = await asked.stats(ListQuery(pattern=pattern, limit=limit))
+            if not stats.nodes:
                 raise no_edge(bus)
-            return told
+            return stats
 
-    told = run(ask())
+    stats = run(ask())
     if json:
-        listed = {"channels": told.channels, "truncated": told.truncated, "missing": told.missing}
-        write_json(listed)
+        write_json(
+            {"channels": stats.channels, "truncated": stats.truncated, "missing": stats.missing}
+        )
         return
     print_table(
         ("channel", "kind", "connections"),
-        [[each.channel, each.kind.value, f"{each.connections:,}"] for each in told.channels],
-        empty="no client hears a channel" + ("" if pattern == ">" else f" that matches {pattern}"),
+        [[each.channel, each.kind.value, f"{each.connections:,}"] for each in stats.channels],
+        empty="no clients are subscribed to a channel"
+        + ("" if pattern == ">" else f" that matches {pattern}"),
         right=("connections",),
     )
-    if told.truncated:
+    if stats.truncated:
         typer.echo("… there are more: see --limit")
-    _tell_missing(told.missing)
+    _fail_if_missing(stats.missing)
 
 
 @app.command("notify:user")
 def notify_user(
     user_id: Annotated[str, typer.Argument(metavar="ID", help="The user's id.")],
     title: Annotated[str, typer.Argument(help="The notification's title.")],
-    message: Annotated[str, typer.Argument(help="Its text.")],
-    action_url: Annotated[str, typer.Option(help="Where the user goes from there.")] = "",
+    message: Annotated[str, typer.Argument(help="The notification's text.")],
+    action_url: Annotated[str, typer.Option(help="A link for the user to follow.")] = "",
     json: Json = False,
 ) -> None:
     """Publish a `notification` on the user's private channel.
@@ -233,18 +235,18 @@ def notify_user(
     """
     from eventbus.notifications import Notification  # noqa: PLC0415
 
-    made = Notification(
+    notification = Notification(
         user_id=user_id, title=title, message=message, action_url=action_url or None
     )
-    _dispatch(made, json=json)
+    _dispatch(notification, json=json)
 
 
 @app.command("system:alert")
 def system_alert(
-    level: Annotated[AlertLevel, typer.Argument(help="How grave it is.")],
+    level: Annotated[AlertLevel, typer.Argument(help="The alert's level.")],
     message: Annotated[str, typer.Argument(help="The alert's text.")],
     action_required: Annotated[
-        bool, typer.Option("--action-required", help="Someone has to do something.")
+        bool, typer.Option("--action-required", help="Mark the alert as requiring action.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -264,18 +266,18 @@ app.command("monitor")(monitor.monitor)
 def _dispatch(event: Event, *, json: bool) -> None:
     async def send() -> list[dict[str, Any]]:
         async with opened_bus() as bus:
-            return [_told(receipt) for receipt in await bus.dispatch(event)]
+            return [_receipt_fields(receipt) for receipt in await bus.dispatch(event)]
 
-    told = run(send())
+    receipts = run(send())
     if json:
-        write_json(told[0] if len(told) == 1 else told)
+        write_json(receipts[0] if len(receipts) == 1 else receipts)
         return
-    for one in told:
+    for one in receipts:
         at = "not stored" if one["offset"] is None else f"offset {one['offset']}"
         typer.echo(f"published on {one['channel']}: {at}, id {one['id']}")
 
 
-def _told(receipt: Receipt) -> dict[str, Any]:
+def _receipt_fields(receipt: Receipt) -> dict[str, Any]:
     return {
         "channel": receipt.channel,
         "id": receipt.id,
@@ -284,6 +286,6 @@ def _told(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _tell_missing(missing: list[str]) -> None:
+def _fail_if_missing(missing: list[str]) -> None:
     if missing:
-        fail(f"these nodes have not answered in time: {', '.join(missing)}")
+        fail(f"these nodes did not reply in time: {', '.join(missing)}")

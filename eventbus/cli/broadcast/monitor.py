@@ -1,4 +1,4 @@
-"""`eventbus broadcast monitor`: the cluster as it is now, once a second."""
+"""`eventbus broadcast monitor`: live statistics of the cluster, once a second."""
 
 import asyncio
 import collections
@@ -47,7 +47,7 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _POINTS: Final = 24
 _CHANNELS: Final = 8
 _WIDE: Final = 110
-"""Columns of a terminal from which the bars are twice as wide."""
+"""From this terminal width on, the bars are twice as wide."""
 
 
 class Rates(NamedTuple):
@@ -58,7 +58,7 @@ class Rates(NamedTuple):
 
 
 class History:
-    """What nodes said, and the rates that follow from it, a point each second."""
+    """The message rates of each node, one point per second, computed from its counters."""
 
     def __init__(self) -> None:
         self.rates: dict[str, collections.deque[Rates]] = {}
@@ -66,7 +66,7 @@ class History:
         self._last: dict[str, tuple[float, int, int]] = {}
 
     def add(self, nodes: "Sequence[NodeStats]", now: float) -> None:
-        """Take the nodes' counters; nodes that are gone are forgotten."""
+        """Add a point for each node, and forget nodes that are gone."""
         known = {node.id for node in nodes}
         for gone in self._last.keys() - known:
             del self._last[gone]
@@ -92,13 +92,13 @@ class History:
 
 def monitor(
     duration: Annotated[
-        float, typer.Option(min=0, help="Seconds until it ends; 0 goes on until Ctrl-C.")
+        float, typer.Option(min=0, help="Stop after this many seconds; 0 runs until Ctrl-C.")
     ] = 30.0,
     json: Json = False,
 ) -> None:
-    """Watch nodes, connections, channels and messages per second, live.
+    """Show nodes, connections, channels and messages per second, live.
 
-    On a terminal it is a table that changes; elsewhere a line each second.
+    Shows a live table on a terminal, and prints a line per second otherwise.
 
     Example: eventbus broadcast monitor --duration 0
     """
@@ -138,7 +138,7 @@ async def _monitor(duration: float, *, json: bool) -> None:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The last values as bars, the highest of them a full one; empty space where there is none."""
+    """The last values as bars, scaled to the highest one and padded with spaces on the left."""
     shown = list(values)[-width:]
     top = max(shown, default=0.0)
     bars = [_BARS[0] if top <= 0 else _BARS[round(v / top * (len(_BARS) - 1))] for v in shown]
@@ -147,7 +147,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def _line(stats: "Stats", history: History, *, json: bool) -> None:
     rate = history.all[-1] if history.all else Rates(0, 0)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "nodes": len(stats.nodes),
         "connections": stats.connections,
         "channels": _channels(stats),
@@ -156,18 +156,18 @@ def _line(stats: "Stats", history: History, *, json: bool) -> None:
         "missing": stats.missing,
     }
     if json:
-        write_json(told, indent=False)
+        write_json(summary, indent=False)
         return
     missing = f", {counted(len(stats.missing), 'node')} missing" if stats.missing else ""
     typer.echo(
-        f"{counted(told['nodes'], 'node')}, {counted(stats.connections, 'connection')}, "
-        f"{counted(told['channels'], 'channel')}, {rate.came:,.0f} in/s, "
+        f"{counted(summary['nodes'], 'node')}, {counted(stats.connections, 'connection')}, "
+        f"{counted(summary['channels'], 'channel')}, {rate.came:,.0f} in/s, "
         f"{rate.went:,.0f} out/s{missing}"
     )
 
 
 def _channels(stats: "Stats") -> int:
-    """Channels of all nodes: all of them are not listed, and each node counts its own."""
+    """The number of channels; a lower bound if the list is truncated."""
     if not stats.truncated:
         return len(stats.channels)
     return max(len(stats.channels), *(node.channels for node in stats.nodes), 0)
@@ -206,10 +206,10 @@ def _picture(stats: "Stats", history: History, width: int, height: int) -> "Rend
         busiest.add_row(channel.channel, channel.kind.value, f"{channel.connections:,}")
     parts: list[RenderableType] = [nodes]
     if len(stats.nodes) > room:
-        parts.append(Text(f"… and {len(stats.nodes) - room} nodes more", style="dim"))
+        parts.append(Text(f"… and {len(stats.nodes) - room} more nodes", style="dim"))
     if stats.missing:
-        parts.append(Text(f"not answering: {', '.join(stats.missing)}", style="red"))
-    parts += [Text(), busiest, Text(f"over {stats.driver}; Ctrl-C ends it", style="dim")]
+        parts.append(Text(f"not responding: {', '.join(stats.missing)}", style="red"))
+    parts += [Text(), busiest, Text(f"over {stats.driver}; press Ctrl-C to stop", style="dim")]
     return Group(*parts)
 
 

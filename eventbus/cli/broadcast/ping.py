@@ -1,4 +1,4 @@
-"""`eventbus broadcast ping`: how long the bus takes to give a message back, as ping(8) shows it."""
+"""`eventbus broadcast ping`: the round-trip time of messages over the bus, shown like ping(8)."""
 
 import asyncio
 import contextlib
@@ -30,22 +30,22 @@ __all__ = ["ping"]
 
 
 PATIENCE_S: Final = 5.0
-"""A ping that has not come back by then is lost."""
+"""A ping that has not returned after this time is lost."""
 EVENT: Final = "ping"
 
 
 def ping(
-    channel: Annotated[str, typer.Option(help="Where to publish.")] = "general",
+    channel: Annotated[str, typer.Option(help="The channel to publish on.")] = "general",
     interval: Annotated[
         float, typer.Option(min=0.05, max=3600, help="Seconds between pings.")
     ] = 5.0,
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after as many.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after this many pings.")] = None,
     json: Json = False,
 ) -> None:
-    """Publish pings, and tell how long each takes to come back over the bus, until Ctrl-C.
+    """Publish pings, and show how long each takes to return over the bus, until Ctrl-C.
 
-    They are volatile events named `ping`: clients that hear the channel get them, nothing stores
-    them.
+    Pings are volatile events named `ping`. Subscribers of the channel receive them, but they are
+    not stored.
 
     Example: eventbus broadcast ping --interval 1 --count 10
     """
@@ -54,7 +54,7 @@ def ping(
 
 
 async def _ping(channel: str, interval: float, count: int | None, *, json: bool) -> bool:
-    """Whether one came back."""
+    """Send pings. Returns whether any returned."""
     validate_channel(channel)
     times: list[float] = []
     sent = 0
@@ -68,11 +68,11 @@ async def _ping(channel: str, interval: float, count: int | None, *, json: bool)
                 sent += 1
                 took, why = await pinger.once(sent, stop)
                 if took is None and stop.is_set():
-                    sent -= 1  # it was not waited for
+                    sent -= 1  # interrupted: the ping does not count
                     break
                 if took is not None:
                     times.append(took)
-                _tell(channel, sent, took, why, json=json)
+                _print_ping(channel, sent, took, why, json=json)
                 if sent != count:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(interval):
@@ -91,12 +91,12 @@ class _Pinger:
         self._at = 0.0
 
     def receive(self, delivery: Delivery) -> None:
-        if self._expected.encode() in delivery.payload:  # ids are found nowhere else
+        if self._expected.encode() in delivery.payload:  # ids are unique
             self._at = time.perf_counter()
             self._came.set()
 
     async def once(self, number: int, stop: asyncio.Event) -> tuple[float | None, str]:
-        """The seconds that a ping took; or None, and why it did not come back."""
+        """Send a ping. Returns its round-trip time in seconds, or None and the reason."""
         self._expected = new_id()
         self._came.clear()
         waits = [asyncio.create_task(event.wait()) for event in (self._came, stop)]
@@ -113,10 +113,10 @@ class _Pinger:
                 wait.cancel()
         if self._came.is_set():
             return self._at - began, ""
-        return None, f"nothing came back within {PATIENCE_S:g} s"
+        return None, f"no reply within {PATIENCE_S:g} s"
 
 
-def _tell(channel: str, number: int, took: float | None, why: str, *, json: bool) -> None:
+def _print_ping(channel: str, number: int, took: float | None, why: str, *, json: bool) -> None:
     if json:
         ms = None if took is None else round(took * 1000, 3)
         write_json({"seq": number, "ms": ms, "error": why or None}, indent=False)
@@ -127,20 +127,20 @@ def _tell(channel: str, number: int, took: float | None, why: str, *, json: bool
 
 
 def _summarize(channel: str, sent: int, times: list[float], *, json: bool) -> None:
-    told: dict[str, Any] = {"sent": sent, "received": len(times)}
+    summary: dict[str, Any] = {"sent": sent, "received": len(times)}
     lost = 100 * (sent - len(times)) / sent if sent else 0.0
-    told["loss_percent"] = round(lost, 1)
+    summary["loss_percent"] = round(lost, 1)
     if times:
         low, mean, high = min(times), sum(times) / len(times), max(times)
-        told |= {
+        summary |= {
             name: round(seconds * 1000, 3)
             for name, seconds in (("min_ms", low), ("avg_ms", mean), ("max_ms", high))
         }
     if json:
-        write_json(told, indent=False)
+        write_json(summary, indent=False)
         return
     typer.echo(f"\n--- {channel} ping statistics ---")
     typer.echo(f"{sent} sent, {len(times)} received, {lost:.0f}% lost")
     if times:
-        shown = "/".join(f"{told[name]:.2f}" for name in ("min_ms", "avg_ms", "max_ms"))
+        shown = "/".join(f"{summary[name]:.2f}" for name in ("min_ms", "avg_ms", "max_ms"))
         typer.echo(f"round trip min/avg/max = {shown} ms")

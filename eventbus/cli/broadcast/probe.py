@@ -1,4 +1,4 @@
-"""One WebSocket to an edge that waits for one message: does what is published reach a client?"""
+"""A WebSocket client that waits for one message, to check that an edge delivers it."""
 
 import asyncio
 import contextlib
@@ -31,16 +31,19 @@ __all__ = ["PATIENCE_S", "EdgeRefused", "Probe", "addresses_of", "probing"]
 
 
 PATIENCE_S: Final = 5.0
-"""How long an edge may take to connect, to answer, and to deliver."""
+"""How long to wait for an edge to accept the connection and reply, and then for the message."""
 _ANY: Final = ("://0.0.0.0:", "://[::]:")
 
 
 class EdgeRefused(EventBusError):
-    """An edge does not let this client in, or does not answer as an edge does."""
+    """An edge is unreachable, refuses this client, or does not reply like an edge."""
 
 
 def addresses_of(nodes: "Sequence[NodeStats]") -> list[str]:
-    """Where nodes can be reached from here, this machine's first; those unknown are left out."""
+    """The addresses of the nodes as seen from this machine, its own nodes first.
+
+    Nodes without an address are left out.
+    """
     here = socket.gethostname()
     found = []
     for node in sorted(nodes, key=lambda node: node.host != here):
@@ -53,16 +56,16 @@ def addresses_of(nodes: "Sequence[NodeStats]") -> list[str]:
 
 
 class Probe:
-    """A client that has joined one channel."""
+    """A client that is subscribed to one channel."""
 
     def __init__(self, url: str, ws: aiohttp.ClientWebSocketResponse) -> None:
         self.url = url
         self._ws = ws
 
     async def wait_for(self, message_id: str) -> float:
-        """The time, by `time.perf_counter`, at which the message of that id came.
+        """Wait for the message with this id, and return when it arrived by `time.perf_counter`.
 
-        Raises EdgeRefused when it has not come within PATIENCE_S.
+        Raises EdgeRefused if it does not arrive within PATIENCE_S.
         """
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -72,40 +75,45 @@ class Probe:
                         return time.perf_counter()
         except TimeoutError:
             raise EdgeRefused(
-                f"the edge at {self.url} has not delivered the message within {PATIENCE_S:g} s: "
-                "does it have the same NATS_URL and BROADCAST_CHANNELS_PREFIX as this command?"
+                f"the edge at {self.url} did not deliver the message within {PATIENCE_S:g} s: "
+                "does it use the same NATS_URL and BROADCAST_CHANNELS_PREFIX as this command?"
             ) from None
 
     async def _frame(self) -> dict[str, Any]:
         message = await self._ws.receive()
         if message.type is not aiohttp.WSMsgType.TEXT:
-            raise EdgeRefused(f"the edge at {self.url} has closed: code {self._ws.close_code}")
+            raise EdgeRefused(
+                f"the edge at {self.url} closed the connection with code {self._ws.close_code}"
+            )
         frame: dict[str, Any] = msgspec.json.decode(message.data)
         return frame
 
     async def join(self, channel: str, token: str) -> None:
-        """Authenticate where there is a token, and join. Raises EdgeRefused."""
+        """Authenticate if there is a token, and subscribe. Raises EdgeRefused."""
         if token:
-            await self._ask({"action": "auth", "data": {"token": token}}, "the token")
-        await self._ask({"action": "subscribe", "channel": channel}, f"joining {channel}")
+            await self._request({"action": "auth", "data": {"token": token}}, "the token")
+        await self._request(
+            {"action": "subscribe", "channel": channel}, f"the subscription to {channel}"
+        )
 
-    async def _ask(self, question: dict[str, Any], what: str) -> None:
-        await self._ws.send_str(msgspec.json.encode(question | {"ref": what}).decode())
+    async def _request(self, frame: dict[str, Any], what: str) -> None:
+        await self._ws.send_str(msgspec.json.encode(frame | {"ref": what}).decode())
         while True:
             data = (await self._frame()).get("data")
             if isinstance(data, dict) and data.get("ref") == what:
                 break
         if (code := data.get("code")) is not None:
-            hint = "; give a token that may join it by --token" if code == "unauthorized" else ""
-            raise EdgeRefused(f"{what} at {self.url}: {code}: {data.get('message')}{hint}")
+            hint = "; use --token with a token for it" if code == "unauthorized" else ""
+            message = data.get("message")
+            raise EdgeRefused(f"the edge at {self.url} refused {what}: {message} ({code}){hint}")
 
 
 @contextlib.asynccontextmanager
 async def probing(url: str, channel: str, token: str) -> AsyncIterator[Probe]:
-    """A client at the edge of that address, which has joined the channel. Raises EdgeRefused."""
+    """Connect to the edge at `url` and subscribe to the channel. Raises EdgeRefused."""
     shown = mask_url(url)
     if not is_web_address(url, ("http", "https", "ws", "wss")):
-        raise EdgeRefused(f"{shown} is not the address of an edge; allowed: http://host:port")
+        raise EdgeRefused(f"--url {shown!r}: not the address of an edge; allowed: http://host:port")
     address = f"{url.rstrip('/').removesuffix('/ws')}/ws"
     async with aiohttp.ClientSession() as http, contextlib.AsyncExitStack() as stack:
         try:
@@ -114,15 +122,17 @@ async def probing(url: str, channel: str, token: str) -> AsyncIterator[Probe]:
                 probe = Probe(shown, ws)
                 await probe.join(channel, token)
         except aiohttp.WSServerHandshakeError as exc:
-            raise EdgeRefused(f"{shown} answers {exc.status}: is it an edge?") from None
+            raise EdgeRefused(
+                f"{shown} replied with HTTP status {exc.status}: is it an edge?"
+            ) from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
             raise EdgeRefused(
-                f"the edge at {shown} cannot be reached: {fault_text(exc)}; give its address by "
-                "--url"
+                f"the edge at {shown} cannot be reached: {fault_text(exc)}; use --url to set "
+                "its address"
             ) from None
         except TimeoutError:
             raise EdgeRefused(
-                f"the edge at {shown} has not answered within {PATIENCE_S:g} s; give its address "
-                "by --url"
+                f"the edge at {shown} did not reply within {PATIENCE_S:g} s; use --url to set its "
+                "address"
             ) from None
         yield probe

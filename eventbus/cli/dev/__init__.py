@@ -1,1 +1,1 @@
-"""dev."""
+"""`eventbus dev`, and the secret that it signs tokens with."""

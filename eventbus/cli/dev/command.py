@@ -1,9 +1,9 @@
-"""`eventbus dev`: a nats-server, an edge node, and a new one whenever the application changes.
+"""`eventbus dev`: a nats-server and an edge node, which is replaced when the application changes.
 
-The nats-server is this process's child, so that history and offsets outlive a reload. Each edge is
-a process of its own. A new one is started beside the old one, on the same port; only when it
-listens is the old one drained, and its clients come to the new one and resume. One that cannot
-start says why, and the old one stays.
+The nats-server is a child of this process, so history and offsets survive a reload. Each edge is a
+process of its own. A new edge starts next to the old one, on the same port. Once it is listening,
+the old one is drained, and its clients reconnect to the new one and resume. If the new edge cannot
+start, it logs the reason and the old one keeps running.
 """
 
 import asyncio
@@ -49,12 +49,12 @@ __all__ = ["dev"]
 _READY: Final = "edge ready on "
 _END_S: Final = 10.0
 _SETTLE_MS: Final = 200
-"""Changes within that time are one: editors write a file in several steps."""
+"""Changes within this time count as one: editors write a file in several steps."""
 _KEYS: Final = ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL")
 
 
-class _Watched(watchfiles.PythonFilter):
-    """Python files, the rules file, and pyproject.toml, which may name the application."""
+class _SourceFilter(watchfiles.PythonFilter):
+    """Accepts Python files, the rules file, and pyproject.toml, which can name the application."""
 
     def __init__(self, rules_file: str) -> None:
         super().__init__()
@@ -80,22 +80,22 @@ class _Edge:
     async def start(cls, environ: dict[str, str]) -> "_Edge":
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "eventbus_edge"),
-            stdin=asyncio.subprocess.PIPE,  # it ends when this process does, in whatever way
+            stdin=asyncio.subprocess.PIPE,  # EOF: it ends with this process
             stdout=asyncio.subprocess.PIPE,
             env=environ,
-            start_new_session=True,  # Ctrl-C is for us
+            start_new_session=True,  # Ctrl-C must not reach it
         )
         return cls(process)
 
-    async def listens(self) -> bool:
-        """Wait until it listens; False when it has ended instead."""
+    async def wait_until_ready(self) -> bool:
+        """Wait until it is listening. Returns False if it exited instead."""
         ready = asyncio.create_task(self._ready.wait())
         await asyncio.wait({ready, self.ended}, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         return self._ready.is_set()
 
     async def stop(self) -> None:
-        """Drain it, in bounded time."""
+        """Drain it. Kills it if that takes too long."""
         if self.process.returncode is None:
             self.process.terminate()
             _, late = await asyncio.wait({self.ended}, timeout=_END_S)
@@ -109,8 +109,8 @@ class _Edge:
         while True:
             try:
                 line = await self.process.stdout.readline()
-            except ValueError:  # longer than the buffer, from which asyncio has dropped it
-                sys.stdout.write("(a line that is too long to show)\n")
+            except ValueError:  # longer than the buffer: asyncio has dropped the line
+                sys.stdout.write("(line too long to show)\n")
                 continue
             if not line:
                 return
@@ -128,21 +128,21 @@ def dev(
     port: Port = None,
     app: App = None,
     reload: Annotated[
-        bool, typer.Option(help="Start the edge anew when a Python or rules file changes.")
+        bool, typer.Option(help="Restart the edge when a Python or rules file changes.")
     ] = True,
     reload_dir: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder to watch; repeatable. The present one by default.",
+            help="A folder to watch. Repeatable. Default: the current folder.",
             exists=True,
             file_okay=False,
         ),
     ] = None,
 ) -> None:
-    """Run everything for development: a nats-server, and an edge that follows your changes.
+    """Run a nats-server and an edge for development, and restart the edge when files change.
 
-    Clients resume where they were. Without keys in the settings, tokens are signed with a secret
-    of this folder, and one is printed that may join anything.
+    Clients resume after a restart. If the settings have no JWT keys, tokens are signed with a
+    secret in .eventbus/dev-secret, and a token with access to all channels is printed.
 
     Example: eventbus dev --app myapp.channels --port 8080
     """
@@ -151,8 +151,8 @@ def dev(
     environ = child_environment(changes)
     if environ.get("BROADCAST_ENVIRONMENT", "").strip() == "production":
         fail(
-            "BROADCAST_ENVIRONMENT=production: eventbus dev is for development; start an edge by "
-            "eventbus edge run",
+            "BROADCAST_ENVIRONMENT=production: `eventbus dev` is for development only; start an "
+            "edge with `eventbus edge run`",
             code=2,
         )
     environ["BROADCAST_WEBSOCKET_HOST"] = environ.get("BROADCAST_WEBSOCKET_HOST") or "127.0.0.1"
@@ -183,7 +183,7 @@ class _Development:
         self._out = console()
 
     async def run(self) -> int:
-        """Until Ctrl-C or SIGTERM; the exit code. Raises ConfigError, ServerError."""
+        """Run until Ctrl-C or SIGTERM. Returns the exit code. Raises ConfigError, ServerError."""
         from eventbus.drivers.nats.auth import Servers  # noqa: PLC0415 - it imports nats-py
 
         loop = asyncio.get_running_loop()
@@ -192,7 +192,7 @@ class _Development:
                 loop.add_signal_handler(number, self._stop.set)
         settings = Settings.from_env(self._environ)
         given = Servers.of(settings.nats_url).shown
-        self._take_port()
+        self._choose_port()
         async with _nats_server(settings) as url:
             self._nats = url or given
             if url:
@@ -204,7 +204,7 @@ class _Development:
                     await self._edge.stop()
 
     async def _follow(self) -> int:
-        """Start an edge, and another one after each change."""
+        """Start an edge, and replace it after each change."""
         if self._folders is None:
             return await self._once()
         watching = asyncio.create_task(self._watch(self._folders))
@@ -215,7 +215,7 @@ class _Development:
                 if self._stop.is_set():
                     return 0
                 self._changes.clear()
-                self._say(f"changed: {_names(self._changed)}: starting anew", "cyan")
+                self._print(f"changed: {_names(self._changed)}: restarting", "cyan")
                 self._changed.clear()
         finally:
             self._stop.set()
@@ -231,42 +231,42 @@ class _Development:
         return 0 if self._stop.is_set() else (self._edge.process.returncode or 1)
 
     async def _start(self) -> bool:
-        """Put a new edge in the old one's place; whether there is a new one."""
+        """Replace the old edge by a new one. Returns whether the new one started."""
         new, old = await _Edge.start(self._environ), self._edge
         stopping = asyncio.create_task(self._stop.wait())
-        listening = asyncio.create_task(new.listens())
+        listening = asyncio.create_task(new.wait_until_ready())
         await asyncio.wait({stopping, listening}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not listening.done() or not listening.result():
             listening.cancel()
             await new.stop()
             if not self._stop.is_set():
-                lives = old is not None and old.process.returncode is None
-                kept = "; the edge before it stays" if lives else ""
+                is_running = old is not None and old.process.returncode is None
+                kept = "; the previous one keeps running" if is_running else ""
                 more = ": save a file to try again" if self._folders is not None else ""
-                self._say(f"the edge could not start{kept}{more}", "red")
+                self._print(f"the edge could not start{kept}{more}", "red")
             return False
         self._edge = new
         new.ended.add_done_callback(lambda _: self._on_end(new))
         self._environ["BROADCAST_WEBSOCKET_PORT"] = new.address.rpartition(":")[2]
         if old is None:
-            self._tell(new.address)
+            self._print_addresses(new.address)
         else:
             await old.stop()
-            self._say(f"ready again on {new.address}", "green")
+            self._print(f"ready again on {new.address}", "green")
         return True
 
     def _on_end(self, edge: _Edge) -> None:
         if edge is self._edge and not self._stop.is_set():
-            self._say(f"the edge has ended (exit code {edge.process.returncode})", "red")
+            self._print(f"the edge exited with code {edge.process.returncode}", "red")
 
     async def _watch(self, folders: Iterable[Path]) -> None:
-        """Note what changes, until the end, of which it tells too."""
+        """Collect the changed files. Wakes up `_follow` for each change and at the end."""
         rules_file = self._environ.get("BROADCAST_RULES", "")
         try:
             async for changes in watchfiles.awatch(
                 *_folders(folders, rules_file),
-                watch_filter=_Watched(rules_file),
+                watch_filter=_SourceFilter(rules_file),
                 debounce=2 * _SETTLE_MS,
                 step=_SETTLE_MS // 2,
                 stop_event=self._stop,
@@ -278,53 +278,56 @@ class _Development:
             self._stop.set()
             self._changes.set()
 
-    def _take_port(self) -> None:
-        """Whether the port is free: edges share it with each other, and would with a stranger."""
+    def _choose_port(self) -> None:
+        """Check that the port is free. Raises ConfigError.
+
+        Edges bind with SO_REUSEPORT and would share the port with an unrelated process.
+        """
         host = self._environ["BROADCAST_WEBSOCKET_HOST"]
         port = self._environ.get("BROADCAST_WEBSOCKET_PORT") or "8080"
         if not port.isdecimal() or int(port) > 65535:
-            return  # the edge says what is wrong with it
+            return  # the edge reports the error
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                tried.bind((host, int(port)))
+                probe.bind((host, int(port)))
             except OSError as exc:
                 raise ConfigError(
                     f"BROADCAST_WEBSOCKET_PORT={port}: cannot listen on {host}: "
-                    f"{exc.strerror or exc}; give --port another one, or 0 for a free one",
+                    f"{exc.strerror or exc}; use --port with another port, or 0 for a free one",
                     variable="BROADCAST_WEBSOCKET_PORT",
                 ) from None
-            self._environ["BROADCAST_WEBSOCKET_PORT"] = str(tried.getsockname()[1])
+            self._environ["BROADCAST_WEBSOCKET_PORT"] = str(probe.getsockname()[1])
 
-    def _tell(self, address: str) -> None:
+    def _print_addresses(self, address: str) -> None:
         lines = {
             "edge": address,
             "dashboard": f"{address}/dashboard",
             "WebSocket": f"{address.replace('http', 'ws', 1)}/ws",
             "NATS": self._nats,
         }
-        self._say(f"edge ready on {address}", "green")
+        self._print(f"edge ready on {address}", "green")
         for name, value in lines.items():
             if value:
                 self._out.print(Text("  ").append(name.ljust(11), style="bold").append(value))
         if self._token:
-            about = "  token      for an hour, user dev, admin, any channel:"
+            about = "  token      valid for 1 hour: user dev, role admin, all channels"
             self._out.print(Text(about, style="bold"))
-            typer.echo(self._token)  # on one line, to be copied
+            typer.echo(self._token)  # on a single line, to copy it
         if self._folders is not None:
-            about = f"  watching {_names(map(str, self._folders))}; Ctrl-C ends it"
+            about = f"  watching {_names(map(str, self._folders))}; press Ctrl-C to stop"
             self._out.print(Text(about, style="dim"))
         sys.stdout.flush()
 
-    def _say(self, text: str, style: str) -> None:
+    def _print(self, text: str, style: str) -> None:
         self._out.print(Text(text, style=style))
         sys.stdout.flush()
 
 
 @contextlib.asynccontextmanager
 async def _nats_server(settings: Settings) -> AsyncIterator[str]:
-    """The address of a nats-server of our own; empty where the settings need none."""
+    """Run a nats-server and yield its address; yields "" if the settings do not need one."""
     needs_one = settings.driver == "nats" or (
         settings.driver == "stack" and "nats" in settings.stack
     )
@@ -336,11 +339,11 @@ async def _nats_server(settings: Settings) -> AsyncIterator[str]:
 
 
 def _folders(folders: Iterable[Path], rules_file: str) -> set[Path]:
-    """The folders to watch: the rules file's too."""
+    """The folders to watch, including that of the rules file."""
     rules = Path(rules_file).absolute().parent
     return {*folders, rules} if rules_file and rules.is_dir() else {*folders}
 
 
 def _names(paths: Iterable[str]) -> str:
-    """The first few of the paths, as seen from here."""
+    """The first few paths, relative to the working folder."""
     return ", ".join(sorted(os.path.relpath(path) for path in paths)[:3])

@@ -1,4 +1,4 @@
-"""The secret of development: made once for a folder, and of no use anywhere else."""
+"""The development secret, created once per folder. Edges in production refuse it."""
 
 import os
 import secrets
@@ -13,14 +13,14 @@ __all__ = ["DEV_SECRET", "dev_secret"]
 DEV_SECRET: Final = Path(".eventbus") / "dev-secret"
 _MIN_BYTES: Final = 32  # RFC 7518 §3.2
 _MARK: Final = "development-only-"
-"""How the secret begins, so that an edge in production knows it wherever it was copied to."""
+"""The prefix of the secret, by which an edge in production recognizes a copy of it."""
 
 
 def dev_secret() -> str:
-    """The secret that `eventbus dev` checks tokens with where JWT_SECRET is not set.
+    """Return the secret that `eventbus dev` checks tokens with if JWT_SECRET is not set.
 
-    It is made when it is asked for first, for its owner's eyes only, so that tokens and links
-    outlive a restart. Ends the command when the file cannot be used.
+    The first call creates it in a file that only its owner can read. Tokens and links therefore
+    remain valid after a restart. Exits if the file cannot be used.
     """
     try:
         DEV_SECRET.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def dev_secret() -> str:
             with os.fdopen(file, "w", encoding="utf-8") as opened:
                 opened.write(f"{secret}\n")
     except (OSError, UnicodeDecodeError) as exc:
-        fail(f"{DEV_SECRET}: the secret of development cannot be kept there: {exc}")
+        fail(f"{DEV_SECRET}: cannot store the development secret there: {exc}")
     if len(secret.encode()) < _MIN_BYTES:
-        fail(f"{DEV_SECRET} has fewer than {_MIN_BYTES} bytes: remove it, and a new one is made")
+        fail(f"{DEV_SECRET} has fewer than {_MIN_BYTES} bytes: remove it to get a new one")
     return secret

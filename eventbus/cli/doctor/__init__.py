@@ -1,1 +1,1 @@
-"""doctor."""
+"""`eventbus doctor`: checks of the settings, this machine and the brokers."""

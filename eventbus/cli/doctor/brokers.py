@@ -1,4 +1,4 @@
-"""Checks of the brokers: reachable, of what kind, with which stream, and who else is there."""
+"""Checks of NATS and Redis: connection, streams, storage, clock, and the edge nodes behind them."""
 
 import asyncio
 import contextlib
@@ -37,13 +37,13 @@ __all__ = ["NATS_S", "check_nats", "check_redis"]
 
 _CONNECT_S: Final = 3.0
 _ELECTION_S: Final = 10.0
-"""A cluster that has just started, or has lost a leader, elects one within 4 to 8 s."""
+"""A cluster that has just started, or has lost its leader, elects one within 4 to 8 s."""
 NATS_S: Final = 2 * _CONNECT_S + _ELECTION_S + CHECK_S + 6.0
-"""How long all of NATS's check may take."""
+"""The time limit of all NATS checks together."""
 _MIN_PAYLOAD: Final = 64 * 1024
 _CLOCK_S: Final = 1.0
 _NEARLY: Final = 1.1
-"""A limit of which less than a tenth is left is nearly reached."""
+"""A limit counts as nearly reached with less than a tenth left."""
 
 
 class _Limits(msgspec.Struct):
@@ -51,14 +51,14 @@ class _Limits(msgspec.Struct):
 
 
 class _Account(msgspec.Struct):
-    """What `$JS.API.INFO` answers."""
+    """The reply of `$JS.API.INFO`."""
 
     storage: int = 0
     limits: _Limits = msgspec.field(default_factory=_Limits)
 
 
 async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
-    """NATS, JetStream, the stream, the clock, and the nodes that answer over it."""
+    """Check NATS, JetStream, the streams, the clock, and the edge nodes that reply over NATS."""
     if not settings.nats_url:
         return await _check_embedded(settings)
     from eventbus.drivers.nats.auth import Servers, make_login  # noqa: PLC0415
@@ -75,17 +75,17 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
         try:
             await connection.open()
         except ConnectionFailed as exc:
-            change = "start it, or set NATS_URL, and NATS_CREDS where it asks for a login"
+            change = "start it, or set NATS_URL, and NATS_CREDS if it requires a login"
             return [failed("NATS", str(exc), change)]
         findings = [_describe(connection)]
         findings += await _check_jetstream(connection, settings, leeway_s)
-        # Opening a bus would make the stream, which a check does not; and without it no node runs.
+        # Opening a bus would create the stream. A check must not, and without it no node is up.
         is_well = all(finding.status != "failed" for finding in findings)
         is_in_use = is_well and await _has_stream(connection, settings)
     finally:
         with contextlib.suppress(EventBusError):
             await connection.aclose()
-    if is_in_use:  # what was found so far counts, whatever comes of asking the nodes
+    if is_in_use:  # outside the try: an error here must not discard the findings so far
         findings += await within("edge nodes", check_nodes())
     return findings
 
@@ -97,7 +97,7 @@ def _describe(connection: Any) -> Finding:
         f"messages up to {connection.max_payload:,} bytes"
     )
     if connection.max_payload < _MIN_PAYLOAD:
-        return warning("NATS", found, "raise max_payload of the server, for larger events")
+        return warning("NATS", found, "raise the server's max_payload to allow larger events")
     return ok("NATS", found)
 
 
@@ -116,12 +116,12 @@ async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float)
     return findings
 
 
-def _change(said: str) -> str:
-    if "JetStream" in said.partition("; ")[0] and ("-js" in said or "not enabled" in said):
+def _change(error: str) -> str:
+    if "JetStream" in error.partition("; ")[0] and ("-js" in error or "not enabled" in error):
         return "start the server with -js, or enable JetStream for the account"
     return (
-        "start more than half of the cluster's servers, and look at their logs and /healthz; "
-        "when they have just started, run this again in a moment"
+        "start more than half of the cluster's servers, and check their logs and /healthz; if they "
+        "have just started, try again in a moment"
     )
 
 
@@ -137,17 +137,17 @@ async def _check_account(connection: Any, deadline: float) -> Finding:
     except ConnectionFailed as exc:
         if not isinstance(exc.__cause__, PublishFailed):
             raise
-        # No service needs it: users of least privilege are not granted it.
-        return ok("JetStream", "how much it holds this NATS user may not ask ($JS.API.INFO)")
+        # No service needs the permission, so users with least privilege do not have it.
+        return ok("JetStream", "usage unknown: this NATS user has no permission for $JS.API.INFO")
     if answer.error is not None:
         return failed("JetStream", str(answer.error), "enable JetStream for the account")
     account = msgspec.convert(answer.body, _Account)
     limit = account.limits.max_storage
     found = f"{_size(account.storage)} stored, " + (
-        f"{_size(limit)} allowed" if limit >= 0 else "no limit of the account's"
+        f"{_size(limit)} allowed" if limit >= 0 else "the account has no limit"
     )
     if 0 <= limit <= account.storage * _NEARLY:
-        change = "raise the limit of the account, or keep less history: BROADCAST_HISTORY_BYTES"
+        change = "raise the account's limit, or keep less history with BROADCAST_HISTORY_BYTES"
         return warning("JetStream", found, change)
     return ok("JetStream", found)
 
@@ -173,27 +173,27 @@ async def _check_stream(
     name = stream.name
     answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     before = time.time()
-    if answer.error is None:  # that may have taken long; for the clock, a quick answer is needed
+    if answer.error is None:  # the first reply may be slow: the clock check needs a quick one
         answer = await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
     now = (before + time.time()) / 2
     if answer.error_code == STREAM_NOT_FOUND:
-        found = f"{name} is not there yet: the first process of yours makes it"
-        return [warning("stream", found, "nothing, or make all streams now: eventbus setup")]
+        found = f"{name} does not exist yet: the first service or edge creates it"
+        return [warning("stream", found, "to create all streams now: eventbus setup")]
     if answer.error is not None:
         return [failed("stream", f"{name}: {answer.error}")]
     wrong, others = stream.differences(answer.body.get("config", {}))
     kept = answer.body.get("state", {})
     if wrong:
-        change = "alter it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace"
-        finding = failed("stream", f"{name} cannot work: {'; '.join(wrong)}", change)
+        change = "edit it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace"
+        finding = failed("stream", f"{name} has invalid settings: {'; '.join(wrong)}", change)
     elif others:
-        change = "set BROADCAST_HISTORY_* to what it has, or alter it: nats stream edit " + name
+        change = f"set BROADCAST_HISTORY_* to its limits, or edit it: nats stream edit {name}"
         finding = warning(
-            "stream", f"{name} has other limits, which hold: {'; '.join(others)}", change
+            "stream", f"{name} has other limits than the settings: {'; '.join(others)}", change
         )
     else:
         messages, size = kept.get("messages", 0), kept.get("bytes", 0)
-        finding = ok("stream", f"{name} is as configured: {messages:,} messages, {_size(size)}")
+        finding = ok("stream", f"{name} matches the settings: {messages:,} messages, {_size(size)}")
     clock = _clock(str(answer.body.get("ts", "")), now, "NATS", leeway_s)
     if finding.status == "failed":
         return [finding, *clock]
@@ -201,7 +201,7 @@ async def _check_stream(
 
 
 async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
-    """Whether the stream stores a small message, which no channel has."""
+    """Check that the stream stores a small message, which is not on any channel."""
     from eventbus.channels import Subjects  # noqa: PLC0415
     from eventbus.drivers.nats.publish import WriteMonitor  # noqa: PLC0415
     from eventbus.drivers.nats.stream import EventStream  # noqa: PLC0415
@@ -211,14 +211,14 @@ async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
     if not fault:
         return []
     change = (
-        "make room on the disks of the NATS servers (or raise the limit that is named), then "
-        "restart the server that leads the stream: it stores nothing before"
+        "free disk space on the NATS servers (or raise the limit in the message), then restart the "
+        "server that leads the stream: until then it stores nothing"
     )
     return [failed("writes", f"{stream.name} stores no messages: {fault}", change)]
 
 
 async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
-    """The bucket of what must outlive a restart of all."""
+    """Check the bucket for state that must survive a restart of all nodes."""
     from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
     from eventbus.drivers.nats.state import bucket, durability_warning  # noqa: PLC0415
 
@@ -226,65 +226,67 @@ async def _check_durable(connection: Any, settings: Settings, deadline: float) -
     name = stream.name
     answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     if answer.error_code == STREAM_NOT_FOUND:
-        found = f"{name} is not there yet: the first edge makes it, where its user may"
-        return warning("revocations", found, "nothing, or make all streams now: eventbus setup")
+        found = f"{name} does not exist yet: the first edge creates it, if its NATS user may"
+        return warning("revocations", found, "to create all streams now: eventbus setup")
     if answer.error is not None:
         return failed("revocations", f"{name}: {answer.error}")
     config = answer.body.get("config", {})
     wrong, _ = stream.differences(config)
     if wrong:
-        found = f"{name} cannot work: {'; '.join(wrong)}"
-        return failed("revocations", found, f"remove it: nats stream rm {name}; eventbus setup")
+        found = f"{name} has invalid settings: {'; '.join(wrong)}"
+        change = f"remove and recreate it: nats stream rm {name}; eventbus setup"
+        return failed("revocations", found, change)
     if risk := durability_warning(stream, config):
         change = f"nats stream edit {name} --replicas {stream.config['num_replicas']}"
-        return warning("revocations", f"{risk}, as BROADCAST_HISTORY_REPLICAS has it", change)
-    return ok("revocations", f"{name} keeps them over restarts")
+        return warning("revocations", f"{risk}, as in BROADCAST_HISTORY_REPLICAS", change)
+    return ok("revocations", f"stored in {name}: they survive restarts")
 
 
 async def _check_embedded(settings: Settings) -> list[Finding]:
-    """Whether a server of our own could be started; it is not."""
+    """Check that an embedded server could start. Does not start one."""
     folder = Path(settings.nats_data)
     find_binary()
     if folder.is_dir():  # noqa: ASYNC240 - once, at the start
         try:
             (await lock_folder(folder, wait=0.0)).close()
         except EventBusError as exc:
-            return [*_room(folder), warning("NATS", f"NATS_URL is not set, and {exc}")]
+            return [*_check_disk(folder), warning("NATS", f"NATS_URL is not set, and {exc}")]
     return [
-        *_room(folder),
+        *_check_disk(folder),
         ok(
             "NATS",
-            f"NATS_URL is not set: a server is started in {folder}, for this machine only",
+            f"NATS_URL is not set: an embedded server will start in {folder}, for this machine "
+            "only",
         ),
     ]
 
 
-def _room(folder: Path) -> list[Finding]:
-    """What there is to say of the disk of an embedded server."""
+def _check_disk(folder: Path) -> list[Finding]:
+    """Check the free disk space of an embedded server."""
     if not folder.is_dir() or shutil.disk_usage(folder).free >= MIN_FREE:
         return []
-    change = "make room: the embedded nats-server is restarted then, and stores again"
-    return [failed("disk", f"the disk of {folder} is full, and no message can be stored", change)]
+    change = "free disk space: the embedded nats-server then restarts and stores messages again"
+    return [failed("disk", f"the disk of {folder} is full: messages cannot be stored", change)]
 
 
 async def check_nodes() -> list[Finding]:
-    """Which edges answer over the bus."""
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415 - `eventbus --help` is to be fast
+    """Report the edge nodes that reply over the bus."""
+    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415 - keeps `eventbus --help` fast
 
     async with asking() as (_, asked):
         stats = await asked.stats(ListQuery(limit=1))
     if stats.missing:
         silent = ", ".join(stats.missing)
-        found = f"{len(stats.nodes)} answer, and these do not: {silent}"
-        return [warning("edge nodes", found, "look at their logs, and at /readyz")]
+        found = f"{len(stats.nodes)} replied, and these did not: {silent}"
+        return [warning("edge nodes", found, "check their logs and /readyz")]
     if not stats.nodes:
-        return [warning("edge nodes", "none has answered", "start one: eventbus edge run")]
+        return [warning("edge nodes", "none replied", "start one: eventbus edge run")]
     names = ", ".join(sorted(node.id for node in stats.nodes))
     return [ok("edge nodes", f"{len(stats.nodes)} ({names}), {stats.connections:,} connections")]
 
 
 async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
-    """Redis: the first server that the settings name, and the nodes that answer over it."""
+    """Check the first Redis server of the settings, and the edge nodes that reply over it."""
     try:
         from eventbus.drivers.redis.target import Target  # noqa: PLC0415
     except ModuleNotFoundError:
@@ -314,13 +316,13 @@ async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
 def _persistence(info: dict[str, str]) -> list[Finding]:
     findings = []
     if info.get("aof_enabled") != "1":
-        found = "appendonly is off: a restart loses what was acknowledged since the last snapshot"
+        found = "appendonly is off: a restart loses everything since the last snapshot"
         findings.append(warning("Redis data", found, "set appendonly yes on the server"))
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction" and info.get("maxmemory", "0") != "0":
-        found = f"maxmemory-policy is {policy}: histories and presence may be thrown away"
+        found = f"maxmemory-policy is {policy}: Redis may evict history and presence"
         findings.append(warning("Redis data", found, "set maxmemory-policy noeviction"))
-    return findings or [ok("Redis data", "kept over restarts (AOF), never evicted")]
+    return findings or [ok("Redis data", "survives restarts (AOF) and is never evicted")]
 
 
 @contextlib.asynccontextmanager
@@ -340,14 +342,14 @@ def _parse(info: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line and line[0] != "#")
 
 
-def _clock(told: str, now: float, of: str, leeway_s: float) -> list[Finding]:
-    """How far this machine's clock is from a server's: tokens are checked by the clock."""
+def _clock(time_text: str, now: float, of: str, leeway_s: float) -> list[Finding]:
+    """Compare this machine's clock with a server's: the expiry of tokens depends on it."""
     try:
-        away = now - datetime.datetime.fromisoformat(told).timestamp()
+        away = now - datetime.datetime.fromisoformat(time_text).timestamp()
     except ValueError:
         return []
-    found = f"{abs(away):.2f} s {'ahead of' if away > 0 else 'behind'} {of}'s"
-    change = "set both by NTP: tokens and timestamps go by the clock"
+    found = f"{abs(away):.2f} s {'ahead of' if away > 0 else 'behind'} the clock of {of}"
+    change = "synchronize both with NTP: tokens and timestamps depend on the clock"
     if abs(away) > max(leeway_s, _CLOCK_S):
         return [failed("clock", found, change)]
     return [warning("clock", found, change) if abs(away) > _CLOCK_S else ok("clock", found)]

@@ -1,4 +1,4 @@
-"""`eventbus doctor`: is everything as it must be, and what is to be changed?"""
+"""`eventbus doctor`: runs all checks, and reports problems with a fix for each."""
 
 import asyncio
 import logging
@@ -46,26 +46,26 @@ _MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": (
 
 
 def doctor(json: Json = False) -> None:
-    """Check settings, brokers, streams, clock, keys, ports and limits; say what to change.
+    """Check settings, brokers, streams, clock, keys, port and limits, and suggest fixes.
 
-    Nothing is altered, but for a small probe in the stream. Exits 1 when something failed;
-    warnings do not count.
+    Changes nothing, except that it stores a small probe message in the stream. Exits with 1 if a
+    check failed. Warnings do not count.
 
     Example: NATS_URL=nats://127.0.0.1:4222 eventbus doctor
     """
-    logging.getLogger().addHandler(logging.NullHandler())  # what is wrong stands in the findings
+    logging.getLogger().addHandler(logging.NullHandler())  # the findings report it
     findings = run(_examine())
-    worst = any(finding.status == "failed" for finding in findings)
+    has_failed = any(finding.status == "failed" for finding in findings)
     if json:
-        write_json({"ok": not worst, "findings": findings})
+        write_json({"ok": not has_failed, "findings": findings})
     else:
         _show(findings)
-    if worst:
+    if has_failed:
         raise typer.Exit(1)
 
 
 async def _examine() -> list[Finding]:
-    from eventbus_edge.config import EdgeSettings  # noqa: PLC0415 - `eventbus --help` is to be fast
+    from eventbus_edge.config import EdgeSettings  # noqa: PLC0415 - keeps `eventbus --help` fast
 
     findings = check_settings(os.environ, (Settings, EdgeSettings))
     try:
@@ -113,7 +113,7 @@ def _show(findings: Sequence[Finding]) -> None:
 
 
 def _wrapped(text: Text, out: Console, indent: int) -> Sequence[Text]:
-    """Lines that fit beside an indent: a terminal's width, or that which COLUMNS tells a pipe."""
+    """Lines that fit next to an indent, in the width of the terminal (in a pipe, COLUMNS)."""
     lines = text.wrap(out, max(shutil.get_terminal_size().columns - indent, 40))
     for line in lines:
         line.rstrip()

@@ -1,4 +1,4 @@
-"""Checks of what this machine and its environment say: settings, keys, origins, ports, limits."""
+"""Checks of the environment: settings, JWT keys, origins, the port, the limit of open files."""
 
 import difflib
 import socket
@@ -44,16 +44,16 @@ if sys.platform != "win32":
 
 _OURS = ("BROADCAST_", "EDGE_")
 _NEAR = ("JWT_", "NATS_", "CORS_")
-"""Beginnings that are others' too: only what is nearly one of ours is named."""
+"""Prefixes that other programs use too: only near misses of our names are reported."""
 _OTHER_FILES = 256
-"""Open files that are no client's connection."""
+"""Open files other than client connections."""
 _PROBE_S = 3.0
 
 
 def check_settings(
     environ: Mapping[str, str], structs: Iterable[type[msgspec.Struct]]
 ) -> list[Finding]:
-    """Every variable by itself, and those that are none of ours and look like it."""
+    """Check each variable on its own, and report unknown variables that look like ours."""
     known, read, set_, findings = set[str](), set[str](), 0, list[Finding]()
     for struct in structs:
         for variable in variables(struct):
@@ -86,27 +86,27 @@ def _unknown(name: str, known: set[str]) -> list[Finding]:
     if near and not name.startswith(_OURS + _NEAR):
         return []
     meant = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
-    return [warning("settings", f"{name} is no setting, and is not read", meant)]
+    return [warning("settings", f"{name} is not a setting and has no effect", meant)]
 
 
 def check_environment(edge: "EdgeSettings") -> list[Finding]:
-    """What production refuses, and warns of; in development there is nothing to say."""
+    """Report settings that an edge refuses or warns about in production."""
     from eventbus_edge.process.production import production_problems  # noqa: PLC0415
 
     if edge.environment != "production":
         return []
     problems = production_problems(edge)
     findings = [
-        failed("production", refusal, "an edge does not start with it in production")
+        failed("production", refusal, "an edge does not start with this in production")
         for refusal in problems.refusals
     ]
-    findings += [warning("production", told) for told in problems.warnings]
-    return findings or [ok("production", "BROADCAST_ENVIRONMENT=production has nothing to object")]
+    findings += [warning("production", text) for text in problems.warnings]
+    return findings or [ok("production", "the settings are fit for production")]
 
 
 async def check_keys(edge: "EdgeSettings") -> list[Finding]:
-    """Whether there is something to check tokens with, and it is sound."""
-    from eventbus_edge.access.verifiers import fetched_keys, make_verifier  # noqa: PLC0415 - --help is to be fast
+    """Check that there are valid keys to verify tokens with."""
+    from eventbus_edge.access.verifiers import fetched_keys, make_verifier  # noqa: PLC0415 - keeps --help fast
 
     try:
         keys = fetched_keys(edge)
@@ -116,31 +116,32 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
         return [failed("JWT keys", str(exc), change)]
     if verifier is None:
         change = "set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL"
-        return [warning("JWT keys", "there are none: edges refuse all tokens", change)]
+        return [warning("JWT keys", "no keys are set: edges refuse all tokens", change)]
     algorithms = ", ".join(edge.jwt_algorithms)
     if keys is None:
-        held = "JWT_PUBLIC_KEY" if edge.jwt_public_key else "JWT_SECRET"
-        return [ok("JWT keys", f"{held} fits {algorithms}")]
+        name = "JWT_PUBLIC_KEY" if edge.jwt_public_key else "JWT_SECRET"
+        return [ok("JWT keys", f"{name} is valid for {algorithms}")]
     results: list[str] = []
     try:
         await keys.open(results.append)
     finally:
         await keys.aclose()
     if results == ["ok"]:
-        return [ok("JWT keys", f"JWT_JWKS_URL gives keys for {algorithms}")]
-    message = f"JWT_JWKS_URL={mask_url(edge.jwt_jwks_url)} gives no keys for {algorithms}"
-    return [failed("JWT keys", message, "look at the address from here, and JWT_ALGORITHMS")]
+        return [ok("JWT keys", f"JWT_JWKS_URL provides keys for {algorithms}")]
+    message = f"JWT_JWKS_URL={mask_url(edge.jwt_jwks_url)} provides no keys for {algorithms}"
+    change = "check that the URL is reachable from this machine, and check JWT_ALGORITHMS"
+    return [failed("JWT keys", message, change)]
 
 
 def check_cors(edge: "EdgeSettings") -> list[Finding]:
-    """Whether each allowed origin is one that a browser could send."""
+    """Check that each allowed origin is one that a browser can send."""
     from eventbus_edge.access.origins import is_origin  # noqa: PLC0415
 
     findings = [
         failed(
             "CORS",
             f"CORS_ALLOWED_ORIGINS has {origin!r}, which no browser sends",
-            "write scheme://host[:port] without a path, a bare host, * or null",
+            "use scheme://host[:port] without a path, a host, * or null",
         )
         for origin in edge.cors_allowed_origins
         if not is_origin(origin)
@@ -148,30 +149,30 @@ def check_cors(edge: "EdgeSettings") -> list[Finding]:
     if findings:
         return findings
     if "*" in edge.cors_allowed_origins:
-        change = "name your origins, unless everything is public"
+        change = "list your origins, unless everything is public"
         return [warning("CORS", "any web page may connect", change)]
     allowed = ", ".join(edge.cors_allowed_origins)
-    return [ok("CORS", f"allowed: {allowed}" if allowed else "the edge's own origin only")]
+    return [ok("CORS", f"allowed: {allowed}" if allowed else "allowed: the edge's own origin")]
 
 
 async def check_port(edge: "EdgeSettings") -> list[Finding]:
-    """Whether the edge's port is free, or an edge's."""
+    """Check that the edge's port is free, or that an edge is listening on it."""
     host, port = edge.host, edge.port
     if not edge.websocket_enabled or port == 0:
-        return [ok("port", "any free one is taken" if port == 0 else "WebSockets are turned off")]
+        return [ok("port", "any free port" if port == 0 else "WebSockets are turned off")]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            tried.bind((host, port))
+            probe.bind((host, port))
         except OSError as exc:
             why = exc.strerror or str(exc)
         else:
             return [ok("port", f"{port} on {host} is free")]
     if await _is_edge(host, port, tls=bool(edge.tls_cert)):
-        return [ok("port", f"{port}: an edge listens there")]
-    change = "stop that program, or set BROADCAST_WEBSOCKET_PORT to another port"
-    return [failed("port", f"{port} on {host}: {why}, and it is no edge that listens", change)]
+        return [ok("port", f"{port}: an edge is listening there")]
+    change = "stop the program that uses it, or set BROADCAST_WEBSOCKET_PORT to another port"
+    return [failed("port", f"{port} on {host}: {why}; no edge is listening there", change)]
 
 
 async def _is_edge(host: str, port: int, *, tls: bool) -> bool:
@@ -180,7 +181,7 @@ async def _is_edge(host: str, port: int, *, tls: bool) -> bool:
     url = f"{'https' if tls else 'http'}://{address}:{port}/healthz"
     timeout = aiohttp.ClientTimeout(total=_PROBE_S)
     try:
-        # Who listens is asked, not trusted: the certificate is of another name than the address.
+        # The certificate is for another name than this address. Nothing secret is sent.
         async with (
             aiohttp.ClientSession(timeout=timeout) as http,
             http.get(url, ssl=False, allow_redirects=False) as answer,
@@ -191,12 +192,12 @@ async def _is_edge(host: str, port: int, *, tls: bool) -> bool:
 
 
 def check_files(edge: "EdgeSettings") -> list[Finding]:
-    """Whether a process may have as many sockets as connections are allowed."""
+    """Check that the limit of open files allows the configured number of connections."""
     if sys.platform == "win32":
         return []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if sys.platform == "linux":
-        soft = hard  # an edge raises its own soft limit
+        soft = hard  # an edge raises its soft limit
     needed = edge.max_connections + _OTHER_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return [ok("open files", f"{_count(soft)} for {edge.max_connections:,} connections")]
@@ -206,12 +207,12 @@ def check_files(edge: "EdgeSettings") -> list[Finding]:
     return [
         warning(
             "open files",
-            f"{_count(soft)}, and BROADCAST_MAX_CONNECTIONS={edge.max_connections} needs more",
+            f"{_count(soft)}: too few for BROADCAST_MAX_CONNECTIONS={edge.max_connections}",
             f"{raise_it}, or set BROADCAST_MAX_CONNECTIONS to {max(soft - _OTHER_FILES, 1)}",
         )
     ]
 
 
 def _count(files: int) -> str:
-    # What the system calls infinite is the largest number that fits, or -1.
+    # The system's infinity is the largest number that fits, or -1.
     return f"{files:,}" if 0 <= files < 2**62 else "no limit"

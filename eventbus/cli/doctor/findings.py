@@ -1,4 +1,4 @@
-"""What a check of the installation found; and how one is run, for a bounded time."""
+"""Findings, which are the results of checks, and a time limit for running a check."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -15,13 +15,13 @@ __all__ = ["CHECK_S", "Finding", "Status", "failed", "ok", "warning", "within"]
 
 
 CHECK_S: Final = 10.0
-"""How long one check may take, if nothing else is said."""
+"""The default time limit of a check."""
 
 Status = Literal["ok", "warning", "failed"]
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One line of the report; `change` is what to do about it."""
+    """One line of the report. `change` is the suggested fix."""
 
     check: str
     status: Status
@@ -30,28 +30,28 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(check: str, found: str) -> Finding:
-    """All is well."""
+    """A finding without a problem."""
     return Finding(check, "ok", found)
 
 
 def warning(check: str, found: str, change: str = "") -> Finding:
-    """It works, and may not do what is wanted."""
+    """A finding that works but may be unintended."""
     return Finding(check, "warning", found, change)
 
 
 def failed(check: str, found: str, change: str = "") -> Finding:
-    """It does not work."""
+    """A finding that does not work."""
     return Finding(check, "failed", found, change)
 
 
 async def within(
     check: str, findings: Awaitable[list[Finding]], seconds: float = CHECK_S
 ) -> list[Finding]:
-    """A check's findings; that it raised, or took too long, is one."""
+    """Run a check with a time limit. An error or a timeout becomes a failed finding."""
     try:
         async with asyncio.timeout(seconds):
             return await findings
     except TimeoutError:
-        return [failed(check, f"the check did not end within {seconds:g} s")]
+        return [failed(check, f"the check timed out after {seconds:g} s")]
     except EventBusError as exc:
         return [failed(check, str(exc))]

@@ -1,1 +1,1 @@
-"""schema."""
+"""`eventbus schema`: the contracts of an application's events."""

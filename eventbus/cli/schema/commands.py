@@ -1,4 +1,4 @@
-"""`eventbus schema`: the contracts of an application's events, shown, exported and kept."""
+"""`eventbus schema`: shows and exports the contracts of events, and checks them for changes."""
 
 import enum
 import os
@@ -17,6 +17,7 @@ from rich.text import Text
 from eventbus.application import configured_application
 from eventbus.cli.output import (
     Json,
+    counted,
     fail,
     one_line,
     print_table,
@@ -61,21 +62,21 @@ from eventbus.urls import is_web_address
 __all__ = ["app"]
 
 
-app = typer.Typer(help="The contracts of your events: show, export, keep.", no_args_is_help=True)
+app = typer.Typer(help="Show, export and check the contracts of events.", no_args_is_help=True)
 
 LOCK: Final = Path("schemas/schemas.lock.json")
 LockFile = Annotated[
     Path | None,
     typer.Option(
         "--lock",
-        help=f"The lock file. [default: {LOCK}, beside the pyproject.toml that names the "
-        "application, otherwise here]",
+        help=f"The lock file. Default: {LOCK}, in the folder of the pyproject.toml that names the "
+        "application, or in the current folder.",
     ),
 ]
 
 
 class Format(enum.StrEnum):
-    """What `schema export` writes."""
+    """The formats of `schema export`."""
 
     ASYNCAPI = "asyncapi"
     JSONSCHEMA = "jsonschema"
@@ -84,7 +85,7 @@ class Format(enum.StrEnum):
 
 @app.command("list")
 def list_(application: Apps = None, json: Json = False) -> None:
-    """List the events, by name.
+    """List the events by name.
 
     Example: eventbus schema list --app shop.events
     """
@@ -105,7 +106,7 @@ def list_(application: Apps = None, json: Json = False) -> None:
             ]
             for each in contracts
         ],
-        empty="no events are defined: name the module that does it, with --app",
+        empty="no events are defined: use --app with the module that defines them",
         right=("version",),
     )
 
@@ -116,7 +117,7 @@ def show(
     application: Apps = None,
     json: Json = False,
 ) -> None:
-    """Show one event: its channels, its fields, and what holds for them; --json: its JSON Schema.
+    """Show one event: its channels and its fields. With --json, its JSON Schema.
 
     Example: eventbus schema show order.shipped --app shop.events
     """
@@ -124,7 +125,7 @@ def show(
     found = next((each for each in contracts if event in (each.name, each.cls.__name__)), None)
     if found is None:
         known = ", ".join(each.name for each in contracts) or "none"
-        fail(f"there is no event {one_line(event)!r}: known are {known}")
+        fail(f"unknown event {one_line(event)!r}; known: {known}")
     [schema], components = _checked(jsonschema.schemas_of, [found.data])
     if json:
         write_json({**_summary(found), "data": schema, "$defs": components})
@@ -133,10 +134,10 @@ def show(
     typer.echo(f"  {found.kind} event, version {found.version}")
     if found.doc:
         typer.echo(f"\n{found.doc}")
-    typer.echo(f"\nchannels: {', '.join(found.channels) or 'decided at each dispatch'}")
-    typer.echo(f"history:  {'none, it is volatile' if found.volatile else 'kept'}")
+    typer.echo(f"\nchannels: {', '.join(found.channels) or 'set at each dispatch'}")
+    typer.echo(f"history:  {'not stored (volatile)' if found.volatile else 'stored'}")
     if found.queued:
-        typer.echo(f"queue:    {found.queue or 'decided at each dispatch'}")
+        typer.echo(f"queue:    {found.queue or 'set at each dispatch'}")
     own = type_in_words(schema)
     if own not in components:
         typer.echo(f"data:     {own}")
@@ -146,24 +147,24 @@ def show(
 
 @app.command("export")
 def export(
-    format_: Annotated[Format, typer.Option("--format", help="What to write.")],
+    format_: Annotated[Format, typer.Option("--format", help="The output format.")],
     application: Apps = None,
     output: Annotated[
-        Path | None, typer.Option(help="A file, in place of the standard output.")
+        Path | None, typer.Option(help="The file to write. Default: standard output.")
     ] = None,
     title: Annotated[str, typer.Option(help="The document's title.")] = "Events",
     api_version: Annotated[str, typer.Option(help="The application's version.")] = "1.0.0",
     edge: Annotated[
-        str, typer.Option(help="Where clients connect; of AsyncAPI.")
+        str, typer.Option(help="The URL for clients. AsyncAPI only.")
     ] = "ws://localhost:8080/ws",
     nats: Annotated[
-        str, typer.Option(help="Where services connect; of AsyncAPI.")
+        str, typer.Option(help="The URL for services. AsyncAPI only.")
     ] = "nats://localhost:4222",
     namespace: Annotated[
-        str, typer.Option(help="BROADCAST_CHANNELS_PREFIX, the subjects' root; of AsyncAPI.")
+        str, typer.Option(help="The value of BROADCAST_CHANNELS_PREFIX. AsyncAPI only.")
     ] = "eb",
 ) -> None:
-    """Write the contracts for others: AsyncAPI 3.0, JSON Schema 2020-12 or TypeScript.
+    """Export the contracts as AsyncAPI 3.0, JSON Schema 2020-12 or TypeScript.
 
     Example: eventbus schema export --format typescript --app shop.events --output web/events.ts
     """
@@ -197,14 +198,15 @@ def check(
     application: Apps = None,
     lock: LockFile = None,
     locked: Annotated[
-        bool, typer.Option("--locked", help="Fail too where the lock file is not up to date.")
+        bool, typer.Option("--locked", help="Fail also if the lock file is not up to date.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Compare the events with the lock file; fails where a change breaks somebody.
+    """Compare the events with the lock file. Fails if a change is breaking.
 
-    An event whose version was raised may break. "readers" are services and pages that have the old
-    type, "writers" publishers that have it, and what stands in the history and in queues.
+    Breaking changes are allowed if the event's version was raised. "readers" are services and
+    pages with the old type. "writers" are publishers with the old type, and messages in history and
+    queues.
 
     Example: eventbus schema check --app shop.events
     """
@@ -212,7 +214,7 @@ def check(
     verdict = compare(_read(path), present)
     _report(verdict, json=json)
     if verdict.is_breaking:
-        fail("raise the version of the events that break (`version=` in the class statement)")
+        fail("raise the version of the breaking events (`version=` in the class statement)")
     if verdict.changes and locked:
         fail(f"{path} is not up to date: run `eventbus schema lock`")
 
@@ -222,11 +224,11 @@ def lock(
     application: Apps = None,
     lock: LockFile = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where changes break, without a new version.")
+        bool, typer.Option("--force", help="Accept breaking changes without a new version.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write the lock file. What breaks without a raised version is not locked unless by --force.
+    """Write the lock file. Fails on breaking changes without a new version.
 
     Example: eventbus schema lock --app shop.events
     """
@@ -236,7 +238,7 @@ def lock(
         verdict = compare(_read(path), present)
     if verdict.is_breaking:
         _report(verdict, json=json)
-        fail("nothing was written: raise the versions of what breaks, or say --force")
+        fail("nothing was written: raise the version of the breaking events, or use --force")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_lock(present))
@@ -245,25 +247,26 @@ def lock(
     if json:
         write_json({"lock": str(path), "events": len(present)})
     else:
-        typer.echo(f"{path} holds {len(present)} events")
+        typer.echo(f"wrote {path} with {counted(len(present), 'event')}")
 
 
 @app.command("new")
 def new(
-    name: Annotated[str, typer.Argument(help="OrderShipped, or order.shipped.")],
+    name: Annotated[str, typer.Argument(help="The name: OrderShipped or order.shipped.")],
     package: Annotated[
         str | None,
         typer.Option(
-            help="The package that it goes into, such as shop.events. [default: the application of "
-            "pyproject.toml]"
+            help="The package for the event, such as shop.events. Default: the application in "
+            "pyproject.toml."
         ),
     ] = None,
-    tests: Annotated[Path, typer.Option(help="The folder of its test.")] = Path("tests/schemas"),
+    tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests/schemas"),
     channel: Annotated[
-        str | None, typer.Option(help="Its channel or template. [default: of the name]")
+        str | None,
+        typer.Option(help="The channel or channel template. Default: made from the name."),
     ] = None,
 ) -> None:
-    """Write an event class and its test, ready to edit; what exists is never written over.
+    """Create an event class and its test. Never overwrites a file.
 
     Example: eventbus schema new OrderShipped --package shop.events --channel "orders.{order_id}"
     """
@@ -279,8 +282,8 @@ def new(
     for path in written:
         typer.echo(f"wrote {os.path.relpath(path)}")
     if event.init not in written:
-        typer.echo(f"Import it in {os.path.relpath(event.init)}: {event.import_line}")
-    typer.echo(f"Try it: pytest {os.path.relpath(event.test)}")
+        typer.echo(f"Now import it in {os.path.relpath(event.init)}: {event.import_line}")
+    typer.echo(f"Run its test: pytest {os.path.relpath(event.test)}")
 
 
 def _package(given: str | None) -> tuple[str, Path]:
@@ -293,7 +296,7 @@ def _package(given: str | None) -> tuple[str, Path]:
         fail(str(exc), code=2)
     if application is None:
         fail(
-            "no package is named: give --package shop.events, or write "
+            "no package is set: use --package shop.events, or write "
             'app = "shop.events" under [tool.eventbus] in pyproject.toml',
             code=2,
         )
@@ -306,10 +309,10 @@ def _contracts(application: list[str] | None) -> tuple[Contract, ...]:
 
 
 def _present(application: list[str] | None, lock: Path | None) -> tuple[Path, dict[str, Locked]]:
-    """The lock file's path, and what it should hold."""
+    """The lock file's path, and its content for the current events."""
     folder = require_application(application).folder
-    made: dict[str, Locked] = _checked(lock_of, tuple(_checked(catalogue)))
-    return lock or Path(os.path.relpath(folder / LOCK)), made
+    present: dict[str, Locked] = _checked(lock_of, tuple(_checked(catalogue)))
+    return lock or Path(os.path.relpath(folder / LOCK)), present
 
 
 def _read(path: Path) -> dict[str, Locked]:
@@ -320,7 +323,7 @@ def _read(path: Path) -> dict[str, Locked]:
 
 
 def _checked(make: Any, *arguments: Any, **keywords: Any) -> Any:
-    """Call it; a type without a schema ends the command with code 2."""
+    """Call `make`. Exits with code 2 for a type without a schema."""
     try:
         return make(*arguments, **keywords)
     except EventDefinitionError as exc:
@@ -346,7 +349,7 @@ def _summary(contract: Contract) -> dict[str, Any]:
 
 
 def _fields(contract: Contract) -> list[str]:
-    """The names in its data; none for data that are no struct."""
+    """The field names of its data; empty if the data is not a struct."""
     is_struct = isinstance(contract.data, type) and issubclass(contract.data, msgspec.Struct)
     return (
         [field.encode_name for field in msgspec.structs.fields(contract.data)] if is_struct else []
@@ -362,7 +365,7 @@ def _show_component(name: str, schema: dict[str, Any], *, is_data: bool) -> None
         return
     required = schema.get("required", ())
     print_table(
-        ("field", "type", "", "what"),
+        ("field", "type", "", "description"),
         [
             [
                 Text(field, style="cyan"),
@@ -376,9 +379,11 @@ def _show_component(name: str, schema: dict[str, Any], *, is_data: bool) -> None
 
 
 def _about(schema: dict[str, Any]) -> str:
-    """A field's description, and what holds for it."""
-    description, holds = str(schema.get("description", "")), facts(schema)
-    return f"{description} ({holds})" if description and holds else description or holds
+    """A field's description and constraints."""
+    description, constraints = str(schema.get("description", "")), facts(schema)
+    if description and constraints:
+        return f"{description} ({constraints})"
+    return description or constraints
 
 
 def _servers(edge: str, nats: str) -> dict[str, asyncapi.Server]:
@@ -392,7 +397,7 @@ def _servers(edge: str, nats: str) -> dict[str, asyncapi.Server]:
 def _address(option: str, url: str, *protocols: str) -> asyncapi.Server:
     if not is_web_address(url, protocols) or "@" in url:
         allowed = " or ".join(f"{protocol}://host:port" for protocol in protocols)
-        fail(f"{option}: {allowed} is allowed, without credentials", code=2)
+        fail(f"{option}: not a valid URL; allowed: {allowed}, without credentials", code=2)
     parts = urlsplit(url)
     return asyncapi.Server(parts.scheme, parts.netloc, parts.path)
 
@@ -411,7 +416,7 @@ def _report(verdict: Verdict, *, json: bool) -> None:
             [_mark(c), c.event, c.place, c.what, ", ".join(sorted(c.breaks))]
             for c in verdict.changes
         ],
-        empty="nothing has changed",
+        empty="no changes",
     )
 
 

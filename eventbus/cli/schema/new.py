@@ -1,4 +1,4 @@
-"""`eventbus schema new`: an event class and its test, ready to edit."""
+"""`eventbus schema new`: creates an event class and its test."""
 
 import errno
 import importlib.machinery
@@ -48,13 +48,13 @@ __all__ = ["{cls}"]
 class {cls}(
     Event, ShouldBroadcast, channel="{channel}", name="{event}", kw_only=True
 ):
-    """Say here what has happened, for those who read the contract."""
+    """Describe the event here. The description is part of the contract."""
 
 {fields}
 '''
 
 _TEST: Final = '''\
-"""The event {event}: where it is broadcast, and what it refuses."""
+"""Tests of the event {event}."""
 
 import asyncio
 {path_imports}
@@ -89,7 +89,7 @@ sys.path.insert(0, {folder})  # for plain pytest
 
 
 class NewEvent(NamedTuple):
-    """An event that is to be written."""
+    """An event to create."""
 
     cls: str
     event: str
@@ -97,7 +97,7 @@ class NewEvent(NamedTuple):
     channel: Pattern
     package: str
     folder: Path
-    """The folder that its package is imported from."""
+    """The folder that the package is imported from."""
     module: Path
     init: Path
     test: Path
@@ -106,20 +106,19 @@ class NewEvent(NamedTuple):
     def named(
         cls, name: str, *, package: str, folder: Path, tests: Path, channel: str | None
     ) -> "NewEvent":
-        """The event of a class name such as `OrderShipped`, or of a name such as `order.shipped`.
+        """The event for a class name such as `OrderShipped` or a name such as `order.shipped`.
 
-        `package` is looked up, and created if need be, in the project's `folder`; `tests` is
-        relative to it. Raises ValueError for what is neither, and for a channel or a package that
-        cannot be.
+        `package` is looked up in the project's `folder`, and created if it does not exist. `tests`
+        is relative to `folder`. Raises ValueError for an invalid name, channel or package.
         """
         words = _words(name)
         variable = "_".join(words)
         if not all(
             part.isidentifier() and not keyword.iskeyword(part) for part in package.split(".")
         ):
-            raise ValueError(f"--package {package!r}: a dotted module name is allowed")
+            raise ValueError(f"--package {package!r}: not a package name; allowed: shop.events")
         if keyword.iskeyword(variable):
-            raise ValueError(f"{name!r}: {variable!r} is a word of Python's own")
+            raise ValueError(f"{name!r}: {variable!r} is a Python keyword")
         home = _package_folder(package, folder)
         return cls(
             cls="".join(word.capitalize() for word in words) if name[0].islower() else name,
@@ -135,18 +134,18 @@ class NewEvent(NamedTuple):
 
     @property
     def import_line(self) -> str:
-        """How the class is imported."""
+        """The import statement for the class."""
         return f"from {self.package}.{self.variable} import {self.cls}"
 
     def write(self) -> list[Path]:
-        """Write the module and its test, and the package where there is none; gives what was made.
+        """Write the module, its test, and the package if it does not exist. Returns the new files.
 
-        Raises FileExistsError, before anything is written, and OSError.
+        Raises FileExistsError before anything is written, and OSError.
         """
         for path in (self.module, self.module.with_suffix("") / "__init__.py", self.test):
             if path.exists():
                 raise FileExistsError(
-                    errno.EEXIST, "it is there already, and is not written over", str(path)
+                    errno.EEXIST, "already exists, and is not overwritten", str(path)
                 )
         written = [self.module, self.test]
         for path in written:
@@ -187,7 +186,7 @@ class NewEvent(NamedTuple):
         )
 
     def _path_lines(self) -> tuple[str, str]:
-        """What makes the package importable in its test, where it is not installed: two parts."""
+        """The imports and the statement with which a test can import a package not installed."""
         test, folder = self.test.resolve(), self.folder.resolve()
         if folder in _import_path():
             return "", ""
@@ -201,8 +200,8 @@ def _words(name: str) -> list[str]:
     """The words of a name, in lower case. Raises ValueError."""
     if not (_CLASS.fullmatch(name) or _EVENT.fullmatch(name)):
         raise ValueError(
-            f"{name[:80]!r} is no name for an event: allowed are a class name such as "
-            "OrderShipped, and an event name such as order.shipped"
+            f"{name[:80]!r} is not an event name; allowed: a class name such as OrderShipped, or "
+            "an event name such as order.shipped"
         )
     words = [word.lower() for word in _WORDS.findall(name)]
     try:
@@ -213,10 +212,10 @@ def _words(name: str) -> list[str]:
 
 
 def _package_folder(package: str, root: Path) -> Path:
-    """Where the package is, or is to be created, in the project's folder.
+    """The package's folder in the project, which may not exist yet.
 
-    Raises ValueError where the name belongs to a module, or to a package outside of the project:
-    a new package would hide it.
+    Raises ValueError if the name belongs to a module, or to a package outside of the project: a new
+    package would hide it.
     """
     path, folder = [str(root), *map(str, _import_path())], root
     names = package.split(".")
@@ -227,7 +226,7 @@ def _package_folder(package: str, root: Path) -> Path:
             if found is not None or known in sys.stdlib_module_names:
                 where = found.origin if found is not None else "Python itself"
                 raise ValueError(
-                    f"--package {package}: {known} is a module already ({where}); name a package"
+                    f"--package {package}: {known} is a module ({where}); use a package"
                 )
             return folder.joinpath(*names[number - 1 :])
         path = list(found.submodule_search_locations)
@@ -235,7 +234,7 @@ def _package_folder(package: str, root: Path) -> Path:
         if not folder.resolve().is_relative_to(root.resolve()):
             raise ValueError(
                 f"--package {package}: {known} is a package outside of this project ({folder}); "
-                "name one of your own"
+                "use one of your own"
             )
     return folder
 
@@ -252,5 +251,5 @@ def _channel(text: str) -> Pattern:
     except (InvalidPattern, InvalidChannel) as exc:
         raise ValueError(f"--channel {text!r}: {exc}") from None
     if any(keyword.iskeyword(name) for name in pattern.names):
-        raise ValueError(f"--channel {text!r}: a word of Python's own cannot be a field")
+        raise ValueError(f"--channel {text!r}: a Python keyword cannot be a field")
     return pattern

@@ -1,1 +1,1 @@
-"""subjects."""
+"""`eventbus subjects`: channels, their messages and their stored history."""

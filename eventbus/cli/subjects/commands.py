@@ -1,4 +1,4 @@
-"""`eventbus subjects`: channels as the bus has them: what is stored, who hears it, what passes."""
+"""`eventbus subjects`: list, inspect, publish to and purge channels."""
 
 import asyncio
 import sys
@@ -43,7 +43,7 @@ from eventbus.messages import validate_event_name
 __all__ = ["app"]
 
 
-app = typer.Typer(help="Look at channels, and look after what is stored.", no_args_is_help=True)
+app = typer.Typer(help="Inspect channels, and manage stored messages.", no_args_is_help=True)
 app.command("tail")(tail.tail)
 
 Channel = Annotated[str, typer.Argument(help="A channel's name.")]
@@ -54,12 +54,12 @@ _MAX_DATA: Final = 8 * 1024 * 1024
 @app.command("list")
 def list_channels(
     pattern: Annotated[
-        str, typer.Option(help="Only channels that match: * one token, > the rest.")
+        str, typer.Option(help="Only channels that match: * is one token, > is the rest.")
     ] = ">",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
     json: Json = False,
 ) -> None:
-    """List the channels that clients hear, or that have stored messages.
+    """List the channels that have subscribed clients or stored messages.
 
     Example: eventbus subjects list --pattern 'orders.>'
     """
@@ -77,7 +77,7 @@ def list_channels(
             ]
             for row in rows
         ],
-        empty="no channel is heard, and none has stored messages",
+        empty="no channel has subscribed clients or stored messages",
         right=("connections", "stored"),
     )  # fmt: skip
     if more:
@@ -89,9 +89,9 @@ async def _list(pattern: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
 
     wanted = Pattern(pattern)
     async with asking() as (bus, asked):
-        heard = await asked.channels(ListQuery(pattern=pattern, limit=limit))
+        subscribed = await asked.channels(ListQuery(pattern=pattern, limit=limit))
         stored = await _stored(bus, wanted, limit + 1)
-        kinds: dict[str, Any] = {each.channel: each for each in heard.channels}
+        kinds: dict[str, Any] = {each.channel: each for each in subscribed.channels}
         names = [*kinds, *sorted((stored or {}).keys() - kinds.keys())]
         gate = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -109,26 +109,26 @@ async def _list(pattern: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
 
         kinds_known = bool(names) and await _kind(asked, names[-1]) is not None
         rows = await asyncio.gather(*map(row, names[:limit]))
-        return list(rows), heard.truncated or len(names) > limit
+        return list(rows), subscribed.truncated or len(names) > limit
 
 
 async def _kind(asked: Any, channel: str) -> ChannelKind | None:
-    """By the nodes' rules; None when no node answers."""
-    told = await asked.rules(channel)
-    return told.nodes[0].kind if told.nodes else None
+    """The channel's kind according to the nodes' rules; None if no node replies."""
+    rules = await asked.rules(channel)
+    return rules.nodes[0].kind if rules.nodes else None
 
 
 async def _stored(bus: EventBus, wanted: Pattern, limit: int) -> dict[str, int] | None:
-    """How many messages channels have stored; None where the driver does not tell."""
+    """The number of stored messages of each channel; None if the driver cannot report it."""
     if Capability.MAINTENANCE not in bus.driver.capabilities:
         return None
-    keeper = cast(MaintenanceDriver, bus.driver)
-    counts = await keeper.stored(bus.subjects.live_filter(wanted), limit)
+    driver = cast(MaintenanceDriver, bus.driver)
+    counts = await driver.stored(bus.subjects.live_filter(wanted), limit)
     return {bus.subjects.channel_of(subject): count for subject, count in counts.items()}
 
 
 async def _last(bus: EventBus, channel: str) -> str | None:
-    """When the last message was stored, RFC 3339 to the second."""
+    """When the last message was stored, as RFC 3339 with seconds."""
     if Capability.HISTORY not in bus.driver.capabilities:
         return None
     reader = cast(HistoryDriver, bus.driver)
@@ -139,40 +139,40 @@ async def _last(bus: EventBus, channel: str) -> str | None:
 
 @app.command("inspect")
 def inspect(channel: Channel, json: Json = False) -> None:
-    """Show what holds for a channel: its rule, who may join, what is stored, who is there.
+    """Show a channel's rule, who can subscribe, its stored messages, connections and members.
 
     Example: eventbus subjects inspect chat.7
     """
-    told = run(_inspect(channel))
+    found = run(_inspect(channel))
     if json:
-        write_json(told)
+        write_json(found)
         return
-    history, rules = told["history"], told["rules"]
+    history, rules = found["history"], found["rules"]
     lines: list[tuple[str, str]] = [("channel", channel)]
     for rule in rules:
         lines += [
             ("rule", f"{rule.pattern}  ({rule.kind.value})"),
-            ("may join", "; ".join(rule.join)),
-            ("may whisper", "; ".join(rule.whisper) or "nobody"),
+            ("can join", "; ".join(rule.join)),
+            ("can whisper", "; ".join(rule.whisper) or "nobody"),
         ]
     if not rules:
-        lines.append(("rule", "unknown: no edge node has answered"))
+        lines.append(("rule", "unknown: no edge node replied"))
     if history is None:
-        lines.append(("stored", "nothing: the driver keeps no history"))
+        lines.append(("stored", "nothing: the driver has no history"))
     else:
         count = history["messages"]
         kept = "?" if count is None else counted(count, "message")
         if history["oldest"]:
             kept += f", {history['oldest']} to {history['newest']}"
         lines += [("stored", kept), ("offset", f"{history['offset']} (epoch {history['epoch']})")]
-    nodes = [(name, count) for name, count in told["nodes"].items() if count]
-    lines.append(("connections", f"{told['connections']:,}"))
+    nodes = [(name, count) for name, count in found["nodes"].items() if count]
+    lines.append(("connections", f"{found['connections']:,}"))
     lines += [("node", f"{name}: {count:,}") for name, count in nodes]
-    if told["members"] is not None:
-        lines.append(("members", f"{told['member_count']:,}"))
-        lines += [("", f"{member['user_id']}") for member in told["members"][:20]]
-    if told["missing"]:
-        lines.append(("missing", ", ".join(told["missing"])))
+    if found["members"] is not None:
+        lines.append(("members", f"{found['member_count']:,}"))
+        lines += [("", f"{member['user_id']}") for member in found["members"][:20]]
+    if found["missing"]:
+        lines.append(("missing", ", ".join(found["missing"])))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
         typer.echo(f"{name:<{width}}  {text}".rstrip())
@@ -183,11 +183,11 @@ async def _inspect(channel: str) -> dict[str, Any]:
     async with asking() as (bus, asked):
         rules = await asked.rules(channel)
         different: dict[Any, Any] = {}
-        for told in rules.nodes:
-            key = (told.pattern, told.kind, *told.join, *told.whisper)
-            different.setdefault(key, told)
+        for node in rules.nodes:
+            key = (node.pattern, node.kind, *node.join, *node.whisper)
+            different.setdefault(key, node)
         members = None
-        is_presence = any(told.kind is ChannelKind.PRESENCE for told in rules.nodes)
+        is_presence = any(node.kind is ChannelKind.PRESENCE for node in rules.nodes)
         if is_presence and Capability.PRESENCE in bus.driver.capabilities:
             from eventbus_edge.presence.watch import read_members  # noqa: PLC0415
 
@@ -196,8 +196,8 @@ async def _inspect(channel: str) -> dict[str, Any]:
             "channel": channel,
             "rules": list(different.values()),
             "history": await _history(bus, channel),
-            "connections": sum(told.connections for told in rules.nodes),
-            "nodes": {told.node: told.connections for told in rules.nodes},
+            "connections": sum(node.connections for node in rules.nodes),
+            "nodes": {node.node: node.connections for node in rules.nodes},
             "members": members,
             "member_count": None if members is None else len(members),
             "missing": rules.missing,
@@ -224,12 +224,13 @@ async def _history(bus: EventBus, channel: str) -> dict[str, Any] | None:
 def publish(
     channel: Channel,
     event: Annotated[str, typer.Argument(help="The event's name.")],
-    data: Annotated[str, typer.Argument(help="The data, as JSON; - reads it from stdin.")] = "{}",
+    data: Annotated[str, typer.Argument(help="The data as JSON; - reads it from stdin.")] = "{}",
     volatile: Annotated[
-        bool, typer.Option("--volatile", help="Only to who listens now: it is not stored.")
+        bool, typer.Option("--volatile", help="Do not store it: only current subscribers get it.")
     ] = False,
     message_id: Annotated[
-        str | None, typer.Option("--id", help="An id: a second message of it is not stored.")
+        str | None,
+        typer.Option("--id", help="The message's id. Messages with the same id are stored once."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -240,7 +241,7 @@ def publish(
     if data == "-":
         text = sys.stdin.read(_MAX_DATA + 1)
         if len(text) > _MAX_DATA:
-            fail(f"stdin: more than {_MAX_DATA:,} characters", code=2)
+            fail(f"stdin: the data has more than {_MAX_DATA:,} characters", code=2)
         body = read_json(text, "stdin")
     else:
         body = read_json(data, "DATA")
@@ -253,24 +254,30 @@ def publish(
 
     receipt = run(send())
     if json:
-        told = {"channel": channel, "id": receipt.id, "offset": receipt.offset,
-                "epoch": receipt.epoch, "duplicate": receipt.duplicate}  # fmt: skip
-        write_json(told)
+        write_json(
+            {
+                "channel": channel,
+                "id": receipt.id,
+                "offset": receipt.offset,
+                "epoch": receipt.epoch,
+                "duplicate": receipt.duplicate,
+            }
+        )
         return
     at = "not stored" if receipt.offset is None else f"offset {receipt.offset}"
-    again = ", stored before" if receipt.duplicate else ""
+    again = ", already stored" if receipt.duplicate else ""
     typer.echo(f"published {event} on {channel}: {at}{again}, id {receipt.id}")
 
 
 @app.command("purge")
 def purge(
     channel: Channel,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove what is stored of a channel.
+    """Delete the stored messages of a channel.
 
-    Its offsets go on. Clients that come back and have missed something by it are told so.
+    The channel's offsets are not reset. Clients that resume are notified if they missed messages.
 
     Example: eventbus subjects purge orders.42 --yes
     """
@@ -285,17 +292,17 @@ def purge(
 
     run(check())
     if not yes:
-        typer.confirm(f"Remove all stored messages of {channel}?", abort=True, err=True)
+        typer.confirm(f"Delete all stored messages of {channel}?", abort=True, err=True)
     count = run(remove())
     if json:
         write_json({"channel": channel, "purged": count})
     else:
-        typer.echo(f"removed {counted(count, 'message')} of {channel}")
+        typer.echo(f"deleted {counted(count, 'message')} of {channel}")
 
 
 def _require_maintenance(bus: EventBus) -> None:
     if Capability.MAINTENANCE not in bus.driver.capabilities:
         raise NotSupported(
-            f"the driver {bus.driver.name} cannot purge: nats and redis can",
+            f"the driver {bus.driver.name} cannot purge; nats and redis can",
             driver=bus.driver.name,
         )

@@ -1,4 +1,4 @@
-"""JSON on one line, coloured by its types where there are colours."""
+"""JSON on one line, coloured by type if the terminal has colours."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ _STYLES: dict[type, str] = {str: "green", int: "yellow", float: "yellow", bool: 
 
 
 def shown_json(value: Any) -> Text:
-    """A decoded JSON value as text without control characters, which could move a terminal."""
+    """A decoded JSON value as text, with control characters escaped for terminals."""
     text = Text()
     _append(text, value)
     return text

@@ -1,4 +1,4 @@
-"""`eventbus subjects tail`: the messages of channels as they pass."""
+"""`eventbus subjects tail`: shows the messages of channels as they arrive."""
 
 import asyncio
 import contextlib
@@ -56,14 +56,14 @@ __all__ = ["tail"]
 
 
 MAX_WAITING: Final = 10_000
-"""Messages that wait to be printed; those beyond are dropped, and counted."""
+"""Messages waiting to be printed. More are dropped and counted."""
 MAX_CHANNELS: Final = 1000
-"""Channels of a pattern whose stored messages are read."""
+"""Channels of a pattern whose stored messages are read, at most."""
 _MAX_STORED: Final = 10_000
 
 
 class Line(NamedTuple):
-    """One message as it is shown."""
+    """One message of the output."""
 
     channel: str
     event: str
@@ -72,38 +72,40 @@ class Line(NamedTuple):
     id: str | None
     offset: int | None
     fault: str | None
-    """Why the payload is no message; then its data is the payload as text."""
+    """Why the payload is not a message. `data` is then the payload as text."""
     schema: str | None = None
-    """The event type that was looked for, with --decode; None for an event that has none."""
+    """With --decode: the type that the data was decoded as; None for an unknown event."""
     mismatch: str | None = None
-    """What does not match it."""
+    """Why the data does not match the type."""
 
 
 def tail(
     pattern: Annotated[
-        str, typer.Argument(help="A channel, or a pattern: * one token, > the rest.")
+        str, typer.Argument(help="A channel or a pattern: * is one token, > is the rest.")
     ],
     since: Annotated[
-        str | None, typer.Option(help="Begin with what was stored since then: 90s, 10m, 2h.")
+        str | None,
+        typer.Option(help="Start with the messages stored in this last time: 90s, 10m, 2h."),
     ] = None,
     last: Annotated[
-        int | None, typer.Option(min=1, max=_MAX_STORED, help="Begin with the last so many.")
+        int | None,
+        typer.Option(min=1, max=_MAX_STORED, help="Start with this many stored messages."),
     ] = None,
     decode: Annotated[
-        bool, typer.Option("--decode", help="Name the event type, and what does not match it.")
+        bool, typer.Option("--decode", help="Check the data against the event's type.")
     ] = False,
     application: Apps = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after as many messages.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after this many messages.")] = None,
     json: Json = False,
 ) -> None:
-    """Show messages as they pass, until Ctrl-C; what is stored first, if asked.
+    """Show messages as they arrive, until Ctrl-C.
 
-    With --json, a line for each message.
+    With --since or --last, show stored messages first. With --json, print one line per message.
 
     Example: eventbus subjects tail 'orders.*' --since 10m --decode --app shop.events
     """
     if since is not None and last is not None:
-        fail("give either --since or --last", code=2)
+        fail("--since and --last cannot be combined", code=2)
     begin = None
     if since is not None:
         age = datetime.timedelta(seconds=duration(since, "--since"))
@@ -129,7 +131,7 @@ async def _tail(
     async with opened_bus() as bus:
         stored = begin is not None or last is not None
         if stored and Capability.HISTORY not in bus.driver.capabilities:
-            fail(f"the driver {bus.driver.name} keeps no history: leave out --since and --last")
+            fail(f"the driver {bus.driver.name} has no history: do not use --since or --last")
         with interrupted() as stop:
             async with contextlib.aclosing(_deliveries(bus, wanted, begin, last, stop)) as passing:
                 async for delivery in passing:
@@ -149,7 +151,7 @@ async def _deliveries(
     last: int | None,
     stop: asyncio.Event,
 ) -> AsyncGenerator[Delivery, None]:
-    """What is stored, as asked, then what comes: each message once."""
+    """Yield the requested stored messages, and then new ones. No message comes twice."""
     waiting: asyncio.Queue[Delivery] = asyncio.Queue(MAX_WAITING)
     dropped = 0
 
@@ -170,17 +172,17 @@ async def _deliveries(
                     seen[delivery.subject] = delivery.position.offset
                 yield delivery
         while not stop.is_set():
-            coming = asyncio.create_task(waiting.get())
-            await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
+            receiving = asyncio.create_task(waiting.get())
+            await asyncio.wait({receiving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                receiving.cancel()
                 return
-            delivery = coming.result()
+            delivery = receiving.result()
             position = delivery.position
             if position is None or position.offset > seen.get(delivery.subject, 0):
                 yield delivery
             if dropped:
-                typer.echo(f"… {dropped:,} messages were too many to show", err=True)
+                typer.echo(f"… {dropped:,} messages dropped: they arrived too fast", err=True)
                 dropped = 0
     finally:
         stopping.cancel()
@@ -190,17 +192,20 @@ async def _deliveries(
 async def _stored(
     bus: EventBus, wanted: Pattern, begin: datetime.datetime | None, last: int | None
 ) -> list[Delivery]:
-    """Stored messages in the order in which they were stored."""
+    """Read stored messages, in the order in which they were stored."""
     reader = cast(HistoryDriver, bus.driver)
     live = bus.subjects.live_filter(wanted)
     subjects = [live]
     if not wanted.is_exact:
         if Capability.MAINTENANCE not in bus.driver.capabilities:
-            fail(f"the driver {bus.driver.name} tells no stored channels: name one exactly")
-        keeper = cast(MaintenanceDriver, bus.driver)
-        subjects = list(await keeper.stored(live, MAX_CHANNELS))
+            fail(
+                f"the driver {bus.driver.name} cannot list stored channels: use the name of a "
+                "channel instead of a pattern"
+            )
+        driver = cast(MaintenanceDriver, bus.driver)
+        subjects = list(await driver.stored(live, MAX_CHANNELS))
         if len(subjects) == MAX_CHANNELS:
-            typer.echo(f"… of more than {MAX_CHANNELS:,} channels, some are left out", err=True)
+            typer.echo(f"… more than {MAX_CHANNELS:,} channels match: some are left out", err=True)
     found: list[tuple[datetime.datetime, int, Delivery]] = []
     for subject in subjects:
         page = await reader.read(subject, after=None, limit=last or _MAX_STORED)
@@ -217,7 +222,7 @@ def _line(bus: EventBus, delivery: Delivery, types: Mapping[str, Any] | None) ->
     try:
         channel = bus.subjects.channel_of(delivery.subject)
     except InvalidChannel:
-        return None  # whoever may publish may choose any subject: it reaches no client
+        return None  # publishers can choose any subject, but clients never get this one
     offset = delivery.position.offset if delivery.position else None
     try:
         envelope = read_delivery(channel, delivery)
@@ -251,7 +256,7 @@ def _show(line: Line, *, json: bool) -> None:
     text.append(" ")
     text.append_text(shown_json(line.data))
     if line.fault is not None:
-        text.append(f"\n  no message: {line.fault}", style="red")
+        text.append(f"\n  not a message: {line.fault}", style="red")
     if line.mismatch is not None:
         text.append(f"\n  does not match {line.schema}: {line.mismatch}", style="red")
     elif line.schema is not None:

@@ -1,1 +1,1 @@
-"""tokens."""
+"""`eventbus token` and `eventbus revoke`: issue, inspect and revoke tokens."""

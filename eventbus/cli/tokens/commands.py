@@ -1,4 +1,4 @@
-"""`eventbus token`: tokens for development and tests; in production your own service signs them."""
+"""`eventbus token`: tokens for development and tests. In production, your service signs them."""
 
 import time
 import uuid
@@ -22,9 +22,7 @@ from eventbus.errors import InvalidPattern
 __all__ = ["app", "issue_token"]
 
 
-app = typer.Typer(
-    help="Issue tokens for development, and see what is in one.", no_args_is_help=True
-)
+app = typer.Typer(help="Issue tokens for development, and inspect tokens.", no_args_is_help=True)
 
 
 def issue_token(
@@ -39,7 +37,7 @@ def issue_token(
     audience: str = "websocket",
     algorithm: str = "HS256",
 ) -> str:
-    """A signed token with the claims that an edge reads (docs: the wire protocol's "Token")."""
+    """Return a signed token with the claims that an edge reads (docs/wire-protocol.md, "Token")."""
     now = int(time.time())
     claims: dict[str, Any] = {
         "sub": user_id,
@@ -55,13 +53,13 @@ def issue_token(
 
 @app.command("issue")
 def issue(
-    user_id: Annotated[str, typer.Argument(help="Who the token is for: its `sub`.")],
+    user_id: Annotated[str, typer.Argument(help="The user's id: the claim `sub`.")],
     secret: Annotated[
         str,
         typer.Option(
             envvar="JWT_SECRET",
             show_default=False,
-            help="The secret to sign with; ps does not show the environment's.",
+            help="The secret to sign with. Prefer the variable: ps shows options.",
         ),
     ] = "",
     dev: Annotated[
@@ -71,15 +69,15 @@ def issue(
             help=f"Sign with the secret of `eventbus dev` in this folder ({DEV_SECRET}).",
         ),
     ] = False,
-    name: Annotated[str, typer.Option(help="A name, shown to presence members.")] = "",
-    role: Annotated[list[str] | None, typer.Option(help="A role; may be repeated.")] = None,
-    permission: Annotated[list[str] | None, typer.Option(help="A permission; repeatable.")] = None,
+    name: Annotated[str, typer.Option(help="The name that presence members see.")] = "",
+    role: Annotated[list[str] | None, typer.Option(help="A role. Repeatable.")] = None,
+    permission: Annotated[list[str] | None, typer.Option(help="A permission. Repeatable.")] = None,
     channel: Annotated[
-        list[str] | None, typer.Option(help="A channel or pattern to grant; repeatable.")
+        list[str] | None, typer.Option(help="A channel or pattern to grant. Repeatable.")
     ] = None,
-    lifetime: Annotated[int, typer.Option(min=1, help="Seconds until it expires.")] = 3600,
+    lifetime: Annotated[int, typer.Option(min=1, help="Seconds until the token expires.")] = 3600,
 ) -> None:
-    """Print a token signed by HS256.
+    """Print a token, signed with HS256.
 
     Example: JWT_SECRET=… eventbus token issue alice --role admin --channel 'orders.*'
     """
@@ -87,14 +85,14 @@ def issue(
         secret = dev_secret()
     elif not secret:
         fail(
-            "JWT_SECRET is not set: set it to the secret of your edges, or give --dev-secret for a "
+            "JWT_SECRET is not set: set it to the secret of your edges, or use --dev-secret for a "
             "token that only `eventbus dev` in this folder accepts",
             code=2,
         )
     if len(secret.encode()) < 32:
-        fail("JWT_SECRET: 32 bytes or more are needed to sign with HS256 (RFC 7518, 3.2)", code=2)
+        fail("JWT_SECRET is too short: HS256 needs at least 32 bytes (RFC 7518, 3.2)", code=2)
     if not user_id:
-        fail("the user's id is empty: an edge needs one", code=2)
+        fail("the user's id is empty", code=2)
     for pattern in channel or ():
         try:
             Pattern(pattern)

@@ -1,4 +1,4 @@
-"""`eventbus token inspect`: what a token says, and whether an edge of these settings takes it."""
+"""`eventbus token inspect`: shows a token, and whether an edge with these settings accepts it."""
 
 import base64
 import binascii
@@ -33,21 +33,21 @@ __all__ = ["inspect"]
 
 _TIMES: Final = ("exp", "nbf", "iat", "auth_time")
 _MEANINGS: Final = {
-    "sub": "the user's id", "aud": "who it is meant for", "iss": "who issued it",
-    "exp": "expires", "nbf": "valid from", "iat": "issued", "jti": "the token's id",
-    "channels": "granted beyond the rules",
-    "name": "shown to members", "info": "shown to members", "alg": "signed by", "kid": "key id",
-    "typ": "type",
+    "sub": "user id", "aud": "audience", "iss": "issuer",
+    "exp": "expires at", "nbf": "valid from", "iat": "issued at", "jti": "token id",
+    "channels": "granted in addition to the rules",
+    "name": "visible to members", "info": "visible to members", "alg": "algorithm",
+    "kid": "key id", "typ": "type",
 }  # fmt: skip
 _MAX_TOKEN: Final = 64 * 1024
 _NO_KEYS: Final = (
-    "the settings here have no keys to check it with: set JWT_SECRET, JWT_PUBLIC_KEY or "
-    "JWT_JWKS_URL as your edges have it, or give --dev-secret"
+    "not checked, since the settings have no keys: set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL "
+    "to the value that your edges use, or use --dev-secret"
 )
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What an edge would say; `accepted` is None where there is nothing to check with."""
+    """Whether an edge would accept the token; `accepted` is None if there are no keys."""
 
     accepted: bool | None
     why: str
@@ -57,7 +57,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def inspect(
     token: Annotated[
-        str, typer.Argument(help="The token; - or nothing reads it from standard input.")
+        str, typer.Argument(help="The token. With - or without it, read it from standard input.")
     ] = "-",
     dev: Annotated[
         bool,
@@ -65,9 +65,9 @@ def inspect(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Show what a token says, and whether an edge with these settings would take it.
+    """Show a token's header and claims, and whether an edge with these settings accepts it.
 
-    The signature is not shown. Exits 1 for a token that an edge would refuse.
+    Does not show the signature. Exits with 1 if an edge would refuse the token.
 
     Example: eventbus token issue alice | JWT_SECRET=… eventbus token inspect
     """
@@ -75,12 +75,12 @@ def inspect(
         token = sys.stdin.read(_MAX_TOKEN)
     token = token.strip().removeprefix("Bearer ").strip()
     if not token:
-        fail("there is no token: give it as an argument, or on standard input", code=2)
+        fail("no token: pass it as an argument or on standard input", code=2)
     header, claims = _parts(token)
     if header is None:
         verdict = Verdict(False, "the token is not a JWT", "unauthorized", "malformed")
     else:
-        verdict = run(_judge(token, dev=dev))
+        verdict = run(_verify(token, dev=dev))
     if json:
         verdict_json = msgspec.to_builtins(verdict)
         write_json({"header": header, "claims": claims, "verdict": verdict_json})
@@ -90,8 +90,8 @@ def inspect(
         raise typer.Exit(1)
 
 
-async def _judge(token: str, *, dev: bool) -> Verdict:
-    from eventbus_edge.access.tokens import TokenRejected  # noqa: PLC0415 - `eventbus --help` is to be fast
+async def _verify(token: str, *, dev: bool) -> Verdict:
+    from eventbus_edge.access.tokens import TokenRejected  # noqa: PLC0415 - keeps `eventbus --help` fast
     from eventbus_edge.access.verifiers import fetched_keys, make_verifier  # noqa: PLC0415
     from eventbus_edge.config import EdgeSettings  # noqa: PLC0415
 
@@ -115,12 +115,12 @@ async def _judge(token: str, *, dev: bool) -> Verdict:
             await keys.aclose()
     left = claims.exp - time.time()
     if left <= 0:
-        return Verdict(True, f"within the leeway only: it expired {_span(-left)} ago")
-    return Verdict(True, f"for another {_span(left)}")
+        return Verdict(True, f"only within the leeway: it expired {_span(-left)} ago")
+    return Verdict(True, f"valid for another {_span(left)}")
 
 
 def _parts(token: str) -> tuple[Any, Any]:
-    """Header and claims, unverified; None for what cannot be read."""
+    """The unverified header and claims; None for a part that cannot be decoded."""
     header, _, rest = token.partition(".")
     return _read(header), _read(rest.partition(".")[0])
 
@@ -137,7 +137,7 @@ def _show(header: Any, claims: Any, verdict: Verdict) -> None:
     for title, part in (("Header", header), ("Claims", claims)):
         out.print(Text(title, style="bold"))
         if not isinstance(part, dict):
-            out.print(Text("  cannot be read: it is no JSON object in base64url", style="yellow"))
+            out.print(Text("  unreadable: not a JSON object in base64url", style="yellow"))
             continue
         width = max((len(one_line(name, 30)) for name in part), default=0)
         for name, value in part.items():
@@ -167,14 +167,14 @@ def _time(seconds: float) -> str:
     try:
         moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
     except (ValueError, OverflowError, OSError):
-        return f"{seconds} (no time that a calendar has)"
+        return f"{seconds} (not a valid time)"
     away = seconds - time.time()
     distance = f"in {_span(away)}" if away > 0 else f"{_span(-away)} ago"
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC, {distance}"
 
 
 def _span(seconds: float) -> str:
-    """A length of time in its two largest units."""
+    """A duration in its two largest units."""
     left, words = round(seconds), list[str]()
     for unit, name in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         if left >= unit or (unit == 1 and not words):

@@ -1,4 +1,4 @@
-"""`eventbus revoke`: take access back, on every node, before tokens expire; and give it back."""
+"""`eventbus revoke`: revokes access on every node before tokens expire, and undoes it."""
 
 import datetime
 import re
@@ -39,39 +39,45 @@ MAX_S: Final = 31_536_000.0
 
 
 class NotRevoked(EventBusError):
-    """There is nothing to take back."""
+    """There is no such revocation to undo."""
 
 
 def revoke(
-    user: Annotated[str | None, typer.Option(help="A user's id.")] = None,
-    jti: Annotated[str | None, typer.Option(help="A token's id, its `jti`.")] = None,
-    connection: Annotated[str | None, typer.Option(help="A connection's id.")] = None,
+    user: Annotated[str | None, typer.Option(help="The id of a user.")] = None,
+    jti: Annotated[str | None, typer.Option(help="The id of a token: its claim `jti`.")] = None,
+    connection: Annotated[str | None, typer.Option(help="The id of a connection.")] = None,
     channel: Annotated[
         str | None,
-        typer.Option(help="A channel: only that, beside --user or --jti; alone, from everybody."),
+        typer.Option(
+            help="A channel. With --user or --jti, revoke only access to it; alone, for everybody."
+        ),
     ] = None,
     lasting: Annotated[
         str,
-        typer.Option("--for", help="How long tokens are refused: as long as yours live. 90s, 2h."),
+        typer.Option(
+            "--for",
+            help="How long to refuse the tokens, such as 90s or 2h: at least their lifetime.",
+        ),
     ] = "24h",
     issued_before: Annotated[
         str | None,
         typer.Option(
-            help="Only tokens whose iat is earlier, by the issuer's clock: seconds since 1970, or "
-            "RFC 3339. Beside --user or --channel."
+            help="Refuse only tokens with an earlier iat: seconds since 1970, or RFC 3339, by the "
+            "issuer's clock. For --user or --channel."
         ),
     ] = None,
     undo: Annotated[
-        bool, typer.Option("--undo", help="Give back what was revoked by the same names.")
+        bool, typer.Option("--undo", help="Undo the revocation with the same options.")
     ] = False,
-    listed: Annotated[bool, typer.Option("--list", help="List what is revoked.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the current revocations.")] = False,
     json: Json = False,
 ) -> None:
-    """End what is named, on every node, and refuse it until the tokens would have expired.
+    """Revoke the access of a user, a token or a channel on all nodes, or close a connection.
 
-    A user's tokens that are issued JWT_LEEWAY seconds after it are accepted, or at once with
-    --issued-before. A connection is only ended. With --undo the tokens are good again, those who
-    were put out may come back.
+    Access ends at once, and the tokens are refused for the time of --for. A user can come back with
+    a token that is issued JWT_LEEWAY seconds after the revocation, or at --issued-before or later.
+
+    With --connection, the client can reconnect. After --undo, the tokens are valid again.
 
     Example: eventbus revoke --user 42 --for 1h
     """
@@ -79,38 +85,39 @@ def revoke(
     names = {name: value for name, value in about.items() if value is not None}
     if listed:
         if names or undo or issued_before is not None:
-            fail("--list stands alone, or with --json", code=2)
-        _show(run(_held()), json=json)
+            fail("--list can only be combined with --json", code=2)
+        _show(run(_current()), json=json)
         return
     seconds = duration(lasting, "--for")
     if undo and issued_before is not None:
         fail(
-            "--undo gives back all that was revoked by the names: leave --issued-before out", code=2
+            "--undo and --issued-before cannot be combined: --undo undoes the whole revocation",
+            code=2,
         )
     before = None if issued_before is None else _moment(issued_before)
     revocation = _revocation(names, seconds, before)
     what = ", ".join(f"{name} {value}" for name, value in names.items())
     if undo:
         if not revocation.is_kept:
-            fail(
-                "--undo: a connection that was ended stays so; its client may connect again", code=2
-            )
-        run(_lift(revocation, what))
+            fail("--undo: a closed connection stays closed, but its client can reconnect", code=2)
+        run(_undo(revocation, what))
         if json:
             write_json({"undone": names})
         else:
-            typer.echo(f"allowed again on every node: {what}")
+            typer.echo(f"allowed again on all nodes: {what}")
         return
-    run(_tell(revocation))
+    run(_publish(revocation))
     if json:
         write_json({"revoked": names, "seconds": seconds if revocation.is_kept else None})
         return
-    kept = f", refused for {span(seconds)}" if revocation.is_kept else ""
-    typer.echo(f"revoked on every node: {what}{kept}")
+    if revocation.is_kept:
+        typer.echo(f"revoked on all nodes: {what}, for {lasting.strip()}")
+    else:
+        typer.echo(f"closed on all nodes: {what}")
 
 
 def _moment(text: str) -> float:
-    """Seconds since 1970, given as such or as RFC 3339; anything else ends with 2."""
+    """Parse seconds since 1970, or RFC 3339. Exits with code 2 for anything else."""
     if _SECONDS.fullmatch(text):
         return float(text)
     try:
@@ -119,23 +126,23 @@ def _moment(text: str) -> float:
         moment = None
     if moment is None or moment.tzinfo is None:
         fail(
-            f"--issued-before: {text[:80]!r} is not a moment: allowed are seconds since 1970, such "
-            "as 1795470000, and RFC 3339, such as 2026-11-24T03:00:12Z",
+            f"--issued-before: {text[:80]!r} is not a time; allowed: seconds since 1970, such as "
+            "1795470000, or RFC 3339, such as 2026-11-24T03:00:12Z",
             code=2,
         )
     return moment.timestamp()
 
 
 def _revocation(names: dict[str, str], seconds: float, before: float | None) -> "Revocation":
-    """What the options say; those that cannot stand together end the command with 2."""
-    from eventbus_edge.access.revocation import Revocation  # noqa: PLC0415 - `eventbus --help` is to be fast
+    """The revocation for the options. Exits with code 2 if they cannot be combined."""
+    from eventbus_edge.access.revocation import Revocation  # noqa: PLC0415 - keeps `eventbus --help` fast
 
-    whom = names.keys() - {"channel"}
-    if not names or len(whom) > 1 or {"connection", "channel"} <= names.keys():
+    targets = names.keys() - {"channel"}
+    if not names or len(targets) > 1 or {"connection", "channel"} <= names.keys():
         given = " and ".join(f"--{name}" for name in names)
         fail(
-            f"{f'{given} cannot stand together' if names else 'nothing is named'}: give one of "
-            "--user, --jti, --connection and --channel, or --channel beside --user or --jti",
+            f"{f'{given} cannot be combined' if names else 'nothing to revoke'}: use one of "
+            "--user, --jti, --connection and --channel, or --channel with --user or --jti",
             code=2,
         )
     if empty := [name for name, value in names.items() if not value]:
@@ -155,36 +162,36 @@ def _revocation(names: dict[str, str], seconds: float, before: float | None) -> 
         fail(str(exc), code=2)
 
 
-async def _tell(revocation: "Revocation") -> None:
-    from eventbus_edge.access.revoker import tell  # noqa: PLC0415
+async def _publish(revocation: "Revocation") -> None:
+    from eventbus_edge.access.revoker import announce  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        await tell(bus.driver, bus.subjects, revocation)
+        await announce(bus.driver, bus.subjects, revocation)
 
 
-async def _lift(like: "Revocation", what: str) -> None:
-    from eventbus_edge.access.revoker import read_kept, tell  # noqa: PLC0415
+async def _undo(like: "Revocation", what: str) -> None:
+    from eventbus_edge.access.revoker import announce, read_kept  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        held = (await read_kept(bus.driver)).get(like.key)
-        if held is None:
+        current = (await read_kept(bus.driver)).get(like.key)
+        if current is None:
             raise NotRevoked(f"not revoked: {what} (see `eventbus revoke --list`)")
-        await tell(bus.driver, bus.subjects, held.lift(time.time()))
+        await announce(bus.driver, bus.subjects, current.lift(time.time()))
 
 
-async def _held() -> "list[Revocation]":
+async def _current() -> "list[Revocation]":
     from eventbus_edge.access.revoker import read_kept  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        held = await read_kept(bus.driver)
-    return sorted(held.values(), key=lambda revocation: -revocation.at)
+        revocations = await read_kept(bus.driver)
+    return sorted(revocations.values(), key=lambda revocation: -revocation.at)
 
 
-def _show(held: "list[Revocation]", *, json: bool) -> None:
+def _show(revocations: "list[Revocation]", *, json: bool) -> None:
     if json:
-        from eventbus_edge.http.revocations import told  # noqa: PLC0415
+        from eventbus_edge.http.revocations import shown  # noqa: PLC0415
 
-        write_json({"revocations": [told(revocation) for revocation in held]})
+        write_json({"revocations": [shown(revocation) for revocation in revocations]})
         return
     now = time.time()
     rows: list[list[Any]] = [
@@ -194,16 +201,20 @@ def _show(held: "list[Revocation]", *, json: bool) -> None:
             f"{datetime.datetime.fromtimestamp(revocation.at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}",
             span(revocation.until - now),
         ]
-        for revocation in held
+        for revocation in revocations
     ]  # fmt: skip
     columns = ("user", "jti", "channel", "revoked at", "ends in")
-    print_table(columns, rows, empty="nothing is revoked", right=columns[4:])
+    print_table(columns, rows, empty="no revocations", right=columns[4:])
 
 
 def duration(text: str, where: str) -> float:
-    """Seconds from `90s`, `10m`, `1.5h`, `2d`, or a plain number; anything else ends with 2."""
+    """Parse `90s`, `10m`, `1.5h`, `2d` or a number of seconds. Otherwise exits with code 2."""
     found = _DURATION.fullmatch(text.strip())
     seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
     if not 0 < seconds <= MAX_S:
-        fail(f"{where}: {text!r} is no length of time: allowed are 90s, 10m, 1.5h, 2d", code=2)
+        fail(
+            f"{where}: {text!r} is not a duration; allowed: a number with s, m, h or d, such as "
+            "90s or 1.5h, at most 365d",
+            code=2,
+        )
     return seconds

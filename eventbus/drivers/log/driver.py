@@ -45,15 +45,15 @@ __all__ = ["LogDriver"]
 _log = logging.getLogger(__name__)
 
 MAX_PENDING_BYTES: Final = 16 * 1024**2
-"""Payloads that may wait for the disk; a message beyond is refused."""
+"""Payloads that may wait for the disk; further messages are refused."""
 
 
 class LogDriver:
     """Writes messages to the console or to a file, then delivers them to its own listeners.
 
-    `publish` returns when the line is with the operating system, so that what was published is
-    logged. A thread writes: a slow disk makes publishers wait, never the event loop. It keeps no
-    history; its listeners get what is published by the drivers that share `listeners`.
+    `publish` returns when the operating system has the line. A thread writes: a slow disk makes
+    publishers wait, but not the event loop. There is no history. Listeners get what the drivers
+    that share `listeners` publish.
     """
 
     name = "log"
@@ -66,7 +66,7 @@ class LogDriver:
         listeners: Listeners | None = None,
         console: Console | None = None,
     ) -> None:
-        """The settings `log_…` say where to and what. Raises ConfigError."""
+        """The settings `log_…` choose the output, the level and the masks. Raises ConfigError."""
         for name in settings.log_mask:
             if not normal(name):
                 raise ConfigError(
@@ -89,9 +89,9 @@ class LogDriver:
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """Open the file. Raises ConfigError for one that cannot be written."""
+        """Open the file. Raises ConfigError if it cannot be written."""
         if self._thread is not None:
-            raise ConnectionFailed("the log driver is opened once", driver=self.name)
+            raise ConnectionFailed("the log driver can be opened only once", driver=self.name)
         settings = self._settings
         if settings.log_path:
             self._output = File(
@@ -107,10 +107,10 @@ class LogDriver:
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:
-        """Log one message, where its level is logged, and deliver it.
+        """Log one message, if its level is enabled, and deliver it.
 
-        Raises PublishFailed when it is not written within `publish_timeout` (it may be later), or
-        when too much waits to be written; then nothing is delivered.
+        Raises PublishFailed if it is not written within `publish_timeout` (it may be written
+        later), or if too many bytes wait to be written; the message is not delivered then.
         """
         self._require_open()
         live = self.subjects.live_of(subject)
@@ -121,14 +121,14 @@ class LogDriver:
         return None
 
     async def subscribe(self, subject: str, handler: Handler) -> Listener:
-        """Listen to what is published through this driver from now on. Raises InvalidPattern."""
+        """Listen to messages of this driver from now on. Raises InvalidPattern."""
         self._require_open()
         listener = self._listeners.add(subject, handler)
         self._own.add(listener)
         return listener
 
     async def aclose(self) -> None:
-        """Write what waits, for at most `publish_timeout` seconds, and close the file."""
+        """Write waiting messages, for at most `publish_timeout` seconds, and close the file."""
         was_open, self.is_connected = self.is_connected, False
         for listener in list(self._own):
             await listener.aclose()
@@ -159,7 +159,7 @@ class LogDriver:
         writing.add_done_callback(lambda _done: self._settle(len(entry.payload)))
         try:
             async with asyncio.timeout(self._settings.publish_timeout):
-                # Whoever gives up leaves the line with the thread, and its bytes counted.
+                # After a timeout the thread may still write the line; its bytes count until then.
                 await asyncio.shield(writing)
         except TimeoutError:
             problem = f"not within {self._settings.publish_timeout:g} s"
@@ -168,7 +168,7 @@ class LogDriver:
             raise self._failed(entry, str(exc)) from exc
 
     def _emit(self, entry: Entry) -> None:
-        """In the thread."""
+        """Write an entry; runs in the thread."""
         assert self._output is not None
         self._output.write(
             self._format.readable(entry, colour=self._colour)

@@ -1,4 +1,4 @@
-"""One message as one line of JSON, or as one that people read on a terminal."""
+"""Formats one message as a line of JSON, or as a readable line for a terminal."""
 
 import base64
 import datetime
@@ -26,17 +26,17 @@ __all__ = ["LEVELS", "Entry", "Level", "LineFormat", "level_of"]
 
 Level = Literal["debug", "info", "warning"]
 LEVELS: Final[tuple[Level, ...]] = ("debug", "info", "warning")
-"""From the most that is logged to the least."""
+"""From the most detailed to the least."""
 
 _COLOURS: Final = {"debug": "2", "info": "36", "warning": "33"}
 _UNPRINTABLE: Final = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
-"""What would break a line, or steer a terminal."""
+"""Characters that would break a line, or control a terminal."""
 
 
 class Entry(NamedTuple):
-    """A message as it was published, and when."""
+    """A published message and its time."""
 
     time: datetime.datetime
     subject: str
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 
 
 class _Wire(msgspec.Struct):
-    """An envelope, as far as the log shows it."""
+    """The fields of an envelope that the log shows."""
 
     event: str
     data: msgspec.Raw
@@ -70,9 +70,9 @@ _encode: Final = msgspec.json.encode
 
 
 def level_of(subjects: Subjects, subject: str) -> Level:
-    """How much a message matters in a log.
+    """The log level of a message.
 
-    `info` for a channel's messages, `warning` for what is put into quarantine, `debug` for volatile
+    `info` for messages of channels, `warning` for those in quarantine, `debug` for volatile
     messages and the system's own.
     """
     if subject.startswith(f"{subjects.namespace}.quarantine."):
@@ -81,18 +81,18 @@ def level_of(subjects: Subjects, subject: str) -> Level:
 
 
 class LineFormat:
-    """Makes lines of messages, with secrets masked."""
+    """Formats messages as lines, with secrets masked."""
 
     def __init__(self, subjects: Subjects, mask: Iterable[str]) -> None:
-        """`mask` holds the words that make a key's value a secret; see Mask."""
+        """`mask` has the words that mark a key's value as secret; see Mask."""
         self._subjects = subjects
         self._mask = Mask(mask)
 
     def json(self, entry: Entry) -> str:
-        """One line of JSON, without its end.
+        """One line of JSON, without the line end.
 
-        `data` is what was published, with secrets masked; where that is not JSON, `data_base64`
-        holds the bytes, or the mask if a masked word is in them.
+        `data` is the published data, with secrets masked. If it is not JSON, `data_base64` has the
+        bytes, or the mask if they contain a masked word.
         """
         return _one_line(_encode(self._line(entry)).decode())
 
@@ -119,7 +119,7 @@ class LineFormat:
         line = _Line(entry.time, level_of(subjects, entry.subject), entry.subject)
         try:
             line.channel = subjects.channel_of(entry.subject)
-        except InvalidChannel:  # the system's own subjects have no channel
+        except InvalidChannel:  # an internal subject
             line.channel = None
         line.id = entry.headers.get(HEADER_ID)
         line.event = entry.headers.get(HEADER_EVENT)
@@ -145,6 +145,6 @@ class LineFormat:
 
 
 def _one_line(text: str) -> str:
-    # In valid JSON, raw line ends and tabs stand between tokens only.
+    # In valid JSON, line ends and tabs are only between tokens.
     text = text.translate({0x0A: " ", 0x0D: " ", 0x09: " "})
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -17,17 +17,17 @@ __all__ = ["MASK", "Mask", "normal"]
 MASK: Final = "***"
 
 _MAX_DEPTH: Final = 5
-"""How many levels of JSON within strings within JSON are searched; deeper ones become MASK."""
+"""Levels of JSON in strings that are searched; deeper ones become MASK."""
 _ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _NOISE: Final = re.compile(r"[\W_]+")
 
-# Decimals keep the digits of numbers as they are.
+# Decimal preserves the digits of numbers.
 _decode: Final = msgspec.json.Decoder(float_hook=decimal.Decimal).decode
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def normal(name: str) -> str:
-    """A name without case and separators: `X-Api-Key`, `apiKey` and `api_key` are one."""
+    """A name without case and separators: `X-Api-Key`, `apiKey` and `api_key` are equal."""
     return _NOISE.sub("", name).casefold()
 
 
@@ -39,7 +39,7 @@ class Mask:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        """`names` are the words; see `normal` for how they are compared."""
+        """`names` are the words, compared in their `normal` form."""
         words = sorted(filter(None, map(normal, names)))
         self._hits = re.compile("|".join(map(re.escape, words))).search if words else None
 
@@ -48,19 +48,19 @@ class Mask:
         return self._hits is not None and self._hits(normal(key)) is not None
 
     def hides_within(self, payload: bytes) -> bool:
-        """Whether bytes that are not JSON, and so have no keys, may hold a secret's name."""
+        """Whether bytes that are not JSON, and so have no keys, may contain a masked word."""
         text = payload.decode("latin-1")
         return self.hides(_ESCAPE.sub(lambda found: chr(int(found[1], 16)), text))
 
     def apply(self, text: str) -> str:
         """The JSON `text` with its secrets masked.
 
-        Raises DecodeError for what is not JSON, and RecursionError for JSON nested too deeply.
+        Raises DecodeError if it is not JSON, and RecursionError if it is nested too deeply.
         """
         return text if self._hits is None else _encode(self._masked(_decode(text), 0)).decode()
 
     def _masked(self, value: Any, depth: int) -> Any:
-        """A value with its secrets masked; the same object where there are none."""
+        """A value with its secrets masked; the same object if there are none."""
         if isinstance(value, str):
             return self._masked_text(value, depth)
         if isinstance(value, list):
@@ -75,7 +75,7 @@ class Mask:
         return value
 
     def _masked_text(self, text: str, depth: int) -> str:
-        """A string, masked where it is JSON itself."""
+        """A string, with secrets masked if it is JSON itself."""
         if text.lstrip()[:1] not in {"{", "[", '"'}:
             return text
         try:

@@ -1,4 +1,4 @@
-"""Where the lines of a log go: the console, or a file that is rotated by size."""
+"""The output of the log driver: the console, or a file that is rotated by size."""
 
 import io
 import json
@@ -18,13 +18,13 @@ __all__ = ["Console", "File", "Output"]
 
 
 class Output(Protocol):
-    """Takes lines, in one thread."""
+    """Takes lines from one thread."""
 
     def write(self, line: str) -> None:
-        """Write one line, and hand it to the system. Raises OSError or ValueError."""
+        """Write one line and flush it. Raises OSError or ValueError."""
 
     def close(self) -> None:
-        """Let go. Raises OSError."""
+        """Close it. Raises OSError."""
 
 
 class Console:
@@ -35,11 +35,11 @@ class Console:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person may be looking."""
+        """Whether it is a terminal."""
         return self._stream.isatty()
 
     def write(self, line: str) -> None:
-        """Write one line; where the console's encoding lacks a letter, with JSON's escapes."""
+        """Write one line; characters that the console's encoding lacks become JSON escapes."""
         try:
             line.encode(self._stream.encoding or "utf-8")
         except UnicodeEncodeError:
@@ -48,14 +48,14 @@ class Console:
         self._stream.flush()
 
     def close(self) -> None:
-        """Nothing: the console is not ours."""
+        """Do nothing: the console stays open."""
 
 
 class File:
     """A file that is rotated by the standard library's handler; one process writes to it."""
 
     def __init__(self, path: str, *, max_bytes: int, backups: int) -> None:
-        """Open `path`, to go on at its end. Raises ConfigError when it cannot be written."""
+        """Open `path` to append to it. Raises ConfigError if it cannot be written."""
         try:
             self._handler = _Handler(path, maxBytes=max_bytes, backupCount=backups)
         except (OSError, ValueError) as exc:
@@ -66,7 +66,7 @@ class File:
             ) from exc
 
     def write(self, line: str) -> None:
-        """Write one line, after rotating when it would pass the size."""
+        """Write one line, after rotating if the file would exceed its size."""
         self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, line, None, None))
 
     def close(self) -> None:
@@ -75,23 +75,23 @@ class File:
 
 
 class _Handler(RotatingFileHandler):
-    """Raises what goes wrong (the base prints it), and begins each line at the start of a line."""
+    """Raises errors, which the base class prints, and starts each line on a new line."""
 
     def __init__(self, path: str, *, maxBytes: int, backupCount: int) -> None:  # noqa: N803
         super().__init__(path, maxBytes=maxBytes, backupCount=backupCount, encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
-        stream, self.stream = self.stream, None  # opened anew by emit
+        stream, self.stream = self.stream, None  # emit opens it again
         try:
             if stream is not None:
                 stream.close()
-        except OSError:  # the same fault again: what it buffered cannot be written either
+        except OSError:  # the same error again: its buffer cannot be written either
             pass
         raise  # noqa: PLE0704 - logging calls this while it handles the exception
 
     def _open(self) -> io.TextIOWrapper:
         stream = super()._open()
-        # Whoever wrote before may have been killed, or met a full disk, in the middle of a line.
+        # An earlier writer may have been killed, or met a full disk, in the middle of a line.
         path = Path(self.baseFilename)
         if path.is_file() and path.stat().st_size:
             with path.open("rb") as written:

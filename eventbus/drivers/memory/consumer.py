@@ -1,4 +1,4 @@
-"""Durable consumers of the memory broker: the reference of what one hands out, and how often."""
+"""Durable consumers of the memory broker: the reference for deliveries and redeliveries."""
 
 import asyncio
 from typing import (
@@ -22,17 +22,17 @@ _SOON_S: Final = 3600.0
 
 
 class RetainedMessages(Protocol):
-    """What is still stored."""
+    """The stored messages."""
 
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
         """The stored messages that match and have a greater offset, in order."""
 
     def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
-        """The live subjects that match and have given up messages after an offset; up to which."""
+        """The last evicted offset of each matching live subject that evicted any after `after`."""
 
 
 class _Open(NamedTuple):
-    """A message that was handed out, or is to be again."""
+    """An unacknowledged message, and when to redeliver it."""
 
     due: float
     attempt: int
@@ -40,7 +40,7 @@ class _Open(NamedTuple):
 
 
 class ConsumerState:
-    """How far a consumer has come; it outlives its members, as long as the broker lasts."""
+    """The position of a consumer; it outlives its members, as long as the broker lasts."""
 
     def __init__(self, stream: RetainedMessages, name: str, start: int) -> None:
         """`start` is the offset after which it begins."""
@@ -54,13 +54,13 @@ class ConsumerState:
         self._stream = stream
 
     def set_up(self, pattern: Pattern, settings: ConsumerSettings) -> None:
-        """Take on what the newest member asks for."""
+        """Apply the settings of the newest member."""
         self.pattern = pattern
         self.ack_wait = settings.ack_wait
 
     def hand_out(self, limit: int, now: float) -> list[tuple[int, int, Delivery]]:
-        """Offset, attempt and message of up to `limit`: first those that are due again."""
-        self._look_for_evicted()
+        """Offset, attempt and message of up to `limit` deliveries, redeliveries first."""
+        self._report_evicted()
         taken: list[tuple[int, int, Delivery]] = []
         due = sorted(offset for offset, one in self.open.items() if one.due <= now)
         for offset in due[:limit]:
@@ -76,21 +76,24 @@ class ConsumerState:
             self.open[offset] = _Open(now + self.ack_wait, attempt, delivery)
         return taken
 
-    def _look_for_evicted(self) -> None:
+    def _report_evicted(self) -> None:
         found = self._stream.evicted(self.pattern, self.last)
         for live, offset in found.items():
             if offset > self._known_evicted.get(live, 0):
                 self.evicted.report(
-                    live, "are lost: they were given up before the consumer got them"
+                    live, "are lost: they were evicted before the consumer got them"
                 )
         self._known_evicted = found
 
     def next_due(self) -> float | None:
-        """When a message is handed out again, if none is answered for."""
+        """When the next unacknowledged message is redelivered."""
         return min((one.due for one in self.open.values()), default=None)
 
-    def answer(self, offset: int, attempt: int, due: float | None) -> None:
-        """It is done when `due` is None; the answer of one who took it earlier counts no more."""
+    def settle(self, offset: int, attempt: int, due: float | None) -> None:
+        """Acknowledge a message, or with `due`, redeliver it then.
+
+        The answer to an earlier delivery of the message is ignored.
+        """
         one = self.open.get(offset)
         if one is not None and one.attempt == attempt:
             if due is None:
@@ -100,52 +103,52 @@ class ConsumerState:
                 self.wake()
 
     def wake(self) -> None:
-        """Something may be there to take."""
+        """Wake the members: there may be messages to take."""
         for member in self.members:
             member.woken.set()
 
 
 class MemoryUnackedDelivery:
-    """One message that its place waits to hear about."""
+    """A message that waits for its acknowledgement."""
 
-    def __init__(self, place: ConsumerState, offset: int, attempt: int, delivery: Delivery) -> None:
+    def __init__(self, state: ConsumerState, offset: int, attempt: int, delivery: Delivery) -> None:
         self.delivery = delivery
         self.attempt = attempt
-        self._place = place
+        self._state = state
         self._offset = offset
 
     async def ack(self) -> None:
-        """It is done."""
-        self._place.answer(self._offset, self.attempt, None)
+        """Acknowledge it."""
+        self._state.settle(self._offset, self.attempt, None)
 
     async def retry(self, seconds: float = 0.0) -> None:
-        """Hand it out again after that time."""
+        """Redeliver it after that time."""
         due = asyncio.get_running_loop().time() + seconds
-        self._place.answer(self._offset, self.attempt, due)
+        self._state.settle(self._offset, self.attempt, due)
 
     async def discard(self) -> None:
-        """It is never handed out again."""
+        """Never redeliver it."""
         await self.ack()
 
 
 class MemoryConsumer:
     """A member of a consumer of the memory broker."""
 
-    def __init__(self, place: ConsumerState, name: str) -> None:
+    def __init__(self, state: ConsumerState, name: str) -> None:
         self.woken = asyncio.Event()
-        self._place = place
+        self._state = state
         self._name = name
         self._closed = False
-        place.members.add(self)
+        state.members.add(self)
 
     async def take(self, limit: int) -> list[MemoryUnackedDelivery]:
         """See `Consumer.take`."""
         loop = asyncio.get_running_loop()
         while not self._closed:
             self.woken.clear()
-            if found := self._place.hand_out(limit, loop.time()):
-                return [MemoryUnackedDelivery(self._place, *one) for one in found]
-            due = self._place.next_due()
+            if found := self._state.hand_out(limit, loop.time()):
+                return [MemoryUnackedDelivery(self._state, *one) for one in found]
+            due = self._state.next_due()
             wait = _SOON_S if due is None else max(0.0, due - loop.time())
             timer = loop.call_later(wait, self.woken.set)
             try:
@@ -157,10 +160,10 @@ class MemoryConsumer:
     @property
     def evicted(self) -> int:
         """See `Consumer.evicted`."""
-        return self._place.evicted.count
+        return self._state.evicted.count
 
     async def aclose(self) -> None:
-        """Take no more."""
+        """Stop taking messages. Closing twice is harmless."""
         self._closed = True
         self.woken.set()
-        self._place.members.discard(self)
+        self._state.members.discard(self)

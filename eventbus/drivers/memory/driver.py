@@ -1,4 +1,4 @@
-"""Messages within one process: the reference of what a driver does, and the double for tests."""
+"""The in-memory driver: the reference for other drivers, and a double for tests."""
 
 import weakref
 
@@ -44,10 +44,10 @@ class MemoryBroker:
         history_seconds: float = 600.0,
         retention: str = "",
     ) -> None:
-        """`history_messages` and `history_seconds` bound what is kept of each channel.
+        """`history_messages` and `history_seconds` limit the stored messages per channel.
 
-        `retention` gives other bounds to classes of channels, as the setting does; the bytes of a
-        class are not bounded here. Raises ConfigError.
+        `retention` sets other limits for classes of channels, as the setting does; the limit of a
+        class's bytes does not apply here. Raises ConfigError.
         """
         self.subjects = subjects or Subjects()
         self.stream = MemoryStream(
@@ -56,20 +56,20 @@ class MemoryBroker:
         self.listeners = Listeners()
         self.queues = MemoryQueues()
         self.state = MemoryState()
-        self._places: dict[str, ConsumerState] = {}
+        self._consumers: dict[str, ConsumerState] = {}
 
     @property
     def epoch(self) -> str:
-        """The stream's."""
+        """The epoch of the stream."""
         return self.stream.epoch
 
     @property
     def last_offset(self) -> int:
-        """That of the message stored last; 0 before there is one."""
+        """The offset of the last stored message; 0 if there is none."""
         return self.stream.last_offset
 
     def publish(self, subject: str, payload: bytes, headers: Headers) -> Published | None:
-        """Store and deliver one message, as the subject asks."""
+        """Store and deliver one message, according to its subject."""
         live = self.subjects.live_of(subject)
         if live is None:
             self.listeners.deliver(Delivery(subject, payload, headers))
@@ -77,16 +77,16 @@ class MemoryBroker:
         published, delivery = self.stream.append(live, payload, headers)
         if delivery is not None:
             self.listeners.deliver(delivery)
-            for place in self._places.values():
-                place.wake()
+            for consumer in self._consumers.values():
+                consumer.wake()
         return published
 
     def consumer(self, name: str, settings: ConsumerSettings) -> ConsumerState:
-        """The place that `name` has in what is stored, made where there is none."""
-        if (place := self._places.get(name)) is None:
+        """The state of the consumer called `name`, created if there is none."""
+        if (consumer := self._consumers.get(name)) is None:
             start = 0 if settings.from_start else self.stream.last_offset
-            place = self._places[name] = ConsumerState(self.stream, name, start)
-        return place
+            consumer = self._consumers[name] = ConsumerState(self.stream, name, start)
+        return consumer
 
     def add(self, subject: str, handler: Handler, group: str = "") -> Listener:
         """Listen to a subject or a filter; with a group, as one of its members."""
@@ -122,11 +122,11 @@ class MemoryDriver:
 
     @property
     def durable_state(self) -> MemoryState:
-        """The same: the broker is this process, and ends with it."""
+        """The same entries: the broker ends with this process."""
         return self.state
 
     async def open(self) -> None:
-        """Nothing to connect to."""
+        """Open it; there is nothing to connect to."""
         self.is_connected = True
 
     async def publish(
@@ -137,42 +137,42 @@ class MemoryDriver:
         return self.broker.publish(subject, payload, headers)
 
     async def subscribe(self, subject: str, handler: Handler) -> Listener:
-        """Listen from this moment on."""
+        """Subscribe from now on."""
         return await self.subscribe_group(subject, "", handler)
 
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Listener:
-        """Listen as a member of a group; its members take turns."""
+        """Subscribe as a member of a group, whose members take turns."""
         self._require_open()
         subscription = self.broker.add(subject, handler, group)
         self._subscriptions.add(subscription)
         return subscription
 
     async def consume(self, name: str, subject: str, settings: ConsumerSettings) -> MemoryConsumer:
-        """Join a consumer, whose place lasts as long as the broker."""
+        """Join a consumer, whose position lasts as long as the broker."""
         self._require_open()
-        place = self.broker.consumer(name, settings)
-        place.set_up(Pattern(subject), settings)
-        consumer = MemoryConsumer(place, name)
+        state = self.broker.consumer(name, settings)
+        state.set_up(Pattern(subject), settings)
+        consumer = MemoryConsumer(state, name)
         self._consumers.add(consumer)
         return consumer
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
-        """What the broker keeps of a live subject."""
+        """The stored messages of a live subject."""
         self._require_open()
         return self.broker.stream.read(subject, after, limit)
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
-        """What the broker keeps; see MaintenanceDriver."""
+        """The number of stored messages per live subject; see MaintenanceDriver."""
         self._require_open()
         return self.broker.stream.stored(Pattern(pattern), limit)
 
     async def purge(self, subject: str) -> int:
-        """Keep nothing of a live subject; see MaintenanceDriver."""
+        """Delete the stored messages of a live subject; see MaintenanceDriver."""
         self._require_open()
         return self.broker.stream.purge(subject)
 
     async def aclose(self) -> None:
-        """Close what is left of this driver's subscriptions."""
+        """Close this driver's subscriptions and consumers."""
         self.is_connected = False
         for subscription in list(self._subscriptions):
             await subscription.aclose()

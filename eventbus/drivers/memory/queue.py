@@ -1,7 +1,7 @@
-"""Queues within one process: the reference of what a queue does, and the double for tests.
+"""In-memory queues: the reference for other queues, and a double for tests.
 
-Jobs end with the process, and a reader that forgets to end a job keeps it: leases are for processes
-that may die, and here all die at once.
+Jobs end with the process. A lease never ends: leases are for processes that may die, and here there
+is only one.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ __all__ = ["MemoryQueues"]
 
 DRIVER: Final = "memory"
 MAX_JOBS: Final = 100_000
-"""Of one queue, delayed ones included."""
+"""Jobs of one queue, including delayed ones."""
 MAX_FAILURES: Final = 10_000
 REMEMBERED_S: Final = 120.0
 WAIT_S: Final = 30.0
@@ -65,7 +65,7 @@ class _Stored:
 
 
 class MemoryLeasedJob:
-    """A job that a reader has taken."""
+    """A job that a reader has leased."""
 
     __slots__ = ("_queues", "_stored", "queue")
 
@@ -76,25 +76,25 @@ class MemoryLeasedJob:
 
     @property
     def key(self) -> str:
-        """A name for it where its payload tells none."""
+        """An identifier for a job whose payload cannot be read."""
         return self._stored.key
 
     @property
     def payload(self) -> bytes:
-        """What was pushed."""
+        """The pushed payload."""
         return self._stored.payload
 
     @property
     def attempt(self) -> int:
-        """How often it has been taken and not handed back."""
+        """The attempt, starting at 1; a job that was handed back does not count."""
         return self._stored.attempts
 
     async def done(self) -> None:
-        """It has been done."""
+        """Remove the job: it is done."""
         self._queues.queue(self.queue).taken -= 1
 
     async def retry(self, seconds: float) -> None:
-        """Give it to a reader again, after that time; it counts as taken till then."""
+        """Redeliver it after that time; until then it counts as taken."""
         queue, stored = self._queues.queue(self.queue), self._stored
 
         def again() -> None:
@@ -104,27 +104,27 @@ class MemoryLeasedJob:
         self._queues.later(seconds, again)
 
     async def hand_back(self) -> None:
-        """Give it to a reader again, as if it had not been taken."""
+        """Return it to the queue, as if it had not been taken."""
         queue = self._queues.queue(self.queue)
         queue.taken -= 1
         self._stored.attempts -= 1
         queue.add(self._stored, first=True)
 
     async def fail(self, failure: Failure) -> None:
-        """Keep it among the failures."""
+        """Move it to the failed jobs."""
         self._queues.keep(failure)
         self._queues.queue(self.queue).taken -= 1
 
     async def touch(self) -> bool:
-        """There is no lease to extend."""
+        """Do nothing: leases never end."""
         return True
 
     async def is_queued(self) -> bool:
-        """It is: there is no lease that could have ended."""
+        """True: leases never end."""
         return True
 
     def continues(self, earlier: LeasedJob) -> None:
-        """Nothing comes twice."""
+        """Do nothing: jobs are never redelivered while they run."""
 
 
 class MemoryReader:
@@ -135,7 +135,7 @@ class MemoryReader:
         self._name = queue
 
     async def fetch(self, limit: int) -> Sequence[MemoryLeasedJob]:
-        """What is ready now."""
+        """The jobs that are ready now, up to `limit`."""
         queue = self._queues.queue(self._name)
         taken: list[MemoryLeasedJob] = []
         while queue.ready and len(taken) < limit:
@@ -159,7 +159,7 @@ class MemoryReader:
         return found[0] if found else None
 
     async def aclose(self) -> None:
-        """Nothing is held by the reader itself."""
+        """Do nothing: the reader itself has no jobs."""
 
 
 class MemoryQueues:
@@ -205,7 +205,7 @@ class MemoryQueues:
         return MemoryReader(self, queue)
 
     async def stats(self) -> Sequence[QueueStats]:
-        """Each queue that was ever used."""
+        """The counts of every queue that was used."""
         return [
             QueueStats(name, len(queue.ready), queue.taken, queue.delayed)
             for name, queue in sorted(self._queues.items())
@@ -220,7 +220,7 @@ class MemoryQueues:
         return self._failures.get(id)
 
     async def failure_count(self) -> int:
-        """How many failures are kept."""
+        """The number of failures."""
         return len(self._failures)
 
     async def retry(self, id: str) -> bool:  # noqa: A002
@@ -243,16 +243,16 @@ class MemoryQueues:
         return count
 
     def queue(self, name: str) -> _Queue:
-        """The queue of that name, made when it is first asked for."""
+        """The queue of that name, created on first use."""
         return self._queues.setdefault(name, _Queue())
 
     def keep(self, failure: Failure) -> None:
-        """Keep a failure; the oldest goes when there are too many."""
+        """Store a failure; the oldest one is dropped if there are too many."""
         self._failures.pop(failure.id, None)
         self._failures[failure.id] = failure
         if len(self._failures) > MAX_FAILURES:
             dropped, _ = self._failures.popitem(last=False)
-            _log.warning("failed job %s is dropped: %d are kept", dropped, MAX_FAILURES)
+            _log.warning("failed job %s is dropped: at most %d are kept", dropped, MAX_FAILURES)
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call something after that time, unless the event loop ends before."""

@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 class MemoryState:
-    """The entries, the timers of those that end by themselves, and who watches."""
+    """The entries, the timers of those with a time to live, and the watches."""
 
     losses = 0
-    """Nothing is ever lost within one process."""
+    """Always 0: nothing is lost within one process."""
 
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}
@@ -39,7 +39,7 @@ class MemoryState:
         if ttl_s is not None:
             loop = asyncio.get_running_loop()
             self._timers[key] = loop.call_later(max(ttl_s, 1.0), self._end, key)
-        self._tell(key, value)
+        self._notify(key, value)
 
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
         """Set an entry unless it has another value."""
@@ -49,35 +49,35 @@ class MemoryState:
         return True
 
     async def delete(self, key: str) -> None:
-        """End an entry."""
+        """Delete an entry."""
         validate_key(key)
         self._end(key)
 
     def _end(self, key: str) -> None:
         self._stop_timer(key)
         if self._values.pop(key, None) is not None:
-            self._tell(key, None)
+            self._notify(key, None)
 
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
-        """Those whose keys match."""
+        """The entries whose keys match."""
         matches = Pattern(pattern).match
         return {key: value for key, value in self._values.items() if matches(key) is not None}
 
     async def watch(self, pattern: str, handler: StateHandler) -> "MemoryWatch":
-        """Tell `handler` of changes from now on."""
+        """Call `handler` with changes from now on."""
         number = next(self._keys)
         watch = self._watches[number] = MemoryWatch(self, number, Pattern(pattern), handler)
         return watch
 
     def unwatch(self, number: int) -> None:
-        """End a watch; one that has ended is no error."""
+        """End a watch; ending it twice is harmless."""
         self._watches.pop(number, None)
 
     def _stop_timer(self, key: str) -> None:
         if (timer := self._timers.pop(key, None)) is not None:
             timer.cancel()
 
-    def _tell(self, key: str, value: bytes | None) -> None:
+    def _notify(self, key: str, value: bytes | None) -> None:
         loop = asyncio.get_running_loop()
         for watch in self._watches.values():
             if watch.pattern.match(key) is not None:
@@ -85,7 +85,7 @@ class MemoryState:
 
 
 class MemoryWatch:
-    """One who watches."""
+    """A watch of entries."""
 
     position: Position | None = None
 
@@ -98,12 +98,12 @@ class MemoryWatch:
         self._handler: StateHandler | None = handler
 
     def receive(self, key: str, value: bytes | None) -> None:
-        """Hand a change on, unless the watch was closed meanwhile."""
+        """Call the handler, unless the watch was closed meanwhile."""
         if self._handler is None:
             return
         try:
             self._handler(key, value)
-        except BaseException as exc:  # one watcher's fault is not another's
+        except BaseException as exc:  # a fault of one watcher must not reach the others
             if must_pass(exc):
                 raise
             _log.exception("a watcher of %s failed", self.pattern.text)

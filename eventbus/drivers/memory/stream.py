@@ -1,4 +1,4 @@
-"""What a memory broker keeps of the messages that were published: the reference of a history."""
+"""The stored messages of a memory broker: the reference for histories."""
 
 import collections
 import operator
@@ -46,7 +46,7 @@ class _Stored(NamedTuple):
 
 
 class _Channel:
-    """What is kept of one channel, oldest first, and the last offset that is kept no more."""
+    """The stored messages of one channel, oldest first, and the last evicted offset."""
 
     __slots__ = ("began", "evicted", "kept")
 
@@ -65,7 +65,7 @@ class _Channel:
 
 
 class MemoryStream:
-    """Numbers messages, and keeps those of each channel as long as its retention class says."""
+    """Numbers messages, and stores those of each channel according to its retention class."""
 
     def __init__(self, subjects: Subjects, retention: Retention) -> None:
         self.epoch = uuid_utils.uuid4().hex[:12]
@@ -75,20 +75,20 @@ class MemoryStream:
         self._channels: dict[str, _Channel] = {}
         # The channels of each class, in the order of their last messages.
         self._order: dict[RetentionClass, dict[str, None]] = {}
-        self._forgotten = 0  # the last offset of the channels that are kept no more
+        self._forgotten = 0  # the last offset of channels that were dropped
         self._ids: collections.OrderedDict[str, tuple[float, int]] = collections.OrderedDict()
 
     @property
     def position(self) -> Position:
-        """Where the stream ends."""
+        """The end of the stream."""
         return Position(self.last_offset, self.epoch)
 
     def append(
         self, live: str, payload: bytes, headers: Headers
     ) -> tuple[Published, Delivery | None]:
-        """Store a message of a live subject: where it stands, and what its listeners get.
+        """Store a message of a live subject; returns its position and what to deliver.
 
-        One whose id was stored lately stands where that one does, and there is nothing to deliver.
+        A message with a recently stored id has the position of that one, and is not delivered.
         """
         now = time.monotonic()
         message_id = headers.get(HEADER_ID)
@@ -126,7 +126,7 @@ class MemoryStream:
         return Page(tuple(later[:limit]), position, after >= channel.evicted)
 
     def stored(self, pattern: Pattern, limit: int) -> dict[str, int]:
-        """How many messages are kept of the live subjects that match, for up to `limit` of them."""
+        """The number of stored messages of up to `limit` live subjects that match."""
         now = time.monotonic()
         found: dict[str, int] = {}
         for live, channel in self._channels.items():
@@ -139,7 +139,7 @@ class MemoryStream:
         return found
 
     def purge(self, live: str) -> int:
-        """Keep nothing of a live subject; how many messages it was."""
+        """Delete the stored messages of a live subject; returns how many."""
         if (channel := self._channels.get(live)) is None:
             return 0
         channel.expire(time.monotonic())
@@ -150,7 +150,7 @@ class MemoryStream:
         return count
 
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
-        """What is stored on the live subjects that match, in order, after that offset."""
+        """The stored messages of matching live subjects after that offset, in order."""
         now = time.monotonic()
         found: list[tuple[int, Delivery]] = []
         for live, channel in self._channels.items():
@@ -160,7 +160,7 @@ class MemoryStream:
         return [delivery for _, delivery in sorted(found, key=operator.itemgetter(0))]
 
     def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
-        """The live subjects that match and have given up messages after an offset; up to which."""
+        """The last evicted offset of each matching live subject that evicted any after `after`."""
         now = time.monotonic()
         found: dict[str, int] = {}
         for live, channel in self._channels.items():
@@ -171,7 +171,7 @@ class MemoryStream:
         return found
 
     def _forget_expired(self, now: float) -> None:
-        """Forget channels whose messages have all expired, from the one longest without any."""
+        """Drop channels whose messages have all expired, the least recently used first."""
         for order in self._order.values():
             while order:
                 live = next(iter(order))

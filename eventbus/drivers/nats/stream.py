@@ -165,6 +165,15 @@ class SubjectCounts(NamedTuple):
     subjects: Mapping[str, int]
 
 
+class _Snapshot(NamedTuple):
+    """What was known when a query was sent; its answer may be older than what is known now."""
+
+    invalidations: int
+    acked: int
+    known: SeenMessage
+    epoch: str
+
+
 class EventStream:
     """`<NAMESPACE>_EVENTS`, which captures the event subjects and republishes to the live ones."""
 
@@ -243,9 +252,9 @@ class EventStream:
         ConnectionFailed. Different limits are logged. Nothing is changed, except that the limit per
         channel is raised to that of the largest retention class.
         """
-        invalidations = self._invalidations
+        before = self._snapshot
         info = await self.stream.ensure()
-        state = await self._accept(info, invalidations)
+        state = await self._accept(info, before)
         found = await self._with_room(info)
         if limits := self.stream.require_match(found):
             _log.warning("stream %s has different limits, which apply: %s",
@@ -268,9 +277,9 @@ class EventStream:
         Messages of a filter are not counted: the answer would list all of its subjects.
         """
         request = {} if "*" in subject or ">" in subject else {"subjects_filter": subject}
-        invalidations = self._invalidations
+        before = self._snapshot
         info = await self._info(request)
-        stream = await self._accept(info, invalidations)
+        stream = await self._accept(info, before)
         return SubjectState(
             stream,
             info.state.first_seq,
@@ -320,21 +329,25 @@ class EventStream:
     async def _state(self) -> StreamState:
         async with self._querying:
             self._next = None  # later callers need a newer answer
-            invalidations = self._invalidations
+            before = self._snapshot
             info = await self._info()
-        return await self._accept(info, invalidations)
+        return await self._accept(info, before)
+
+    @property
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(self._invalidations, self.acked, self._known, self.epoch)
 
     async def _info(self, request: Mapping[str, Any] | None = None) -> StreamInfo:
         return await self.stream.require_info(request)
 
-    async def _accept(self, info: StreamInfo, invalidations: int) -> StreamState:
+    async def _accept(self, info: StreamInfo, before: _Snapshot) -> StreamState:
         """The state in an answer, once it is known which stream it is from; see the module.
 
-        `invalidations` is how many there were when the query was sent. Raises ConnectionFailed.
+        `before` is what was known when the query was sent. Raises ConnectionFailed.
         """
         if not self._is_same(info):
             async with self._verifying:
-                await self._recognize(info, invalidations)
+                await self._recognize(info, before)
         elif info.state.last_seq > self._known.offset:
             self._known = SeenMessage(info.state.last_seq, info.state.last_ts)
         return StreamState(self.epoch, info.state.last_seq, info.state.last_ts)
@@ -350,19 +363,22 @@ class EventStream:
             and (state.last_seq > known.offset or (state.last_seq, state.last_ts) == known)
         )
 
-    async def _recognize(self, info: StreamInfo, invalidations: int) -> None:
+    async def _recognize(self, info: StreamInfo, before: _Snapshot) -> None:
         base = epoch_of(info.created)
-        if self.base == base and info.state.last_seq < max(self._known.offset, self.acked):
-            info = await self._fresh(info)
+        is_behind = info.state.last_seq < max(self._known.offset, before.acked)
+        if before.epoch != self.epoch or (self.base == base and is_behind):
+            info, before = await self._fresh(info, before)
             base = epoch_of(info.created)
         is_first, is_new = not self.base, self.base != base
         shared = generation = _generation_of(info)
-        gone_back = None if is_new else await self._gone_back(info)
+        gone_back = None if is_new else await self._gone_back(info, before)
         if gone_back is not None:
             shared, generation = await self._renew(info)
-        self._known = SeenMessage(info.state.last_seq, info.state.last_ts)
+        last = SeenMessage(info.state.last_seq, info.state.last_ts)
+        if is_new or gone_back is not None or last.offset > self._known.offset:
+            self._known = last
         self._leader = info.cluster.leader
-        self._verified = max(self._verified, invalidations)
+        self._verified = max(self._verified, before.invalidations)
         if is_new or gone_back is not None:
             self.acked = 0
             self.watched_since = _nanoseconds(info.ts)
@@ -383,37 +399,38 @@ class EventStream:
             same = 0 if is_new else info.state.last_seq
             self._on_new_epoch(same if gone_back is None else gone_back)
 
-    async def _fresh(self, info: StreamInfo) -> StreamInfo:
+    async def _fresh(self, info: StreamInfo, before: _Snapshot) -> tuple[StreamInfo, _Snapshot]:
         """A newer answer, for one that is behind what is known.
 
         Concurrent answers may arrive out of order, and a leader that has just been elected may not
         have applied all that it was given.
         """
         for _ in range(_CATCH_UPS if info.is_replicated else 1):
+            asked = self._snapshot
             newer = await self.stream.info()
             if newer.error is not None:
                 break
-            info = newer
-            if info.state.last_seq >= max(self._known.offset, self.acked):
+            info, before = newer, asked
+            if info.state.last_seq >= max(before.known.offset, before.acked):
                 break
             await asyncio.sleep(_CATCH_UP_S)
-        return info
+        return info, before
 
-    async def _gone_back(self, info: StreamInfo) -> int | None:
+    async def _gone_back(self, info: StreamInfo, before: _Snapshot) -> int | None:
         """The offset to which the stream has gone back; None when nothing shows that it has."""
+        known, last = before.known, info.state.last_seq
         events = StoredSubject(
             self.stream, self.events,
             first=info.state.first_seq, last=info.state.last_seq, is_replicated=info.is_replicated,
         )  # fmt: skip
         # Anyone can publish what looks like a message that was seen: a later one has to prove it.
-        for seen in (self._known, self._seen()):
+        for seen in (known, self._seen()):
             if seen and (same := await self._same_up_to(events, info, seen)) is not None:
                 return same
-        last = info.state.last_seq
-        if self._known.offset > last:
+        if known.offset > last:
             return last  # nothing has been stored since
         # The times of acknowledged messages are not known: some after the known one may be new.
-        return self._known.offset if self.acked > last else None
+        return known.offset if before.acked > last else None
 
     async def _same_up_to(
         self, events: StoredSubject, info: StreamInfo, seen: SeenMessage

@@ -1,19 +1,13 @@
-"""The driver over Redis: live by pub/sub, history by a stream for each channel.
+"""The Redis driver: live messages by pub/sub, history in one stream per channel.
 
-One server, a master known to sentinels, or a cluster (then by sharded pub/sub). The modules
-redis_* beside are parts of this one; together they are the only ones that import redis-py.
+It works with one server, with a master that sentinels watch, and with a cluster (then by sharded
+pub/sub). Only the modules of this package import redis-py.
 """
 
 import asyncio
 import logging
-from collections.abc import (
-    Awaitable,
-    Callable,
-)
-from typing import (
-    Final,
-    TypeVar,
-)
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
@@ -26,29 +20,19 @@ from eventbus.drivers.base import (
     Page,
     Published,
 )
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    Refused,
-)
+from eventbus.drivers.redis.errors import DRIVER, Refused
 from eventbus.drivers.redis.foreign import Foreign
 from eventbus.drivers.redis.listeners import Listeners
-from eventbus.drivers.redis.nodes import (
-    CHECK_S,
-    Nodes,
-)
+from eventbus.drivers.redis.nodes import CHECK_S, Nodes
 from eventbus.drivers.redis.publish import Publisher
-from eventbus.drivers.redis.state import (
-    LIFE_S,
-    RedisState,
-)
+from eventbus.drivers.redis.state import LIFE_S, RedisState
 from eventbus.drivers.redis.store import Store
 from eventbus.drivers.redis.subscription import RedisSubscription
 from eventbus.drivers.redis.target import Target
-from eventbus.drivers.redis.wire import (
-    validate_filter,
-    validate_subject,
-)
+from eventbus.drivers.redis.wire import validate_filter, validate_subject
 from eventbus.errors import ConnectionFailed
+from eventbus.tasks import Shutdown, Tasks
+from eventbus.user_code import is_cancelled
 
 __all__ = ["RedisDriver"]
 
@@ -64,17 +48,17 @@ _LOG_AGAIN_S: Final = 10.0
 
 
 class RedisDriver:
-    """Durable messages through a stream for each channel, others straight to who listens.
+    """Publishes durable messages through one stream per channel, others only to subscribers.
 
-    Offsets count each channel's own messages, and each channel has its own epoch, for the keys of
-    different channels lie on different nodes of a cluster. A filter's subscription has no position.
+    Each channel has its own offsets and its own epoch, because the keys of different channels are
+    on different nodes of a cluster. The subscription to a filter has no position.
     """
 
     name = DRIVER
     capabilities = frozenset({Capability.HISTORY, Capability.PRESENCE, Capability.MAINTENANCE})
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError, naming the variable, for settings that cannot be."""
+        """Raises ConfigError, naming the variable, for bad settings."""
         self.subjects = Subjects(settings.namespace)
         self._live = f"{settings.namespace}.live."
         self._timeout = settings.connect_timeout
@@ -99,16 +83,17 @@ class RedisDriver:
         )
         self._refusals = 0
         self._state = "new"
-        self._keeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message could be carried at this moment; on a cluster, to every channel."""
+        """Whether the driver could publish now; on a cluster, to every channel."""
         return self._state == "open" and self._nodes.is_connected
 
     @property
     def counters(self) -> dict[str, int]:
-        """Totals since the start, by what they count."""
+        """Totals since the start, by name."""
         return {
             "losses": self._nodes.losses,
             "refusals": self._refusals,
@@ -119,18 +104,18 @@ class RedisDriver:
 
     @property
     def state(self) -> RedisState:
-        """What nodes say of themselves; see `StateDriver.state`."""
+        """Shared entries; see `StateDriver.state`."""
         self._require_open()
         return self._entries
 
     @property
     def durable_state(self) -> RedisState:
-        """What must outlive a restart; see `StateDriver.durable_state`."""
+        """Shared entries that outlive a restart; see `StateDriver.durable_state`."""
         self._require_open()
         return self._durable
 
     async def open(self) -> None:
-        """Connect, and check the server. Raises ConnectionFailed naming the setting to look at."""
+        """Connect, and check the server. Raises ConnectionFailed naming the setting to check."""
         if self._state != "new":
             raise ConnectionFailed(f"the redis driver is {self._state}, not new", driver=DRIVER)
         self._state = "opening"
@@ -140,16 +125,19 @@ class RedisDriver:
             self._state = "closed"
             await self._nodes.aclose()
             raise
+        if self._state != "opening":  # closed by another task
+            await self._nodes.aclose()
+            raise ConnectionFailed("the redis driver was closed while it opened", driver=DRIVER)
         self._state = "open"
-        self._keeper = asyncio.create_task(self._keep())
+        self._tasks.keep(self._keep, "keeping the connections to Redis")
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:
-        """Carry one message; see `Driver.publish`.
+        """Publish one message; see `Driver.publish`.
 
-        An event's is retried for `publish_timeout` with one id, given or made; others are tried
-        once. Raises InvalidChannel too.
+        A message on an event subject is retried for `publish_timeout` with the same id; others are
+        sent once. Also raises InvalidChannel.
         """
         self._require_open()
         validate_subject(subject)
@@ -160,28 +148,30 @@ class RedisDriver:
         return Published(*await self._publisher.store(live, payload, headers))
 
     async def subscribe(self, subject: str, handler: Handler) -> RedisSubscription:
-        """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        """Subscribe; see `Driver.subscribe`. Also raises InvalidPattern."""
         self._require_open()
         subscription = RedisSubscription(
             validate_filter(subject),
             handler,
             self._live,
-            doubt=self._listeners.doubt,
+            recheck=self._listeners.recheck,
             leave=self._listeners.remove,
         )
         self._listeners.add(subscription)
         try:
-            await self._try(f"listening to {subject}", lambda: self._listeners.begin(subscription))
+            await self._try(
+                f"subscribing to {subject}", lambda: self._listeners.begin(subscription)
+            )
         except BaseException:
             await subscription.aclose()
             raise
         return subscription
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
-        """What is kept of a live subject; see `HistoryDriver.read`.
+        """The stored messages of a live subject; see `HistoryDriver.read`.
 
-        `complete` is True when the messages prove by themselves that none is missing: each one
-        names the one before it. Raises InvalidChannel too.
+        `complete` is True if the messages prove that none is missing: each names the one before
+        it. Also raises InvalidChannel.
         """
         self._require_open()
         self.subjects.channel_of(subject)
@@ -190,30 +180,37 @@ class RedisDriver:
         )
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
-        """What is kept of each channel; see `MaintenanceDriver.stored`. It looks at every key."""
+        """The number of stored messages per channel; see `MaintenanceDriver.stored`.
+
+        It scans every key.
+        """
         self._require_open()
         found = validate_filter(pattern)
         return await self._try("looking for streams", lambda: self._store.kept(found, limit))
 
     async def purge(self, subject: str) -> int:
-        """Drop what is kept of a live subject; see `MaintenanceDriver.purge`."""
+        """Delete the stored messages of a live subject; see `MaintenanceDriver.purge`."""
         self._require_open()
         self.subjects.channel_of(subject)
         return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
 
     async def aclose(self) -> None:
-        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
-        if self._state == "open":
-            self._state = "closing"
-            if not await self._publisher.drain(DRAIN_S):
-                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
-            if self._keeper is not None:
-                self._keeper.cancel()
-                await asyncio.gather(self._keeper, return_exceptions=True)
-            await self._entries.aclose()
-            await self._durable.aclose()
-            self._listeners.clear()
-            await self._nodes.aclose()
+        """Wait for what is in flight, in bounded time, and close.
+
+        Closing twice is harmless; all callers wait for the same close.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
+        was_open = self._state == "open"
+        self._state = "closing"
+        if was_open and not await self._publisher.drain(DRAIN_S):
+            _log.warning("publishes were in flight for more than %g s at the close", DRAIN_S)
+        await self._tasks.aclose()
+        await self._entries.aclose()
+        await self._durable.aclose()
+        self._listeners.clear()
+        await self._nodes.aclose()
         self._state = "closed"
 
     def _require_open(self) -> None:
@@ -221,7 +218,7 @@ class RedisDriver:
             raise ConnectionFailed(f"the redis driver is not open ({self._state})", driver=DRIVER)
 
     async def _try(self, doing: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Do it, again while the connection is lost, for at most `connect_timeout` seconds."""
+        """Do `work`, and retry while the connection is lost, for up to `connect_timeout`."""
         failure: ConnectionFailed | None = None
         try:
             async with asyncio.timeout(self._timeout):
@@ -242,7 +239,7 @@ class RedisDriver:
             ) from failure
 
     async def _keep(self) -> None:
-        """For as long as the driver is open: reconnect, subscribe again, read what was missed."""
+        """Reconnect, subscribe again and read missed messages, until the driver closes."""
         backoff, logged, at = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S), "", 0.0
         loop = asyncio.get_running_loop()
         while True:
@@ -250,7 +247,7 @@ class RedisDriver:
                 async with asyncio.timeout(CHECK_S):
                     await self._unsettled.wait()
             except TimeoutError:
-                pass  # the servers are to be asked again
+                pass  # time to check the servers again
             self._unsettled.clear()
             if (failure := await self._settle()) is None:
                 if logged:
@@ -263,22 +260,21 @@ class RedisDriver:
             if str(failure) != logged or (is_refused and loop.time() - at >= _LOG_AGAIN_S):
                 logged, at = str(failure), loop.time()
                 level = logging.ERROR if is_refused else logging.WARNING
-                # An unexpected error is a fault of this program: its traceback is wanted.
+                # An unexpected error is a bug in this program: log its traceback.
                 cause = None if isinstance(failure, ConnectionFailed) else failure
                 _log.log(level, "%s; trying again", logged or repr(failure), exc_info=cause)
             self._unsettled.set()
             await asyncio.sleep(backoff.next())
 
     async def _settle(self) -> BaseException | None:
-        """Bring connections and subscriptions up to date; gives the first of what failed."""
+        """Bring connections and subscriptions up to date; returns the first failure."""
         try:
             failures = await self._nodes.settle()
             failures += await self._listeners.settle()
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if is_cancelled():
                 raise
-            return exc  # of something that was awaited, and not of this task
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the driver must come back
+            return exc  # leaked by something that was awaited
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the driver must recover
             return exc
         return failures[0] if failures else None

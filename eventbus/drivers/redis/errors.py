@@ -1,23 +1,16 @@
-"""Errors of redis-py as eventbus's own; nothing else leaves the driver. Each says what to do."""
+"""Maps errors of redis-py to eventbus's own, which say what to do. No other leaves the driver."""
 
 import errno
 import os
 import socket
 import ssl
-from collections.abc import (
-    Iterator,
-    Mapping,
-)
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 from redis import exceptions
 
-from eventbus.errors import (
-    ConnectionFailed,
-    DriverError,
-    PublishFailed,
-)
+from eventbus.errors import ConnectionFailed, DriverError, PublishFailed
 
 __all__ = [
     "DRIVER",
@@ -36,7 +29,7 @@ DRIVER: Final = "redis"
 
 
 class Refused(ConnectionFailed):
-    """The server was reached and will not have us: no further try helps until a setting changes."""
+    """The server refuses the connection: a retry cannot help until a setting changes."""
 
 
 KINDS: Final[Mapping[type[BaseException], type[DriverError]]] = {
@@ -78,7 +71,7 @@ KINDS: Final[Mapping[type[BaseException], type[DriverError]]] = {
     exceptions.LockNotOwnedError: PublishFailed,
     OSError: ConnectionFailed,
 }
-"""What each error becomes; a class that is not named becomes what its nearest base does."""
+"""Our error for each of redis-py; a class that is missing is mapped as its nearest base is."""
 
 RETRIED: Final = (
     exceptions.ConnectionError,
@@ -90,18 +83,18 @@ RETRIED: Final = (
     exceptions.TryAgainError,
     exceptions.OutOfMemoryError,
 )
-"""What a server answers that may be over in a moment: a failover, a move of slots, full memory."""
+"""Temporary errors of a server: during a failover, a move of slots, or with full memory."""
 
 
 def is_passing(exc: BaseException) -> bool:
-    """Whether it may be over in a moment: see RETRIED; and that a master has too few replicas."""
+    """Whether it is temporary: see RETRIED; a master with too few replicas is, too."""
     return isinstance(exc, RETRIED) or (
         isinstance(exc, exceptions.ResponseError) and "NOREPLICAS" in str(exc)
     )
 
 
 def is_foreign(exc: BaseException) -> bool:
-    """Whether a key has what only others can have written: another type, or higher entry ids."""
+    """Whether a key has foreign data: another type, or higher entry ids."""
     return isinstance(exc, exceptions.ResponseError) and any(
         words in str(exc) for words in _FOREIGN
     )
@@ -113,15 +106,17 @@ _FOREIGN: Final = (
     "exhausted the last possible ID",
 )
 _DENIED_IN_SCRIPT: Final = ("The user executing the script can't", "ACL failure in script")
-"""Of 7.0, and of later versions."""
+"""The texts of 7.0, and of later versions."""
 _CREDENTIALS: Final = "check BROADCAST_REDIS_USERNAME and BROADCAST_REDIS_PASSWORD"
 _NO_TLS: Final = (
     "the server does not speak TLS on this port: check BROADCAST_REDIS_TLS and BROADCAST_REDIS_PORT"
 )
 _NO_RIGHT: Final = (
-    "grant it to the user of BROADCAST_REDIS_USERNAME: compose/make_secrets.py has what one needs"
+    "grant it to the user of BROADCAST_REDIS_USERNAME: compose/make_secrets.py shows how"
 )
-_HINTS: Final[Mapping[str, str]] = {  # the first that stands in the error's text, in small letters
+_HINTS: Final[
+    Mapping[str, str]
+] = {  # by a part of the error's text in lower case; the first one counts
     "invalid username-password": _CREDENTIALS,
     "invalid password": _CREDENTIALS,
     "this user has no permissions": _NO_RIGHT,
@@ -134,9 +129,9 @@ _HINTS: Final[Mapping[str, str]] = {  # the first that stands in the error's tex
     "BROADCAST_REDIS_TLS_CERT and BROADCAST_REDIS_TLS_KEY",
     "wrong_version_number": _NO_TLS,
     "record layer failure": _NO_TLS,
-    "cluster support disabled": "it is no cluster's: leave BROADCAST_REDIS_CLUSTER false",
-    "max number of clients": "the server has as many clients as its `maxclients` allows",
-    "loading the dataset": "it is starting, and reads its data",
+    "cluster support disabled": "it is not a cluster: leave BROADCAST_REDIS_CLUSTER false",
+    "max number of clients": "the server has reached its `maxclients`",
+    "loading the dataset": "it is starting and loading its data",
 }
 _PERMANENT: Final = (
     "db index", "certificate", "wrong_version_number", "record layer failure",
@@ -145,7 +140,7 @@ _PERMANENT: Final = (
 
 
 def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError:
-    """The error to raise in place of `exc`; `doing` says what failed, `otherwise` hints."""
+    """The error to raise in place of `exc`; `doing` is what failed, `otherwise` a default hint."""
     kind = next((KINDS[base] for base in type(exc).__mro__ if base in KINDS), ConnectionFailed)
     text = _text_of(exc)
     lower = text.lower()
@@ -156,7 +151,7 @@ def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError
 
 
 def is_denied(exc: BaseException) -> bool:
-    """Whether the server says that the user has no right to it; scripts say it in their own way."""
+    """Whether the user lacks the permission; errors in scripts have texts of their own."""
     return isinstance(exc, exceptions.NoPermissionError) or (
         isinstance(exc, exceptions.ResponseError)
         and any(words in str(exc) for words in _DENIED_IN_SCRIPT)
@@ -164,7 +159,7 @@ def is_denied(exc: BaseException) -> bool:
 
 
 def _text_of(exc: BaseException) -> str:
-    """The error in words; the system's own, where redis-py has wrapped them in others."""
+    """The text of an error; for an error of the system, that of the system itself."""
     cause = exc.__context__
     if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
         known = cause.errno in errno.errorcode and not isinstance(cause, socket.gaierror)

@@ -1,4 +1,4 @@
-"""What others have written where only eventbus writes: counted, and logged at a limited rate."""
+"""Foreign data: written by others to keys of eventbus. Counted, and logged at a limited rate."""
 
 import logging
 
@@ -11,13 +11,13 @@ _log = logging.getLogger(__name__)
 
 
 class Foreign:
-    """The foreign data that one driver has come upon."""
+    """Reports the foreign data that one driver finds."""
 
     def __init__(self) -> None:
         self.count = 0
         self._log = RateLimitedLog(_log)
 
     def note(self, text: str, *args: object) -> None:
-        """Count a piece of it; `text` and `args` are as for a logger."""
+        """Count and log a piece of it; `text` and `args` are as for a logger."""
         self.count += 1
         self._log.warning(text, *args)

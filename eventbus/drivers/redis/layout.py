@@ -1,4 +1,4 @@
-"""Which servers there are, and which has a channel: one, a sentinels' master, or a cluster's."""
+"""The masters of a target, and the one of each channel."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,15 +6,9 @@ from typing import NamedTuple
 
 from redis.crc import key_slot
 
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    mapped,
-)
+from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.drivers.redis.sentinel import find_master
-from eventbus.drivers.redis.target import (
-    Address,
-    Target,
-)
+from eventbus.drivers.redis.target import Address, Target
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["Layout", "find_layout"]
@@ -24,13 +18,13 @@ SLOTS = 16_384
 
 
 class Layout(NamedTuple):
-    """The masters, and for a cluster the one of each slot (by its index; -1 for none)."""
+    """The masters, and for a cluster, the index of the one of each slot (-1 for none)."""
 
     addresses: tuple[Address, ...]
     slots: tuple[int, ...] | None = None
 
     def address_of(self, channel: bytes) -> Address:
-        """The server of a channel. Raises ConnectionFailed where no node has its slot."""
+        """The server of a channel. Raises ConnectionFailed if no node has its slot."""
         if self.slots is None:
             return self.addresses[0]
         if (index := self.slots[key_slot(channel)]) < 0:
@@ -42,7 +36,7 @@ class Layout(NamedTuple):
 
 
 async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
-    """Ask who the masters are; a cluster's `known` nodes are asked after the configured ones.
+    """Find the masters. Of a cluster, the `known` nodes are asked after the configured ones.
 
     Raises ConnectionFailed.
     """
@@ -60,7 +54,6 @@ async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
             failures.append(ConnectionFailed(f"{address} does not answer", driver=DRIVER))
         except ConnectionFailed as exc:
             failures.append(exc)
-    # The one kind of failure that needs a user is shown when all fail by it; otherwise the first.
     raise failures[0]
 
 
@@ -84,5 +77,5 @@ async def _ask_cluster(target: Target, address: Address) -> Layout:
         index = indexes.setdefault(node, len(indexes))
         slots[first : last + 1] = [index] * (last - first + 1)
     if not indexes:
-        raise ConnectionFailed(f"the cluster's node at {address} knows no slots", driver=DRIVER)
+        raise ConnectionFailed(f"the node of the cluster at {address} has no slots", driver=DRIVER)
     return Layout(tuple(indexes), tuple(slots))

@@ -1,33 +1,24 @@
-"""One connection to one Redis server, for one life: it is never reconnected, but replaced.
+"""One connection to one Redis server. It is never reconnected, but replaced by another one.
 
-redis-py opens it (TLS, AUTH, SELECT) and speaks its protocol. Here, one task reads and one writes,
-so that any number of commands are under way at once, and what is written in one turn of the loop is
-one write to the socket.
+redis-py opens it (TLS, AUTH, SELECT) and parses the protocol. Here, one task reads and one writes,
+so that any number of commands can be in flight, and those of one event loop turn share one write to
+the socket.
 """
 
 import asyncio
 import collections
 import contextlib
 import logging
-from abc import (
-    ABC,
-    abstractmethod,
-)
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import (
-    Any,
-    Final,
-    final,
-)
+from typing import Any, Final, final
 
 from redis import exceptions
 from redis.asyncio.connection import Connection
 
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    mapped,
-)
+from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.errors import ConnectionFailed
+from eventbus.tasks import Tasks
 
 __all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage"]
 
@@ -35,43 +26,44 @@ __all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage"]
 _log = logging.getLogger(__name__)
 
 PING_S: Final = 1.0
-"""A connection that is silent for so long is asked for a sign of life."""
+"""A connection that is silent for this long is pinged."""
 DEAD_S: Final = 4.0
-"""After so long without an answer the connection is given up."""
+"""A connection that does not answer for this long is given up."""
 
 _REPLIES: Final = (
     exceptions.ResponseError,
     exceptions.BusyLoadingError,
     exceptions.AuthenticationError,
 )
-"""Errors that are answers; all others are the end of the connection."""
+"""Errors that are replies; all others end the connection."""
 
 OnMessage = Callable[[bytes | None, bytes, bytes], None]
-"""Gets the glob (None for an exact subscription), the channel and the message."""
+"""Takes the glob (None for an exact subscription), the channel and the message."""
 
 
 class Link(ABC):
-    """A connection with a reader, a writer, and a watch over its health."""
+    """A connection with a reader, a writer, and a liveness check."""
 
     def __init__(self, connection: Connection, address: str, on_lost: Callable[[], None]) -> None:
-        """`on_lost` is called once when the connection ends by itself."""
+        """`on_lost` is called once, if the connection is lost without being closed."""
         self.address = address
         self.error: ConnectionFailed | None = None
-        """Why the connection is lost, once it is."""
+        """Why the connection was lost or closed."""
         self._connection = connection
         self._on_lost = on_lost
         self._out: list[bytes] = []
         self._wake = asyncio.Event()
         self._heard = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._is_connected = False
+        self._tasks = Tasks()
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection serves."""
-        return bool(self._tasks) and self.error is None
+        """Whether the connection can be used."""
+        return self._is_connected and self.error is None
 
     async def open(self) -> None:
-        """Connect and authenticate. Raises ConnectionFailed; bounded by the connection's times."""
+        """Connect and authenticate, within the connection's timeouts. Raises ConnectionFailed."""
         try:
             with mapped(
                 f"connecting to Redis at {self.address}",
@@ -82,23 +74,18 @@ class Link(ABC):
         except BaseException:
             await self._disconnect()
             raise
-        self._connection.socket_timeout = None  # from here on the watch decides
+        self._connection.socket_timeout = None  # from here on, _watch decides
         self._heard = asyncio.get_running_loop().time()
-        self._tasks = [
-            asyncio.create_task(self._run(part()))
-            for part in (self._read, self._write, self._watch)
-        ]
+        self._is_connected = True
+        for part in (self._read, self._write, self._watch):
+            self._tasks.start(self._run(part()), f"the connection to Redis at {self.address}")
 
     async def aclose(self) -> None:
-        """Let go; what is under way fails."""
+        """Close; commands in flight fail. Closing twice is harmless."""
         self._fail(ConnectionFailed(f"the connection to {self.address} is closed", driver=DRIVER))
-        current = asyncio.current_task()
-        tasks = [task for task in self._tasks if task is not current]
-        for task in tasks:
-            task.cancel()
         try:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        finally:  # also when the one who closes is cancelled
+            await self._tasks.aclose()
+        finally:  # also when the caller is cancelled
             await self._disconnect()
 
     def _send(self, *args: bytes | str | int) -> None:
@@ -109,15 +96,15 @@ class Link(ABC):
 
     @abstractmethod
     def _take(self, reply: Any) -> None:
-        """Handle one reply, an exception where the server answered with an error."""
+        """Handle one reply; an error reply is an exception."""
 
     @abstractmethod
     def _abandon(self, error: ConnectionFailed) -> None:
-        """Fail all that waits for a reply."""
+        """Fail everything that waits for a reply."""
 
     @abstractmethod
     def _ping(self) -> None:
-        """Ask for a sign of life."""
+        """Send a ping."""
 
     async def _run(self, work: Any) -> None:
         try:
@@ -125,8 +112,8 @@ class Link(ABC):
                 await work
         except ConnectionFailed as exc:
             self._lose(exc)
-        except Exception as exc:  # noqa: BLE001 - a fault of one message, or of this program
-            # Without this task the connection is dead: another one takes its place.
+        except Exception as exc:  # noqa: BLE001 - a malformed message, or a bug in this program
+            # The connection is useless without this task, so it is replaced.
             _log.exception("the connection to Redis at %s has failed", self.address)
             self._lose(
                 ConnectionFailed(
@@ -169,7 +156,7 @@ class Link(ABC):
             await asyncio.sleep(PING_S)
             now = loop.time()
             if now - before > 2 * PING_S:
-                self._heard = now  # it was this process that was not listening
+                self._heard = now  # this process was suspended
             silent = now - self._heard
             if silent > DEAD_S:
                 raise ConnectionFailed(
@@ -179,13 +166,13 @@ class Link(ABC):
                 self._ping()
 
     async def _disconnect(self) -> None:
-        with contextlib.suppress(exceptions.RedisError, OSError):  # it is over either way
+        with contextlib.suppress(exceptions.RedisError, OSError):  # it is closed either way
             await self._connection.disconnect(nowait=True)
 
 
 @final
 class CommandLink(Link):
-    """Commands and their replies, in order."""
+    """A connection for commands, whose replies arrive in order."""
 
     def __init__(self, connection: Connection, address: str, on_lost: Callable[[], None]) -> None:
         """See Link."""
@@ -193,10 +180,10 @@ class CommandLink(Link):
         self._waiting: collections.deque[asyncio.Future[Any]] = collections.deque()
 
     def call(self, *args: bytes | str | int) -> asyncio.Future[Any]:
-        """Send a command; the future has its reply, or the error that the server answered.
+        """Send a command; the future gets its reply, or the server's error.
 
-        Raises ConnectionFailed, now or in the future, when the connection is lost: the command may
-        have been carried out.
+        A lost connection raises ConnectionFailed, here or in the future: the command may have been
+        executed.
         """
         self._send(*args)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -217,7 +204,7 @@ class CommandLink(Link):
         for future in waiting:
             if not future.done():
                 future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
-                future.exception()  # whoever waited for it may have gone
+                future.exception()  # perhaps nobody waits for it any more
 
     def _ping(self) -> None:
         self.call("PING").add_done_callback(_retrieve)
@@ -225,7 +212,7 @@ class CommandLink(Link):
 
 @final
 class ListenLink(Link):
-    """Subscriptions, and the messages that come by them."""
+    """A connection for subscriptions and their messages."""
 
     def __init__(
         self,
@@ -235,9 +222,9 @@ class ListenLink(Link):
         on_message: OnMessage,
         on_moved: Callable[[], None],
     ) -> None:
-        """`on_message` is called for each message, and must not raise; `on_moved` when the server
+        """`on_message` is called for each message, and must not raise.
 
-        has ended subscriptions, for their slot is another node's now.
+        `on_moved` is called when the server ends subscriptions because another node has their slot.
         """
         super().__init__(connection, address, on_lost)
         self._on_message = on_message
@@ -246,13 +233,14 @@ class ListenLink(Link):
         self._asked: dict[bytes, collections.deque[asyncio.Future[None]]] = {}
 
     def listens(self, command: str, name: bytes) -> bool:
-        """Whether a subscription is asked for or confirmed."""
+        """Whether a subscription is requested or confirmed."""
         return (command, name) in self._confirmed
 
     def listen(self, command: str, name: bytes) -> asyncio.Future[None]:
-        """Subscribe, unless that is done already; the future is done when the server has it.
+        """Subscribe, if not done yet; the future is done when the server confirms it.
 
-        `command` is SUBSCRIBE, PSUBSCRIBE or SSUBSCRIBE. Raises ConnectionFailed, now or later.
+        `command` is SUBSCRIBE, PSUBSCRIBE or SSUBSCRIBE. Raises ConnectionFailed, here or in the
+        future.
         """
         if (future := self._confirmed.get((command, name))) is None:
             self._send(command, name)
@@ -263,13 +251,13 @@ class ListenLink(Link):
         return future
 
     def unlisten(self, command: str, name: bytes) -> None:
-        """Unsubscribe, where there is a subscription."""
+        """Unsubscribe, if there is a subscription."""
         if self._confirmed.pop((command, name), None) is not None and self.error is None:
             self._send(command.replace("SUB", "UNSUB"), name)
 
     def _take(self, reply: Any) -> None:
         if isinstance(reply, exceptions.RedisError):
-            raise reply  # to a subscription, and it does not say which: all are made anew
+            raise reply  # to an unknown subscription: the connection and all of them are replaced
         match reply:
             case [b"message" | b"smessage", channel, data]:
                 self._on_message(None, channel, data)
@@ -294,7 +282,7 @@ class ListenLink(Link):
             for future in asked:
                 if not future.done():
                     future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
-                    future.exception()  # who waits for it has it; nobody may, once unsubscribed
+                    future.exception()  # nobody waits for it once unsubscribed
         self._asked.clear()
 
     def _ping(self) -> None:
@@ -302,6 +290,6 @@ class ListenLink(Link):
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:
-    """An error is a sign of life too; that the user may not PING is the other link's to tell."""
+    """Ignore the answer: an error shows, too, that the server is alive."""
     if not answer.cancelled():
         answer.exception()

@@ -1,36 +1,19 @@
-"""All subscriptions of a driver: where they are placed, and brought up to date after a loss."""
+"""All subscriptions of a driver: subscribed at the right servers, and up to date after a loss."""
 
 import asyncio
 import itertools
 import logging
-from collections.abc import (
-    Callable,
-    Iterable,
-)
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from eventbus.drivers.base import (
-    Delivery,
-    Page,
-)
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    mapped,
-)
+from eventbus.drivers.base import Delivery, Page
+from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.drivers.redis.foreign import Foreign
-from eventbus.drivers.redis.nodes import (
-    Node,
-    Nodes,
-)
+from eventbus.drivers.redis.node import Node
+from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.store import Store
-from eventbus.drivers.redis.subscription import (
-    Cursor,
-    RedisSubscription,
-)
-from eventbus.drivers.redis.wire import (
-    REPEATED_PREFIX,
-    decode,
-)
+from eventbus.drivers.redis.subscription import Cursor, RedisSubscription
+from eventbus.drivers.redis.wire import REPEATED_PREFIX, decode
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["Listeners"]
@@ -39,39 +22,39 @@ __all__ = ["Listeners"]
 _log = logging.getLogger(__name__)
 
 FILL_PAGE: Final = 500
-"""Messages read from the stream at once."""
+"""Messages per read of a stream."""
 FILLS_AT_ONCE: Final = 64
 
 
 class Listeners:
-    """Subscriptions by what the server is asked for: a command, and a channel or glob."""
+    """Subscriptions by their command, and channel or glob, at the server."""
 
-    def __init__(self, live: str, on_doubt: Callable[[], None], foreign: Foreign) -> None:
-        """`live` is how the subjects of streams begin; `on_doubt` asks for `settle`."""
+    def __init__(self, live: str, on_stale: Callable[[], None], foreign: Foreign) -> None:
+        """`live` is the prefix of the subjects of streams; `on_stale` requests `settle`."""
         self.gaps = 0
-        """How often messages were missed for good."""
+        """How often messages were lost."""
         self._live = live
-        self._on_doubt = on_doubt
+        self._on_stale = on_stale
         self._foreign = foreign
         self._listeners: dict[tuple[str, bytes], list[RedisSubscription]] = {}
-        self._doubting: dict[Cursor, None] = {}
-        self._untold: dict[RedisSubscription, None] = {}
-        """Filters that some node did not send to for a while."""
+        self._stale: dict[Cursor, None] = {}
+        self._unreported: dict[RedisSubscription, None] = {}
+        """Filters that missed messages of a node, and have not reported it yet."""
 
     def attach(self, nodes: Nodes, store: Store) -> None:
-        """Say which servers to use, before anything else."""
+        """Set the servers to use; call it first."""
         self._nodes = nodes
         self._store = store
         self._exact = "SSUBSCRIBE" if nodes.target.kind == "cluster" else "SUBSCRIBE"
 
     def add(self, subscription: RedisSubscription) -> None:
-        """Take one in; `begin` it then."""
+        """Add a subscription; `begin` it then."""
         if subscription.pattern.is_exact:
             subscription.command = self._exact
         self._listeners.setdefault(subscription.key, []).append(subscription)
 
     def remove(self, subscription: RedisSubscription) -> None:
-        """Let one go, and tell the server when it was the last of its kind."""
+        """Remove a subscription, and unsubscribe at the server if it was the last of its kind."""
         listeners = self._listeners.get(subscription.key, [])
         if subscription in listeners:
             listeners.remove(subscription)
@@ -81,20 +64,20 @@ class Listeners:
                     node.messages.unlisten(*subscription.key)
 
     def clear(self) -> None:
-        """End all, without a word to the server."""
+        """Remove all, without unsubscribing at the server."""
         for subscription in itertools.chain.from_iterable(self._listeners.values()):
             subscription.detach()
         self._listeners.clear()
-        self._doubting.clear()
-        self._untold.clear()
+        self._stale.clear()
+        self._unreported.clear()
 
-    def doubt(self, cursor: Cursor) -> None:
-        """Have the cursor's stream read."""
-        self._doubting[cursor] = None
-        self._on_doubt()
+    def recheck(self, cursor: Cursor) -> None:
+        """Request a read of the cursor's stream."""
+        self._stale[cursor] = None
+        self._on_stale()
 
     def on_message(self, node: Node, glob: bytes | None, channel: bytes, data: bytes) -> None:
-        """Hand a message to those who listen to it."""
+        """Deliver a message to its subscriptions."""
         listeners = self._listeners.get(
             (self._exact, channel) if glob is None else ("PSUBSCRIBE", glob)
         )
@@ -104,7 +87,7 @@ class Listeners:
             run = b""
             if data.startswith(REPEATED_PREFIX):
                 run, _, data = data[len(REPEATED_PREFIX) :].partition(b" ")
-            if not self._nodes.tells(node, channel, run):
+            if not self._nodes.speaks_for(node, channel, run):
                 return
         subject = channel.decode(errors="replace")
         delivery = decode(subject, data)
@@ -114,7 +97,7 @@ class Listeners:
             subscription.receive(delivery)
 
     async def begin(self, subscription: RedisSubscription) -> None:
-        """Have the server confirm it; then take the position where it begins.
+        """Subscribe at the server; then set the position where it begins.
 
         Raises ConnectionFailed.
         """
@@ -125,27 +108,27 @@ class Listeners:
             position = await self._store.begin(subscription.subject)
         subscription.position = position
         cursor.last, cursor.epoch = position
-        if cursor in self._doubting:  # it was placed anew meanwhile: its stream is read first
-            self._on_doubt()
+        if cursor in self._stale:  # it was subscribed again meanwhile: read its stream first
+            self._on_stale()
         else:
             cursor.release(position.offset)
 
     async def settle(self) -> list[ConnectionFailed]:
-        """Have all where they belong and up to date, as far as that goes; gives what failed."""
+        """Bring all subscriptions up to date; returns the failures."""
         failures: list[ConnectionFailed] = []
         try:
-            await self._place(list(self._listeners), anew=True)
+            await self._place(list(self._listeners), is_again=True)
         except ConnectionFailed as exc:
             failures.append(exc)
         else:
-            self._tell_filters()
-        cursors = [cursor for cursor in self._doubting if cursor.epoch]
+            self._report_filters()
+        cursors = [cursor for cursor in self._stale if cursor.epoch]
         for start in range(0, len(cursors), FILLS_AT_ONCE):
             some = cursors[start : start + FILLS_AT_ONCE]
             for result in await asyncio.gather(*map(self._fill, some), return_exceptions=True):
                 if isinstance(result, ConnectionFailed):
                     failures.append(result)
-                elif isinstance(result, Exception):  # of one channel; the others go on
+                elif isinstance(result, Exception):  # of one channel; the others continue
                     _log.error("reading a stream failed", exc_info=result)
                     failures.append(ConnectionFailed(f"reading a stream: {result}", driver=DRIVER))
                 elif result is not None:
@@ -157,10 +140,11 @@ class Listeners:
         with mapped(f"reading {subject} from Redis"):
             return await self._store.read(subject, after, limit)
 
-    async def _place(self, keys: Iterable[tuple[str, bytes]], *, anew: bool = False) -> None:
-        """Subscribe where that is not done yet. Raises the first ConnectionFailed of several.
+    async def _place(self, keys: Iterable[tuple[str, bytes]], *, is_again: bool = False) -> None:
+        """Subscribe where that is not done yet. Raises the first ConnectionFailed.
 
-        With `anew`, what is subscribed at a node for the first time is held, and doubted.
+        With `is_again`, a subscription that is new at a node holds messages until it has read the
+        missed ones.
         """
         confirmations: list[asyncio.Future[None]] = []
         failure: ConnectionFailed | None = None
@@ -168,18 +152,18 @@ class Listeners:
             try:
                 nodes = self._nodes.all if command == "PSUBSCRIBE" else [self._nodes.of(name)]
                 for node in nodes:
-                    if anew and not node.messages.listens(command, name):
+                    if is_again and not node.messages.listens(command, name):
                         for subscription in self._listeners[command, name]:
                             subscription.hold()
                             if not subscription.pattern.is_exact:
-                                self._untold[subscription] = None
+                                self._unreported[subscription] = None
                     confirmations.append(node.messages.listen(command, name))
             except ConnectionFailed as exc:
                 failure = failure or exc
             else:
                 if command == "PSUBSCRIBE" and not self._nodes.is_connected:
                     failure = failure or ConnectionFailed(
-                        "a filter listens on every node, and not all are connected", driver=DRIVER
+                        "a filter needs every node, and not all are connected", driver=DRIVER
                     )
         if confirmations:
             await asyncio.wait(confirmations)
@@ -189,43 +173,44 @@ class Listeners:
         if failure is not None:
             raise failure
 
-    def _tell_filters(self) -> None:
-        """Of channels that a filter did not know before, nothing tells what it has missed.
+    def _report_filters(self) -> None:
+        """Report a gap to filters that are subscribed again.
 
-        It is told when it listens again: whoever asks for the present state misses nothing more.
+        They may have missed messages of channels unknown to them. A subscriber that reads the
+        current state after the report misses nothing more.
         """
-        untold, self._untold = self._untold, {}
-        for subscription in untold:
-            subscription.tell_gap()
+        unreported, self._unreported = self._unreported, {}
+        for subscription in unreported:
+            subscription.report_gap()
 
     async def _fill(self, cursor: Cursor) -> None:
-        """Deliver what the cursor has missed, then what was held meanwhile."""
+        """Deliver the messages that the cursor has missed, then those held meanwhile."""
         volatile: list[Delivery] = []
         while True:
-            self._doubting.pop(cursor, None)
+            self._stale.pop(cursor, None)
             held = cursor.take_held()
             try:
                 with mapped(f"reading {cursor.subject} from Redis"):
                     page = await self._store.follow(cursor.subject, cursor.position, FILL_PAGE)
             except BaseException:
                 cursor.put_back(held)
-                self._doubting[cursor] = None
+                self._stale[cursor] = None
                 raise
             volatile += self._check(held, page, cursor)
             if page.position.epoch != cursor.epoch:
                 goes_on = cursor.begin_again(page)
-                self._count_gap(cursor, "Redis has lost messages, and its history is another one")
+                self._count_gap(cursor, "Redis has lost messages, and its history was replaced")
                 if not goes_on:
                     continue
             elif not page.complete:
                 self._count_gap(cursor, "some messages were evicted before they could be read")
             cursor.fill(page)
-            if len(page.messages) < FILL_PAGE and cursor not in self._doubting:
+            if len(page.messages) < FILL_PAGE and cursor not in self._stale:
                 cursor.release(page.position.offset, volatile)
                 return
 
     def _check(self, held: list[Delivery], page: Page, cursor: Cursor) -> list[Delivery]:
-        """Those of `held` that no stream has. The page, read later, shows the others."""
+        """The volatile messages among `held`. The page, which was read later, has the others."""
         epochs = {cursor.epoch, page.position.epoch}
         for delivery in held:
             position = delivery.position
@@ -242,5 +227,5 @@ class Listeners:
 
     def _count_gap(self, cursor: Cursor, why: str) -> None:
         self.gaps += 1
-        _log.warning("%s was missed in part: %s", cursor.subject, why)
-        cursor.tell_gap()
+        _log.warning("messages of %s were lost: %s", cursor.subject, why)
+        cursor.report_gap()

@@ -3,10 +3,7 @@
 import asyncio
 import collections
 import hashlib
-from typing import (
-    Final,
-    NamedTuple,
-)
+from typing import Final, NamedTuple
 
 from redis import exceptions
 
@@ -20,10 +17,7 @@ from eventbus.drivers.redis.errors import (
 )
 from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.script import PUBLISH_SHARDED
-from eventbus.drivers.redis.store import (
-    Store,
-    Stored,
-)
+from eventbus.drivers.redis.store import Store, Stored
 from eventbus.drivers.redis.wire import (
     MAX_MESSAGE,
     VOLATILE_PREFIX,
@@ -52,10 +46,10 @@ class _Waiter(NamedTuple):
 
 
 class Window:
-    """Bounds what is in flight, in messages and in bytes; who waits goes on in order."""
+    """Limits what is in flight, in messages and bytes; callers wait in order."""
 
     def __init__(self, messages: int = MAX_IN_FLIGHT, size: int = MAX_BYTES_IN_FLIGHT) -> None:
-        """One message passes an empty window, whatever its size."""
+        """An empty window admits one message of any size."""
         self._free = messages
         self._free_bytes = self._all_bytes = size
         self._taken = 0
@@ -64,7 +58,7 @@ class Window:
         self._idle.set()
 
     async def take(self, size: int) -> None:
-        """Wait for room, and take it."""
+        """Wait for room, and reserve it."""
         if not self._waiters and self._fits(size):
             self._enter(size)
             return
@@ -81,7 +75,7 @@ class Window:
             raise
 
     def give(self, size: int) -> None:
-        """Give the room back."""
+        """Release the room."""
         self._taken -= 1
         self._free += 1
         self._free_bytes += size
@@ -111,12 +105,12 @@ class Window:
 
 
 class Publisher:
-    """Stores messages, and sends those that are not stored."""
+    """Stores durable messages, and sends volatile ones."""
 
     def __init__(self, nodes: Nodes, store: Store, timeout: float) -> None:
-        """`timeout`: the seconds in which a message must be acknowledged."""
+        """`timeout`: seconds for the acknowledgement of a message."""
         self.retries = 0
-        """How many attempts were not the first one of a message."""
+        """How many attempts were repetitions."""
         self._nodes = nodes
         self._store = store
         self._timeout = timeout
@@ -152,7 +146,7 @@ class Publisher:
             raise self._failed(live, exc, "") from exc
 
     async def send(self, subject: str, payload: bytes, headers: Headers) -> None:
-        """Send one message to who listens now. Raises PublishFailed and EncodingError."""
+        """Send one message to current subscribers. Raises PublishFailed and EncodingError."""
         frame = _checked(subject, VOLATILE_PREFIX + encode_body(payload, headers))
         channel = subject.encode()
         try:
@@ -178,13 +172,13 @@ class Publisher:
                 )
                 return
             except exceptions.ResponseError as exc:
-                if "non local" not in str(exc):  # what Redis says in a script in place of MOVED
+                if "non local" not in str(exc):  # what a script gets in place of MOVED
                     raise
-            self._nodes.doubt()
+            self._nodes.recheck()
             await asyncio.sleep(_FIRST_PAUSE_S)
 
     async def drain(self, seconds: float) -> bool:
-        """Whether all that is in flight has an end within that time."""
+        """Wait until nothing is in flight; False if that takes longer than `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._window.wait_idle()
@@ -217,7 +211,7 @@ class Publisher:
 def _checked(subject: str, body: bytes) -> bytes:
     if len(body) > MAX_MESSAGE:
         raise EncodingError(
-            f"a message of {len(body)} bytes for {subject} is larger than the redis driver takes: "
-            f"{MAX_MESSAGE} bytes, headers included"
+            f"a message of {len(body)} bytes for {subject} is larger than the redis driver allows: "
+            f"{MAX_MESSAGE} bytes, including headers"
         )
     return body

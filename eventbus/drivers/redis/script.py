@@ -1,4 +1,4 @@
-"""The Lua that runs within Redis: a channel's messages are numbered, kept and sent in one step.
+"""The Lua scripts that run in Redis: they number, store and send a channel's messages in one step.
 
 Keys of a channel, all in one hash slot (the tag is its live subject, which is also the slot of the
 sharded channel of that name):
@@ -54,25 +54,25 @@ __all__ = [
 
 
 META_S: Final = 7 * 86_400
-"""A channel's epoch is known for at least so long after its last message."""
+"""A channel's epoch is stored for at least this long after its last message."""
 BASE_S: Final = 366 * 86_400
 WINDOW_S: Final = 120
-"""A message id is remembered for this long at least, and at most twice as long, as NATS does by
-default; on a channel with more than MAX_IDS in that time the oldest are forgotten sooner."""
+"""A message id is remembered for at least this long, and at most twice as long, as NATS does by
+default. On a channel with more than MAX_IDS in that time, the oldest are forgotten sooner."""
 MAX_IDS: Final = 100_000
 START_STEP: Final = 2**36
 """The position of a channel without messages is a multiple of this: 19 hours, in microseconds."""
 
 
 class Script(NamedTuple):
-    """Lua, and the SHA-1 under which a server that has seen it knows it."""
+    """Lua, and the SHA-1 by which servers cache it."""
 
     text: str
     sha: str
 
 
 def make_script(text: str, flags: str = "") -> Script:
-    """With its first line, Redis refuses a script when memory is full, before its first write."""
+    """A script. Its first line makes Redis refuse it before the first write if memory is full."""
     text = f"#!lua{flags}\n{text}"
     return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
@@ -230,7 +230,7 @@ send(channel, table.concat({'\\0eb1', epoch, offset, before, micros, body}, ' ')
 return {epoch, offset, 0}
 """.replace("BASE_S", str(BASE_S))
 )
-"""Store and send one message; gives the epoch, the offset, and whether its id was known."""
+"""Store and send one message; returns the epoch, the offset, and whether its id was known."""
 
 READ: Final = make_script(
     _COMMON
@@ -286,14 +286,14 @@ return {epoch, text(last), complete, entries, 1}
 """,
     " flags=no-writes",
 )
-"""What is kept, without a change to it.
+"""Read stored messages, without changing anything.
 
 Gives the epoch, the offset given last, whether nothing is missing, the entries, and whether the
 epoch is known to others too: it is not where nobody has ever written or subscribed.
 """
 
 FOUND: Final = make_script(_COMMON + _WRITE + "make_base() return 1")
-"""Have an epoch for channels without messages."""
+"""Store an epoch for channels without messages."""
 
 RENEW: Final = make_script(
     _COMMON
@@ -314,7 +314,7 @@ redis.call('HSET', meta, 'e', renewed(epoch, fresh), 'f', text(last), 'o', text(
 return 1
 """
 )
-"""Begin another epoch where the stream lacks an offset that the caller has seen; whether it does.
+"""Start another epoch if the stream lost an offset that the caller knows; returns whether it did.
 
 It asks the stream itself, so that it is harmless where the caller is mistaken.
 """
@@ -350,7 +350,7 @@ end
 return aside
 """
 )
-"""Put aside what others have written to a channel's keys, under the key's name and an `x`.
+"""Rename keys of a channel that contain foreign data, with an `x` at the end.
 
 Gives how many keys. Of a stream, the messages are kept.
 """
@@ -360,12 +360,12 @@ PURGE: Final = make_script(
     "return type(count) == 'number' and count or 0",
     " flags=allow-oom",
 )
-"""Drop a channel's stream; gives how many entries it had. Offsets go on, being the hash's."""
+"""Delete a channel's stream; returns how many entries it had. Offsets, in the hash, continue."""
 
 PUBLISH_SHARDED: Final = make_script(
     _SEND + "send(ARGV[1], ARGV[2], '1', ARGV[3]) return 1", " flags=allow-oom"
 )
-"""Send one message, on a cluster, to its shard, and to filters where there are any.
+"""Send one message on a cluster: to its shard, and to filters if there are any.
 
 It has no key: while a slot is moved, a key that is not there would send it to the slot's next node,
 and the listeners are still at the present one.

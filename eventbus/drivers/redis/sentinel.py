@@ -1,25 +1,13 @@
-"""What sentinels say: who the master is, and that it is another one from now on."""
+"""Asks sentinels for the master, and listens to their failover events."""
 
 import asyncio
 import logging
-from collections.abc import (
-    Callable,
-    Iterable,
-)
-from typing import (
-    Final,
-    NamedTuple,
-)
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
 
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    mapped,
-)
+from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.drivers.redis.link import ListenLink
-from eventbus.drivers.redis.target import (
-    Address,
-    Target,
-)
+from eventbus.drivers.redis.target import Address, Target
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["SentinelEvents", "find_master"]
@@ -28,7 +16,7 @@ __all__ = ["SentinelEvents", "find_master"]
 _log = logging.getLogger(__name__)
 
 OTHERS_S: Final = 0.3
-"""After one sentinel's answer, the others get this long for theirs."""
+"""How long to wait for the other sentinels after the first answer."""
 OPEN_S: Final = 1.0
 _EVENTS: Final = (b"+promoted-slave", b"+failover-state-reconf-slaves", b"+switch-master")
 """In the order of a failover (redis.io, "High availability with Redis Sentinel")."""
@@ -36,16 +24,16 @@ _EVENTS: Final = (b"+promoted-slave", b"+failover-state-reconf-slaves", b"+switc
 
 class _Answer(NamedTuple):
     epoch: int
-    """The master's configuration epoch; it rises with each failover."""
+    """The master's configuration epoch, which increases with each failover."""
     is_news: bool
     address: Address
 
 
 async def find_master(target: Target, known: Iterable[Address]) -> Address:
-    """Ask all sentinels. Raises the ConnectionFailed of the first one where none answers.
+    """Ask all sentinels for the master. Without an answer, raises the first one's ConnectionFailed.
 
-    The highest configuration epoch holds: a sentinel that was cut off has an older one. During a
-    failover, those that name another master than the `known` one are ahead of the others.
+    The highest configuration epoch wins: a sentinel that was cut off has an older one. During a
+    failover, sentinels that name another master than the `known` one are ahead of the others.
     """
     seconds = max(0.2, target.timeout / len(target.addresses))
     tasks = [
@@ -87,7 +75,7 @@ async def _ask(target: Target, address: Address, seconds: float, known: set[Addr
                 reply = await connection.read_response()
                 if not reply:
                     raise ConnectionFailed(
-                        f"the sentinel at {address} knows no master {target.service!r} "
+                        f"the sentinel at {address} does not know a master {target.service!r} "
                         "(check BROADCAST_REDIS_SENTINEL_SERVICE)",
                         driver=DRIVER,
                     )
@@ -103,16 +91,16 @@ async def _ask(target: Target, address: Address, seconds: float, known: set[Addr
 
 
 class SentinelEvents:
-    """Listens to all sentinels for failovers: a demoted master takes messages for seconds more."""
+    """Listens to all sentinels for failovers: a demoted master accepts messages for seconds."""
 
     def __init__(self, target: Target, on_switch: Callable[[], None]) -> None:
-        """`on_switch` is called when the master may be another one."""
+        """`on_switch` is called when the master may have changed."""
         self._target = target
         self._on_switch = on_switch
         self._links: dict[Address, ListenLink] = {}
 
     async def settle(self) -> None:
-        """Listen to each sentinel that there is; one that is away is tried again the next time."""
+        """Connect to all sentinels; one that does not answer is tried again the next time."""
         links = self._links
         missing = [
             address
@@ -122,7 +110,7 @@ class SentinelEvents:
         await asyncio.gather(*map(self._listen, missing))
 
     async def aclose(self) -> None:
-        """Let go of all."""
+        """Close all connections."""
         links, self._links = self._links, {}
         for link in links.values():
             await link.aclose()
@@ -133,7 +121,7 @@ class SentinelEvents:
         link = ListenLink(
             self._target.connection(address, sentinel=True),
             f"the sentinel {address}",
-            self._on_switch,  # there may have been events since
+            self._on_switch,  # events may have been missed
             self._receive,
             lambda: None,
         )

@@ -1,64 +1,40 @@
-"""Entries that all processes see: one hash, and one sorted set of when entries end.
+"""Shared entries: a hash of their values, and a sorted set of their ends.
 
-Both lie in one hash slot, with a key that names their generation:
+Both are in one hash slot, with a key for their generation:
 
     {<namespace>.state}:v   hash: entry to value
     {<namespace>.state}:e   sorted set: entry to its end, in Unix milliseconds of the server
-    {<namespace>.state}:g   made anew with the others: when it is another one, entries were lost
+    {<namespace>.state}:g   created with the others; a new one means lost entries
 
-These keys have a time to live, for what nodes say of themselves means nothing when there are none.
-What must outlive a restart lies in `{<namespace>.durable}:…`: keys without one, which no policy of
-the kind volatile-* evicts either.
+These keys have a time to live, because the entries of nodes mean nothing without nodes. Entries
+that outlive a restart are in `{<namespace>.durable}:…`. Those keys have no time to live, so no
+eviction policy volatile-* evicts them either.
 
-Redis tells only those of an end who ask for keyspace events, which is a setting of the server: here
-each driver that watches looks for ended entries twice a second, tells of them, and removes them.
+Redis announces ends only by keyspace events, which are a setting of the server. Instead, each
+driver with a watch looks for ended entries twice a second, announces and removes them.
 """
 
 import asyncio
 import logging
-import random
 import secrets
-from collections.abc import (
-    Awaitable,
-    Callable,
-    Mapping,
-)
-from typing import (
-    Any,
-    Final,
-    Protocol,
-)
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
 
 from redis import exceptions
 
+from eventbus.backoff import Backoff
 from eventbus.channels import Pattern
-from eventbus.drivers.base import (
-    Delivery,
-    Handler,
-    Headers,
-    StateHandler,
-)
-from eventbus.drivers.redis.errors import (
-    DRIVER,
-    is_foreign,
-    mapped,
-)
+from eventbus.drivers.base import Delivery, Handler, Headers, StateHandler
+from eventbus.drivers.redis.errors import DRIVER, is_foreign, mapped
 from eventbus.drivers.redis.foreign import Foreign
 from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.publish import Publisher
-from eventbus.drivers.redis.script import (
-    Script,
-    make_script,
-)
+from eventbus.drivers.redis.script import Script, make_script
 from eventbus.drivers.redis.subscription import RedisSubscription
 from eventbus.drivers.redis.wire import glob_of
 from eventbus.drivers.state import validate_key
-from eventbus.errors import (
-    ConnectionFailed,
-    DriverError,
-    InvalidPattern,
-    PublishFailed,
-)
+from eventbus.errors import ConnectionFailed, DriverError, InvalidPattern, PublishFailed
+from eventbus.tasks import Tasks
 
 __all__ = ["LIFE_S", "RedisState"]
 
@@ -66,7 +42,7 @@ __all__ = ["LIFE_S", "RedisState"]
 _log = logging.getLogger(__name__)
 
 LIFE_S: Final = 86_400
-"""Without a write in this time, what nodes say of themselves is forgotten."""
+"""Without a write in this time, the entries of nodes are dropped."""
 SWEEP_S: Final = 0.5
 _SCAN: Final = 1000
 _HEADER: Final = "Eb-State"
@@ -88,7 +64,7 @@ if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
 return redis.call('GET', KEYS[3])
 """
 )
-"""Set an entry; gives the generation."""
+"""Set an entry; returns the generation."""
 CLAIM: Final = make_script(
     _NOW
     + """
@@ -102,7 +78,7 @@ if ARGV[5] ~= '' then for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
 return redis.call('GET', KEYS[3])
 """
 )
-"""Set an entry unless it has another value; gives the generation, or nothing where it has."""
+"""Set an entry unless it has another value; returns the generation, or nothing if it has."""
 REMOVE: Final = make_script(
     _NOW
     + """
@@ -117,11 +93,11 @@ return 1
 """,
     " flags=allow-oom",
 )
-"""Remove entries, whether they have ended or (`ended`) only if so."""
+"""Remove entries: any of them, or (`ended`) only those that have ended."""
 ENDED: Final = make_script(
     _NOW + "return redis.call('ZRANGE', KEYS[2], '-inf', now, 'BYSCORE')", " flags=no-writes"
 )
-"""The entries whose time is over."""
+"""The entries that have ended."""
 
 
 REPAIR: Final = make_script(
@@ -138,7 +114,7 @@ end
 return aside
 """
 )
-"""Put aside keys of another type, under the key's name and an `x`; gives how many."""
+"""Rename keys of another type, with an `x` at the end; returns how many."""
 
 
 class _Subscribe(Protocol):
@@ -146,7 +122,7 @@ class _Subscribe(Protocol):
 
 
 class RedisState:
-    """The entries below one root."""
+    """The entries under one root."""
 
     def __init__(
         self,
@@ -159,23 +135,23 @@ class RedisState:
         foreign: Foreign,
         life_s: int | None,
     ) -> None:
-        """`root` begins the keys, and the subjects of changes.
+        """`root` is the prefix of the keys, and of the subjects of changes.
 
-        `attempt` does something again while the connection is lost, for a bounded time. Without a
-        write for `life_s` seconds, all entries are forgotten; with None they are not.
+        `attempt` retries while the connection is lost, for a bounded time. Without a write for
+        `life_s` seconds all entries are dropped; with None they are not.
         """
         self._foreign = foreign
         self._nodes = nodes
         self._publisher = publisher
         self._subscribe = subscribe
         self._attempt = attempt
-        self._told = f"{root}."
+        self._subject_prefix = f"{root}."
         self._slot = root.encode()
         self._life = "" if life_s is None else str(life_s)
         self._keys = [b"{%b}:%b" % (self._slot, part) for part in (b"v", b"e", b"g")]
         self._generation = b""
         self._lost = 0
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     @property
     def losses(self) -> int:
@@ -189,7 +165,7 @@ class RedisState:
         name = key.encode()
         generation = await self._write(key, PUT, name, value, ttl, secrets.token_hex(6), self._life)
         await self._written(key, value, generation)
-        if not self._life:  # nobody need watch, and so look for ended ones
+        if not self._life:  # without a watch, nobody else removes ended ones
             await self._remove_ended()
 
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
@@ -207,13 +183,13 @@ class RedisState:
         if self._generation not in {b"", generation}:
             self._lost += 1
         self._generation = generation
-        await self._publisher.send(self._told + key, value, _PUT)
+        await self._publisher.send(self._subject_prefix + key, value, _PUT)
 
     async def delete(self, key: str) -> None:
-        """End an entry; see `StateStore.delete`."""
+        """Delete an entry; see `StateStore.delete`."""
         validate_key(key)
         await self._write(key, REMOVE, "any", key.encode())
-        await self._publisher.send(self._told + key, b"", _END)
+        await self._publisher.send(self._subject_prefix + key, b"", _END)
 
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
         """Entries by their keys; see `StateStore.entries`."""
@@ -227,24 +203,24 @@ class RedisState:
         }
 
     async def watch(self, pattern: str, handler: StateHandler) -> RedisSubscription:
-        """Listen to what is told of writes and ends; see `StateStore.watch`."""
-        skip = len(self._told)
+        """Watch writes and ends of entries; see `StateStore.watch`."""
+        skip = len(self._subject_prefix)
 
         def receive(delivery: Delivery) -> None:
             what = delivery.headers.get(_HEADER)
             if what in {"put", "end"}:
                 handler(delivery.subject[skip:], delivery.payload if what == "put" else None)
 
-        subscription = await self._subscribe(self._told + Pattern(pattern).filter, receive)
-        if self._sweeper is None:
-            self._sweeper = asyncio.create_task(self._sweep(), name="eventbus-redis-state")
+        subscription = await self._subscribe(
+            self._subject_prefix + Pattern(pattern).filter, receive
+        )
+        if not self._tasks:
+            self._tasks.keep(self._sweep, "removing ended entries from Redis")
         return subscription
 
     async def aclose(self) -> None:
-        """Look for ended entries no more."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        """Stop looking for ended entries."""
+        await self._tasks.aclose()
 
     async def _write(self, key: str, script: Script, *args: bytes | str | int) -> Any:
         try:
@@ -253,7 +229,7 @@ class RedisState:
             raise PublishFailed(str(exc), driver=DRIVER) from exc
 
     async def _evaluate(self, script: Script, *args: bytes | str | int) -> Any:
-        with mapped(f"changing {self._told}"):
+        with mapped(f"changing {self._subject_prefix}"):
             try:
                 return await self._run(script, *args)
             except exceptions.ResponseError as exc:
@@ -261,8 +237,8 @@ class RedisState:
                     raise
                 aside = await self._run(REPAIR)
                 self._foreign.note(
-                    "%d keys of %s were others' and are put aside, with an x at the name's end: %s",
-                    aside, self._told, exc,
+                    "%d keys of %s had foreign content and were renamed, with an x at the end: %s",
+                    aside, self._subject_prefix, exc,
                 )  # fmt: skip
                 return await self._run(script, *args)
 
@@ -270,12 +246,12 @@ class RedisState:
         return await self._nodes.evaluate(self._slot, script, self._keys, lambda _node: args)
 
     def _name(self, key: bytes) -> str:
-        """The key of an entry; empty for one that others have written, and that is not a key."""
+        """The key of an entry; empty for foreign data that is not a valid key."""
         try:
             return validate_key(key.decode())
         except (UnicodeDecodeError, InvalidPattern):
             self._foreign.note(
-                "an entry of %s has a name that is not a key: %.80r", self._told, key
+                "an entry of %s has a name that is not a key: %.80r", self._subject_prefix, key
             )
             return ""
 
@@ -283,7 +259,7 @@ class RedisState:
         found: dict[bytes, bytes] = {}
         ended = await self._evaluate(ENDED)
         cursor = b"0"
-        with mapped(f"reading {self._told}"):
+        with mapped(f"reading {self._subject_prefix}"):
             while True:
                 node = self._nodes.of(self._slot)
                 cursor, flat = await node.commands.call(
@@ -297,23 +273,18 @@ class RedisState:
         return found
 
     async def _sweep(self) -> None:
-        logged = ""
+        pause = Backoff(SWEEP_S, SWEEP_S, jitter=0.3)
         while True:
-            await asyncio.sleep(SWEEP_S * random.uniform(0.7, 1))  # noqa: S311 - no secret
-            try:
-                await self._remove_ended()
-            except Exception as exc:  # noqa: BLE001 - the next round may do
-                if repr(exc) != logged:
-                    logged = repr(exc)
-                    _log.exception("looking for ended entries failed; trying again")
+            await asyncio.sleep(pause.next())
+            await self._remove_ended()
 
     async def _remove_ended(self) -> None:
         try:
             ended = await self._evaluate(ENDED)
-            # Announced before they are removed: if this process dies in between, another does it.
+            # Announced before their removal: if this process dies in between, another does both.
             for key in ended:
                 if name := self._name(key):
-                    await self._publisher.send(self._told + name, b"", _END)
+                    await self._publisher.send(self._subject_prefix + name, b"", _END)
             if ended:
                 await self._evaluate(REMOVE, "ended", *ended)
         except DriverError as exc:  # the next round tries again

@@ -1,4 +1,4 @@
-"""The streams: a channel's messages written and read by the scripts of redis_script."""
+"""The streams: writes and reads a channel's messages by the scripts of `script`."""
 
 import asyncio
 import collections
@@ -6,11 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-)
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from redis import exceptions
@@ -18,20 +14,11 @@ from redis.crc import key_slot
 
 from eventbus.channels import Pattern
 from eventbus.config import Settings
-from eventbus.drivers.base import (
-    Delivery,
-    Page,
-    Position,
-)
-from eventbus.drivers.redis.errors import (
-    is_foreign,
-    mapped,
-)
+from eventbus.drivers.base import Delivery, Page, Position
+from eventbus.drivers.redis.errors import is_foreign, mapped
 from eventbus.drivers.redis.foreign import Foreign
-from eventbus.drivers.redis.nodes import (
-    Node,
-    Nodes,
-)
+from eventbus.drivers.redis.node import Node
+from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.script import (
     FOUND,
     MAX_IDS,
@@ -43,10 +30,7 @@ from eventbus.drivers.redis.script import (
     WINDOW_S,
     Script,
 )
-from eventbus.drivers.redis.wire import (
-    decode_stored,
-    glob_of,
-)
+from eventbus.drivers.redis.wire import decode_stored, glob_of
 
 __all__ = ["Store", "Stored"]
 
@@ -54,14 +38,14 @@ __all__ = ["Store", "Stored"]
 _log = logging.getLogger(__name__)
 
 MAX_SEEN: Final = 10_000
-"""Channels of which the last known position is remembered."""
+"""Channels whose last known position is remembered."""
 SEEN_S: Final = 3600.0
 _SCAN = 1000
-_MAX_OFFSET = 2**53 - 1  # what Lua, and a browser, count exactly
+_MAX_OFFSET = 2**53 - 1  # the largest integer that is exact in Lua and browsers
 
 
 class Stored(NamedTuple):
-    """Where a message is, and whether it was there before."""
+    """The position of a message, and whether it was stored before."""
 
     position: Position
     duplicate: bool
@@ -73,10 +57,10 @@ class _Seen(NamedTuple):
 
 
 class Store:
-    """Knows the keys and arguments of the scripts."""
+    """Runs the scripts with their keys and arguments."""
 
     def __init__(self, nodes: Nodes, settings: Settings, foreign: Foreign) -> None:
-        """`settings` say how much writers keep of each channel, and for how long."""
+        """`settings` limit the stored messages of each channel in number and time."""
         self._retention = settings.retention_classes()
         self._nodes = nodes
         self._foreign = foreign
@@ -85,7 +69,7 @@ class Store:
         self._seen: collections.OrderedDict[bytes, _Seen] = collections.OrderedDict()
 
     async def add(self, channel: bytes, body: bytes, message_id: bytes) -> Stored:
-        """Store and send. Raises ConnectionFailed, and what the server answers as RedisError."""
+        """Store and send. Raises ConnectionFailed, and error replies as RedisError."""
         sharded = "0" if self._nodes.layout.slots is None else "1"
         kept = self._retention.of(channel[len(self._live) :].decode())
 
@@ -108,7 +92,7 @@ class Store:
                 raise
             aside = await self._run(REPAIR, channel)
             self._foreign.note(
-                "keys of %s had foreign content; %d put aside, with an x at the name's end: %s",
+                "keys of %s had foreign content; %d were renamed, with an x at the end: %s",
                 channel.decode(), aside, exc,
             )  # fmt: skip
             epoch, offset, duplicate = await store()
@@ -118,9 +102,9 @@ class Store:
         return Stored(position, bool(duplicate))
 
     async def read(self, subject: str, after: int | None, limit: int) -> Page:
-        """What is kept; see HistoryDriver.read. Raises ConnectionFailed and RedisError.
+        """Read stored messages; see HistoryDriver.read. Raises ConnectionFailed and RedisError.
 
-        It changes nothing, except that a stream without an offset that was seen gets another epoch.
+        It changes nothing, except that a stream that lost a known offset gets another epoch.
         """
         page, _ = await self._read(subject, after, limit)
         seen = self._seen.get(subject.encode())
@@ -134,9 +118,9 @@ class Store:
         return page
 
     async def begin(self, subject: str) -> Position:
-        """Where a subscription begins that is being made now. Raises as `read` does.
+        """The start position of a new subscription. Raises as `read` does.
 
-        A channel that nobody has written to keeps the epoch that it has here.
+        A channel without messages keeps the epoch that it gets here.
         """
         page, is_known = await self._read(subject, None, 0)
         if not is_known:
@@ -145,9 +129,9 @@ class Store:
         return page.position
 
     async def follow(self, subject: str, position: Position, limit: int) -> Page:
-        """What comes after a subscription's position. Raises as `read` does.
+        """The messages after a subscription's position. Raises as `read` does.
 
-        A stream that lacks this position gets another epoch.
+        A stream that lost this position gets another epoch.
         """
         page, is_known = await self._read(subject, position.offset, limit)
         if not is_known:
@@ -163,20 +147,20 @@ class Store:
         return page
 
     async def _renew(self, subject: str, seen: Position) -> None:
-        """Have a stream that lacks an offset that was seen get another epoch.
+        """Give a stream that lost a known offset another epoch.
 
-        Somebody else may have done it already: the stream is to be read again in any case.
+        Another process may have done it already: read the stream again in any case.
         """
         channel = subject.encode()
         if await self._run(RENEW, channel, seen.epoch, seen.offset):
             self._seen.pop(channel, None)
             _log.warning(
-                "%s has gone back to before offset %d: Redis has lost messages",
+                "%s was set back to before offset %d: Redis has lost messages",
                 subject, seen.offset,
             )  # fmt: skip
 
     async def _read(self, subject: str, after: int | None, limit: int) -> tuple[Page, bool]:
-        """A page, and whether its epoch is one that others know too."""
+        """A page, and whether its epoch is stored, and so the same for everybody."""
         limit = min(max(limit, 0), _MAX_OFFSET)
         start = None if after is None else min(max(after, 0), _MAX_OFFSET)
         messages: list[Delivery] = []
@@ -196,7 +180,7 @@ class Store:
                         "an entry of the stream of %s is not a message: %r: %r",
                         subject, entry[0], exc,
                     )  # fmt: skip
-            # To those who read on, a page with less than its limit is the last one.
+            # A reader of several pages takes one with less than its limit for the last.
             if start is None or len(entries) < asked or len(messages) == limit:
                 break
             start = int(entries[-1][0].split(b"-")[0])
@@ -205,7 +189,7 @@ class Store:
         return Page(tuple(messages), position, complete), bool(is_known)
 
     async def purge(self, subject: str) -> int:
-        """Drop a channel's stream; how many messages it had. Raises ConnectionFailed."""
+        """Delete a channel's stream; returns how many messages it had. Raises ConnectionFailed."""
         channel = subject.encode()
         with mapped(f"purging {subject} in Redis"):
             return int(
@@ -213,7 +197,7 @@ class Store:
             )
 
     async def kept(self, pattern: Pattern, limit: int) -> dict[str, int]:
-        """How many messages each channel that matches has. Raises ConnectionFailed."""
+        """The number of messages of each matching channel. Raises ConnectionFailed."""
         found: dict[str, int] = {}
         glob = b"{%b}:s" % glob_of(pattern)
         with mapped("looking for streams in Redis"):
@@ -237,7 +221,7 @@ class Store:
         return found
 
     def _note(self, channel: bytes, position: Position) -> None:
-        """Remember where a stream was seen; an older answer may come after a newer one."""
+        """Remember a stream's position; an older answer may arrive after a newer one."""
         known = self._seen.get(channel)
         if (
             known is None
@@ -265,7 +249,7 @@ def _common(args: tuple[bytes | str | int, ...]) -> Callable[[Node], tuple[bytes
 
 
 class _Tags:
-    """For each slot of a cluster, a name in it. No channel has it, for the `#`."""
+    """A hash tag for each slot of a cluster. With its `#` it is never a channel."""
 
     def __init__(self, live: str) -> None:
         self._live = live
@@ -273,7 +257,7 @@ class _Tags:
         self._next = 0
 
     def of(self, slot: int) -> str:
-        """The name in this slot. All of them take half a second to find, so they are kept."""
+        """The tag of this slot. Finding all of them takes half a second, so they are cached."""
         while slot not in self._tags:
             tag = f"{self._live}#{self._next:x}"
             self._next += 1

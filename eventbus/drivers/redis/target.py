@@ -1,26 +1,15 @@
-"""Where Redis is and how to speak to it: settings and URLs, checked before anything connects."""
+"""The address and options of Redis, from settings and URLs, checked before connecting."""
 
 import ssl
 from pathlib import Path
-from typing import (
-    Any,
-    Final,
-    NamedTuple,
-)
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from redis.asyncio.connection import (
-    Connection,
-    SSLConnection,
-)
+from redis.asyncio.connection import Connection, SSLConnection
 
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
-from eventbus.urls import (
-    BrokerAddress,
-    parse_broker_address,
-    parse_host,
-)
+from eventbus.urls import BrokerAddress, parse_broker_address, parse_host
 
 __all__ = ["Address", "Target", "read_address"]
 
@@ -30,7 +19,7 @@ _PORTS: Final = {"": 6379, "cluster": 6379, "sentinel": 26379}
 
 
 class Address(NamedTuple):
-    """Where one server listens."""
+    """The address of one server."""
 
     host: str
     port: int
@@ -40,7 +29,7 @@ class Address(NamedTuple):
 
 
 class Target(NamedTuple):
-    """All that is needed to connect. Its repr has no secret."""
+    """Everything needed to connect. Its repr has no secret."""
 
     kind: str
     """Empty for one server, `cluster` or `sentinel`."""
@@ -49,7 +38,7 @@ class Target(NamedTuple):
     database: int
     service: str
     timeout: float
-    """Seconds for each step of one connection's opening."""
+    """Seconds for each step of opening a connection."""
     login: dict[str, Any]
     sentinel_login: dict[str, Any]
     tls: dict[str, Any] | None
@@ -61,7 +50,7 @@ class Target(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> "Target":
-        """Raises ConfigError naming the variable."""
+        """The target of the settings. Raises ConfigError naming the variable."""
         if not settings.redis_enabled:
             raise _error("ENABLED", "BROADCAST_DRIVER=redis needs BROADCAST_REDIS_ENABLED=true")
         login = {"username": settings.redis_username, "password": settings.redis_password}
@@ -108,7 +97,7 @@ class Target(NamedTuple):
         )  # fmt: skip
 
     def connection(self, address: Address, *, sentinel: bool = False) -> Connection:
-        """A connection to one server of it, not yet open."""
+        """A connection to one of its servers, not yet open."""
         options: dict[str, Any] = {
             "host": address.host,
             "port": address.port,

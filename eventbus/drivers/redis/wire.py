@@ -1,35 +1,24 @@
-r"""Messages as bytes on Redis: a line that says their place, then headers and payload untouched.
+r"""The bytes of messages on Redis: a line with their position, then headers and payload.
 
     \0eb1 <epoch> <offset> <previous> <µs> <n>\n<n bytes of headers><payload>      stored
     \0eb0 <n>\n<n bytes of headers><payload>                                       others
 
 A cluster repeats a message to filters on all nodes, as `\0ebn <run> ` and the above, with the run
-of the server that sends it.
+id of the sending server.
 
-The headers are a JSON object. What follows `<µs> ` is the body: publishers make it, the stream
-keeps it, and the script puts the place before it. No JSON begins with a zero byte: whatever else
-anybody publishes (`redis-cli PUBLISH eb.live.general '{"hello":1}'`) is a bare payload.
+The headers are a JSON object. What follows `<µs> ` is the body: publishers encode it, the stream
+stores it, and the script prepends the position. No JSON begins with a zero byte: anything else that
+is published (`redis-cli PUBLISH eb.live.general '{"hello":1}'`) is a bare payload.
 """
 
 import re
-from datetime import (
-    UTC,
-    datetime,
-)
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
-from eventbus.channels import (
-    Pattern,
-    validate_channel,
-)
-from eventbus.drivers.base import (
-    NO_HEADERS,
-    Delivery,
-    Headers,
-    Position,
-)
+from eventbus.channels import Pattern, validate_channel
+from eventbus.drivers.base import NO_HEADERS, Delivery, Headers, Position
 
 __all__ = [
     "MAX_MESSAGE",
@@ -49,8 +38,8 @@ STORED_PREFIX: Final = b"\0eb1 "
 VOLATILE_PREFIX: Final = b"\0eb0 "
 REPEATED_PREFIX: Final = b"\0ebn "
 MAX_MESSAGE: Final = 8 * 1024**2
-"""Bytes, headers included. Redis cuts a subscriber off at 32 MiB of unsent output by default
-(client-output-buffer-limit), so that a message near it would disconnect every listener."""
+"""Bytes, including headers. Redis disconnects a subscriber at 32 MiB of unsent output by default
+(client-output-buffer-limit), so a message near that would disconnect all of them."""
 
 _GLOB: Final = re.compile(r"[*?\[\]\\]")
 _ROOT: Final = re.compile(r"[a-z0-9_-]{1,32}\.[a-z]+\.", re.ASCII)
@@ -60,21 +49,20 @@ _headers: Final = msgspec.json.Decoder(dict[str, str])
 
 
 def validate_subject(subject: str) -> None:
-    """Raises InvalidChannel for a subject with a token that is none."""
+    """Raises InvalidChannel for a subject with an invalid token."""
     root = _ROOT.match(subject)
     validate_channel(subject[root.end() :] if root else subject)
 
 
 def validate_filter(subject: str) -> Pattern:
-    """The subject or filter as a pattern. Raises InvalidPattern."""
+    """Parse a subject or filter. Raises InvalidPattern."""
     return Pattern(subject)
 
 
 def glob_of(pattern: Pattern) -> bytes:
-    """The narrowest PSUBSCRIBE glob that holds all that a filter matches (and more: a `*` of Redis
-    does not stop at a dot).
+    """The narrowest PSUBSCRIBE glob of a filter. It matches more: a `*` of Redis includes dots.
 
-    No token may hold a character that means something to it; it is escaped all the same.
+    Tokens cannot contain special characters of globs; they are escaped all the same.
     """
     tokens = pattern.filter.split(".")
     return ".".join(
@@ -91,7 +79,7 @@ def encode_body(payload: bytes, headers: Headers) -> bytes:
 
 
 def decode(subject: str, data: bytes) -> Delivery:
-    """A message as it came; what is no frame of ours, or a broken one, is a bare payload."""
+    """Decode a message; data that is not a valid frame of ours is a bare payload."""
     try:
         if data.startswith(STORED_PREFIX):
             if place := _PLACE.match(data, len(STORED_PREFIX)):
@@ -103,14 +91,14 @@ def decode(subject: str, data: bytes) -> Delivery:
             headers, payload = _decode_body(data[len(VOLATILE_PREFIX) :])
             return Delivery(subject, payload, headers)
     except (ValueError, OverflowError, OSError, msgspec.MsgspecError):
-        pass  # somebody else's bytes: they are delivered, and judged by those who listen
+        pass  # foreign bytes are delivered too: subscribers check them
     return Delivery(subject, data)
 
 
 def decode_stored(
     subject: str, body: bytes, position: Position, previous: int, micros: int
 ) -> Delivery:
-    """A stored message. Raises ValueError or MsgspecError for a body that is none."""
+    """Decode a stored message. Raises ValueError or MsgspecError for a malformed body."""
     headers, payload = _decode_body(body)
     stamp = datetime.fromtimestamp(micros // 1_000_000, UTC).replace(microsecond=micros % 1_000_000)
     time = stamp.isoformat().replace("+00:00", "Z")

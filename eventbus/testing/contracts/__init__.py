@@ -1,4 +1,4 @@
-"""Test suites that every driver must pass; inherit from `DriverContract`."""
+"""The test suites that every driver must pass. Inherit from `DriverContract` to run them."""
 
 from eventbus.testing.contracts.driver import DriverContract
 from eventbus.testing.contracts.probes import Changes, Inbox, MakeDriver

@@ -1,4 +1,4 @@
-"""What every driver must do with messages: deliver each to who listens, in order, and no other."""
+"""Tests that every driver delivers messages to its subscribers, in order and only to them."""
 
 import asyncio
 from typing import Final
@@ -29,9 +29,9 @@ _MANY: Final = 1000
 
 
 class DeliveryContract(Contract):
-    """The suite."""
+    """Tests for delivery."""
 
-    async def test_event_reaches_a_listener_of_its_live_subject(
+    async def test_event_reaches_a_subscriber_of_its_live_subject(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()
@@ -49,7 +49,7 @@ class DeliveryContract(Contract):
         assert delivery.time is not None
         assert delivery.time.endswith("Z")
 
-    async def test_volatile_message_arrives_without_a_place_in_the_stream(
+    async def test_volatile_message_arrives_without_a_position(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()
@@ -60,7 +60,7 @@ class DeliveryContract(Contract):
         assert delivery.previous is None
         assert delivery.time is None
 
-    async def test_message_on_another_root_goes_to_who_listens_to_it(
+    async def test_message_on_another_prefix_reaches_its_subscribers_only(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox, other = await make_driver(), Inbox(), Inbox()
@@ -199,14 +199,14 @@ class DeliveryContract(Contract):
         await driver.publish(subjects.live("bare"), b"x")
         assert dict((await inbox.until(1))[0].headers) == {}
 
-    async def test_nobody_listening_is_no_error(
+    async def test_publishing_without_subscribers_is_not_an_error(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver = await make_driver()
         await driver.publish(subjects.event("empty.room"), b"x")
         assert await driver.publish(subjects.live("empty.room"), b"x") is None
 
-    async def test_handler_that_raises_harms_nobody(
+    async def test_handler_that_raises_does_not_affect_others(
         self,
         make_driver: MakeDriver,
         subjects: Subjects,
@@ -227,10 +227,10 @@ class DeliveryContract(Contract):
             await driver.publish(root("room"), b"x")
         await before.until(2)
         await after.until(2)
-        assert called == 2, "it gets the next message all the same"
+        assert called == 2, "a handler that raised still gets the next message"
         assert "on purpose, 1" in caplog.text
 
-    async def test_close_is_idempotent_and_says_so(
+    async def test_close_is_idempotent_and_disconnects(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver = await make_driver()

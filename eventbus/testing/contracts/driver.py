@@ -1,4 +1,4 @@
-"""What every driver must do, as a test class to inherit; needs pytest and pytest-asyncio.
+"""The test suite of all drivers, as a class to inherit. Needs pytest and pytest-asyncio.
 
     class TestMyDriver(DriverContract):
         @pytest_asyncio.fixture
@@ -11,9 +11,8 @@
                     return driver
                 yield make
 
-Each call of `make_driver` gives an opened driver; all those of one test share a broker and the
-namespace that the fixture `subjects` names. A driver without a capability passes the tests of it by
-having none.
+Each call of `make_driver` returns an open driver. All drivers of one test use the same broker and
+the namespace of the fixture `subjects`. Tests of a capability pass for drivers without it.
 """
 
 from eventbus.testing.contracts.delivery import DeliveryContract
@@ -30,4 +29,4 @@ __all__ = ["Changes", "DriverContract", "Inbox", "MakeDriver"]
 
 
 class DriverContract(DeliveryContract, HistoryContract, StateContract, MaintenanceContract):
-    """The suite; a subclass gives the fixture `make_driver`, and `subjects` where it differs."""
+    """All tests. Subclasses define the fixture `make_driver`, and `subjects` if it differs."""

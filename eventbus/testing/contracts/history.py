@@ -1,4 +1,4 @@
-"""What every driver with HISTORY must do: number what it stores, and read it again."""
+"""Tests that drivers with HISTORY number the messages they store, and read them back."""
 
 import asyncio
 from typing import cast
@@ -25,9 +25,9 @@ __all__ = ["HistoryContract"]
 
 
 class HistoryContract(Contract):
-    """The suite; a driver without the capability passes it."""
+    """Tests for history. Drivers without the capability pass them."""
 
-    async def test_positions_of_stored_messages_rise_and_name_what_came_before(
+    async def test_positions_of_stored_messages_rise_and_link_to_the_previous_one(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()
@@ -42,7 +42,7 @@ class HistoryContract(Contract):
             assert result is not None
             if channel == "a":
                 published.append(result.position)
-        # A stream may be all channels' or each channel's own: offsets compare within a channel.
+        # A stream can hold one channel or all: offsets are only comparable within a channel.
         assert start.offset < published[0].offset < published[1].offset < published[2].offset
         assert {p.epoch for p in published} == {start.epoch}
         await inbox.until(3)
@@ -52,7 +52,7 @@ class HistoryContract(Contract):
         assert second.previous == published[0].offset
         assert third.previous == published[1].offset
 
-    async def test_second_message_of_one_id_is_flagged_and_stored_once(
+    async def test_second_message_with_the_same_id_is_a_duplicate_and_not_stored(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         one, two, inbox = await make_driver(), await make_driver(), Inbox()
@@ -72,7 +72,7 @@ class HistoryContract(Contract):
         await inbox.until(2)
         assert inbox.payloads == [b"x", b"y"]
 
-    async def test_subscription_begins_after_what_was_stored_before(
+    async def test_subscription_starts_after_the_last_stored_message(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()
@@ -86,7 +86,7 @@ class HistoryContract(Contract):
         await inbox.until(1)
         assert inbox.payloads == [b"after"]
 
-    async def test_subscribing_while_others_publish_leaves_no_gap_and_no_double(
+    async def test_subscribing_while_others_publish_leaves_no_gaps_or_duplicates(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, publisher = await make_driver(), await make_driver()
@@ -165,10 +165,10 @@ class HistoryContract(Contract):
         assert empty.messages == ()
         assert empty.complete
 
-    async def test_reading_says_when_messages_may_have_been_evicted(
+    async def test_page_is_incomplete_if_messages_may_have_been_evicted(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
-        """Every driver keeps 100 messages of a channel by default."""
+        """By default, every driver keeps 100 messages per channel."""
         driver = await make_driver()
         if Capability.HISTORY not in driver.capabilities:
             return
@@ -189,10 +189,10 @@ class HistoryContract(Contract):
             assert page.complete is complete, after
             assert len(page.messages) == min(100, all_.position.offset - after)
 
-    async def test_reader_that_missed_as_many_as_are_kept_has_missed_nothing(
+    async def test_page_is_complete_if_all_missed_messages_are_still_stored(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
-        """Every driver keeps 100 messages of a channel by default."""
+        """By default, every driver keeps 100 messages per channel."""
         driver = await make_driver()
         if Capability.HISTORY not in driver.capabilities:
             return
@@ -207,7 +207,7 @@ class HistoryContract(Contract):
         page = await history.read(live, after=first.position.offset, limit=1000)
         assert (len(page.messages), page.complete) == (100, False)
 
-    async def test_position_is_known_again_by_its_mark(
+    async def test_position_is_recognized_by_its_mark(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()
@@ -235,7 +235,7 @@ class HistoryContract(Contract):
         ):
             assert not (await read_from(history, live, other, 100)).complete
 
-    async def test_page_that_says_it_is_complete_lacks_nothing_of_a_busy_full_channel(
+    async def test_complete_page_of_a_busy_full_channel_has_no_gaps(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, publisher, inbox = await make_driver(), await make_driver(), Inbox()
@@ -262,7 +262,7 @@ class HistoryContract(Contract):
             await inbox.until(110)
             outcomes = set()
             for number in range(300):
-                # About as far back as messages are kept: some are evicted while they are read.
+                # Near the oldest stored message: some are evicted while they are read.
                 here = inbox.deliveries[-(30 + number * 7 % 71)]
                 assert here.position is not None
                 assert here.time is not None
@@ -271,7 +271,7 @@ class HistoryContract(Contract):
                 outcomes.add(page.complete)
                 if page.complete:
                     offsets = [d.position.offset for d in page.messages if d.position is not None]
-                    # No other channel is written to.
+                    # No other channel has messages, so offsets are consecutive.
                     expected = range(place.offset + 1, place.offset + 1 + len(offsets))
                     assert offsets == list(expected)
         finally:

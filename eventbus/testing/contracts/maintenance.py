@@ -1,4 +1,4 @@
-"""What every driver with MAINTENANCE must do: count what is stored, and remove it."""
+"""Tests that drivers with MAINTENANCE count and purge stored messages."""
 
 from typing import cast
 
@@ -20,9 +20,9 @@ __all__ = ["MaintenanceContract"]
 
 
 class MaintenanceContract(Contract):
-    """The suite; a driver without the capability passes it."""
+    """Tests for maintenance. Drivers without the capability pass them."""
 
-    async def test_purged_channel_has_no_messages_and_says_so_to_who_resumes(
+    async def test_purged_channel_has_no_messages_and_resuming_is_incomplete(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, inbox = await make_driver(), Inbox()

@@ -1,4 +1,4 @@
-"""What the contracts of drivers are tested with: handlers that keep what they get."""
+"""Handlers that record deliveries and state changes, for the tests of drivers."""
 
 import asyncio
 from collections.abc import (
@@ -24,7 +24,7 @@ TIMEOUT_S: Final = 10.0
 
 
 class Inbox:
-    """A handler that keeps what it gets."""
+    """A handler that records its deliveries."""
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
@@ -36,54 +36,54 @@ class Inbox:
 
     @property
     def payloads(self) -> list[bytes]:
-        """What came, in its order."""
+        """The payloads of all deliveries, in order."""
         return [delivery.payload for delivery in self.deliveries]
 
     @property
     def offsets(self) -> list[int]:
-        """The offsets of what came and has one."""
+        """The offsets of the deliveries that have one."""
         return [d.position.offset for d in self.deliveries if d.position is not None]
 
     async def until(self, count: int) -> list[Delivery]:
-        """All deliveries, as soon as there are `count` of them."""
+        """Wait for `count` deliveries, and return all."""
         await self.until_payload(lambda payloads: len(payloads) >= count)
         return self.deliveries
 
     async def until_payload(self, enough: Callable[[list[bytes]], bool]) -> None:
-        """Wait until what came is enough."""
+        """Wait until `enough` returns True for the payloads."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 while not enough(self.payloads):
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
-            raise AssertionError(f"only {len(self.deliveries)} messages came") from None
+            raise AssertionError(f"only {len(self.deliveries)} messages arrived") from None
 
 
 class Changes:
-    """A watcher that keeps what it is told."""
+    """A watcher that records state changes."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, bytes | None]] = []
+        self.received: list[tuple[str, bytes | None]] = []
         self._arrived = asyncio.Event()
 
     def __call__(self, key: str, value: bytes | None) -> None:
-        self.told.append((key, value))
+        self.received.append((key, value))
         self._arrived.set()
 
     async def until(self, key: str, value: bytes | None) -> None:
-        """Wait until that change was told."""
+        """Wait for a change."""
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                while (key, value) not in self.told:
+                while (key, value) not in self.received:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
-            raise AssertionError(f"{key} {value!r} is not in {self.told}") from None
+            raise AssertionError(f"{key} {value!r} is not in {self.received}") from None
 
 
 class Contract:
-    """A suite to inherit; a subclass gives `make_driver`, and `subjects` where it differs."""
+    """Base class of the suites. Subclasses define `make_driver`, and `subjects` if it differs."""
 
     @pytest.fixture
     def subjects(self) -> Subjects:
@@ -91,7 +91,7 @@ class Contract:
         return Subjects()
 
     async def settled(self, driver: Driver, inbox: Inbox, subject: str) -> None:
-        """Wait until what was published before on `driver` has come, by one message more."""
+        """Wait for everything published on `driver` so far, by publishing one more message."""
         last = new_id().encode()
         await driver.publish(subject, last)
         await inbox.until_payload(lambda payloads: last in payloads)

@@ -1,7 +1,7 @@
-"""What every driver with HISTORY must do with retention classes, as a test class to inherit.
+"""Tests that drivers with HISTORY apply retention classes.
 
-The fixture `make_driver` is as for the DriverContract, but gives drivers that were made with the
-classes of `RETENTION`, and 100 messages for ten minutes as the default.
+The fixture `make_driver` is like that of DriverContract, but makes drivers with the classes in
+`RETENTION` and a default of 100 messages for ten minutes.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ RETENTION: Final = "few.*:3/10m many.*:250/10m long.*:5/1d/8MiB brief.*:10/1s"
 
 
 class RetentionContract(Contract):
-    """The suite."""
+    """Tests for retention classes."""
 
     @pytest.mark.parametrize(
         ("channel", "published", "held"),
         [("few.a", 10, 3), ("many.a", 300, 250), ("long.a", 20, 5), ("default", 150, 100)],
     )
-    async def test_a_class_holds_its_own_number_of_messages(
+    async def test_class_keeps_its_own_number_of_messages(
         self, make_driver: MakeDriver, subjects: Subjects, channel: str, published: int, held: int
     ) -> None:
         driver, offsets = await self._published(make_driver, subjects, channel, published)
@@ -51,7 +51,7 @@ class RetentionContract(Contract):
         ("channel", "published", "held"),
         [("few.a", 10, 3), ("many.a", 300, 250), ("long.a", 20, 5), ("default", 150, 100)],
     )
-    async def test_who_resumes_is_told_whether_the_class_holds_all_since(
+    async def test_page_is_complete_if_the_class_still_has_all_missed_messages(
         self, make_driver: MakeDriver, subjects: Subjects, channel: str, published: int, held: int
     ) -> None:
         driver, offsets = await self._published(make_driver, subjects, channel, published)
@@ -71,7 +71,7 @@ class RetentionContract(Contract):
                 assert _offsets(few) == offsets[index + 1 : index + 3]
                 assert few.complete
 
-    async def test_a_class_that_is_kept_for_less_long_is_not_given_any_more(
+    async def test_messages_of_a_class_expire_at_its_age(
         self, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
         driver, offsets = await self._published(make_driver, subjects, "brief.a", 4)
@@ -93,12 +93,12 @@ class RetentionContract(Contract):
     async def _published(
         self, make_driver: MakeDriver, subjects: Subjects, channel: str, count: int
     ) -> tuple[HistoryDriver, list[int]]:
-        """A driver, and the offsets of what it has published to a channel."""
+        """Publish `count` messages. Returns the driver and the offsets."""
         driver = await make_driver()
         offsets = []
         for _ in range(count):
             published = await driver.publish(subjects.event(channel), b"{}")
-            assert published is not None, "a stored message has a place"
+            assert published is not None, "a stored message has a position"
             offsets.append(published.position.offset)
         return cast(HistoryDriver, driver), offsets
 

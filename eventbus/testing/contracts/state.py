@@ -1,4 +1,4 @@
-"""What every driver with PRESENCE must do with entries that all processes see."""
+"""Tests that drivers with PRESENCE share state between processes."""
 
 import asyncio
 from typing import (
@@ -18,13 +18,13 @@ __all__ = ["StateContract"]
 
 
 _MANY: Final = 1007
-"""More than a page of any broker's."""
+"""More than one page at every broker."""
 
 
 class StateContract(Contract):
-    """The suite; a driver without the capability passes it."""
+    """Tests for shared state. Drivers without the capability pass them."""
 
-    async def test_entries_are_seen_by_all_and_told_to_who_watches(
+    async def test_entries_are_visible_to_all_and_sent_to_watchers(
         self, make_driver: MakeDriver
     ) -> None:
         one, two, changes, others = await make_driver(), await make_driver(), Changes(), Changes()
@@ -42,7 +42,7 @@ class StateContract(Contract):
         await mine.delete("room.never")
         await mine.delete("room.before")
         await changes.until("room.before", None)
-        assert [told for told in changes.told if told != ("room.never", None)] == [
+        assert [change for change in changes.received if change != ("room.never", None)] == [
             ("room.a", b"1"), ("room.a", b""), ("room.before", None),
         ]  # fmt: skip
         assert await theirs.entries("room.*") == {"room.a": b""}
@@ -52,15 +52,15 @@ class StateContract(Contract):
         assert mine.losses == theirs.losses == 0
         await subscription.aclose()
         await subscription.aclose()
-        count = len(changes.told)
+        count = len(changes.received)
         last = Changes()
         await theirs.watch("room.*", last)
         await mine.put("room.late", b"x")
         await last.until("room.late", b"x")
-        assert len(changes.told) == count
-        assert others.told == []
+        assert len(changes.received) == count
+        assert others.received == []
 
-    async def test_an_entry_with_a_time_ends_unless_it_is_set_again(
+    async def test_entry_with_a_ttl_expires_unless_it_is_set_again(
         self, make_driver: MakeDriver
     ) -> None:
         one, two, changes = await make_driver(), await make_driver(), Changes()
@@ -80,10 +80,10 @@ class StateContract(Contract):
         assert 0.9 < loop.time() - start < 2.5
         await changes.until("node.before", None)
         assert await theirs.entries("node.*") == {"node.long": b"2", "node.kept": b"2"}
-        assert ("node.long", None) not in changes.told
-        assert ("node.kept", None) not in changes.told
+        assert ("node.long", None) not in changes.received
+        assert ("node.kept", None) not in changes.received
 
-    async def test_of_all_who_claim_an_entry_at_once_one_has_it_until_its_time_is_over(
+    async def test_only_one_of_concurrent_claims_succeeds_until_it_expires(
         self, make_driver: MakeDriver
     ) -> None:
         drivers = [await make_driver() for _ in range(3)]
@@ -109,16 +109,14 @@ class StateContract(Contract):
         assert await states[0].claim("lease.short", b"mine", ttl_s=1)
         await asyncio.sleep(0.5)
         start = loop.time()
-        assert await states[0].claim("lease.short", b"mine", ttl_s=1), "it is prolonged"
+        assert await states[0].claim("lease.short", b"mine", ttl_s=1), "the holder can renew it"
         while not await states[1].claim("lease.short", b"other", ttl_s=30):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         assert 0.8 < loop.time() - start < 2.5
         assert not await states[0].claim("lease.short", b"mine", ttl_s=1)
         assert await states[2].entries("lease.short") == {"lease.short": b"other"}
 
-    async def test_what_must_outlive_a_restart_is_seen_by_all(
-        self, make_driver: MakeDriver
-    ) -> None:
+    async def test_durable_entries_are_visible_to_all(self, make_driver: MakeDriver) -> None:
         one, two, changes = await make_driver(), await make_driver(), Changes()
         if Capability.PRESENCE not in one.capabilities:
             return
@@ -137,7 +135,7 @@ class StateContract(Contract):
         await changes.until("kept.a", None)
         assert mine.losses == theirs.losses == 0
 
-    async def test_thousands_of_entries_are_read_whole(self, make_driver: MakeDriver) -> None:
+    async def test_thousands_of_entries_are_read_completely(self, make_driver: MakeDriver) -> None:
         driver = await make_driver()
         if Capability.PRESENCE not in driver.capabilities:
             return

@@ -1,1 +1,1 @@
-"""What an edge, a publisher and NATS need: how the figures of docs/deployment.md are measured."""
+"""Measures what an edge, a publisher and NATS need, for the figures in docs/deployment.md."""

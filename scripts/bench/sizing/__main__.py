@@ -1,12 +1,12 @@
-"""What an edge, a publisher and a broker need on this machine; docs/deployment.md has such figures.
+"""Measures the resources of an edge, a publisher and a broker, as shown in docs/deployment.md.
 
-    python -m scripts.bench.sizing                            all, which takes some minutes
+    python -m scripts.bench.sizing                            everything; takes some minutes
     python -m scripts.bench.sizing --only deliveries --clients 1000
     python -m scripts.bench.sizing --driver redis --json
 
-Real brokers, edges and clients, each in processes of their own. What is told is the processor time
-and the memory of the process in question, not how long something took: other work on the machine
-disturbs that little. The bare aiohttp server of each run tells what the machine is like.
+Runs real brokers, edges and clients in separate processes. Reports the CPU time and memory of each
+process, not elapsed time, so other load on the machine matters little. A bare aiohttp server in
+each run is the reference for the speed of the machine.
 """
 
 import argparse
@@ -35,7 +35,7 @@ MEASUREMENTS: Final = {
 
 
 def main() -> int:
-    """Print the tables; 1 when something could not be measured."""
+    """Print the tables. Returns 1 if a measurement failed."""
     given = parser().parse_args()
     options = Options(given.clients, given.messages, given.seconds, given.processes, given.driver)
     _raise_open_files(2 * options.clients + 1000)
@@ -62,7 +62,7 @@ async def _run(options: Options, chosen: list[str], *, as_json: bool) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """The command line options."""
     made = argparse.ArgumentParser(
         prog="python -m scripts.bench.sizing",
         description=__doc__,
@@ -70,13 +70,18 @@ def parser() -> argparse.ArgumentParser:
     )
     default = Options()
     add = made.add_argument
-    add("--clients", type=_count, default=default.clients, help="the most at a time")
-    add("--messages", type=_count, default=default.messages, help="to 1,000 clients; others alike")
-    add("--seconds", type=_seconds, default=default.seconds, help="to look at silent clients")
-    add("--processes", type=_count, default=default.processes, help="that the clients share")
-    add("--driver", choices=("nats", "redis"), default=default.driver)
-    add("--only", action="append", choices=MEASUREMENTS, help="may be given again")
-    add("--json", action="store_true", help="in place of tables")
+    add("--clients", type=_count, default=default.clients, help="maximum number of clients")
+    add(
+        "--messages",
+        type=_count,
+        default=default.messages,
+        help="messages to 1,000 clients; scaled for other numbers",
+    )
+    add("--seconds", type=_seconds, default=default.seconds, help="time to measure silent clients")
+    add("--processes", type=_count, default=default.processes, help="processes for the clients")
+    add("--driver", choices=("nats", "redis"), default=default.driver, help="the broker")
+    add("--only", action="append", choices=MEASUREMENTS, help="a measurement to run; repeatable")
+    add("--json", action="store_true", help="print JSON instead of tables")
     return made
 
 
@@ -93,11 +98,11 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if 0 < seconds <= 3600:
         return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time: above 0, at most 3600 seconds are")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time; allowed: above 0, at most 3600 s")
 
 
 def _raise_open_files(wanted: int) -> None:
-    """Each connection is a descriptor at both of its ends; child processes inherit the limit."""
+    """Raise the limit of open files, which child processes inherit. Each connection needs two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)

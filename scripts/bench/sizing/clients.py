@@ -1,11 +1,11 @@
-"""One process of many light clients, told by lines of JSON on stdin what to do, one after another.
+"""A process with many lightweight clients, controlled by lines of JSON on stdin.
 
     {"do": "open", "port": 8080, "kind": "websocket", "clients": [["/ws?channel=general", ""]], …}
 
-opens connections and answers when each has its `joins` subscriptions; `send` has each client send a
-text, `expect` answers when each has so many more subscriptions and messages, `follow` has those
-whose connection ends go to another port, `drop` ends all. Clients look into frames no further than
-they must: what they take of the machine is of no interest, and should be little.
+`open` connects clients, and replies when each has `joins` subscriptions. `send` makes each client
+send a text. `expect` replies when each client has received the given number of subscriptions and
+messages. `follow` makes disconnected clients connect to another port. `drop` closes all
+connections. Clients parse as little of each frame as possible, to need little CPU time themselves.
 """
 
 import asyncio
@@ -22,21 +22,21 @@ __all__ = ["EVENT", "Kind"]
 Kind = Literal["websocket", "sse"]
 
 EVENT: Final = "tick"
-"""The event's name by which messages are told from what the edge says itself."""
+"""The event name that distinguishes messages from system events of the edge."""
 HOST: Final = "127.0.0.1"
 AT_ONCE: Final = 500
-"""Connections of a process that are being opened at the same time."""
-_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # the client does not check the answer to it
+"""How many connections a process opens concurrently."""
+_KEY: Final = "dGhlIHNhbXBsZSBub25jZQ=="  # the client does not check the reply
 _OFFER: Final = "Sec-WebSocket-Extensions: permessage-deflate\r\n"
 _MARK: Final = f'"event":"{EVENT}"'.encode()
 _SUBSCRIBED: Final = b'"event":"eb:subscribed"'
 _NAME_WITHIN: Final = 120
-"""Bytes at the beginning of a frame in which the event's name stands."""
+"""The event name is within this many bytes at the beginning of a frame."""
 _RSV1: Final = 0x40
 
 
 class Counts:
-    """What all clients of the process have received, and who waits for more."""
+    """What all clients of the process have received."""
 
     def __init__(self) -> None:
         self.subscribed = 0
@@ -44,7 +44,7 @@ class Counts:
         self._waiting: tuple[int, int, asyncio.Future[None]] | None = None
 
     async def reach(self, subscribed: int, messages: int) -> None:
-        """Wait until there are as many of both; they are taken off then."""
+        """Wait for these numbers, and then subtract them."""
         waiting = asyncio.get_running_loop().create_future()
         self._waiting = subscribed, messages, waiting
         self.look()
@@ -54,7 +54,7 @@ class Counts:
         self.messages -= messages
 
     def look(self) -> None:
-        """Tell who waits, when it is enough."""
+        """Wake up `reach` if there are enough."""
         if self._waiting is not None:
             subscribed, messages, waiting = self._waiting
             enough = self.subscribed >= subscribed and self.messages >= messages
@@ -63,7 +63,7 @@ class Counts:
 
 
 class WebSocket(asyncio.Protocol):
-    """Reads frames as servers send them: whole and not masked (RFC 6455, section 5.2)."""
+    """Reads server frames, which are unfragmented and not masked (RFC 6455, section 5.2)."""
 
     def __init__(self, head: bytes, counts: Counts, on_end: Callable[[], None]) -> None:
         self.transport: asyncio.Transport
@@ -74,12 +74,12 @@ class WebSocket(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
         self.transport.write(self._head)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.opened.done():
-            self.opened.set_exception(exc or ConnectionError("the edge has hung up"))
+            self.opened.set_exception(exc or ConnectionError("the edge closed the connection"))
         self._on_end()
 
     def data_received(self, data: bytes) -> None:
@@ -98,7 +98,7 @@ class WebSocket(asyncio.Protocol):
         self._counts.look()
 
     def read(self, data: bytes) -> bytes:
-        """Take all whole frames; gives what is left."""
+        """Handle all complete frames. Returns the rest."""
         at, length = 0, len(data)
         while length - at >= 2:
             size, start = data[at + 1], at + 2
@@ -118,7 +118,7 @@ class WebSocket(asyncio.Protocol):
         match first & 15:
             case 1:
                 name_end = min(end, start + _NAME_WITHIN)
-                # Only messages are deflated: a deflated frame is one.
+                # Only messages are deflated, so every deflated frame is a message.
                 if first & _RSV1 or data.find(_MARK, start, name_end) >= 0:
                     self._counts.messages += 1
                 elif data.find(_SUBSCRIBED, start, name_end) >= 0:
@@ -136,7 +136,7 @@ class WebSocket(asyncio.Protocol):
 
 
 class Stream(WebSocket):
-    """Server-Sent Events: counts without looking at chunks and lines."""
+    """Server-Sent Events. Counts events without parsing chunks and lines."""
 
     def read(self, data: bytes) -> bytes:
         self._counts.messages += data.count(_MARK)
@@ -146,7 +146,7 @@ class Stream(WebSocket):
 
 
 class Client:
-    """One connection, and the one that follows it."""
+    """One client, which can reconnect."""
 
     def __init__(self, crowd: "Clients", head: bytes) -> None:
         self.protocol: WebSocket
@@ -154,7 +154,7 @@ class Client:
         self._head = head
 
     async def open(self) -> None:
-        """Connect, and wait for the answer to the handshake."""
+        """Connect, and wait for the reply to the handshake."""
         crowd = self._crowd
         async with crowd.turn:
             _, self.protocol = await asyncio.get_running_loop().create_connection(
@@ -237,7 +237,7 @@ def _head(kind: Kind, path: str, token: str, *, deflate: bool) -> bytes:
 
 
 async def main() -> None:
-    """Serve until stdin ends."""
+    """Run until stdin is closed."""
     clients = Clients()
     reader = asyncio.StreamReader(limit=2**27)
     await asyncio.get_running_loop().connect_read_pipe(

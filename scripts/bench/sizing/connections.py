@@ -1,4 +1,4 @@
-"""What a connection takes: memory while it is open, and processor time when it is made."""
+"""The cost of connections: memory while they are open, and CPU time to open them."""
 
 import asyncio
 import time
@@ -12,8 +12,8 @@ from scripts.bench.sizing.workbench import GENERAL, OWN, Workbench, signed_in
 __all__ = ["channels", "connections", "heartbeats"]
 
 CHANNELS_EACH: Final = 50
-"""Channels of each client, where it is channels that are measured."""
-_ANYBODY: Final = Guest(f"/ws?channel={GENERAL}")
+"""Channels per client in the measurement of channels."""
+_ANONYMOUS: Final = Guest(f"/ws?channel={GENERAL}")
 _STREAM: Final = Guest(f"/sse?channel={GENERAL}")
 
 
@@ -29,48 +29,48 @@ class Case(NamedTuple):
 
 
 CASES: Final = (
-    Case("WebSocket, a public channel", lambda _: _ANYBODY),
-    Case("the same, TLS", lambda _: _ANYBODY, tls=True),
-    Case("the same, compression", lambda _: _ANYBODY, deflate=True),
-    Case("the same, TLS and compression", lambda _: _ANYBODY, tls=True, deflate=True),
+    Case("WebSocket, a public channel", lambda _: _ANONYMOUS),
+    Case("the same, TLS", lambda _: _ANONYMOUS, tls=True),
+    Case("the same, compression", lambda _: _ANONYMOUS, deflate=True),
+    Case("the same, TLS and compression", lambda _: _ANONYMOUS, tls=True, deflate=True),
     Case("Server-Sent Events", lambda _: _STREAM, is_stream=True),
     Case("the same, TLS", lambda _: _STREAM, is_stream=True, tls=True),
-    Case("WebSocket, token, a channel of its own", lambda n: signed_in(n, f"{OWN}.{n}")),
+    Case("WebSocket, token, its own channel", lambda n: signed_in(n, f"{OWN}.{n}")),
     Case("the same, TLS", lambda n: signed_in(n, f"{OWN}.{n}"), tls=True),
     Case(
-        "WebSocket, token, presence with nine more", lambda n: signed_in(n, f"presence.{n // 10}")
+        "WebSocket, token, presence with nine others", lambda n: signed_in(n, f"presence.{n // 10}")
     ),
     Case("bare aiohttp, for comparison", lambda _: Guest("/ws"), is_reference=True),
 )
 
 
-class Taken(NamedTuple):
-    """What all connections of a case have taken."""
+class Cost(NamedTuple):
+    """The cost of the connections of a case."""
 
     empty: int
-    """Bytes of the server before the first."""
+    """Bytes of memory of the server without connections."""
     each_bytes: float
     each_s: float
 
 
 async def connections(bench: Workbench) -> Table:
-    """Each kind of connection, at a server that has nothing else to do."""
+    """Measure each kind of connection on an otherwise idle server."""
     rows = []
     for case in CASES:
-        taken = await _take(bench, case)
+        cost = await _measure(bench, case)
         rows.append(
             (
                 case.name,
-                figure(taken.empty / 2**20),
-                figure(taken.each_bytes / 2**10),
-                figure(taken.each_s * 1e3),
+                figure(cost.empty / 2**20),
+                figure(cost.each_bytes / 2**10),
+                figure(cost.each_s * 1e3),
             )
         )
-    columns = ("connection", "empty, MiB", "each, KiB", "to connect, ms of CPU")
+    columns = ("connection", "idle server, MiB", "each, KiB", "to connect, ms of CPU")
     return Table("A connection", columns, rows)
 
 
-async def _take(bench: Workbench, case: Case) -> Taken:
+async def _measure(bench: Workbench, case: Case) -> Cost:
     if case.is_reference:
         server = bench.server("scripts.bench.sizing.reference", {})
     else:
@@ -79,7 +79,7 @@ async def _take(bench: Workbench, case: Case) -> Taken:
     ca = bench.ca if case.tls else ""
     how = How("sse" if case.is_stream else "websocket", deflate=case.deflate, ca=ca)
     guests = [case.guest(number) for number in range(bench.options.clients)]
-    # What the first need that the others share is not theirs alone.
+    # The first connections also pay for what all share, so they are not measured.
     first = max(1, len(guests) // 5)
     async with server as measured:
         empty = measured.resident()
@@ -87,14 +87,14 @@ async def _take(bench: Workbench, case: Case) -> Taken:
         memory, cpu = measured.resident(), measured.cpu_s()
         await bench.crowd.open(measured.port, guests[first:], how)
         rest = max(1, len(guests) - first)
-        return Taken(empty, (measured.resident() - memory) / rest, (measured.cpu_s() - cpu) / rest)
+        return Cost(empty, (measured.resident() - memory) / rest, (measured.cpu_s() - cpu) / rest)
 
 
 async def channels(bench: Workbench) -> Table:
-    """What a channel takes that is heard, and one more who hears it."""
+    """Measure a channel with a subscriber, and one more subscriber."""
     cases: dict[str, Callable[[int, int], str]] = {
-        "a channel with one who hears it": lambda n, c: f"{OWN}.{n}.{c}",
-        "one more who hears a channel": lambda _, c: f"{OWN}.shared.{c}",
+        "a channel with one subscriber": lambda n, c: f"{OWN}.{n}.{c}",
+        "one more subscriber of a channel": lambda _, c: f"{OWN}.shared.{c}",
     }
     count = max(1, bench.options.clients // CHANNELS_EACH)
     rows = []
@@ -111,7 +111,7 @@ async def channels(bench: Workbench) -> Table:
             after = [(each.resident(), each.cpu_s()) for each in both]
         row = [name]
         for start, middle, end in zip(before, between, after, strict=True):
-            # Without what the connections themselves have taken.
+            # Without the cost of the connections.
             memory, cpu = (
                 (end[i] - middle[i] - (middle[i] - start[i])) / (count * CHANNELS_EACH)
                 for i in (0, 1)
@@ -123,15 +123,15 @@ async def channels(bench: Workbench) -> Table:
 
 
 async def heartbeats(bench: Workbench) -> Table:
-    """What silent clients take: an edge asks them for a sign of life."""
+    """Measure silent clients, which the edge sends heartbeats to."""
     rows = []
     count, seconds = bench.options.clients, bench.options.seconds
-    for name, each_s in (("never asked", 3600), ("asked every second", 1)):
+    for name, each_s in (("no heartbeats", 3600), ("a heartbeat every second", 1)):
         async with bench.edge(BROADCAST_HEARTBEAT=str(each_s)) as edge:
-            await bench.crowd.open(edge.port, [_ANYBODY] * count)
+            await bench.crowd.open(edge.port, [_ANONYMOUS] * count)
             cpu, start = edge.cpu_s(), time.monotonic()
             await asyncio.sleep(seconds)
             share = (edge.cpu_s() - cpu) / (time.monotonic() - start)
         rows.append((name, figure(share * 1e3), figure(share / count * 1e6)))
-    columns = (f"{count:,} silent clients", "ms of CPU a second", "µs a second for each")
-    return Table("Silence", columns, rows)
+    columns = (f"{count:,} silent clients", "ms of CPU per second", "µs per second and client")
+    return Table("Silent clients", columns, rows)

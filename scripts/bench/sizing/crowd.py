@@ -1,4 +1,4 @@
-"""Many clients, spread over processes of their own (scripts.bench.sizing.clients)."""
+"""Many clients, spread over several processes (scripts.bench.sizing.clients)."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ _LINE: Final = 2**20
 
 
 class Guest(NamedTuple):
-    """One client: what it asks for, and its token, if any."""
+    """One client: the path that it requests, and its token, if any."""
 
     path: str
     token: str = ""
@@ -29,14 +29,14 @@ class How(NamedTuple):
     kind: Kind = "websocket"
     deflate: bool = False
     ca: str = ""
-    """The file with the authority of the edge's certificate; empty: no TLS."""
+    """The file with the edge's CA certificate; empty for no TLS."""
 
 
 PLAIN: Final = How()
 
 
 class Crowd:
-    """Clients that connect, wait and leave together."""
+    """A group of clients, controlled together."""
 
     def __init__(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
         self._processes = processes
@@ -44,7 +44,7 @@ class Crowd:
     async def open(
         self, port: int, guests: Sequence[Guest], how: How = PLAIN, *, joins: int = 1
     ) -> None:
-        """Connect these too, and wait until each has so many subscriptions."""
+        """Connect more clients, and wait until each has `joins` subscriptions."""
         count = len(self._processes)
         shares = [guests[index::count] for index in range(count)]
         await asyncio.gather(
@@ -55,19 +55,19 @@ class Crowd:
         )
 
     async def send(self, text: str) -> None:
-        """Have each client send a text frame."""
+        """Make each client send a text frame."""
         await self._ask_all("send", text=text)
 
     async def expect(self, *, subscribed: int = 0, messages: int = 0) -> None:
-        """Wait until all clients have got so many more, each."""
+        """Wait until each client has received these numbers of subscriptions and messages."""
         await self._ask_all("expect", subscribed=subscribed, messages=messages)
 
     async def follow(self, port: int, text: str) -> None:
-        """From now on, who is let go comes back at once to that port, and sends the text there."""
+        """From now on, disconnected clients connect to `port` at once and send `text`."""
         await self._ask_all("follow", port=port, text=text)
 
     async def drop(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         await self._ask_all("drop")
 
     async def _ask_all(self, do: str, **fields: Any) -> None:
@@ -81,14 +81,14 @@ class Crowd:
         async with asyncio.timeout(PATIENCE_S):
             line = await process.stdout.readline()
         if not line:
-            raise RuntimeError("a process of clients has ended")
+            raise RuntimeError("a client process has exited")
         if error := json.loads(line).get("error"):
             raise RuntimeError(f"clients: {error}")
 
 
 @contextlib.asynccontextmanager
 async def start_crowd(count: int) -> AsyncIterator[Crowd]:
-    """Start `count` processes, without any client yet."""
+    """Start `count` processes without clients."""
     processes: list[asyncio.subprocess.Process] = []
     try:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a message takes of an edge on its way to clients."""
+"""The CPU time of an edge for delivering messages."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ __all__ = ["deliveries", "own_channels", "ways"]
 FAN_OUTS: Final = (1, 100, 1000, 5000)
 SIZES: Final = (200, 2000)
 FLIGHT: Final = 50
-"""Messages that are on their way at the same time, where they come in bursts."""
+"""The number of messages in a burst."""
 _ANYBODY: Final = Guest(f"/ws?channel={GENERAL}")
 _STREAM: Final = Guest(f"/sse?channel={GENERAL}")
 _WORDS: Final = ("order", "shipped", "pending", "customer", "the", "total", "of", "paid", "by")
@@ -28,7 +28,7 @@ Publish = Callable[[], Awaitable[object]]
 
 
 async def deliveries(bench: Workbench) -> Table:
-    """Messages to more and more clients of one channel."""
+    """Deliver messages on one channel to a growing number of clients."""
     rows = []
     for size in SIZES:
         edge = await _edge_by_fan_out(bench, size)
@@ -45,11 +45,11 @@ async def deliveries(bench: Workbench) -> Table:
             )
     columns = (
         "message",
-        "µs for a message",
-        "µs for each client",
+        "µs per message",
+        "µs per client",
         f"in bursts of {FLIGHT}",
         "bare aiohttp",
-        "ratio to it",
+        "ratio",
     )
     return Table("A delivery, CPU of the edge", columns, rows)
 
@@ -73,7 +73,7 @@ WAYS: Final = (
 
 
 async def ways(bench: Workbench) -> Table:
-    """The same message by every transport."""
+    """Deliver the same messages over every transport."""
     clients = min(1000, bench.options.clients)
     count = _rounds(bench, clients)
     rows = []
@@ -93,11 +93,11 @@ async def ways(bench: Workbench) -> Table:
                 taken.append(await _one_by_one(bench.crowd, edge, publish, count))
         rows.append((way.name, *(figure(each / clients * 1e6) for each in taken)))
     columns = (f"to {clients:,} clients", *(f"{size / 1000:g} KB, µs each" for size in SIZES))
-    return Table("A delivery by each transport, CPU of the edge", columns, rows)
+    return Table("A delivery over each transport, CPU of the edge", columns, rows)
 
 
 async def own_channels(bench: Workbench) -> Table:
-    """Messages that each go to one client alone, by a channel of its own; many come together."""
+    """Deliver messages to single clients, each on its own channel, in bursts."""
     clients = min(1000, bench.options.clients)
     channels = [f"{OWN}.{number}" for number in range(clients)]
     rounds = max(1, bench.options.messages // 20)
@@ -122,7 +122,7 @@ async def own_channels(bench: Workbench) -> Table:
 
 
 async def _edge_by_fan_out(bench: Workbench, size: int) -> dict[int, tuple[float, float]]:
-    """Seconds for a message, one by one and in bursts, by how many get it."""
+    """Seconds per message, one by one and in bursts, by number of clients."""
     found = {}
     data = _data(size)
     async with bench.edge() as edge, bench.bus() as bus:
@@ -152,7 +152,7 @@ async def _reference_by_fan_out(bench: Workbench, size: int) -> dict[int, float]
 
 
 async def _growing(bench: Workbench, port: int) -> AsyncIterator[int]:
-    """Let in more and more clients; gives how many there are."""
+    """Connect more and more clients. Yields their number."""
     there = 0
     for clients in sorted({min(each, bench.options.clients) for each in FAN_OUTS}):
         await bench.crowd.open(port, [_ANYBODY] * (clients - there))
@@ -161,14 +161,14 @@ async def _growing(bench: Workbench, port: int) -> AsyncIterator[int]:
 
 
 def _rounds(bench: Workbench, clients: int) -> int:
-    """How many messages make up figures that count: more of those that take little."""
+    """How many messages to send for reliable figures: more if each takes less time."""
     most = bench.options.messages
     return max(most // 5, min(10 * most, 1000 * most // clients))
 
 
 async def _one_by_one(crowd: Crowd, server: Measured, publish: Publish, count: int) -> float:
-    """Seconds of the processor for a message, when each comes alone."""
-    await _send(crowd, publish, count // 10)  # a node that has just started is slower
+    """CPU seconds per message if messages are sent one by one."""
+    await _send(crowd, publish, count // 10)  # warm up the node
     cpu = server.cpu_s()
     await _send(crowd, publish, count)
     return (server.cpu_s() - cpu) / count
@@ -181,7 +181,7 @@ async def _send(crowd: Crowd, publish: Publish, count: int) -> None:
 
 
 async def _in_bursts(crowd: Crowd, server: Measured, publish: Publish, count: int) -> float:
-    """The same when many come at the same time: what arrives together is written together."""
+    """CPU seconds per message in bursts: messages that arrive together are written together."""
     cpu = server.cpu_s()
     for at in range(0, count, FLIGHT):
         flight = min(FLIGHT, count - at)
@@ -191,7 +191,7 @@ async def _in_bursts(crowd: Crowd, server: Measured, publish: Publish, count: in
 
 
 def _data(size: int) -> dict[str, str]:
-    """What an application might send; it can be deflated as such things can."""
+    """Data like that of an application, with a realistic compression ratio."""
     pick = random.Random(size)  # noqa: S311 - the same in every run, and no secret
     text = ""
     while len(text) < size:

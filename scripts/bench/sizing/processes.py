@@ -1,4 +1,4 @@
-"""The processes that are measured, each by the processor time and memory that the kernel tells."""
+"""The measured processes, with the CPU time and memory that the kernel reports."""
 
 import asyncio
 import contextlib
@@ -20,29 +20,29 @@ __all__ = ["SECRET", "Brokers", "Measured", "Server", "start_brokers", "start_se
 SECRET: Final = "of-this-benchmark-alone-0123456789"
 HOST: Final = "127.0.0.1"
 KEPT: Final = {"BROADCAST_HISTORY_MESSAGES": "200"}
-"""Of each channel: more than any client misses here."""
+"""Per channel: more than any client misses in these measurements."""
 START_S: Final = 60.0
 END_S: Final = 30.0
 _PORT: Final = re.compile(rb" on https?://127\.0\.0\.1:(\d+)")
 
 
 class Measured:
-    """Processes, and what they have taken of the machine."""
+    """Processes, with the CPU time and memory that they have used."""
 
     def __init__(self, *pids: int) -> None:
         self._processes = [psutil.Process(pid) for pid in pids]
 
     def cpu_s(self) -> float:
-        """Seconds of the processor, the kernel's work for the processes included."""
+        """CPU time in seconds, including that of the kernel."""
         return sum(_cpu_s(process) for process in self._processes)
 
     def resident(self) -> int:
-        """Bytes of memory that are resident."""
+        """Resident memory in bytes."""
         return sum(process.memory_info().rss for process in self._processes)
 
 
 class Server(Measured):
-    """A process that listens: an edge, or what it is compared with."""
+    """A server process: an edge, or the reference."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         super().__init__(process.pid)
@@ -50,7 +50,7 @@ class Server(Measured):
         self._process = process
 
     async def end(self) -> None:
-        """Ask it to end (an edge drains), and wait until it has; it is killed when that is long."""
+        """Terminate it (an edge drains) and wait. Kills it if that takes too long."""
         if self._process.returncode is None:
             self._process.terminate()
         try:
@@ -63,7 +63,7 @@ class Server(Measured):
 
 @contextlib.asynccontextmanager
 async def start_server(module: str, log: Path, environ: Mapping[str, str]) -> AsyncIterator[Server]:
-    """Run a module that prints where it listens. Raises RuntimeError when it does not."""
+    """Run a module that prints its address. Raises RuntimeError if it does not."""
     with log.open("ab") as errors:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -89,7 +89,7 @@ async def start_server(module: str, log: Path, environ: Mapping[str, str]) -> As
 
 
 class Brokers(NamedTuple):
-    """What carries the messages, and the settings by which a bus or an edge finds it."""
+    """The broker's processes, and the settings with which a bus or an edge connects to it."""
 
     measured: Measured
     environ: dict[str, str]
@@ -97,7 +97,7 @@ class Brokers(NamedTuple):
 
 @contextlib.asynccontextmanager
 async def start_brokers(driver: str, folder: Path, count: int = 1) -> AsyncIterator[Brokers]:
-    """One broker, or a cluster of `count` NATS servers, with streams of as many copies."""
+    """Start one broker, or a cluster of `count` NATS servers with as many stream replicas."""
     if driver == "redis":
         async with _redis(folder) as brokers:
             yield brokers
@@ -126,7 +126,7 @@ async def start_brokers(driver: str, folder: Path, count: int = 1) -> AsyncItera
 async def _redis(folder: Path) -> AsyncIterator[Brokers]:
     program = shutil.which("redis-server")
     if program is None:
-        raise RuntimeError("there is no redis-server on PATH")
+        raise RuntimeError("redis-server is not on PATH")
     port = _free_port()
     options = ["--bind", HOST, "--port", str(port), "--dir", str(folder), "--save", ""]
     process = await asyncio.create_subprocess_exec(
@@ -141,7 +141,7 @@ async def _redis(folder: Path) -> AsyncIterator[Brokers]:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    """Linux counts each thread's nanoseconds; other systems tell ticks, mostly of 10 ms."""
+    """The CPU time: in nanoseconds on Linux, in ticks of usually 10 ms on other systems."""
     threads = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
     if counted := [int(each.read_bytes().split()[0]) for each in threads]:
         return sum(counted) / 1e9

@@ -1,4 +1,4 @@
-"""What a message takes of who publishes it, and of the broker."""
+"""The CPU time of a publisher and of the broker for publishing messages."""
 
 import asyncio
 import contextlib
@@ -16,28 +16,28 @@ from scripts.bench.sizing.workbench import GENERAL, Workbench
 
 __all__ = ["publishing"]
 
-UNDER_WAY: Final = 200
+IN_FLIGHT: Final = 200
 BATCH: Final = 100
 CLUSTER: Final = 3
 _TEXT: Final = "x" * 200
 
 
 async def publishing(bench: Workbench) -> Table:
-    """Messages of 0.2 KB that nobody hears; stored once, or on each of three servers of NATS."""
+    """Publish messages of 0.2 KB without subscribers, with one replica and with three on NATS."""
     rows = []
     async with contextlib.AsyncExitStack() as stack:
         brokers = {"": bench.brokers}
         if bench.options.driver == "nats":
             cluster = start_brokers("nats", bench.folder, CLUSTER)
-            brokers[f", {CLUSTER} copies"] = await stack.enter_async_context(cluster)
+            brokers[f", {CLUSTER} replicas"] = await stack.enter_async_context(cluster)
         for where, each in brokers.items():
             async with bench.bus(each) as bus:
                 for how, publish in WAYS.items():
-                    await publish(bus, 20)  # what is set up at first
+                    await publish(bus, 20)  # warm up
                     count = 10 * bench.options.messages
                     publisher, broker = time.process_time(), each.measured.cpu_s()
                     waits = await publish(bus, count)
-                    await _publish(bus)  # what was not waited for has come before it
+                    await _publish(bus)  # a barrier: earlier messages have arrived
                     taken = time.process_time() - publisher, each.measured.cpu_s() - broker
                     rows.append(
                         (
@@ -46,7 +46,7 @@ async def publishing(bench: Workbench) -> Table:
                             figure(statistics.median(waits) * 1e3),
                         )
                     )
-    columns = ("message", "publisher, µs of CPU", "broker, µs of CPU", "ms until it is safe")
+    columns = ("message", "publisher, µs of CPU", "broker, µs of CPU", "ms until acknowledged")
     return Table("A publish", columns, rows)
 
 
@@ -54,10 +54,10 @@ async def _one_after_another(bus: EventBus, count: int) -> list[float]:
     return [await _waited(_publish(bus)) for _ in range(count)]
 
 
-async def _under_way(bus: EventBus, count: int) -> list[float]:
+async def _in_flight(bus: EventBus, count: int) -> list[float]:
     waits: list[float] = []
-    for at in range(0, count, UNDER_WAY):
-        flight = min(UNDER_WAY, count - at)
+    for at in range(0, count, IN_FLIGHT):
+        flight = min(IN_FLIGHT, count - at)
         waits += await asyncio.gather(*(_waited(_publish(bus)) for _ in range(flight)))
     return waits
 
@@ -76,7 +76,7 @@ def _publish(bus: EventBus, *, volatile: bool = False) -> Awaitable[object]:
 
 
 async def _waited(publishing: Awaitable[object]) -> float:
-    """Seconds that something takes."""
+    """How long an awaitable takes, in seconds."""
     start = time.perf_counter()
     await publishing
     return time.perf_counter() - start
@@ -84,7 +84,7 @@ async def _waited(publishing: Awaitable[object]) -> float:
 
 WAYS: Final = {
     "durable, one after another": _one_after_another,
-    f"durable, {UNDER_WAY} under way": _under_way,
+    f"durable, {IN_FLIGHT} in flight": _in_flight,
     f"events dispatched in batches of {BATCH}": _batches,
     "volatile": _volatile,
 }

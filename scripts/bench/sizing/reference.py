@@ -1,7 +1,7 @@
-"""What an edge is compared with: the shortest broadcaster that aiohttp allows.
+"""The reference for the edge: a minimal broadcaster with aiohttp.
 
-`python -m scripts.bench.sizing.reference`: what comes on a WebSocket to /publish is sent to each of
-those to /ws. No channels, tokens, history, bounds or checks.
+`python -m scripts.bench.sizing.reference` sends everything that it receives on a WebSocket at
+/publish to all WebSockets at /ws. It has no channels, tokens, history, limits or checks.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ _GREETING = '{"channel":null,"event":"eb:subscribed","data":null}'
 
 
 class Broadcaster:
-    """All clients, and one loop over them."""
+    """Sends messages to all clients in a loop."""
 
     def __init__(self) -> None:
         self._clients: set[web.WebSocketResponse] = set()
@@ -41,7 +41,7 @@ class Broadcaster:
 
 
 async def main() -> None:
-    """Serve until a signal ends the process."""
+    """Run until a signal ends the process."""
     broadcaster = Broadcaster()
     app = web.Application()
     app.router.add_get("/ws", broadcaster.websocket)

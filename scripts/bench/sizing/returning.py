@@ -1,4 +1,4 @@
-"""What clients take that come back: those that resume, and those that a node lets go."""
+"""The CPU time for reconnecting clients: resuming, and moving to another node in a drain."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ CHANNEL: Final = f"{OWN}.missed"
 
 
 async def resumes(bench: Workbench) -> Table:
-    """Subscribing to a channel, with and without messages that were missed."""
+    """Subscribe to a channel, with and without missed messages."""
     clients = min(1000, bench.options.clients)
     rows = []
     async with bench.edge() as edge, bench.bus() as bus:
@@ -38,7 +38,7 @@ async def resumes(bench: Workbench) -> Table:
 
 
 async def drain(bench: Workbench) -> Table:
-    """A node ends, and all of its clients come to another one at once."""
+    """Drain a node, so that all its clients reconnect to another one at once."""
     clients = min(1000, bench.options.clients)
     async with bench.edge() as there, bench.bus() as bus:
         position = await bus.publish(CHANNEL, EVENT, {"text": "x" * 200})
@@ -53,8 +53,8 @@ async def drain(bench: Workbench) -> Table:
             seconds, taken = time.monotonic() - start, there.cpu_s() - before
             await ending
     row = (f"{clients:,}", figure(seconds), figure(taken), figure(taken / clients * 1e3))
-    columns = ("clients that come back at once", "s until all have resumed", "s of CPU", "ms each")
-    return Table("A node that ends, and the one that takes its clients", columns, [row])
+    columns = ("clients reconnecting at once", "s until all have resumed", "s of CPU", "ms each")
+    return Table("Draining a node: CPU of the node that takes over its clients", columns, [row])
 
 
 def _subscribe(position: Receipt) -> str:

@@ -1,4 +1,4 @@
-"""Figures as people and programs read them."""
+"""Tables of figures, as Markdown and as JSON."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,14 +7,14 @@ __all__ = ["Table", "figure"]
 
 
 class Table(NamedTuple):
-    """One kind of figures: a row for each case, a column for each figure."""
+    """The result of a measurement: one row per case, one column per figure."""
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
 
     def markdown(self) -> str:
-        """As docs/deployment.md has it."""
+        """The table in Markdown, as in docs/deployment.md."""
         lines = [f"### {self.title}", ""]
         lines.append("| " + " | ".join(self.columns) + " |")
         lines.append("|---" + "|---:" * (len(self.columns) - 1) + "|")
@@ -22,12 +22,12 @@ class Table(NamedTuple):
         return "\n".join(lines) + "\n"
 
     def records(self) -> list[dict[str, Any]]:
-        """A dict for each row."""
+        """One dict per row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
 def figure(value: float) -> str:
-    """Two digits that count, or all before the point: 0.042, 1.7, 23, 1,234."""
+    """Format with two significant digits, or all integer digits: 0.042, 1.7, 23, 1,234."""
     if value >= 10:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 1 else f"{value:.2g}"

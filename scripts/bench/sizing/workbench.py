@@ -1,4 +1,4 @@
-"""What all measurements work with: brokers, edges, clients and a bus, each a process of its own."""
+"""The environment of all measurements: brokers, edges, clients and a bus, in separate processes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
@@ -16,15 +16,15 @@ from scripts.bench.sizing.processes import SECRET, Brokers, Server, start_broker
 __all__ = ["GENERAL", "Options", "Workbench", "signed_in"]
 
 GENERAL: Final = "general"
-"""A channel that anybody may join."""
+"""A public channel."""
 OWN: Final = "bench"
-"""Where the channels begin that tokens of this benchmark grant."""
-_SILENCE: Final = "3600"
-"""Nobody is asked for a sign of life while other things are measured."""
+"""The first token of the channels that this benchmark's tokens grant."""
+_HEARTBEAT: Final = "3600"
+"""No heartbeats while other things are measured."""
 
 
 class Options(NamedTuple):
-    """How much is measured."""
+    """The size of the measurements."""
 
     clients: int = 5000
     messages: int = 200
@@ -34,7 +34,7 @@ class Options(NamedTuple):
 
 
 class Workbench:
-    """Everything runs on this machine, over the loopback interface."""
+    """Runs all parts on this machine, over the loopback interface."""
 
     def __init__(self, options: Options, folder: Path, brokers: Brokers, crowd: Crowd) -> None:
         self.options = options
@@ -50,7 +50,7 @@ class Workbench:
     @classmethod
     @contextlib.asynccontextmanager
     async def start(cls, options: Options, folder: Path) -> AsyncIterator[Self]:
-        """Start the brokers and the processes for clients."""
+        """Start the brokers and the client processes."""
         async with (
             start_brokers(options.driver, folder) as brokers,
             start_crowd(options.processes) as crowd,
@@ -59,37 +59,37 @@ class Workbench:
 
     @contextlib.asynccontextmanager
     async def edge(self, *, tls: bool = False, **settings: str) -> AsyncIterator[Server]:
-        """An edge of one process, without bounds that a crowd from one address would hit."""
+        """Start an edge with one process, without limits per address."""
         environ = self.brokers.environ | {
             "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
             "BROADCAST_WEBSOCKET_PORT": "0",
             "BROADCAST_MAX_CONNECTIONS_PER_ADDRESS": "1000000",
             "BROADCAST_MAX_CONNECTIONS": "1000000",
-            "BROADCAST_HEARTBEAT": _SILENCE,
+            "BROADCAST_HEARTBEAT": _HEARTBEAT,
             "BROADCAST_DRAIN_TIME": "0",
             "JWT_SECRET": SECRET,
         }
         if tls:
             environ["BROADCAST_TLS_CERT"] = str(self.folder / "edge.pem")
-        async with self.server("edge", environ | settings) as edge:
+        async with self.server("eventbus_edge", environ | settings) as edge:
             yield edge
 
     @contextlib.asynccontextmanager
     async def server(self, module: str, environ: Mapping[str, str]) -> AsyncIterator[Server]:
-        """A server of this project; its clients are gone when it ends."""
+        """Start a server. Its clients are disconnected at the end."""
         async with start_server(module, self.folder / "servers.log", environ) as server:
             yield server
             await self.crowd.drop()
 
     @contextlib.asynccontextmanager
     async def bus(self, brokers: Brokers | None = None) -> AsyncIterator[EventBus]:
-        """A publisher in this process."""
+        """A bus in this process, for publishing."""
         async with EventBus(Settings.from_env((brokers or self.brokers).environ)) as bus:
             yield bus
 
 
 def signed_in(number: int, *channels: str) -> Guest:
-    """A client with a token, in its own channels."""
+    """A client with a token that subscribes to channels of this benchmark."""
     asked = "&".join(f"channel={channel}" for channel in channels)
     token = issue_token(SECRET, f"user-{number}", channels=[f"{OWN}.>"])
     return Guest(f"/ws?{asked}", token)

@@ -48,7 +48,7 @@ async def test_client_that_was_away_gets_what_it_missed_once(front, publish):
         assert subscription.gaps == 0
 
 
-async def test_history_is_there_for_who_comes_later(front, publish):
+async def test_history_is_available_to_later_clients(front, publish):
     for number in range(5):
         await publish("chat.history", number)
     async with front.connect(token=front.token("42")) as client:
@@ -80,7 +80,7 @@ async def test_server_sent_events_pass_as_they_come(front, publish):
                 await asyncio.sleep(0.01)
 
 
-async def test_token_is_checked_and_its_user_told(front):
+async def test_token_is_checked_and_its_user_reported(front):
     async with front.connect(token=front.token("42")) as client:
         await client.subscribe("user.42")
         with pytest.raises(EventBusError):

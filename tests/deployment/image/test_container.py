@@ -184,7 +184,7 @@ def test_certificate_that_was_renewed_in_place_is_shown_after_sighup(deployment,
     node.container.send(signal.SIGHUP)
     workers = 2
     node.container.wait_until(
-        lambda: node.container.text().count("certificate was read again") == workers
+        lambda: node.container.text().count("reloaded the certificate") == workers
     )
     # As PEM, but for how the lines end.
     renewed = (deployment.secrets / "edge.crt").read_text()

@@ -21,12 +21,12 @@ def of(value, peer=PROXY, addresses=BEHIND, header="X-Forwarded-For"):
     return addresses.of(peer, {header: value})
 
 
-def test_without_trusted_proxies_the_socket_tells():
+def test_without_trusted_proxies_the_address_is_that_of_the_socket():
     assert ClientAddresses().of("8.8.8.8", {"X-Forwarded-For": "1.1.1.1"}) == "8.8.8.8"
     assert ClientAddresses().of("127.0.0.1", {"X-Forwarded-For": "1.1.1.1"}) == "127.0.0.1"
 
 
-def test_a_client_that_is_no_proxy_is_not_believed():
+def test_forwarded_headers_of_a_client_that_is_not_a_proxy_are_ignored():
     assert of("1.1.1.1", peer="8.8.8.8") == "8.8.8.8"
 
 
@@ -109,6 +109,6 @@ def test_an_ipv6_site_counts_as_one():
 
 
 @pytest.mark.parametrize("text", ["example.com", "10.0.0.1/8", "10.0.0.0/33", ""])
-def test_a_proxy_that_is_no_address_is_told(text):
+def test_a_proxy_that_is_not_an_address_is_refused(text):
     with pytest.raises(ConfigError, match="BROADCAST_TRUSTED_PROXIES"):
         ClientAddresses([text])

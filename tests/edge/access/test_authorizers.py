@@ -6,7 +6,10 @@ import time
 
 import pytest
 
-from eventbus_edge.access.authorizers import ask
+from eventbus_edge.access.authorizers import (
+    Authorizers,
+    ask,
+)
 from eventbus_edge.access.rules import (
     Allowed,
     ChannelRules,
@@ -132,3 +135,23 @@ async def test_cancelling_the_question_cancels_the_authorizer_and_is_no_denial(c
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not caplog.records
+
+
+async def test_channel_is_decided_by_the_rules_and_by_the_authorizer_that_they_name():
+    rules = ChannelRules()
+    rules.authorize("team.{team_id}")(lambda user, team_id: user == USER and team_id == "7")
+    authorizers = Authorizers(rules, 5.0, print)
+    assert isinstance(await authorizers.decide("general", None), Allowed)
+    assert isinstance(await authorizers.decide("team.7", USER), Allowed)
+    assert (await authorizers.decide("team.8", USER)).code == "forbidden"
+    assert (await authorizers.decide("team.7", None)).code == "unauthorized"
+
+
+async def test_fault_of_an_authorizer_is_reported_and_its_refusal_is_not():
+    rules, faults = ChannelRules(), []
+    rules.authorize("team.{team_id}")(lambda user, team_id: {"8": False, "9": 3}.get(team_id))
+    rules.authorize("slow")(lambda user: asyncio.sleep(60))
+    authorizers = Authorizers(rules, 0.05, faults.append)
+    for channel in ("team.8", "team.9", "slow"):
+        assert isinstance(await authorizers.decide(channel, USER), Denied)
+    assert faults == ["verdict", "timeout"]

@@ -164,7 +164,7 @@ def test_keys_that_may_not_sign_or_do_not_fit_are_left_out():
         pytest.param(key_set(*[jwk()] * (MAX_KEYS + 1)), id="too many"),
     ],
 )
-def test_what_is_no_set_of_usable_keys_is_told(payload):
+def test_payload_that_is_not_a_usable_key_set_is_refused(payload):
     with pytest.raises(BadKeySet):
         read_key_set(payload, ALL)
 
@@ -271,9 +271,7 @@ async def test_a_flood_of_unknown_keys_causes_few_fetches(provider, open_verifie
     assert provider.fetches <= 2 + (time.monotonic() - start) / 0.5
 
 
-async def test_those_who_wait_share_one_fetch_and_one_who_leaves_does_not_end_it(
-    provider, open_verifier
-):
+async def test_waiting_clients_share_one_fetch_that_none_of_them_cancels(provider, open_verifier):
     verifier = await open_verifier()
     new = ec.generate_private_key(ec.SECP256R1())
     provider.answer = key_set(jwk(kid="k2", key=new))
@@ -318,7 +316,7 @@ def test_a_secret_beside_a_url_is_refused(policy):
         "https://u:S3cr3t@[::1/", "u:S3cr3t@h", "https://u:S3cr3t@h:x/", "https://u:p℀S3cr3t@h/",
     ],
 )  # fmt: skip
-def test_what_is_no_web_address_is_refused_without_its_password(url):
+def test_invalid_url_is_refused_without_showing_its_password(url):
     with pytest.raises(ConfigError, match="JWT_JWKS_URL") as caught:
         Jwks(url, ALL)
     assert "S3cr3t" not in str(caught.value)
@@ -349,7 +347,7 @@ async def test_a_fetch_that_fails_is_logged_without_credentials_and_query(provid
     server.close()
     assert results == ["failed"]
     [record] = [r for r in caplog.records if r.name == "eventbus_edge.access.jwks"]
-    assert f"{url.replace('http://', 'http://***@')}?*** gave no keys" in record.getMessage()
+    assert f"no keys from {url.replace('http://', 'http://***@')}?***" in record.getMessage()
     assert "S3cr3t" not in record.getMessage()
     assert record.exc_info is None
 

@@ -139,6 +139,7 @@ def test_the_keys_of_paces_are_bounded_and_it_is_told_when_one_is_forgotten_too_
     assert paces.take("d", 0.0)
     assert (len(paces), paces.overflows) == (3, 1)
     assert paces.take("a", 0.0)  # it was kept for longest
+    assert [paces.take_overflows() for _ in "12"] == [2, 0]
 
 
 def places(**limits):
@@ -246,7 +247,7 @@ async def test_above_the_memory_bound_new_connections_are_refused_and_old_ones_s
     client = await edge.connect("/ws/general")
     await client.next()
     assert edge.node.metrics.memory._value.get() > 1024**2
-    edge.node.admission._max_memory = 1024
+    edge.node.access.admission._max_memory = 1024
     status, headers, problem = await edge.refusal()
     assert (status, problem["code"]) == (503, "unavailable")
     assert int(headers["Retry-After"]) >= 1

@@ -18,8 +18,8 @@ from eventbus.server import NatsServer
 from eventbus_edge.access.revocation import Revocation
 from eventbus_edge.access.revoker import (
     Revoker,
+    announce,
     read_kept,
-    tell,
 )
 from eventbus_edge.access.tokens import Claims
 
@@ -51,7 +51,7 @@ async def end(edge, how):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-async def test_an_edge_with_its_own_server_refuses_after_a_restart_whom_it_refused_before(
+async def test_revocations_survive_a_restart_of_an_edge_with_its_own_server(
     start_process, tmp_path, token, how
 ):
     own = {
@@ -154,7 +154,7 @@ async def test_a_lift_is_not_undone_by_what_nodes_of_before_kept(start_edge, set
     kept = Revocation(at=now, until=now + 600, user_id="7")
     key = f"revocation.{kept.key}"
     await bus.driver.state.put(key, msgspec.json.encode(kept), ttl_s=600)
-    await tell(bus.driver, bus.subjects, kept.lift(now + 1))
+    await announce(bus.driver, bus.subjects, kept.lift(now + 1))
     edge = await start_edge(settings)
     await (await edge.connect(token=old)).subscribe("user.7")
 
@@ -168,7 +168,7 @@ async def test_a_lift_outlives_the_broker_too(tmp_path, settings):
     for last in (revocation, revocation.lift(now + 1)):
         settings = msgspec.structs.replace(settings, nats_url=server.url)
         async with EventBus(settings) as bus:
-            await tell(bus.driver, bus.subjects, last)
+            await announce(bus.driver, bus.subjects, last)
         os.kill(server.pid, signal.SIGKILL)
         await server.stop()
         await server.start()
@@ -202,7 +202,7 @@ async def test_more_revocations_than_a_node_keeps_are_logged(settings, caplog, m
         await revoker.start()
         now = time.time()
         for user in "abc":
-            await revoker.revoke(Revocation(at=now, until=now + 60, user_id=user))
+            await revoker.spread(Revocation(at=now, until=now + 60, user_id=user))
         await revoker.resync()
         [record] = caplog.records
         assert record.levelname == "WARNING"

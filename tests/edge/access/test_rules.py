@@ -104,7 +104,7 @@ def test_admin_channels_want_the_role_admin_or_the_permission(channel, claims, e
 
 
 @pytest.mark.parametrize("sub", ["a.b", "*", ">", "{user_id}", "a b", "é", "4 2", "user_id", "\0"])
-def test_user_id_that_is_no_token_of_the_grammar_owns_no_channel(sub):
+def test_user_id_that_is_not_a_valid_channel_token_owns_no_channel(sub):
     rules = ChannelRules()
     for channel in ("user.a", "user.a.b", "user.b", "user.42", "user.4", "user.2"):
         assert outcome(rules.decide(channel, user(sub))) == "forbidden"
@@ -194,7 +194,7 @@ def test_authorizer_is_asked_with_what_its_pattern_captured():
         ("user.{id}", "user.42", PRIVATE, "forbidden"),
     ],
 )
-def test_authorizer_replaces_who_a_default_rule_lets_in_and_keeps_its_kind(
+def test_authorizer_replaces_the_join_of_a_default_rule_and_keeps_its_kind(
     pattern, channel, kind, whisper
 ):
     rules = ChannelRules()
@@ -289,7 +289,7 @@ def test_authorizer_that_cannot_be_called_is_refused_where_it_stands(check):
 
 
 @pytest.mark.parametrize("check", [None, "in_team", 7])
-def test_what_is_no_function_is_refused(check):
+def test_authorizer_that_is_not_a_function_is_refused(check):
     with pytest.raises(AuthorizerError, match="cannot be an authorizer"):
         ChannelRules().authorize("team.{team_id}")(check)
 
@@ -334,7 +334,7 @@ def test_shared_rules_are_the_default_ones():
     assert outcome(channels.decide("general", None)) == "allowed"
 
 
-def test_user_who_is_called_registered_does_not_hear_who_registers():
+def test_user_with_the_id_registered_does_not_receive_registrations():
     rules = ChannelRules()
     assert isinstance(rules.decide("user.registered", user("registered")), Denied)
     assert isinstance(rules.decide("user.registered", user("7", roles=("admin",))), Allowed)

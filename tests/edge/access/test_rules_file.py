@@ -95,21 +95,24 @@ BAD = [
     ('[[rule]]\npattern = "a"\njoin = { role = ["x"] }', "unknown field `role`"),
     ('[[rule]]\npattern = "a"\njoin = { roles = "x" }', "Expected `array"),
     ('[[rule]]\npattern = "a"\njoin = { roles = [] }', "length"),
-    ('[[rule]]\npattern = "a"\njoin = {}', "a table of nobody"),
+    ('[[rule]]\npattern = "a"\njoin = {}', "an empty table matches nobody"),
     ('[[rule]]\npattern = "a"\nkind = "secret"', "secret"),
     ('[[rule]]\npattern = "a"\nkind = 3', "Expected `str`"),
     ('[[rule]]\npattern = "a..b"', "'a..b' is not a channel pattern"),
     ('[[rule]]\npattern = "a.>.b"', "is not a channel pattern"),
     ('[[rule]]\npattern = "a.{x}"\njoin = { user = "y" }', "{y}"),
-    ('[[rule]]\npattern = "a"\njoin = "anyone"', "a public channel is one that anyone may join"),
-    ('[[rule]]\npattern = "a"\nkind = "public"\njoin = "authenticated"', "a public channel"),
+    (
+        '[[rule]]\npattern = "a"\njoin = "anyone"',
+        "a channel is public if, and only if, anyone may join it",
+    ),
+    ('[[rule]]\npattern = "a"\nkind = "public"\njoin = "authenticated"', "a channel is public if"),
     ('[[rule]]\npattern = "a"\nwhisper = "anyone"', "anyone"),
     ('[[rule]]\npattern = "a.{x}"\n[[rule]]\npattern = "a.*"', "number 2"),
 ]
 
 
 @pytest.mark.parametrize(("text", "told"), BAD)
-def test_what_is_wrong_is_told_with_the_file_the_table_and_what_is_allowed(text, told):
+def test_fault_is_reported_with_file_table_and_what_is_allowed(text, told):
     with pytest.raises(ConfigError) as caught:
         parse_rules(text, "conf/rules.toml")
     message = str(caught.value)
@@ -126,7 +129,7 @@ def test_more_rules_than_a_join_can_look_through_are_refused():
         parse_rules(text, "rules.toml")
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         read_rules(str(tmp_path / "none.toml"))
     (tmp_path / "latin.toml").write_bytes(b"# \xff")

@@ -73,7 +73,7 @@ def test_processes_without_a_secret_do_not_accept_each_others():
 
 
 @pytest.mark.parametrize("rest", ["", ".", "e30", "e30.\u00fc", "\ud800.e30", "e30.e"])
-def test_what_is_no_ticket_is_refused(rest):
+def test_invalid_tickets_are_refused(rest):
     with pytest.raises(TokenRejected):
         Tickets("a key").read(f"ebticket-{rest}")
 

@@ -222,3 +222,15 @@ def test_the_hub_holds_what_a_set_of_pairs_would_hold_and_shrinks_to_nothing(ste
     for channel, name in pairs:
         edge.hub.remove(channel, name)
     assert list(edge.hub.channels) == []
+
+
+def test_first_and_last_subscriber_of_a_channel_are_reported():
+    uses = []
+    hub = Hub(Turn(), print, on_use=lambda channel, is_used: uses.append((channel, is_used)))
+    boxes = [Outbox(name, Format(), Sink(), 1000) for name in "ab"]
+    for box in boxes:
+        hub.add("general", box)
+    for box in boxes:
+        hub.remove("general", box.connection_id)
+        hub.remove("general", box.connection_id)
+    assert uses == [("general", True), ("general", False)]

@@ -161,3 +161,16 @@ def test_nobody_is_cut_for_bytes_that_have_been_sent_meanwhile():
     unsent.relieve()
     assert cut == []
     assert unsent.total == 600
+
+
+def test_stored_messages_count_as_unsent_until_they_are_given_to_their_client():
+    unsent = Unsent(1000)
+
+    def read():
+        with unsent.holding(600), unsent.holding(600):
+            assert unsent.is_over
+            raise OSError("the reader of a history fails")
+
+    with pytest.raises(OSError, match="fails"):
+        read()
+    assert (unsent.held, unsent.is_over) == (0, False)

@@ -211,7 +211,7 @@ async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_
         for client in (resumed, with_history):
             assert data_of(await messages(client, 1)) == [4]
             assert await client.hears_nothing()
-        assert edge.node.hub._ahead == {}
+        assert edge.node._hub._ahead == {}
 
 
 async def test_reads_for_clients_that_come_together_are_shared():

@@ -169,7 +169,7 @@ async def test_a_refreshed_token_without_the_grant_drops_the_pattern(granted, bu
 async def test_a_revoked_channel_takes_the_patterns_that_match_it(granted, edge, bus):
     await watch(granted, "orders.*")
     await watch(granted, "team.*")
-    await edge.node.revoke(channel="orders.1")
+    await edge.node.access.revoker.revoke(channel="orders.1")
     assert (await granted.next())["data"] == {"pattern": "orders.*", "reason": "revoked"}
     assert await granted.error("subscribe", pattern="orders.>") == "forbidden"
     await bus.publish("orders.1", "e", 1)

@@ -154,7 +154,7 @@ async def test_channels_can_be_filtered_and_limited(nodes, token):
     assert listed["truncated"] is True
 
 
-async def test_one_channel_is_told_also_when_nobody_hears_it(nodes):
+async def test_one_channel_is_shown_even_without_subscribers(nodes):
     await joined(nodes[0].edge, "general")
     told = await nodes[1].get("/channels/general")
     assert told == {"channel": "general", "kind": "public", "connections": 1}
@@ -167,11 +167,11 @@ async def test_ten_thousand_channels_of_another_node_fit_into_messages_of_64_kib
     """Which is all that the broker of these tests takes."""
     one, other = [await start_edge(settings, api_key=KEY) for _ in range(2)]
     await acquainted(one, other)
-    cluster = one.node.census.cluster
+    cluster = one.node.census._cluster
     cluster._patience_s, cluster._settled_at = 30.0, 0.0  # what fits is asked, not how quickly
     outbox = Outbox("x", None, None, 0)
     for number in range(10_001):
-        other.node.hub.add(f"chat.{number:0>150}", outbox)
+        other.node._hub.add(f"chat.{number:0>150}", outbox)
     for limit, truncated in ((10_000, True), (10, True)):
         listed = await Api(http, one).get(f"/channels?limit={limit}")
         assert len(listed["channels"]) == limit
@@ -189,7 +189,7 @@ async def test_history_is_whole_envelopes_from_an_offset_or_the_last(nodes):
     assert [message["data"] for message in page["messages"]] == [3, 4]
     assert [m["offset"] for m in page["messages"]] == [r["offset"] for r in receipts[3:]]
     assert set(page["messages"][0]) == {
-        "channel", "event", "data", "timestamp", "id", "offset", "epoch",
+        "channel", "event", "data", "timestamp", "id", "offset", "epoch", "mark",
     }  # fmt: skip
     assert (page["offset"], page["epoch"]) == (receipts[-1]["offset"], receipts[-1]["epoch"])
     since = receipts[0]["offset"]
@@ -198,7 +198,7 @@ async def test_history_is_whole_envelopes_from_an_offset_or_the_last(nodes):
     assert page["complete"] is True
 
 
-async def test_members_are_told_by_every_node_each_user_once(nodes, token):
+async def test_every_node_lists_each_member_once(nodes, token):
     for api, user in ((nodes[0], "a"), (nodes[1], "a"), (nodes[1], "b")):
         await joined(api.edge, "presence.room", token=token(user, name=user.upper()))
     for api in nodes:
@@ -362,7 +362,7 @@ async def test_older_tokens_of_a_user_are_disconnected_and_a_new_one_is_good_at_
     await joined(nodes[0].edge, "general", token=new)
 
 
-async def test_one_connection_is_told_to_come_back(nodes):
+async def test_one_connection_is_asked_to_reconnect(nodes):
     client, other = [await joined(api.edge, "general") for api in nodes]
     whom = {"connection_id": client.greeting["data"]["connection_id"], "reconnect": True}
     assert (await nodes[1].post("/disconnect", whom))["count"] == 1

@@ -102,14 +102,14 @@ async def test_ticket_is_good_on_another_node_of_the_same_key(start_edge, bus, h
     await client.subscribe("orders.42")
 
 
-async def test_ticket_is_no_key_to_the_api(start_edge, bus, http):
+async def test_ticket_does_not_give_access_to_the_api(start_edge, bus, http):
     edge = await start_edge(bus, api_key="the-key")
     given = await ticket(http, edge, **bearing("the-key"))
     async with http.get(edge.url + "/api/broadcast/stats", headers=bearing(given)) as response:
         assert response.status == 401
 
 
-async def test_one_sample_tells_of_all_nodes_each_once(start_edge, settings, bus, http, token):
+async def test_one_sample_contains_each_node_once(start_edge, settings, bus, http, token):
     async with EventBus(settings) as second:
         one, other = await start_edge(bus), await start_edge(second)
         member = await other.connect(token=token("7"))
@@ -129,9 +129,7 @@ async def test_one_sample_tells_of_all_nodes_each_once(start_edge, settings, bus
         assert [(name, kind, count) for name, kind, count, _ in busy] == [("chat.1", "private", 1)]
 
 
-async def test_who_is_no_administrator_hears_no_sample_whatever_the_rules_say(
-    start_edge, bus, http
-):
+async def test_only_administrators_receive_samples_whatever_the_rules_say(start_edge, bus, http):
     rules = ChannelRules([Rule(Pattern(">"), ChannelKind.PUBLIC, ANYONE)])
     edge = await start_edge(bus, rules=rules)
     stranger = await edge.connect()
@@ -154,17 +152,17 @@ async def test_nothing_is_asked_or_counted_while_nobody_watches(edge, bus, http,
     await nats.flush()
     await asyncio.sleep(2.5)  # what must not happen has that long to
     assert asked == []
-    assert edge.node.traffic.on_message is None
+    assert edge.node.traffic._on_message is None
 
     client = await watch(http, edge)
     await sample(client)
     async with asyncio.timeout(10):
         await first.wait()
-    assert edge.node.traffic.on_message is not None
+    assert edge.node.traffic._on_message is not None
 
     await client.ask("unsubscribe", channel=CHANNEL)
     async with asyncio.timeout(15):
-        while edge.node.traffic.on_message is not None:  # noqa: ASYNC110 - the end is a timer's
+        while edge.node.traffic._on_message is not None:  # noqa: ASYNC110 - the end is a timer's
             await asyncio.sleep(0.1)
     count = len(asked)
     await asyncio.sleep(1.5)

@@ -57,7 +57,7 @@ async def test_the_metrics_count_what_happens(edge, bus):
     "authorization",
     [None, "", "Bearer", f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", KEY, "Bearer é"],
 )
-async def test_with_a_key_the_metrics_are_for_those_who_know_it(start_edge, bus, authorization):
+async def test_configured_key_protects_the_metrics(start_edge, bus, authorization):
     edge = await start_edge(bus, api_key=KEY)
     headers = {} if authorization is None else {"Authorization": authorization}
     status, code, headers = await problem(edge, "/metrics", **headers)
@@ -100,10 +100,10 @@ async def test_a_node_without_websockets_has_no_such_route(start_edge, bus):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/nowhere", "/ws", "/static/eventbus.js"])
-async def test_no_answer_tells_versions_of_what_serves_it(edge, path):
+async def test_no_response_contains_the_versions_of_the_server(edge, path):
     assert (await get(edge, path))[1]["Server"] == "eventbus"
 
 
-async def test_an_upgrade_does_not_tell_them_either(edge):
+async def test_an_upgrade_does_not_contain_them_either(edge):
     client = await edge.connect()
     assert client.socket.response.headers["Server"] == "eventbus"

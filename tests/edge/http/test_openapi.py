@@ -57,7 +57,7 @@ def test_the_types_fields_and_limits_are_those_that_validate():
 
 
 @pytest.mark.parametrize("key", ["a-key", ""])
-async def test_the_document_is_served_to_those_who_may_use_the_api(start_edge, bus, key):
+async def test_the_document_needs_access_to_the_api(start_edge, bus, key):
     import aiohttp  # noqa: PLC0415 - only here
 
     edge = await start_edge(bus, api_key=key)

@@ -123,7 +123,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("parts", "status", "code"), REFUSED.values(), ids=REFUSED)
-async def test_whatever_is_refused_is_a_problem_that_is_counted_and_tells_nothing(
+async def test_every_refusal_is_a_counted_problem_without_client_data(
     runner, port, parts, status, code, caplog
 ):
     caplog.set_level(logging.DEBUG)
@@ -135,7 +135,9 @@ async def test_whatever_is_refused_is_a_problem_that_is_counted_and_tells_nothin
     assert b" 200 " in await ask(port, b"GET /healthz HTTP/1.1\r\nHost: a\r\n")
 
 
-async def test_who_leaves_while_its_body_is_read_is_no_fault_of_the_node(runner, port, caplog):
+async def test_client_that_leaves_while_its_body_is_read_is_not_a_fault_of_the_node(
+    runner, port, caplog
+):
     refusals = runner.app[NODE].metrics.refusals
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(PUBLISH + b"Content-Length: 20\r\nExpect: 100-continue\r\n\r\n{}")
@@ -148,7 +150,7 @@ async def test_who_leaves_while_its_body_is_read_is_no_fault_of_the_node(runner,
     assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_head_is_no_way_to_a_websocket(port):
+async def test_head_request_does_not_open_a_websocket(port):
     assert b" 405 " in await ask(port, b"HEAD /ws HTTP/1.1\r\nHost: a\r\n" + UPGRADE)
 
 

@@ -67,7 +67,7 @@ async def test_unsampled_message_and_one_without_a_trace_have_no_span(edge, nats
     assert delivered.get_span_context().trace_id == TRACE_ID
 
 
-async def test_handshake_is_a_span_which_tells_nothing_of_the_token(edge, spans, token):
+async def test_handshake_is_a_span_that_does_not_contain_the_token(edge, spans, token):
     secret = token()
     await edge.connect(f"/ws/user.7?auth_token={secret}", headers={"traceparent": SAMPLED})
     [span] = spans("GET /ws/{channel}")
@@ -77,7 +77,7 @@ async def test_handshake_is_a_span_which_tells_nothing_of_the_token(edge, spans,
     assert "user.7" not in span.to_json()
 
 
-async def test_refused_handshake_has_its_status_and_is_no_error_of_the_node(edge, spans):
+async def test_refused_handshake_has_its_status_and_is_not_an_error_of_the_node(edge, spans):
     assert (await edge.refusal("/ws/user.7"))[0] == 401
     [span] = spans("GET /ws/{channel}")
     assert span.attributes["http.response.status_code"] == 401

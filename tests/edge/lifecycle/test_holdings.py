@@ -1,4 +1,4 @@
-"""What is held, what has been told, and what follows from the two, without a bus."""
+"""Entries, the ledger, and the events that follow from the two, without a bus."""
 
 import datetime
 import json
@@ -11,10 +11,10 @@ from eventbus.webhooks import WebhookEvent
 from eventbus_edge.lifecycle.holdings import (
     CHANNELS,
     MEMBERS,
+    Announcement,
     Holdings,
-    Told,
-    decode_told,
-    encode_told,
+    decode_announcement,
+    encode_announcement,
     interest_key,
     kind_of,
     pending_batches,
@@ -30,11 +30,11 @@ NOW = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 ANN = token_of("ann")
 
 
-def told(number, batch="b", is_told=False):
+def announcement(number, batch="b", is_done=False):
     event = WebhookEvent(
         id=str(number), event="channel_occupied", channel=f"c.{number}", timestamp=NOW
     )
-    return Told(event, batch, is_told)
+    return Announcement(event, batch, is_done)
 
 
 def member(node, at, channel="presence.a.b", **info):
@@ -43,7 +43,7 @@ def member(node, at, channel="presence.a.b", **info):
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.sampled_from("+-!?"))))
-def test_a_thing_is_held_while_a_node_that_lives_has_an_entry_of_it(steps):
+def test_an_item_is_held_while_a_live_node_has_an_entry_for_it(steps):
     live = {"a", "b"}
     entries = set()
     holdings = Holdings(CHANNELS, live)
@@ -51,11 +51,11 @@ def test_a_thing_is_held_while_a_node_that_lives_has_an_entry_of_it(steps):
         match what:
             case "+":
                 entries.add((node, channel))
-                holdings.take(interest_key(node, channel), b"", now)
+                holdings.set(interest_key(node, channel), b"", now)
                 assert holdings.dirty[channel] == now
             case "-":
                 entries.discard((node, channel))
-                holdings.take(interest_key(node, channel), None, now)
+                holdings.set(interest_key(node, channel), None, now)
             case "!":
                 live.discard(node)
                 holdings.refresh(node, now)
@@ -65,7 +65,7 @@ def test_a_thing_is_held_while_a_node_that_lives_has_an_entry_of_it(steps):
         for name in "xyz":
             held = any(n in live for n, c in entries if c == name)
             assert holdings.is_held(name) is held
-        assert set(holdings.things) == {c for _, c in entries}
+        assert set(holdings.items) == {c for _, c in entries}
         if what in "!?":
             touched = {c for n, c in entries if n == node}
             assert all(holdings.dirty[c] == now for c in touched)
@@ -84,45 +84,52 @@ def test_the_keys_of_the_longest_names_may_be_kept():
     ]  # fmt: skip
 
 
-def test_a_member_is_told_with_the_newest_info_and_its_whole_channel():
+def test_event_of_a_member_has_the_newest_info_and_the_whole_channel():
     holdings = Holdings(MEMBERS, {"a", "b"})
     for key, value in (member("a", 1, n=1), member("b", 3, n=3), member("c", 9, n=9)):
-        holdings.take(key, value, 0)
-    [rest] = holdings.things
+        holdings.set(key, value, 0)
+    [rest] = holdings.items
     event = holdings.event(rest, "member_joined", "1", None)
     assert (event.channel, event.user_id, event.info) == ("presence.a.b", "ann", {"n": 3})
     for node in "abc":
-        holdings.take(member(node, 1)[0], None, 0)
+        holdings.set(member(node, 1)[0], None, 0)
     assert not holdings.is_held(rest)
     left = holdings.event(rest, "member_left", "2", event)
     assert (left.id, left.event, left.user_id, left.info) == ("2", "member_left", "ann", {"n": 3})
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"{}", b'{"user_id":1,"info":{},"at":1}', b"\xff"])
-def test_entries_that_no_node_wrote_are_not_told(value):
+def test_entries_that_no_node_could_have_written_are_not_announced(value):
     holdings = Holdings(MEMBERS, {"a"})
-    holdings.take(key_of("a", "presence.a", ANN), value, 0)
-    [rest] = holdings.things
+    holdings.set(key_of("a", "presence.a", ANN), value, 0)
+    [rest] = holdings.items
     assert holdings.event(rest, "member_joined", "1", None) is None
 
 
 def test_the_ledger_is_read_as_it_was_written():
-    for number, entry in ((1, told(1)), (2, told(2, is_told=True))):
-        assert decode_told(CHANNELS.ledger_key(f"c.{number}"), encode_told(entry)) == entry
+    for number, entry in ((1, announcement(1)), (2, announcement(2, is_done=True))):
+        assert (
+            decode_announcement(CHANNELS.ledger_key(f"c.{number}"), encode_announcement(entry))
+            == entry
+        )
     for value in (b"", b"x", b"{}", b"\xff", b"[" * 100_000, b'{"event":{},"batch":"b"}'):
-        assert decode_told(CHANNELS.ledger_key("c.1"), value) is None
+        assert decode_announcement(CHANNELS.ledger_key("c.1"), value) is None
 
 
 @pytest.mark.parametrize(
     "key", ["lifecycle.told.c.c.2", "lifecycle.told.m.c.1.token", "lifecycle.told.x.c.1"]
 )
-def test_what_stands_under_another_key_than_its_own_is_no_entry_of_the_ledger(key):
-    assert decode_told(key, encode_told(told(1))) is None
+def test_value_under_the_key_of_another_item_is_not_an_announcement(key):
+    assert decode_announcement(key, encode_announcement(announcement(1))) is None
 
 
-def test_what_may_not_have_been_told_is_told_in_its_batches_in_order():
-    ledger = {"k1": told(1, "b2"), "k2": told(2, "b1"), "k3": told(3, "b1", is_told=True)}
-    ledger["k4"] = told(4, "b2")
+def test_pending_announcements_are_made_in_order_of_their_batches():
+    ledger = {
+        "k1": announcement(1, "b2"),
+        "k2": announcement(2, "b1"),
+        "k3": announcement(3, "b1", is_done=True),
+    }
+    ledger["k4"] = announcement(4, "b2")
     assert [(batch, sorted(entries)) for batch, entries in pending_batches(ledger)] == [
         ("b1", ["k2"]), ("b2", ["k1", "k4"]),
     ]  # fmt: skip

@@ -205,7 +205,7 @@ async def test_a_node_killed_vacates_within_the_ttl_what_no_other_holds(
     assert probe
 
 
-async def test_a_node_that_restarts_tells_nothing_again(
+async def test_a_restarted_node_announces_nothing_again(
     start_edge, start_other, bus, told, connect
 ):
     process = await start_other(BROADCAST_DRAIN_TIME="0")
@@ -262,7 +262,7 @@ async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, star
         await told.until(("vacated", "public"), ("vacated", "general"))
 
 
-async def test_when_nats_loses_its_memory_and_the_leader_dies_what_is_held_counts_as_told(
+async def test_when_nats_loses_its_memory_and_the_leader_dies_current_items_count_as_announced(
     own_nats_server, start_edge, start_other, connect
 ):
     settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)
@@ -337,7 +337,7 @@ def occupied(told):
     return {channel for channel, event in last.items() if event == "channel_occupied"}
 
 
-async def test_memory_tells_the_same(start_edge, settings, token):
+async def test_memory_announces_the_same_events(start_edge, settings, token):
     own = msgspec.structs.replace(settings, driver="memory")
     async with EventBus(own) as bus:
         told = await listening(bus)
@@ -353,7 +353,7 @@ async def test_memory_tells_the_same(start_edge, settings, token):
 
 
 @pytest.mark.redis
-async def test_redis_tells_the_same(start_edge, namespace, tmp_path, token):
+async def test_redis_announces_the_same_events(start_edge, namespace, tmp_path, token):
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     server = await asyncio.create_subprocess_exec(
@@ -382,7 +382,7 @@ async def test_redis_tells_the_same(start_edge, namespace, tmp_path, token):
         await server.wait()
 
 
-async def test_nothing_is_told_or_kept_unless_it_is_asked_for(edge, told, bus):
+async def test_nothing_is_announced_or_stored_unless_lifecycle_events_are_enabled(edge, told, bus):
     client = await edge.connect("/ws/general")
     await told.nothing(1)
     assert await bus.driver.state.entries("interest.>") == {}
@@ -393,12 +393,12 @@ async def test_nothing_is_told_or_kept_unless_it_is_asked_for(edge, told, bus):
 @pytest.mark.parametrize("driver", ["log", "null"])
 async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
     own = msgspec.structs.replace(settings, driver=driver)
-    with pytest.raises(ConfigError, match=rf"{driver} keeps none; allowed: nats"):
+    with pytest.raises(ConfigError, match=rf"{driver} has none; allowed: nats"):
         await start_edge(own, lifecycle="on")
 
 
-async def test_thousands_of_channels_are_told_once_each(nodes, told):
-    lifecycles = [node.node.lifecycle for node in nodes]
+async def test_thousands_of_channels_are_announced_once_each(nodes, told):
+    lifecycles = [node.node._lifecycle for node in nodes]
     names = [f"many.{i}" for i in range(3000)]
     for name in names:
         for lifecycle in lifecycles:

@@ -40,7 +40,7 @@ PATIENCE_S = 15
 
 
 class Receiver:
-    """A web service that checks what it gets, and answers as it is told."""
+    """A web service that checks what it gets, and answers as configured."""
 
     def __init__(self):
         self.answers = []
@@ -204,7 +204,7 @@ async def test_a_redirect_is_not_followed_and_what_failed_can_be_retried(start, 
     await edge.connect("/ws/general")
     [failed] = await failures(bus)
     assert (failed.event, failed.queue, failed.attempts) == ("eventbus.webhook", QUEUE, 3)
-    assert "answered 308, and is not followed" in failed.message
+    assert "answered 308, which is not followed" in failed.message
     assert receiver.followed == 0
     assert await (await bus.queues()).retry(failed.id)
     requests = await receiver.requests_until(4)
@@ -260,7 +260,7 @@ async def test_many_events_are_few_posts_and_none_is_larger_than_allowed(start, 
     edge = await start(webhook_batch=40, webhook_wait=0.3)
     names = [f"many.{i}" for i in range(500)]
     for name in names:
-        edge.node.lifecycle.use(name, True)
+        edge.node._lifecycle.use(name, True)
     await receiver.until(lambda: len(receiver.events) >= 500)
     assert sorted(event.channel for event in receiver.events) == sorted(names)
     sizes = [len(events) for _, _, events in receiver.requests]
@@ -343,7 +343,7 @@ async def test_a_driver_without_a_queue_needs_the_name_of_one_that_has(
     [
         ({"webhook_secret": ""}, "BROADCAST_WEBHOOK_SECRET", "needs BROADCAST_WEBHOOK_SECRET"),
         ({"webhook_secret": "short"}, "BROADCAST_WEBHOOK_SECRET", "has 5 characters"),
-        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "nothing would be posted"),
+        ({"lifecycle": "off"}, "BROADCAST_LIFECYCLE", "would post nothing"),
         ({"webhook_url": "ftp://a/b"}, "BROADCAST_WEBHOOK_URL", "http:// or https://"),
         ({"webhook_url": "http://"}, "BROADCAST_WEBHOOK_URL", "with a host"),
         ({"webhook_url": "http://[::1"}, "BROADCAST_WEBHOOK_URL", "with a host"),
@@ -368,7 +368,7 @@ def test_an_event_that_does_not_exist_is_refused():
     assert read.webhook_backoff == (1.0, 2.5)
 
 
-def test_lifecycle_events_are_told_when_a_url_is_set_or_they_are_asked_for():
+def test_lifecycle_events_are_enabled_by_a_url_or_by_their_own_setting():
     def told(**changes):
         return EdgeSettings(**changes).lifecycle_events
 

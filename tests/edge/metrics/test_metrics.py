@@ -124,7 +124,7 @@ async def test_rejected_tokens_are_counted_by_reason(edge, token):
     await client.socket.close()
 
 
-async def test_lag_of_the_loop_and_of_the_bus_are_told(edge):
+async def test_lag_of_the_loop_and_of_the_bus_are_measured(edge):
     samples = await scraped(edge, "eventbus_edge_loop_lag_seconds_count", lambda value: value >= 2)
     assert samples["eventbus_edge_bus_connected"] == 1
     assert 0 <= samples["eventbus_edge_bus_lag_seconds"] < PATIENCE_S

@@ -43,7 +43,7 @@ def test_more_than_an_hour_counts_as_an_hour_and_the_future_as_now():
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-11-23T21:20:11", "nan", "9" * 5000])
-def test_what_is_no_time_with_a_zone_is_not_observed(text):
+def test_invalid_times_and_times_without_a_zone_are_ignored(text):
     latencies = Latencies()
     latencies.since(text)
     assert sum(latencies.counts) == 0

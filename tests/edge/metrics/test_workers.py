@@ -51,7 +51,7 @@ def workers_of(edge):
     return sockets, folder
 
 
-async def test_scrape_tells_of_all_workers_whoever_is_asked(start_process, connect):
+async def test_scrape_of_any_worker_contains_all_workers(start_process, connect):
     edge = await start_process(BROADCAST_WORKERS="2")
     nodes, clients = Counter(), []
     while len(nodes) < 2 or len(clients) < 6:

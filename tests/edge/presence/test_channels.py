@@ -210,7 +210,7 @@ async def test_info_is_updated_for_the_others_and_kept_through_a_reload(nodes, a
         assert (await other.asks())["alice"] == {"name": "Alice", "mood": "good"}
 
 
-async def test_the_same_info_again_is_told_to_nobody(nodes, attend):
+async def test_unchanged_info_is_not_announced(nodes, attend):
     alice, bob = await attend(nodes[0], "alice"), await attend(nodes[1], "bob")
     await alice.hear()
     for _ in range(2):
@@ -249,7 +249,7 @@ async def test_any_user_id_may_be_a_member(nodes, attend, user):
     assert await watcher.hear() == ("left", user)
 
 
-async def test_what_is_wrong_with_the_action_presence_is_told(memory_edge, attend, token):
+async def test_invalid_presence_actions_get_an_error(memory_edge, attend, token):
     alice = await attend(memory_edge, "alice")
     bob = await attend(memory_edge, "bob")
     await alice.hear()
@@ -340,7 +340,7 @@ async def test_members_can_be_looked_up_by_a_node_that_nobody_joined_on(nodes, a
 
 async def test_entries_that_no_node_wrote_are_ignored(nodes, attend, caplog):
     alice = await attend(nodes[0], "alice")
-    state = nodes[0].node._bus.driver.state
+    state = nodes[0].node.bus.driver.state
     await state.put("node.forger", b"")
     for i, value in enumerate([b"", b"x", b"{}", b'{"user_id":"eve","info":{},"at":1}', b"\xff"]):
         await state.put(f"members.forger.{ROOM}.{i}", value)
@@ -447,7 +447,7 @@ async def test_a_node_that_died_while_nats_was_away_is_found_out_afterwards(
     assert await watcher.asks() == {"watcher": {}}
 
 
-async def test_members_that_come_and_go_while_nats_is_away_are_told_when_it_is_back(
+async def test_members_that_change_while_nats_is_down_are_announced_when_it_is_back(
     own_nats_server, start_edge, attend
 ):
     settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)

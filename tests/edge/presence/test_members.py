@@ -137,7 +137,7 @@ def test_any_user_id_has_a_token_that_keys_may_hold(user):
         b'{"user_id":"alice","info":' + b'{"a":' * 5000 + b"1" + b"}" * 5001 + b',"at":1}',
     ],
 )  # fmt: skip
-def test_what_no_node_writes_is_no_entry(value):
+def test_values_that_no_node_could_have_written_are_ignored(value):
     assert decode_entry(ALICE, value) is None
 
 

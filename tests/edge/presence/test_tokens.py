@@ -75,7 +75,7 @@ async def test_a_token_that_says_the_same_of_its_user_is_not_announced(two, toke
     assert await alice.hears_nothing()
 
 
-async def test_an_info_that_is_too_large_is_told_and_the_old_one_stays(two, token):
+async def test_an_info_that_is_too_large_is_refused_and_the_old_one_stays(two, token):
     alice, bob = two
     await refresh(alice, token("alice", name="Alice", info={"desk": "x" * 3000}))
     error = await alice.next()
@@ -86,7 +86,7 @@ async def test_an_info_that_is_too_large_is_told_and_the_old_one_stays(two, toke
     assert {"user_id": "alice", "info": {"name": "Alice", "desk": 1}} in members
 
 
-async def test_an_authorizer_has_the_last_word_and_is_asked_anew(start_edge, bus, token):
+async def test_an_authorizer_decides_and_is_called_again(start_edge, bus, token):
     team = "presence.team.{team_id}"
     rules = ChannelRules([Rule(Pattern(team), ChannelKind.PRESENCE, None)])
 

@@ -72,7 +72,7 @@ async def test_as_many_may_wait_after_its_certificate_was_renewed(crowd, start_p
     edge = await start_process(BROADCAST_TLS_CERT=str(path))
     edge.process.send_signal(signal.SIGHUP)
     async with asyncio.timeout(20):
-        while b"the certificate was read again" not in await edge.process.stderr.readline():
+        while b"reloaded the certificate" not in await edge.process.stderr.readline():
             pass
     await stop(edge)
     assert waiting(crowd, edge.port) == len(crowd)

@@ -44,15 +44,15 @@ def documented_secrets():
 @pytest.mark.parametrize(
     ("secret", "why"),
     [
-        ("short", "has 5 bytes, 32 are needed"),
-        (GOOD[:31], "has 31 bytes, 32 are needed"),
+        ("short", "has 5 bytes; at least 32 are needed"),
+        (GOOD[:31], "has 31 bytes; at least 32 are needed"),
         ("a" * 64, "fewer than 8 different"),
         ("ab12cd" * 8, "fewer than 8 different"),
         ("0123456789" * 4, "repeats a part of itself"),
         ("Tr0ub4dor&3Tr0ub4dor&3Tr0ub4dor", "has 31 bytes"),
         ("Tr0ub4dor&3Tr0ub4dor&3Tr0ub4dor&3Tr0", "repeats a part of itself"),
-        ("abcdefghijklmnopqrstuvwxyz0123456789", "follow each other"),
-        ("zyxwvutsrqponmlkjihgfedcba9876543210", "follow each other"),
+        ("abcdefghijklmnopqrstuvwxyz0123456789", "consecutive characters"),
+        ("zyxwvutsrqponmlkjihgfedcba9876543210", "consecutive characters"),
         ("changeme-changeme-changeme-please-do", "'changeme'"),
         ("My-Super-SECRET-Of-Quite-Some-Length-1", "'secret'"),
         ("a-secret-of-tests-that-is-32-bytes-long", "'secret'"),
@@ -112,11 +112,11 @@ def test_a_public_key_or_its_address_is_enough(key):
     assert require_production(production(jwt_secret="", **key)) == ()
 
 
-def test_all_reasons_are_told_at_once():
+def test_all_reasons_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         require_production(production(jwt_secret="a" * 40, api_key="key"))
     assert "JWT_SECRET has fewer" in str(caught.value)
-    assert "BROADCAST_API_KEY has 3 bytes, 16 are needed" in str(caught.value)
+    assert "BROADCAST_API_KEY has 3 bytes; at least 16 are needed" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_environment_that_is_none_is_refused(run):
 def test_dev_is_not_for_production(run, tmp_path):
     done = run(*COMMAND, "dev")
     assert done.returncode == 2
-    assert "eventbus dev is for development" in done.stderr
+    assert "`eventbus dev` is for development" in done.stderr
     assert not (tmp_path / ".eventbus").exists()
 
 

@@ -61,7 +61,7 @@ async def test_worker_that_is_killed_is_replaced(start_process, connect):
     edge.terminate()
     code, log = await edge.end()
     assert code == 0
-    assert "has died (exit code -9) and is started again" in log
+    assert "died (exit code -9) and is restarted" in log
 
 
 async def test_sigterm_drains_all_workers_and_ends_with_0(start_process, connect):

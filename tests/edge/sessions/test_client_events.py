@@ -151,7 +151,7 @@ def test_file_that_is_no_contract_stops_the_start(tmp_path, content):
 def test_checking_without_a_contract_stops_the_start(monkeypatch):
     monkeypatch.setattr(events, "_types", {})
     settings = EdgeSettings(client_events="strict")
-    with pytest.raises(ConfigError, match="there is no contract to check by"):
+    with pytest.raises(ConfigError, match="there is no contract to check against"):
         checked_events(settings, ContractDocument(settings, "eb"))
 
 

@@ -47,7 +47,8 @@ async def bus():
 
 @pytest.fixture
 async def node(bus):
-    made = Node(bus, EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0), ChannelRules(), None)
+    settings = EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0, drain_time=0.0)
+    made = Node(bus, settings, ChannelRules(), None)
     await made.start()
     yield made
     await made.aclose()
@@ -55,7 +56,9 @@ async def node(bus):
 
 async def connect(node, *channels):
     socket = Socket()
-    connection = node.connect(NATIVE, socket, socket, None, node.admission.places.enter("a"))
+    connection = node.acceptor.accept(
+        NATIVE, socket, socket, None, node.access.admission.places.enter("a")
+    )
     await connection.open([])
     for channel in channels:
         await connection.handle(Subscribe(channel, None, 0, None))
@@ -71,7 +74,7 @@ async def turn():
 async def test_what_was_written_before_the_close_comes_before_it_and_nothing_after(node, bus):
     connection, socket = await connect(node, "general")
     del socket.log[:]
-    node.hub.push(connection.outbox, b"pending")
+    node._hub.push(connection.outbox, b"pending")
     connection.close(4200, "draining")
     await bus.publish("general", "e", 1)
     await turn()
@@ -95,10 +98,10 @@ async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
     await connection.handle(Unsubscribe("general", None))
     await connection.handle(Subscribe("public", None, 0, None))
     await connection.handle(Ping(None, None))
-    node.disconnect(connection)
+    node.connections.remove(connection)
     await turn()
     assert socket.log[-1] == 4200
-    assert list(node.hub.channels) == []
+    assert list(node._hub.channels) == []
     assert node.metrics.subscriptions._value.get() == 0
 
 
@@ -127,8 +130,8 @@ async def test_a_client_that_leaves_while_it_joins_holds_nothing(node, bus, monk
     connection.ended(None)
     go.set()
     await joining
-    node.disconnect(connection)
-    assert list(node.hub.channels) == []
+    node.connections.remove(connection)
+    assert list(node._hub.channels) == []
     assert node.metrics.subscriptions._value.get() == 0
 
 
@@ -147,3 +150,22 @@ async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others
             await asyncio.sleep(0.01)
     assert socket.log[-1] == 1011
     assert "a bug" in caplog.text
+
+
+async def test_connection_is_removed_once_however_often_its_end_is_noticed(node):
+    connection, _ = await connect(node, "general")
+    assert node.connections == {connection.id: connection}
+    for _ in range(2):
+        node.connections.remove(connection)
+    assert len(node.connections) == 0
+    assert node.metrics.connections._value.get() == 0
+
+
+async def test_drain_closes_those_that_are_there_and_the_rest_is_closed_after_it(node):
+    _, early = await connect(node)
+    await node.connections.drain()
+    _, late = await connect(node)  # its handshake was under way
+    await node.connections.drain()
+    assert (early.log[-1], late.log[-1] == 4200) == (4200, False)
+    node.connections.close_remaining()
+    assert [socket.log.count(4200) for socket in (early, late)] == [1, 1]

@@ -17,11 +17,11 @@ from eventbus.errors import ConnectionFailed, PublishFailed
 from eventbus.server import NatsServer
 from eventbus.webhooks import listen_lifecycle
 from eventbus_edge.access.revocation import Revocation
-from eventbus_edge.access.revoker import tell
+from eventbus_edge.access.revoker import announce
 from eventbus_edge.lifecycle.holdings import (
     MARK,
+    heartbeat_key,
     interest_key,
-    sign_key,
 )
 from eventbus_edge.lifecycle.interest import OwnChannels
 from eventbus_edge.lifecycle.leader import (
@@ -36,7 +36,7 @@ from eventbus_edge.presence.members import (
     key_of,
     token_of,
 )
-from eventbus_edge.presence.nodes import give_sign
+from eventbus_edge.presence.nodes import write_heartbeat
 from eventbus_edge.sessions.pauses import (
     PAUSE_S,
     Pauses,
@@ -179,7 +179,7 @@ async def test_a_member_who_was_lost_is_not_announced_again_after_a_loss_of_the_
             signs.append(set(driver.state._values))
 
     await driver.state.watch("node.a", on_sign)
-    keeper._nodes._beaten_at = time.monotonic() - 1.5
+    keeper._nodes._last_beat = time.monotonic() - 1.5
     keeper._nodes.beat_now()
     async with asyncio.timeout(10):
         while not signs:  # noqa: ASYNC110 - no event tells
@@ -190,13 +190,13 @@ async def test_a_member_who_was_lost_is_not_announced_again_after_a_loss_of_the_
     await keeper.aclose()
 
 
-async def test_a_sign_of_life_that_is_late_is_given_up():
+async def test_a_heartbeat_that_is_late_is_cancelled():
     class Away:
         name = "away"
         state = SimpleNamespace(put=lambda *_, **__: asyncio.get_running_loop().create_future())
 
-    with pytest.raises(PublishFailed, match="sign of life"):
-        await give_sign(Away(), "node.a", 0.1, is_first=False)
+    with pytest.raises(PublishFailed, match="heartbeat"):
+        await write_heartbeat(Away(), "node.a", 0.1, is_first=False)
 
 
 # Lifecycle events
@@ -257,11 +257,11 @@ async def test_channels_that_lingered_end_before_a_node_counts_as_alive_again():
     own.use("lingers", False)
     await own.beat()
     keys = []
-    await driver.state.watch(sign_key("a"), lambda *_: keys.append(set(driver.state._values)))
-    own._beaten_at = time.monotonic() - 1.5
+    await driver.state.watch(heartbeat_key("a"), lambda *_: keys.append(set(driver.state._values)))
+    own._last_beat = time.monotonic() - 1.5
     await own.beat()
     await asyncio.sleep(0)
-    assert keys[0] - {sign_key("a")} == {interest_key("a", "heard")}
+    assert keys[0] - {heartbeat_key("a")} == {interest_key("a", "heard")}
     await own.aclose()
 
 
@@ -272,15 +272,16 @@ async def test_a_node_that_leads_again_knows_whether_another_has_led_meanwhile()
 
     def leader(node):
         return Leader(
-            driver, LeaderOptions(("channel_occupied", "channel_vacated"), 10, 0.0, 1.0), Outlets(),
-            node=node, may_lead=lambda: getattr(may_lead, node), confirm=nobody_hears,
+            driver, LeaderOptions(("channel_occupied", "channel_vacated"), 10, 0.0, 1.0),
+            NoAnnouncer(), node=node, may_lead=lambda: getattr(may_lead, node),
+            confirm=nobody_hears,
         )  # fmt: skip
 
     one, two = leader("a"), leader("b")
-    one.start(knew_of_another=False)
+    one.start(had_other_leader=False)
     await until_marked(driver, b"a")
     assert await one.is_last()
-    two.start(knew_of_another=True)
+    two.start(had_other_leader=True)
     await until_marked(driver, b"b")
     assert not await one.is_last()
     await driver.state.delete(MARK)  # the bus has lost its memory: who led before puts it back
@@ -294,10 +295,10 @@ async def test_a_ledger_is_not_written_by_a_node_that_may_not_lead():
     await driver.open()
     leads = True
     one = Leader(
-        driver, LeaderOptions(("channel_occupied", "channel_vacated"), 10, 0.0, 1.0), Outlets(),
+        driver, LeaderOptions(("channel_occupied", "channel_vacated"), 10, 0.0, 1.0), NoAnnouncer(),
         node="a", may_lead=lambda: leads, confirm=nobody_hears,
     )  # fmt: skip
-    one.start(knew_of_another=False)
+    one.start(had_other_leader=False)
     await until_marked(driver, b"a")
     leads = False
     one._writer.put("lifecycle.told.c.general", b"x")
@@ -308,8 +309,8 @@ async def test_a_ledger_is_not_written_by_a_node_that_may_not_lead():
     await one.aclose()
 
 
-class Outlets:
-    async def tell(self, batch, events):
+class NoAnnouncer:
+    async def announce(self, batch, events):
         pass
 
 
@@ -342,7 +343,7 @@ async def test_a_node_that_was_stopped_reads_revocations_before_it_lets_anybody_
         async with EventBus(settings) as bus:
             now = time.time()
             revocation = Revocation(at=now, until=now + 600, user_id="7")
-            await tell(bus.driver, bus.subjects, revocation)
+            await announce(bus.driver, bus.subjects, revocation)
         os.kill(server.pid, signal.SIGKILL)
         await server.stop()
         await server.start()
@@ -375,7 +376,7 @@ async def test_revocations_that_cannot_be_read_after_a_loss_keep_new_clients_out
 ):
     edge = await start_edge(bus, heartbeat=60)
     refreshes = await edge.connect(token=token("7"))
-    revoker = edge.node.revoker
+    revoker = edge.node.access.revoker
     release = asyncio.Event()
     resync = revoker.resync
 
@@ -403,8 +404,8 @@ async def test_a_bus_that_does_not_answer_is_told_as_unavailable(
     async def fail():
         raise ConnectionFailed("on purpose", driver="nats")
 
-    monkeypatch.setattr(edge.node.revoker, "resync", fail)
-    edge.node.revoker.doubt()
+    monkeypatch.setattr(edge.node.access.revoker, "resync", fail)
+    edge.node.access.revoker.doubt()
     status_, _, problem = await edge.refusal(token=token("8"))
     assert (status_, problem["code"]) == (503, "unavailable")
     await edge.connect()  # who has no token cannot be refused one

@@ -308,7 +308,7 @@ async def test_inflated_text_that_is_not_utf8_is_closed_with_1007(raw):
 async def test_a_client_is_let_go_with_its_code(edge):
     client = await edge.connect("/ws/general", compression="deflate")
     await client.next()
-    await edge.node.drain()
+    await edge.node.connections.drain()
     with pytest.raises(ConnectionClosed):
         await client.next()
     assert await client.closed() == 4200

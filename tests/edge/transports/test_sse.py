@@ -262,13 +262,13 @@ async def test_client_that_leaves_is_forgotten_at_once(edge, listen):
     assert len(edge.node.connections) == 1
     stream.response.close()
     await ended(edge)
-    assert edge.node.hub.count("general") == 0
+    assert edge.node._hub.count("general") == 0
 
 
 async def test_drain_ends_streams_with_the_reason(edge, listen):
     stream = await listen(edge, "general")
     await stream.subscribed()
-    await edge.node.drain()
+    await edge.node.connections.drain()
     event = await stream.event()
     told = json.loads(event["data"])
     assert (told["event"], told["data"]["code"]) == ("eb:closing", 4200)
@@ -304,7 +304,7 @@ async def test_slow_client_is_cut_and_another_hears_everything(start_edge, bus, 
     other = await listen(edge, "general")
     await other.subscribed()
     async with asyncio.timeout(PATIENCE_S):
-        while edge.node.hub.count("general") < 2:  # noqa: ASYNC110 - it reads no answer
+        while edge.node._hub.count("general") < 2:  # noqa: ASYNC110 - it reads no answer
             await asyncio.sleep(0.01)
     number = 0
     async with asyncio.timeout(30):
@@ -446,7 +446,7 @@ async def test_body_that_is_no_list_of_subscribes_opens_no_stream(
 
 async def test_stream_without_commands_waits_for_its_client_to_know_better(edge, command):
     stream = await command(edge)
-    await edge.node.drain()
+    await edge.node.connections.drain()
     assert (await stream.next())["event"] == "eb:closing"
 
 

@@ -19,13 +19,13 @@ from eventbus.cli.broadcast.monitor import sparkline
 NOWHERE = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
 
 
-def test_message_comes_back_through_an_edge_that_the_cluster_tells(eventbus, start_node):
+def test_message_is_delivered_by_an_edge_that_the_cluster_reports(eventbus, start_node):
     address = start_node()
     shown = eventbus("broadcast", "test", "--message", "hi")
     assert shown.returncode == 0, shown.stderr
     first, second = shown.stdout.splitlines()
-    assert re.fullmatch(r"published test on general: offset 1, taken in \d+\.\d ms", first)
-    assert re.fullmatch(rf"came back through {address} after \d+\.\d ms", second)
+    assert re.fullmatch(r"published test on general: offset 1, in \d+\.\d ms", first)
+    assert re.fullmatch(rf"delivered by {address} after \d+\.\d ms", second)
     told = json.loads(eventbus("broadcast", "test", "--json", "--url", address).stdout)
     assert (told["offset"], told["edge"], told["why"]) == (2, address, None)
     assert told["delivery_ms"] > 0
@@ -43,17 +43,17 @@ def test_private_channel_needs_a_token_and_nothing_is_published_without(
     shown = eventbus("broadcast", "test", "--channel", "user.7", "--token", cli_token("7"))
     assert shown.returncode == 0, shown.stderr
     assert "offset 1," in shown.stdout
-    assert "came back through" in shown.stdout
+    assert "delivered by" in shown.stdout
 
 
 def test_without_an_edge_the_bus_is_said_to_have_taken_it(eventbus):
     shown = eventbus("broadcast", "test")
     assert shown.returncode == 0, shown.stderr
     assert "offset 1," in shown.stdout
-    assert "no edge node has answered (start one with `eventbus edge run`)" in shown.stdout
+    assert "no edge node replied (start one with `eventbus edge run`)" in shown.stdout
 
 
-def test_edge_that_is_not_there_is_told(eventbus):
+def test_unreachable_edge_is_reported(eventbus):
     shown = eventbus("broadcast", "test", "--url", "http://127.0.0.1:1")
     assert shown.returncode == 1
     assert "the edge at http://127.0.0.1:1 cannot be reached" in shown.stderr
@@ -70,7 +70,7 @@ def test_stats_and_channels_are_those_of_all_nodes(eventbus, start_node, start_c
     assert lines[-1].startswith("nats: 2 nodes, 0 connections, 0 channels")
     told = json.loads(eventbus("broadcast", "stats", "--json").stdout)
     assert {node["address"] for node in told["nodes"]} == {one, two}
-    assert eventbus("broadcast", "channels").stdout == "no client hears a channel\n"
+    assert eventbus("broadcast", "channels").stdout == "no clients are subscribed to a channel\n"
 
 
 def test_channels_that_clients_of_an_edge_hear_are_listed(eventbus, start_node, join):
@@ -91,7 +91,7 @@ def test_channels_that_clients_of_an_edge_hear_are_listed(eventbus, start_node, 
 def test_command_without_an_edge_says_what_to_do(eventbus, command):
     shown = eventbus("broadcast", command)
     assert shown.returncode == 1
-    assert "no edge node has answered over nats" in shown.stderr
+    assert "no edge node replied over nats" in shown.stderr
     assert "eventbus edge run" in shown.stderr
 
 
@@ -188,7 +188,7 @@ def test_monitor_is_a_live_table_on_a_terminal(
     header = next(line for line in plain.splitlines() if line.startswith("node"))
     assert header.split() == ["node", "up", "conns", "channels", "in/s", "out/s"]
     assert "▁▁" in plain
-    assert "over nats; Ctrl-C ends it" in plain
+    assert "over nats; press Ctrl-C to stop" in plain
     assert all(len(line) <= columns for line in plain.splitlines())
 
 
@@ -202,7 +202,7 @@ def test_sparkline_is_as_wide_as_asked_and_reaches_the_top():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["test", "--data", "{nope"], "--data: not JSON"),
+        (["test", "--data", "{nope"], "--data: invalid JSON"),
         (["test", "--channel", "a b"], "'a b' is not a channel name"),
         (["test", "--event", "eb:x"], "eb:x"),
         (["ping", "--channel", "a..b"], "'a..b' is not a channel name"),
@@ -212,7 +212,7 @@ def test_sparkline_is_as_wide_as_asked_and_reaches_the_top():
         (["system:alert", "loud", "M"], "loud"),
     ],
 )
-def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
+def test_wrong_usage_is_reported_with_exit_code_2(eventbus, arguments, told):
     shown = eventbus("broadcast", *arguments)
     assert shown.returncode == 2, shown.stdout + shown.stderr
     assert told in " ".join(shown.stderr.split())
@@ -220,7 +220,7 @@ def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
 
 
 @pytest.mark.parametrize("arguments", [["test"], ["stats"], ["ping", "--count", "1"], ["monitor"]])
-def test_broker_that_is_not_there_is_told_in_bounded_time(eventbus, cli_environment, arguments):
+def test_unreachable_broker_is_reported_in_bounded_time(eventbus, cli_environment, arguments):
     shown = eventbus("broadcast", *arguments, env=cli_environment | NOWHERE)
     assert shown.returncode == 1
     assert "cannot connect to nats://127.0.0.1:1" in shown.stderr
@@ -233,19 +233,19 @@ def test_no_embedded_server_is_started_and_that_of_a_node_is_found(
     embedded = {**cli_environment, "NATS_URL": "", "BROADCAST_NATS_PORT": "0"}
     alone = eventbus("broadcast", "stats", env=embedded)
     assert alone.returncode == 1
-    assert "no embedded nats-server runs with its data in" in alone.stderr
+    assert "no embedded nats-server is running on" in alone.stderr
     assert "eventbus dev" in alone.stderr
     assert not (tmp_path / ".eventbus").exists()
     address = start_node(NATS_URL="", BROADCAST_NATS_PORT="0")
     told = json.loads(eventbus("broadcast", "stats", "--json", env=embedded).stdout)
     assert [node["address"] for node in told["nodes"]] == [address]
-    assert "came back through" in eventbus("broadcast", "test", env=embedded).stdout
+    assert "delivered by" in eventbus("broadcast", "test", env=embedded).stdout
 
 
 def test_driver_that_reaches_nobody_is_refused(eventbus, cli_environment):
     shown = eventbus("broadcast", "stats", env=cli_environment | {"BROADCAST_DRIVER": "memory"})
     assert shown.returncode == 2
-    assert "do not leave a process" in shown.stderr
+    assert "do not leave the process" in shown.stderr
 
 
 @pytest.mark.parametrize("command", ["test", "websocket", "stats", "channels", "ping",

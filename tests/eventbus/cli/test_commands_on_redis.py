@@ -41,7 +41,7 @@ def test_message_comes_back_and_is_listed_tailed_and_purged(eventbus, start_node
     address = start_node()
     shown = eventbus("broadcast", "test")
     assert shown.returncode == 0, shown.stderr
-    assert f"came back through {address}" in shown.stdout
+    assert f"delivered by {address}" in shown.stdout
     assert "redis: 1 node" in eventbus("broadcast", "stats").stdout
     rows = json.loads(eventbus("subjects", "list", "--json").stdout)["channels"]
     assert [(row["channel"], row["kind"], row["stored"]) for row in rows] == [
@@ -51,13 +51,13 @@ def test_message_comes_back_and_is_listed_tailed_and_purged(eventbus, start_node
     assert json.loads(tail.stdout)["event"] == "test"
     inspected = json.loads(eventbus("subjects", "inspect", "general", "--json").stdout)
     assert (inspected["history"]["messages"], inspected["history"]["offset"]) == (1, 1)
-    assert "removed 1 message" in eventbus("subjects", "purge", "general", "--yes").stdout
+    assert "deleted 1 message" in eventbus("subjects", "purge", "general", "--yes").stdout
     assert "offset 2," in eventbus("broadcast", "test").stdout
     pinged = eventbus("broadcast", "ping", "--count", "1").stdout
     assert re.search(r"1 sent, 1 received, 0% lost", pinged)
 
 
-def test_redis_that_is_not_there_is_told(eventbus, cli_environment):
+def test_unreachable_redis_is_reported(eventbus, cli_environment):
     away = {"BROADCAST_REDIS_URL": "redis://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
     shown = eventbus("broadcast", "stats", env=cli_environment | away)
     assert shown.returncode == 1

@@ -78,7 +78,7 @@ async def test_it_prints_where_everything_is_and_ends_at_ctrl_c(dev, tmp_path):
     assert (await running.until(r"dashboard +(\S+)"))[1] == f"{url}/dashboard"
     assert (await running.until(r"WebSocket +(\S+)"))[1] == url.replace("http", "ws") + "/ws"
     nats = await running.until(r"NATS +nats://127\.0\.0\.1:(\d+)")
-    await running.until("token +for an hour")
+    await running.until("token +valid for 1 hour")
     token = (await running.until(r"^(\S+\.\S+\.\S+)$"))[1]
     async with connect(url, token=token) as client:
         assert client.user_id == "dev"
@@ -144,7 +144,7 @@ async def test_syntax_error_is_shown_the_old_edge_stays_and_the_next_save_is_tri
     await running.until("watching")
     app.write_text("def (\n")
     await running.until("SyntaxError")
-    await running.until("could not start; the edge before it stays: save a file to try again")
+    await running.until("could not start; the previous one keeps running: save a file to try again")
     async with connect(url):
         pass
     app.write_text("")
@@ -169,11 +169,11 @@ async def test_application_of_pyproject_is_run_and_followed(dev, tmp_path):
     for name in ("first_app", "second_app"):
         (tmp_path / f"{name}.py").touch()
     running = await dev()
-    await running.until("application first_app, of")
+    await running.until("loaded application first_app from")
     await running.until("watching")
     project.write_text('[tool.eventbus]\napp = ["second_app"]\n')
     await running.until("changed: pyproject.toml")
-    await running.until("application second_app, of")
+    await running.until("loaded application second_app from")
     await running.until("ready again on")
     assert await running.end() == 0
 
@@ -187,7 +187,7 @@ async def test_without_reload_an_application_that_is_wrong_ends_it(dev, tmp_path
     assert running.process.returncode == 1
 
 
-async def test_port_of_a_stranger_is_told_with_exit_code_2(dev):
+async def test_port_of_another_program_is_reported_with_exit_code_2(dev):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -93,7 +93,7 @@ def test_all_is_well(doctor, findings, settings):
     assert statuses.pop("edge nodes") == {"warning"}, "none runs"
     assert statuses.pop("revocations") == {"warning"}, "no edge has made their bucket"
     assert set.union(*statuses.values()) == {"ok"}, found
-    assert "as configured" in only(found, "stream")["found"]
+    assert "matches the settings" in only(found, "stream")["found"]
     assert "version 2." in only(found, "NATS")["found"]
     shown = doctor()
     assert shown.returncode == 0
@@ -110,7 +110,7 @@ def test_secrets_are_never_written(doctor):
     assert SECRET not in shown.stdout
 
 
-def test_nats_that_is_not_there_is_told_in_time(findings):
+def test_unreachable_nats_is_reported_in_time(findings):
     nats = only(findings(NATS_URL="nats://127.0.0.1:1"), "NATS")
     assert nats["status"] == "failed"
     assert "cannot connect to nats://127.0.0.1:1" in nats["found"]
@@ -148,7 +148,7 @@ def test_stream_that_is_not_there_is_no_fault_and_is_not_made(findings):
     for _ in range(2):
         stream = only(findings(), "stream")
         assert stream["status"] == "warning"
-        assert "not there yet" in stream["found"]
+        assert "does not exist yet" in stream["found"]
 
 
 def test_bucket_of_revocations(findings, settings, nats_server):
@@ -159,7 +159,7 @@ def test_bucket_of_revocations(findings, settings, nats_server):
     make_stream(settings)
     asyncio.run(prepare())
     kept = only(findings(), "revocations")
-    assert (kept["status"], "over restarts" in kept["found"]) == ("ok", True)
+    assert (kept["status"], "survive restarts" in kept["found"]) == ("ok", True)
     kept = only(findings(BROADCAST_HISTORY_REPLICAS="3"), "revocations")
     assert kept["status"] == "warning"
     assert "has 1 copies, not 3" in kept["found"]
@@ -177,7 +177,7 @@ def test_bucket_of_revocations_in_memory_is_a_fault(findings, settings):
     asyncio.run(make())
     kept = only(findings(), "revocations")
     assert kept["status"] == "failed"
-    assert "storage is" in kept["found"]
+    assert "invalid settings: storage" in kept["found"]
 
 
 def test_stream_with_other_limits_and_one_that_cannot_work(findings, settings, nats_server):
@@ -216,7 +216,7 @@ def add_stream(url, namespace):
         ({"JWT_SECRET": None, "JWT_PUBLIC_KEY": "/no/such.pem"}, "JWT_PUBLIC_KEY='/no/such.pem'"),
         (
             {"JWT_SECRET": None, "JWT_JWKS_URL": "http://127.0.0.1:1/", "JWT_ALGORITHMS": "RS256"},
-            "gives no keys for RS256",
+            "provides no keys for RS256",
         ),
     ],
 )
@@ -274,7 +274,7 @@ def test_port_that_a_stranger_has(findings):
         port = stranger.getsockname()[1]
         found = only(findings(BROADCAST_WEBSOCKET_PORT=str(port)), "port")
     assert found["status"] == "failed"
-    assert "no edge that listens" in found["found"]
+    assert "no edge is listening" in found["found"]
     assert "BROADCAST_WEBSOCKET_PORT" in found["change"]
 
 
@@ -291,7 +291,7 @@ def test_edge_that_runs_is_found_at_its_port_and_over_the_bus(findings, environ)
     finally:
         process.kill()
         process.communicate()
-    assert "an edge listens" in only(found, "port")["found"]
+    assert "an edge is listening" in only(found, "port")["found"]
     nodes = only(found, "edge nodes")
     assert nodes["status"] == "ok"
     assert nodes["found"].startswith("1 (")
@@ -414,7 +414,7 @@ async def examined(cluster, monkeypatch, patience_s):
     return {each.check: each for each in await checks_bus.check_nats(settings, 1.0)}
 
 
-async def test_cluster_without_a_leader_is_told_of_as_that(lonely, monkeypatch):
+async def test_cluster_without_a_leader_is_reported_as_such(lonely, monkeypatch):
     lonely.start(0)
     wait_for(int(lonely.urls[0].rpartition(":")[2]))
     found = await examined(lonely, monkeypatch, 0.5)
@@ -429,7 +429,7 @@ async def test_cluster_that_is_just_starting_is_waited_for(lonely, monkeypatch):
     wait_for(int(lonely.urls[0].rpartition(":")[2]))
     found = await examined(lonely, monkeypatch, 60)
     assert found["JetStream"].status == "ok"
-    assert found["stream"].status == "warning"  # it is not there yet
+    assert found["stream"].status == "warning"  # it does not exist yet
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits files by prlimit(2)")

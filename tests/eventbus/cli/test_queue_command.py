@@ -116,7 +116,7 @@ def test_stats_show_each_queue_and_the_failures(run, with_queues):
 
 
 def test_stats_of_no_queues(run):
-    assert run("stats").stdout == "queue  ready  taken  delayed\nfailed: 0\n"
+    assert run("stats").stdout == "no queue has jobs\nfailed: 0\n"
 
 
 def test_failed_jobs_are_listed_in_a_table_and_as_json(run, with_queues):
@@ -158,34 +158,34 @@ def test_failed_jobs_are_forgotten_and_flushed(run, with_queues):
     assert run("forget", "job-1").stdout == "forgotten job-1\n"
     assert run("flush", input="n\n").returncode == 1
     assert json.loads(run("stats", "--json").stdout)["failed"] == 2
-    assert run("flush", "--yes").stdout == "flushed 2 failed jobs\n"
+    assert run("flush", "--yes").stdout == "deleted 2 failed jobs\n"
     assert json.loads(run("flush", "--yes", "--json").stdout) == {"flushed": 0}
 
 
 @pytest.mark.parametrize("command", ["retry", "forget"])
-def test_unknown_id_is_told_and_the_others_are_done(run, with_queues, command):
+def test_unknown_id_is_reported_and_the_others_are_done(run, with_queues, command):
     with_queues(lambda store: _fail(store, _failed(1)))
     shown = run(command, "nobody", "job-1")
     assert shown.returncode == 1
     assert "job-1" in shown.stdout
-    assert "no failed job has the id nobody" in shown.stderr
+    assert "no such failed job: nobody" in shown.stderr
     assert json.loads(run("stats", "--json").stdout)["failed"] == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["retry"], "or --all"),
-        (["retry", "--all", "job-1"], "or --all"),
+        (["retry"], "or give --all"),
+        (["retry", "--all", "job-1"], "or give --all"),
         (["forget"], "give the ids"),
         (["work", "--queue", "a b"], "--queue: 'a b' is not a queue's name"),
         (["work", "--queue", ","], "--queue: a worker needs a queue"),
         (["work", "--concurrency", "0"], "concurrency"),
         (["work", "--app", "no_such_app"], "--app no_such_app: there is no such module"),
-        (["stats", "--connection", "nonsense"], "'nonsense' is no driver"),
+        (["stats", "--connection", "nonsense"], "'nonsense' is not a driver"),
     ],
 )
-def test_wrong_usage_is_told_with_exit_code_2(run, arguments, told):
+def test_wrong_usage_is_reported_with_exit_code_2(run, arguments, told):
     shown = run(*arguments)
     assert shown.returncode == 2
     assert told in " ".join(shown.stderr.split())
@@ -200,14 +200,14 @@ def test_module_that_lacks_a_module_itself_shows_where(run, tmp_path):
     assert "broken_app.py" in shown.stderr
 
 
-def test_driver_without_queues_is_told(run, environment):
+def test_driver_without_queues_is_reported(run, environment):
     shown = run("work", env={**environment, "BROADCAST_DRIVER": "null"})
     assert shown.returncode == 1
     assert "the driver null has no queue: set BROADCAST_DRIVER" in shown.stderr
     assert "Traceback" not in shown.stderr
 
 
-def test_broker_that_is_not_there_is_told(run, environment):
+def test_unreachable_broker_is_reported(run, environment):
     shown = run(
         "stats",
         env={**environment, "NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"},

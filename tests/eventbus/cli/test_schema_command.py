@@ -95,13 +95,13 @@ def test_shared_events_are_in_the_catalogue_of_an_application_that_imports_them(
 
 
 @pytest.mark.parametrize("name", ["order.shipped", "OrderShipped"])
-def test_show_tells_of_one_event(run, name):
+def test_show_describes_one_event(run, name):
     done = run("show", name, "--app", "shop")
     assert done.returncode == 0, done.stderr
     assert "order.shipped  broadcast event, version 1\n\nAn order is on its way." in done.stdout
     assert "channels: orders.{order_id}" in done.stdout
     assert "order_id  integer            Whose.\n" in done.stdout
-    assert 'carrier   string   optional  "DHL" by default\n' in done.stdout
+    assert 'carrier   string   optional  default: "DHL"\n' in done.stdout
     told = json.loads(run("show", name, "--app", "shop", "--json").stdout)
     assert told["$defs"]["OrderShipped"]["required"] == ["order_id"]
 
@@ -109,7 +109,7 @@ def test_show_tells_of_one_event(run, name):
 def test_show_names_what_there_is(run):
     done = run("show", "order.lost", "--app", "shop")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "there is no event 'order.lost': known are SendInvoice, StockLow" in done.stderr
+    assert "unknown event 'order.lost'; known: SendInvoice, StockLow" in done.stderr
 
 
 def test_export_is_the_same_in_every_process(run):
@@ -135,7 +135,7 @@ def test_export_writes_a_file(run, shop):
     ("arguments", "code", "fault"),
     [
         (["--format", "yaml"], 2, "yaml"),
-        (["--format", "asyncapi", "--edge", "http://x"], 2, "--edge: ws://host:port"),
+        (["--format", "asyncapi", "--edge", "http://x"], 2, "allowed: ws://host:port"),
         (["--format", "asyncapi", "--nats", "nats://u:secret@x"], 2, "without credentials"),
         (["--format", "typescript", "--output", "no/such/folder.ts"], 1, "No such file"),
         (["--format", "typescript", "--app", "nowhere"], 2, "there is no such module"),
@@ -157,19 +157,19 @@ def test_type_without_a_schema_is_named(run, shop):
     assert "Traceback" not in done.stderr
 
 
-def test_check_tells_what_breaks_and_fails(run, shop):
+def test_check_reports_breaking_changes_and_fails(run, shop):
     assert run("lock", "--app", "shop").stdout == "schemas/schemas.lock.json holds 3 events\n"
     same = run("check", "--app", "shop", "--locked")
-    assert (same.returncode, same.stdout) == (0, "nothing has changed\n")
+    assert (same.returncode, same.stdout) == (0, "no changes\n")
 
     change(shop, "is_typing: bool", "is_typing: bool | None")
     change(shop, "article: str", "article: bytes")  # local: nobody's business
     done = run("check", "--app", "shop")
     assert done.returncode == 1
     assert done.stdout.splitlines()[1].split(maxsplit=3) == [
-        *("breaking", "client-typing", "is_typing", "may be null now  readers"),
+        *("breaking", "client-typing", "is_typing", "can now be null  readers"),
     ]
-    assert "raise the version of the events that break" in done.stderr
+    assert "raise the version of the breaking events" in done.stderr
     told = json.loads(run("check", "--app", "shop", "--json").stdout)
     assert told["breaking"]
     assert told["changes"][0]["breaks"] == ["readers"]
@@ -199,13 +199,13 @@ def test_check_can_demand_a_lock_that_is_up_to_date(run, shop):
 def test_check_without_a_lock_says_how_to_make_one(run):
     done = run("check", "--app", "shop")
     assert done.returncode == 1
-    assert "there is no lock file: `eventbus schema lock` makes it" in done.stderr
+    assert "does not exist: create the lock file with `eventbus schema lock`" in done.stderr
 
 
 def test_lock_by_force(run, shop):
     run("lock", "--app", "shop")
     (shop / "schemas/schemas.lock.json").write_text("<<<<<<< ours")
-    assert "is no lock file" in run("lock", "--app", "shop").stderr
+    assert "is not a lock file" in run("lock", "--app", "shop").stderr
     assert run("lock", "--app", "shop", "--force").returncode == 0
     assert run("check", "--app", "shop", "--locked").returncode == 0
 
@@ -281,10 +281,10 @@ def test_new_never_writes_over_what_exists(run, tmp_path):
     arguments = ("new", "OrderShipped", "--package", "my", "--channel", "general")
     done = run(*arguments, cwd=folder)
     assert done.returncode == 1
-    assert "it is there already, and is not written over" in done.stderr
+    assert "already exists, and is not overwritten" in done.stderr
     assert module.read_text() == "# mine"
     other = run("new", "OrderLost", "--package", "my", cwd=folder)
-    told = "Import it in my/__init__.py: from my.order_lost import OrderLost"
+    told = "Now import it in my/__init__.py: from my.order_lost import OrderLost"
     assert told in other.stdout
 
 
@@ -294,12 +294,12 @@ def test_new_refuses_a_package_beside_a_module_of_its_name(run, tmp_path):
     (tmp_path / "my/rules.py").touch()
     before = sorted(tmp_path.rglob("*"))
     for package, fault in {
-        "shop": "shop is a module already",
-        "shop.inner": "shop is a module already",
-        "my.rules": "my.rules is a module already",
+        "shop": "shop is a module (",
+        "shop.inner": "shop is a module (",
+        "my.rules": "my.rules is a module (",
         "json": "json is a package outside of this project",
-        "sys": "sys is a module already",
-        "my.events": "it is there already",
+        "sys": "sys is a module (",
+        "my.events": "already exists",
     }.items():
         done = run("new", "OrderShipped", "--package", package, cwd=tmp_path)
         assert (done.returncode, done.stdout) == (1 if package == "my.events" else 2, "")
@@ -320,13 +320,13 @@ def test_new_follows_a_package_to_where_it_is(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["order shipped"], "is no name for an event"),
-        (["Bestellung\u00e4"], "is no name for an event"),
-        (["class"], "a word of Python's own"),
+        (["order shipped"], "is not an event name"),
+        (["Bestellung\u00e4"], "is not an event name"),
+        (["class"], "a Python keyword"),
         (["Order", "--channel", "orders.*"], "--channel"),
         (["Order", "--channel", "orders..x"], "--channel"),
         (["Order", "--package", "../x"], "--package"),
-        (["Order"], "no package is named: give --package"),
+        (["Order"], "no package is set: use --package"),
     ],
 )
 def test_new_refuses_names_that_cannot_be(run, tmp_path, arguments, fault):
@@ -340,4 +340,4 @@ def test_new_refuses_names_that_cannot_be(run, tmp_path, arguments, fault):
 def test_own_lock_file_is_up_to_date(run):
     assert importlib.util.find_spec("schemas")
     done = run("check", "--locked", cwd=ROOT)
-    assert (done.returncode, done.stdout) == (0, "nothing has changed\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "no changes\n"), done.stderr

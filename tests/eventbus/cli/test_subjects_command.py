@@ -115,7 +115,7 @@ def test_since_leaves_out_what_is_older(start_command, publish):
     assert json.loads(out)["event"] == "new", err
 
 
-def test_inspect_tells_rule_history_members_and_nodes(
+def test_inspect_shows_rule_history_members_and_nodes(
     eventbus, publish, start_node, join, cli_token
 ):
     address = start_node()
@@ -126,8 +126,8 @@ def test_inspect_tells_rule_history_members_and_nodes(
     lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines() if line[0] != " ")
     told = {name: text.strip() for name, text in lines.items()}
     assert told["rule"] == "presence.>  (presence)"
-    assert told["may join"] == "any authenticated user; a token whose channels grant it"
-    assert told["may whisper"] == "any authenticated user"
+    assert told["can join"] == "any authenticated user; holders of a token whose channels grant it"
+    assert told["can whisper"] == "any authenticated user"
     assert told["stored"].startswith("1 message, 20")
     assert told["offset"].startswith("1 (epoch ")
     assert told["connections"] == "1"
@@ -138,20 +138,20 @@ def test_inspect_tells_rule_history_members_and_nodes(
     assert list(told["nodes"].values()) == [1]
 
 
-def test_inspect_without_an_edge_says_so_and_tells_the_history(eventbus, publish):
+def test_inspect_without_an_edge_says_so_and_shows_the_history(eventbus, publish):
     publish("general", "e", {})
     shown = eventbus("subjects", "inspect", "general")
     assert shown.returncode == 0, shown.stderr
-    assert "unknown: no edge node has answered" in shown.stdout
+    assert "unknown: no edge node replied" in shown.stdout
     assert "1 message" in shown.stdout
 
 
-def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish, start_node, join):
+def test_purge_asks_first_and_a_resuming_client_is_notified(eventbus, publish, start_node, join):
     first, last = publish("general", "e", 1), publish("general", "e", 2)
     publish("public", "e", 3)
     assert eventbus("subjects", "purge", "general", input="n\n").returncode == 1
     shown = eventbus("subjects", "purge", "general", input="y\n")
-    assert (shown.returncode, shown.stdout.strip()) == (0, "removed 2 messages of general")
+    assert (shown.returncode, shown.stdout.strip()) == (0, "deleted 2 messages of general")
     told = json.loads(eventbus("subjects", "purge", "general", "--yes", "--json").stdout)
     assert told == {"channel": "general", "purged": 0}
     assert publish("general", "e", 4)["offset"] > last["offset"]
@@ -173,11 +173,11 @@ def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish
     [
         (["publish", "a b", "e"], "'a b' is not a channel name"),
         (["publish", "a", "eb:e"], "eb:e"),
-        (["publish", "a", "e", "{"], "DATA: not JSON"),
-        (["publish", "a", "e", "-"], "stdin: not JSON"),
+        (["publish", "a", "e", "{"], "DATA: invalid JSON"),
+        (["publish", "a", "e", "-"], "stdin: invalid JSON"),
         (["tail", "a..b"], "a..b"),
-        (["tail", "a", "--since", "soon"], "--since: 'soon' is no length of time"),
-        (["tail", "a", "--since", "1m", "--last", "1"], "either --since or --last"),
+        (["tail", "a", "--since", "soon"], "--since: 'soon' is not a duration"),
+        (["tail", "a", "--since", "1m", "--last", "1"], "--since and --last cannot be combined"),
         (["tail", "a", "--decode", "--app", "no_such_module"], "there is no such module"),
         (["tail", "a", "--decode"], "no application is named: give --app"),
         (["inspect", "a.*"], "'a.*' is not a channel name"),
@@ -185,7 +185,7 @@ def test_purge_asks_first_and_a_client_that_comes_back_is_told(eventbus, publish
         (["list", "--pattern", "a..b"], "a..b"),
     ],
 )
-def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
+def test_wrong_usage_is_reported_with_exit_code_2(eventbus, arguments, told):
     shown = eventbus("subjects", *arguments, stdin=None, input="")
     assert shown.returncode == 2, shown.stdout + shown.stderr
     assert told in " ".join(shown.stderr.split())
@@ -194,7 +194,7 @@ def test_wrong_usage_is_told_with_exit_code_2(eventbus, arguments, told):
 
 @pytest.mark.parametrize("arguments", [["list"], ["tail", ">"], ["inspect", "a"],
                                        ["publish", "a", "e"], ["purge", "a", "--yes"]])  # fmt: skip
-def test_broker_that_is_not_there_is_told_in_bounded_time(eventbus, cli_environment, arguments):
+def test_unreachable_broker_is_reported_in_bounded_time(eventbus, cli_environment, arguments):
     away = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "0.3"}
     shown = eventbus("subjects", *arguments, env=cli_environment | away)
     assert shown.returncode == 1

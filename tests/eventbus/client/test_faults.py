@@ -474,7 +474,7 @@ async def test_silent_edge_is_noticed_and_left(rogue, quick):
     rogue.heartbeat_s = 0.2
     async with connect(rogue.url, options=quick) as client:
         lost = await States(client).until(ClientState.DISCONNECTED)
-        assert lost.reason == "the edge fell silent"
+        assert lost.reason == "the edge stopped answering"
 
 
 @pytest.mark.parametrize(
@@ -499,3 +499,62 @@ async def test_request_without_an_answer_fails_in_time(rogue):
     async with connect(rogue.url, options=options) as client:
         with pytest.raises(ClientDisconnected, match=r"ping: no answer within 0\.1 s"):
             await client.ping()
+
+
+async def test_close_while_the_edge_hangs_is_bounded_shared_and_outlasts_its_caller(
+    new_edge, token, quick
+):
+    edge = await new_edge()
+    client = connect(edge.url, token=token(), options=quick)
+    await client.open()
+    await client.subscribe("orders.1", lambda message: None)
+    edge.process.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            patient = asyncio.create_task(client.aclose())
+            closing = asyncio.create_task(client.aclose())
+            await asyncio.sleep(0)
+            closing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await closing
+            assert client.state is ClientState.CLOSED
+            assert [t for t in asyncio.all_tasks() if "client of" in t.get_name()] == []
+            await patient
+            await client.aclose()
+    finally:
+        edge.process.send_signal(signal.SIGCONT)
+    with pytest.raises(ClientClosed):
+        await client.ping()
+
+
+async def test_handlers_may_close_their_own_client(new_edge, token, quick, publisher):
+    edge, closed = await new_edge(), []
+    client = connect(edge.url, token=token(), options=quick)
+    await client.open()
+
+    async def close(message):
+        await client.aclose()
+        closed.append(message.channel)
+
+    for channel in ("orders.1", "orders.2"):
+        await client.subscribe(channel, {"*": lambda _data, message: close(message)})
+    await asyncio.gather(
+        *(publisher.publish(channel, "e", 1) for channel in ("orders.1", "orders.2"))
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        while not closed:  # noqa: ASYNC110 - the handlers' own tasks bring it about
+            await asyncio.sleep(0.01)
+        await client.aclose()
+    assert client.state is ClientState.CLOSED
+
+
+async def test_token_function_may_close_its_own_client(new_edge, quick):
+    edge = await new_edge()
+
+    async def close():
+        await client.aclose()
+
+    client = connect(edge.url, token=close, options=quick)
+    with pytest.raises(ClientClosed):
+        await client.open()
+    assert client.state is ClientState.CLOSED

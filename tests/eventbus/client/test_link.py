@@ -13,15 +13,15 @@ def test_silence_is_asked_about_and_then_given_up():
     while Verdict.DEAD not in seen:
         now += liveness.look_every_s
         seen.setdefault(liveness.look(now), now)
-    assert 25.0 <= seen[Verdict.ASK] <= 27.5
-    assert 10.0 <= seen[Verdict.DEAD] - seen[Verdict.ASK] <= 12.5
+    assert 25.0 <= seen[Verdict.PING] <= 27.5
+    assert 10.0 <= seen[Verdict.DEAD] - seen[Verdict.PING] <= 12.5
 
 
 def test_an_answer_in_time_begins_anew():
     liveness = Liveness(20.0, now=0.0)
     step = liveness.look_every_s
     now = 0.0
-    while liveness.look(now := now + step) is not Verdict.ASK:
+    while liveness.look(now := now + step) is not Verdict.PING:
         pass
     liveness.heard(now + step)
     assert liveness.look(now + 2 * step) is Verdict.WAIT
@@ -30,7 +30,7 @@ def test_an_answer_in_time_begins_anew():
 
 def test_a_process_that_slept_asks_before_it_gives_up():
     liveness = Liveness(20.0, now=0.0)
-    assert liveness.look(1_000.0) is Verdict.ASK
+    assert liveness.look(1_000.0) is Verdict.PING
     assert liveness.look(1_000.0 + liveness.look_every_s) is Verdict.WAIT
 
 

@@ -28,7 +28,7 @@ def test_what_may_be_secret_is_used_and_not_shown():
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x/ws", "ws:///ws"])
 def test_what_is_no_address_is_refused_with_what_is_allowed(url):
-    with pytest.raises(ValueError, match="no address of an edge; allowed: ws://host:port/ws"):
+    with pytest.raises(ValueError, match="not the address of an edge; allowed: ws://host:port/ws"):
         parse_address(url)
 
 
@@ -40,6 +40,6 @@ def test_what_is_no_address_is_refused_with_what_is_allowed(url):
     ],
 )  # fmt: skip
 def test_what_is_no_address_is_refused_without_its_password(url):
-    with pytest.raises(ValueError, match="no address of an edge") as caught:
+    with pytest.raises(ValueError, match="not the address of an edge") as caught:
         parse_address(url)
     assert "hunter2" not in str(caught.value)

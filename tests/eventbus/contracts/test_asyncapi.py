@@ -97,7 +97,7 @@ def test_servers_say_how_to_come_in(contracts):
     assert "security" not in made["nats"]
 
 
-def test_messages_tell_versions_and_docs(contracts):
+def test_messages_have_versions_and_docs(contracts):
     messages = document(contracts)["components"]["messages"]
     paid = messages["order.paid"]
     assert (paid["name"], paid["x-version"], paid["x-durable"]) == ("order.paid", 3, True)
@@ -106,7 +106,7 @@ def test_messages_tell_versions_and_docs(contracts):
     assert messages["tick_"]["name"] == "tick ü"
 
 
-def test_what_never_leaves_a_channel_is_not_told(contracts):
+def test_events_without_channels_are_not_exported(contracts):
     text = msgspec.json.encode(document(contracts)).decode()
     assert "StockLow" not in text
     assert "SendInvoice" not in text

@@ -97,7 +97,7 @@ def test_bus_registers_drivers_too(registered):
 
 @pytest.mark.parametrize("name", [*BUILT_IN, "websocket"])
 def test_name_of_a_built_in_driver_cannot_be_registered(name):
-    with pytest.raises(ConfigError, match=f"'{name}' is a built-in driver's name"):
+    with pytest.raises(ConfigError, match=f"'{name}' is the name of a built-in driver"):
         register(name, memory)
 
 
@@ -110,12 +110,12 @@ def test_name_that_a_setting_could_not_name_cannot_be_registered(name):
 def test_two_factories_cannot_have_one_name(registered):
     registered("mine", memory)
     registered("mine", memory)
-    with pytest.raises(ConfigError, match="'mine' is registered already, by another factory"):
+    with pytest.raises(ConfigError, match="'mine' is already registered with another factory"):
         register("mine", lambda _settings: MemoryDriver())
 
 
 def test_factory_must_be_callable():
-    with pytest.raises(ConfigError, match="no callable"):
+    with pytest.raises(ConfigError, match="is not callable"):
         register("mine", MemoryDriver())
     assert "mine" not in driver_names()
 
@@ -123,7 +123,7 @@ def test_factory_must_be_callable():
 def test_installed_driver_with_a_built_in_name_is_told_and_not_used(installed, caplog):
     installed("theirs", "memory = theirs:Driver")
     assert type(create_driver(Settings(driver="memory"))) is MemoryDriver
-    assert "theirs:Driver takes the name of the built-in driver memory" in caplog.text
+    assert "theirs:Driver has the name of the built-in driver memory" in caplog.text
 
 
 def test_two_packages_that_offer_one_name_are_both_named(installed):
@@ -138,11 +138,11 @@ def test_two_packages_that_offer_one_name_are_both_named(installed):
     [
         ("raise RuntimeError('no licence')", "theirs:make cannot be loaded: no licence"),
         ("", "theirs:make cannot be loaded: .*make"),
-        ("make = 7", "theirs:make cannot be made: TypeError"),
-        ("def make(): ...", "theirs:make cannot be made: TypeError"),
-        ("def make(settings): raise OSError('no key')", "cannot be made: OSError: no key"),
+        ("make = 7", "theirs:make cannot be created: TypeError"),
+        ("def make(): ...", "theirs:make cannot be created: TypeError"),
+        ("def make(settings): raise OSError('no key')", "cannot be created: OSError: no key"),
         ("def make(settings): ...", "theirs:make has no name: None"),
-        ("async def make(settings): ...", "is made by a coroutine function"),
+        ("async def make(settings): ...", "is created by a coroutine function"),
     ],
 )
 def test_entry_point_that_gives_no_driver_is_named_with_what_is_wrong(installed, source, told):

@@ -300,7 +300,7 @@ async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_
 async def test_driver_that_cancels_a_message_itself_has_failed(opened):
     main = Faulty("main", publishing=asyncio.CancelledError())
     stack = await opened(main, required=["main"])
-    with pytest.raises(PublishFailed, match="by main: the driver has given the message up"):
+    with pytest.raises(PublishFailed, match="by main: the driver gave the message up"):
         await stack.publish(SUBJECTS.event("a"), b"x")
 
 
@@ -453,6 +453,44 @@ async def test_driver_that_fails_to_close_does_not_keep_the_others_open(caplog):
     assert "stuck could not be closed" in caplog.text
 
 
+async def test_close_of_a_stack_is_completed_and_shared_though_a_caller_runs_out_of_time():
+    main, audit = Faulty("main"), Faulty("audit")
+    stack = stack_of(main, audit, required=["main"], close_timeout=0.2)
+    await stack.open()
+    audit.gate.clear()
+    await stack.publish("eb.event.a", b"1")
+    patient = asyncio.create_task(stack.aclose())
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(stack.aclose(), 0.01)
+    assert (main.closed, audit.closed) == (1, 1)
+    await patient
+    await stack.aclose()
+    assert (main.closed, audit.closed) == (1, 1)
+    assert not stack.is_connected
+
+
+async def test_stack_that_is_closed_while_it_opens_leaves_nothing_open():
+    opening = asyncio.Event()
+
+    class Slow(Faulty):
+        async def open(self):
+            opening.set()
+            await self.gate.wait()
+            await super().open()
+
+    main = Slow("main")
+    main.gate.clear()
+    stack = stack_of(main, required=["main"])
+    task = asyncio.create_task(stack.open())
+    await opening.wait()
+    await stack.aclose()
+    main.gate.set()
+    with pytest.raises(ConnectionFailed, match="the stack driver was closed"):
+        await task
+    assert not stack.is_connected
+    assert not main.is_connected
+
+
 STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
 
 
@@ -460,10 +498,10 @@ STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
     ("environ", "variable", "told"),
     [
         ({}, STACK, "BROADCAST_DRIVER=stack needs BROADCAST_STACK"),
-        ({STACK: "memory,stack"}, STACK, "a stack cannot stand in a stack"),
+        ({STACK: "memory,stack"}, STACK, "a stack cannot contain a stack"),
         ({STACK: "memory,memory"}, STACK, "names a driver twice"),
         ({STACK: "nats,websocket"}, STACK, "names a driver twice"),
-        ({STACK: "memory,kafka"}, STACK, "'kafka' is no driver; allowed: memory, "),
+        ({STACK: "memory,kafka"}, STACK, "'kafka' is not a driver; allowed: memory, "),
         ({STACK: "memory,log", REQUIRED: "nats"}, REQUIRED, "BROADCAST_STACK: memory, log"),
         ({STACK: "memory,log", REQUIRED: "all,log"}, REQUIRED, "'all,log'; allowed: all, any"),
         ({STACK: "memory,log", REQUIRED: ","}, REQUIRED, "allowed: all, any"),

@@ -12,6 +12,7 @@ from eventbus import (
     EventFieldError,
     ShouldBroadcast,
 )
+from eventbus.broadcasting import NotificationData
 from eventbus.events import data_type, event as events
 from eventbus.events.data_types import data_decoder
 from eventbus.events.encoding import messages_of
@@ -45,7 +46,7 @@ def test_what_does_not_fit_is_refused_naming_the_field():
 
 def test_catalogue_is_held_to_it():
     event = schemas.Notification(user_id="7", title="t", message="m", action_url="/x")
-    assert data_type(type(event)) is schemas.notifications.NotificationData
+    assert data_type(type(event)) is NotificationData
     assert messages_of(event)
 
 

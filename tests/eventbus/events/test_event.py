@@ -236,10 +236,10 @@ def test_filled_channel_always_has_the_templates_shape(value):
 @pytest.mark.parametrize(
     ("channel", "told"),
     [
-        ("orders.{nope}", "names {nope}, which is no field: the fields are order_id"),
+        ("orders.{nope}", "names {nope}, which is not a field: the fields are order_id"),
         ("orders.{order_id", "is not a channel pattern"),
         ("orders.x{order_id}", "is not a channel pattern"),
-        ("{order_id}.{order_id}", "names a token twice"),
+        ("{order_id}.{order_id}", "uses a token name more than once"),
         ("orders.*", "wildcard"),
         ("orders.>", "wildcard"),
         ("orders..x", "is not a channel pattern"),
@@ -308,7 +308,7 @@ def test_template_of_an_abstract_base_is_checked_in_the_subclass():
     class OrderEvent(Event, ShouldBroadcast, channel="orders.{order_id}", abstract=True):
         pass
 
-    with pytest.raises(EventDefinitionError, match=r"names {order_id}, which is no field"):
+    with pytest.raises(EventDefinitionError, match=r"names {order_id}, which is not a field"):
 
         class Lacking(OrderEvent):
             other: int

@@ -156,7 +156,7 @@ async def test_server_that_is_not_ready_in_time_is_ended_with_an_error(monkeypat
     assert not server._folder.exists()
 
 
-async def test_second_process_is_told_who_holds_the_folder(tmp_path):
+async def test_second_process_learns_which_process_holds_the_folder(tmp_path):
     script = f"""
 import asyncio, pathlib
 from eventbus.server import NatsServer
@@ -182,7 +182,7 @@ async def test_folder_is_free_again_after_a_stop(tmp_path):
 
 
 async def test_starting_twice_is_an_error(own_nats_server):
-    with pytest.raises(ServerError, match="started already"):
+    with pytest.raises(ServerError, match="already started"):
         await own_nats_server.start()
     assert await stored(own_nats_server) == 1
 
@@ -277,10 +277,10 @@ async def test_unexpected_death_is_reported_once(tmp_path, caplog):
     async with NatsServer(tmp_path, on_death=died.put_nowait) as server:
         os.kill(server.pid, signal.SIGKILL)
         error = await asyncio.wait_for(died.get(), 10)
-        assert f"{server.pid} ended unasked" in str(error)
+        assert f"{server.pid} exited unexpectedly" in str(error)
         assert not server.is_running
     assert died.empty()
-    assert "ended unasked" in caplog.text
+    assert "exited unexpectedly" in caplog.text
 
 
 async def test_stop_is_not_reported_as_a_death(tmp_path, caplog):

@@ -103,14 +103,14 @@ async def test_frames_that_come_before_an_answer_are_kept_in_order(websocket_cli
 async def test_unread_frame_is_shown(websocket_client, event_bus):
     client = await websocket_client("general")
     await event_bus.publish("general", "hello", "x" * 5000)
-    with pytest.raises(AssertionError, match=r'this was received: .*"hello"') as caught:
+    with pytest.raises(AssertionError, match=r'received a frame: .*"hello"') as caught:
         await client.assert_received_nothing()
     assert len(str(caught.value)) < 1100
 
 
 async def test_waiting_in_vain_ends_with_an_error(websocket_client):
     client = await websocket_client("general")
-    with pytest.raises(TimeoutError, match=r"nothing was received within 0\.01 s"):
+    with pytest.raises(TimeoutError, match=r"no frame was received within 0\.01 s"):
         await client.receive(timeout=0.01)
 
 
@@ -124,10 +124,10 @@ async def test_clients_talk_to_each_other(websocket_client):
     assert (await one.ask("ping", data="x"))["echo_data"] == "x"
 
 
-async def test_closed_connection_is_told_with_its_code(websocket_client, edge_server):
+async def test_closed_connection_is_reported_with_its_code(websocket_client, edge_server):
     client = await websocket_client("general")
     await edge_server.aclose()
-    with pytest.raises(ConnectionError, match="closed, code"):
+    with pytest.raises(ConnectionError, match="closed with code"):
         await client.receive()
     assert client.close_code
 
@@ -171,7 +171,7 @@ async def test_token_of_another_edge_is_refused(edge_server, websocket_client):
 
 
 async def test_claims_without_a_user_are_a_mistake(websocket_client):
-    with pytest.raises(TypeError, match=r"a user's: give `user=`"):
+    with pytest.raises(TypeError, match=r"need a user: pass `user=`"):
         await websocket_client("general", roles=["admin"])
 
 

@@ -79,7 +79,7 @@ async def test_fails(event_fake):
     result.stdout.fnmatch_lines(
         [
             "*> *event_fake.assert_dispatched(*# the line",
-            "E *LampLit, such as the predicate asks for, was dispatched never, expected at least*",
+            "E *LampLit that matches the predicate was dispatched never, expected at least*",
             "E *1. LampLit(number=1) on lamps",
             "test_lamps.py:*: AssertionError",
         ]

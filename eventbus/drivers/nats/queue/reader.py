@@ -26,6 +26,7 @@ from eventbus.drivers.nats.errors import mapped
 from eventbus.drivers.nats.jetstream import NANO
 from eventbus.drivers.nats.pull import (
     LOST,
+    SILENT,
     Pull,
     is_normal_end,
 )
@@ -231,13 +232,13 @@ class NatsReader:
 
     def on_reconnected(self) -> None:
         """Requests on an earlier connection are void."""
-        self._fetches.pull.end(LOST)
-        self._polls.pull.end(LOST)
+        self._fetches.on_reconnected()
+        self._polls.on_reconnected()
 
     async def aclose(self) -> None:
         """Stop leasing jobs."""
         self._on_close(self)
-        await asyncio.gather(self._fetches.pull.aclose(), self._polls.pull.aclose())
+        await asyncio.gather(self._fetches.aclose(), self._polls.aclose())
 
     async def _leased(self, messages: list[Msg], status: str) -> list[NatsLeasedJob]:
         if not is_normal_end(status):
@@ -251,20 +252,27 @@ class NatsReader:
 
 
 class _Collector:
-    """Collects the messages of one request; hands back those that arrive between requests."""
+    """Collects the messages of one request; hands back those that arrive between requests.
+
+    Messages that arrive after a request ended in silence are late: the next request gets them.
+    """
 
     def __init__(self, store: Store, queue: str, hand_back: Callable[[Msg], None]) -> None:
         self.pull = Pull(store.connection, store.name, queue, self._receive)
         self._hand_back = hand_back
         self._messages: list[Msg] | None = None
+        self._late: list[Msg] = []
 
     async def collect(
         self, batch: int, *, expires_s: float = 0.0, heartbeat_s: float = 0.0
     ) -> tuple[list[Msg], str]:
         """The messages of a request, and the status that ended it."""
-        messages = self._messages = []
+        messages, self._late = self._late, []
+        self._messages = messages
         try:
-            await self.pull.request(batch, expires_s=expires_s, heartbeat_s=heartbeat_s)
+            if (wanted := batch - len(messages)) <= 0:
+                return messages, ""
+            await self.pull.request(wanted, expires_s=expires_s, heartbeat_s=heartbeat_s)
             while self.pull.is_open:
                 await self.pull.wait()
         except BaseException:
@@ -276,8 +284,20 @@ class _Collector:
             self.pull.end("")
         return messages, self.pull.status
 
+    def on_reconnected(self) -> None:
+        self.pull.end(LOST)
+
+    async def aclose(self) -> None:
+        self.pull.status = ""
+        late, self._late = self._late, []
+        for message in late:
+            self._hand_back(message)
+        await self.pull.aclose()
+
     def _receive(self, message: Msg) -> None:
         if self._messages is not None:
             self._messages.append(message)
+        elif self.pull.status == SILENT:
+            self._late.append(message)
         else:
             self._hand_back(message)

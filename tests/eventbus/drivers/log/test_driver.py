@@ -450,7 +450,7 @@ async def test_terminal_gets_readable_lines_coloured_unless_told_otherwise(no_co
 
 async def test_driver_is_opened_once(opened):
     driver = await opened()
-    with pytest.raises(ConnectionFailed, match="opened once"):
+    with pytest.raises(ConnectionFailed, match="opened only once"):
         await driver.open()
     with pytest.raises(ConnectionFailed, match="not open"):
         await LogDriver(Settings()).publish("eb.event.a", b"")

@@ -196,7 +196,7 @@ async def test_embedded_server_on_a_full_disk_is_restarted_when_there_is_room(sm
         with pytest.raises(PublishFailed, match="stores nothing"):
             await driver.publish(EVENT, b"x" * 20_000)
         async with asyncio.timeout(20):
-            while "the nats-server stores nothing, and is restarted" not in caplog.text:  # noqa: ASYNC110
+            while "the nats-server cannot store messages; it is restarted" not in caplog.text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         fill.unlink()
         async with asyncio.timeout(40):

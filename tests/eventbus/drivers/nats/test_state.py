@@ -82,7 +82,7 @@ async def test_what_anybody_publishes_where_changes_are_told_is_no_change(driver
     await plain.flush()
     await driver.state.put("real", b"1")
     await changes.until("real", b"1")
-    assert changes.told == [("real", b"1")]
+    assert changes.received == [("real", b"1")]
 
 
 async def test_bucket_that_cannot_work_is_refused_and_named(driver, plain, namespace):

@@ -5,11 +5,12 @@ import logging
 import signal
 import time
 
+import psutil
 import pytest
 
 from eventbus.channels import Pattern
 from eventbus.config import Settings
-from eventbus.drivers.redis import link as redis_link
+from eventbus.drivers.redis import driver as redis_driver, link as redis_link
 from eventbus.errors import ConnectionFailed, PublishDenied, PublishFailed
 from eventbus.testing.contracts.driver import Inbox
 
@@ -375,3 +376,56 @@ async def test_publish_that_the_user_may_not_is_denied_at_once(
     )  # fmt: skip
     with pytest.raises(PublishDenied, match=rf"no permission to publish to {namespace}\.live\.a"):
         await driver.publish(f"{namespace}.event.a", b"1")
+
+
+def _redis_tasks():
+    return [task for task in asyncio.all_tasks() if "Redis" in task.get_name()]
+
+
+async def test_close_while_the_server_hangs_is_bounded_shared_and_outlasts_its_caller(
+    make_redis, own_settings, own_redis, subjects, monkeypatch
+):
+    monkeypatch.setattr(redis_driver, "DRAIN_S", 0.3)
+    driver = await make_redis(own_settings)
+    await driver.subscribe(subjects.live("room"), Inbox())
+    await driver.state.watch(">", lambda _key, _value: None)
+    assert len(_redis_tasks()) > 3
+    own_redis.signal(signal.SIGSTOP)
+    try:
+        publishing = asyncio.create_task(driver.publish(subjects.event("room"), b"x"))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            patient = asyncio.create_task(driver.aclose())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(driver.aclose(), 0.05)
+            assert _redis_tasks() == []
+            await patient
+            await driver.aclose()
+        publishing.cancel()
+        await asyncio.gather(publishing, return_exceptions=True)
+        with pytest.raises(ConnectionFailed, match="not open"):
+            await driver.publish(subjects.event("room"), b"x")
+    finally:
+        own_redis.signal(signal.SIGCONT)
+
+
+async def test_driver_that_is_closed_while_it_opens_leaves_nothing_open(own_settings, own_redis):
+    own_redis.signal(signal.SIGSTOP)
+    try:
+        driver = redis_driver.RedisDriver(own_settings)
+        opening = asyncio.create_task(driver.open())
+        await until(lambda: _open_sockets(own_redis.port) > 0)
+        await driver.aclose()
+    finally:
+        own_redis.signal(signal.SIGCONT)
+    with pytest.raises(ConnectionFailed):
+        await opening
+    await driver.aclose()
+    assert not driver.is_connected
+    assert _redis_tasks() == []
+
+
+def _open_sockets(port):
+    """How many connections of this process there are to a port."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(bool(each.raddr) and each.raddr.port == port for each in found)

@@ -156,7 +156,7 @@ async def test_message_that_too_few_replicas_have_is_not_acknowledged(
 ):
     driver = await make_redis(redis_settings, redis_wait_replicas=1, publish_timeout=1.5)
     with pytest.raises(
-        PublishFailed, match=r"0 replicas.*BROADCAST_REDIS_WAIT_REPLICAS asks for 1"
+        PublishFailed, match=r"0 replicas.*BROADCAST_REDIS_WAIT_REPLICAS requires 1"
     ):
         await driver.publish(subjects.event("room"), b"x")
 

@@ -1,0 +1,225 @@
+"""All connections of a node: opened, drained, closed and counted."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import (
+    Iterator,
+    Mapping,
+)
+from typing import Final
+
+from eventbus_edge.access.admission import Place
+from eventbus_edge.access.revocation import Revocation
+from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.background import Background
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.outbox import (
+    Outbox,
+    Sink,
+)
+from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.protocols.vocabulary import WireFormat
+from eventbus_edge.sessions.connection import (
+    Connection,
+    Parts,
+)
+from eventbus_edge.sessions.effects import (
+    CLOSE_DRAINING,
+    CLOSE_REVOKED,
+    CLOSE_TOO_SLOW,
+)
+from eventbus_edge.sessions.limits import SessionLimits
+from eventbus_edge.sessions.pauses import closed_by_peer
+from eventbus_edge.sessions.ports import Peer
+from eventbus_edge.sessions.session import Session
+
+__all__ = ["Acceptor", "Connections"]
+
+
+_log = logging.getLogger(__name__)
+
+_READ_S: Final = 0.25
+"""How long a node that resumes reads from sockets before it reports which clients are present."""
+
+
+class Connections(Mapping[str, Connection]):
+    """The open connections of a node by their ids."""
+
+    def __init__(self, settings: EdgeSettings, metrics: Metrics) -> None:
+        self.is_draining = False
+        self.closing = Background(settings.max_connections, metrics.background_dropped.inc)
+        """Tasks that close connections. A drain of many needs as many of them."""
+        self._open: dict[str, Connection] = {}
+        self._drain_s = settings.drain_time
+        self._leeway_s = settings.jwt_leeway
+        self._metrics = metrics
+
+    def __getitem__(self, connection_id: str) -> Connection:
+        return self._open[connection_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: Connection) -> None:
+        """A connection was opened."""
+        self._open[connection.id] = connection
+        self._metrics.connections.inc()
+        self._metrics.connections_opened.inc()
+
+    def remove(self, connection: Connection) -> None:
+        """A connection has ended: release what it holds. Does nothing the second time."""
+        if self._open.pop(connection.id, None) is not None:
+            connection.gone()
+            if dropped := connection.outbox.dropped:
+                reason = "slow_client" if connection.outbox.was_too_slow else "closing"
+                self._metrics.dropped_frames.labels(reason).inc(dropped)
+            self._metrics.connections.dec()
+            connection.log.debug("ended")
+
+    # Draining
+
+    async def drain(self) -> None:
+        """Accept no new connections, and close the present ones, spread over `drain_time`.
+
+        Clients that all reconnected at once would overload the other nodes.
+        """
+        if self.is_draining:
+            return
+        self.is_draining = True
+        if not self._open:
+            return
+        connections = list(self._open.values())
+        _log.info("draining %d connections over %g s", len(connections), self._drain_s)
+        loop = asyncio.get_running_loop()
+        start, step = loop.time(), self._drain_s / len(connections)
+        for i, connection in enumerate(connections):
+            if (wait := start + i * step - loop.time()) > 0:
+                await asyncio.sleep(wait)
+            _close_for_drain(connection)
+
+    def close_remaining(self) -> None:
+        """Close at once the connections that remain after the time for draining."""
+        for connection in list(self._open.values()):
+            _close_for_drain(connection)
+
+    async def aclose(self) -> None:
+        """Cancel the closing of connections that is still under way."""
+        await self.closing.aclose()
+
+    # Slow clients
+
+    def close_slow(self, outbox: Outbox) -> None:
+        """Close a connection whose unsent bytes exceed its own limit."""
+        connection = self._open.get(outbox.connection_id)
+        if connection is not None:
+            connection.close(CLOSE_TOO_SLOW, "too slow: unsent bytes passed the bound")
+
+    def close_slowest(self, outbox: Outbox) -> None:
+        """Close a connection because the unsent bytes of all exceed the limit of the node."""
+        self._metrics.limits_reached.labels("unsent").inc()
+        connection = self._open.get(outbox.connection_id)
+        if connection is not None:
+            reason = "too slow: more bytes were unsent to all clients than the node may keep"
+            connection.close(CLOSE_TOO_SLOW, reason)
+
+    # Clients that left
+
+    async def drop_gone(self) -> None:
+        """Remove the connections whose clients have closed them, although that was not read yet.
+
+        Where a client sent more than the kernel buffers, its end shows only after some reading.
+        """
+        self._drop_closed()
+        await asyncio.sleep(_READ_S)
+        self._drop_closed()
+
+    def resume(self, now: float) -> None:
+        """After the process was stopped: remove closed connections, and wait for answers again."""
+        self._drop_closed()
+        for connection in self._open.values():
+            connection.session.time.resumed(now)
+
+    def _drop_closed(self) -> None:
+        by_fileno = {each.fileno(): each for each in self._open.values()}
+        by_fileno.pop(-1, None)
+        closed = closed_by_peer(by_fileno)
+        for connection in list(self._open.values()):
+            # A transport may know the end already, and the connection's own task not yet.
+            if (fileno := connection.fileno()) == -1 or fileno in closed:
+                connection.ended(None)
+                self.remove(connection)
+
+    # Revocations
+
+    def revoke(self, revocation: Revocation) -> None:
+        """Close the connections, or end the subscriptions, that a revocation concerns."""
+        count = 0
+        for connection in list(self._open.values()):
+            claims = connection.session.claims
+            if connection.is_closing:
+                continue
+            if not revocation.concerns(connection.id, claims, self._leeway_s):
+                continue
+            if revocation.channel is None:
+                connection.close(CLOSE_REVOKED, "revoked")
+            elif not connection.revoke(revocation.channel):
+                continue
+            count += 1
+        _log.info("a revocation has ended %d connections or subscriptions", count)
+
+
+def _close_for_drain(connection: Connection) -> None:
+    connection.close(CLOSE_DRAINING, "the node is draining")
+
+
+class Acceptor:
+    """Makes a connection of each socket that passed the handshake."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        parts: Parts,
+        rules: ChannelRules,
+        settings: EdgeSettings,
+    ) -> None:
+        self._connections = connections
+        self._parts = parts
+        self._rules = rules
+        self._max_unsent = settings.max_unsent_bytes
+        self._limits = SessionLimits(
+            heartbeat_s=settings.heartbeat,
+            max_channels=settings.max_channels_per_connection,
+            max_whisper_bytes=settings.max_whisper_bytes,
+            token_required=settings.auth_required,
+            token_timeout_s=settings.auth_timeout,
+            token_grace_s=settings.token_grace,
+            token_leeway_s=settings.jwt_leeway,
+            actions_per_s=settings.max_actions_per_second,
+            action_burst=settings.action_burst,
+        )
+
+    def accept(
+        self, wire: WireFormat, sink: Sink, peer: Peer, claims: Claims | None, place: Place
+    ) -> Connection:
+        """Add a new connection; the caller removes it from the connections when it has ended.
+
+        `place` counts it until then.
+        """
+        connection_id = secrets.token_urlsafe(16)
+        now = time.monotonic()
+        session = Session(connection_id, self._rules, self._limits, now)
+        if claims is not None:
+            session.authenticate(claims, claims.exp - time.time(), now)
+        outbox = Outbox(connection_id, wire, sink, self._max_unsent)
+        connection = Connection(self._parts, session, outbox, peer, place)
+        self._connections.add(connection)
+        self._parts.clock.expect(connection)
+        if claims is not None and self._parts.revoker.forbids_token(claims):
+            connection.close(CLOSE_REVOKED, "revoked")  # during its handshake
+        return connection

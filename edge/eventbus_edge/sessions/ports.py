@@ -1,0 +1,67 @@
+"""What sessions use of packages above them and of transports: interfaces, to import neither."""
+
+from collections.abc import Mapping
+from typing import (
+    Any,
+    Protocol,
+)
+
+import msgspec
+
+from eventbus_edge.access.tokens import Claims
+from eventbus_edge.delivery.hub import Backlog
+from eventbus_edge.protocols.vocabulary import (
+    Presence,
+    Reply,
+)
+
+__all__ = ["ClusterPort", "Peer", "PresencePort", "PresenceRefused"]
+
+
+class PresenceRefused(Exception):
+    """A user cannot become a member, or their info cannot be changed; `code` is for the client."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class PresencePort(Protocol):
+    """The members of presence channels; see `eventbus_edge.presence.channels`."""
+
+    async def enter(
+        self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str
+    ) -> None:
+        """Add a connection, with `more` info of its user. Raises PresenceRefused, DriverError."""
+
+    def leave(self, channel: str, user: Claims | None, connection_id: str, *, lost: bool) -> None:
+        """Remove a connection; one that was lost may come back."""
+
+    def begin(self, channel: str, backlog: Backlog) -> bytes:
+        """The members as JSON; removes older presence events from `backlog`."""
+
+    def members(self, channel: str) -> tuple[bytes, int]:
+        """The members of a channel that clients of this node have joined, and their number."""
+
+    def answer(self, command: Presence, user: Claims, connection_id: str) -> Reply:
+        """Carry out the action `presence` of a subscribed connection."""
+
+
+class ClusterPort(Protocol):
+    """Questions to all nodes of the cluster; see `eventbus_edge.cluster.census`."""
+
+    async def stats(self) -> msgspec.Struct:
+        """Nodes, channels and sums over all nodes. Raises an EventBusError."""
+
+
+class Peer(Protocol):
+    """The far end of a connection, as the handler of its transport offers it."""
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to close the connection; what was written before reaches the client first."""
+
+    def fileno(self) -> int:
+        """The socket's file descriptor; -1 when it is closed."""

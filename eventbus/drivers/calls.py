@@ -1,0 +1,31 @@
+"""Calls of a driver that may be somebody else's: its faults come out as ordinary errors."""
+
+import logging
+
+from eventbus.drivers.base import Driver, Headers, Published
+from eventbus.errors import CallbackFailed, PublishFailed
+from eventbus.user_code import guarded
+
+__all__ = ["close", "publish"]
+
+_log = logging.getLogger(__name__)
+
+
+async def publish(
+    driver: Driver, subject: str, payload: bytes, headers: Headers
+) -> Published | None:
+    """Publish; a driver that raises CancelledError without being cancelled has failed."""
+    try:
+        with guarded():
+            return await driver.publish(subject, payload, headers)
+    except CallbackFailed as exc:
+        raise PublishFailed("the driver gave the message up", driver=driver.name) from exc
+
+
+async def close(name: str, driver: Driver) -> None:
+    """Close a driver; its errors are logged, so that the others are closed all the same."""
+    try:
+        with guarded():
+            await driver.aclose()
+    except Exception:  # noqa: BLE001 - a driver may raise anything
+        _log.exception("the driver %s could not be closed", name)
