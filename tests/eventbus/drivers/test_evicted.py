@@ -69,11 +69,13 @@ async def test_group_that_was_away_for_too_long_says_which_channel_it_missed(
     await publish(driver, namespace, "other", 12)
     group = await driver.consume("group", f"{namespace}.live.a.*", GROUP)
     before = group.evicted
-    taken = await take(group, 8)
-    assert taken == [b'{"n":%d}' % n for n in (7, 8, 9, 10, 11, 0, 1, 2)]
+    # A stream of NATS has one more of a channel than readers of its history are given.
+    first = 6 if isinstance(driver, NatsDriver) else 7
+    expected = [b'{"n":%d}' % n for n in (*range(first, 12), *range(3))]
+    assert await take(group, len(expected)) == expected
     assert before in {0, 1}
     assert group.evicted == 1
-    (line,) = [r.getMessage() for r in caplog.records if r.name.endswith("base_evicted")]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "eventbus.drivers.consumers"]
     assert "group" in line
     assert f"{namespace}.live.a.x" in line
     assert "BROADCAST_HISTORY_MESSAGES" in line
@@ -135,8 +137,8 @@ async def test_message_that_is_gone_before_its_next_try_is_counted(opened, setti
     async with asyncio.timeout(20):
         (held,) = await group.take(1)
     await held.retry(2.0)
-    await publish(driver, namespace, "a", 3)
-    await take(group, 3)
+    await publish(driver, namespace, "a", 4)  # one more than readers of the history are given
+    await take(group, 4)
     async with asyncio.timeout(20):
         while not group.evicted:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.05)
