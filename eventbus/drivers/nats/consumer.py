@@ -106,6 +106,24 @@ async def find_evicted(
         )
 
 
+async def is_preceded_by_evicted(
+    connection: NatsConnection, stream: EventStream, subject: str, before: int, sequence: int
+) -> bool:
+    """Whether messages of a subject between two sequences are, or may be, gone.
+
+    As far as the subject is full, and the message at the second one the oldest that it has. Raises
+    a DriverError where the stream cannot be asked.
+    """
+    if await _after(connection, stream.name, subject, 1, 1) != [sequence]:
+        return False
+    state = await stream.counted(subject)
+    if not 0 < state.limit <= state.subjects.get(subject, 0):
+        return False
+    kept = await _after(connection, stream.name, ">", before + 1, _BATCH)
+    gap = _first_gap(kept, before, sequence - 1)
+    return gap is not None and gap < sequence
+
+
 async def is_gone(connection: NatsConnection, stream: str, sequence: int) -> bool:
     """Whether the stream does not have a message any more. Raises ConnectionFailed."""
     answer = await ask(connection, f"STREAM.MSG.GET.{stream}", {"seq": sequence}, _ANSWER_S)
@@ -223,6 +241,9 @@ class NatsConsumer:
         self._closed = False
         self.seen = Point(0, "")
         """The furthest message of the stream that has come."""
+        self._handed_out = 0
+        """How many deliveries to all members there were, as of the last one that has come."""
+        self._is_looking_back = False
         self._evicted = Evicted(name, on_evicted)
         self._tasks = Tasks(_MAX_LOOKS)
 
@@ -293,6 +314,27 @@ class NatsConsumer:
                 delivery.subject, f"are lost: {offset} is gone before it was to be tried again"
             )
 
+    def _look_back(self, subject: str, before: int, sequence: int) -> None:
+        """The consumer went from one sequence to another: what was in between may be gone."""
+        if not self._is_looking_back:
+            self._is_looking_back = True
+            work = self._look_between(subject, before, sequence)
+            self._tasks.start(work, f"consumer {self.name}: a look back")
+
+    async def _look_between(self, subject: str, before: int, sequence: int) -> None:
+        connection, stream = self._connection, self._stream
+        try:
+            if await is_preceded_by_evicted(connection, stream, subject, before, sequence):
+                self._evicted.found(
+                    stream.live_of(subject),
+                    f"may be lost: {sequence} is the oldest that the channel has, and the consumer "
+                    "had not got to those before",
+                )
+        except DriverError as exc:
+            _log.debug("consumer %s: %s", self.name, exc)
+        finally:
+            self._is_looking_back = False
+
     async def aclose(self) -> None:
         """Unsubscribe, and hand back what was fetched and not taken."""
         if self._closed:
@@ -357,6 +399,10 @@ class NatsConsumer:
             self._take_status(message)
             return
         about = message.metadata
+        is_next = about.sequence.consumer == self._handed_out + 1
+        self._handed_out = about.sequence.consumer
+        if is_next and about.num_pending and 0 < self.seen.offset < about.sequence.stream - 1:
+            self._look_back(message.subject, self.seen.offset, about.sequence.stream)
         if about.sequence.stream > self.seen.offset:
             # To the nanosecond, which the parsed one is not: $JS.ACK.….<time>.<pending>, with more
             # tokens behind where an account or a domain is named.
