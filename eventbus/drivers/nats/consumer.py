@@ -139,6 +139,9 @@ class NatsConsumer:
         self._is_current = False
         """Whether nothing indicates that the consumer is gone."""
         self._closed = False
+        self._delivered = 0
+        """The number of deliveries to all members, as of the last one that arrived."""
+        self._is_checking_jump = False
         self._evictions = EvictionLog(name, on_evicted)
         self._tasks = Tasks(_MAX_CHECKS)
         self._shutdown = Shutdown()
@@ -224,6 +227,10 @@ class NatsConsumer:
 
     def _receive(self, message: Msg) -> None:
         about = message.metadata
+        is_next = about.sequence.consumer == self._delivered + 1
+        self._delivered = about.sequence.consumer
+        if is_next and about.num_pending and 0 < self.seen.offset < about.sequence.stream - 1:
+            self._check_jump(message.subject, self.seen.offset, about.sequence.stream)
         if about.sequence.stream > self.seen.offset:
             # Unlike the parsed time, this one has nanoseconds: $JS.ACK.….<time>.<pending>, with
             # more tokens before and behind when an account or a domain is named.
@@ -243,6 +250,27 @@ class NatsConsumer:
             self._tasks.start(self._ack(unacked), f"consumer {self.name}: the ack of a probe")
         else:  # once this is closing, `aclose` hands it back
             self._ready.append(unacked)
+
+    def _check_jump(self, subject: str, before: int, sequence: int) -> None:
+        """Check whether messages between two consecutive deliveries are gone."""
+        if not self._is_checking_jump:
+            self._is_checking_jump = True
+            work = self._report_jump(subject, before, sequence)
+            self._tasks.start(work, f"consumer {self.name}: a check of a jump")
+
+    async def _report_jump(self, subject: str, before: int, sequence: int) -> None:
+        stream = self._stream
+        try:
+            if await _is_preceded_by_evicted(stream, subject, before, sequence):
+                self._evictions.report(
+                    stream.live_of(subject),
+                    f"may be lost: {sequence} is the channel's oldest message, and the consumer "
+                    "had not reached those before it",
+                )
+        except DriverError as exc:
+            _log.debug("consumer %s: %s", self.name, exc)
+        finally:
+            self._is_checking_jump = False
 
     async def _ack(self, unacked: NatsUnackedDelivery) -> None:
         try:
@@ -382,6 +410,23 @@ async def _report_evicted(
             "may be lost: the stream has evicted its oldest messages by age or size, and the "
             "consumer had not reached them",
         )
+
+
+async def _is_preceded_by_evicted(
+    stream: EventStream, subject: str, before: int, sequence: int
+) -> bool:
+    """Whether messages of a subject between two sequences are or may be gone.
+
+    True when the subject is full, its oldest message is at the second sequence, and the stream
+    lacks a message in between. Raises DriverError when the stream cannot be queried.
+    """
+    if await _after(stream, subject, 1, 1) != [sequence]:
+        return False
+    state = await stream.counts(subject)
+    if not 0 < state.limit <= state.subjects.get(subject, 0):
+        return False
+    gap = _first_gap(await _after(stream, ">", before + 1, _BATCH), before, sequence - 1)
+    return gap is not None and gap < sequence
 
 
 def _first_gap(found: list[int], delivered: int, last: int) -> int | None:

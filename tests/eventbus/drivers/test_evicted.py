@@ -112,6 +112,39 @@ async def test_group_that_keeps_up_with_a_small_history_says_nothing(
     await group.aclose()
 
 
+async def test_group_that_fell_behind_says_so_with_the_next_message(
+    make_driver, opened, namespace, caplog
+):
+    driver = await opened(make_driver(3))
+    group = await driver.consume("group", f"{namespace}.live.a", GROUP)
+    await publish(driver, namespace, "a", 1)
+    await take(group, 1)
+    await publish(driver, namespace, "a", 12)
+    await take(group, 3)
+    async with asyncio.timeout(20):
+        while not group.evicted:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0.05)
+    assert group.evicted == 1
+    assert f"messages of {namespace}.live.a " in caplog.text
+    await group.aclose()
+
+
+async def test_group_that_waited_for_room_and_missed_nothing_says_nothing(
+    opened, settings, namespace
+):
+    driver = await opened(NatsDriver(msgspec.structs.replace(settings, history_messages=3)))
+    group = await driver.consume("group", f"{namespace}.live.a.*", GROUP)
+    await publish(driver, namespace, "a.x", 1)
+    await take(group, 1)
+    await publish(driver, namespace, "b", 12)  # most of which are gone
+    await publish(driver, namespace, "a.x", 2)
+    await publish(driver, namespace, "a.y", 3)
+    await take(group, 5)
+    await group._tasks.join(20)
+    assert group.evicted == 0
+    await group.aclose()
+
+
 async def test_group_says_what_age_took(opened, settings, namespace, caplog):
     settings = msgspec.structs.replace(settings, history_seconds=1.0)
     driver = await opened(NatsDriver(settings))
