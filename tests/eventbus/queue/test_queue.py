@@ -569,7 +569,7 @@ async def test_stream_that_cannot_work_is_told(queue_settings):
     )
     await client.close()
     async with EventBus(queue_settings) as bus:
-        with pytest.raises(StreamMismatch, match="retention is 'limits', not 'workqueue'"):
+        with pytest.raises(StreamMismatch, match='retention is "limits", not "workqueue"'):
             await bus.dispatch(QueuedInvoice(order_id=1))
 
 
