@@ -51,7 +51,7 @@ async def test_publisher_logs_in_by_credentials_and_cannot_read(login):
     async with EventBus(login("publisher")) as bus:
         assert (await published(bus)).position.offset == 1
         for subject in (bus.subjects.live("general"), bus.subjects.event("general"), "eb.live.>"):
-            with pytest.raises(ConnectionFailed, match="no permission to listen"):
+            with pytest.raises(ConnectionFailed, match="no permission to subscribe"):
                 await bus.driver.subscribe(subject, print)
         with pytest.raises(EventBusError, match="no permission"):
             await bus.driver.read(bus.subjects.live("general"), after=None, limit=1)

@@ -69,7 +69,7 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
         make_login(settings),
         connect_timeout=min(settings.connect_timeout, _CONNECT_S),
         on_lost=lambda: None,
-        on_back=lambda: None,
+        on_reconnected=lambda: None,
     )
     try:
         try:
@@ -154,9 +154,9 @@ async def _check_account(connection: Any, deadline: float) -> Finding:
 
 async def _has_stream(connection: Any, settings: Settings) -> bool:
     from eventbus.drivers.nats.jetstream import ask  # noqa: PLC0415
-    from eventbus.drivers.nats.stream import stream_config  # noqa: PLC0415
+    from eventbus.drivers.nats.stream import event_stream  # noqa: PLC0415
 
-    name = stream_config(settings.namespace, settings)["name"]
+    name = event_stream(connection, settings).name
     try:
         return (await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)).error is None
     except ConnectionFailed:
@@ -167,10 +167,10 @@ async def _check_stream(
     connection: Any, settings: Settings, leeway_s: float, deadline: float
 ) -> list[Finding]:
     from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
-    from eventbus.drivers.nats.stream import differences, stream_config  # noqa: PLC0415
+    from eventbus.drivers.nats.stream import event_stream  # noqa: PLC0415
 
-    wanted = stream_config(settings.namespace, settings)
-    name = wanted["name"]
+    stream = event_stream(connection, settings)
+    name = stream.name
     answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     before = time.time()
     if answer.error is None:  # the first reply may be slow: the clock check needs a quick one
@@ -181,7 +181,7 @@ async def _check_stream(
         return [warning("stream", found, "to create all streams now: eventbus setup")]
     if answer.error is not None:
         return [failed("stream", f"{name}: {answer.error}")]
-    wrong, others = differences(wanted, answer.body.get("config", {}))
+    wrong, others = stream.differences(answer.body.get("config", {}))
     kept = answer.body.get("state", {})
     if wrong:
         change = "edit it, remove it, or set BROADCAST_CHANNELS_PREFIX to another namespace"
@@ -203,11 +203,11 @@ async def _check_stream(
 async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
     """Check that the stream stores a small message, which is not on any channel."""
     from eventbus.channels import Subjects  # noqa: PLC0415
-    from eventbus.drivers.nats.publish import Writes  # noqa: PLC0415
+    from eventbus.drivers.nats.publish import WriteMonitor  # noqa: PLC0415
     from eventbus.drivers.nats.stream import EventStream  # noqa: PLC0415
 
     stream = EventStream(connection, Subjects(settings.namespace), settings, lambda _same: None)
-    fault = await Writes(connection, stream, f"{settings.namespace}.event.").check()
+    fault = await WriteMonitor(connection, stream, f"{settings.namespace}.event.").check()
     if not fault:
         return []
     change = (
@@ -220,24 +220,25 @@ async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
 async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
     """Check the bucket for state that must survive a restart of all nodes."""
     from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
-    from eventbus.drivers.nats.state import bucket_config, bucket_faults  # noqa: PLC0415
+    from eventbus.drivers.nats.state import bucket, durability_warning  # noqa: PLC0415
 
-    wanted = bucket_config(settings, "durable")
-    name = wanted["name"]
+    stream = bucket(connection, settings, "durable")
+    name = stream.name
     answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     if answer.error_code == STREAM_NOT_FOUND:
         found = f"{name} does not exist yet: the first edge creates it, if its NATS user may"
         return warning("revocations", found, "to create all streams now: eventbus setup")
     if answer.error is not None:
         return failed("revocations", f"{name}: {answer.error}")
-    wrong, less_safe = bucket_faults(wanted, answer.body.get("config", {}))
+    config = answer.body.get("config", {})
+    wrong, _ = stream.differences(config)
     if wrong:
-        found = f"{name} has invalid settings: {', '.join(wrong)}"
+        found = f"{name} has invalid settings: {'; '.join(wrong)}"
         change = f"remove and recreate it: nats stream rm {name}; eventbus setup"
         return failed("revocations", found, change)
-    if less_safe:
-        change = f"nats stream edit {name} --replicas {wanted['num_replicas']}"
-        return warning("revocations", f"{less_safe}, as in BROADCAST_HISTORY_REPLICAS", change)
+    if risk := durability_warning(stream, config):
+        change = f"nats stream edit {name} --replicas {stream.config['num_replicas']}"
+        return warning("revocations", f"{risk}, as in BROADCAST_HISTORY_REPLICAS", change)
     return ok("revocations", f"stored in {name}: they survive restarts")
 
 

@@ -25,7 +25,10 @@ from nats.aio.client import Client
 from nats.aio.transport import TcpTransport
 
 from eventbus.config import Settings
-from eventbus.drivers.nats.errors import DRIVER
+from eventbus.drivers.nats.errors import (
+    DRIVER,
+    CredentialsError,
+)
 from eventbus.errors import (
     ConfigError,
     ConnectionFailed,
@@ -37,7 +40,6 @@ from eventbus.urls import (
 
 __all__ = [
     "Credentials",
-    "CredentialsError",
     "Login",
     "SecureClient",
     "Servers",
@@ -131,10 +133,6 @@ _MAX_BYTES: Final = 64 * 1024
 _BLOCK: Final = r"-{3,}[ \t]*BEGIN %s[ \t]*-{3,}\s+(\S+)\s+-{3,}[ \t]*END %s[ \t]*-{3,}"
 _JWT: Final = re.compile(_BLOCK.replace("%s", "NATS USER JWT"))
 _SEED: Final = re.compile(_BLOCK.replace("%s", "USER NKEY SEED"))
-
-
-class CredentialsError(nats_errors.Error):
-    """A file that nobody can log in with; nats-py takes it for a login that failed."""
 
 
 class _Nats(msgspec.Struct):

@@ -1,10 +1,9 @@
-"""What goes wrong with a connection to NATS: kept, told in the log, and put into words."""
+"""The connection to NATS: a nats-py client, its replacements, and requests with their replies."""
 
 import asyncio
 import contextlib
 import logging
 import secrets
-import ssl
 from collections.abc import (
     Awaitable,
     Callable,
@@ -23,7 +22,6 @@ from nats.aio.client import (
 
 from eventbus.backoff import Backoff
 from eventbus.drivers.nats.auth import (
-    CredentialsError,
     Login,
     Servers,
 )
@@ -35,7 +33,10 @@ from eventbus.drivers.nats.client import (
 )
 from eventbus.drivers.nats.errors import (
     DRIVER,
+    CredentialsError,
+    Faults,
     mapped,
+    refused_subject,
 )
 from eventbus.errors import (
     ConnectionFailed,
@@ -43,120 +44,38 @@ from eventbus.errors import (
     PublishDenied,
     PublishFailed,
 )
-from eventbus.ratelimit import RateLimitedLog
-from eventbus.tasks import Tasks
+from eventbus.tasks import (
+    Shutdown,
+    Tasks,
+)
 
 __all__ = [
     "ATTEMPT_S",
-    "Faults",
-    "Listening",
+    "PENDING_BYTES",
     "NatsConnection",
     "Replies",
     "Reply",
-    "refused_subject",
+    "ServerSubscription",
 ]
-
 
 _log = logging.getLogger(__name__)
 
-_REFUSALS: Final = (
-    nats_errors.AuthorizationError,
-    nats_errors.SecureConnRequiredError,
-    CredentialsError,
-    ssl.SSLError,
-)
-"""What does not pass by waiting."""
-_REFUSED_WORDS: Final = (
-    "authorization violation",
-    "authentication expired",  # "user …" or "account …", of those who are connected
-    "authentication revoked",
-)
-_ENDS: Final = (ConnectionResetError, BrokenPipeError, nats_errors.UnexpectedEOF)
-"""What is left to hear of a connection when the server has refused it, and closed."""
-
-
-class Faults:
-    """The faults of one connection and of those that take its place."""
-
-    def __init__(self, address: str, login: Login) -> None:
-        """`address` is for the log, without secrets."""
-        self.count = 0
-        """How many errors the client has reported."""
-        self.refusals = 0
-        """How often a login was refused, or ended."""
-        self.refused = asyncio.Event()
-        """Set when the server will not have us."""
-        self.last: BaseException | None = None
-        self._address = address
-        self._login = login
-        self._log = RateLimitedLog(_log)
-
-    def clear(self) -> None:
-        """Forget what was: another attempt begins, or there is a connection."""
-        self.last = None
-        self.refused.clear()
-
-    def note(self, exc: BaseException) -> None:
-        """Take an error of the client's, and log it; one that goes on is told now and then."""
-        self.count += 1
-        if self.refused.is_set() and isinstance(exc, _ENDS):
-            return
-        self.last = exc
-        if self._is_refusal(exc):
-            self.refusals += 1
-            self.refused.set()
-            self.tell(logging.ERROR, self.why)
-        else:
-            self.tell(logging.WARNING, self.why)
-
-    def tell(self, level: int, what: str) -> None:
-        """Log it; after that, what is the same is told again each ten seconds at the most."""
-        self._log.log(level, "NATS at %s: %s", self._address, what, kind=what)
-
-    @property
-    def why(self) -> str:
-        """The last fault in words, saying which setting to look at."""
-        exc = self.last
-        if exc is None:
-            return "no answer"
-        if isinstance(exc, CredentialsError):
-            return str(exc)
-        if isinstance(exc, nats_errors.SecureConnRequiredError):
-            return (
-                "the server speaks no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT asks for; "
-                "nothing was sent to it"
-            )
-        if isinstance(exc, ssl.SSLCertVerificationError):
-            return f"the server's certificate is not trusted (see NATS_CA): {exc.verify_message}"
-        if isinstance(exc, ssl.SSLError):
-            return f"no TLS with the server (does it want another NATS_CERT?): {exc}"
-        if self._is_refusal(exc):
-            return self._login.refusal()
-        return str(exc) or type(exc).__name__
-
-    @staticmethod
-    def _is_refusal(exc: BaseException) -> bool:
-        text = str(exc).lower()
-        return isinstance(exc, _REFUSALS) or any(words in text for words in _REFUSED_WORDS)
-
-
-def refused_subject(exc: BaseException) -> tuple[str, str]:
-    """Of a permissions violation: `publish` or `subscription`, and the subject in lower case.
-
-    Two empty texts for other errors.
-    """
-    text = str(exc).lower()
-    kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
-    return kind, rest.partition('"')[2].partition('"')[0]
-
-
 ATTEMPT_S: Final = 2.0
-"""How long one attempt waits for its answer; retries follow while the caller has time."""
+"""How long one attempt waits for its reply; callers retry while they have time."""
 _SWEEP_S: Final = 0.1
+PENDING_BYTES: Final = 256 * 1024
+"""Unsent bytes; beyond, publishes wait for the socket, or fail without a connection."""
+PING_S: Final = 5
+_DIAL_S: Final = 2
+_MAX_BACKOFF_S: Final = 4.0
+_SERVER_BACKOFF: Final = Backoff(0.05, _MAX_BACKOFF_S, jitter=1)
+_WATCH_S: Final = 0.5
+_CLOSE_S: Final = 2.0
+_MAX_DENIED: Final = 1000
 
 
 class Reply(NamedTuple):
-    """An answer; `status` is 503 when nobody was there to give one."""
+    """A reply; its `status` is 503 when the subject has no subscribers."""
 
     payload: bytes
     status: str
@@ -170,14 +89,14 @@ class _Waiting(NamedTuple):
 
 
 class Replies:
-    """Futures by the last token of their reply subject, swept of those whose time is over.
+    """Pending requests by the last token of their reply subject; expired ones are swept.
 
-    nats-py's own `publish_async` never completes what was under way when a server dies, and its
-    window stays taken; here each future completes: with a reply, or with None.
+    nats-py's `publish_async` never completes requests that were pending when a server died, and
+    they fill its window for good. Here every future completes: with a reply, or with None.
     """
 
     def __init__(self, prefix: str = "_INBOX") -> None:
-        """`prefix` is what the reply subjects begin with."""
+        """`prefix` begins all reply subjects."""
         self.prefix = f"{prefix}.{secrets.token_hex(11)}"
         self._waiting: dict[str, _Waiting] = {}
         self._next = 0
@@ -186,7 +105,7 @@ class Replies:
 
     @property
     def filter(self) -> str:
-        """What to subscribe to."""
+        """The subject filter of all replies."""
         return f"{self.prefix}.*"
 
     def __len__(self) -> int:
@@ -198,11 +117,11 @@ class Replies:
         seconds: float,
         parts: list[tuple[bytes, WireHeaders]] | None = None,
     ) -> "tuple[str, asyncio.Future[Reply | None]]":
-        """A reply subject for a request to `subject`, and its answer; None after `seconds`.
+        """A reply subject for a request to `subject`, and its reply; None after `seconds`.
 
-        With `parts`, messages are added to it until one with a status comes, which is the answer.
-        Whoever awaits the future gives the reply subject to `forget` in the end. Raises
-        PublishFailed where the server has refused to deliver answers.
+        With `parts`, messages are added to it until one with a status arrives, which is the reply.
+        The caller passes the reply subject to `forget` in the end. Raises PublishFailed when the
+        server has refused the subscription to replies.
         """
         if self._denied:
             raise self._denial()
@@ -216,11 +135,11 @@ class Replies:
         return f"{self.prefix}.{token}", future
 
     def forget(self, reply_subject: str) -> None:
-        """Drop what was expected; unknown subjects are ignored."""
+        """Drop a request; unknown subjects are ignored."""
         self._waiting.pop(reply_subject.rpartition(".")[2], None)
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
-        """Take an answer off the wire."""
+        """Handle a message on a reply subject."""
         token = subject.rpartition(".")[2]
         waiting = self._waiting.get(token)
         if waiting is None:
@@ -233,7 +152,7 @@ class Replies:
             waiting.future.set_result(Reply(payload, headers.status))
 
     def give_up(self) -> None:
-        """Answer None to all, so that they try again at once: their requests may be lost."""
+        """Complete all requests with None: they may be lost, and are retried at once."""
         self._denied = False
         for waiting in self._waiting.values():
             if not waiting.future.done():
@@ -241,7 +160,7 @@ class Replies:
         self._waiting.clear()
 
     def refuse(self, subject: str) -> None:
-        """Fail the requests to `subject` (in lower case), which the server does not permit."""
+        """Fail the requests to `subject` (in lower case): the server denied the permission."""
         for token, waiting in list(self._waiting.items()):
             if waiting.subject.lower() == subject:
                 del self._waiting[token]
@@ -255,7 +174,7 @@ class Replies:
                     )
 
     def deny(self) -> None:
-        """Fail all: the server does not permit to listen to the answers."""
+        """Fail all requests: the server denied the subscription to replies."""
         self._denied = True
         for waiting in self._waiting.values():
             if not waiting.future.done():
@@ -264,13 +183,13 @@ class Replies:
 
     def _denial(self) -> PublishFailed:
         return PublishFailed(
-            f"no permission to listen to {self.filter}, where answers come: set "
+            f"no permission to subscribe to {self.filter}, where replies arrive: set "
             "NATS_INBOX_PREFIX to the prefix that the NATS user is granted",
             driver=DRIVER,
         )
 
     def close(self) -> None:
-        """Answer None to all, and stop the timer."""
+        """Complete all requests with None, and stop the timer."""
         self.give_up()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -287,19 +206,8 @@ class Replies:
         self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
 
 
-PENDING_BYTES: Final = 256 * 1024
-"""Unsent bytes; more of them wait for the socket, or are refused while there is no connection."""
-PING_S: Final = 5
-_DIAL_S: Final = 2
-_MAX_BACKOFF_S: Final = 4.0
-_SERVER_BACKOFF: Final = Backoff(0.05, _MAX_BACKOFF_S, jitter=1)
-_WATCH_S: Final = 0.5
-_CLOSE_S: Final = 2.0
-_MAX_DENIED: Final = 1000
-
-
-class Listening:
-    """One subscription, which outlives the clients that carry it."""
+class ServerSubscription:
+    """A subscription at the server; it outlives the client that made it."""
 
     __slots__ = ("group", "key", "receiver", "subject")
 
@@ -311,7 +219,7 @@ class Listening:
 
 
 class NatsConnection:
-    """A nats-py client, its replacements, and what is subscribed through them."""
+    """A nats-py client, its replacements, and the subscriptions that they carry."""
 
     def __init__(
         self,
@@ -320,27 +228,27 @@ class NatsConnection:
         *,
         connect_timeout: float = 10.0,
         on_lost: Callable[[], None],
-        on_back: Callable[[], None],
+        on_reconnected: Callable[[], None],
     ) -> None:
-        """`on_lost` and `on_back` are called in the event loop at each loss and recovery."""
+        """`on_lost` and `on_reconnected` are called in the event loop."""
         self.rebuilds = 0
-        """How often a client had to be replaced by a new one."""
+        """How often a client was replaced by a new one."""
         self.replies = Replies(login.inbox_prefix)
         self.max_payload = 0
         self._servers = servers
-        self.faults = Faults(self.address, login)
-        """What went wrong, and how often."""
+        self.faults = Faults(self.address, login.refusal)
         self._login = login
         self._connect_timeout = connect_timeout
-        self._on_lost = on_lost
-        self._on_back = on_back
+        self._notify_lost = on_lost
+        self._notify_reconnected = on_reconnected
         self._client: FastClient | None = None
-        self._listening: dict[int, Listening] = {}
+        self._subscriptions: dict[int, ServerSubscription] = {}
         self._denied: dict[str, None] = {}
         self._connected = asyncio.Event()
         self._closing = False
         self._leaving = ""
         self._tasks = Tasks()
+        self._shutdown = Shutdown()
 
     @property
     def address(self) -> str:
@@ -349,17 +257,17 @@ class NatsConnection:
 
     @property
     def inbox_prefix(self) -> str:
-        """What reply subjects begin with."""
+        """The prefix of reply subjects."""
         return self._login.inbox_prefix
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message could be sent at this moment."""
+        """Whether a message could be sent now."""
         return self._connected.is_set() and not self._closing
 
     @property
     def client(self) -> FastClient:
-        """The present client. Raises ConnectionFailed while there is none."""
+        """The current client. Raises ConnectionFailed when there is none."""
         if self._client is None or self._closing:
             raise ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
         return self._client
@@ -381,31 +289,31 @@ class NatsConnection:
                     await self._connected.wait()
         return self.is_connected
 
-    async def listen(self, subject: str, receiver: Receiver, group: str = "") -> Listening:
-        """Subscribe, also over later connections. The server need not know when this returns.
+    async def listen(self, subject: str, receiver: Receiver, group: str = "") -> ServerSubscription:
+        """Subscribe, on later connections, too. The server need not have processed it on return.
 
-        With `group`, as a member of that queue group.
+        With `group`, subscribe as a member of that queue group.
         """
         client = self.client
-        listening = Listening(subject, receiver, group)
-        self._listening[id(listening)] = listening
+        subscription = ServerSubscription(subject, receiver, group)
+        self._subscriptions[id(subscription)] = subscription
         self._denied.pop(subject.lower(), None)
-        with mapped(f"listening to {subject}"):
+        with mapped(f"subscribing to {subject}"):
             if not client.is_closed:
-                listening.key = await client.listen(subject, receiver, group)
-        return listening
+                subscription.key = await client.listen(subject, receiver, group)
+        return subscription
 
-    async def unlisten(self, listening: Listening) -> None:
-        """End a subscription; ending it twice is harmless."""
-        if self._listening.pop(id(listening), None) is None or self._client is None:
+    async def unlisten(self, subscription: ServerSubscription) -> None:
+        """Unsubscribe; doing it twice is harmless."""
+        if self._subscriptions.pop(id(subscription), None) is None or self._client is None:
             return
-        if listening.key is not None and not self._client.is_closed:
-            # nats-py refuses where it has forgotten the subscription with a lost connection.
+        if subscription.key is not None and not self._client.is_closed:
+            # nats-py fails when it lost the subscription together with the connection.
             with contextlib.suppress(nats_errors.Error):
-                await self._client.unlisten(listening.key)
+                await self._client.unlisten(subscription.key)
 
     def is_denied(self, subject: str) -> bool:
-        """Whether the server has refused a subscription to `subject`."""
+        """Whether the server has denied a subscription to `subject`."""
         return subject.lower() in self._denied
 
     async def request(
@@ -414,9 +322,9 @@ class NatsConnection:
         payload: bytes = b"",
         parts: list[tuple[bytes, WireHeaders]] | None = None,
     ) -> Reply | None:
-        """One attempt to get an answer; None when there was none. Raises PublishFailed, mapped.
+        """Send a request once; None without a reply. Raises PublishFailed and ConnectionFailed.
 
-        With `parts`, an answer of many messages is gathered there; see `Replies.expect`.
+        With `parts`, a reply of many messages is collected there; see `Replies.expect`.
         """
         reply_to, answer = self.replies.expect(subject, ATTEMPT_S, parts)
         try:
@@ -427,9 +335,9 @@ class NatsConnection:
             self.replies.forget(reply_to)
 
     async def echo(self) -> bool:
-        """Whether the server has taken all that was sent before. flush() would not prove it.
+        """Whether the server has processed everything sent before; flush() would not prove it.
 
-        nats-py writes the PING of a flush before the commands that are pending.
+        nats-py writes the PING of a flush before its pending commands.
         """
         reply_to, answer = self.replies.expect("", ATTEMPT_S)
         try:
@@ -440,23 +348,27 @@ class NatsConnection:
             self.replies.forget(reply_to)
 
     async def aclose(self) -> None:
-        """Close in bounded time; what is pending is written if the socket takes it."""
+        """Close within bounded time; pending bytes are written if the socket accepts them."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
         self._closing = True
         await self._tasks.aclose()
-        self._connected.set()  # who waits for a connection wakes, and finds that there is none
+        self._connected.set()  # wakes callers of `wait_connected`, which return False
         self.replies.close()
-        self._listening.clear()
+        self._subscriptions.clear()
         if self._client is not None:
             await _close(self._client)
 
     async def _dial(self, seconds: float) -> FastClient:
-        """A client that is connected."""
+        """Connect a new client."""
         client = FastClient()
         client.login, client.known_servers = self._login, self._servers
         self.faults.clear()
         is_made = False
-        connecting = asyncio.create_task(self._connect(client))
-        refused = asyncio.create_task(self.faults.refused.wait())
+        # Both end in this function, which retrieves their exceptions.
+        connecting = asyncio.create_task(self._connect(client), name="connecting to NATS")
+        refused = asyncio.create_task(self.faults.refused.wait(), name="awaiting a refusal")
         try:
             await asyncio.wait(
                 (connecting, refused), timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -469,7 +381,7 @@ class NatsConnection:
                 return client
         except EventBusError:
             raise
-        except Exception as exc:  # an address or a key that cannot be read, a server that is none
+        except Exception as exc:  # an invalid address or key, or not a NATS server
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
             connecting.cancel()
@@ -486,7 +398,7 @@ class NatsConnection:
 
     async def _connect(self, client: Client) -> None:
         try:
-            self._login.load()  # nats-py reads a seed here, and raises what is no error of NATS
+            self._login.load()  # nats-py would read a seed here, and raise an error of its own
         except CredentialsError as exc:
             self.faults.note(exc)
             raise
@@ -499,7 +411,7 @@ class NatsConnection:
             closed_cb=self._for(client, self._on_closed),
             lame_duck_mode_cb=self._for(client, self._on_lame_duck),
             connect_timeout=_DIAL_S,
-            reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds, of which it takes parts
+            reconnect_time_wait=0.2,  # type: ignore[arg-type] # seconds, fractions are accepted
             max_reconnect_attempts=-1,
             reconnect_to_server_handler=self._next_server,
             ping_interval=PING_S,
@@ -513,9 +425,9 @@ class NatsConnection:
     def _for(
         self, client: Client, callback: Callable[[], Awaitable[None]]
     ) -> Callable[[], Awaitable[None]]:
-        """A callback that a client which has been replaced does not reach.
+        """Wrap a callback so that it ignores replaced clients, and does not raise.
 
-        It raises nothing: nats-py awaits it in the task that reconnects, which an exception ends.
+        nats-py awaits callbacks in its reconnect task, which an exception would end.
         """
 
         async def call() -> None:
@@ -528,19 +440,19 @@ class NatsConnection:
         return call
 
     def _next_server(self, pool: list[Server], _info: object) -> tuple[Server | None, float]:
-        """The server tried least, after a random wait that grows, so that not all come at once."""
+        """The server with the fewest attempts, after a growing random delay."""
         others = [server for server in pool if server.uri.netloc != self._leaving] or pool
         server = min(others, key=lambda other: other.reconnects)
         return server, _SERVER_BACKOFF.delay(server.reconnects)
 
     async def _on_error(self, exc: Exception) -> None:
-        """Take an error that nats-py reports; like all of its callbacks, it raises nothing."""
+        """Handle an error that nats-py reports. Like all of its callbacks, this must not raise."""
         try:
-            self._take_error(exc)
+            self._handle_error(exc)
         except Exception:  # noqa: BLE001 - nats-py's reading, or reconnecting, would end
-            _log.exception("an error of the connection to NATS could not be taken in")
+            _log.exception("handling an error of the connection to NATS failed")
 
-    def _take_error(self, exc: Exception) -> None:
+    def _handle_error(self, exc: Exception) -> None:
         kind, subject = refused_subject(exc)
         if kind == "publish":
             self.replies.refuse(subject)
@@ -557,7 +469,7 @@ class NatsConnection:
             self._connected.clear()
             if not self._closing:
                 _log.warning("the connection to NATS at %s is lost", self.address)
-                self._on_lost()
+                self._notify_lost()
 
     async def _on_reconnected(self) -> None:
         self._leaving = ""
@@ -566,22 +478,22 @@ class NatsConnection:
         self.max_payload = self.client.max_payload
         self._connected.set()
         self.faults.clear()
-        _log.info("connected to NATS at %s again", self.address)
+        _log.info("reconnected to NATS at %s", self.address)
         self.replies.give_up()
-        self._on_back()
+        self._notify_reconnected()
 
     async def _on_closed(self) -> None:
-        """Some errors close a client for good; the watchdog makes another."""
+        """Some errors close a client for good; the watchdog replaces it."""
         if not self._closing:
             if (why := self.client.last_error) is not None:
-                self.faults.note(why)  # nats-py tells it in no other way
+                self.faults.note(why)  # nats-py reports it nowhere else
             await self._on_disconnected()
 
     async def _on_lame_duck(self) -> None:
         client = self.client
         if client.connected_url is not None:
             self._leaving = client.connected_url.netloc
-        _log.info("a NATS server is about to stop; going to another")
+        _log.info("a NATS server is about to stop; connecting to another")
         await client.force_reconnect()
 
     async def _watch(self) -> None:
@@ -590,32 +502,32 @@ class NatsConnection:
             await asyncio.sleep(_WATCH_S)
             client = self.client
             if client.is_deaf:
-                _log.error("the reading of messages from NATS has stopped; connecting anew")
+                _log.error("reading from NATS has stopped; reconnecting")
                 await client.force_reconnect()
             elif (why := client.stuck) or client.is_closed:
                 if why:
-                    _log.error("reconnecting to NATS has failed (%s); making a new client", why)
+                    _log.error("nats-py stopped reconnecting (%s); creating a new client", why)
                     client.close_transport()
                     await _close(client)
                 try:
                     await self._rebuild()
                     backoff.reset()
                 except ConnectionFailed as exc:
-                    if not self.faults.refused.is_set():  # which was told
-                        self.faults.tell(logging.WARNING, str(exc))
+                    if not self.faults.refused.is_set():  # that was logged
+                        self.faults.log(logging.WARNING, str(exc))
                     await asyncio.sleep(backoff.next())
 
     async def _rebuild(self) -> None:
-        """Put a new client in the place of one that is closed."""
+        """Replace a closed client."""
         self._connected.clear()
         client = await self._dial(self._connect_timeout)
         self.rebuilds += 1
         self._client = client
-        with mapped("subscribing anew"):
-            for key, listening in list(self._listening.items()):
-                if key in self._listening:
-                    listening.key = await client.listen(
-                        listening.subject, listening.receiver, listening.group
+        with mapped("subscribing again"):
+            for key, subscription in list(self._subscriptions.items()):
+                if key in self._subscriptions:
+                    subscription.key = await client.listen(
+                        subscription.subject, subscription.receiver, subscription.group
                     )
         if client.is_connected:
             await self._on_reconnected()

@@ -1,12 +1,7 @@
-"""Finds what the stream gave up before a durable consumer had handed it out.
-
-JetStream skips such messages without a word. What is known: where the consumer is, which sequences
-the stream still has after that, and which subjects hold as many messages as they may.
-"""
+"""Durable consumers: members that pull, and what the stream evicted before they got it."""
 
 import asyncio
 import collections
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import (
@@ -14,11 +9,7 @@ from typing import (
     Final,
 )
 
-import msgspec
-from nats import errors as nats_errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from eventbus.backoff import Backoff
 from eventbus.channels import Subjects
@@ -32,23 +23,27 @@ from eventbus.drivers.consumers import (
     EvictionLog,
 )
 from eventbus.drivers.marks import timestamp
-from eventbus.drivers.nats.client import (
-    PROBE,
-    WireHeaders,
-)
+from eventbus.drivers.nats.client import PROBE
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import (
     DRIVER,
     mapped,
 )
 from eventbus.drivers.nats.jetstream import (
+    NANO,
+    NO_MESSAGE,
     STREAM_NOT_FOUND,
     Answer,
     ask,
 )
+from eventbus.drivers.nats.pull import (
+    LOST,
+    Pull,
+    is_normal_end,
+)
 from eventbus.drivers.nats.stream import (
     EventStream,
-    Point,
+    SeenMessage,
 )
 from eventbus.errors import (
     ConnectionFailed,
@@ -56,106 +51,33 @@ from eventbus.errors import (
     EventBusError,
     StreamMismatch,
 )
-from eventbus.tasks import Tasks
+from eventbus.tasks import (
+    Shutdown,
+    Tasks,
+)
 
-__all__ = ["NatsConsumer", "NatsUnackedDelivery", "find_evicted", "is_gone"]
-
-
-_BATCH: Final = 256
-_MAX_SUBJECTS: Final = 16
-_ANSWER_S: Final = 2.0
-_ENDS: Final = ("204", "404")
-_NO_MESSAGE: Final = 10037
-
-
-async def find_evicted(
-    connection: NatsConnection,
-    stream: EventStream,
-    event_filter: str,
-    delivered: int,
-    evicted: EvictionLog,
-) -> None:
-    """Report the subjects of which messages after the sequence `delivered` are, or may be, gone.
-
-    Raises a DriverError where the stream cannot be asked.
-    """
-    state = await stream.counted(event_filter)
-    if state.last <= delivered:
-        return
-    kept = await _after(connection, stream.name, ">", delivered + 1, _BATCH)
-    gap = _first_gap(kept, delivered, state.last)
-    if gap is None:
-        return
-    live = stream.live_of
-    full = [name for name, count in state.subjects.items() if 0 < state.limit <= count]
-    is_found = False
-    for subject in full[:_MAX_SUBJECTS]:
-        first = await _after(connection, stream.name, subject, 1, 1)
-        # Its oldest message came after one that is gone: that may have been its own.
-        if first and first[0] > gap:
-            is_found = True
-            evicted.report(
-                live(subject),
-                f"may be lost: the channel has only its newest {state.limit} messages, and the "
-                "consumer had not got to them",
-            )
-    if not is_found and gap < state.first:
-        evicted.report(
-            live(event_filter),
-            "may be lost: the stream has given up its oldest messages by age or size, and the "
-            "consumer had not got to them",
-        )
-
-
-async def is_gone(connection: NatsConnection, stream: str, sequence: int) -> bool:
-    """Whether the stream does not have a message any more. Raises ConnectionFailed."""
-    answer = await ask(connection, f"STREAM.MSG.GET.{stream}", {"seq": sequence}, _ANSWER_S)
-    return answer.error_code == _NO_MESSAGE
-
-
-def _first_gap(kept: list[int], delivered: int, last: int) -> int | None:
-    """The first sequence after `delivered` that is not there, as far as was looked."""
-    expected = delivered + 1
-    for sequence in kept:
-        if sequence != expected:
-            return expected
-        expected += 1
-    return expected if expected <= last and len(kept) < _BATCH else None
-
-
-async def _after(
-    connection: NatsConnection, stream: str, subject: str, start: int, count: int
-) -> list[int]:
-    """The sequences of up to `count` messages from one on; a batch of direct gets (NATS ADR-31)."""
-    question = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": count})
-    parts: list[tuple[bytes, WireHeaders]] = []
-    reply = await connection.request(f"$JS.API.DIRECT.GET.{stream}", question, parts)
-    if reply is None or reply.status not in _ENDS:
-        return []
-    return [int(headers.get("Nats-Sequence", "0")) for _, headers in parts]
-
+__all__ = ["NatsConsumer", "NatsUnackedDelivery"]
 
 _log = logging.getLogger(__name__)
 
 PULL_S: Final = 30.0
-"""How long the server keeps a pull for which there are no messages."""
+"""How long the server keeps a request for which there are no messages."""
 HEARTBEAT_S: Final = 2.0
-_SILENCE_S: Final = 2.5 * HEARTBEAT_S
-_LOOK_S: Final = 10.0
-"""How old what is known of the consumer's place may grow, in which a lost one is made anew."""
-_PAUSE_S: Final = 0.2
+_REFRESH_S: Final = 10.0
+"""The maximum age of the known position, from which a lost consumer is created again."""
+_FIRST_PAUSE_S: Final = 0.2
 _MAX_PAUSE_S: Final = 5.0
-_MAX_UNANSWERED: Final = 10_000
-_MAX_LOOKS: Final = 1000
-_NANO: Final = 1_000_000_000
-_NOT_FOUND: Final = 10014
+_MAX_UNACKED: Final = 10_000
+_MAX_CHECKS: Final = 1000
+_BATCH: Final = 256
+_MAX_SUBJECTS: Final = 16
+_CONSUMER_NOT_FOUND: Final = 10014
 _EXISTS: Final = 10148
-_ACK_PREFIX: Final = "$JS.ACK."
 _TOKENS: Final = 9
 
 
 class NatsUnackedDelivery:
-    """One message that JetStream waits to hear about."""
+    """A message that JetStream expects an answer to."""
 
     __slots__ = ("_consumer", "_reply", "attempt", "delivery")
 
@@ -168,23 +90,23 @@ class NatsUnackedDelivery:
         self._reply = reply
 
     async def ack(self) -> None:
-        """It is done."""
+        """Acknowledge the message."""
         await self._consumer.answer(self._reply, b"+ACK")
 
     async def retry(self, seconds: float = 0.0) -> None:
-        """Hand it out again after that time."""
-        nak = b'-NAK {"delay": %d}' % int(seconds * _NANO) if seconds > 0 else b"-NAK"
+        """Deliver the message again after that time."""
+        nak = b'-NAK {"delay": %d}' % int(seconds * NANO) if seconds > 0 else b"-NAK"
         await self._consumer.answer(self._reply, nak)
         if seconds > 0:
-            self._consumer.expect_again(self.delivery, seconds)
+            self._consumer.expect_retry(self.delivery, seconds)
 
     async def discard(self) -> None:
-        """It is never handed out again."""
+        """Do not deliver the message again."""
         await self._consumer.answer(self._reply, b"+TERM")
 
 
 class NatsConsumer:
-    """A member of a durable pull consumer over the stream of events."""
+    """A member of a durable pull consumer on the event stream."""
 
     def __init__(
         self,
@@ -197,172 +119,124 @@ class NatsConsumer:
         settings: ConsumerSettings,
         on_evicted: Callable[[], object] = lambda: None,
     ) -> None:
-        """`filter_subject` is one of event subjects; `on_evicted` is called for each loss."""
+        """`filter_subject` is of event subjects; `on_evicted` is called for each loss."""
         self.name = name
+        self.seen = SeenMessage(0, "")
+        """The furthest message of the stream that was delivered."""
         self._connection = connection
         self._stream = stream
         self._filter = filter_subject
         self._subjects = subjects
         self._settings = settings
-        self._ack_wait = int(settings.ack_wait * _NANO)
+        self._ack_wait = int(settings.ack_wait * NANO)
+        self._pull = Pull(connection, stream.name, name, self._receive)
+        self._ready: collections.deque[NatsUnackedDelivery] = collections.deque()
         self._created = ""
         self._epoch = ""
         self._floor = 0
-        """All up to this offset were answered for when the consumer was last looked at."""
-        self._looked = 0.0
-        self._known = False
-        """Whether nothing speaks against the consumer being there."""
-        self._asked = 0
-        """Messages that the present pull may still bring."""
-        self._pull = 0
-        self._heard = 0.0
-        self._ready: collections.deque[NatsUnackedDelivery] = collections.deque()
-        self._woken = asyncio.Event()
-        self._client: Client | None = None
-        self._inbox = ""
-        self._subscription: Subscription | None = None
+        """Everything up to this offset was acknowledged when the consumer was last queried."""
+        self._refreshed_at = 0.0
+        self._is_current = False
+        """Whether nothing indicates that the consumer is gone."""
         self._closed = False
-        self.seen = Point(0, "")
-        """The furthest message of the stream that has come."""
-        self._evicted = EvictionLog(name, on_evicted)
-        self._tasks = Tasks(_MAX_LOOKS)
+        self._delivered = 0
+        """The number of deliveries to all members, as of the last one that arrived."""
+        self._is_checking_jump = False
+        self._evictions = EvictionLog(name, on_evicted)
+        self._tasks = Tasks(_MAX_CHECKS)
+        self._shutdown = Shutdown()
 
     async def open(self, seconds: float) -> None:
-        """Make the consumer, or join the one that there is, within that time."""
-        await self._look(seconds)
+        """Create the consumer, or join the existing one, within that time."""
+        await self._refresh(seconds)
 
-    def doubt(self) -> None:
-        """The connection was lost: look for the consumer, and pull anew."""
-        self._asked, self._known = 0, False
-        self._woken.set()
+    @property
+    def evicted(self) -> int:
+        """See `Consumer.evicted`."""
+        return self._evictions.count
 
-    def restart(self, same: int) -> None:
-        """The stream is another one, and as it was up to an offset."""
-        if self.seen.offset > same:
-            self.seen = Point(0, "")
-        self.doubt()
+    def invalidate(self) -> None:
+        """The connection was lost: query the consumer, and pull again."""
+        self._is_current = False
+        self._pull.end(LOST)
+
+    def restart(self, unchanged: int) -> None:
+        """The stream was replaced, or has gone back; it is unchanged up to an offset."""
+        if self.seen.offset > unchanged:
+            self.seen = SeenMessage(0, "")
+        self.invalidate()
 
     async def take(self, limit: int) -> list[NatsUnackedDelivery]:
         """See `Consumer.take`."""
-        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
         while not self._closed:
             if self._ready:
                 return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
-            self._woken.clear()
             try:
                 if not await self._keep_pulling(limit):
                     continue
             except EventBusError as exc:
                 _log.warning("consumer %s: %s", self.name, exc)
-                self._known = False
+                self._is_current = False
                 await asyncio.sleep(backoff.next())
                 continue
             backoff.reset()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_SILENCE_S):
-                    await self._woken.wait()
-            if asyncio.get_running_loop().time() - self._heard > _SILENCE_S:
-                self._asked, self._known = 0, False
+            if not self._ready and self._pull.is_open:
+                await self._pull.wait()
+            if not is_normal_end(self._pull.status):
+                self._is_current = False
         raise ConnectionFailed(f"the consumer {self.name} is closed", driver=DRIVER)
 
     async def answer(self, reply: str, payload: bytes) -> None:
-        """Say what became of a message."""
-        with mapped(f"answering for a message of consumer {self.name}"):
+        """Answer a delivery."""
+        with mapped(f"answering a delivery of consumer {self.name}"):
             await self._connection.client.publish(reply, payload)
 
-    @property
-    def evicted(self) -> int:
-        """See `Consumer.evicted`."""
-        return self._evicted.count
-
-    def expect_again(self, delivery: Delivery, seconds: float) -> None:
-        """Look, just before a message is to be handed out again, whether the stream has it."""
-        self._tasks.start(self._look_for(delivery, seconds), f"consumer {self.name}: a look")
-
-    async def _look_for(self, delivery: Delivery, seconds: float) -> None:
-        assert delivery.position is not None, "a stored message has a position"
-        offset, epoch = delivery.position
-        await asyncio.sleep(0.9 * seconds)
-        try:
-            gone = await is_gone(self._connection, self._stream.name, offset)
-        except DriverError as exc:
-            _log.debug("consumer %s: %s", self.name, exc)
-            return
-        if gone and epoch == self._stream.epoch:
-            self._evicted.report(
-                delivery.subject, f"are lost: {offset} is gone before it was to be tried again"
-            )
+    def expect_retry(self, delivery: Delivery, seconds: float) -> None:
+        """Check, just before a message is due again, that the stream still has it."""
+        self._tasks.start(self._check_retry(delivery, seconds), f"consumer {self.name}: a check")
 
     async def aclose(self) -> None:
         """Unsubscribe, and hand back what was fetched and not taken."""
-        if self._closed:
-            return
         self._closed = True
-        self._woken.set()
+        self._pull.end("")  # wakes `take`
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
         await self._tasks.aclose()
-        await self._unsubscribe()
+        await self._pull.aclose()
+        await self._hand_back()
+
+    async def _hand_back(self) -> None:
         while self._ready:
             try:
                 await self._ready.popleft().retry()
-            except DriverError as exc:  # then it is handed out again after ack_wait
+            except DriverError as exc:  # then it is delivered again after ack_wait
                 _log.warning("%s", exc)
 
     async def _keep_pulling(self, limit: int) -> bool:
-        """Have a consumer, an inbox and a pull; False while there is no connection."""
-        loop = asyncio.get_running_loop()
+        """Refresh the consumer and request messages where needed; False without a connection."""
         if not await self._connection.wait_connected(_MAX_PAUSE_S):
             return False
-        client = self._connection.client
-        if client is not self._client:
-            await self._subscribe(client)
-        if not self._known or loop.time() - self._looked > _LOOK_S:
-            await self._look(_MAX_PAUSE_S)
-        if self._asked > 0:
-            return True
-        self._pull += 1
-        self._asked = limit
-        self._heard = loop.time()
-        request = {
-            "batch": limit,
-            "expires": int(PULL_S * _NANO),
-            "idle_heartbeat": int(HEARTBEAT_S * _NANO),
-        }
-        with mapped(f"pulling from consumer {self.name}"):
-            await client.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{self.name}",
-                msgspec.json.encode(request),
-                reply=f"{self._inbox}.{self._pull}",
-            )
+        age = asyncio.get_running_loop().time() - self._refreshed_at
+        if not self._is_current or age > _REFRESH_S:
+            await self._refresh(_MAX_PAUSE_S)
+        if not self._pull.is_open:
+            await self._pull.request(limit, expires_s=PULL_S, heartbeat_s=HEARTBEAT_S)
         return True
 
-    async def _subscribe(self, client: Client) -> None:
-        """An inbox at this client; a former one was closed for good, and its inbox with it."""
-        await self._unsubscribe()
-        self._inbox = client.new_inbox()
-        with mapped(f"listening for consumer {self.name}"):
-            self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
-        self._client = client
-        self._asked = 0
-
-    async def _unsubscribe(self) -> None:
-        subscription, self._subscription = self._subscription, None
-        if subscription is not None and self._client is not None and not self._client.is_closed:
-            with contextlib.suppress(nats_errors.Error):  # it is gone with a lost connection
-                await subscription.unsubscribe()
-
-    async def _receive(self, message: Msg) -> None:
-        self._heard = asyncio.get_running_loop().time()
-        # What a consumer delivers bears the subject that it was stored on.
-        if message.subject.startswith(self._inbox) or not message.reply.startswith(_ACK_PREFIX):
-            self._take_status(message)
-            return
+    def _receive(self, message: Msg) -> None:
         about = message.metadata
+        is_next = about.sequence.consumer == self._delivered + 1
+        self._delivered = about.sequence.consumer
+        if is_next and about.num_pending and 0 < self.seen.offset < about.sequence.stream - 1:
+            self._check_jump(message.subject, self.seen.offset, about.sequence.stream)
         if about.sequence.stream > self.seen.offset:
-            # To the nanosecond, which the parsed one is not: $JS.ACK.….<time>.<pending>, with more
-            # tokens behind where an account or a domain is named.
+            # Unlike the parsed time, this one has nanoseconds: $JS.ACK.….<time>.<pending>, with
+            # more tokens before and behind when an account or a domain is named.
             tokens = message.reply.split(".")
             time = tokens[7] if len(tokens) == _TOKENS else tokens[9]
-            self.seen = Point(about.sequence.stream, timestamp(int(time)))
+            self.seen = SeenMessage(about.sequence.stream, timestamp(int(time)))
         delivery = Delivery(
             self._subjects.live_of(message.subject) or message.subject,
             message.data,
@@ -371,77 +245,101 @@ class NatsConsumer:
             None,
             about.timestamp.isoformat().replace("+00:00", "Z"),
         )
-        taken = NatsUnackedDelivery(self, message.reply, delivery, about.num_delivered)
-        if self._closed:
-            await taken.retry()
-            return
-        self._asked = max(0, self._asked - 1)
+        unacked = NatsUnackedDelivery(self, message.reply, delivery, about.num_delivered)
         if message.subject.endswith(f".{PROBE}"):
-            await taken.ack()
-            self._woken.set()
+            self._tasks.start(self._ack(unacked), f"consumer {self.name}: the ack of a probe")
+        else:  # once this is closing, `aclose` hands it back
+            self._ready.append(unacked)
+
+    def _check_jump(self, subject: str, before: int, sequence: int) -> None:
+        """Check whether messages between two consecutive deliveries are gone."""
+        if not self._is_checking_jump:
+            self._is_checking_jump = True
+            work = self._report_jump(subject, before, sequence)
+            self._tasks.start(work, f"consumer {self.name}: a check of a jump")
+
+    async def _report_jump(self, subject: str, before: int, sequence: int) -> None:
+        stream = self._stream
+        try:
+            if await _is_preceded_by_evicted(stream, subject, before, sequence):
+                self._evictions.report(
+                    stream.live_of(subject),
+                    f"may be lost: {sequence} is the channel's oldest message, and the consumer "
+                    "had not reached those before it",
+                )
+        except DriverError as exc:
+            _log.debug("consumer %s: %s", self.name, exc)
+        finally:
+            self._is_checking_jump = False
+
+    async def _ack(self, unacked: NatsUnackedDelivery) -> None:
+        try:
+            await unacked.ack()
+        except DriverError as exc:  # then it is delivered again after ack_wait
+            _log.debug("%s", exc)
+
+    async def _check_retry(self, delivery: Delivery, seconds: float) -> None:
+        assert delivery.position is not None, "a stored message has a position"
+        offset, epoch = delivery.position
+        await asyncio.sleep(0.9 * seconds)
+        try:
+            answer = await self._stream.stream.ask("MSG.GET", {"seq": offset})
+        except DriverError as exc:
+            _log.debug("consumer %s: %s", self.name, exc)
             return
-        self._ready.append(taken)
-        self._woken.set()
+        if answer.error_code == NO_MESSAGE and epoch == self._stream.epoch:
+            self._evictions.report(
+                delivery.subject, f"are lost: {offset} was evicted before it was tried again"
+            )
 
-    def _take_status(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status", "")
-        if status == "100" or message.subject != f"{self._inbox}.{self._pull}":
-            return  # a heartbeat, or the end of an older pull
-        self._asked = 0
-        if status not in ("404", "408"):  # not merely the end of the pull's time
-            self._known = False
-        self._woken.set()
-
-    async def _look(self, seconds: float) -> None:
-        """Learn the consumer's place; make it where there is none."""
+    async def _refresh(self, seconds: float) -> None:
+        """Query the consumer's position; create the consumer if it does not exist."""
         answer = await self._ask("INFO", None, seconds)
-        if answer.error_code in (STREAM_NOT_FOUND, _NOT_FOUND):
-            answer = await self._make(seconds)
+        if answer.error_code in (STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND):
+            answer = await self._recreate(seconds)
         config = self._config_of(answer)
         if config.get("deliver_subject") or config.get("ack_policy") != "explicit":
             raise StreamMismatch(
-                f"a consumer {self.name} exists on {self._stream.name} that is not pulled with "
-                "explicit acknowledgement: remove it, or give the group another name",
+                f"consumer {self.name} of {self._stream.name} exists, but is not a pull consumer "
+                "with explicit acknowledgement: remove it, or rename the group",
                 driver=DRIVER,
             )
         wanted = {"filter_subject": self._filter, "ack_wait": self._ack_wait}
         if any(config.get(name) != value for name, value in wanted.items()):
             answer = await self._create("update", {**config, **wanted}, seconds)
             self._config_of(answer)
-            _log.info("consumer %s was changed to %s", self.name, wanted)
+            _log.info("changed consumer %s to %s", self.name, wanted)
         created = answer.body.get("created", "")
-        if created != self._created or self._stream.is_doubted:
+        if created != self._created or self._stream.is_stale:
             await self._stream.state()
             self._created = created
         self._epoch = self._stream.epoch
         self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
-        await self._look_for_evicted(answer.body)
-        self._looked = asyncio.get_running_loop().time()
-        self._known = True
+        await self._find_evicted(answer.body)
+        self._refreshed_at = asyncio.get_running_loop().time()
+        self._is_current = True
 
-    async def _look_for_evicted(self, info: dict[str, Any]) -> None:
-        """What is between the consumer and the stream's end may not be there any more."""
+    async def _find_evicted(self, info: dict[str, Any]) -> None:
+        """Look for evicted messages between the consumer and the end of the stream."""
         delivered = info.get("delivered", {}).get("stream_seq", 0)
-        if self._looked and not info.get("num_pending"):
+        if self._refreshed_at and not info.get("num_pending"):
             return
         try:
-            await find_evicted(
-                self._connection, self._stream, self._filter, delivered, self._evicted
-            )
-        except DriverError as exc:  # it is looked again
+            await _report_evicted(self._stream, self._filter, delivered, self._evictions)
+        except DriverError as exc:  # the next refresh looks again
             _log.debug("consumer %s: %s", self.name, exc)
 
-    async def _make(self, seconds: float) -> Answer:
-        """A consumer where there is none: new, or in the place of one that was lost."""
+    async def _recreate(self, seconds: float) -> Answer:
+        """Create a consumer: a new one, or one that continues where a lost one was."""
         state = await self._stream.ensure()
         if self._epoch:
-            _log.warning("consumer %s was gone and is made anew", self.name)
+            _log.warning("consumer %s was gone and is recreated", self.name)
         if not self._epoch:
             start: dict[str, Any] = {
                 "deliver_policy": "all" if self._settings.from_start else "new"
             }
         elif self._epoch != state.epoch:
-            start = {"deliver_policy": "all"}  # nothing of this stream was seen
+            start = {"deliver_policy": "all"}  # nothing of this stream was delivered
         else:
             start = {"deliver_policy": "by_start_sequence", "opt_start_seq": self._floor + 1}
         config = {
@@ -450,8 +348,8 @@ class NatsConsumer:
             "filter_subject": self._filter,
             "ack_policy": "explicit",
             "ack_wait": self._ack_wait,
-            "max_deliver": -1,  # whoever takes the messages counts, and says what becomes of them
-            "max_ack_pending": _MAX_UNANSWERED,
+            "max_deliver": -1,  # the subscription counts deliveries, and decides when to give up
+            "max_ack_pending": _MAX_UNACKED,
             "replay_policy": "instant",
             **start,
         }
@@ -473,3 +371,75 @@ class NatsConsumer:
             raise StreamMismatch(f"consumer {self.name}: {answer.error}", driver=DRIVER)
         config: dict[str, Any] = answer.body.get("config", {})
         return config
+
+
+async def _report_evicted(
+    stream: EventStream,
+    event_filter: str,
+    delivered: int,
+    evictions: EvictionLog,
+) -> None:
+    """Report subjects whose messages after the sequence `delivered` are or may be gone.
+
+    JetStream skips evicted messages silently. What is known: the consumer's position, which
+    sequences the stream still has after it, and which subjects have as many messages as they may.
+    Raises DriverError when the stream cannot be queried.
+    """
+    state = await stream.counts(event_filter)
+    if state.last <= delivered:
+        return
+    gap = _first_gap(await _after(stream, ">", delivered + 1, _BATCH), delivered, state.last)
+    if gap is None:
+        return
+    live = stream.live_of
+    full = [name for name, count in state.subjects.items() if 0 < state.limit <= count]
+    is_found = False
+    for subject in full[:_MAX_SUBJECTS]:
+        first = await _after(stream, subject, 1, 1)
+        # Its oldest message came after the missing one, which may have been its own.
+        if first and first[0] > gap:
+            is_found = True
+            evictions.report(
+                live(subject),
+                f"may be lost: the channel has only its newest {state.limit} messages, and the "
+                "consumer had not reached the others",
+            )
+    if not is_found and gap < state.first:
+        evictions.report(
+            live(event_filter),
+            "may be lost: the stream has evicted its oldest messages by age or size, and the "
+            "consumer had not reached them",
+        )
+
+
+async def _is_preceded_by_evicted(
+    stream: EventStream, subject: str, before: int, sequence: int
+) -> bool:
+    """Whether messages of a subject between two sequences are or may be gone.
+
+    True when the subject is full, its oldest message is at the second sequence, and the stream
+    lacks a message in between. Raises DriverError when the stream cannot be queried.
+    """
+    if await _after(stream, subject, 1, 1) != [sequence]:
+        return False
+    state = await stream.counts(subject)
+    if not 0 < state.limit <= state.subjects.get(subject, 0):
+        return False
+    gap = _first_gap(await _after(stream, ">", before + 1, _BATCH), before, sequence - 1)
+    return gap is not None and gap < sequence
+
+
+def _first_gap(found: list[int], delivered: int, last: int) -> int | None:
+    """The first missing sequence after `delivered`, among those that were read."""
+    expected = delivered + 1
+    for sequence in found:
+        if sequence != expected:
+            return expected
+        expected += 1
+    return expected if expected <= last and len(found) < _BATCH else None
+
+
+async def _after(stream: EventStream, subject: str, start: int, count: int) -> list[int]:
+    """The sequences of up to `count` messages from one on."""
+    request = {"seq": start, "next_by_subj": subject, "batch": count}
+    return [message.sequence for message in await stream.stream.batch(request) or []]

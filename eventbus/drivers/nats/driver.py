@@ -1,4 +1,4 @@
-"""The driver over NATS: a JetStream stream that republishes, on one connection that lasts."""
+"""The NATS driver: a JetStream stream that republishes, over one lasting connection."""
 
 import asyncio
 import itertools
@@ -43,17 +43,12 @@ from eventbus.drivers.nats.errors import (
     to_error,
 )
 from eventbus.drivers.nats.history import (
-    Place,
+    ReaderPosition,
     StreamReader,
-)
-from eventbus.drivers.nats.jetstream import (
-    held,
-    mark,
-    purge,
 )
 from eventbus.drivers.nats.publish import (
     Publisher,
-    Writes,
+    WriteMonitor,
     check_size,
 )
 from eventbus.drivers.nats.queue import NatsQueues
@@ -61,12 +56,12 @@ from eventbus.drivers.nats.service import NatsService
 from eventbus.drivers.nats.state import NatsState
 from eventbus.drivers.nats.stream import (
     EventStream,
-    Point,
+    SeenMessage,
     StreamState,
 )
 from eventbus.drivers.nats.subscription import (
-    NatsListeners,
     NatsSubscription,
+    Subscriptions,
 )
 from eventbus.errors import (
     ConnectionFailed,
@@ -84,59 +79,58 @@ from eventbus.tasks import (
 
 __all__ = ["NatsDriver"]
 
-
 _log = logging.getLogger(__name__)
 
 DRAIN_S: Final = 5.0
-_NOTE_S: Final = 30.0
-_HEAL_S: Final = 10.0
+_CONFIRM_S: Final = 30.0
+_RESTART_S: Final = 10.0
 
 
 class NatsDriver:
-    """Durable messages through the stream `<NAMESPACE>_EVENTS`, others straight to who listens."""
+    """Stores durable messages in `<NAMESPACE>_EVENTS`, and sends others straight to subscribers."""
 
     name = DRIVER
     capabilities = frozenset(Capability)
 
     def __init__(self, settings: Settings) -> None:
-        """Without `nats_url`, a nats-server is started, and ended with the driver."""
+        """Without `nats_url`, a nats-server is started, and stopped with the driver."""
         self.subjects = Subjects(settings.namespace)
         self.server: NatsServer | None = None
-        """The embedded server, where there is one."""
+        """The embedded server, if there is one."""
         self._settings = settings
         self._event = f"{settings.namespace}.event."
         self._live = f"{settings.namespace}.live."
-        self._listeners = NatsListeners(
+        self._subscriptions = Subscriptions(
             lambda: self._connection,
             lambda: self._stream,
             lambda: self._reader,
-            note_s=min(_NOTE_S, settings.history_seconds / 4),
+            confirm_s=min(_CONFIRM_S, settings.history_seconds / 4),
         )
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._state = "new"
         self._tasks = Tasks()
         self._shutdown = Shutdown()
-        self._healing = False
+        self._restarting = False
         self._evicted = 0
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message could be carried at this moment."""
+        """Whether the driver could send a message now."""
         return self._state == "open" and self._connection.is_connected
 
     @property
     def counters(self) -> dict[str, int]:
-        """Totals since the start, by what they count."""
+        """Totals since the start, by name."""
         opened = self._state != "new"
         return {
             "errors": self._connection.faults.count if opened else 0,
             "refusals": self._connection.faults.refusals if opened else 0,
-            "losses": self._listeners.losses,
+            "losses": self._subscriptions.losses,
             "rebuilds": self._connection.rebuilds if opened else 0,
             "publish_retries": self._publisher.retries if opened else 0,
-            "filled": self._listeners.filled,
-            "gaps": self._listeners.gaps,
+            "filled": self._subscriptions.filled,
+            "gaps": self._subscriptions.gaps,
             "evicted": self._evicted,
         }
 
@@ -148,18 +142,18 @@ class NatsDriver:
 
     @property
     def state(self) -> NatsState:
-        """What nodes say of themselves; see `StateDriver.state`."""
+        """Entries that nodes can publish again; see `StateDriver.state`."""
         self._require_open()
         return self._entries
 
     @property
     def durable_state(self) -> NatsState:
-        """What must outlive a restart; see `StateDriver.durable_state`."""
+        """Entries that must survive a restart; see `StateDriver.durable_state`."""
         self._require_open()
         return self._durable
 
     async def open(self) -> None:
-        """Connect, and make or check the stream.
+        """Connect, and create or check the stream.
 
         Raises ConnectionFailed, ConfigError, StreamMismatch, and ServerError for the embedded
         server.
@@ -181,18 +175,18 @@ class NatsDriver:
                 login,
                 connect_timeout=settings.connect_timeout,
                 on_lost=self._on_lost,
-                on_back=self._on_back,
+                on_reconnected=self._on_reconnected,
             )
             self._stream = EventStream(
                 self._connection, self.subjects, settings, self._on_new_epoch,
                 seen=self._seen,
-                is_heard=lambda: self._listeners.count > 0 or len(self._consumers) > 0,
+                has_subscribers=lambda: len(self._subscriptions) + len(self._consumers) > 0,
             )  # fmt: skip
             self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
-            self._reader = StreamReader(self._connection, self._stream, self._classes)
-            self._writes = Writes(self._connection, self._stream, self._event)
+            self._reader = StreamReader(self._stream, self._classes)
+            self._monitor = WriteMonitor(self._connection, self._stream, self._event)
             self._publisher = Publisher(
-                self._connection, settings.publish_timeout, self._writes.explain
+                self._connection, settings.publish_timeout, self._monitor.explain
             )
             self._queues = NatsQueues(self._connection, self._publisher, settings)
             self._entries = NatsState(self._connection, settings, self._settle)
@@ -202,16 +196,16 @@ class NatsDriver:
             await self._stream.ensure()
             await self._classes.ensure()
         except BaseException:
-            await self._let_go()
+            await self._close_all()
             raise
         self._state = "open"
-        self._tasks.keep(self._listeners.run, "following the NATS stream")
-        self._tasks.keep(self._listeners.note, "noting how far the NATS stream is")
+        self._tasks.keep(self._subscriptions.run, "verifying NATS subscriptions")
+        self._tasks.keep(self._subscriptions.confirm, "confirming the end of the NATS stream")
         if settings.retention:
-            self._tasks.start(self._classes.tell_leftovers(), "looking for classes out of use")
+            self._tasks.start(self._classes.log_leftovers(), "looking for unused classes")
 
     async def prepare(self) -> tuple[str, ...]:
-        """Make every stream that is ever needed; their names. See `PreparedDriver.prepare`."""
+        """Create all streams; returns their names. See `PreparedDriver.prepare`."""
         self._require_open()
         await self._queues.ensure_streams()
         await self._entries.ensure()
@@ -223,10 +217,10 @@ class NatsDriver:
     async def publish(
         self, subject: str, payload: bytes, headers: Headers = NO_HEADERS
     ) -> Published | None:
-        """Carry one message; see `Driver.publish`.
+        """Publish one message; see `Driver.publish`.
 
-        An event's is retried for `publish_timeout` with one id, given or made. Raises
-        InvalidChannel too, for a subject that would harm others.
+        An event is retried for `publish_timeout` under one id, its own or a new one. Raises
+        InvalidChannel for a subject that would harm other clients.
         """
         self._require_open()
         validate_subject(subject)
@@ -237,39 +231,39 @@ class NatsDriver:
             ack = await self._publisher.publish(subject, payload, headers)
         except PublishFailed as exc:
             if self._connection.is_connected and not isinstance(exc, PublishDenied):
-                self._writes.failed(str(exc))
-                self._heal()
+                self._monitor.failed(str(exc))
+                self._restart_if_stuck()
             raise
         if not ack.duplicate:
-            if self._writes.fault:
-                self._writes.stored()
+            if self._monitor.fault:
+                self._monitor.stored()
             if ack.seq <= self._stream.acked:
-                self._stream.doubt()  # offsets go back: the stream may be another one
-            if self._stream.is_doubted:
-                await self._look_again()
+                self._stream.invalidate()  # the offset went back, so the stream may have
+            if self._stream.is_stale:
+                await self._refresh_epoch()
             self._stream.acked = max(self._stream.acked, ack.seq)
         return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
-        """Listen; see `Driver.subscribe`. Raises InvalidPattern too."""
+        """Subscribe; see `Driver.subscribe`. Raises InvalidPattern, too."""
         return await self.subscribe_group(subject, "", handler)
 
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> NatsSubscription:
-        """Listen as a member of a NATS queue group; see `GroupDriver.subscribe_group`."""
+        """Subscribe as a member of a NATS queue group; see `GroupDriver.subscribe_group`."""
         self._require_open()
         validate_filter(subject)
         in_stream = subject.startswith(self._live)
         subscription = NatsSubscription(
-            self._listeners,
+            self._subscriptions,
             subject,
             handler,
             self._stream.name.encode() if in_stream else b"",
             group=group,
         )
-        subscription.listening = await self._connection.listen(subject, subscription.receive, group)
-        self._listeners.add(subscription)
+        subscription.at_server = await self._connection.listen(subject, subscription.receive, group)
+        self._subscriptions.add(subscription)
         try:
-            # Asked on the same connection, and so after the server has taken the subscription.
+            # Queried on the same connection, so the server has processed the subscription before.
             if in_stream:
                 state = await self._stream.state()
                 same = state.epoch == self._stream.epoch
@@ -288,7 +282,9 @@ class NatsDriver:
         validate_filter(subject)
         event = self._stream.event_of(subject)
         if event is None:
-            raise InvalidPattern(f"{subject!r} is not a live subject: consume one", name=subject)
+            raise InvalidPattern(
+                f"{subject!r} is not a live subject, and cannot be consumed", name=subject
+            )
         consumer = NatsConsumer(
             self._connection, self._stream, name,
             filter_subject=event, subjects=self.subjects, settings=settings,
@@ -301,49 +297,47 @@ class NatsDriver:
     async def check(self) -> str:
         """Whether the stream stores messages; see `CheckedDriver.check`."""
         self._require_open()
-        fault = await self._writes.check()
+        fault = await self._monitor.check()
         if fault:
-            self._heal()
+            self._restart_if_stuck()
         return fault or self._entries.fault
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
         """Stored messages of a live subject; see `HistoryDriver.read`. Raises InvalidChannel."""
         self._require_open()
         validate_subject(subject)
-        place = None if after is None else Place(after)
-        return await self._reader.read(subject, after=place, limit=limit)
+        position = None if after is None else ReaderPosition(after)
+        return await self._reader.read(subject, after=position, limit=limit)
 
     async def resume(self, subject: str, position: Position, limit: int) -> Page:
         """Stored messages after a reader's position; see `ResumingDriver.resume`."""
         self._require_open()
         validate_subject(subject)
         return await self._reader.read(
-            subject, after=Place.of(position), limit=limit, epoch=position.epoch
+            subject, after=ReaderPosition.of(position), limit=limit, epoch=position.epoch
         )
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
-        """What the stream has of each channel; see `MaintenanceDriver.stored`."""
+        """The number of messages per channel; see `MaintenanceDriver.stored`."""
         self._require_open()
         validate_filter(pattern)
         event = self._stream.event_of(pattern)
-        counts = {} if event is None else await self._stream.counts(event)
+        counts = {} if event is None else dict((await self._stream.counts(event)).subjects)
         counts.pop(f"{self._event}{PROBE}", None)
         first = itertools.islice(counts.items(), limit)
         return {str(self.subjects.live_of(subject)): count for subject, count in first}
 
     async def purge(self, subject: str) -> int:
-        """Remove what the stream has of a live subject; see `MaintenanceDriver.purge`."""
+        """Delete the messages of a live subject; see `MaintenanceDriver.purge`."""
         self._require_open()
         self.subjects.channel_of(subject)
         page = await self.read(subject, after=None, limit=1)
         if not page.messages or (position := page.messages[-1].position) is None:
             return 0
         event = self.subjects.event(self.subjects.channel_of(subject))
-        seconds = self._settings.connect_timeout
-        async with asyncio.timeout(seconds), held(self._entries, seconds):
-            await mark(self._connection, self._stream.name, event, position.offset, seconds)
+        await self._stream.record_purge(event, position.offset, self._entries)
         await self._classes.purge(event, position.offset)
-        return await purge(self._connection, self._stream.name, event, position.offset, seconds)
+        return await self._stream.purge(event, position.offset)
 
     async def announce(
         self,
@@ -366,7 +360,7 @@ class NatsDriver:
         return service
 
     async def aclose(self) -> None:
-        """Let what is in flight finish, in bounded time, and let go. Closing twice is harmless."""
+        """Finish what is in flight, within bounded time, and close. Closing twice is harmless."""
         await self._shutdown.run(self._aclose)
 
     async def _aclose(self) -> None:
@@ -374,13 +368,13 @@ class NatsDriver:
             self._state = "closing"
             await self._queues.aclose()
             if not await self._publisher.drain(DRAIN_S):
-                _log.warning("publishes were under way for more than %g s at the close", DRAIN_S)
+                _log.warning("closing: some publishes took longer than %g s", DRAIN_S)
             if self._connection.is_connected:
                 try:
-                    await self._connection.echo()  # what was published before has arrived
+                    await self._connection.echo()  # everything published before has arrived
                 except DriverError as exc:
-                    _log.warning("at the close: %s", exc)
-            await self._let_go()
+                    _log.warning("closing: %s", exc)
+            await self._close_all()
         self._state = "closed"
 
     def _require_open(self) -> None:
@@ -390,7 +384,7 @@ class NatsDriver:
     def _require_permission(self, subject: str) -> None:
         if self._connection.is_denied(subject):
             raise ConnectionFailed(
-                f"no permission to listen to {subject}: the NATS user must be granted it",
+                f"no permission to subscribe to {subject}: the NATS user must be granted it",
                 driver=self.name,
             )
 
@@ -400,7 +394,7 @@ class NatsDriver:
         client = connection.client
         if client.pending_data_size > 2 * PENDING_BYTES + len(payload):
             raise PublishFailed(
-                f"a message for {subject} is not sent: {client.pending_data_size} bytes wait for "
+                f"a message for {subject} was not sent: {client.pending_data_size} bytes wait for "
                 f"the connection to {connection.address}",
                 driver=self.name,
             )
@@ -413,91 +407,95 @@ class NatsDriver:
             raise error from exc
 
     async def _settle(self, subject: str) -> None:
-        """Wait until the server has taken what was sent."""
+        """Wait until the server has processed everything sent before."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.connect_timeout
         while (left := deadline - loop.time()) > 0:
             if await self._connection.wait_connected(left) and await self._connection.echo():
                 return
         raise ConnectionFailed(
-            f"listening to {subject}: no answer from {self._connection.address} within "
+            f"subscribing to {subject}: no answer from {self._connection.address} within "
             f"{self._settings.connect_timeout:g} s",
             driver=self.name,
         )
 
-    def _seen(self) -> Point | None:
-        """The last message of the stream that has come here."""
-        points = [consumer.seen for consumer in self._consumers if consumer.seen.offset]
-        if (heard := self._listeners.seen()) is not None:
-            points.append(heard)
-        return max(points, default=None)
+    def _seen(self) -> SeenMessage | None:
+        """The last message of the stream that this process got."""
+        messages = [consumer.seen for consumer in self._consumers if consumer.seen.offset]
+        if (newest := self._subscriptions.seen()) is not None:
+            messages.append(newest)
+        return max(messages, default=None)
 
-    async def _look_again(self) -> None:
-        """Learn the epoch of a message that is stored already, whatever comes of that."""
+    async def _refresh_epoch(self) -> None:
+        """Query the epoch of a message that is stored already, so this must not fail."""
         try:
             await self._stream.state()
         except DriverError as exc:
-            _log.warning("the epoch of the stream is as it was last known: %s", exc)
+            _log.warning("cannot query the epoch of the stream, using the last known one: %s", exc)
 
-    def _on_back(self) -> None:
-        self._listeners.on_back()
-        self._queues.on_back()
+    def _on_reconnected(self) -> None:
+        self._subscriptions.on_reconnected()
+        self._queues.on_reconnected()
         for service in self._services:
-            service.on_back()
+            service.on_reconnected()
 
     def _on_lost(self) -> None:
-        self._stream.doubt()
-        self._listeners.on_lost()
+        self._stream.invalidate()
+        self._subscriptions.on_lost()
         self._entries.on_lost()
         self._durable.on_lost()
         for consumer in list(self._consumers):
-            consumer.doubt()
+            consumer.invalidate()
 
     def _count_evicted(self) -> None:
         self._evicted += 1
 
-    def _on_new_epoch(self, same: int) -> None:
-        self._listeners.on_new_epoch(same)
+    def _on_new_epoch(self, unchanged: int) -> None:
+        self._subscriptions.on_new_epoch(unchanged)
         for consumer in list(self._consumers):
-            consumer.restart(same)
+            consumer.restart(unchanged)
         if self._state == "open":
-            self._tasks.start(self._remake_classes(same), "making the streams of classes again")
+            self._tasks.start(
+                self._recreate_classes(unchanged), "recreating the streams of classes"
+            )
 
-    async def _remake_classes(self, same: int) -> None:
-        """The streams of classes copy a stream that is gone, or has gone back."""
+    async def _recreate_classes(self, unchanged: int) -> None:
+        """The streams of classes copy a stream that was replaced, or has gone back."""
         try:
             await self._classes.ensure()
-            if same:
-                await self._classes.go_back(same)
-        except DriverError as exc:  # whoever reads tries it again
+            if unchanged:
+                await self._classes.go_back(unchanged)
+        except DriverError as exc:  # the next read tries again
             _log.error("%s", exc)
 
     def _on_death(self, _error: ServerError) -> None:
         if self.server is not None and self._state in {"opening", "open"}:
-            self._tasks.keep(self.server.restart, "starting the embedded nats-server again")
+            self._tasks.keep(self.server.restart, "restarting the embedded nats-server")
 
-    def _heal(self) -> None:
+    def _restart_if_stuck(self) -> None:
         """Restart the embedded server when it drops messages, once its disk has room."""
-        if self.server is None or self._healing or not self._writes.is_stuck:
+        if self.server is None or self._restarting or not self._monitor.is_stuck:
             return
-        self._healing = True
-        self._tasks.start(self._restart_with_room(self.server), "healing the nats-server")
+        self._restarting = True
+        self._tasks.start(
+            self._restart_with_room(self.server), "restarting a nats-server that stores nothing"
+        )
 
     async def _restart_with_room(self, server: NatsServer) -> None:
         try:
             if server.is_full():
                 await server.wait_for_room()
-            await self._writes.check()  # it may have been slow only
-            if self._writes.is_stuck:
-                _log.warning("the embedded nats-server stores nothing and is restarted")
+            await self._monitor.check()  # it may only have been slow
+            if self._monitor.is_stuck:
+                _log.warning("the embedded nats-server stores nothing, restarting it")
                 await server.restart()
-                await asyncio.sleep(_HEAL_S)  # before it may be restarted once more
+                await asyncio.sleep(_RESTART_S)  # at least this long between two restarts
         finally:
-            self._healing = False
+            self._restarting = False
 
-    async def _let_go(self) -> None:
+    async def _close_all(self) -> None:
         await self._tasks.aclose()
-        await self._listeners.aclose()
+        await self._subscriptions.aclose()
         if self._state != "new":
             await self._stream.aclose()
             await self._connection.aclose()

@@ -1,7 +1,10 @@
-"""Errors of nats-py, and of JetStream's API, as eventbus's own: nothing else leaves the driver."""
+"""Errors of nats-py and of JetStream's API: mapped to eventbus's own, counted and explained."""
 
 import asyncio
+import logging
+import ssl
 from collections.abc import (
+    Callable,
     Iterator,
     Mapping,
 )
@@ -18,11 +21,27 @@ from eventbus.errors import (
     InvalidChannel,
     PublishFailed,
 )
+from eventbus.ratelimit import RateLimitedLog
 
-__all__ = ["DRIVER", "KINDS", "ApiError", "mapped", "to_error"]
+__all__ = [
+    "DRIVER",
+    "KINDS",
+    "ApiError",
+    "CredentialsError",
+    "Faults",
+    "mapped",
+    "refused_subject",
+    "to_error",
+]
 
+_log = logging.getLogger(__name__)
 
 DRIVER: Final = "nats"
+
+
+class CredentialsError(nats_errors.Error):
+    """A credentials file that cannot be used; to nats-py, a failed login."""
+
 
 KINDS: Final[Mapping[type[BaseException], type[EventBusError]]] = {
     nats_errors.Error: ConnectionFailed,
@@ -57,11 +76,25 @@ KINDS: Final[Mapping[type[BaseException], type[EventBusError]]] = {
     asyncio.TimeoutError: ConnectionFailed,
     OSError: ConnectionFailed,
 }
-"""What each error becomes; a class that is not named becomes what its nearest base does."""
+"""The error that replaces each class; a class that is not listed uses its nearest base's."""
+_REFUSALS: Final = (
+    nats_errors.AuthorizationError,
+    nats_errors.SecureConnRequiredError,
+    CredentialsError,
+    ssl.SSLError,
+)
+"""Errors that waiting does not fix."""
+_REFUSED_WORDS: Final = (
+    "authorization violation",
+    "authentication expired",  # "user …" or "account …", of a connected client
+    "authentication revoked",
+)
+_ENDS: Final = (ConnectionResetError, BrokenPipeError, nats_errors.UnexpectedEOF)
+"""What a client reports when the server has refused it and closed the connection."""
 
 
 class ApiError(msgspec.Struct, frozen=True):
-    """An error in an answer of JetStream's API."""
+    """An error in a response of JetStream's API."""
 
     code: int = 0
     err_code: int = 0
@@ -72,7 +105,7 @@ class ApiError(msgspec.Struct, frozen=True):
 
 
 def to_error(exc: BaseException, doing: str) -> EventBusError:
-    """The error to raise in place of `exc`; `doing` says what failed."""
+    """The error that replaces `exc`; `doing` says what failed."""
     kind = next((KINDS[base] for base in type(exc).__mro__ if base in KINDS), ConnectionFailed)
     message = f"{doing}: {str(exc) or type(exc).__name__}"
     if issubclass(kind, (ConnectionFailed, PublishFailed)):
@@ -82,8 +115,83 @@ def to_error(exc: BaseException, doing: str) -> EventBusError:
 
 @contextmanager
 def mapped(doing: str) -> Iterator[None]:
-    """Raise errors of nats-py and of the network as eventbus's."""
+    """Raise errors of nats-py and the network as eventbus errors."""
     try:
         yield
     except (nats_errors.Error, TimeoutError, OSError) as exc:
         raise to_error(exc, doing) from exc
+
+
+class Faults:
+    """The errors of one connection: counted, logged at a limited rate, and explained."""
+
+    def __init__(self, address: str, refusal: Callable[[], str]) -> None:
+        """`address` is for the log, without secrets; `refusal` explains a refused login."""
+        self.count = 0
+        """How many errors the client has reported."""
+        self.refusals = 0
+        """How often a login was refused or revoked."""
+        self.refused = asyncio.Event()
+        """Set when the server has refused the login."""
+        self.last: BaseException | None = None
+        self._address = address
+        self._refusal = refusal
+        self._log = RateLimitedLog(_log)
+
+    def clear(self) -> None:
+        """Forget earlier errors: another attempt begins, or has succeeded."""
+        self.last = None
+        self.refused.clear()
+
+    def note(self, exc: BaseException) -> None:
+        """Count and log an error that the client reports."""
+        self.count += 1
+        if self.refused.is_set() and isinstance(exc, _ENDS):
+            return
+        self.last = exc
+        if self._is_refusal(exc):
+            self.refusals += 1
+            self.refused.set()
+            self.log(logging.ERROR, self.why)
+        else:
+            self.log(logging.WARNING, self.why)
+
+    def log(self, level: int, what: str) -> None:
+        """Log a message; the same one again after ten seconds at the earliest."""
+        self._log.log(level, "NATS at %s: %s", self._address, what, kind=what)
+
+    @property
+    def why(self) -> str:
+        """Explains the last error, and which setting to check."""
+        exc = self.last
+        if exc is None:
+            return "no answer"
+        if isinstance(exc, CredentialsError):
+            return str(exc)
+        if isinstance(exc, nats_errors.SecureConnRequiredError):
+            return (
+                "the server speaks no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT asks for; "
+                "nothing was sent to it"
+            )
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return f"the server's certificate is not trusted (see NATS_CA): {exc.verify_message}"
+        if isinstance(exc, ssl.SSLError):
+            return f"no TLS with the server (does it want another NATS_CERT?): {exc}"
+        if self._is_refusal(exc):
+            return self._refusal()
+        return str(exc) or type(exc).__name__
+
+    @staticmethod
+    def _is_refusal(exc: BaseException) -> bool:
+        text = str(exc).lower()
+        return isinstance(exc, _REFUSALS) or any(words in text for words in _REFUSED_WORDS)
+
+
+def refused_subject(exc: BaseException) -> tuple[str, str]:
+    """For a permissions violation, `publish` or `subscription` and the subject in lower case.
+
+    Two empty strings for other errors.
+    """
+    text = str(exc).lower()
+    kind, _, rest = text.partition("permissions violation for ")[2].partition(" to ")
+    return kind, rest.partition('"')[2].partition('"')[0]

@@ -1,10 +1,9 @@
-"""What a stream proves about a place in it: that it is the same stream, and lacks nothing since.
+"""Reads history, and judges whether a reader's position proves that nothing after it is missing.
 
-Each way in which a stream gives up messages by itself takes the oldest first: by age and by size
-those of the whole stream, by count those of one subject. So a message that is still there after a
-reading shows that the reading has all that followed it. What was taken out by hand (a purge by a
-tool of NATS, a limit that was lowered for a while) shows when the reader's own message is gone and
-nothing else explains it.
+A stream evicts its oldest messages first: by age and size the oldest of the whole stream, by count
+the oldest of one subject. So a message that still exists after a read proves that the read has
+everything after it. Messages that were deleted by hand (purged by a NATS tool, or by a limit that
+was lowered for a while) show when the reader's own message is gone and nothing else explains it.
 """
 
 import datetime
@@ -30,9 +29,8 @@ from eventbus.drivers.nats.classes import (
     ClassStreams,
     Copy,
 )
-from eventbus.drivers.nats.connection import NatsConnection
-from eventbus.drivers.nats.jetstream import (
-    Stored,
+from eventbus.drivers.nats.direct import (
+    StoredMessage,
     StoredSubject,
 )
 from eventbus.drivers.nats.stream import (
@@ -44,7 +42,7 @@ from eventbus.retention import RetentionClass
 
 __all__ = [
     "FilterPage",
-    "Place",
+    "ReaderPosition",
     "StreamReader",
     "Verdict",
     "judge_copy",
@@ -55,32 +53,32 @@ __all__ = [
 
 
 _COPY_NANOS: Final = 1_000_000_000
-"""How much later than its original a class's stream may have stored a message."""
+"""How much later than the event stream a class's stream may have stored a message."""
 
 
 class Verdict(enum.Enum):
-    """What is known of a reader's place."""
+    """What is known about a reader's position."""
 
     WHOLE = enum.auto()
     """Nothing after it is missing."""
     UNPROVEN = enum.auto()
-    """Something may be missing."""
+    """Something after it may be missing."""
     ANOTHER = enum.auto()
-    """The stream has gone back, and the place is not one of its present history."""
+    """The stream has gone back, and its current history does not have the position."""
 
 
-class Place(NamedTuple):
-    """Up to where a reader has all of a subject."""
+class ReaderPosition(NamedTuple):
+    """The message up to which a reader has everything of a subject."""
 
     offset: int
     time: int | None = None
-    """When that message was stored, in nanoseconds since 1970; None where it is not known."""
+    """When the message was stored, in nanoseconds since 1970; None when that is not known."""
     is_own: bool | None = None
-    """Whether it is one of the subject; None where that is not known."""
+    """Whether it is a message of the subject; None when that is not known."""
 
     @classmethod
-    def of(cls, position: Position) -> "Place":
-        """The place of a position, with what its mark says."""
+    def of(cls, position: Position) -> "ReaderPosition":
+        """Read a position and its mark."""
         mark = mark_of(position)
         if not mark:
             return cls(position.offset)
@@ -88,24 +86,26 @@ class Place(NamedTuple):
         return cls(position.offset, time, not mark.startswith(ANY_CHANNEL))
 
 
-async def judge_message(place: Place, events: StoredSubject, subject: str) -> Verdict | None:
-    """Judge a place by its message, looked for after the reading; None where that does not tell.
+async def judge_message(
+    reader: ReaderPosition, events: StoredSubject, subject: str
+) -> Verdict | None:
+    """Judge a position by its message, looked up after the read; None when that is not enough.
 
-    `events` is of all subjects. Raises ConnectionFailed.
+    `events` has all subjects. Raises ConnectionFailed.
     """
-    there = await events.at(place.offset) if place.offset > 0 else None
+    there = await events.at(reader.offset) if reader.offset > 0 else None
     if there is None:
         return None
-    if place.time is not None and nanoseconds(there.time) != place.time:
+    if reader.time is not None and nanoseconds(there.time) != reader.time:
         return Verdict.ANOTHER
     if there.subject == subject:
         return Verdict.WHOLE
-    # Another channel's, and the very one where the mark says so: the rest is to be looked at.
+    # A message of another channel: the rest of the stream has to show it.
     return None
 
 
 async def judge_stream(
-    place: Place,
+    reader: ReaderPosition,
     stored: StoredSubject,
     state: SubjectState,
     *,
@@ -113,80 +113,79 @@ async def judge_stream(
     watched_since: int,
     known: int = 0,
 ) -> Verdict:
-    """Judge a place by the stream of events, where its message does not tell.
+    """Judge a position by the event stream, when its message is not enough.
 
-    `state` and `stored` are of the subject, `events` of all subjects; they are of after the
-    reading. Since `watched_since` (nanoseconds) the stream has not gone back. Up to the offset
-    `known` nothing is missing, whatever the stream has of it. Raises ConnectionFailed.
+    `state` and `stored` are those of the subject, `events` has all subjects; all were queried after
+    the read. Since `watched_since` (nanoseconds) the stream has not gone back. The reader has
+    everything up to the offset `known`, whatever the stream has. Raises ConnectionFailed.
     """
-    offset, last = place.offset, state.stream.last
+    offset, last = reader.offset, state.stream.last
     if offset > last:
-        return Verdict.WHOLE if place.time is None else Verdict.ANOTHER
+        return Verdict.WHOLE if reader.time is None else Verdict.ANOTHER
     if offset == last:
         ended = nanoseconds(state.stream.time)
-        is_end = None in (ended, place.time) or ended == place.time
+        is_end = None in (ended, reader.time) or ended == reader.time
         return Verdict.WHOLE if is_end else Verdict.ANOTHER
     there = await events.at(offset) if offset > 0 else None
     if there is None:
-        is_removed = offset >= max(state.first, 1) and place.is_own is not False
+        is_removed = offset >= max(state.first, 1) and reader.is_own is not False
         if is_removed and offset > known and offset != state.purged:
-            return Verdict.UNPROVEN  # by count, and others with it; or by hand
-        if place.time is not None:
-            later = await events.since(timestamp(place.time + 1))
+            return Verdict.UNPROVEN  # evicted by count, perhaps with others, or by hand
+        if reader.time is not None:
+            later = await events.since(timestamp(reader.time + 1))
             if later is not None and later.offset <= offset:
                 return Verdict.ANOTHER
             first = nanoseconds(state.first_time)
-            if place.time < watched_since and (first is None or first > place.time):
-                return Verdict.UNPROVEN  # what would show another history may be gone as well
+            if reader.time < watched_since and (first is None or first > reader.time):
+                return Verdict.UNPROVEN  # the proof of a different history may be gone, too
     if await keeps_all_after(stored, state, max(offset, known)):
         return Verdict.WHOLE
     return Verdict.UNPROVEN
 
 
 async def keeps_all_after(stored: StoredSubject, state: SubjectState, offset: int) -> bool:
-    """Whether the stream has all of a subject after an offset, but for what was taken by hand."""
+    """Whether the stream has all of a subject after an offset, unless deleted by hand."""
     if offset >= state.stream.last:
         return True
     if offset < state.purged:
         return False
     if state.first <= offset + 1 and (state.limit <= 0 or state.messages < state.limit):
-        # Nothing after it went by age or size, which take the stream's oldest; nor by count:
-        # a subject that had to give up messages is full, until some go by age.
+        # Nothing after it was evicted by age or size, which remove the stream's oldest; nor by
+        # count: a subject that had evictions is full until some of its messages expire.
         return True
     oldest = await stored.oldest()
     return oldest is not None and oldest.offset <= offset
 
 
-async def judge_copy(place: Place, copy: Copy) -> Verdict:
-    """Judge a place by the stream of a class, whose messages have times of their own.
+async def judge_copy(reader: ReaderPosition, copy: Copy) -> Verdict:
+    """Judge a position by the stream of a class, whose messages have times of their own.
 
-    `copy` is of after the reading. Raises ConnectionFailed.
+    `copy` was queried after the read. Raises ConnectionFailed.
     """
-    offset, time = place.offset, place.time
+    offset, time = reader.offset, reader.time
     if time is not None:
         later = await copy.subject.since(timestamp(time + _COPY_NANOS))
         if later is not None and later.offset <= offset:
             return Verdict.ANOTHER
     if await copy.subject.after(offset - 1, offset, 1):
         return Verdict.WHOLE if copy.is_fresh else Verdict.UNPROVEN
-    if place.is_own and offset >= copy.since:
+    if reader.is_own and offset >= copy.since:
         oldest = await copy.all_of_class.oldest()
         if oldest is not None and oldest.offset <= offset:
-            return Verdict.UNPROVEN  # taken out by hand, or by count with others
+            return Verdict.UNPROVEN  # deleted by hand, or evicted by count with others
     return Verdict.WHOLE if await copy.has_all_after(offset) else Verdict.UNPROVEN
 
 
-_SUBJECT: Final = "Nats-Subject"
 _NO_END: Final = 2**63 - 1
 
 
 class _Asked(NamedTuple):
-    """One subject as it stood when the stream of events was asked."""
+    """One subject as of a query of the event stream."""
 
     subject: StoredSubject
     state: SubjectState
     kept: RetentionClass | None
-    """What is to be given of it at most; None for whatever there is."""
+    """The class that limits what readers get; None without a class."""
 
     @property
     def end(self) -> int:
@@ -194,29 +193,25 @@ class _Asked(NamedTuple):
 
 
 class FilterPage(NamedTuple):
-    """Messages of several subjects, in the order in which they were stored."""
+    """Messages of several subjects, in the order of the stream."""
 
     messages: list[Delivery]
     state: SubjectState
-    """As it was after the messages were read."""
+    """Queried after the messages were read."""
     stored: StoredSubject
 
     async def has_all_after(self, offset: int) -> bool:
-        """Whether it is proved that nothing after an offset went by age, by size, or by a purge.
+        """Whether it is proved that age, size or a purge removed nothing after an offset.
 
-        What went because its own subject has too many is not to be seen here. Raises
-        ConnectionFailed.
+        Eviction by a subject's own count does not show here. Raises ConnectionFailed.
         """
         return await keeps_all_after(self.stored, self.state, offset)
 
 
 class StreamReader:
-    """Reads through a connection."""
+    """Reads the history of channels from the event stream and the streams of classes."""
 
-    def __init__(
-        self, connection: NatsConnection, stream: EventStream, classes: ClassStreams
-    ) -> None:
-        self._connection = connection
+    def __init__(self, stream: EventStream, classes: ClassStreams) -> None:
         self._stream = stream
         self._classes = classes
 
@@ -224,18 +219,18 @@ class StreamReader:
         self,
         live: str,
         *,
-        after: Place | None,
+        after: ReaderPosition | None,
         limit: int,
         epoch: str | None = None,
         whole: bool = False,
         known: int = 0,
     ) -> Page:
-        """The first `limit` messages of a live subject after a place; without one, the last.
+        """The first `limit` messages of a live subject after a position; without one, the last.
 
-        A place of another `epoch` than the stream's must be proved by its time. With `whole`, what
-        the streams still have of a class that keeps less is given too. Up to the offset `known`
-        nothing is missing, whatever the stream has of it. The first message's `previous` is None:
-        the stream does not tell it. Raises InvalidChannel for a subject of another root,
+        A position of a different `epoch` must be proved by its time. With `whole`, messages beyond
+        the limits of their class are included as long as a stream has them. The reader has
+        everything up to the offset `known`, whatever the stream has. The first message's `previous`
+        is None: the stream does not know it. Raises InvalidChannel for a subject that is not live,
         ConnectionFailed and StreamMismatch.
         """
         subject = self._stream.event_of(live)
@@ -264,19 +259,18 @@ class StreamReader:
         return Page(tuple(deliveries), end, complete)
 
     async def read_filter(self, live: str, *, after: int, limit: int) -> FilterPage:
-        """The first `limit` messages after an offset, of all subjects that a live filter matches.
+        """The first `limit` messages after an offset, of all subjects that match a live filter.
 
-        Only the stream of events is read. Raises ConnectionFailed.
+        Reads the event stream only. Raises ConnectionFailed.
         """
         event = self._stream.event_of(live)
-        assert event is not None, "filters that are read are of live subjects"
+        assert event is not None, "only filters of live subjects are read"
         state = await self._stream.of_subject(event)
-        # Also what came since: a subject that is full by now has given up some, as its count tells.
+        # Includes newer messages: the count of a subject shows whether it is full by now.
         found = await self._stored(event, state).after(after, _NO_END, limit)
         deliveries = [
             Delivery(
-                # What the publisher's own headers claim stands before what the server appends.
-                self._stream.live_of(one.headers.get(_SUBJECT, "")),
+                self._stream.live_of(one.headers.get("Nats-Subject", "")),
                 one.payload,
                 one.headers,
                 Position(one.offset, state.stream.epoch),
@@ -286,7 +280,7 @@ class StreamReader:
             for one in found
         ]
         now = await self._stream.of_subject(event)
-        # Up to where it was read; how far back the stream goes by now.
+        # The end as of the read, the beginning as of now.
         state = now._replace(stream=state.stream) if now.stream.epoch == state.stream.epoch else now
         return FilterPage(deliveries, state, self._stored(event, state))
 
@@ -296,44 +290,41 @@ class StreamReader:
 
     def _stored(self, subject: str, state: SubjectState) -> StoredSubject:
         return StoredSubject(
-            self._connection, self._stream.name, subject,
+            self._stream.stream, subject,
             first=state.first, last=state.stream.last, messages=state.messages,
             is_replicated=state.replicas > 1,
         )  # fmt: skip
 
-    async def _last(self, asked: _Asked, limit: int) -> list[Stored]:
+    async def _last(self, asked: _Asked, limit: int) -> list[StoredMessage]:
         kept = asked.kept
-        most = self._given(asked.state) if kept is None else kept.messages
+        most = self._stream.readable(asked.state.limit) if kept is None else kept.messages
         count = min(limit, most) if most > 0 else limit
-        found = _due(asked, await asked.subject.last(count, asked.end))
+        found = _unexpired(asked, await asked.subject.last(count, asked.end))
         if kept is None or len(found) >= count:
             return found
         copy = await self._classes.copy(kept, asked.subject.subject)
         if copy is None:
             return found
-        # The copy may be a little behind, and the stream of events has what it lacks.
+        # The copy may be a little behind; the event stream has what it lacks.
         begin = found[0].offset if found else asked.end + 1
-        older = _due(asked, await copy.subject.last(count, begin - 1))
+        older = _unexpired(asked, await copy.subject.last(count, begin - 1))
         return [*older, *found][-count:]
 
-    def _given(self, state: SubjectState) -> int:
-        return self._stream.given_of(state.limit)
-
     async def _after(
-        self, asked: _Asked, after: Place, limit: int, *, whole: bool, known: int
-    ) -> tuple[list[Stored], bool]:
-        """The messages, and whether it is proved that none after that place is missing.
+        self, asked: _Asked, after: ReaderPosition, limit: int, *, whole: bool, known: int
+    ) -> tuple[list[StoredMessage], bool]:
+        """The messages, and whether it is proved that none after that position is missing.
 
-        It is judged when they have been read: what is there by then was there before.
+        It is judged after the read: what exists by then existed before.
         """
         offset, kept = after.offset, asked.kept
         found = await asked.subject.after(offset, asked.end, limit)
         now, verdict = await self._judge(asked, after, known)
         if kept is None:
-            most = self._given(now.state)
-            if found and 0 < most < len(found) + found[-1].left:
-                # The first is the one beyond what is given, and there may have been others.
-                beyond = found[len(found) + found[-1].left - most - 1]
+            most = self._stream.readable(now.state.limit)
+            if found and 0 < most < len(found) + found[-1].pending:
+                # The first is beyond what readers get, and others before it may have been evicted.
+                beyond = found[len(found) + found[-1].pending - most - 1]
                 return await asked.subject.after(beyond.offset, asked.end, limit), False
             return found, verdict is Verdict.WHOLE
         if verdict is Verdict.UNPROVEN and offset >= now.state.purged:
@@ -343,14 +334,16 @@ class StreamReader:
         complete = verdict is Verdict.WHOLE
         if whole or not found:
             return found, complete
-        too_many = len(found) + found[-1].left > kept.messages
-        if too_many or len(_due(asked, found)) < len(found):
-            held = await self._last(asked, kept.messages)
-            return [one for one in held if one.offset > offset][:limit], False
+        too_many = len(found) + found[-1].pending > kept.messages
+        if too_many or len(_unexpired(asked, found)) < len(found):
+            newest = await self._last(asked, kept.messages)
+            return [one for one in newest if one.offset > offset][:limit], False
         return found, complete
 
-    async def _judge(self, asked: _Asked, after: Place, known: int) -> tuple[_Asked, Verdict]:
-        """What is proved by now, and how the stream stands as far as it was asked for that."""
+    async def _judge(
+        self, asked: _Asked, after: ReaderPosition, known: int
+    ) -> tuple[_Asked, Verdict]:
+        """What is proved now, and the state of the stream that the proof needed."""
         events = self._stored(self._stream.events, asked.state)
         if after.offset < asked.end:
             verdict = await judge_message(after, events, asked.subject.subject)
@@ -366,9 +359,9 @@ class StreamReader:
         )  # fmt: skip
 
     async def _from_copy(
-        self, asked: _Asked, kept: RetentionClass, after: Place, limit: int
-    ) -> tuple[list[Stored], bool] | None:
-        """What the stream of a class has, and the stream of events after that; None without one."""
+        self, asked: _Asked, kept: RetentionClass, after: ReaderPosition, limit: int
+    ) -> tuple[list[StoredMessage], bool] | None:
+        """From the stream of a class, continued by the event stream; None without such a stream."""
         subject = asked.subject.subject
         copy = await self._classes.copy(kept, subject)
         if copy is None:
@@ -392,12 +385,12 @@ class StreamReader:
 
 
 def _creation(epoch: str) -> str:
-    """Which creation of the stream an epoch names, of whatever generation."""
+    """The creation of the stream that an epoch names, without its generation."""
     return epoch.partition(".")[0]
 
 
-def _due(asked: _Asked, found: list[Stored]) -> list[Stored]:
-    """Without what was purged, or is older than its class keeps it."""
+def _unexpired(asked: _Asked, found: list[StoredMessage]) -> list[StoredMessage]:
+    """Without messages that were purged, or have outlived their class."""
     if asked.kept is None:
         return found
     begin = asked.state.time - datetime.timedelta(seconds=asked.kept.seconds)

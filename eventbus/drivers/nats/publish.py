@@ -1,8 +1,8 @@
-"""Whether the stream of events stores messages, and if not, why.
+"""Acknowledged publishing, and whether the event stream stores messages at all.
 
-A nats-server whose disk is full answers everything but publishes: the stream has a leader, can be
-read, and drops what is published without a word. It stays so after there is space again, until it
-is restarted.
+A nats-server whose disk is full answers everything except publishes: the stream has a leader, can
+be read, and silently drops what is published. That continues after there is space again, until the
+server is restarted.
 """
 
 import asyncio
@@ -31,6 +31,7 @@ from eventbus.drivers.nats.errors import (
     ApiError,
     to_error,
 )
+from eventbus.drivers.nats.jetstream import StreamInfo
 from eventbus.drivers.nats.stream import EventStream
 from eventbus.errors import (
     ConnectionFailed,
@@ -42,35 +43,218 @@ from eventbus.errors import (
 )
 from eventbus.messages import HEADER_ID, new_id
 
-__all__ = ["Ack", "Publisher", "Writes", "check_size"]
+__all__ = ["Ack", "Publisher", "WriteMonitor", "check_size"]
 
 
 _log = logging.getLogger(__name__)
 
+WINDOW: Final = 1024
+"""Messages in flight; further publishers wait, within their timeout."""
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 1.0
+_TOO_LARGE: Final = 10054
+_STORE_FAILED: Final = 10077
+_HINTS: Final = {
+    10023: "max_file_store, max_memory_store or the account's limit is used up",
+    10028: "JetStream's memory, max_memory_store or the account's limit, is used up",
+    10047: "JetStream's storage, max_file_store or the account's limit, is used up",
+    10077: "the stream has reached a limit (see its discard policy), or its disk failed",
+}
+_BEING_STORED: Final = 10158
+"""An earlier attempt with the same id is being replicated; a later one learns the result."""
+_TRY_AGAIN: Final = (
+    nats_errors.OutboundBufferLimitError,
+    nats_errors.ConnectionClosedError,
+    nats_errors.ConnectionReconnectingError,
+    OSError,
+)
 _EXPLAIN_S: Final = 1.0
 _PROBE_S: Final = 5.0
 _ROUND_S: Final = 10
-"""Probes of all nodes in so many seconds have one id: the stream stores one of them."""
+"""All nodes' probes in this period have the same id, so the stream stores one of them."""
 
 
-class _Cluster(msgspec.Struct):
-    leader: str = ""
+class Ack(msgspec.Struct, frozen=True):
+    """A stream's acknowledgement."""
 
-
-class _Info(msgspec.Struct):
-    cluster: _Cluster = msgspec.field(default_factory=_Cluster)
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
     error: ApiError | None = None
 
 
-class Writes:
-    """Watches whether the stream of events stores what is published."""
+_decoder: Final = msgspec.json.Decoder(Ack)
+
+
+def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> None:
+    """Raises EncodingError for messages that would make the server close the connection.
+
+    nats-py checks the payload alone; the server counts the headers too.
+    """
+    size = len(payload)
+    if headers:
+        size += 14 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
+    if size > limit:
+        raise EncodingError(
+            f"a message of {size} bytes for {subject} is larger than the server accepts: "
+            f"its max_payload is {limit} bytes, headers included"
+        )
+
+
+class Publisher:
+    """Publishes to subjects that a stream captures."""
+
+    def __init__(
+        self,
+        connection: NatsConnection,
+        timeout: float,
+        explain: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        """`timeout` is how many seconds a message may take to be acknowledged.
+
+        `explain` returns why there was no answer; it gets another second.
+        """
+        self.retries = 0
+        """How many attempts were not a message's first."""
+        self._connection = connection
+        self._timeout = timeout
+        self._explain = explain
+        self._window = asyncio.Semaphore(WINDOW)
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def publish(self, subject: str, payload: bytes, headers: Headers) -> Ack:
+        """Store one message. Raises PublishFailed and EncodingError."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            if self._window.locked():
+                await self._acquire_slot(subject, deadline)
+            else:
+                await self._window.acquire()
+            try:
+                return await self._publish(subject, payload, headers, deadline)
+            finally:
+                self._window.release()
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Whether everything in flight finished within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _acquire_slot(self, subject: str, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._window.acquire()
+        except TimeoutError:
+            raise self._failure(subject, f"{WINDOW} other messages are in flight") from None
+
+    async def _publish(
+        self, subject: str, payload: bytes, headers: Headers, deadline: float
+    ) -> Ack:
+        sent = dict(headers)
+        if not sent.get(HEADER_ID):
+            sent[HEADER_ID] = new_id()  # so that a retry is stored once
+        check_size(subject, payload, sent, self._connection.max_payload)
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
+        failure, first = "no answer", True
+        while (left := deadline - loop.time()) > 0:
+            if not await self._connection.wait_connected(left):
+                failure = f"not connected: {self._connection.faults.why}"
+                break
+            if not first:
+                self.retries += 1
+            first = False
+            answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+            if isinstance(answer, Ack):
+                return answer
+            failure = answer or failure
+            if answer:  # refused for now: give the server a moment
+                await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
+            else:
+                failure = "no answer"
+        if failure == "no answer" and self._explain is not None and self._connection.is_connected:
+            failure = await self._explain()
+        raise self._failure(subject, failure)
+
+    async def _attempt(
+        self, subject: str, payload: bytes, headers: dict[str, str], seconds: float
+    ) -> Ack | str:
+        """An acknowledgement, or why there is none; empty when there was no answer."""
+        replies = self._connection.replies
+        reply_to, future = replies.expect(subject, seconds)
+        try:
+            await self._connection.client.publish(subject, payload, reply_to, headers)
+            reply = await future
+        except _TRY_AGAIN as exc:
+            return str(exc) or type(exc).__name__
+        except nats_errors.Error as exc:
+            raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
+        finally:
+            replies.forget(reply_to)
+        return "" if reply is None else self._decode(subject, reply)
+
+    def _decode(self, subject: str, reply: Reply) -> Ack | str:
+        if reply.status == "503":
+            return "no stream captures the subject (or it has no leader at the moment)"
+        try:
+            ack = _decoder.decode(reply.payload)
+        except msgspec.DecodeError as exc:
+            return f"the answer is not an acknowledgement: {exc}"
+        error = ack.error
+        if error is None:
+            return ack
+        if error.err_code == _TOO_LARGE:
+            raise EncodingError(
+                f"a message for {subject} is larger than the stream accepts: {error}"
+            )
+        is_temporary = error.code >= 500 and error.err_code != _STORE_FAILED
+        if not (is_temporary or error.err_code == _BEING_STORED):
+            raise PublishFailed(
+                f"the stream refuses a message for {subject}: {_with_hint(error)}", driver=DRIVER
+            )
+        return _with_hint(error)
+
+    def _failure(self, subject: str, why: str) -> PublishFailed:
+        return PublishFailed(
+            f"a message for {subject} was not acknowledged by {self._connection.address} within "
+            f"{self._timeout:g} s: {why}",
+            driver=DRIVER,
+        )
+
+
+def _with_hint(error: ApiError) -> str:
+    hint = _HINTS.get(error.err_code)
+    return f"{error}: {hint}" if hint else str(error)
+
+
+def _publish_error(error: EventBusError) -> EventBusError:
+    """To a publisher, a connection error means that the message was not acknowledged."""
+    return (
+        PublishFailed(str(error), driver=DRIVER) if isinstance(error, ConnectionFailed) else error
+    )
+
+
+class WriteMonitor:
+    """Watches whether the event stream stores what is published."""
 
     def __init__(self, connection: NatsConnection, stream: EventStream, event_root: str) -> None:
-        """`event_root` is what event subjects begin with."""
+        """`event_root` is the prefix of event subjects."""
         self.fault = ""
-        """Why the stream stores nothing; empty while it does, as far as is known."""
+        """Why the stream stores nothing; empty when it does, as far as known."""
         self.is_stuck = False
-        """Whether the server drops what is published: only a restart helps."""
+        """Whether the server drops what is published; only a restart helps."""
         self._connection = connection
         self._stream = stream
         self._probe = f"{event_root}{PROBE}"
@@ -79,21 +263,21 @@ class Writes:
         self._may_probe = True
 
     def stored(self) -> None:
-        """A message was stored just now."""
+        """Report that a message was stored."""
         self.is_stuck = False
         if self.fault:
             self.fault = ""
             _log.warning("stream %s stores messages again", self._stream.name)
 
     def failed(self, why: str) -> None:
-        """A message was not stored, although there is a connection."""
+        """Report that a message was not stored, although there is a connection."""
         if not self.fault:
             _log.error("stream %s stores no messages: %s", self._stream.name, why)
         self.fault = why
-        self._last = -1  # the stream may have grown before, which proves nothing now
+        self._last = -1  # earlier growth proves nothing now
 
     async def explain(self) -> str:
-        """Why a publish got no answer, as far as the server says."""
+        """Why a publish got no answer, as far as the server knows."""
         name = self._stream.name
         reply = None
         with contextlib.suppress(DriverError, TimeoutError):
@@ -104,7 +288,7 @@ class Writes:
         if reply.status == "503":
             return "no answer: the server has no JetStream, or its cluster has no leader"
         try:
-            info = msgspec.json.decode(reply.payload, type=_Info)
+            info = msgspec.json.decode(reply.payload, type=StreamInfo)
         except msgspec.DecodeError:
             return "no answer"
         if info.error is not None:
@@ -118,10 +302,10 @@ class Writes:
         )
 
     async def check(self) -> str:
-        """What is wrong with storing messages; empty where nothing is, or it cannot be known.
+        """Why messages cannot be stored; empty when they can, or when that is not known.
 
-        A stream that has grown since the last check is well. Otherwise a small message is stored
-        in it, which no channel has. Needs the permission to publish it.
+        A stream that has grown since the last check works. Otherwise a small message is stored
+        under a subject that no channel has; that needs the permission to publish it.
         """
         if not self._connection.is_connected:
             return self.fault
@@ -147,8 +331,8 @@ class Writes:
         except PublishDenied:
             self._may_probe = False
             _log.info(
-                "whether stream %s stores messages is not watched: the NATS user may not publish "
-                "to %s",
+                "cannot watch whether stream %s stores messages: the NATS user may not publish to "
+                "%s",
                 self._stream.name,
                 self._probe,
             )
@@ -159,195 +343,3 @@ class Writes:
             self._last = max(self._last, ack.seq)
             if not ack.duplicate:
                 self.stored()
-
-
-WINDOW: Final = 1024
-"""Messages in flight; more publishers wait, within their own time."""
-_FIRST_PAUSE_S: Final = 0.05
-_MAX_PAUSE_S: Final = 1.0
-_TOO_LARGE: Final = 10054
-_STORE_FAILED: Final = 10077
-_HINTS: Final = {
-    10023: "max_file_store, max_memory_store or the account's limit is used up",
-    10028: "JetStream's memory, max_memory_store or the account's limit, is used up",
-    10047: "JetStream's storage, max_file_store or the account's limit, is used up",
-    10077: "the stream has reached a limit (see its discard policy), or its disk failed",
-}
-_BEING_STORED: Final = 10158
-"""Another attempt with the same id is with the replicas: the next will be told how that ended."""
-_TRY_AGAIN: Final = (
-    nats_errors.OutboundBufferLimitError,
-    nats_errors.ConnectionClosedError,
-    nats_errors.ConnectionReconnectingError,
-    OSError,
-)
-
-
-class Ack(msgspec.Struct, frozen=True):
-    """A stream's acknowledgement."""
-
-    stream: str = ""
-    seq: int = 0
-    duplicate: bool = False
-    error: ApiError | None = None
-
-
-_decoder: Final = msgspec.json.Decoder(Ack)
-
-
-def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> None:
-    """Raises EncodingError for what the server would answer by closing the connection.
-
-    nats-py checks the payload alone; the server counts the headers too.
-    """
-    size = len(payload)
-    if headers:
-        size += 14 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
-    if size > limit:
-        raise EncodingError(
-            f"a message of {size} bytes for {subject} is larger than the server takes: "
-            f"its max_payload is {limit} bytes, headers included"
-        )
-
-
-class Publisher:
-    """Publishes to subjects that a stream captures."""
-
-    def __init__(
-        self,
-        connection: NatsConnection,
-        timeout: float,
-        explain: Callable[[], Awaitable[str]] | None = None,
-    ) -> None:
-        """`timeout`: the seconds in which a message must be acknowledged.
-
-        `explain` says why there was no answer; it has a second more.
-        """
-        self.retries = 0
-        """How many attempts were not the first one of a message."""
-        self._connection = connection
-        self._timeout = timeout
-        self._explain = explain
-        self._window = asyncio.Semaphore(WINDOW)
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    async def publish(self, subject: str, payload: bytes, headers: Headers) -> Ack:
-        """Store one message. Raises PublishFailed and EncodingError."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        self._in_flight += 1
-        self._idle.clear()
-        try:
-            if self._window.locked():
-                await self._take_place(subject, deadline)
-            else:
-                await self._window.acquire()
-            try:
-                return await self._publish(subject, payload, headers, deadline)
-            finally:
-                self._window.release()
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-
-    async def drain(self, seconds: float) -> bool:
-        """Whether all that is in flight has an end within that time."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    async def _take_place(self, subject: str, deadline: float) -> None:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._window.acquire()
-        except TimeoutError:
-            raise self._failure(subject, f"{WINDOW} others wait for theirs") from None
-
-    async def _publish(
-        self, subject: str, payload: bytes, headers: Headers, deadline: float
-    ) -> Ack:
-        sent = dict(headers)
-        if not sent.get(HEADER_ID):
-            sent[HEADER_ID] = new_id()  # that a retry is stored once
-        check_size(subject, payload, sent, self._connection.max_payload)
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
-        failure, first = "no answer", True
-        while (left := deadline - loop.time()) > 0:
-            if not await self._connection.wait_connected(left):
-                failure = f"not connected: {self._connection.faults.why}"
-                break
-            if not first:
-                self.retries += 1
-            first = False
-            answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
-            if isinstance(answer, Ack):
-                return answer
-            failure = answer or failure
-            if answer:  # the server or the connection said no: give it a moment
-                await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
-            else:
-                failure = "no answer"
-        if failure == "no answer" and self._explain is not None and self._connection.is_connected:
-            failure = await self._explain()
-        raise self._failure(subject, failure)
-
-    async def _attempt(
-        self, subject: str, payload: bytes, headers: dict[str, str], seconds: float
-    ) -> Ack | str:
-        """An acknowledgement, or why there is none yet; empty when there was no answer."""
-        replies = self._connection.replies
-        reply_to, future = replies.expect(subject, seconds)
-        try:
-            await self._connection.client.publish(subject, payload, reply_to, headers)
-            reply = await future
-        except _TRY_AGAIN as exc:
-            return str(exc) or type(exc).__name__
-        except nats_errors.Error as exc:
-            raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
-        finally:
-            replies.forget(reply_to)
-        return "" if reply is None else self._read(subject, reply)
-
-    def _read(self, subject: str, reply: Reply) -> Ack | str:
-        if reply.status == "503":
-            return "no stream captures the subject (or it has no leader at the moment)"
-        try:
-            ack = _decoder.decode(reply.payload)
-        except msgspec.DecodeError as exc:
-            return f"an answer that is no acknowledgement: {exc}"
-        error = ack.error
-        if error is None:
-            return ack
-        if error.err_code == _TOO_LARGE:
-            raise EncodingError(f"a message for {subject} is larger than the stream takes: {error}")
-        passes = error.code >= 500 and error.err_code != _STORE_FAILED
-        if not (passes or error.err_code == _BEING_STORED):
-            raise PublishFailed(
-                f"the stream refuses a message for {subject}: {_said(error)}", driver=DRIVER
-            )
-        return _said(error)
-
-    def _failure(self, subject: str, why: str) -> PublishFailed:
-        return PublishFailed(
-            f"a message for {subject} was not acknowledged by {self._connection.address} within "
-            f"{self._timeout:g} s: {why}",
-            driver=DRIVER,
-        )
-
-
-def _said(error: ApiError) -> str:
-    hint = _HINTS.get(error.err_code)
-    return f"{error}: {hint}" if hint else str(error)
-
-
-def _publish_error(error: EventBusError) -> EventBusError:
-    """A fault of the connection is, to one who publishes, a message not acknowledged."""
-    return (
-        PublishFailed(str(error), driver=DRIVER) if isinstance(error, ConnectionFailed) else error
-    )

@@ -1,7 +1,7 @@
-"""A process as a NATS micro service, which `nats micro ls` lists (NATS ADR-32).
+"""A process as a NATS micro service, listed by `nats micro ls` (NATS ADR-32).
 
-Answers and subjects are those of nats.micro. Its own `Service` is not used: it belongs to one
-client of nats-py, which may be replaced by another here, and it stops by waiting for the server.
+Responses and subjects are those of nats.micro. Its `Service` class is not used: it is bound to one
+nats-py client, which the connection may replace, and its stop waits for the server.
 """
 
 import contextlib
@@ -27,7 +27,10 @@ from nats.micro.service import (
 )
 
 from eventbus.drivers.nats.connection import NatsConnection
-from eventbus.tasks import Tasks
+from eventbus.tasks import (
+    Shutdown,
+    Tasks,
+)
 
 __all__ = ["NatsService"]
 
@@ -50,7 +53,7 @@ class NatsService:
         description: str,
         metadata: Mapping[str, str],
     ) -> None:
-        """`name` and `id` are of A-Z a-z 0-9 _ and -; `version` is a semantic one."""
+        """`name` and `id` consist of A-Z a-z 0-9 _ and -; `version` is a semantic version."""
         self._connection = connection
         self._name = name
         self._id = id
@@ -69,10 +72,11 @@ class NatsService:
         }
         self._client: Client | None = None
         self._subscriptions: list[Subscription] = []
-        self._moving = Tasks()
+        self._tasks = Tasks()
+        self._shutdown = Shutdown()
 
     async def open(self) -> None:
-        """Answer from now on. Raises ConnectionFailed, and errors of nats-py."""
+        """Subscribe to the service subjects. Raises ConnectionFailed, and errors of nats-py."""
         client = self._client = self._connection.client
         for verb, answer in self._answers.items():
             for name, instance in ((None, None), (self._name, None), (self._name, self._id)):
@@ -82,29 +86,34 @@ class NatsService:
                         if message.reply:
                             await message.respond(answer)
                     except Exception as exc:  # noqa: BLE001 - nats-py would take it for its own
-                        _log.warning("a question to %s is not answered: %r", self._name, exc)
+                        _log.warning(
+                            "cannot answer a request to the service %s: %r", self._name, exc
+                        )
 
                 subject = control_subject(verb, name, instance)
                 self._subscriptions.append(await client.subscribe(subject, cb=respond))
 
-    def on_back(self) -> None:
-        """There is a connection again: where it is another client's, answer through that."""
+    def on_reconnected(self) -> None:
+        """Subscribe again when the connection has a new client."""
         if self._client is not None and self._client is not self._connection.client:
             self._subscriptions.clear()
-            self._moving.start(self._move(), f"moving the service {self._name}")
+            self._tasks.start(self._move(), f"moving the service {self._name}")
 
     async def _move(self) -> None:
         try:
             await self.open()
-        except (nats_errors.Error, OSError) as exc:  # the next loss brings it here again
-            _log.warning("the service %s does not answer on NATS: %r", self._name, exc)
+        except (nats_errors.Error, OSError) as exc:  # the next reconnect tries again
+            _log.warning("cannot subscribe for the service %s: %r", self._name, exc)
 
     async def aclose(self) -> None:
-        """Answer no more. Closing twice is harmless."""
+        """Unsubscribe. Closing twice is harmless."""
+        await self._shutdown.run(self._aclose)
+
+    async def _aclose(self) -> None:
         self._client = None
-        await self._moving.aclose()
+        await self._tasks.aclose()
         subscriptions, self._subscriptions = self._subscriptions, []
         for subscription in subscriptions:
-            # Where the connection has gone, so has the subscription.
+            # A lost connection has taken its subscriptions along.
             with contextlib.suppress(nats_errors.Error):
                 await subscription.unsubscribe()

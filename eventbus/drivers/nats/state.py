@@ -1,10 +1,10 @@
-"""Entries that all processes see: a KV bucket, which republishes its changes.
+"""Entries that all processes see, in KV buckets that republish their changes.
 
-There are two: what nodes can report again lies in memory, what must outlive a restart on disk.
-
-Watchers are plain subscriptions to what the bucket republishes, ends and expiries included, and
-leave nothing at the server. The layout is that of NATS's ADR-8 (`nats kv ls <NAMESPACE>_STATE`, or
-`<NAMESPACE>_DURABLE`, shows the entries), expiry is that of ADR-43 and ADR-48.
+There are two buckets: entries that nodes can publish again are in memory, entries that must survive
+a restart are on disk. Watchers are plain subscriptions to what a bucket republishes, which includes
+deletions and expiries, and leave nothing at the server. The layout follows NATS ADR-8
+(`nats kv ls <NAMESPACE>_STATE`, or `<NAMESPACE>_DURABLE`, lists the entries), expiry ADR-43 and
+ADR-48.
 """
 
 import asyncio
@@ -21,8 +21,6 @@ from typing import (
     Literal,
 )
 
-import msgspec
-
 from eventbus.channels import Pattern
 from eventbus.config import Settings
 from eventbus.drivers.base import (
@@ -33,13 +31,14 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.nats.client import WireHeaders
 from eventbus.drivers.nats.connection import (
-    Listening,
     NatsConnection,
+    ServerSubscription,
 )
 from eventbus.drivers.nats.errors import DRIVER
 from eventbus.drivers.nats.jetstream import (
-    ensure_stream,
-    newest,
+    NANO,
+    Stream,
+    StreamMessage,
 )
 from eventbus.drivers.nats.publish import (
     Ack,
@@ -49,10 +48,9 @@ from eventbus.drivers.state import validate_key
 from eventbus.errors import (
     ConnectionFailed,
     PublishFailed,
-    StreamMismatch,
 )
 
-__all__ = ["NatsState", "NatsWatch", "bucket_config", "bucket_faults"]
+__all__ = ["NatsState", "NatsWatch", "bucket", "durability_warning"]
 
 
 _log = logging.getLogger(__name__)
@@ -60,29 +58,30 @@ _log = logging.getLogger(__name__)
 MAX_ENTRIES: Final = 500_000
 MAX_ENTRY_BYTES: Final = 64 * 1024
 MARKER_S: Final = 60
-"""How long the mark of an ended entry stays, for who reads in that moment."""
+"""How long the marker of a removed entry stays, for concurrent readers."""
 _PUT_S: Final = 1.0
-"""After so long without an acknowledgement, the bucket itself is looked at."""
+"""After this time without an acknowledgement, the bucket itself is checked."""
 _MAX_TTL_S: Final = 100 * 365 * 86_400.0
 _PAUSE_S: Final = 0.1
 _BATCH: Final = 500
-_NANO: Final = 1_000_000_000
-_ENDS: Final = ("204", "404")
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
-_MUST_FIT: Final = ("subjects", "republish", "allow_direct", "allow_msg_ttl")
+_MUST_MATCH: Final = ("subjects", "republish", "allow_direct", "allow_msg_ttl")
 
 Purpose = Literal["state", "durable"]
-"""What a bucket is for: what nodes can report again, or what must outlive a restart."""
+"""Entries that nodes can publish again, or entries that must survive a restart."""
 
 
-def bucket_config(settings: Settings, purpose: Purpose) -> dict[str, Any]:
-    """The stream of a bucket, as JetStream's API is given it to make it."""
+def bucket(connection: NatsConnection, settings: Settings, purpose: Purpose) -> Stream:
+    """The stream of a bucket as the settings define it; not created yet.
+
+    A durable bucket must be on disk: one that somebody has created in memory loses its entries.
+    """
     namespace = settings.namespace
-    bucket = f"{namespace.upper()}_{purpose.upper()}"
-    return {
-        "name": f"KV_{bucket}",
-        "subjects": [f"$KV.{bucket}.>"],
-        "republish": {"src": f"$KV.{bucket}.>", "dest": f"{namespace}.{purpose}.>"},
+    name = f"{namespace.upper()}_{purpose.upper()}"
+    config = {
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
+        "republish": {"src": f"$KV.{name}.>", "dest": f"{namespace}.{purpose}.>"},
         "storage": "file" if purpose == "durable" else "memory",
         "discard": "new",
         "max_msgs": MAX_ENTRIES,
@@ -92,29 +91,24 @@ def bucket_config(settings: Settings, purpose: Purpose) -> dict[str, Any]:
         "allow_direct": True,
         "allow_rollup_hdrs": True,
         "allow_msg_ttl": True,
-        "subject_delete_marker_ttl": MARKER_S * _NANO,
+        "subject_delete_marker_ttl": MARKER_S * NANO,
         "deny_delete": True,
-        "duplicate_window": 10 * _NANO,
+        "duplicate_window": 10 * NANO,
     }
+    must_match = (*_MUST_MATCH, "storage") if purpose == "durable" else _MUST_MATCH
+    return Stream(connection, config, settings.connect_timeout, must_match=must_match)
 
 
-def bucket_faults(
-    wanted: Mapping[str, Any], found: Mapping[str, Any]
-) -> tuple[list[str], str | None]:
-    """The settings of a bucket that cannot work, and what makes it less safe than it is to be.
-
-    A bucket on disk whose stream lies in memory, made so by hand, would lose what must not be lost.
-    """
-    must_fit = (*_MUST_FIT, "storage") if wanted["storage"] == "file" else _MUST_FIT
-    wrong = [name for name in must_fit if found.get(name) != wanted[name]]
-    copies = found.get("num_replicas", 1)
+def durability_warning(stream: Stream, found: Mapping[str, Any]) -> str:
+    """Why an existing bucket is less durable than the settings ask for; empty when it is not."""
+    wanted, copies = stream.config, found.get("num_replicas", 1)
     if wanted["storage"] != "file" or copies >= wanted["num_replicas"]:
-        return wrong, None
-    return wrong, f"stream {wanted['name']} has {copies} copies, not {wanted['num_replicas']}"
+        return ""
+    return f"stream {stream.name} has {copies} copies, not {wanted['num_replicas']}"
 
 
 class NatsState:
-    """A bucket, made when it is first needed."""
+    """A bucket, created when it is first needed."""
 
     def __init__(
         self,
@@ -123,14 +117,14 @@ class NatsState:
         settle: Callable[[str], Awaitable[None]],
         purpose: Purpose = "state",
     ) -> None:
-        """`settle` waits until the server has taken a subscription to what it is given."""
+        """`settle` waits until the server has processed a subscription to a subject."""
         self.losses = 0
         self.fault = ""
-        """Why the last entry could not be stored; empty where it could."""
-        self._config = bucket_config(settings, purpose)
-        self.name: str = self._config["name"]
+        """Why the last entry could not be stored; empty when it was."""
+        self._stream = bucket(connection, settings, purpose)
+        self.name = self._stream.name
         self._root = f"$KV.{self.name.removeprefix('KV_')}."
-        self._told = f"{settings.namespace}.{purpose}."
+        self._live_root = f"{settings.namespace}.{purpose}."
         self._connection = connection
         self._publisher = Publisher(connection, _PUT_S)
         self._settle = settle
@@ -138,16 +132,16 @@ class NatsState:
         self._put_timeout = settings.publish_timeout
         self._created = ""
         self._last = 0
-        self._breaks = 0
-        self._sure = False
+        self._lost_count = 0
+        self._ensured = False
         self._is_replicated = False
         self._making = asyncio.Lock()
 
     def on_lost(self) -> None:
-        """The connection was lost: changes pass untold, and the bucket may be gone."""
+        """The connection was lost: changes may be missed, and the bucket may be gone."""
         self.losses += 1
-        self._breaks += 1
-        self._sure = False
+        self._lost_count += 1
+        self._ensured = False
 
     async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> None:
         """Set an entry; see `StateStore.put`. A time to live is rounded up to whole seconds."""
@@ -157,35 +151,35 @@ class NatsState:
     async def claim(self, key: str, value: bytes, *, ttl_s: float) -> bool:
         """Set an entry unless it has another value; see `StateStore.claim`.
 
-        It is written on the condition that nobody has written since it was read (the header
-        Nats-Expected-Last-Subject-Sequence).
+        The header Nats-Expected-Last-Subject-Sequence makes the write fail when another process
+        has written since the read.
         """
         subject = self._root + validate_key(key)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         while True:
-            held, last = value, "0"
-            for payload, headers in await self._get(subject, 1):
-                last = headers.get("Nats-Sequence", "0")
-                held = value if _is_end(headers) else payload
-            if held != value:
+            current, last = value, "0"
+            for message in await self._get(subject, 1):
+                last = str(message.sequence)
+                current = value if _is_end(message.headers) else message.payload
+            if current != value:
                 return False
             condition = {"Nats-TTL": _ttl(ttl_s), _EXPECTED: last}
             try:
-                self._take(await self._publisher.publish(subject, value, condition))
+                self._check_ack(await self._publisher.publish(subject, value, condition))
                 return True
-            except PublishFailed:  # somebody was quicker, or the bucket is gone
-                self._sure = False
+            except PublishFailed:  # another process was faster, or the bucket is gone
+                self._ensured = False
                 if loop.time() > deadline:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
     async def delete(self, key: str) -> None:
-        """End an entry; see `StateStore.delete`."""
+        """Delete an entry; see `StateStore.delete`."""
         await self._write(key, b"", {"KV-Operation": "DEL", "Nats-TTL": f"{MARKER_S}s"})
 
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
-        """Entries by their keys; see `StateStore.entries`. Raises StreamMismatch too."""
+        """Entries by their keys; see `StateStore.entries`. Raises StreamMismatch, too."""
         subject = self._root + Pattern(pattern).filter
         found: dict[str, bytes] = {}
         start = 1
@@ -193,14 +187,14 @@ class NatsState:
         deadline = loop.time() + self._timeout
         while True:
             batch = await self._get(subject, start)
-            for payload, headers in batch:
-                key = headers.get("Nats-Subject", "").removeprefix(self._root)
-                if _is_end(headers):
+            for message in batch:
+                key = message.subject.removeprefix(self._root)
+                if _is_end(message.headers):
                     found.pop(key, None)
                 else:
-                    found[key] = payload
+                    found[key] = message.payload
             if batch:
-                start = int(batch[-1][1].get("Nats-Sequence", "0")) + 1
+                start = batch[-1].sequence + 1
             if len(batch) == _BATCH:
                 continue
             if not self._is_replicated or await self._is_read(subject, start):
@@ -214,17 +208,17 @@ class NatsState:
             await asyncio.sleep(_PAUSE_S)
 
     async def watch(self, pattern: str, handler: StateHandler) -> "NatsWatch":
-        """Listen to what the bucket republishes; see `StateStore.watch`."""
-        subject = self._told + Pattern(pattern).filter
+        """Subscribe to what the bucket republishes; see `StateStore.watch`."""
+        subject = self._live_root + Pattern(pattern).filter
         await self.ensure()
-        stream, skip = self.name.encode(), len(self._told)
+        stream, skip = self.name.encode(), len(self._live_root)
 
-        def receive(told: str, payload: bytes, headers: WireHeaders) -> None:
+        def receive(live: str, payload: bytes, headers: WireHeaders) -> None:
             if not watch.is_closed and headers.stamp(stream) is not None:
-                handler(told[skip:], None if _is_end(headers) else payload)
+                handler(live[skip:], None if _is_end(headers) else payload)
 
         watch = NatsWatch(self._connection)
-        watch.listening = await self._connection.listen(subject, receive)
+        watch.at_server = await self._connection.listen(subject, receive)
         try:
             await self._settle(subject)
         except BaseException:
@@ -239,11 +233,11 @@ class NatsState:
         while True:
             try:
                 await self.ensure()
-                self._take(await self._publisher.publish(subject, value, headers))
+                self._check_ack(await self._publisher.publish(subject, value, headers))
                 self.fault = ""
                 return
             except PublishFailed as exc:
-                self._sure = False  # without its memory, the server has no bucket either
+                self._ensured = False  # a server that lost its memory has no bucket
                 if loop.time() > deadline:
                     if self._connection.is_connected:
                         self.fault = f"{self.name} stores no entries: {exc}"
@@ -252,76 +246,59 @@ class NatsState:
                 raise PublishFailed(f"setting {key}: {exc}", driver=DRIVER) from exc
             await asyncio.sleep(_PAUSE_S)
 
-    def _take(self, ack: Ack) -> None:
-        if ack.seq <= self._last and not ack.duplicate:  # the bucket was made anew meanwhile
+    def _check_ack(self, ack: Ack) -> None:
+        if ack.seq <= self._last and not ack.duplicate:  # the bucket was created again meanwhile
             self.losses += 1
             self._last = 0
         self._last = max(self._last, ack.seq)
 
-    def _is_made(self) -> bool:
-        return self._sure
+    def _is_ensured(self) -> bool:
+        return self._ensured
 
     async def ensure(self) -> None:
-        """Make the bucket where there is none. Raises ConnectionFailed and StreamMismatch."""
-        if self._is_made():
+        """Create the bucket if it does not exist. Raises ConnectionFailed and StreamMismatch."""
+        if self._is_ensured():
             return
         async with self._making:
-            if self._is_made():
+            if self._is_ensured():
                 return
-            breaks = self._breaks
-            # Other bounds than these are an operator's choice.
-            answer = await ensure_stream(self._connection, self._config, self._timeout)
-            if answer.error is not None:
-                raise StreamMismatch(
-                    f"stream {self.name} cannot be made: {answer.error}", driver=DRIVER
-                )
-            found = answer.body.get("config", {})
-            wrong, less_safe = bucket_faults(self._config, found)
-            if wrong:
-                raise StreamMismatch(
-                    f"stream {self.name} exists with settings that cannot work: "
-                    f"{', '.join(wrong)}. Remove it, or set BROADCAST_CHANNELS_PREFIX to another "
-                    "namespace",
-                    driver=DRIVER,
-                )
-            if less_safe and not self._created:
-                _log.warning("%s: it is lost with the servers that have them", less_safe)
-            created = str(answer.body.get("created", ""))
-            if self._created not in {"", created}:
+            lost_count = self._lost_count
+            info = await self._stream.ensure()
+            self._stream.require_match(info.config)  # other limits are the operator's choice
+            if (warning := durability_warning(self._stream, info.config)) and not self._created:
+                _log.warning("%s: its entries are lost with those servers", warning)
+            if self._created not in {"", info.created}:
                 self.losses += 1
                 self._last = 0
-            self._created = created
-            self._is_replicated = found.get("num_replicas", 1) > 1
-            self._sure = breaks == self._breaks
+            self._created = info.created
+            self._is_replicated = info.is_replicated
+            self._ensured = lost_count == self._lost_count
 
     async def _is_read(self, subject: str, start: int) -> bool:
-        """Whether the leader has nothing from a sequence on: the replica that was read may lag."""
-        return await newest(self._connection, self.name, subject, self._timeout) < start
+        """Whether the leader has nothing from a sequence on; the replica that answered may lag."""
+        return await self._stream.newest(subject) < start
 
-    async def _get(self, subject: str, start: int) -> list[tuple[bytes, WireHeaders]]:
-        """A batch of direct gets (NATS ADR-31), in the order of their last change."""
-        question = msgspec.json.encode({"seq": start, "next_by_subj": subject, "batch": _BATCH})
+    async def _get(self, subject: str, start: int) -> list[StreamMessage]:
+        """Up to a batch of entries, in the order of their last change."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         while loop.time() < deadline:
             await self.ensure()
-            parts: list[tuple[bytes, WireHeaders]] = []
-            name = f"$JS.API.DIRECT.GET.{self.name}"
-            reply = await self._connection.request(name, question, parts)
-            if reply is not None and reply.status in _ENDS:
-                return parts
-            self._sure = False
+            request = {"seq": start, "next_by_subj": subject, "batch": _BATCH}
+            if (found := await self._stream.batch(request)) is not None:
+                return found
+            self._ensured = False
             await asyncio.sleep(_PAUSE_S)
-        raise ConnectionFailed(f"stream {self.name} could not be read", driver=DRIVER)
+        raise self._stream.failure("cannot be read")
 
 
 class NatsWatch:
-    """One who watches."""
+    """A watch, which is a subscription to the bucket's live subjects."""
 
     position: Position | None = None
 
     def __init__(self, connection: NatsConnection) -> None:
-        self.listening: Listening | None = None
+        self.at_server: ServerSubscription | None = None
         self.is_closed = False
         self._connection = connection
 
@@ -329,12 +306,12 @@ class NatsWatch:
         """Stop watching."""
         if not self.is_closed:
             self.is_closed = True
-            if self.listening is not None:
-                await self._connection.unlisten(self.listening)
+            if self.at_server is not None:
+                await self._connection.unlisten(self.at_server)
 
 
 def _ttl(seconds: float) -> str:
-    """A time to live as the server takes it: in whole seconds, of which nanoseconds fit 63 bits."""
+    """A time to live as the server accepts it: whole seconds whose nanoseconds fit 63 bits."""
     return f"{max(1, math.ceil(min(seconds, _MAX_TTL_S)))}s"
 
 

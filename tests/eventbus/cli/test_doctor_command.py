@@ -17,7 +17,7 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.cli.doctor import brokers as checks_bus
 from eventbus.config import Settings
-from eventbus.drivers.nats.state import bucket_config
+from eventbus.drivers.nats.state import bucket
 from eventbus.server import NatsServer, find_binary
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -167,7 +167,7 @@ def test_bucket_of_revocations(findings, settings, nats_server):
 
 def test_bucket_of_revocations_in_memory_is_a_fault(findings, settings):
     async def make():
-        config = bucket_config(settings, "durable") | {"storage": "memory"}
+        config = dict(bucket(None, settings, "durable").config) | {"storage": "memory"}
         client = await nats.connect(settings.nats_url)
         api = f"$JS.API.STREAM.CREATE.{config['name']}"
         await client.request(api, json.dumps(config).encode())

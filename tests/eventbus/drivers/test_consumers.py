@@ -315,7 +315,7 @@ async def _consumer_says(jetstream, stream, condition):
 async def test_deleted_consumer_is_made_anew_where_it_was(
     nats_driver, jetstream, monkeypatch, caplog
 ):
-    monkeypatch.setattr(nats_consumer, "_LOOK_S", 0.0)
+    monkeypatch.setattr(nats_consumer, "_REFRESH_S", 0.0)
     subjects, stream = nats_driver.subjects, f"{nats_driver.subjects.namespace.upper()}_EVENTS"
     consumer = await nats_driver.consume("c", subjects.live("a.1"), ALL)
     await _publish(nats_driver, subjects, b"1", b"2", b"3")
@@ -328,7 +328,7 @@ async def test_deleted_consumer_is_made_anew_where_it_was(
     await _publish(nats_driver, subjects, b"4")
     (held,) = await taking
     assert held.delivery.payload == b"4"
-    assert "made anew" in caplog.text
+    assert "recreated" in caplog.text
     info = await jetstream.consumer_info(stream, "c")
     assert info.config.deliver_policy == "by_start_sequence"
 
@@ -376,7 +376,7 @@ async def test_consumer_that_is_not_ours_is_refused(nats_driver, jetstream):
     await jetstream.add_consumer(
         stream, durable_name="push", deliver_subject="somewhere", ack_policy="explicit"
     )
-    with pytest.raises(StreamMismatch, match="not pulled with explicit"):
+    with pytest.raises(StreamMismatch, match="not a pull consumer with explicit"):
         await nats_driver.consume("push", subjects.live("a.1"), ConsumerSettings())
 
 

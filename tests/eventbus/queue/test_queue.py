@@ -569,7 +569,7 @@ async def test_stream_that_cannot_work_is_told(queue_settings):
     )
     await client.close()
     async with EventBus(queue_settings) as bus:
-        with pytest.raises(StreamMismatch, match="retention is 'limits', not 'workqueue'"):
+        with pytest.raises(StreamMismatch, match='retention is "limits", not "workqueue"'):
             await bus.dispatch(QueuedInvoice(order_id=1))
 
 
@@ -595,8 +595,8 @@ async def test_server_older_than_schedules_is_told(queue_settings, monkeypatch):
         assert isinstance(bus.driver, NatsDriver)
         client = bus.driver._connection.client
         monkeypatch.setattr(client._current_server, "server_version", "2.11.4")
-        monkeypatch.delitem(bus.driver.queues._config, "allow_msg_schedules")
-        with pytest.raises(NotSupported, match=r"from 2\.12 on: this one is 2\.11\.4"):
+        monkeypatch.delitem(bus.driver.queues._stream.config, "allow_msg_schedules")
+        with pytest.raises(NotSupported, match=r"since 2\.12: this one is 2\.11\.4"):
             await bus.dispatch(QueuedLater(seconds=5))
 
 

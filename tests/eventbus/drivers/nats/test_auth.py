@@ -10,9 +10,9 @@ import pytest
 from eventbus.config import Settings
 from eventbus.drivers.nats.auth import (
     Credentials,
-    CredentialsError,
 )
 from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.drivers.nats.errors import CredentialsError
 from eventbus.errors import ConnectionFailed, PublishFailed
 
 LONG_AGO = 1

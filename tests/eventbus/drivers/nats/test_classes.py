@@ -11,7 +11,7 @@ import pytest
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.nats.driver import NatsDriver
-from eventbus.drivers.nats.history import Place
+from eventbus.drivers.nats.history import ReaderPosition
 
 LONG = "orders.>:50/1h/4MiB"
 
@@ -173,7 +173,9 @@ async def test_listeners_that_missed_messages_get_what_there_still_is(brief, sub
         given = await publish(driver, subjects, "orders.42", 10)
         live = subjects.live("orders.42")
         assert offsets(await driver.read(live, after=given[0], limit=100)) == given[-3:]
-        page = await driver._reader.read(live, after=Place(given[0]), limit=100, whole=True)
+        page = await driver._reader.read(
+            live, after=ReaderPosition(given[0]), limit=100, whole=True
+        )
         assert offsets(page) == given[1:]
         assert page.complete
 

@@ -384,7 +384,7 @@ class TestPublishing:
         config = stream_config(namespace, max_msg_size=100)
         await api(raw, "CREATE", config["name"], config)
         async with opened(settings) as driver:
-            with pytest.raises(EncodingError, match="larger than the stream takes"):
+            with pytest.raises(EncodingError, match="larger than the stream accepts"):
                 await driver.publish(f"{namespace}.event.a", b"x" * 1000)
             assert driver.counters["publish_retries"] == 0
 
@@ -408,7 +408,7 @@ class TestPublishing:
             async with opened(Settings(nats_url=url, history_bytes=BYTES)) as driver:
                 for subject in ("eb.live.no", "eb.control.no"):
                     with pytest.raises(
-                        ConnectionFailed, match=f"no permission to listen to {subject}"
+                        ConnectionFailed, match=f"no permission to subscribe to {subject}"
                     ):
                         await driver.subscribe(subject, Inbox())
                 await driver.subscribe("eb.live.yes", Inbox())
@@ -681,9 +681,9 @@ class TestLosingTheConnection:
         async with opened(own_settings) as driver:
             inbox = Inbox()
             await driver.subscribe("own.live.a", inbox)
-            losses = driver._listeners.losses
+            losses = driver._subscriptions.losses
             os.kill(own_nats_server.pid, signal.SIGUSR2)
-            await until(lambda: driver._listeners.losses > losses)
+            await until(lambda: driver._subscriptions.losses > losses)
             assert own_nats_server.is_running, "lame duck mode lasts longer"
             await restart(own_nats_server)
             await self.deliver(driver, inbox)
@@ -721,11 +721,11 @@ class TestLosingTheConnection:
         async with opened(replace(own_settings, connect_timeout=0.3)) as driver:
             os.kill(own_nats_server.pid, signal.SIGKILL)
             await until(lambda: not driver.is_connected)
-            before = len(driver._connection._listening)
+            before = len(driver._connection._subscriptions)
             for subject in ("own.live.a", "own.control.a"):
                 with pytest.raises(ConnectionFailed):
                     await driver.subscribe(subject, Inbox())
-            assert len(driver._connection._listening) == before
+            assert len(driver._connection._subscriptions) == before
             await own_nats_server.stop()
 
     async def test_errors_are_logged_and_counted(self, own_nats_server, own_settings, caplog):
@@ -788,23 +788,23 @@ class TestStreamMadeAnew:
             old = await driver.publish("own.event.a", b"old")
             await inbox.until(1)
             release = asyncio.Event()
-            state = driver._stream._ask
+            state = driver._stream._info
 
             async def delayed(*args):
                 await release.wait()
                 return await state(*args)
 
-            driver._stream._ask = delayed
+            driver._stream._info = delayed
             await driver._connection.client.force_reconnect()
-            await until(lambda: not driver._listeners.certain)
+            await until(lambda: not driver._subscriptions.is_verified)
             nc = await nats.connect(own_nats_server.url)
             await make_anew(nc, "own")
             await until(lambda: driver.is_connected)
             js = nc.jetstream()
             for _ in range(5):
                 await js.publish("own.event.b", b"new")
-            subscription = next(iter(driver._listeners._all))
-            await until(lambda: subscription._held is not None and len(subscription._held) == 5)
+            subscription = next(iter(driver._subscriptions._all))
+            await until(lambda: len(subscription._pending or ()) == 5)
             assert inbox.payloads == [b"old"], "held until the stream's identity is known"
             release.set()
             await inbox.until(6)

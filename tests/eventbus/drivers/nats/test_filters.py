@@ -10,7 +10,7 @@ import pytest
 
 from eventbus.backoff import Backoff
 from eventbus.config import Settings
-from eventbus.drivers.nats import subscription as nats_listeners
+from eventbus.drivers.nats import subscription as nats_subscription
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.testing.contracts.driver import Inbox
 
@@ -177,13 +177,13 @@ async def test_purge_of_what_the_filter_does_not_have_is_not_told(own_settings):
 async def test_more_than_is_read_at_once_is_told_and_goes_on_with_the_newest(
     own_settings, monkeypatch
 ):
-    monkeypatch.setattr(nats_listeners, "_FILTER_READS", 500)
+    monkeypatch.setattr(nats_subscription, "_FILTER_READS", 500)
     async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
         await lose(away)
         for number in range(700):
             await there.publish("own.event.a", b"%d" % number)
         await until(lambda: away.is_connected and told)
-        await until(lambda: away._listeners.certain and not away._listeners._filling)
+        await until(lambda: away._subscriptions.is_verified and not away._subscriptions._filling)
         await there.publish("own.event.a", b"live")
         await until(lambda: inbox.payloads[-1:] == [b"live"])
         assert len(told) == 1
@@ -208,7 +208,7 @@ async def test_stream_made_anew_is_told(own_settings):
 async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
     own_settings, monkeypatch, subject
 ):
-    monkeypatch.setattr("eventbus.drivers.nats.driver._NOTE_S", 0.05)
+    monkeypatch.setattr("eventbus.drivers.nats.driver._CONFIRM_S", 0.05)
     short = msgspec.structs.replace(own_settings, history_seconds=1.0)
     async with listening(short, subject) as (away, there, inbox, told):
         await there.publish("own.event.quiet.1", b"1")
@@ -217,7 +217,7 @@ async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
         # By age, the stream gives up all that there was; the listener has seen none of it go.
         for _ in range(3):
             await there.publish("own.event.busy", b"x")
-        await until(lambda: min(each.noted for each in away._listeners._all) >= first + 3)
+        await until(lambda: min(each.confirmed for each in away._subscriptions._all) >= first + 3)
         while (await there._stream.first()) <= first + 2:  # noqa: ASYNC110 - expiry has no event
             await asyncio.sleep(0.05)
         await lose(away)
@@ -237,7 +237,7 @@ async def test_member_of_a_group_does_not_read_what_went_to_others(own_settings)
         async with opened(own_settings) as there:
             await there.publish("own.event.a", b"missed")
             await until(lambda: driver.is_connected)
-            await until(lambda: driver._listeners.certain)
+            await until(lambda: driver._subscriptions.is_verified)
             await there.publish("own.event.a", b"next")
         await inbox.until(1)
         assert inbox.payloads[-1] == b"next"
@@ -268,7 +268,7 @@ async def test_subject_that_was_quiet_at_one_loss_names_its_own_last_message_aft
     async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
         first = await there.publish("own.event.a", b"1")
         await inbox.until(1)
-        subscription = next(iter(away._listeners._all))
+        subscription = next(iter(away._subscriptions._all))
         await lose(away)
         last = [await there.publish("own.event.busy", b"x") for _ in range(5)][-1]
         await until(lambda: subscription.last == last.position.offset)

@@ -15,7 +15,7 @@ from eventbus.drivers.marks import (
     read_from,
 )
 from eventbus.drivers.nats.driver import NatsDriver
-from eventbus.drivers.nats.stream import EventStream
+from eventbus.drivers.nats.jetstream import Stream
 from eventbus.errors import ConnectionFailed
 from eventbus.server import NatsServer
 from eventbus.testing.contracts import Inbox
@@ -202,14 +202,11 @@ async def test_those_who_stayed_get_all_that_is_new_under_another_epoch(broker):
 async def test_stream_that_went_back_while_nobody_could_change_it_is_known_to_each_process(
     broker, monkeypatch
 ):
-    asked = EventStream._ask
 
-    async def denied(self, what, question=None):
-        if what == "UPDATE":
-            raise ConnectionFailed("no permission to publish", driver="nats")
-        return await asked(self, what, question)
+    async def denied(self, config):
+        raise ConnectionFailed("no permission to publish", driver="nats")
 
-    monkeypatch.setattr(EventStream, "_ask", denied)
+    monkeypatch.setattr(Stream, "update", denied)
     async with opened(broker.settings) as driver:
         await publish(driver, range(80))
     await broker.keep_copy()
@@ -369,5 +366,5 @@ async def test_user_that_may_only_publish_asks_for_nothing_that_it_may_not(tmp_p
                 )
                 [sent] = await publish(driver, ["after"])
             assert sent.position.offset == 8
-            assert not driver._stream.is_doubted
+            assert not driver._stream.is_stale
             assert driver.counters["refusals"] == 0

@@ -9,8 +9,8 @@ import pytest
 from eventbus.config import Settings
 from eventbus.drivers.nats.auth import Servers, make_login
 from eventbus.drivers.nats.connection import NatsConnection
-from eventbus.drivers.nats.jetstream import ask
-from eventbus.errors import ConnectionFailed
+from eventbus.drivers.nats.jetstream import Stream, ask
+from eventbus.errors import ConnectionFailed, StreamMismatch
 from eventbus.server import NatsServer
 
 NO_PEERS = "no suitable peers for placement"
@@ -43,7 +43,7 @@ async def asked(server, *errors, seconds=20, when=None):
         Servers.of(server.url),
         make_login(Settings(nats_url=server.url)),
         on_lost=lambda: None,
-        on_back=lambda: None,
+        on_reconnected=lambda: None,
     )
     try:
         await connection.open()
@@ -97,3 +97,17 @@ async def test_cluster_that_does_not_come_up_is_given_up_in_time(server):
     error = {"code": 500, "err_code": 10009, "description": "can not handle request"}
     with pytest.raises(ConnectionFailed, match=r"can not handle request \(10009\)"):
         await asked(server, *[error] * 1000, seconds=0.5)
+
+
+def test_differences_of_a_stream_are_what_must_match_apart_from_limits():
+    config = {"name": "X", "retention": "workqueue", "discard": "old", "max_age": 7}
+    stream = Stream(None, config, 1.0, must_match=("retention", "discard"), may_differ=("max_age",))
+    assert stream.differences(config) == ([], [])
+    found = {"retention": "limits", "max_age": 0}
+    assert stream.differences(found) == (
+        ['retention is "limits", not "workqueue"'],
+        ["max_age is null, not 7"],
+    )
+    with pytest.raises(StreamMismatch, match='stream X exists .* retention is "limits"'):
+        stream.require_match(found)
+    assert stream.require_match({"retention": "workqueue"}) == ["max_age is null, not 7"]

@@ -123,13 +123,13 @@ async def test_foreign_messages_on_a_consumers_inbox_are_ignored(settings, nats_
         consumer = await driver.consume("group", f"{namespace}.live.a", ConsumerSettings(30.0))
         taking = asyncio.create_task(consumer.take(1))
         async with asyncio.timeout(10):
-            while consumer._subscription is None:  # noqa: ASYNC110 - no event tells of it
+            while not consumer._pull.is_open:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         errors = driver.counters["errors"]
         for payload in (b"", b"{", b"\xff", b'{"status":100}'):
             for headers in (None, {"Status": "x"}, {"Nats-Msg-Id": "1"}):
-                await raw.publish(f"{consumer._inbox}.1", payload, headers=headers)
-                await raw.publish(f"{consumer._inbox}.other", payload, headers=headers)
+                await raw.publish(f"{consumer._pull._inbox}.1", payload, headers=headers)
+                await raw.publish(f"{consumer._pull._inbox}.other", payload, headers=headers)
         await raw.flush()
         await driver.publish(f"{namespace}.event.a", b'{"n":1}')
         async with asyncio.timeout(20):
@@ -164,10 +164,10 @@ async def test_foreign_messages_on_a_queues_inbox_and_foreign_jobs_end_no_reader
             await job.done()
         waiting = asyncio.create_task(reader.wait())
         async with asyncio.timeout(10):
-            while not reader._later._open:  # noqa: ASYNC110 - no event tells of it
+            while not reader._polls.pull.is_open:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         for number in range(4):
-            await raw.publish(f"{reader._later._prefix}.{number}", b"\xff")
+            await raw.publish(f"{reader._polls.pull._inbox}.{number}", b"\xff")
         await raw.flush()
         async with asyncio.timeout(20):
             await waiting

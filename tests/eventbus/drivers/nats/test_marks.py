@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.drivers.nats import jetstream as nats_marks
-from eventbus.drivers.nats.jetstream import purged_of
+from eventbus.drivers.nats import stream as nats_stream
+from eventbus.drivers.nats.stream import purged_of
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def test_marks_outlive_the_server(own_nats_server, namespace, settings):
 
 
 async def test_more_purged_channels_than_marks_make_one_mark_for_all(bus, monkeypatch):
-    monkeypatch.setattr(nats_marks, "MAX_MARKS", 2)
+    monkeypatch.setattr(nats_stream, "MAX_PURGE_RECORDS", 2)
     _, first, _, third = await _publish(bus, "d", "a", "b", "c")
     for channel in ("a", "b", "c"):
         await bus.driver.purge(bus.subjects.live(channel))

@@ -127,7 +127,7 @@ async def test_user_who_may_not_publish_the_probe_knows_nothing_and_says_so_once
         ):
             caplog.set_level("INFO")
             assert [await driver.check() for _ in range(3)] == [""] * 3
-            assert caplog.text.count("is not watched") == 1
+            assert caplog.text.count("cannot watch whether") == 1
 
 
 async def test_probes_reach_no_subscriber_group_or_list(own_nats_server):
@@ -136,7 +136,7 @@ async def test_probes_reach_no_subscriber_group_or_list(own_nats_server):
         await driver.subscribe("own.live.>", inbox)
         consumer = await driver.consume("group", "own.live.>", ConsumerSettings(30.0))
         taking = asyncio.create_task(consumer.take(10))
-        before = driver._stream.last
+        before = (await driver._stream.state()).last
         assert await driver.check() == ""
         assert await driver.check() == ""
         assert (await driver._stream.state()).last > before  # a probe was stored

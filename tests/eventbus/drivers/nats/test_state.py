@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from eventbus.config import Settings
 from eventbus.drivers.nats.driver import NatsDriver
-from eventbus.drivers.nats.state import bucket_config
+from eventbus.drivers.nats.state import bucket
 from eventbus.errors import ConnectionFailed, EncodingError, InvalidPattern, StreamMismatch
 from eventbus.testing.contracts.driver import Changes
 
@@ -96,18 +96,18 @@ async def test_bucket_that_cannot_work_is_refused_and_named(driver, plain, names
 
 
 async def test_a_durable_bucket_in_memory_is_refused_and_named(driver, plain, settings):
-    config = bucket_config(settings, "durable") | {"storage": "memory"}
+    config = dict(bucket(None, settings, "durable").config) | {"storage": "memory"}
     await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
     with pytest.raises(StreamMismatch, match=f"{config['name']} exists .* storage"):
         await driver.durable_state.put("a", b"1")
 
 
 async def test_a_durable_bucket_with_fewer_copies_is_used_and_logged(plain, settings, caplog):
-    config = bucket_config(settings, "durable")
+    config = bucket(None, settings, "durable").config
     await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
     driver = NatsDriver(settings)
     await driver.open()
-    driver.durable_state._config["num_replicas"] = 3
+    driver.durable_state._stream.config["num_replicas"] = 3
     await driver.durable_state.put("a", b"1")
     assert "has 1 copies, not 3" in caplog.text
     await driver.aclose()
