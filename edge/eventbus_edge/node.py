@@ -299,7 +299,15 @@ class Node:
         """Take a new connection, which holds its place until that is left."""
         connection_id = wire.protocol.connection_id()
         now = time.monotonic()
-        session = Session(connection_id, self.rules, self._limits, now)
+        protocol = wire.protocol
+        session = Session(
+            connection_id,
+            self.rules,
+            self._limits,
+            now,
+            liveness=protocol.liveness,
+            prove=protocol.prove,
+        )
         if claims is not None:
             session.authenticate(claims, claims.exp - time.time(), now)
         outbox = Outbox(connection_id, wire, sink, self.settings.max_unsent_bytes)
@@ -471,7 +479,9 @@ class Node:
     def leave(self, channel: str, connection: Connection, *, lost: bool = False) -> None:
         """Deliver no more of a channel to a connection; one that is lost may come back."""
         self.hub.remove(channel, connection.id)
-        self.presence.leave(channel, connection.session.claims, connection.id, lost=lost)
+        session = connection.session
+        self.presence.leave(channel, session.member(channel), connection.id, lost=lost)
+        session.left(channel)
         self.traffic.release(channel)
 
 

@@ -345,7 +345,9 @@ class Connection:
         if changes is not None and not self._node.admission.may_update(channel):
             message = "too many presence updates and client events on this channel: wait a moment"
             return Failed("rate_limited", message, channel, ref)
-        return self._node.presence.answer(command, self.user, self.id)
+        member = self.session.member(channel)
+        assert member is not None, "who is in a presence channel is known"
+        return self._node.presence.answer(command, member, self.id)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._node.consult(question, self.user, self.id)
