@@ -301,7 +301,7 @@ class ChannelRules:
     def decide_proven(self, channel: str, member: Member | None) -> Allowed | Denied:
         """Whether a client that has proven its right to `channel` may join it.
 
-        The proof stands for what a rule asks of a token. `member` is who it names, if anybody.
+        The proof replaces what the rule asks of a token. `member` is who it names, if anyone.
         """
         if self._is_taken is not None and self._is_taken(channel, None):
             return Denied("forbidden", f"{channel!r} has been taken away")

@@ -301,14 +301,14 @@ class Session:
         return None
 
     def member(self, channel: str) -> Member | None:
-        """Who the client is in a channel; None for a client without a name there."""
+        """Who the client is in a channel; None for an anonymous client."""
         found = self._members.get(channel)
         if found is None and self.claims is not None:
             return Member(self.claims.user_id, self.claims.presence_info())
         return found
 
     def left(self, channel: str) -> None:
-        """The channel is let go of: who the client was there means nothing any more."""
+        """Forget the proof and the member of a channel that was left."""
         self._proven.discard(channel)
         self._members.pop(channel, None)
 
