@@ -21,6 +21,7 @@ from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.app import (
+    WEBSOCKETS,
     create_app,
     make_runner,
 )
@@ -168,13 +169,21 @@ async def start_edge(settings, clients):
     async with contextlib.AsyncExitStack() as nodes:
 
         async def start(
-            bus: EventBus | Settings | None = None, rules=None, **edge_settings
+            bus: EventBus | Settings | None = None,
+            rules=None,
+            websockets=WEBSOCKETS,
+            **edge_settings,
         ) -> Edge:
             made = EdgeSettings(
                 **{"jwt_secret": SECRET, "drain_time": 0.0, "unsubscribe_after": 0.05}
                 | edge_settings
             )
-            app = create_app(made, settings if bus is None else bus, rules=rules or ChannelRules())
+            app = create_app(
+                made,
+                settings if bus is None else bus,
+                rules=rules or ChannelRules(),
+                websockets=websockets,
+            )
             runner = make_runner(app, made.request_timeout)
             await runner.setup()
             nodes.push_async_callback(runner.cleanup)

@@ -40,6 +40,7 @@ from eventbus.channels import (
 )
 from eventbus.errors import EventBusError
 from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.vocabulary import Member
 
 __all__ = [
     "ANYONE",
@@ -153,10 +154,14 @@ class Authorizer(msgspec.Struct, frozen=True):
 
 
 class Allowed(msgspec.Struct, frozen=True):
-    """The user may join, or whisper; `info` is added to the presence info by an authorizer."""
+    """The user may join, or whisper; `info` is added to the presence info by an authorizer.
+
+    `member` is who joins, if that was proven for this channel alone.
+    """
 
     rule: Rule
     info: Mapping[str, Any] = _NOTHING
+    member: Member | None = None
 
 
 class Denied(msgspec.Struct, frozen=True):
@@ -293,9 +298,30 @@ class ChannelRules:
             return Ask(channel, authorizer, asked, rule)
         return Denied("forbidden", f"the token does not allow joining {channel!r}")
 
-    def decide_whisper(self, channel: str, claims: Claims | None) -> Allowed | Denied:
-        """Whether the bearer of `claims` may send client events on `channel`, once subscribed."""
+    def decide_proven(self, channel: str, member: Member | None) -> Allowed | Denied:
+        """Whether a client that has proven its right to `channel` may join it.
+
+        The proof replaces what the rule asks of a token. `member` is who it names, if anyone.
+        """
+        if self._is_revoked is not None and self._is_revoked(channel, None):
+            return Denied("forbidden", f"access to {channel!r} has been revoked")
+        rule = self._resolve(channel)[0]
+        if rule is _NO_RULE:
+            return Denied("forbidden", f"no rule allows the channel {channel!r}")
+        if rule.kind is ChannelKind.PRESENCE and member is None:
+            return Denied("forbidden", f"{channel!r} is a presence channel: it needs a member")
+        return Allowed(rule, member=member)
+
+    def decide_whisper(
+        self, channel: str, claims: Claims | None, *, is_proven: bool = False
+    ) -> Allowed | Denied:
+        """Whether the bearer of `claims` may send client events on `channel`, once subscribed.
+
+        `is_proven`: the subscription was proven, which is as good as a token here.
+        """
         rule, captures, _ = self._resolve(channel)
+        if is_proven and rule.whisper != NOBODY:
+            return Allowed(rule)
         if claims is None and rule.whisper != NOBODY:
             return Denied("unauthorized", f"client events on {channel!r} need a token")
         if rule.whisper.includes(claims, captures):

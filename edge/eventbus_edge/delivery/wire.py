@@ -74,7 +74,7 @@ class Wires:
         self._shared: dict[tuple[WireProtocol, Framing], Wire] = {}
 
     def shared(self, protocol: WireProtocol, framing: Framing) -> Wire:
-        """The one wire of a protocol and a framing. Framings that are given must not end."""
+        """The one wire of a protocol and a framing; both live as long as the node."""
         found = self._shared.get((protocol, framing))
         if found is None:
             found = self._shared[protocol, framing] = self.own(protocol, framing)

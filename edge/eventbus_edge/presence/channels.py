@@ -12,7 +12,6 @@ from typing import (
 )
 
 from eventbus.drivers.base import Driver
-from eventbus_edge.access.tokens import Claims
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.delivery.hub import (
     Backlog,
@@ -26,6 +25,7 @@ from eventbus_edge.presence.members import Change
 from eventbus_edge.presence.nodes import nobody_gone
 from eventbus_edge.protocols.vocabulary import (
     Failed,
+    Member,
     Presence,
     PresenceChanged,
     PresenceMembers,
@@ -65,19 +65,19 @@ class PresenceChannels:
         self._keeper = PresenceKeeper(driver, node, own, self._tell, may_join, drop_gone=drop_gone)
 
     async def enter(
-        self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str
+        self, channel: str, member: Member, more: Mapping[str, Any], connection_id: str
     ) -> None:
         """A connection joins; `more` is what an authorizer adds to the user's info.
 
         Raises PresenceRefused, and a DriverError when the members cannot be known.
         """
-        info = {**user.presence_info(), **more}
-        await self._keeper.join(channel, user.user_id, info, connection_id)
+        info = {**member.info, **more}
+        await self._keeper.join(channel, member.user_id, info, connection_id)
 
-    def leave(self, channel: str, user: Claims | None, connection_id: str, *, lost: bool) -> None:
+    def leave(self, channel: str, member: Member | None, connection_id: str, *, lost: bool) -> None:
         """A connection leaves; one that is lost may come back. Nothing for other channels."""
-        if user is not None:
-            self._keeper.leave(channel, user.user_id, connection_id, lost=lost)
+        if member is not None:
+            self._keeper.leave(channel, member.user_id, connection_id, lost=lost)
 
     def begin(self, channel: str, backlog: Backlog) -> bytes:
         """The members as JSON, and nothing in `backlog` that is older than they are."""
@@ -94,11 +94,11 @@ class PresenceChannels:
         """The same for any channel. Raises a DriverError when it cannot be read."""
         return await self._keeper.look(channel)
 
-    def answer(self, command: Presence, user: Claims, connection_id: str) -> Reply:
+    def answer(self, command: Presence, member: Member, connection_id: str) -> Reply:
         """Carry out the action `presence` of a connection that is subscribed."""
         if command.changes is not None:
             try:
-                self._keeper.update(command.channel, user.user_id, command.changes, connection_id)
+                self._keeper.update(command.channel, member.user_id, command.changes, connection_id)
             except PresenceRefused as exc:
                 return Failed(exc.code, str(exc), command.channel, command.ref)
         members, count = self._keeper.members(command.channel)

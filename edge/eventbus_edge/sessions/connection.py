@@ -300,7 +300,9 @@ class Connection:
                 self._parts.channels.traffic.wildcards.leave(pattern, self.id)
 
     def _leave_channel(self, channel: str, *, lost: bool = False) -> None:
-        self._parts.channels.leave(channel, self.session.claims, self.id, lost=lost)
+        member = self.session.member(channel)
+        self._parts.channels.leave(channel, member, self.id, lost=lost)
+        self.session.left(channel)
 
     async def _verify(self, command: Authenticate) -> list[Effect]:
         try:
@@ -343,7 +345,9 @@ class Connection:
         if changes is not None and not self._parts.admission.may_update(channel):
             message = "too many presence updates and client events on this channel: wait a moment"
             return Failed("rate_limited", message, channel, ref)
-        return self._parts.channels.presence.answer(command, self.user, self.id)
+        member = self.session.member(channel)
+        assert member is not None, "the member of a joined presence channel is known"
+        return self._parts.channels.presence.answer(command, member, self.id)
 
     async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
         decision = await self._parts.authorizers.ask(question, self.user, self.id)

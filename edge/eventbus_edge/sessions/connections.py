@@ -208,7 +208,14 @@ class Acceptor:
         """
         connection_id = wire.protocol.connection_id()
         now = time.monotonic()
-        session = Session(connection_id, self._rules, self._limits, now)
+        session = Session(
+            connection_id,
+            self._rules,
+            self._limits,
+            now,
+            liveness=wire.protocol.liveness,
+            prove=wire.protocol.prove,
+        )
         if claims is not None:
             session.authenticate(claims, claims.exp - time.time(), now)
         outbox = Outbox(connection_id, wire, sink, self._max_unsent)

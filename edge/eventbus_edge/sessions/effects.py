@@ -16,6 +16,7 @@ from eventbus_edge.access.rules import (
 from eventbus_edge.protocols.vocabulary import (
     CloseReason,
     Failed,
+    Member,
     Presence,
     ReadHistory,
     Ref,
@@ -77,6 +78,8 @@ class Join(NamedTuple):
     rule: Rule
     info: Mapping[str, Any] = _NOTHING
     """What an authorizer adds to the presence info."""
+    member: Member | None = None
+    """Who joins, from the proof of the subscription; None: the token says it."""
 
 
 class JoinPattern(NamedTuple):

@@ -27,6 +27,7 @@ from eventbus_edge.metrics.tally import Tally
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
     CloseReason,
+    Member,
     PresenceChanged,
     Reply,
     Subscribe,
@@ -62,11 +63,11 @@ class Channels(NamedTuple):
     presence: PresencePort
 
     def leave(
-        self, channel: str, claims: Claims | None, connection_id: str, *, lost: bool = False
+        self, channel: str, member: Member | None, connection_id: str, *, lost: bool = False
     ) -> None:
         """Stop delivering a channel to a connection; one that was lost may come back."""
         self.hub.remove(channel, connection_id)
-        self.presence.leave(channel, claims, connection_id, lost=lost)
+        self.presence.leave(channel, member, connection_id, lost=lost)
         self.traffic.release(channel)
 
 
@@ -144,8 +145,9 @@ class Joiner:
 
     async def _join(self, effect: Join) -> list[Effect]:
         """Subscribe, answer, and let the hub deliver: no await after the position is known."""
-        command, rule, info = effect
+        command, rule, info, member = effect
         channel = command.channel
+        member = member or self._session.member(channel)
         traffic, presence = self._traffic, self._presence
         if channel in self._session.channels:
             position = traffic.position(channel)
@@ -165,10 +167,11 @@ class Joiner:
             on_read = functools.partial(self._admission.charge_history, self._address)
             caught_up = await traffic.catch_up(command, rule, position, on_read)
             if _has_members(rule):
-                await presence.enter(channel, self._connection.user, info, self._id)
+                assert member is not None, "who joins a presence channel is known"
+                await presence.enter(channel, member, info, self._id)
                 await self._drained()  # a long list must not look like a slow client
             if not self._connection.is_closing:
-                await self._begin(command, rule, caught_up, backlog)
+                await self._begin(effect, caught_up, backlog)
         except PresenceRefused as exc:
             return self._session.refused(exc.code, str(exc), channel, command.ref)
         except EventBusError as exc:
@@ -177,7 +180,7 @@ class Joiner:
             self._hub.release(backlog)
             traffic.wildcards.unmute(channel, self._id)
             if channel not in self._session.channels:
-                presence.leave(channel, self._session.claims, self._id, lost=True)
+                presence.leave(channel, member, self._id, lost=True)
                 traffic.release(channel)
         return []
 
@@ -211,15 +214,16 @@ class Joiner:
             return self._session.refused("forbidden", message, None, command.ref)
         return self._session.patterns.joined(command, pattern)
 
-    async def _begin(
-        self, command: Subscribe, rule: Rule, caught_up: CaughtUp, backlog: Backlog
-    ) -> None:
+    async def _begin(self, join: Join, caught_up: CaughtUp, backlog: Backlog) -> None:
         """Answer, send what was missed, and let the hub deliver from exactly there on."""
+        command, rule = join.command, join.rule
         start, recovered = caught_up.start, caught_up.recovered
         members = None
         if _has_members(rule):
             members = self._presence.begin(command.channel, backlog)
-        for effect in self._session.joined(command, rule, start, recovered, members):
+        for effect in self._session.joined(
+            command, rule, start, recovered, members, member=join.member
+        ):
             assert isinstance(effect, Send)
             self._connection.send(effect.reply)
         await self._give_all(caught_up.messages)

@@ -8,10 +8,10 @@ from typing import (
 
 import msgspec
 
-from eventbus_edge.access.tokens import Claims
 from eventbus_edge.delivery.hub import Backlog
 from eventbus_edge.protocols.vocabulary import (
     Closing,
+    Member,
     Presence,
     Reply,
 )
@@ -31,11 +31,11 @@ class PresencePort(Protocol):
     """The members of presence channels; see `eventbus_edge.presence.channels`."""
 
     async def enter(
-        self, channel: str, user: Claims, more: Mapping[str, Any], connection_id: str
+        self, channel: str, member: Member, more: Mapping[str, Any], connection_id: str
     ) -> None:
-        """Add a connection, with `more` info of its user. Raises PresenceRefused, DriverError."""
+        """Add a connection of a member, with `more` info. Raises PresenceRefused, DriverError."""
 
-    def leave(self, channel: str, user: Claims | None, connection_id: str, *, lost: bool) -> None:
+    def leave(self, channel: str, member: Member | None, connection_id: str, *, lost: bool) -> None:
         """Remove a connection; one that was lost may come back."""
 
     def begin(self, channel: str, backlog: Backlog) -> bytes:
@@ -44,7 +44,7 @@ class PresencePort(Protocol):
     def members(self, channel: str) -> tuple[bytes, int]:
         """The members of a channel that clients of this node have joined, and their number."""
 
-    def answer(self, command: Presence, user: Claims, connection_id: str) -> Reply:
+    def answer(self, command: Presence, member: Member, connection_id: str) -> Reply:
         """Carry out the action `presence` of a subscribed connection."""
 
 

@@ -29,6 +29,10 @@ from eventbus_edge.access.rules import (
     Rule,
 )
 from eventbus_edge.access.tokens import Claims
+from eventbus_edge.protocols.base import (
+    Liveness,
+    Prove,
+)
 from eventbus_edge.protocols.vocabulary import (
     Acknowledged,
     AskStats,
@@ -38,6 +42,7 @@ from eventbus_edge.protocols.vocabulary import (
     Command,
     Connected,
     Malformed,
+    Member,
     Ping,
     Pong,
     Presence,
@@ -92,6 +97,7 @@ _PRICES: Final[Mapping[type, float]] = {Authenticate: 5.0, AskStats: 5.0}
 """Actions that cost the node more than others: a signature, a question to all nodes."""
 _RECHECK_PRICE: Final = 0.5
 """Per channel that is checked again for a changed token."""
+_LIVENESS: Final = Liveness()
 _EXPIRED: Final = "the token has expired: give a new one by the action auth"
 
 
@@ -99,8 +105,16 @@ class Session:
     """The state of one connection, whatever protocol it speaks."""
 
     def __init__(
-        self, connection_id: str, rules: ChannelRules, limits: SessionLimits, now: float
+        self,
+        connection_id: str,
+        rules: ChannelRules,
+        limits: SessionLimits,
+        now: float,
+        *,
+        liveness: Liveness = _LIVENESS,
+        prove: Prove | None = None,
     ) -> None:
+        """`liveness` and `prove` are those of the connection's protocol."""
         self.connection_id = connection_id
         self.claims: Claims | None = None
         self.channels: dict[str, Rule] = {}
@@ -108,6 +122,12 @@ class Session:
         self.time = SessionTime(limits, now)
         self._rules = rules
         self._limits = limits
+        self._liveness = liveness
+        self._prove = prove
+        self._proven: set[str] = set()
+        """Channels whose subscription was proven, rather than allowed by the token."""
+        self._members: dict[str, Member] = {}
+        """Who the client is in those, where its proof says it."""
         self._bad_tokens = 0
         self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
 
@@ -136,7 +156,8 @@ class Session:
 
         Returns whether any was within the pace, and one error for all others.
         """
-        self.time.heard(now)
+        if self._liveness.control_frames:
+            self.time.heard(now)
         is_served, verdict = False, Verdict.SERVE
         for _ in range(frames):
             verdict = self._pace.judge(now)
@@ -225,7 +246,7 @@ class Session:
         for pattern in self.patterns:
             if self.claims is None or not self.claims.is_granted_all(pattern):
                 effects += self.patterns.revoke(pattern)
-        for channel in list(self.channels):
+        for channel in [name for name in self.channels if name not in self._proven]:
             match self._rules.decide(channel, self.claims):
                 case Ask() as question:
                     effects.append(Recheck(channel, question, changes))
@@ -279,7 +300,30 @@ class Session:
             return Hindrance("limit_exceeded", message)
         return None
 
+    def member(self, channel: str) -> Member | None:
+        """Who the client is in a channel; None for an anonymous client."""
+        found = self._members.get(channel)
+        if found is None and self.claims is not None:
+            return Member(self.claims.user_id, self.claims.presence_info())
+        return found
+
+    def left(self, channel: str) -> None:
+        """Forget the proof and the member of a channel that was left."""
+        self._proven.discard(channel)
+        self._members.pop(channel, None)
+
+    def _check_proof(self, command: Subscribe) -> list[Effect]:
+        channel, ref = command.channel, command.ref
+        if self._prove is None:
+            return [failed("bad_request", "this protocol has no proofs", channel, ref)]
+        proven = self._prove(self.connection_id, command)
+        if proven.error is not None:
+            return [failed("forbidden", proven.error, channel, ref)]
+        return self.consulted(command, self._rules.decide_proven(channel, proven.member))
+
     def _decide(self, command: Subscribe | ReadHistory) -> list[Effect]:
+        if isinstance(command, Subscribe) and command.proof is not None:
+            return self._check_proof(command)
         match self._rules.decide(command.channel, self.claims):
             case Ask() as question:
                 return [Consult(command, question)]
@@ -298,8 +342,8 @@ class Session:
                 return [failed("forbidden", message, command.channel, command.ref)]
             case Allowed() if isinstance(command, ReadHistory):
                 return [Read(command)]
-            case Allowed(rule, info):
-                return [Join(command, rule, info)]
+            case Allowed(rule, info, member):
+                return [Join(command, rule, info, member)]
 
     def joined(
         self,
@@ -308,9 +352,18 @@ class Session:
         position: Position | None,
         recovered: bool | None,
         members: bytes | None = None,
+        *,
+        member: Member | None = None,
     ) -> list[Effect]:
-        """The channel is joined: exactly its messages after `position` follow."""
+        """The channel is joined: exactly its messages after `position` follow.
+
+        `member` is that of the Join.
+        """
         channel = command.channel
+        if command.proof is not None and channel not in self.channels:
+            self._proven.add(channel)
+            if member is not None:
+                self._members[channel] = member
         self.channels[channel] = rule
         return [Send(Subscribed(channel, rule.kind, position, recovered, command.ref, members))]
 
@@ -367,15 +420,15 @@ class Session:
             return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
         if self.time.has_expired(now):
             return [failed("token_expired", _EXPIRED, channel, ref)]
-        match self._rules.decide_whisper(channel, self.claims):
+        match self._rules.decide_whisper(channel, self.claims, is_proven=channel in self._proven):
             case Denied(code, message):
                 return [failed(code, message, channel, ref)]
         limit = self._limits.max_whisper_bytes
         if len(data) > limit:
             message = f"the data has {len(data)} bytes: at most {limit} are allowed"
             return [failed("payload_too_large", message, channel, ref)]
-        user_id = self.claims.user_id if self.claims else None
-        return [WhisperOut(command, name, user_id)]
+        member = self.member(channel)
+        return [WhisperOut(command, name, member.user_id if member else None)]
 
     def whispered(self, command: Whisper, fault: str | None) -> list[Effect]:
         """The client event was published, or `fault` says why not."""

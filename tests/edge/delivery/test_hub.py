@@ -92,6 +92,19 @@ def test_a_message_is_encoded_once_for_each_wire_format():
     assert [sink.writes for sink in sinks] == [[b"f:m;"], [b"g:m;"]] * 5
 
 
+def test_what_a_protocol_does_not_have_is_asked_for_once_and_sent_to_nobody():
+    class Without(Format):
+        def message(self, message):
+            self.encoded += 1
+
+    edge, other = Edge(), Without()
+    sinks = [edge.client(f"c{i}", "a", wire=[edge.format, other][i % 2])[1] for i in range(10)]
+    assert edge.send("a") == 5
+    edge.turn.end()
+    assert (edge.format.encoded, other.encoded) == (1, 1)
+    assert [sink.writes for sink in sinks] == [[b"f:m;"], []] * 5
+
+
 def test_a_message_that_nobody_hears_is_not_encoded():
     edge = Edge()
     edge.client("c1", "b")

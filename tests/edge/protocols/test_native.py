@@ -16,10 +16,12 @@ from eventbus_edge.framing.frames import (
     TEXT,
     text_frame,
 )
+from eventbus_edge.framing.sse import WITHOUT_CURSOR
 from eventbus_edge.protocols.envelope import encode_message
 from eventbus_edge.protocols.native import (
     ACTIONS,
     NATIVE,
+    Native,
     decode,
     encode_reply,
 )
@@ -28,11 +30,14 @@ from eventbus_edge.protocols.vocabulary import (
     Authenticate,
     Authenticated,
     ChannelMessage,
+    CloseReason,
     Connected,
     Failed,
     Malformed,
     Ping,
     Pong,
+    PresenceChanged,
+    Returns,
     Subscribe,
     Subscribed,
     TokenExpiring,
@@ -353,3 +358,40 @@ def test_time_that_somebody_has_forged_stays_within_its_string():
     assert json.loads(encode_message(message)) == {
         "data": 1, "offset": 1, "epoch": "e1", "mark": 'x","data":"2',
     }  # fmt: skip
+
+
+def test_every_reason_to_close_has_a_code_and_its_band_says_who_returns():
+    ends = {reason: NATIVE.closing(reason, "why") for reason in CloseReason}
+    assert all(end.text == "why" for end in ends.values())
+    for end in ends.values():
+        assert (end.returns is Returns.NEVER) == (4000 <= end.code < 4100)
+        assert (end.returns is Returns.AT_ONCE) == (4200 <= end.code < 4300)
+
+
+def test_notices_are_envelopes_of_reserved_events():
+    at = datetime.datetime(2026, 11, 30, 18, 55, 2, tzinfo=datetime.UTC)
+    notice = PresenceChanged("presence.a", "joined", 'a"b', b'{"name":"Ann"}', at)
+    assert NATIVE.message(notice) == (
+        b'{"channel":"presence.a","event":"eb:presence.joined",'
+        b'"data":{"user_id":"a\\"b","info":{"name":"Ann"}},"timestamp":"2026-11-30T18:55:02Z"}'
+    )
+
+
+def test_message_is_encoded_once_for_all_framings_of_a_protocol():
+    class Counting(Native):
+        count = 0
+
+        def message(self, message):
+            self.count += 1
+            return super().message(message)
+
+    protocol, wires = Counting(), Wires()
+    pair = wires.shared(protocol, TEXT), wires.shared(protocol, WITHOUT_CURSOR)
+    assert pair[0] is wires.shared(protocol, TEXT)
+    for number in range(3):
+        message = ChannelMessage("c", "e", b'{"n":%d}' % number, None, None)
+        assert [wire.message(message) for wire in pair for _ in "12"] == [
+            text_frame(message.body), text_frame(message.body),
+            b"data: %b\n\n" % message.body, b"data: %b\n\n" % message.body,
+        ]  # fmt: skip
+    assert protocol.count == 3
