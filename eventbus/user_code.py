@@ -20,6 +20,7 @@ from typing import (
 from eventbus.errors import CallbackFailed
 
 __all__ = [
+    "call_apart",
     "call_guarded",
     "cause_of",
     "guarded",
@@ -66,10 +67,12 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
     end.
     """
 
-    __slots__ = ("_task",)
+    __slots__ = ("_cancels", "_task")
 
     def __enter__(self) -> Self:
         self._task = _current_task()
+        # Earlier requests were delivered, or swallowed by the application's code, before this.
+        self._cancels = 0 if self._task is None else self._task.cancelling()
         return self
 
     def __exit__(
@@ -86,6 +89,8 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
         if isinstance(exc, GeneratorExit):
             # A coroutine is closed by another task, or by the garbage collector.
             return _current_task() is not self._task
+        if isinstance(exc, asyncio.CancelledError):
+            return self._task is not None and self._task.cancelling() > self._cancels
         return must_pass(exc)
 
 
@@ -94,6 +99,15 @@ async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
     with guarded():
         answer = callback(*arguments)
         return await answer if inspect.isawaitable(answer) else answer
+
+
+async def call_apart(callback: Callable[..., Any], *arguments: Any) -> Any:
+    """As `call_guarded`, in a task of its own, which is cancelled when the caller is.
+
+    So the callback cannot cancel the caller's task, nor leave it with a cancellation that counts.
+    """
+    with guarded():
+        return await asyncio.create_task(call_guarded(callback, *arguments))
 
 
 def must_pass(exc: BaseException) -> bool:

@@ -186,10 +186,16 @@ class EventSubscription(Generic[E]):
         """Whether the handler did it."""
         try:
             await self._call(event, context, headers)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
+            self._require_fault(exc)
             self._report(event, context, exc)
             return False
         return True
+
+    def _require_fault(self, exc: BaseException) -> None:
+        """Raise the cancellation of the close; without one, the handler has cancelled its task."""
+        if isinstance(exc, asyncio.CancelledError) and self._closed:
+            raise exc
 
     # Durable
 
@@ -238,7 +244,8 @@ class EventSubscription(Generic[E]):
             # Before the broker gives the message to another member.
             async with asyncio.timeout(0.95 * self.options.ack_wait):
                 await self._call(event, context, headers)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
+            self._require_fault(exc)
             self._report(event, context, exc)
             return False
         return True
@@ -277,7 +284,7 @@ class EventSubscription(Generic[E]):
         ):
             await call_guarded(self._handler, *arguments)
 
-    def _report(self, event: E, context: EventContext, exc: Exception) -> None:
+    def _report(self, event: E, context: EventContext, exc: BaseException) -> None:
         self.failures += 1
         # The event's fields stay out of the log: they may be anybody's.
         _log.error(

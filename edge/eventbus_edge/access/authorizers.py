@@ -12,7 +12,7 @@ from typing import (
 import msgspec
 
 from eventbus.user_code import (
-    call_guarded,
+    call_apart,
     guarded,
 )
 from eventbus_edge.access.rules import (
@@ -48,7 +48,7 @@ async def ask(
     end = asyncio.get_running_loop().time() + limit_s
     try:
         async with limit:
-            verdict = await call_guarded(functools.partial(authorizer.check, claims, **given))
+            verdict = await call_apart(functools.partial(authorizer.check, claims, **given))
     except Exception:
         fault: Fault = "timeout" if limit.expired() else "error"
         log.exception("the authorizer for %r failed: %s (limit %s s)", channel, fault, limit_s)
