@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from eventbus.errors import CallbackFailed
 
 __all__ = [
+    "call_apart",
     "call_guarded",
     "cause_of",
     "guarded",
@@ -46,10 +47,12 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
     Raises CallbackFailed in place of a BaseException, unless that ends the task or the process.
     """
 
-    __slots__ = ("_task",)
+    __slots__ = ("_cancels", "_task")
 
     def __enter__(self) -> Self:
         self._task = _current_task()
+        # Earlier requests were delivered, or swallowed by the application's code, before this.
+        self._cancels = 0 if self._task is None else self._task.cancelling()
         return self
 
     def __exit__(
@@ -66,6 +69,8 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
         if isinstance(exc, GeneratorExit):
             # A coroutine is closed by another task, or by the garbage collector.
             return _current_task() is not self._task
+        if isinstance(exc, asyncio.CancelledError):
+            return self._task is not None and self._task.cancelling() > self._cancels
         return must_pass(exc)
 
 
@@ -91,6 +96,15 @@ def takes_context(handler: Callable[..., Any]) -> bool:
         if parameter.kind in positional and parameter.default is parameter.empty
     ]
     return len(wanted) > 1
+
+
+async def call_apart(callback: Callable[..., Any], *arguments: Any) -> Any:
+    """As `call_guarded`, in a task of its own, which is cancelled when the caller is.
+
+    So the callback cannot cancel the caller's task, nor leave it with a cancellation that counts.
+    """
+    with guarded():
+        return await asyncio.create_task(call_guarded(callback, *arguments))
 
 
 def must_pass(exc: BaseException) -> bool:

@@ -137,7 +137,7 @@ class Subscription:
         """
         remove = self._handlers.add(event, handler, type, self.channel)
         if self._worker is None and self.cursor.phase is not Phase.ENDED:
-            self._worker = self._client.start(self._work(), f"eventbus {self._name}")
+            self._begin_work()
         return remove
 
     def add(self, handlers: ChannelHandlers | None) -> None:
@@ -323,6 +323,18 @@ class Subscription:
         if self.cursor.phase is Phase.BEHIND and all(inbox.has_room for inbox in inboxes):
             self.cursor.wait()
             self._client.settle(self)
+
+    def _begin_work(self) -> None:
+        self._worker = self._client.start(self._work(), f"eventbus {self._name}")
+        if self._worker is not None:
+            self._worker.add_done_callback(self._resume_work)
+
+    def _resume_work(self, worker: "asyncio.Task[Any]") -> None:
+        """Handle messages in a new task if a handler has cancelled the task that ran it."""
+        if worker is self._worker and worker.cancelled() and self.cursor.phase is not Phase.ENDED:
+            self._handlers.failures += 1
+            _log.error("a handler of %s cancelled the task that runs it", self._name)
+            self._begin_work()
 
     async def _work(self) -> None:
         with contextlib.suppress(Ended):

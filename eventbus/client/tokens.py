@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from eventbus.client.link import FAILED, Lost
-from eventbus.user_code import call_guarded, cause_of
+from eventbus.user_code import call_apart, cause_of
 
 __all__ = ["Token", "TokenSource"]
 
@@ -36,7 +36,7 @@ class TokenSource:
         if self._token is None and self._ask is not None:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    self._token = await call_guarded(self._ask)
+                    self._token = await call_apart(self._ask)
             except Exception as exc:
                 # Its text may contain credentials.
                 raise Lost(

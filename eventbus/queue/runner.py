@@ -38,7 +38,7 @@ from eventbus.queue.jobs import (
 )
 from eventbus.tasks import complete
 from eventbus.user_code import (
-    call_guarded,
+    call_apart,
     guarded,
     is_cancelled,
     members_of,
@@ -178,7 +178,7 @@ class JobRunner:
         limit = asyncio.timeout(seconds)
         try:
             async with limit:
-                await call_guarded(self._bus.process, event)
+                await call_apart(self._bus.process, event)
         except TimeoutError:
             if not limit.expired():  # a listener raised it
                 raise

@@ -194,10 +194,16 @@ class EventSubscription(Generic[E]):
         """Call the handler; False if it failed."""
         try:
             await self._call(event, context, headers)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
+            self._require_fault(exc)
             self._report(event, context, exc)
             return False
         return True
+
+    def _require_fault(self, exc: BaseException) -> None:
+        """Raise the cancellation of the close; without one, the handler has cancelled its task."""
+        if isinstance(exc, asyncio.CancelledError) and self.is_closed:
+            raise exc
 
     # Durable
 
@@ -246,7 +252,8 @@ class EventSubscription(Generic[E]):
             # Shorter than ack_wait, after which the broker redelivers to another member.
             async with asyncio.timeout(0.95 * self.options.ack_wait):
                 await self._call(event, context, headers)
-        except Exception as exc:  # noqa: BLE001 - a handler may raise anything
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
+            self._require_fault(exc)
             self._report(event, context, exc)
             return False
         return True
@@ -285,7 +292,7 @@ class EventSubscription(Generic[E]):
         ):
             await call_guarded(self._handler, *arguments)
 
-    def _report(self, event: E, context: EventContext, exc: Exception) -> None:
+    def _report(self, event: E, context: EventContext, exc: BaseException) -> None:
         self.failures += 1
         # The event's fields stay out of the log: they may be confidential.
         _log.error(

@@ -16,6 +16,7 @@ from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
 from eventbus.events import Event, Listeners, ShouldBroadcast
 from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
+    call_apart,
     call_guarded,
     guarded,
     only_cause,
@@ -106,10 +107,66 @@ async def test_leaked_cancellation_is_told_from_the_tasks_own():
         await task
 
 
-async def test_timeout_around_a_call_stays_a_timeout():
+async def cancel_oneself() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+    await asyncio.Event().wait()
+
+
+async def swallow_a_cancellation() -> None:
+    """As time limits of older libraries do: the task goes on, and counts as cancelled."""
+    try:
+        await cancel_oneself()
+    except asyncio.CancelledError:
+        raise TimeoutError from None
+
+
+async def test_leak_is_told_from_the_tasks_own_end_after_a_cancellation_was_swallowed():
+    async def one_after_the_other() -> None:
+        with pytest.raises(TimeoutError):
+            await call_guarded(swallow_a_cancellation)
+        with pytest.raises(CallbackFailed):
+            await call_guarded(await_cancelled_task)
+
+    await asyncio.create_task(one_after_the_other())
+
+
+@pytest.mark.parametrize(
+    ("callback", "raised"),
+    [(cancel_oneself, CallbackFailed), (swallow_a_cancellation, TimeoutError)],
+)
+async def test_callback_that_is_called_apart_cannot_cancel_its_caller(callback, raised):
+    task = asyncio.current_task()
+    assert task is not None
+    with pytest.raises(raised):
+        await call_apart(callback)
+    assert task.cancelling() == 0
+
+
+async def test_callback_that_is_called_apart_ends_with_its_caller():
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def endless() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    task = asyncio.create_task(call_apart(endless))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("call", [call_guarded, call_apart])
+async def test_timeout_around_a_call_stays_a_timeout(call):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await call_guarded(asyncio.sleep, 60)
+            await call(asyncio.sleep, 60)
 
 
 def test_coroutine_of_a_loop_that_has_ended_is_closed_without_a_fault():
@@ -297,6 +354,33 @@ async def test_subscription_whose_handler_leaks_counts_it_and_goes_on(leak, opti
             got = {await handled.get() for _ in expected}
         assert got == expected
         assert subscription.failures == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"group": "g", "durable": True}])
+async def test_subscription_whose_handler_cancels_its_own_task_counts_it_and_goes_on(options):
+    async with EventBus(MEMORY, listeners=Listeners()) as bus:
+        handled: asyncio.Queue[int] = asyncio.Queue()
+        times: list[float] = []
+
+        async def handler(event: Told) -> None:
+            if event.n == 1 and len(times) < 2:
+                times.append(asyncio.get_running_loop().time())
+                await cancel_oneself()
+            handled.put_nowait(event.n)
+
+        more = {"backoff": (0.2,)} if options else {}
+        subscription = await bus.subscribe(Told, handler, **options, **more)
+        await bus.dispatch(Told(n=1))
+        if not options:
+            await bus.dispatch(Told(n=1))
+        await bus.dispatch(Told(n=2))
+        expected = {1, 2} if options else {2}
+        async with asyncio.timeout(WAIT_S):
+            got = {await handled.get() for _ in expected}
+        assert got == expected
+        assert subscription.failures == 2
+        if options:
+            assert times[1] - times[0] >= 0.2
 
 
 @leaks

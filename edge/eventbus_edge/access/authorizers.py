@@ -15,7 +15,7 @@ from typing import (
 import msgspec
 
 from eventbus.user_code import (
-    call_guarded,
+    call_apart,
     guarded,
 )
 from eventbus_edge.access.rules import (
@@ -81,7 +81,7 @@ async def ask(
     end = asyncio.get_running_loop().time() + limit_s
     try:
         async with limit:
-            verdict = await call_guarded(functools.partial(authorizer.check, claims, **arguments))
+            verdict = await call_apart(functools.partial(authorizer.check, claims, **arguments))
     except Exception:
         fault: Fault = "timeout" if limit.expired() else "error"
         log.exception("the authorizer for %r failed: %s (limit %s s)", channel, fault, limit_s)

@@ -122,6 +122,17 @@ async def test_late_answer_of_one_that_blocked_the_loop_denies():
     assert answer.fault == "timeout"
 
 
+async def test_authorizer_that_cancels_its_own_task_denies_and_cancels_nobody(caplog):
+    async def cancel_itself(user, team_id):
+        asyncio.current_task().cancel()
+        await asyncio.Event().wait()
+
+    answer = await put(cancel_itself)
+    assert (answer.code, answer.fault) == ("forbidden", "error")
+    assert "'team.7'" in caplog.text
+    assert asyncio.current_task().cancelling() == 0
+
+
 async def test_cancelling_the_question_cancels_the_authorizer_and_is_no_denial(caplog):
     started = asyncio.Event()
 

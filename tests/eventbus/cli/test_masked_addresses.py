@@ -48,11 +48,14 @@ def test_a_server_that_is_not_there_is_shown_without_its_login(shown, command, u
     assert "nats://***@127.0.0.1:1" in text
 
 
-@pytest.mark.parametrize("url", [UNREADABLE[0], UNREACHABLE[0]])
-def test_doctor_says_what_is_wrong_without_the_password(shown, url):
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [(UNREADABLE[0], "NATS_URL=***"), (UNREACHABLE[0], "nats://***@127.0.0.1:1")],
+)
+def test_doctor_says_what_is_wrong_without_the_password(shown, url, said):
     text, code = shown("doctor", NATS_URL=url, JWT_JWKS_URL="http://app:S3cr3t#1@[::1/x")
     assert code == 1
-    assert "NATS_URL=***" in text or "nats://***@127.0.0.1:1" in text
+    assert said in text
     assert "JWT_JWKS_URL='***'" in text
 
 

@@ -130,6 +130,26 @@ async def test_handler_that_leaks_what_is_no_exception_is_counted_and_stops_noth
     assert "'Paid' of the subscription to orders.1 failed" in caplog.text
 
 
+async def test_handler_that_cancels_its_own_task_is_counted_and_later_messages_are_handled(
+    client, publisher, caplog
+):
+    got = asyncio.Queue()
+
+    async def cancelling(data):
+        if data == 0:
+            asyncio.current_task().cancel()
+            await asyncio.Event().wait()
+        await got.put(data)
+
+    orders = await client.subscribe("orders.1", {"Paid": cancelling})
+    for n in range(2):
+        await publisher.publish("orders.1", "Paid", n)
+    async with patience():
+        assert await got.get() == 1
+    assert orders.failures == 1
+    assert "a handler of the subscription to orders.1 cancelled the task" in caplog.text
+
+
 @pytest.mark.parametrize("leak", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic])
 async def test_token_function_and_observer_that_leak_do_not_end_the_client(
     edge, token, quick, leak

@@ -320,6 +320,28 @@ async def test_what_a_listener_raises_by_itself_is_no_timeout_and_no_stop(bus, e
     assert "JobTimeout" not in failed.error
 
 
+@pytest.mark.parametrize("is_swallowed", [True, False])
+async def test_listener_that_cancels_its_own_task_has_failed_and_is_not_handed_back(
+    bus, is_swallowed
+):
+    @bus.listen(WorkedOnce)
+    async def listener(_event):
+        asyncio.current_task().cancel()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if is_swallowed:
+                raise TimeoutError("its own") from None
+            raise
+
+    await bus.dispatch(WorkedOnce(secret="x"))
+    async with working(bus) as worker:
+        (failed,) = await failures(bus)
+        await all_done(bus)
+    assert failed.error.endswith("TimeoutError" if is_swallowed else "CancelledError")
+    assert (worker.counters.taken, worker.counters.handed_back) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "told"),
     [
