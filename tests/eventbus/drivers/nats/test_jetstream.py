@@ -108,6 +108,6 @@ def test_differences_of_a_stream_are_what_must_match_apart_from_limits():
         ['retention is "limits", not "workqueue"'],
         ["max_age is null, not 7"],
     )
-    with pytest.raises(StreamMismatch, match='stream X exists .* retention is "limits"'):
+    with pytest.raises(StreamMismatch, match=r'stream X exists .* retention is "limits"'):
         stream.require_match(found)
     assert stream.require_match({"retention": "workqueue"}) == ["max_age is null, not 7"]
