@@ -29,7 +29,7 @@ except ImportError:  # Windows
 else:
     new_loop = uvloop.new_event_loop
 
-_log = logging.getLogger("edge")
+_log = logging.getLogger("eventbus_edge")
 
 
 def main() -> int:

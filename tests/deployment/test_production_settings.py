@@ -235,7 +235,7 @@ def secret_of_development():
     ("secret", "why"),
     [
         ("", "no key to check tokens with is set"),
-        (secret_of_development(), "JWT_SECRET has 'development' in it"),
+        (secret_of_development(), "JWT_SECRET contains 'development'"),
     ],
     ids=["no secret", "that of development"],
 )

@@ -47,7 +47,7 @@ COMMENT: Final = b":\n\n"
 MAX_CURSOR: Final = 8192
 """Characters of a cursor that is read: some thirty for each of two hundred channels."""
 NOWHERE: Final = Position(0, "")
-"""Where a client stands whose cursor tells nothing: no stream has this epoch."""
+"""The position of a client whose cursor cannot be used: no stream has this epoch."""
 _MAX_TIME: Final = 2**63 - 1
 _RETRY_AT_ONCE_MS: Final = 1000
 _RETRY_LATER_MS: Final = 30_000
@@ -100,7 +100,7 @@ def _time_of(position: Position | None) -> int | None:
 
 
 def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
-    """The positions that a cursor tells of `channels`; None for one that cannot be read."""
+    """The positions of `channels` in a cursor; None for a cursor that cannot be read."""
     names = sorted(channels)
     if len(text) > MAX_CURSOR or not text.isascii() or "=" in text:
         return None

@@ -50,7 +50,7 @@ class Runner(web.AppRunner):
         So is one that does not send the complete head of a request in that time, since aiohttp's
         keep-alive time starts with the connection.
         """
-        log = logging.getLogger("edge.server")
+        log = logging.getLogger("eventbus_edge.http.server")
         log.addFilter(_is_the_nodes_fault)
         self._options: dict[str, Any] = {
             "access_log": None,

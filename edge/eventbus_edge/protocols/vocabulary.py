@@ -223,7 +223,7 @@ class Subscribed(NamedTuple):
 class SubscribedPattern(NamedTuple):
     """A subscription to a pattern stands; what is published from now on follows.
 
-    `recovered` is False where that is told again, since messages may have been lost.
+    `recovered` is False in a repeated notice: messages may have been lost.
     """
 
     pattern: str
@@ -232,7 +232,7 @@ class SubscribedPattern(NamedTuple):
 
 
 class UnsubscribedPattern(NamedTuple):
-    """A subscription to a pattern has ended: the client wanted it, or `reason` tells why."""
+    """A subscription to a pattern has ended: the client asked for it, or `reason` says why."""
 
     pattern: str
     ref: Ref
@@ -240,7 +240,7 @@ class UnsubscribedPattern(NamedTuple):
 
 
 class Unsubscribed(NamedTuple):
-    """A subscription has ended: the client wanted it, or `reason` tells why."""
+    """A subscription has ended: the client asked for it, or `reason` says why."""
 
     channel: str
     ref: Ref

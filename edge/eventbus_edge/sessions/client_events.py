@@ -24,7 +24,7 @@ from eventbus.messages import CLIENT_EVENT_PREFIX
 __all__ = ["ClientEvents"]
 
 
-_MAX_TOLD: Final = 200
+_MAX_SHOWN: Final = 200
 
 
 class _Validator(Protocol):
@@ -59,7 +59,7 @@ class ClientEvents:
         except (LookupError, TypeError, AttributeError, ValueError) as exc:
             raise ConfigError(
                 "BROADCAST_CLIENT_EVENTS: the contract's client events cannot be read: "
-                f"{type(exc).__name__}: {str(exc)[:_MAX_TOLD]}; allowed is an AsyncAPI 3.0 "
+                f"{type(exc).__name__}: {str(exc)[:_MAX_SHOWN]}; allowed is an AsyncAPI 3.0 "
                 "document of `eventbus schema export --format asyncapi`",
                 variable="BROADCAST_CONTRACT",
             ) from exc
@@ -77,8 +77,8 @@ class ClientEvents:
         if not self._strict:
             return None
         where = ", ".join(sorted({declared.where for declared in known}))
-        told = f"it may be sent on {where}" if where else "it is not declared"
-        return f"the client event {bare[:_MAX_TOLD]!r} is not allowed on {channel!r}: {told}"
+        hint = f"it may be sent on {where}" if where else "it is not declared"
+        return f"the client event {bare[:_MAX_SHOWN]!r} is not allowed on {channel!r}: {hint}"
 
 
 def _fault(event: str, validator: _Validator, data: bytes) -> str | None:
@@ -88,9 +88,9 @@ def _fault(event: str, validator: _Validator, data: bytes) -> str | None:
         validator.validate(msgspec.json.decode(data))
     except ValidationError as exc:
         place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in exc.instance_path)
-        return f"data of {event!r}: data{place[:_MAX_TOLD]}: {exc.message[:_MAX_TOLD]}"
+        return f"data of {event!r}: data{place[:_MAX_SHOWN]}: {exc.message[:_MAX_SHOWN]}"
     except (ValueError, RecursionError) as exc:  # no JSON, nested too deeply, or no Unicode text
-        return f"data of {event!r} cannot be checked: {str(exc)[:_MAX_TOLD]}"
+        return f"data of {event!r} cannot be checked: {str(exc)[:_MAX_SHOWN]}"
     return None
 
 

@@ -159,7 +159,7 @@ def _read_protocols(
     ]
     if known.name not in offered:
         # A client that gets none of those it offered must fail the connection (RFC 6455 §4.1);
-        # this tells it why.
+        # this says why.
         beside = f", beside {known.bearer_prefix}<jwt>" if tokens else ""
         raise Problem(
             "bad_request",

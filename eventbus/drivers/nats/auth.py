@@ -98,7 +98,7 @@ class Servers(NamedTuple):
         """User, password and token for the server at `host:port`, as nats-py's options.
 
         A server that is not named, or without any of its own, gets those of the first that has
-        some: servers of a cluster tell of others, and share their users.
+        some: servers of a cluster announce others, which share their users.
         """
         own = [a for a in self.addresses if a.url.partition("://")[2].partition("/")[0] == netloc]
         for address in (*own, *self.addresses):
@@ -149,7 +149,7 @@ class _Claims(msgspec.Struct):
 
 
 class Credentials:
-    """The file that NATS_CREDS names; of what it holds, messages tell the user's name alone."""
+    """The file that NATS_CREDS names. Messages show only the user's name from it."""
 
     def __init__(self, path: str) -> None:
         """Nothing is read yet."""
@@ -302,7 +302,7 @@ class SecureClient(Client):
 
 
 def _tell_protocol(writer: asyncio.StreamWriter | None) -> None:
-    """Let asyncio's protocol know that there is TLS under it, of which nats-py does not tell it.
+    """Let asyncio's protocol know that there is TLS under it, which nats-py does not report to it.
 
     At the end of each connection it would ask to stay half open, and asyncio warn on stderr that
     TLS has no such thing.
