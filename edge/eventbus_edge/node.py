@@ -152,8 +152,7 @@ class Node:
             on_lag=metrics.loop_lag.observe,
         )
         self.acceptor = self._make_acceptor(client_events)
-        self.wires = Wires()
-        self.deflated = _deflated(settings, metrics)
+        self.wires = Wires(_deflated(settings, metrics))
         self._set_gauges()
 
     def _make_access(self, rules: ChannelRules, verifier: TokenVerifier | None) -> Access:

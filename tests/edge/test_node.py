@@ -13,7 +13,7 @@ SOURCES = Path(__file__).parents[2] / "edge/eventbus_edge"
 ALLOWED = {
     # Rows of a table, and objects that a class makes of itself.
     "access/rules.py": {
-        "made._authorizers", "made._before", "made._is_taken", "made._own",
+        "made._authorizers", "made._before", "made._is_revoked", "made._own",
     },
     "delivery/interest.py": {
         "entry.holders", "entry.is_expiring", "entry.left_at", "entry.mark", "entry.position",

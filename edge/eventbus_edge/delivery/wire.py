@@ -5,6 +5,7 @@ them. The wires of one protocol share its last payload, which is framed again, n
 """
 
 from eventbus_edge.framing.base import Framing
+from eventbus_edge.framing.deflate import DeflatedFramings
 from eventbus_edge.protocols.base import WireProtocol
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
@@ -69,7 +70,9 @@ class Wire:
 class Wires:
     """The wires of a node."""
 
-    def __init__(self) -> None:
+    def __init__(self, deflated: DeflatedFramings | None = None) -> None:
+        """`deflated` are the framings for clients that agreed on compression, if it is enabled."""
+        self.deflated = deflated
         self._payloads: dict[WireProtocol, _Payloads] = {}
         self._shared: dict[tuple[WireProtocol, Framing], Wire] = {}
 

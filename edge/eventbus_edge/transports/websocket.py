@@ -153,7 +153,7 @@ async def _upgrade(
 
 
 def _agree(node: Node, request: web.Request) -> Deflate | None:
-    if node.deflated is None:
+    if node.wires.deflated is None:
         return None
     try:
         return agree(", ".join(request.headers.getall("Sec-WebSocket-Extensions", ())))
@@ -176,9 +176,9 @@ async def answer_extensions(_request: web.Request, response: web.StreamResponse)
 
 def _wire(node: Node, ws: web.WebSocketResponse, protocol: WireProtocol) -> Wire:
     agreed = ws.get(_AGREED)
-    if agreed is None or node.deflated is None:
+    if agreed is None or node.wires.deflated is None:
         return node.wires.shared(protocol, TEXT)
-    return node.wires.shared(protocol, node.deflated.framing(agreed.window_bits))
+    return node.wires.shared(protocol, node.wires.deflated.framing(agreed.window_bits))
 
 
 def _raw_channel(request: web.Request) -> str | None:

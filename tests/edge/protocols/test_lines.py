@@ -299,7 +299,7 @@ async def test_errors_of_the_handshake_are_given_in_the_socket(line_edge, path, 
     assert await line.next() == error
     assert await line.ended() == code
     assert not line_edge.node.connections
-    assert len(line_edge.node.admission.places) == 0
+    assert len(line_edge.node.access.admission.places) == 0
 
 
 async def test_the_native_protocol_gives_them_outside_beside_it(line_edge):
@@ -308,7 +308,7 @@ async def test_the_native_protocol_gives_them_outside_beside_it(line_edge):
 
 
 async def test_an_overloaded_or_draining_node_says_so_in_the_socket(line_edge):
-    line_edge.node.is_draining = True
+    line_edge.node.connections.is_draining = True
     client = await line_edge.connect("/lines", greeted=False, extensions=line_edge.extensions)
     line = LineClient(client.socket)
     assert await line.next() == "NO unavailable None"

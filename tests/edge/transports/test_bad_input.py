@@ -77,7 +77,7 @@ async def test_no_action_takes_a_name_that_is_no_channel(edge, bus, well, token,
         assert (answer["event"], answer["channel"]) == ("eb:error", None)
         assert answer["data"]["code"] == "invalid_channel"
         assert answer["data"]["ref"] == action
-        assert "allowed are" in answer["data"]["message"]
+        assert "allowed: " in answer["data"]["message"]
         assert len(answer["data"]["message"]) < 400
     await all_are_served(edge, bus, well, client)
 
