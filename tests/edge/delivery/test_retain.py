@@ -229,10 +229,8 @@ def test_the_rules_file_says_it(text, retain, most):
     "text", ["history = -1", 'history = "all"', "retain = 1", "retains = true"]
 )
 def test_the_rules_file_is_refused_where_it_says_something_else(text):
-    allowed = "number 1.*history: true, false or the number of messages"
+    allowed = r"number 1.*history: true, false or the number of messages"
     with pytest.raises(ConfigError, match=allowed):
-        ConfigError, match=r"number 1.*history: true, false or the number of messages"
-    ):
         parse_rules(f'[[rule]]\npattern = "a"\n{text}', "rules.toml")
 
 
