@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
 
 from eventbus.backoff import Backoff
-from eventbus.user_code import cause_of, guarded
+from eventbus.user_code import calling_tasks, cause_of, guarded
 
 __all__ = ["Shutdown", "Tasks", "complete", "fault_count"]
 
@@ -74,13 +74,14 @@ class Shutdown:
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work`, or wait for the run that is under way. Raises what `work` raises."""
-        caller = asyncio.current_task()
-        assert caller is not None
+        callers = calling_tasks()
         if self._task is None:
-            token = _callers.set(_callers.get() | {caller})
+            token = _callers.set(_callers.get() | callers)
             self._task = asyncio.create_task(work(), name="a shutdown")
             _callers.reset(token)
-        elif caller is self._task or any(caller in tasks for tasks in self._waits_for):
+        elif self._task in callers or any(
+            caller in tasks for tasks in self._waits_for for caller in callers
+        ):
             return
         await _outlast(self._task, None)
 

@@ -6,6 +6,7 @@ in logs and records, in valid and bounded text.
 """
 
 import asyncio
+import contextvars
 import inspect
 import itertools
 import signal
@@ -20,6 +21,7 @@ from eventbus.errors import CallbackFailed
 __all__ = [
     "call_apart",
     "call_guarded",
+    "calling_tasks",
     "cause_of",
     "guarded",
     "is_cancelled",
@@ -39,6 +41,12 @@ _MAX_NAME: Final = 200
 _MAX_GROUP: Final = 20
 """How many members of an exception group are shown."""
 _MAX_DEPTH: Final = 10
+
+
+_waiting: contextvars.ContextVar["frozenset[asyncio.Task[Any]]"] = contextvars.ContextVar(
+    "eventbus_waiting_tasks", default=frozenset()
+)
+"""The tasks that wait for the current one in `call_apart`."""
 
 
 class guarded:  # noqa: N801 - reads as contextlib's managers do
@@ -99,12 +107,21 @@ def takes_context(handler: Callable[..., Any]) -> bool:
 
 
 async def call_apart(callback: Callable[..., Any], *arguments: Any) -> Any:
-    """As `call_guarded`, in a task of its own, which is cancelled when the caller is.
+    """Like `call_guarded`, but in a task of its own, which is cancelled when the caller is.
 
     So the callback cannot cancel the caller's task, nor leave it with a cancellation that counts.
     """
+    token = _waiting.set(calling_tasks())
+    work = asyncio.create_task(call_guarded(callback, *arguments))
+    _waiting.reset(token)
     with guarded():
-        return await asyncio.create_task(call_guarded(callback, *arguments))
+        return await work
+
+
+def calling_tasks() -> "frozenset[asyncio.Task[Any]]":
+    """The current task, and the tasks that wait for it in `call_apart`."""
+    task = _current_task()
+    return _waiting.get() if task is None else _waiting.get() | {task}
 
 
 def must_pass(exc: BaseException) -> bool:

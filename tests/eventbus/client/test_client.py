@@ -147,7 +147,7 @@ async def test_handler_that_cancels_its_own_task_is_counted_and_later_messages_a
     async with patience():
         assert await got.get() == 1
     assert orders.failures == 1
-    assert "a handler of the subscription to orders.1 cancelled the task" in caplog.text
+    assert "a handler of subscription to orders.1 cancelled the task" in caplog.text
 
 
 @pytest.mark.parametrize("leak", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic])
