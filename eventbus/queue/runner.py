@@ -282,7 +282,8 @@ class JobRunner:
             job = read_job(taken.payload)
             if await taken.is_queued():
                 # On its last attempt no one else runs it: another worker would declare it lost.
-                return taken.attempt >= job.tries
+                # It is not lost if it was redelivered to this worker in the meantime.
+                return not run.is_lost or taken.attempt >= job.tries
             if await self._is_declared_lost(job) and await self._require_store().retry(job.meta.id):
                 _log.warning(
                     "%s was declared lost while this worker was suspended, and is queued again",
