@@ -229,7 +229,7 @@ def test_the_rules_file_says_it(text, retain, most):
     "text", ["history = -1", 'history = "all"', "retain = 1", "retains = true"]
 )
 def test_the_rules_file_is_refused_where_it_says_something_else(text):
-    with pytest.raises(ConfigError, match=r"number 1.*history: true, false or how many"):
+    with pytest.raises(ConfigError, match=r"number 1.*history: true, false or the number"):
         parse_rules(f'[[rule]]\npattern = "a"\n{text}', "rules.toml")
 
 
