@@ -21,6 +21,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery
 from eventbus.drivers.nats.pull import SILENT
+from eventbus.drivers.queues import LeasedJob
 from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast, ShouldQueue
 from eventbus.queue import FailedJob, Worker, failed_jobs, job_of
@@ -736,6 +737,41 @@ async def test_job_redelivered_to_its_own_resumed_worker_has_one_attempt(nats_bu
     assert await store.failure_count() == 0
     leases.cancel()
     await reader.aclose()
+
+
+async def _taken_twice(bus: EventBus) -> tuple[LeasedJob, LeasedJob]:
+    """The two deliveries of a job whose first lease has ended."""
+    reader = (await bus.queues()).reader("default")
+    taken: list[LeasedJob] = []
+
+    async def both() -> bool:
+        taken.extend(await reader.fetch(1))
+        return len(taken) == 2
+
+    await until(both)
+    await reader.aclose()
+    return taken[0], taken[1]
+
+
+async def test_job_that_its_earlier_worker_finishes_is_not_declared_lost(nats_bus):
+    bus = nats_bus
+    await bus.dispatch(WorkedOnce(secret="x"))
+    first, second = await _taken_twice(bus)
+    await first.done()
+    runner = JobRunner(bus)
+    await runner.run(second)
+    assert runner.counters.failed == 0
+    assert await (await bus.queues()).failure_count() == 0
+
+
+async def test_job_handed_back_after_another_worker_finished_it_is_not_queued_again(nats_bus):
+    bus = nats_bus
+    await bus.dispatch(WorkedOn(n=1))
+    first, second = await _taken_twice(bus)
+    await second.done()
+    await first.hand_back()
+    (stats,) = await (await bus.queues()).stats()
+    assert (stats.ready, stats.taken) == (0, 0)
 
 
 async def test_job_longer_than_the_lease_is_not_given_to_another(nats_bus):

@@ -143,6 +143,7 @@ class NatsLeasedJob:
     async def _push_again(self, why: str, attempts: int, delay: float) -> None:
         """Store the job again and delete this copy; neither when the server does not answer.
 
+        Nor when the copy is gone: its lease ended, and another worker has finished it.
         When all tasks of a program are cancelled at once, so are the client's: what it sends then
         may arrive, but nothing reads the acknowledgement.
         """
@@ -155,6 +156,9 @@ class NatsLeasedJob:
             )
             return
         headers = {HEADER_ATTEMPTS: str(attempts)}
+        with contextlib.suppress(DriverError):
+            if not await self.is_queued():
+                return
         key = f"{self.key}-{why}-{attempts}"
         await self._replace(self._store.push_again(self.queue, key, self.payload, headers, delay))
 
