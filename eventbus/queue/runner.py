@@ -217,6 +217,11 @@ class JobRunner:
 
     async def _fail(self, run: _Run, job: Job | None, exc: BaseException) -> None:
         taken = run.taken
+        if isinstance(exc, WorkerLost) and await self._is_finished(taken):
+            _log.warning(
+                "%s is not declared lost: an earlier worker has finished it", _name(taken, job)
+            )
+            return
         attempts = taken.attempt - isinstance(exc, WorkerLost)
         failed = failed_job(exc, job=job, key=taken.key, queue=taken.queue, attempts=attempts)
         await taken.fail(failure_of(failed, taken.payload))
@@ -282,7 +287,8 @@ class JobRunner:
             job = read_job(taken.payload)
             if await taken.is_queued():
                 # On its last attempt no one else runs it: another worker would declare it lost.
-                return taken.attempt >= job.tries
+                # It is not lost if it was redelivered to this worker in the meantime.
+                return not run.is_lost or taken.attempt >= job.tries
             if await self._is_declared_lost(job) and await self._require_store().retry(job.meta.id):
                 _log.warning(
                     "%s was declared lost while this worker was suspended, and is queued again",
@@ -293,6 +299,12 @@ class JobRunner:
         except DriverError as exc:
             _log.warning("a job of queue %s may have been lost: %s", taken.queue, exc)
         return False
+
+    async def _is_finished(self, taken: LeasedJob) -> bool:
+        try:
+            return not await taken.is_queued()
+        except DriverError:
+            return False
 
     async def _withdraw(self, job: Job) -> None:
         """Remove a job that is done from the failed jobs, if it was declared lost."""

@@ -259,6 +259,7 @@ async def test_two_pages_whisper_and_see_each_other(edge_process, client):
     assert members == [["7"], ["7", "8"]]
     await ada.until("seen.length === 1")
     assert await bob.evaluate("lobby.whisper('wave', { hard: true })") == {}
+    await ada.until("seen.length === 2")  # whispers and members are sent in different ways
     await bob.evaluate("lobby.presence({ mood: 'merry' })")
     await ada.until("seen.length === 3")
     joined, waved, updated = await ada.evaluate("seen")

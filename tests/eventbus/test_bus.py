@@ -184,7 +184,7 @@ async def test_closing_does_not_wait_for_ever(caplog):
     bus.driver.gate.clear()
     published = asyncio.create_task(bus.publish("general", "hello", 1))
     await bus.driver.waiting.wait()
-    with caplog.at_level(logging.WARNING, "eventbus.sending"):
+    with caplog.at_level(logging.WARNING, "eventbus.bus"):
         await bus.aclose()
     assert bus.driver.closed == 1
     assert "1 messages not yet acknowledged" in caplog.text

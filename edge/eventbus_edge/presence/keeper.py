@@ -190,9 +190,10 @@ class PresenceKeeper:
         self._watched.clear()
         try:
             async with asyncio.timeout(_CLOSE_S):
+                # First: the last heartbeat may expire soon, and then the members are gone.
+                await self._nodes.aclose(self._settings.grace_s if len(self._writer) else 0.0)
                 for watched in rooms:
                     await watched.aclose()
-                await self._nodes.aclose(self._settings.grace_s if len(self._writer) else 0.0)
         except (TimeoutError, EventBusError) as exc:
             _log.warning("presence could not be closed cleanly: %s", exc)
 

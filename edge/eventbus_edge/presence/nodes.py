@@ -118,12 +118,12 @@ class LiveNodes:
         """
         if self._heartbeats is None:
             return
-        await self._heartbeats.aclose()
         key = _ROOT + self._node
         if linger_s > 0:
             await self._driver.state.put(key, b"", ttl_s=linger_s)
         else:
             await self._driver.state.delete(key)
+        await self._heartbeats.aclose()
 
     async def _beat(self) -> None:
         is_first = self._last_beat == float("-inf")

@@ -381,8 +381,8 @@ async def test_a_node_killed_loses_its_members_everywhere_within_its_ttl(
 async def test_clients_of_a_node_that_drains_are_not_missed_when_they_go_to_another(
     start_edge, start_process, attend, connect, informed
 ):
-    edge = await start_edge(presence_ttl=1.0)
-    environ = {"BROADCAST_PRESENCE_TTL": "1", "BROADCAST_PRESENCE_GRACE": "3"}
+    edge = await start_edge(presence_ttl=2.0)
+    environ = {"BROADCAST_PRESENCE_TTL": "2", "BROADCAST_PRESENCE_GRACE": "8"}
     process = await start_process(**environ, BROADCAST_DRAIN_TIME="0")
     watcher = await attend(edge, "watcher")
     clients = [await connect(process.port, token=informed(user)) for user in ("alice", "bob")]
@@ -392,7 +392,7 @@ async def test_clients_of_a_node_that_drains_are_not_missed_when_they_go_to_anot
     await watcher.until("watcher", "alice", "bob")
     process.terminate()
     await process.end()
-    await asyncio.sleep(1.5)  # longer than the TTL: what must not happen, would have
+    await asyncio.sleep(2.5)  # longer than the TTL: what must not happen, would have
     assert await watcher.client.hears_nothing()
     alice = await attend(edge, "alice")
     assert alice.members.keys() == {"watcher", "alice", "bob"}

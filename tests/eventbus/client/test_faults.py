@@ -95,10 +95,11 @@ async def test_edge_killed_under_2000_messages_a_second_each_comes_once_and_in_o
         orders = await client.subscribe("orders.1")
         reader = Reader(orders)
         async with publishing(publisher, "orders.1", count, 2_000):
-            for _ in range(2):
+            for kills in (1, 2):
                 await reader.until(len(reader.got) + 1_000)
                 await edge.end(signal.SIGKILL)
                 await edge.start()
+                await states.until(ClientState.CONNECTED, times=kills)
         got = await reader.until(count)
         await client.ping()
         assert len(got) == count
@@ -342,7 +343,7 @@ async def test_slow_consumer_is_bounded_gets_everything_and_delays_no_other(
         await publisher.publish("orders.2", "n", "there")
         assert await reader.until(1) == ["there"]
         assert slow.overflows == 1
-        assert len(slow._for_handlers) == 50
+        assert 49 <= len(slow._for_handlers) <= 50, "one may have gone to the handler since"
         go.set()
         async with asyncio.timeout(PATIENCE_S):
             while len(got) < 1_000:  # noqa: ASYNC110 - it has no event

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import pytest_asyncio
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery
+from eventbus.drivers.nats.pull import SILENT
+from eventbus.drivers.queues import LeasedJob
 from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast, ShouldQueue
 from eventbus.queue import FailedJob, Worker, failed_jobs, job_of
@@ -700,6 +703,75 @@ async def test_job_that_comes_again_while_it_is_under_way_is_not_begun_twice(bus
     assert runs == [1]
     assert runner.counters.done == 1
     await all_done(bus)
+
+
+@pytest.mark.parametrize("event", [WorkedOnce(secret="x"), WorkedOn(n=1)])
+async def test_job_redelivered_to_its_own_resumed_worker_has_one_attempt(nats_bus, event):
+    """Its first delivery arrived during the suspension, and its request had ended in silence."""
+    bus, runs = nats_bus, []
+    bus.listen(type(event))(runs.append)
+    store = await bus.queues()
+    reader, runner = store.reader("default"), JobRunner(bus)
+    leases = asyncio.create_task(runner.keep_leases(store))
+    waiting = asyncio.create_task(reader.wait())
+
+    async def is_open() -> bool:
+        return reader._polls.pull.is_open
+
+    async def has_arrived() -> bool:
+        return bool(reader._late)
+
+    await until(is_open)
+    reader._polls.pull.end(SILENT)
+    assert await waiting is None
+    await bus.dispatch(event)
+    await until(has_arrived)
+    time.sleep(bus.settings.queue_lease + 0.5)  # noqa: ASYNC251 - a suspended process
+    assert await reader.wait() is None, "what has arrived comes first"
+    fetched = await reader.fetch(10)
+    assert [taken.attempt for taken in fetched] == [1, 2]
+    await asyncio.gather(*map(runner.run, fetched))
+    assert runs == [event]
+    assert (runner.counters.done, runner.counters.failed) == (1, 0)
+    await all_done(bus)
+    assert await store.failure_count() == 0
+    leases.cancel()
+    await reader.aclose()
+
+
+async def _taken_twice(bus: EventBus) -> tuple[LeasedJob, LeasedJob]:
+    """The two deliveries of a job whose first lease has ended."""
+    reader = (await bus.queues()).reader("default")
+    taken: list[LeasedJob] = []
+
+    async def both() -> bool:
+        taken.extend(await reader.fetch(1))
+        return len(taken) == 2
+
+    await until(both)
+    await reader.aclose()
+    return taken[0], taken[1]
+
+
+async def test_job_that_its_earlier_worker_finishes_is_not_declared_lost(nats_bus):
+    bus = nats_bus
+    await bus.dispatch(WorkedOnce(secret="x"))
+    first, second = await _taken_twice(bus)
+    await first.done()
+    runner = JobRunner(bus)
+    await runner.run(second)
+    assert runner.counters.failed == 0
+    assert await (await bus.queues()).failure_count() == 0
+
+
+async def test_job_handed_back_after_another_worker_finished_it_is_not_queued_again(nats_bus):
+    bus = nats_bus
+    await bus.dispatch(WorkedOn(n=1))
+    first, second = await _taken_twice(bus)
+    await second.done()
+    await first.hand_back()
+    (stats,) = await (await bus.queues()).stats()
+    assert (stats.ready, stats.taken) == (0, 0)
 
 
 async def test_job_longer_than_the_lease_is_not_given_to_another(nats_bus):

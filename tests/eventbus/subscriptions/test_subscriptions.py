@@ -488,7 +488,13 @@ async def test_durable_handler_that_takes_too_long_is_cancelled_and_counts_as_fa
                 raise
 
     subscription = await subscriber.subscribe(
-        Shipped, hangs_once, group="g", durable=True, ack_wait=0.3, backoff=[0.0]
+        # Cancelled at 95 % of ack_wait; the rest is for the answer, before the broker redelivers.
+        Shipped,
+        hangs_once,
+        group="g",
+        durable=True,
+        ack_wait=4.0,
+        backoff=[0.0],
     )
     await publisher.dispatch(Shipped(1))
     await inbox.until(2)

@@ -143,6 +143,7 @@ class NatsLeasedJob:
     async def _push_again(self, why: str, attempts: int, delay: float) -> None:
         """Store the job again and delete this copy; neither when the server does not answer.
 
+        Nor when the copy is gone: its lease ended, and another worker has finished it.
         When all tasks of a program are cancelled at once, so are the client's: what it sends then
         may arrive, but nothing reads the acknowledgement.
         """
@@ -155,6 +156,9 @@ class NatsLeasedJob:
             )
             return
         headers = {HEADER_ATTEMPTS: str(attempts)}
+        with contextlib.suppress(DriverError):
+            if not await self.is_queued():
+                return
         key = f"{self.key}-{why}-{attempts}"
         await self._replace(self._store.push_again(self.queue, key, self.payload, headers, delay))
 
@@ -210,8 +214,13 @@ class NatsReader:
         self.queue = queue
         self._store = store
         self._on_close = on_close
-        self._fetches = _Collector(store, queue, self._hand_back)
-        self._polls = _Collector(store, queue, self._hand_back)
+        self._late: list[Msg] = []
+        """Messages that arrived after their request had ended in silence; the next fetch gets them.
+
+        It gets them before what it requests: that may include a redelivery of the same jobs.
+        """
+        self._fetches = _Collector(store, queue, self._hand_back, self._late)
+        self._polls = _Collector(store, queue, self._hand_back, self._late)
         # An open request must not lease this worker's own job again when the worker stalls: the
         # request ends before such a lease, which was extended at most a third of it ago.
         self._expires_s = min(POLL_S, store.lease / 2)
@@ -220,14 +229,20 @@ class NatsReader:
     async def fetch(self, limit: int) -> Sequence[NatsLeasedJob]:
         """Lease jobs that are ready; see `QueueReader.fetch`."""
         await self._store.ensure_consumer(self.queue)
-        return await self._leased(*await self._fetches.collect(limit))
+        late = self._late.copy()
+        self._late.clear()
+        return await self._leased(*await self._fetches.collect(limit, late))
 
     async def wait(self) -> NatsLeasedJob | None:
         """Lease the next job; see `QueueReader.wait`."""
         await self._store.ensure_consumer(self.queue)
-        jobs = await self._leased(
-            *await self._polls.collect(1, expires_s=self._expires_s, heartbeat_s=self._heartbeat_s)
+        if self._late:
+            return None
+        messages, status = await self._polls.collect(
+            1, expires_s=self._expires_s, heartbeat_s=self._heartbeat_s
         )
+        self._late += messages[1:]  # of an earlier request
+        jobs = await self._leased(messages[:1], status)
         return jobs[0] if jobs else None
 
     def on_reconnected(self) -> None:
@@ -238,7 +253,11 @@ class NatsReader:
     async def aclose(self) -> None:
         """Stop leasing jobs."""
         self._on_close(self)
-        await asyncio.gather(self._fetches.aclose(), self._polls.aclose())
+        try:
+            await asyncio.gather(self._fetches.aclose(), self._polls.aclose())
+        finally:
+            while self._late:
+                self._hand_back(self._late.pop())
 
     async def _leased(self, messages: list[Msg], status: str) -> list[NatsLeasedJob]:
         if not is_normal_end(status):
@@ -254,21 +273,27 @@ class NatsReader:
 class _Collector:
     """Collects the messages of one request; hands back those that arrive between requests.
 
-    Messages that arrive after a request ended in silence are late: the next request gets them.
+    Messages that arrive after a request ended in silence are added to `late` instead.
     """
 
-    def __init__(self, store: Store, queue: str, hand_back: Callable[[Msg], None]) -> None:
+    def __init__(
+        self, store: Store, queue: str, hand_back: Callable[[Msg], None], late: list[Msg]
+    ) -> None:
         self.pull = Pull(store.connection, store.name, queue, self._receive)
         self._hand_back = hand_back
         self._messages: list[Msg] | None = None
-        self._late: list[Msg] = []
+        self._late = late
 
     async def collect(
-        self, batch: int, *, expires_s: float = 0.0, heartbeat_s: float = 0.0
+        self,
+        batch: int,
+        first: Sequence[Msg] = (),
+        *,
+        expires_s: float = 0.0,
+        heartbeat_s: float = 0.0,
     ) -> tuple[list[Msg], str]:
-        """The messages of a request, and the status that ended it."""
-        messages, self._late = self._late, []
-        self._messages = messages
+        """The messages of a request after those of `first`, and the status that ended it."""
+        messages = self._messages = list(first)
         try:
             if (wanted := batch - len(messages)) <= 0:
                 return messages, ""
@@ -289,9 +314,6 @@ class _Collector:
 
     async def aclose(self) -> None:
         self.pull.status = ""
-        late, self._late = self._late, []
-        for message in late:
-            self._hand_back(message)
         await self.pull.aclose()
 
     def _receive(self, message: Msg) -> None:
