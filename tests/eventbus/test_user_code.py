@@ -12,6 +12,7 @@ from eventbus.bus import EventBus
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
+from eventbus.drivers.registry import unregister
 from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
 from eventbus.events import Event, Listeners, ShouldBroadcast
 from eventbus.subscriptions.pool import Pool
@@ -458,7 +459,9 @@ def test_driver_factory_that_leaks_is_a_wrong_setting(leak):
     def factory(_settings):
         raise leak()
 
-    name = f"user-code-leaks-{LEAKS.index(leak)}"
-    EventBus.register_driver(name, factory)
-    with pytest.raises(ConfigError, match="cannot be created"):
-        EventBus(Settings(driver=name))
+    EventBus.register_driver("leaking", factory)
+    try:
+        with pytest.raises(ConfigError, match="cannot be created"):
+            EventBus(Settings(driver="leaking"))
+    finally:
+        unregister("leaking")  # the registry is the process's, and outlives the test

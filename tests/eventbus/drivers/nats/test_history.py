@@ -110,15 +110,32 @@ async def test_limit_that_was_lowered_for_a_while_is_noticed(driver, api):
 
 async def test_reader_of_a_quiet_channel_beside_a_full_one_has_missed_nothing(driver):
     """Its position is another channel's message, which is evicted."""
+    await publish(driver, 1, "other")  # keeps the stream's beginning before the position
     await publish(driver, 200, "busy")
     subscription = await driver.subscribe(LIVE, Inbox())
+    place = subscription.position
     await publish(driver, 3)
     await publish(driver, 200, "busy")
-    page = await driver.resume(LIVE, subscription.position, 500)
+    assert await driver._stream.first() == 1
+    page = await driver.resume(LIVE, place, 500)
     assert (len(page.messages), page.complete) == (3, True)
-    # Without a mark, the message might have been the channel's own.
-    page = await driver.resume(LIVE, Position(*subscription.position), 500)
+    # Without a mark, the message might have been the channel's own. Age and size remove the
+    # stream's beginning first, so it would have been deleted by hand, perhaps with later ones.
+    page = await driver.resume(LIVE, Position(*place), 500)
     assert (len(page.messages), page.complete) == (3, False)
+
+
+async def test_position_just_before_the_streams_beginning_is_whole_without_a_mark(driver):
+    """Age, size and count remove a channel's oldest first, and all after the position is there."""
+    await publish(driver, 200, "busy")
+    subscription = await driver.subscribe(LIVE, Inbox())
+    place = subscription.position
+    await publish(driver, 3)
+    await publish(driver, 200, "busy")
+    assert await driver._stream.first() == place.offset + 1
+    for position in (place, Position(*place)):
+        page = await driver.resume(LIVE, position, 500)
+        assert (len(page.messages), page.complete) == (3, True)
 
 
 async def test_quiet_channel_whose_messages_have_expired_is_whole_while_none_is_missed(
