@@ -26,6 +26,7 @@ from eventbus_edge.app import (
     make_runner,
 )
 from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery import bus_health
 from eventbus_edge.keys import NODE
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -161,6 +162,12 @@ def connect(clients):
         return await clients.enter_async_context(open_client(port, path, **options))
 
     return open_one
+
+
+@pytest.fixture
+def no_probes(monkeypatch):
+    """Nodes of this process store no probes, so that offsets are those of the test's messages."""
+    monkeypatch.setattr(bus_health, "CHECK_S", 10_000.0)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ __all__ = ["BusHealth"]
 
 _log = logging.getLogger(__name__)
 
-_CHECK_S: Final = 5.0
+CHECK_S: Final = 5.0
 
 
 class BusHealth:
@@ -44,8 +44,9 @@ class BusHealth:
 
     async def _run(self) -> None:
         while True:
+            # First of all: a node that has just started has stored its own state on the bus.
+            await asyncio.sleep(CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             try:
                 self.fault = await check_of(self._driver)
             except EventBusError as exc:
                 _log.debug("the bus cannot be checked: %s", exc)  # readiness says so
-            await asyncio.sleep(_CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret

@@ -8,6 +8,8 @@ import json
 import aiohttp
 import pytest
 
+pytestmark = pytest.mark.usefixtures("no_probes")
+
 PATIENCE_S = 10.0
 
 
