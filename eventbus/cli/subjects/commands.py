@@ -211,12 +211,15 @@ async def _history(bus: EventBus, channel: str) -> dict[str, Any] | None:
     newest = await reader.read(live, after=None, limit=1)
     oldest = await reader.read(live, after=0, limit=1)
     counts = await _stored(bus, Pattern(channel), 1)
+    # The end of a stream of all channels is another channel's message, or a node's probe.
+    own = newest.messages[-1].position if newest.messages else None
+    end = own or newest.position
     return {
         "messages": None if counts is None else counts.get(channel, 0),
         "oldest": oldest.messages[0].time if oldest.messages else None,
         "newest": newest.messages[0].time if newest.messages else None,
-        "offset": newest.position.offset,
-        "epoch": newest.position.epoch,
+        "offset": end.offset,
+        "epoch": end.epoch,
     }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 
 import pytest
@@ -120,7 +121,7 @@ def test_inspect_shows_rule_history_members_and_nodes(
 ):
     address = start_node()
     join(address, "presence.room", cli_token("7", name="Ada"))
-    publish("presence.room", "e", {})
+    receipt = publish("presence.room", "e", {})
     shown = eventbus("subjects", "inspect", "presence.room")
     assert shown.returncode == 0, shown.stderr
     lines = dict(line.split("  ", 1) for line in shown.stdout.splitlines() if line[0] != " ")
@@ -129,7 +130,7 @@ def test_inspect_shows_rule_history_members_and_nodes(
     assert told["can join"] == "any authenticated user; holders of a token whose channels grant it"
     assert told["can whisper"] == "any authenticated user"
     assert told["stored"].startswith("1 message, 20")
-    assert told["offset"].startswith("1 (epoch ")
+    assert told["offset"].startswith(f"{receipt['offset']} (epoch ")
     assert told["connections"] == "1"
     assert told["node"].endswith(": 1")
     assert told["members"] == "1"
@@ -140,10 +141,14 @@ def test_inspect_shows_rule_history_members_and_nodes(
 
 def test_inspect_without_an_edge_says_so_and_shows_the_history(eventbus, publish):
     publish("general", "e", {})
+    publish("public", "e", {})  # later, and so beyond the channel's own offset
     shown = eventbus("subjects", "inspect", "general")
     assert shown.returncode == 0, shown.stderr
     assert "unknown: no edge node replied" in shown.stdout
     assert "1 message" in shown.stdout
+    assert re.search(r"^offset +1 \(epoch ", shown.stdout, re.MULTILINE)
+    empty = json.loads(eventbus("subjects", "inspect", "quiet", "--json").stdout)
+    assert (empty["history"]["messages"], empty["history"]["offset"]) == (0, 2)
 
 
 def test_purge_asks_first_and_a_resuming_client_is_notified(eventbus, publish, start_node, join):
