@@ -10,7 +10,7 @@ CONFTEST = (Path(__file__).parent / "conftest.py").read_text(encoding="utf-8")
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJlLW9mLWEtdG9rZW4"
 HEAD = f"""
 import asyncio, logging, subprocess, sys
-log = logging.getLogger("edge.somewhere")
+log = logging.getLogger("eventbus_edge.somewhere")
 JWT = {JWT!r}
 WRITER = "import sys; sys.stderr.write({JWT!r})"
 """

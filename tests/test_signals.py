@@ -10,7 +10,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_interrupts_reach_what_tests_start_in_a_suite_that_was_started_without_them(tmp_path):
-    test = "tests/eventbus/test_server.py::test_server_ends_with_its_parent_however_that_ends[2]"
+    test = (
+        "tests/eventbus/server/test_server.py"
+        "::test_server_ends_with_its_parent_however_that_ends[2]"
+    )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", test]
     done = subprocess.run(
         [*command, f"--basetemp={tmp_path / 'inner'}"],
