@@ -788,13 +788,13 @@ class TestStreamMadeAnew:
             old = await driver.publish("own.event.a", b"old")
             await inbox.until(1)
             release = asyncio.Event()
-            state = driver._stream._info
+            state = driver._stream.stream._info
 
             async def delayed(*args):
                 await release.wait()
                 return await state(*args)
 
-            driver._stream._info = delayed
+            driver._stream.stream._info = delayed
             await driver._connection.client.force_reconnect()
             await until(lambda: not driver._subscriptions.is_verified)
             nc = await nats.connect(own_nats_server.url)
