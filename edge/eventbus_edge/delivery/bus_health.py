@@ -44,7 +44,7 @@ class BusHealth:
 
     async def _run(self) -> None:
         while True:
-            # First of all: a node that has just started has stored its own state on the bus.
+            # Pause first: a node that has just started has already stored its state on the bus.
             await asyncio.sleep(CHECK_S * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
             try:
                 self.fault = await check_of(self._driver)
