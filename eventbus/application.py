@@ -19,7 +19,13 @@ import msgspec
 
 from eventbus.errors import ConfigError, EventBusError
 
-__all__ = ["HOW_TO_NAME_ONE", "Application", "configured_application", "import_modules"]
+__all__ = [
+    "HOW_TO_NAME_ONE",
+    "Application",
+    "application_version",
+    "configured_application",
+    "import_modules",
+]
 
 HOW_TO_NAME_ONE: Final = (
     'give --app shop.events, or write app = "shop.events" under [tool.eventbus] in pyproject.toml'
@@ -65,13 +71,38 @@ def configured_application() -> Application | None:
         app = msgspec.toml.decode(path.read_bytes(), type=_Project).tool.eventbus.app
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror or exc}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # msgspec's, and tomllib's for a long number
         raise ConfigError(
             f'{path}: {exc}; allowed under [tool.eventbus]: app = "shop.events", or a list of '
             "modules"
         ) from None
     modules = [app] if isinstance(app, str) else app
     return Application(modules, path.parent, f"{path}: app = ") if modules else None
+
+
+def application_version(module: str) -> str | None:
+    """The version of the application that has a module; None if it is not known.
+
+    It is that of the installed distribution, or else `version` in the nearest pyproject.toml.
+    """
+    from importlib.metadata import packages_distributions, version  # noqa: PLC0415 - slow
+
+    top = module.partition(".")[0]
+    for distribution in packages_distributions().get(top, ()):
+        return version(distribution)
+    path = _nearest_pyproject()
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # reported by others
+        if path is not None:
+            return msgspec.toml.decode(path.read_bytes(), type=_Versioned).project.version
+    return None
+
+
+class _Metadata(msgspec.Struct):
+    version: str | None = None
+
+
+class _Versioned(msgspec.Struct):
+    project: _Metadata = msgspec.field(default_factory=_Metadata)
 
 
 def import_modules(modules: Sequence[str], folder: Path, source: str) -> None:

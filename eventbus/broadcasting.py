@@ -9,14 +9,15 @@ All of it goes through the current bus and its driver.
 
 import datetime
 import enum
+import uuid
 from collections.abc import Awaitable, Generator, Iterable
-from typing import Any, Final, overload
+from typing import Annotated, Any, Final, TypeVar, overload
 
 import msgspec
 
-from eventbus.channels import Pattern, validate_channel
+from eventbus.channels import Pattern, user_channel, validate_channel
 from eventbus.errors import EventFieldError
-from eventbus.events import Event, current_bus
+from eventbus.events import Event, can_rescue, current, current_bus
 from eventbus.messages import Receipt, gather_receipts, new_id, utc_now, validate_event_name
 from eventbus.queue import DelayedBroadcast, DelayedVolatileBroadcast
 
@@ -33,10 +34,14 @@ __all__ = [
     "broadcast_to_user",
 ]
 
-USER: Final = Pattern("user.{user_id}")
+T = TypeVar("T")
+
 TEAM: Final = Pattern("team.{team_id}")
 ORGANIZATION: Final = Pattern("org.{organization_id}")
 SYSTEM: Final = "system"
+Moment = Annotated[datetime.datetime, msgspec.Meta(tz=True)]
+Id = str | int | uuid.UUID
+"""An id of a user, a team or an organization; enums of these are allowed too."""
 
 
 class AlertLevel(enum.StrEnum):
@@ -54,7 +59,7 @@ class NotificationData(msgspec.Struct, frozen=True, kw_only=True):
     title: str
     message: str
     action_url: str | None
-    timestamp: datetime.datetime
+    timestamp: Moment
 
 
 class AlertData(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +68,7 @@ class AlertData(msgspec.Struct, frozen=True, kw_only=True):
     level: AlertLevel
     message: str
     action_required: bool
-    timestamp: datetime.datetime
+    timestamp: Moment
 
 
 class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +81,7 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
     _except: str | None = None
     _driver: str | None = None
     _delay_s: float = 0.0
+    _rescue: bool = False
 
     def channel(self, name: str) -> "PendingBroadcast":
         """Add a channel. Raises InvalidChannel."""
@@ -83,20 +89,24 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
 
     def channels(self, names: Iterable[str]) -> "PendingBroadcast":
         """Add several channels; each gets one message, all with the same id."""
+        names = (names,) if isinstance(names, str) else names
         added = (*self._channels, *map(validate_channel, names))
         return self._with(_channels=tuple(dict.fromkeys(added)))
 
-    def to_user(self, user_id: str | int) -> "PendingBroadcast":
-        """Add the channel `user.<user_id>`. Raises InvalidChannel for an id that is not a token."""
-        return self.channel(USER.fill({"user_id": str(user_id)}))
+    def to_user(self, user_id: Id) -> "PendingBroadcast":
+        """Add the channel `user.<user_id>`; other characters are escaped: see `user_channel`.
 
-    def to_team(self, team_id: str | int) -> "PendingBroadcast":
-        """Add the channel `team.<team_id>`."""
-        return self.channel(TEAM.fill({"team_id": str(team_id)}))
+        Raises InvalidChannel for an id that is empty, too long, or of another type.
+        """
+        return self.channel(user_channel(user_id))
 
-    def to_organization(self, organization_id: str | int) -> "PendingBroadcast":
-        """Add the channel `org.<organization_id>`."""
-        return self.channel(ORGANIZATION.fill({"organization_id": str(organization_id)}))
+    def to_team(self, team_id: Id) -> "PendingBroadcast":
+        """Add the channel `team.<team_id>`, in the same way."""
+        return self.channel(TEAM.fill({"team_id": team_id}))
+
+    def to_organization(self, organization_id: Id) -> "PendingBroadcast":
+        """Add the channel `org.<organization_id>`, in the same way."""
+        return self.channel(ORGANIZATION.fill({"organization_id": organization_id}))
 
     def event(self, name: str) -> "PendingBroadcast":
         """Set the event name. Raises InvalidEventName."""
@@ -106,8 +116,15 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         """Set the data: a dict, or anything that msgspec encodes as JSON."""
         return self._with(_data=data)
 
-    def to_others(self, connection_id: str | None) -> "PendingBroadcast":
-        """Exclude the client connection that caused it; None excludes nobody."""
+    def to_others(
+        self, connection_id: str | current.CurrentType | None = current.CURRENT
+    ) -> "PendingBroadcast":
+        """Exclude the client connection that caused it; None excludes nobody.
+
+        Without an argument, it is that of the current web request; see `Event.to_others`.
+        """
+        if isinstance(connection_id, current.CurrentType):
+            connection_id = current.current_connection()
         return self._with(_except=connection_id)
 
     def volatile(self) -> "PendingBroadcast":
@@ -125,6 +142,13 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         """
         seconds = delay.total_seconds() if isinstance(delay, datetime.timedelta) else delay
         return self._with(_delay_s=seconds)
+
+    def rescue(self) -> "PendingBroadcast":
+        """Log and count an error of the broker, and do not raise it: see `EventBus.rescued`.
+
+        What could not be sent has no receipt.
+        """
+        return self._with(_rescue=True)
 
     async def send(self) -> tuple[Receipt, ...]:
         """Publish on all channels concurrently, through the current bus.
@@ -145,20 +169,41 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         bus = current_bus()
         target = bus if self._driver is None else bus.using(self._driver)
         shared = new_id()
+        sends = [
+            target.publish(
+                channel,
+                self._event,
+                self._data,
+                volatile=self._volatile,
+                except_connection=self._except,
+                id=shared,
+            )
+            for channel in self._channels
+        ]
+        if not self._rescue:
+            return await gather_receipts(self._channels, sends)
         return await gather_receipts(
             self._channels,
             [
-                target.publish(
-                    channel,
-                    self._event,
-                    self._data,
-                    volatile=self._volatile,
-                    except_connection=self._except,
-                    id=shared,
-                )
-                for channel in self._channels
+                self._rescued(bus, channel, send)
+                for channel, send in zip(self._channels, sends, strict=True)
             ],
         )
+
+    async def _rescued(
+        self, bus: current.Dispatcher, destination: str, send: Awaitable[T]
+    ) -> T | None:
+        try:
+            return await send
+        except Exception as exc:
+            if not can_rescue(exc):
+                raise
+            bus.report_rescued(self._event, destination, exc)
+            return None
+
+    def send_sync(self) -> tuple[Receipt, ...]:
+        """Send from code without an event loop; see `Event.dispatch_sync`."""
+        return current.run_blocking(self.send)
 
     async def _send_later(self) -> tuple[Receipt, ...]:
         if self._driver is not None:
@@ -171,7 +216,10 @@ class PendingBroadcast(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self._except is not None:
             event = event.to_others(self._except)
-        return await current_bus().dispatch(event)
+        bus = current_bus()
+        if not self._rescue:
+            return await bus.dispatch(event)
+        return await self._rescued(bus, f"queue {event.queue_on()}", bus.dispatch(event)) or ()
 
     def __await__(self) -> Generator[Any, None, tuple[Receipt, ...]]:
         return self.send().__await__()
@@ -207,19 +255,17 @@ async def broadcast_to_channel(channel: str, event: str, data: Any = None) -> Re
     return (await broadcast(channel, event, data))[0]
 
 
-async def broadcast_to_user(user_id: str | int, event: str, data: Any = None) -> Receipt:
+async def broadcast_to_user(user_id: Id, event: str, data: Any = None) -> Receipt:
     """Publish to `user.<user_id>`."""
     return (await broadcast().to_user(user_id).event(event).with_(data))[0]
 
 
-async def broadcast_to_team(team_id: str | int, event: str, data: Any = None) -> Receipt:
+async def broadcast_to_team(team_id: Id, event: str, data: Any = None) -> Receipt:
     """Publish to `team.<team_id>`."""
     return (await broadcast().to_team(team_id).event(event).with_(data))[0]
 
 
-async def broadcast_to_organization(
-    organization_id: str | int, event: str, data: Any = None
-) -> Receipt:
+async def broadcast_to_organization(organization_id: Id, event: str, data: Any = None) -> Receipt:
     """Publish to `org.<organization_id>`."""
     return (await broadcast().to_organization(organization_id).event(event).with_(data))[0]
 
@@ -238,23 +284,23 @@ class Broadcast:
         return broadcast().channels(names)
 
     @staticmethod
-    def to_user(user_id: str | int) -> PendingBroadcast:
+    def to_user(user_id: Id) -> PendingBroadcast:
         """Start with a user's channel."""
         return broadcast().to_user(user_id)
 
     @staticmethod
-    def to_team(team_id: str | int) -> PendingBroadcast:
+    def to_team(team_id: Id) -> PendingBroadcast:
         """Start with a team's channel."""
         return broadcast().to_team(team_id)
 
     @staticmethod
-    def to_organization(organization_id: str | int) -> PendingBroadcast:
+    def to_organization(organization_id: Id) -> PendingBroadcast:
         """Start with an organization's channel."""
         return broadcast().to_organization(organization_id)
 
     @staticmethod
     async def notify_user(
-        user_id: str | int, title: str, message: str, action_url: str | None = None
+        user_id: Id, title: str, message: str, action_url: str | None = None
     ) -> Receipt:
         """Send event `notification` to a user: `{title, message, action_url, timestamp}`."""
         data = NotificationData(

@@ -7,6 +7,7 @@ never delivered (empty tokens, wildcards in a publish).
 
 import enum
 import re
+import uuid
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, final
@@ -16,24 +17,35 @@ from eventbus.errors import ConfigError, InvalidChannel, InvalidPattern
 __all__ = [
     "DEFAULT_NAMESPACE",
     "MAX_CHANNEL_BYTES",
+    "MAX_PATTERN_CHARS",
+    "TOKEN_REGEX",
     "ChannelKind",
     "Pattern",
     "Subjects",
+    "decode_token",
+    "encode_token",
+    "user_channel",
     "validate_channel",
+    "validate_pattern",
 ]
 
 MAX_CHANNEL_BYTES: Final = 200
-_MAX_PATTERN: Final = 300  # leaves room for token names and the subject prefix
+MAX_PATTERN_CHARS: Final = 300  # leaves room for token names and the subject prefix
 DEFAULT_NAMESPACE: Final = "eb"
 
-_TOKEN: Final = r"[A-Za-z0-9_=@,;-]+"
-_CHANNEL: Final = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*", re.ASCII)
-_LITERAL: Final = re.compile(_TOKEN, re.ASCII)
+TOKEN_REGEX: Final = r"(?:[A-Za-z0-9_=@,;-]|~[0-9a-f]{2})+"
+"""One token, except that not every escape is valid: see `encode_token`."""
+_CHANNEL: Final = re.compile(rf"{TOKEN_REGEX}(?:\.{TOKEN_REGEX})*", re.ASCII)
+_LITERAL: Final = re.compile(TOKEN_REGEX, re.ASCII)
 _NAMED: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
 _NAMESPACE: Final = re.compile(r"[a-z0-9_-]{1,32}", re.ASCII)
+_TOKEN_TYPES: Final = (str, int, uuid.UUID)
+_TO_ESCAPE: Final = re.compile(r"[^A-Za-z0-9_=@,;-]", re.ASCII)
+_ESCAPES: Final = re.compile(r"(?:~[0-9a-f]{2})+", re.ASCII)
 _GRAMMAR: Final = (
     "dot-separated tokens of letters, digits and _ = @ , ; - with no empty token, "
-    f"at most {MAX_CHANNEL_BYTES} bytes"
+    f"at most {MAX_CHANNEL_BYTES} bytes; other characters of an id are escaped, as in "
+    "user.auth0~7c1 (see user_channel)"
 )
 _NO_CAPTURES: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -51,10 +63,100 @@ def validate_channel(name: object) -> str:
 
     Raises InvalidChannel for anything else, of any type. The message says what is allowed.
     """
-    if isinstance(name, str) and len(name) <= MAX_CHANNEL_BYTES and _CHANNEL.fullmatch(name):
+    if (
+        isinstance(name, str)
+        and len(name) <= MAX_CHANNEL_BYTES
+        and _CHANNEL.fullmatch(name)
+        and ("~" not in name or all(map(_is_canonical, name.split("."))))
+    ):
         return name
     shown = _shorten(name)
     raise InvalidChannel(f"{shown} is not a channel name; allowed: {_GRAMMAR}", name=shown)
+
+
+def validate_pattern(text: str) -> "Pattern":
+    """Return the pattern `text`, which must be short enough to match a channel.
+
+    Raises InvalidPattern for anything else. The message says what is allowed.
+    """
+    pattern = Pattern(text)
+    if len(pattern.filter) > MAX_CHANNEL_BYTES:
+        shown = _shorten(text)
+        raise InvalidPattern(
+            f"{shown} has {len(pattern.filter)} bytes and matches no channel: channels have at "
+            f"most {MAX_CHANNEL_BYTES}",
+            name=shown,
+        )
+    return pattern
+
+
+def encode_token(value: object) -> str:
+    """A value, such as a user's id, as one token of a channel.
+
+    Letters, digits and _ = @ , ; - stand for themselves. Any other character becomes `~` and two
+    lowercase hexadecimal digits for each byte of its UTF-8: `auth0|7` is `auth0~7c7`, and
+    `ada@example.com` is `ada@example~2ecom`. `~` is one of the others, so different values have
+    different tokens, and a value that needs no escapes is its own token. `~` is not special in
+    URLs, subjects and keys.
+
+    Allowed are str, int, UUID, and enums of these. Raises InvalidChannel for anything else (None,
+    bool and float among them), for an empty string, and for a token that is longer than a channel.
+    """
+    if type(value) is str and 0 < len(value) <= MAX_CHANNEL_BYTES and not _TO_ESCAPE.search(value):
+        return value
+    plain = value.value if isinstance(value, enum.Enum) else value
+    if isinstance(plain, _TOKEN_TYPES) and not isinstance(plain, bool):
+        try:
+            text = plain if isinstance(plain, str) else str(plain)  # not a subclass's __str__
+            token = _TO_ESCAPE.sub(_escape, text)
+        except ValueError:  # a number of too many digits, or a lone surrogate
+            token = ""
+        if 0 < len(token) <= MAX_CHANNEL_BYTES:
+            return token
+    shown = _shorten(value)
+    raise InvalidChannel(
+        f"{shown} cannot be a token of a channel; allowed: str, int, UUID and enums of these, of 1 "
+        f"to {MAX_CHANNEL_BYTES} characters when escaped",
+        name=shown,
+    )
+
+
+def decode_token(token: str) -> str:
+    """The text that `encode_token` made a token of. Raises InvalidChannel for any other token."""
+    if "~" not in token:
+        return token
+    try:
+        text = _ESCAPES.sub(lambda found: bytes.fromhex(found[0].replace("~", "")).decode(), token)
+        if _TO_ESCAPE.sub(_escape, text) == token:
+            return text
+    except UnicodeDecodeError:
+        pass
+    shown = _shorten(token)
+    raise InvalidChannel(f"{shown} has an escape that is not valid in a channel", name=shown)
+
+
+def user_channel(user_id: object) -> str:
+    """The personal channel of a user: `user.` and the id as a token (see `encode_token`).
+
+    Raises InvalidChannel for an id that cannot be a token, or is too long.
+    """
+    return validate_channel(f"user.{encode_token(user_id)}")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "".join(f"~{byte:02x}" for byte in found[0].encode())
+
+
+def _is_canonical(token: str) -> bool:
+    try:
+        decode_token(token)
+    except InvalidChannel:
+        return False
+    return True
+
+
+def _is_literal(token: str) -> bool:
+    return _LITERAL.fullmatch(token) is not None and _is_canonical(token)
 
 
 def _shorten(value: object) -> str:
@@ -71,12 +173,18 @@ class Pattern:
     (https://docs.nats.io/nats-concepts/subjects#wildcards), so a pattern is also a subject filter.
     """
 
-    __slots__ = ("_names", "_tokens", "text")
+    __slots__ = ("_is_channel_template", "_names", "_tokens", "names", "text")
 
     def __init__(self, text: str) -> None:
         """Parse `text`. Raises InvalidPattern."""
         self.text = text
         self._tokens, self._names = _parse_pattern(text)
+        self.names: tuple[str, ...] = tuple(name for name in self._names if name)
+        """The token names, from left to right."""
+        self._is_channel_template = all(
+            name or token not in ("*", ">")
+            for token, name in zip(self._tokens, self._names, strict=True)
+        )
 
     @property
     def filter(self) -> str:
@@ -84,19 +192,15 @@ class Pattern:
         return ".".join(self._tokens)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The token names, from left to right."""
-        return tuple(name for name in self._names if name)
-
-    @property
     def is_exact(self) -> bool:
         """Whether the pattern matches exactly one channel: `text` itself."""
         return "*" not in self._tokens and self._tokens[-1] != ">"
 
     def match(self, channel: str) -> Mapping[str, str] | None:
-        """Return the captured tokens by name, or None if the channel does not match.
+        """Return the captured values by name, or None if the channel does not match.
 
-        The mapping is empty if the pattern names no tokens. `channel` must be a valid channel name.
+        The values are decoded (see `decode_token`). The mapping is empty if the pattern names no
+        tokens. `channel` must be a valid channel name.
         """
         given = channel.split(".")
         tokens = self._tokens
@@ -112,7 +216,7 @@ class Pattern:
             if token == "*":
                 if name:
                     captured = captured or {}
-                    captured[name] = value
+                    captured[name] = decode_token(value)
             elif token != value:
                 return None
         return captured if captured is not None else _NO_CAPTURES
@@ -129,23 +233,31 @@ class Pattern:
                 return False
         return len(mine) == len(theirs)
 
-    def fill(self, values: Mapping[str, str]) -> str:
-        """Return the channel with each named token replaced by its value.
+    def overlaps(self, other: "Pattern") -> bool:
+        """Whether some channel matches both patterns."""
+        mine, theirs = self._tokens, other._tokens  # noqa: SLF001 - same class
+        for one, another in zip(mine, theirs, strict=False):
+            if ">" in (one, another):
+                return True
+            if one != another and "*" not in (one, another):
+                return False
+        return len(mine) == len(theirs)
 
-        Raises KeyError for a missing value, and InvalidChannel for a value that breaks the grammar
-        or adds a token.
+    def fill(self, values: Mapping[str, object]) -> str:
+        """Return the channel with each named token replaced by its value: see `encode_token`.
+
+        Raises KeyError for a missing value, and InvalidChannel for a value that cannot be a token,
+        for an unnamed wildcard, and for a channel that is too long.
         """
-        filled = []
-        for token, name in zip(self._tokens, self._names, strict=True):
-            value = values[name] if name else token
-            if not _LITERAL.fullmatch(value):
-                raise InvalidChannel(
-                    f"{_shorten(value)} is not a valid value for {{{name}}} in {self.text!r}; "
-                    "allowed: one or more letters, digits and _ = @ , ; -",
-                    name=value,
-                )
-            filled.append(value)
-        return validate_channel(".".join(filled))
+        filled = ".".join(
+            [
+                encode_token(values[name]) if name else token
+                for token, name in zip(self._tokens, self._names, strict=True)
+            ]
+        )
+        if self._is_channel_template and len(filled) <= MAX_CHANNEL_BYTES:
+            return filled  # its tokens are valid
+        return validate_channel(filled)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Pattern) and self.text == other.text
@@ -159,10 +271,10 @@ class Pattern:
 
 def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the tokens in filter form, and the name of each token or an empty string."""
-    if not isinstance(text, str) or not text or len(text) > _MAX_PATTERN:
+    if not isinstance(text, str) or not text or len(text) > MAX_PATTERN_CHARS:
         raise InvalidPattern(
             f"{_shorten(text)} is not a channel pattern; "
-            f"allowed: a string of 1 to {_MAX_PATTERN} characters",
+            f"allowed: a string of 1 to {MAX_PATTERN_CHARS} characters",
             name=_shorten(text),
         )
     tokens, names = [], []
@@ -170,7 +282,7 @@ def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for i, part in enumerate(parts):
         named = _NAMED.fullmatch(part)
         last = i == len(parts) - 1
-        if not (named or part == "*" or (part == ">" and last) or _LITERAL.fullmatch(part)):
+        if not (named or part == "*" or (part == ">" and last) or _is_literal(part)):
             raise InvalidPattern(
                 f"{_shorten(text)} is not a channel pattern: token {i + 1} is {_shorten(part)}; "
                 "allowed: a literal, {name}, * for one token, or > for the rest (only at the end)",

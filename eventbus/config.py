@@ -1,15 +1,18 @@
 """The settings of a bus and its drivers. `eventbus.environment` reads them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
 from eventbus.channels import DEFAULT_NAMESPACE, Subjects
 from eventbus.environment import Count, Port, Positive, SettingsStruct, Var, load
-from eventbus.retention import VARIABLE as RETENTION, Retention
+from eventbus.errors import ConfigError
+from eventbus.retention import VARIABLE as RETENTION, Durability, Retention
 
-__all__ = ["Settings"]
+__all__ = ["Environment", "Settings"]
+
+Environment: TypeAlias = Literal["development", "production"]
 
 SECRET_KEYS: Final = (
     "password", "passwd", "passphrase", "secret", "token", "authorization", "api_key",
@@ -31,6 +34,15 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
             aliases={"websocket": "nats"},
         ),
     ] = "nats"
+    environment: Annotated[
+        Environment,
+        Var(
+            "BROADCAST_ENVIRONMENT",
+            "in development, all processes with the same BROADCAST_NATS_DATA share the embedded "
+            "server of the first; in production, the others fail to start",
+            "development or production",
+        ),
+    ] = "development"
     namespace: Annotated[
         str,
         Var(
@@ -44,7 +56,7 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Var(
             "NATS_URL",
             "NATS servers to connect to, separated by commas; if empty, an embedded server is "
-            "started",
+            "used, see BROADCAST_ENVIRONMENT",
             "nats://, tls://, ws:// or wss:// addresses",
             secret=True,
         ),
@@ -128,10 +140,19 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Var(
             RETENTION,
             "retention classes: channels with a history of their own; the first match applies",
-            "pattern:count/age or pattern:count/age/bytes, separated by white space, such as "
-            "orders.>:1000/24h prices.*:1/7d/64MiB",
+            "pattern:count/age, then /bytes, /process or /disk if needed, separated by white "
+            "space, such as orders.>:1000/24h/disk prices.*:1/7d/64MiB",
         ),
     ] = ""
+    history_durability: Annotated[
+        Durability,
+        Var(
+            "BROADCAST_HISTORY_DURABILITY",
+            "what an acknowledged message survives: the crash of any process, or also a power cut. "
+            "disk needs NATS servers that sync each write, as the embedded server then does",
+            "process or disk",
+        ),
+    ] = "process"
     queue_lease: Annotated[
         Annotated[float, msgspec.Meta(ge=1, le=3600)],
         Var(
@@ -152,6 +173,14 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         Count,
         Var("BROADCAST_QUEUE_BYTES", "size of all queues; above it, jobs are refused", "1 or more"),
     ] = 1024**3
+    queue_durability: Annotated[
+        Durability,
+        Var(
+            "BROADCAST_QUEUE_DURABILITY",
+            "what stored jobs and failed jobs survive, like BROADCAST_HISTORY_DURABILITY",
+            "process or disk",
+        ),
+    ] = "process"
     failed_bytes: Annotated[
         Count,
         Var(
@@ -302,14 +331,39 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         ),
     ] = ("all",)
 
+    def __post_init__(self) -> None:
+        """Raises ConfigError, see `SettingsStruct`."""
+        super().__post_init__()
+        Subjects(self.namespace)
+        self._require_durable_driver()
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "Settings":
         """Read the settings. ConfigError names the variable, its value and what is allowed."""
-        settings = load(cls, environ)
-        Subjects(settings.namespace)
-        settings.retention_classes()
-        return settings
+        return load(cls, environ)
 
     def retention_classes(self) -> Retention:
         """How much history each channel keeps. Raises ConfigError."""
-        return Retention(self.retention, count=self.history_messages, seconds=self.history_seconds)
+        return Retention(
+            self.retention,
+            count=self.history_messages,
+            seconds=self.history_seconds,
+            durability=self.history_durability,
+        )
+
+    def _require_durable_driver(self) -> None:
+        drivers = self.stack if self.driver == "stack" else (self.driver,)
+        if self.durability == "disk" and "redis" in drivers and "nats" not in drivers:
+            raise ConfigError(
+                f"BROADCAST_DRIVER={self.driver!r}: only the driver nats has the durability disk, "
+                "which BROADCAST_RETENTION, BROADCAST_HISTORY_DURABILITY or "
+                "BROADCAST_QUEUE_DURABILITY asks for; set the durability of Redis in Redis "
+                "(appendfsync always)",
+                variable="BROADCAST_DRIVER",
+            )
+
+    @property
+    def durability(self) -> Durability:
+        """The strictest durability that these settings ask for."""
+        is_disk = "disk" in {self.retention_classes().durability, self.queue_durability}
+        return "disk" if is_disk else "process"

@@ -1,10 +1,11 @@
-"""Reads declared settings from the environment and validates each of them.
+"""Reads declared settings from the environment and validates them, wherever they come from.
 
 Only this module reads the environment. A settings struct declares each value once, with its
 variable, default and meaning. `load` reads the values; `variables` lists the declarations, for
 tables of settings.
 """
 
+import functools
 import os
 import re
 import typing
@@ -25,6 +26,7 @@ __all__ = [
     "Variable",
     "child_environment",
     "load",
+    "set_environment",
     "variables",
 ]
 
@@ -32,6 +34,8 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 MASK: Final = "***"
 FILE_SUFFIX: Final = "_FILE"
+_URL: Final = "_URL"
+_QUOTES: Final = "\"'"
 MAX_SECRET_BYTES: Final = 65_536
 _CREDENTIALS: Final = re.compile("://.*@", re.DOTALL)
 _BOOLEANS: Final = {
@@ -63,7 +67,24 @@ class Variable(NamedTuple):
 
 
 class SettingsStruct(msgspec.Struct, frozen=True, kw_only=True):
-    """A settings struct whose repr hides secrets from logs, tracebacks and debuggers."""
+    """A settings struct. It checks its values, and its repr hides secrets.
+
+    So secrets are not in logs, tracebacks and debuggers, and settings that are made in code have
+    the limits of those in the environment. A list is accepted for a tuple, and a path for a string.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError with the field, its variable, its value and what is allowed."""
+        for name, type_, var in _declarations(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+            try:
+                checked = msgspec.convert(value, type_)
+            except (msgspec.ValidationError, UnicodeEncodeError) as exc:
+                raise _invalid(f"{type(self).__name__}({name}=…)", value, var, exc) from None
+            if checked is not getattr(self, name):
+                msgspec.structs.force_setattr(self, name, checked)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
@@ -76,8 +97,14 @@ class SettingsStruct(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+"""Brokers store 64 bits."""
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+def set_environment(values: Mapping[str, str]) -> None:
+    """Set variables of this process, as if it had been started with them."""
+    os.environ.update(values)
 
 
 def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
@@ -109,6 +136,12 @@ def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
         var = _var(hints[field.name])
         if var is None or not (text := _text(var, environ)):
             continue
+        if var.name.endswith(_URL) and text[0] in _QUOTES:  # as in a file of docker --env-file
+            raise ConfigError(
+                f"{var.name}={MASK}: the value is in quotes, which do not belong to it: remove "
+                f"them; allowed: {var.allowed}",
+                variable=var.name,
+            )
         values[field.name] = _convert(text, field.type, var)
     return struct(**values)
 
@@ -124,7 +157,7 @@ def _text(var: Var, environ: Mapping[str, str]) -> str:
     try:
         with Path(path).open(encoding="utf-8") as file:
             text = file.read(MAX_SECRET_BYTES + 1).strip()
-    except (OSError, UnicodeDecodeError) as exc:
+    except (OSError, ValueError) as exc:  # not UTF-8, or no path at all
         raise ConfigError(
             f"{name}={path!r} cannot be read ({exc.__class__.__name__}); allowed: the path of a "
             "text file",
@@ -139,12 +172,24 @@ def _text(var: Var, environ: Mapping[str, str]) -> str:
     return text
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _convert(text: str, type_: Any, var: Var) -> Any:
     if not var.secret and _CREDENTIALS.search(text):  # errors quote the value
         raise ConfigError(
             f"{var.name}={MASK}: the value has a URL with credentials; {var.help}; "
             f"allowed: {var.allowed}",
             variable=var.name,
+        )
+    if not _is_unicode(text):  # os.environ has lone surrogates for bytes that are not UTF-8
+        raise ConfigError(
+            f"{var.name}={MASK}: the value is not UTF-8; allowed: {var.allowed}", variable=var.name
         )
     text = var.aliases.get(text, text)
     plain = typing.get_args(type_)[0] if typing.get_origin(type_) is Annotated else type_
@@ -162,6 +207,30 @@ def _convert(text: str, type_: Any, var: Var) -> Any:
             + ("" if var.secret else f" ({exc})"),
             variable=var.name,
         ) from None
+
+
+@functools.cache
+def _declarations(struct: type[msgspec.Struct]) -> tuple[tuple[str, Any, Var | None], ...]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return tuple(
+        (field.name, field.type, _var(hints[field.name]))
+        for field in msgspec.structs.fields(struct)
+    )
+
+
+def _invalid(where: str, value: Any, var: Var | None, exc: Exception) -> ConfigError:
+    """The error of a value that was given in code."""
+    shown = repr(value)[:200]
+    if var is None:
+        return ConfigError(f"{where}: {shown}: {exc}")
+    if var.secret or _CREDENTIALS.search(shown):
+        return ConfigError(
+            f"{where}, {var.name}={MASK}: {var.help}; allowed: {var.allowed}", variable=var.name
+        )
+    return ConfigError(
+        f"{where}, {var.name}={shown}: {var.help}; allowed: {var.allowed} ({exc})",
+        variable=var.name,
+    )
 
 
 def _var(hint: Any) -> Var | None:

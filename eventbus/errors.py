@@ -20,12 +20,16 @@
     ├── JobRetry                    raised by a listener: the job is retried after `after_s`
     ├── UnknownEvent                a queued event whose type the worker does not know
     ├── WorkerLost                  a queued event whose workers died at every attempt
+    ├── ClusterError                the edge nodes could not be queried
+    │   ├── NoEdge                  no edge node answered
+    │   └── ClusterBusy             too many questions to the nodes are under way
     ├── ClientError                 an error of a client of an edge (eventbus.client)
     │   ├── ClientClosed            the client is closed, by its owner or permanently by the edge
     │   ├── ClientDisconnected      there is no connection, or no reply arrived
     │   └── ClientRefused           the edge refused a request; see `code`
     └── DriverError                 an error of a driver or its broker; see `driver`
         ├── ConnectionFailed        the broker is unreachable or refuses the connection
+        │   └── SubscribeDenied     … because it refuses a subscription: no permission, or a limit
         ├── PublishFailed           the broker has not acknowledged a message
         │   └── PublishDenied       … because the driver's user has no permission to publish it
         ├── StreamMismatch          an existing stream has settings that cannot work
@@ -44,6 +48,8 @@ __all__ = [
     "ClientDisconnected",
     "ClientError",
     "ClientRefused",
+    "ClusterBusy",
+    "ClusterError",
     "ConfigError",
     "ConnectionFailed",
     "DispatchFailed",
@@ -61,12 +67,14 @@ __all__ = [
     "JobRejected",
     "JobRetry",
     "JobTimeout",
+    "NoEdge",
     "NoListener",
     "NotSupported",
     "PublishDenied",
     "PublishFailed",
     "ServerError",
     "StreamMismatch",
+    "SubscribeDenied",
     "UnknownEvent",
     "WorkerLost",
 ]
@@ -201,6 +209,18 @@ class WorkerLost(EventBusError):
     """Every worker that took a queued event died, or lost its connection, before it was done."""
 
 
+class ClusterError(EventBusError):
+    """The edge nodes could not be queried."""
+
+
+class NoEdge(ClusterError):
+    """No edge node answered in time: none is running, or none on this bus and namespace."""
+
+
+class ClusterBusy(ClusterError):
+    """Too many questions to the edge nodes are under way: ask again in a moment."""
+
+
 class ClientError(EventBusError):
     """An error of a client of an edge."""
 
@@ -214,7 +234,7 @@ class ClientClosed(ClientError):
 
 
 class ClientDisconnected(ClientError):
-    """There is no connection, it was lost before the reply, or the reply did not arrive in time.
+    """There is no connection, it was lost before the reply, or no readable reply arrived in time.
 
     The edge may have carried out the request.
     """
@@ -245,10 +265,18 @@ class ConnectionFailed(DriverError):
     """The broker is unreachable, refuses the credentials, or closed the connection."""
 
 
+class SubscribeDenied(ConnectionFailed):
+    """The broker refuses a subscription; other subscriptions and the connection are unaffected.
+
+    The driver's user has no permission for it, or the broker allows no more subscriptions.
+    Retrying does not help until that changes.
+    """
+
+
 class PublishFailed(DriverError):
     """The broker has not acknowledged the message.
 
-    It may be stored all the same. Publish it again with the same id: it is stored only once.
+    It may be stored anyway. Publish it again with the same id: it is stored only once.
     """
 
 

@@ -4,12 +4,11 @@
 catalogue, import this module.
 """
 
-import datetime
 from typing import Annotated
 
 import msgspec
 
-from eventbus.broadcasting import AlertLevel, NotificationData
+from eventbus.broadcasting import AlertLevel, Moment, NotificationData
 from eventbus.events import Event, ShouldBroadcast
 from eventbus.messages import utc_now
 
@@ -29,7 +28,7 @@ class Notification(
     message: str
     action_url: str | None = None
     """The link of the notification."""
-    timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)
+    timestamp: Moment = msgspec.field(default_factory=utc_now)
 
     def broadcast_with(self) -> NotificationData:
         """The fields except `user_id`."""
@@ -48,4 +47,4 @@ class SystemAlert(Event, ShouldBroadcast, channel="system", name="alert", kw_onl
     message: str
     action_required: bool = False
     """Whether users have to act."""
-    timestamp: datetime.datetime = msgspec.field(default_factory=utc_now)
+    timestamp: Moment = msgspec.field(default_factory=utc_now)

@@ -1,18 +1,19 @@
 """The lifecycle of background work: no task without an owner, no shutdown cut in the middle.
 
 `Tasks` runs the background tasks of one owner, reports their faults and ends them with the owner.
-`Shutdown` runs an owner's `aclose` once, for all its callers. `complete` finishes one step although
-its caller is cancelled: both of them, and steps of several calls to a broker, go through it.
+`Shutdown` runs an owner's `aclose` once, for all its callers, and ends a start that is under way.
+`complete` finishes one step even if its caller is cancelled: both of them use it, and so do steps
+that make several calls to a broker.
 """
 
 import asyncio
-import contextvars
+import contextlib
 import logging
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import AsyncIterator, Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
 
-from eventbus.backoff import Backoff
-from eventbus.user_code import calling_tasks, cause_of, guarded
+from eventbus.attempts import Backoff
+from eventbus.user_code import calling_tasks, cause_of, guarded, start_waited
 
 __all__ = ["Shutdown", "Tasks", "complete", "fault_count"]
 
@@ -22,17 +23,13 @@ T = TypeVar("T")
 Task = asyncio.Task[Any]
 
 WITHIN_S: Final = 5.0
-STUBBORN_S: Final = 10.0
+CANCEL_GRACE_S: Final = 10.0
 """How long a close waits for a task that does not end when it is cancelled."""
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 30.0
 _STEADY_S: Final = 60.0
 """A kept task that ran this long before it failed is restarted after the shortest pause again."""
 
-_callers: contextvars.ContextVar[frozenset[Task]] = contextvars.ContextVar(
-    "eventbus_shutdown_callers", default=frozenset()
-)
-"""The tasks that called for the shutdown under way: it must not wait for them."""
 _faults = 0
 
 
@@ -42,12 +39,12 @@ def fault_count() -> int:
 
 
 async def complete(work: Coroutine[Any, Any, T], *, within: float = WITHIN_S) -> T:
-    """Run `work` to its end, even if the caller is cancelled meanwhile; then raise that.
+    """Run `work` to its end, even if the caller is cancelled; then raise the cancellation.
 
     Once the caller is cancelled, `work` has `within` seconds left; after that it is cancelled too.
     """
     name = getattr(work, "__qualname__", "a step")
-    return await _outlast(asyncio.create_task(work, name=name), within)
+    return await _outlast(start_waited(work, name), within)
 
 
 class Shutdown:
@@ -66,24 +63,60 @@ class Shutdown:
         """
         self._waits_for = waits_for
         self._task: asyncio.Task[None] | None = None
+        self._opening: asyncio.Timeout | None = None
+        self._opener: Task | None = None
+        self._opened = asyncio.Event()
 
     @property
     def has_begun(self) -> bool:
         """Whether somebody has called it."""
         return self._task is not None
 
+    @contextlib.asynccontextmanager
+    async def opening(self, closed: Callable[[], Exception]) -> AsyncIterator[None]:
+        """Surround the owner's start, which happens once.
+
+        A shutdown that begins meanwhile cancels the start and waits for its end, and then closes
+        what was opened. The start raises `closed()` then, and also when the shutdown came before.
+        """
+        if self.has_begun:
+            raise closed()
+        self._opener = asyncio.current_task()
+        try:
+            async with asyncio.timeout(None) as self._opening:
+                yield
+        except TimeoutError:
+            if not self._opening or not self._opening.expired():
+                raise
+        finally:
+            self._opened.set()
+        if self.has_begun:
+            raise closed()
+
     async def run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `work`, or wait for the run that is under way. Raises what `work` raises."""
         callers = calling_tasks()
         if self._task is None:
-            token = _callers.set(_callers.get() | callers)
-            self._task = asyncio.create_task(work(), name="a shutdown")
-            _callers.reset(token)
+            self._task = start_waited(self._run(work), "a shutdown")
         elif self._task in callers or any(
             caller in tasks for tasks in self._waits_for for caller in callers
         ):
             return
         await _outlast(self._task, None)
+
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if (
+            self._opening is not None
+            and not self._opened.is_set()
+            and self._opener not in calling_tasks()
+        ):
+            self._opening.reschedule(asyncio.get_running_loop().time())
+            try:
+                async with asyncio.timeout(CANCEL_GRACE_S):
+                    await self._opened.wait()
+            except TimeoutError:
+                _log.error("a start ignored its cancellation; everything that it opened is closed")
+        await work()
 
 
 class Tasks:
@@ -106,13 +139,13 @@ class Tasks:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs, apart from tasks that called for the shutdown under way."""
+        """Whether nothing runs, apart from the current task and those that wait for it."""
         return not self._others()
 
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> Task | None:
         """Run `work` once; an exception is logged under `name`.
 
-        Gives None where it is not started: too many run, or the owner has closed.
+        Returns None if it is not started: too many run, or the owner has closed.
         """
         if self._shutdown.has_begun or (
             self._limit is not None and len(self._running) >= self._limit
@@ -136,11 +169,11 @@ class Tasks:
             await asyncio.wait(tasks, timeout=seconds)
 
     async def aclose(self, within: float | None = None) -> None:
-        """Cancel what runs and wait for its end, `STUBBORN_S` by default; nothing starts after.
+        """Cancel what runs and wait for its end, `CANCEL_GRACE_S` by default; nothing starts after.
 
         Closing twice is harmless. A task may close its own owner: it is left alone.
         """
-        await self._shutdown.run(lambda: self._close(STUBBORN_S if within is None else within))
+        await self._shutdown.run(lambda: self._close(CANCEL_GRACE_S if within is None else within))
 
     async def _close(self, within: float) -> None:
         tasks = self._others()
@@ -153,7 +186,7 @@ class Tasks:
             _log.error("%s ignored its cancellation and still runs", task.get_name())
 
     def _others(self) -> set[Task]:
-        return self._running - _callers.get()
+        return self._running - calling_tasks()
 
     def _start(self, work: Coroutine[Any, Any, Any], name: str) -> Task:
         task = asyncio.create_task(work, name=name)
@@ -167,7 +200,7 @@ class Tasks:
 
 
 async def _outlast(task: asyncio.Task[T], within: float | None) -> T:
-    """Wait for the end of `task`, even if the caller is cancelled meanwhile; then raise that.
+    """Wait for the end of `task`, even if the caller is cancelled; then raise the cancellation.
 
     `within` bounds the wait from then on, after which `task` is cancelled.
     """

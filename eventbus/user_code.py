@@ -9,12 +9,15 @@ import asyncio
 import contextvars
 import inspect
 import itertools
+import re
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+import types
+import unicodedata
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from eventbus.errors import CallbackFailed
 
@@ -23,11 +26,16 @@ __all__ = [
     "call_guarded",
     "calling_tasks",
     "cause_of",
+    "check_callable",
+    "check_not_async",
     "guarded",
     "is_cancelled",
+    "is_visible",
     "members_of",
     "must_pass",
     "only_cause",
+    "printable",
+    "start_waited",
     "takes_context",
     "text_of",
     "traceback_of",
@@ -35,8 +43,13 @@ __all__ = [
     "valid_text",
 ]
 
+T = TypeVar("T")
 
 MAX_TEXT: Final = 1000
+_SUSPECT: Final = re.compile(r"[^\x20-\x7e]")
+_IS_GENERATOR: Final = "is a generator: its code would not run (use a function without `yield`)"
+_CONTEXTS: Final = ("EventContext", "ClientMessage")
+"""The types of a handler's second argument."""
 _MAX_NAME: Final = 200
 _MAX_GROUP: Final = 20
 """How many members of an exception group are shown."""
@@ -46,7 +59,7 @@ _MAX_DEPTH: Final = 10
 _waiting: contextvars.ContextVar["frozenset[asyncio.Task[Any]]"] = contextvars.ContextVar(
     "eventbus_waiting_tasks", default=frozenset()
 )
-"""The tasks that wait for the current one in `call_apart`."""
+"""The tasks that wait for the current one, see `start_waited`."""
 
 
 class guarded:  # noqa: N801 - reads as contextlib's managers do
@@ -83,27 +96,64 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
 
 
 async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
-    """Call an async or plain callable within `guarded()`; returns its result."""
+    """Call an async or plain callable within `guarded()`; returns its result.
+
+    Raises TypeError for a generator, whose code would not run.
+    """
     with guarded():
         answer = callback(*arguments)
-        return await answer if inspect.isawaitable(answer) else answer
+        if inspect.isawaitable(answer):
+            return await answer
+        if isinstance(answer, types.GeneratorType | types.AsyncGeneratorType):
+            raise TypeError(f"{_callable_name(callback)} {_IS_GENERATOR}")
+        return answer
+
+
+def check_callable(callback: object, what: str, *arguments: int) -> None:
+    """Raises TypeError unless it can be called, with one of these numbers of arguments if given.
+
+    A generator function is refused: calling it would not run its code. `what` names it in errors,
+    as in `a handler`.
+    """
+    if not callable(callback):
+        raise TypeError(f"{what} is a callable, not of type {type(callback).__name__}")
+    for code in _code_of(callback):
+        if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+            raise TypeError(f"{what} cannot be {_callable_name(callback)}, which {_IS_GENERATOR}")
+    signature = _signature(callback)
+    if signature is None or not arguments or any(_fits(signature, number) for number in arguments):
+        return
+    allowed = " or ".join("one argument" if n == 1 else f"{n or 'no'} arguments" for n in arguments)
+    shown = f"{_callable_name(callback)}{signature}"
+    raise TypeError(f"{what} is called with {allowed}, which {shown} does not take")
+
+
+def check_not_async(callback: object, what: str) -> None:
+    """Raises TypeError for an async function as a callback that nobody awaits."""
+    for code in _code_of(callback):
+        if inspect.iscoroutinefunction(code):
+            raise TypeError(f"{what} is a plain function: nothing awaits an async one")
 
 
 def takes_context(handler: Callable[..., Any]) -> bool:
-    """Whether a handler takes a second parameter, the context. Raises TypeError."""
-    if not callable(handler):
-        raise TypeError(f"a handler is a callable, not of type {type(handler).__name__}")
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    try:
-        parameters = inspect.signature(handler).parameters
-    except ValueError:  # some built-in functions have no signature
+    """Whether a handler takes a second argument: its context, or its message.
+
+    It does if it has a second parameter. One with a default must have the name `context` or
+    `message`, or the type of one: `lambda event, number=number: …` takes only the event. Raises
+    TypeError for what cannot be a handler.
+    """
+    check_callable(handler, "a handler", 1, 2)
+    signature = _signature(handler)
+    if signature is None:
         return False
-    wanted = [
-        parameter
-        for parameter in parameters.values()
-        if parameter.kind in positional and parameter.default is parameter.empty
-    ]
-    return len(wanted) > 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    second = [each for each in signature.parameters.values() if each.kind in positional][1:2]
+    if not second or not _fits(signature, 2):
+        return False
+    if second[0].default is second[0].empty:
+        return True
+    kind = str(second[0].annotation)
+    return second[0].name in {"context", "message"} or any(name in kind for name in _CONTEXTS)
 
 
 async def call_apart(callback: Callable[..., Any], *arguments: Any) -> Any:
@@ -111,15 +161,26 @@ async def call_apart(callback: Callable[..., Any], *arguments: Any) -> Any:
 
     So the callback cannot cancel the caller's task, nor leave it with a cancellation that counts.
     """
-    token = _waiting.set(calling_tasks())
-    work = asyncio.create_task(call_guarded(callback, *arguments))
-    _waiting.reset(token)
+    work = start_waited(call_guarded(callback, *arguments))
     with guarded():
         return await work
 
 
+def start_waited(work: Coroutine[Any, Any, T], name: str | None = None) -> "asyncio.Task[T]":
+    """Run `work` in a task of its own that the current task is going to wait for.
+
+    What the work waits for must not include its callers, or both would hang: `calling_tasks` says
+    which those are.
+    """
+    token = _waiting.set(calling_tasks())
+    try:
+        return asyncio.create_task(work, name=name)
+    finally:
+        _waiting.reset(token)
+
+
 def calling_tasks() -> "frozenset[asyncio.Task[Any]]":
-    """The current task, and the tasks that wait for it in `call_apart`."""
+    """The current task, and the tasks that wait for it."""
     task = _current_task()
     return _waiting.get() if task is None else _waiting.get() | {task}
 
@@ -192,11 +253,55 @@ def traceback_of(exc: BaseException) -> str:
         return f"{type_name(exc)}: {text_of(exc)}\n(no traceback: {type_name(fault)})"
 
 
+def printable(text: str, keep: str = "") -> str:
+    r"""Replace control and invisible characters by escapes, such as `\x1b` or `\u202e`.
+
+    Text that others wrote could otherwise move a terminal's cursor, hide text or reverse it. These
+    are the C0 and C1 controls, the marks that change the direction of text, and everything else
+    that is not printable, except for the characters in `keep`.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        char = found[0]
+        return char if char in keep or is_visible(char) else char.encode("unicode_escape").decode()
+
+    return _SUSPECT.sub(shown, text)
+
+
+def is_visible(char: str) -> bool:
+    """Whether a terminal shows the character, and only that: a glyph or a space."""
+    return char.isprintable() or unicodedata.category(char) == "Zs"
+
+
 def valid_text(text: str, limit: int | None = None) -> str:
     """The text with characters that UTF-8 cannot encode escaped, cut to `limit` characters."""
     if limit is not None and len(text) > limit:
         text = f"{text[: limit - 1]}…"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _code_of(callback: object) -> tuple[object, object]:
+    """The functions that a call may run: itself, or its type's method."""
+    return callback, inspect.getattr_static(type(callback), "__call__", None)
+
+
+def _signature(callback: Callable[..., Any]) -> inspect.Signature | None:
+    try:
+        return inspect.signature(callback)
+    except ValueError:  # some built-in functions have no signature
+        return None
+
+
+def _fits(signature: inspect.Signature, number: int) -> bool:
+    try:
+        signature.bind(*(None,) * number)
+    except TypeError:
+        return False
+    return True
+
+
+def _callable_name(callback: object) -> str:
+    return getattr(callback, "__qualname__", None) or type(callback).__qualname__
 
 
 def _own_text(exc: BaseException, limit: int) -> str:

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, get_args
@@ -22,8 +23,10 @@ import msgspec
 
 from eventbus.bus import EventBus
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Delivery, Subscription
+from eventbus.drivers import Delivery, Subscription
 from eventbus.errors import InvalidWebhook
+from eventbus.messages import json_decoder
+from eventbus.user_code import check_callable, check_not_async
 
 __all__ = [
     "HEADER_DELIVERY",
@@ -53,7 +56,7 @@ HEADER_SIGNATURE: Final = "Eventbus-Signature"
 """`v1=` and the HMAC-SHA256, in hexadecimal, of the timestamp, a full stop, and the body."""
 _SCHEME: Final = "v1="
 _TOPIC: Final = "lifecycle"
-_MAX_TIME: Final = 10**12
+_TIME: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
 _REMEMBERED: Final = 10_000
 """Ids of received events that a listener remembers, to drop duplicates."""
 
@@ -75,8 +78,8 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 _encode: Final = msgspec.json.Encoder().encode
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
-_decode_event: Final = msgspec.json.Decoder(WebhookEvent).decode
+_decode_body: Final = json_decoder(_Body)
+_decode_event: Final = json_decoder(WebhookEvent)
 
 
 def encode_event(event: WebhookEvent) -> bytes:
@@ -114,7 +117,7 @@ def verify(
     stamp, signatures = given.get(HEADER_TIMESTAMP.lower()), given.get(HEADER_SIGNATURE.lower())
     if stamp is None or signatures is None:
         raise InvalidWebhook("headers", f"it lacks {HEADER_TIMESTAMP} or {HEADER_SIGNATURE}")
-    if not (stamp.isascii() and stamp.isdigit() and int(stamp[:20]) < _MAX_TIME):
+    if not _TIME.fullmatch(stamp):
         raise InvalidWebhook("headers", f"{HEADER_TIMESTAMP} is not a time in Unix seconds")
     expected = sign(body, secret, int(stamp)).encode()
     # There may be several, separated by commas, during a change of the secret.
@@ -129,7 +132,7 @@ def verify(
         raise InvalidWebhook("time", f"it was signed {age:.0f} s ago: {tolerance_s:g} are allowed")
     try:
         return _decode_body(body).events
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidWebhook("body", f"the body has no events: {exc}") from None
 
 
@@ -148,15 +151,18 @@ async def listen_lifecycle(
 
     Edge nodes publish them if BROADCAST_LIFECYCLE is on. They are not stored: events during a lost
     connection are not received later. `handler` is called in the event loop, in order, once per
-    event; it must not block. Raises ConnectionFailed.
+    event; it must not block. Raises ConnectionFailed, and
+    TypeError for an async handler.
     """
+    check_callable(handler, "a handler", 1)
+    check_not_async(handler, "a handler")
     wanted = frozenset(events)
     seen: dict[str, None] = {}
 
     def receive(delivery: Delivery) -> None:
         try:
             event = _decode_event(delivery.payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             # A publisher on the bus may publish anything.
             _log.warning("not an event, on %s: %s", delivery.subject, exc)
             return

@@ -9,7 +9,7 @@ from eventbus.events import Event, ShouldBroadcast
 __all__ = ["Bytes", "DashboardMetrics", "LoadAverage", "Percent"]
 
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 _Load = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -33,7 +33,7 @@ class DashboardMetrics(
     host: str
     cpu_percent: Percent
     """Of all cores together."""
-    cpu_count: Annotated[int, msgspec.Meta(ge=1)]
+    cpu_count: Annotated[int, msgspec.Meta(ge=1, le=65_536)]
     memory_percent: Percent
     memory_used_bytes: Bytes
     memory_total_bytes: Bytes

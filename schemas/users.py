@@ -1,6 +1,7 @@
 """User accounts."""
 
 import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -16,4 +17,6 @@ class UserRegistered(Event, ShouldBroadcast, channel="user.registered", kw_only=
     user_id: str
     name: str
     email: str | None = None
-    registered_at: datetime.datetime = msgspec.field(default_factory=utc_now)
+    registered_at: Annotated[datetime.datetime, msgspec.Meta(tz=True)] = msgspec.field(
+        default_factory=utc_now
+    )

@@ -15,22 +15,18 @@ __all__ = ["App", "Host", "Port", "Workers", "app", "run"]
 
 app = typer.Typer(help="Run edge nodes.", no_args_is_help=True)
 
-Host = Annotated[
-    str | None, typer.Option(help="The address to listen on. Sets BROADCAST_WEBSOCKET_HOST.")
-]
+Host = Annotated[str | None, typer.Option(help="The address to listen on.")]
 Port = Annotated[
     int | None,
     typer.Option(
         min=0,
         max=65535,
-        help="The port to listen on; 0 picks a free one. Sets BROADCAST_WEBSOCKET_PORT.",
+        help="The port to listen on; 0 picks a free one.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        min=1, max=256, help="The number of processes on the port. Sets BROADCAST_WORKERS."
-    ),
+    typer.Option(min=1, max=256, help="The number of processes on the port."),
 ]
 App = Annotated[
     str | None,
@@ -46,7 +42,9 @@ App = Annotated[
 def run(host: Host = None, port: Port = None, workers: Workers = None, app: App = None) -> None:
     """Run an edge node, which connects WebSocket clients to the bus.
 
-    Settings come from the environment. SIGTERM drains the connections and then stops the node.
+    Settings come from the environment; --host, --port and --workers override
+    BROADCAST_WEBSOCKET_HOST, BROADCAST_WEBSOCKET_PORT and BROADCAST_WORKERS. SIGTERM drains the
+    connections and then stops the node.
 
     Example: NATS_URL=nats://127.0.0.1:4222 JWT_SECRET=… eventbus edge run --port 8080
     """

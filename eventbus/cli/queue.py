@@ -3,11 +3,13 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
-from eventbus.cli.output import Json, counted, fail, one_line, print_table, write_json
+from eventbus.cli.completion import complete_failed_jobs, complete_queues
+from eventbus.cli.durations import duration
+from eventbus.cli.output import Json, counted, fail, one_line, print_table, say, write_json
 from eventbus.cli.running import (
     Apps,
     load_application,
@@ -15,9 +17,9 @@ from eventbus.cli.running import (
     opened_bus,
     run as run_command,
 )
-from eventbus.drivers.queues import QueueStore
-from eventbus.drivers.registry import check_name
+from eventbus.drivers import QueueStore, check_name
 from eventbus.errors import ConfigError
+from eventbus.log_lines import LineFormatter
 from eventbus.queue import FailedJob, Worker, failed_jobs
 
 __all__ = ["app"]
@@ -29,23 +31,36 @@ Connection = Annotated[
     str | None,
     typer.Option(help="The driver whose queues to use. Default: BROADCAST_DRIVER."),
 ]
-Ids = Annotated[list[str] | None, typer.Argument(help="Ids of failed jobs.", show_default=False)]
+_MAX_FAILED: Final = 10_000
+_LEAST_PREFIX: Final = 4
+_SHOWN: Final = 5
+Ids = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Ids of failed jobs, or the first characters of ids: at least 4, and enough to be "
+        "unique.",
+        show_default=False,
+        autocompletion=complete_failed_jobs,
+    ),
+]
 
 
-@app.command("work")
+@app.command("work", rich_help_panel="Work")
 def work(
     application: Apps = None,
     queue: Annotated[
-        str, typer.Option(help="Queues by priority, the highest first, separated by commas.")
+        str,
+        typer.Option(
+            help="Queues by priority, the highest first, separated by commas.",
+            autocompletion=complete_queues,
+        ),
     ] = "default",
     concurrency: Annotated[int, typer.Option(min=1, help="How many jobs run at once.")] = 16,
     grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running jobs get to finish on shutdown.")
-    ] = 30.0,
+        str, typer.Option(help="How long running jobs get to finish on shutdown.")
+    ] = "30s",
     max_jobs: Annotated[int | None, typer.Option(min=1, help="Stop after this many jobs.")] = None,
-    max_time: Annotated[
-        float | None, typer.Option(min=0, help="Stop after this many seconds.")
-    ] = None,
+    max_time: Annotated[str | None, typer.Option(help="Stop after this time, such as 1h.")] = None,
     connection: Connection = None,
 ) -> None:
     """Run the listeners of queued events until SIGTERM or SIGINT.
@@ -55,24 +70,26 @@ def work(
 
     Example: eventbus queue work --app shop.events --queue high_priority,default --concurrency 16
     """
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     load_application(application)
     queues = [name for name in (part.strip() for part in queue.split(",")) if name]
     _check_connection(connection)
+    grace_s = duration(grace, "--grace", zero=True)
+    max_time_s = None if max_time is None else duration(max_time, "--max-time", zero=True)
 
     async def run() -> None:
-        async with opened_bus() as bus:
+        async with opened_bus(is_service=True) as bus:
             try:
                 worker = Worker(
                     bus,
                     queues=queues,
                     concurrency=concurrency,
                     connection=connection,
-                    grace=grace,
+                    grace=grace_s,
                     max_jobs=max_jobs,
-                    max_time=max_time,
+                    max_time=max_time_s,
                 )
             except ValueError as exc:
                 fail(f"--queue: {exc}", code=2)
@@ -82,7 +99,7 @@ def work(
     run_command(run())
 
 
-@app.command("stats")
+@app.command("stats", rich_help_panel="Work")
 def stats(json: Json = False, connection: Connection = None) -> None:
     """Show how many jobs each queue has, and how many have failed.
 
@@ -104,17 +121,18 @@ def stats(json: Json = False, connection: Connection = None) -> None:
         [[row[column] for column in columns] for row in rows],
         empty="no queue has jobs",
         right=columns[1:],
+        whole=("queue",),
     )
-    typer.echo(f"failed: {failed}")
+    say(f"failed: {failed}")
 
 
-@app.command("failed")
+@app.command("failed", rich_help_panel="Failed jobs")
 def failed(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
     json: Json = False,
     connection: Connection = None,
 ) -> None:
-    """List the failed jobs, oldest first. With --json, the tracebacks too.
+    """List the failed jobs, oldest first. With --json, also show the tracebacks.
 
     Example: eventbus queue failed --limit 20
     """
@@ -128,23 +146,25 @@ def failed(
         write_json(jobs)
         return
     print_table(
-        ("id", "queue", "event", "attempts", "failed at", "error"),
+        ("id", "event", "error", "queue", "attempts", "failed at"),
         [
             [
                 job.id,
-                job.queue,
                 job.event or "?",
-                str(job.attempts),
-                job.failed_at.strftime("%Y-%m-%d %H:%M:%SZ"),
                 one_line(f"{job.error}: {job.message}"),
+                job.queue,
+                job.attempts,
+                job.failed_at.strftime("%Y-%m-%d %H:%M:%SZ"),
             ]
             for job in jobs
         ],
         empty="no failed jobs",
+        right=("attempts", "failed at"),
+        whole=("id", "queue"),
     )
 
 
-@app.command("retry")
+@app.command("retry", rich_help_panel="Failed jobs")
 def retry(
     ids: Ids = None,
     every: Annotated[bool, typer.Option("--all", help="Retry all failed jobs.")] = False,
@@ -157,15 +177,15 @@ def retry(
     """
     _require_ids(ids, every=every, otherwise="give --all")
 
-    async def again() -> tuple[list[str], list[str]]:
+    async def again() -> _Result:
         async with _store(connection) as store:
-            wanted = ids or [failure.id for failure in await store.failures(10_000)]
-            return await _each(store.retry, wanted)
+            job_ids = ids or [failure.id for failure in await store.failures(_MAX_FAILED)]
+            return await _each(store, store.retry, job_ids)
 
-    _report("retried", *run_command(again()), json=json)
+    _report("retried", run_command(again()), json=json)
 
 
-@app.command("forget")
+@app.command("forget", rich_help_panel="Failed jobs")
 def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -> None:
     """Delete failed jobs.
 
@@ -173,14 +193,14 @@ def forget(ids: Ids = None, json: Json = False, connection: Connection = None) -
     """
     _require_ids(ids, every=False, otherwise="delete all of them with `eventbus queue flush`")
 
-    async def drop() -> tuple[list[str], list[str]]:
+    async def drop() -> _Result:
         async with _store(connection) as store:
-            return await _each(store.forget, ids or [])
+            return await _each(store, store.forget, ids or [])
 
-    _report("forgotten", *run_command(drop()), json=json)
+    _report("forgotten", run_command(drop()), json=json)
 
 
-@app.command("flush")
+@app.command("flush", rich_help_panel="Failed jobs")
 def flush(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: Json = False,
@@ -201,7 +221,7 @@ def flush(
     if json:
         write_json({"flushed": count})
     else:
-        typer.echo(f"deleted {counted(count, 'failed job')}")
+        say(f"deleted {counted(count, 'failed job')}")
 
 
 def _check_connection(name: str | None) -> None:
@@ -231,15 +251,35 @@ def _stopping(stop: Callable[..., None]) -> Callable[[], None]:
     return on_signal
 
 
+class _Result(NamedTuple):
+    """What was done with which ids."""
+
+    done: list[str]
+    unknown: list[str]
+    ambiguous: dict[str, list[str]]
+    """Prefixes, and the ids that begin with them."""
+
+
 async def _each(
-    call: Callable[[str], Coroutine[Any, Any, bool]], ids: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Call once per id. Returns the ids with the result True, and the others."""
-    done: list[str] = []
-    unknown: list[str] = []
-    for job_id in dict.fromkeys(ids):
-        (done if await call(job_id) else unknown).append(job_id)
-    return done, unknown
+    store: QueueStore, call: Callable[[str], Coroutine[Any, Any, bool]], ids: Sequence[str]
+) -> _Result:
+    """Call once per id, which can be a unique prefix of one."""
+    result = _Result([], [], {})
+    for given in dict.fromkeys(ids):
+        if await call(given):
+            result.done.append(given)
+            continue
+        matches = []
+        if len(given) >= _LEAST_PREFIX:
+            failures = await store.failures(_MAX_FAILED)
+            matches = [each.id for each in failures if each.id.startswith(given)]
+        if len(matches) > 1:
+            result.ambiguous[given] = matches
+        elif matches and await call(matches[0]):
+            result.done.append(matches[0])
+        else:
+            result.unknown.append(given)
+    return result
 
 
 def _require_ids(ids: list[str] | None, *, every: bool, otherwise: str) -> None:
@@ -247,11 +287,18 @@ def _require_ids(ids: list[str] | None, *, every: bool, otherwise: str) -> None:
         fail(f"give the ids of failed jobs (see `eventbus queue failed`), or {otherwise}", code=2)
 
 
-def _report(what: str, done: list[str], unknown: list[str], *, json: bool) -> None:
+def _report(what: str, result: _Result, *, json: bool) -> None:
     if json:
-        write_json({what: done, "unknown": unknown})
+        write_json({what: result.done, "unknown": result.unknown, "ambiguous": result.ambiguous})
     else:
-        for job_id in done:
-            typer.echo(f"{what} {job_id}")
-    if unknown:
-        fail(f"no such failed job: {', '.join(unknown)}")
+        for job_id in result.done:
+            say(f"{what} {job_id}")
+    faults = [
+        f"{given} is the start of {len(ids)} ids: {', '.join(ids[:_SHOWN])}"
+        f"{' …' if len(ids) > _SHOWN else ''}"
+        for given, ids in result.ambiguous.items()
+    ]
+    if result.unknown:
+        faults.append(f"no such failed job: {', '.join(result.unknown)}")
+    if faults:
+        fail("; ".join(faults))

@@ -1,10 +1,8 @@
 """Generates the reference of all commands for docs/cli.md, from their declarations."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
-
-import typer.main
 
 __all__ = ["reference"]
 
@@ -12,23 +10,17 @@ _EXAMPLE: Final = "Example: "
 _LEFT_OUT: Final = {"help", "install_completion", "show_completion"}
 
 
-def reference(app: typer.Typer, name: str = "eventbus") -> Iterator[str]:
+def reference(commands: Mapping[str, Any], name: str = "eventbus", level: int = 2) -> Iterator[str]:
     """Yield lines of Markdown: each group with its commands, their options and an example."""
-    yield from _group(typer.main.get_command(app), name, 2)
-
-
-def _group(group: Any, name: str, level: int) -> Iterator[str]:
-    commands = dict(sorted(group.commands.items()))
-    single = {key: each for key, each in commands.items() if not hasattr(each, "commands")}
-    for key, command in single.items():
-        yield from _command(command, f"{name} {key}", level if level == 2 else 3)
-    for key, inner in commands.items():
-        if key not in single and not inner.hidden:
-            yield f"{'#' * level} eventbus {key}"
+    for key, command in commands.items():
+        if not hasattr(command, "commands"):
+            yield from _command(command, f"{name} {key}", level)
+        elif not command.hidden:
+            yield f"{'#' * level} {name} {key}"
             yield ""
-            yield _text(inner.help)
+            yield _text(command.help)
             yield ""
-            yield from _group(inner, f"{name} {key}", level + 1)
+            yield from reference(command.commands, f"{name} {key}", level + 1)
 
 
 def _command(command: Any, name: str, level: int) -> Iterator[str]:

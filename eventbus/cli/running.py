@@ -28,8 +28,9 @@ from eventbus.application import (
 )
 from eventbus.bus import EventBus
 from eventbus.cli.output import fail
+from eventbus.cli.reachable import require_reachable
 from eventbus.config import Settings
-from eventbus.drivers.registry import canonical_name
+from eventbus.drivers import canonical_name
 from eventbus.errors import (
     ConfigError,
     ConnectionFailed,
@@ -37,6 +38,7 @@ from eventbus.errors import (
     EventFieldError,
     InvalidName,
 )
+from eventbus.messages import MAX_DATA_DEPTH, decode_json
 from eventbus.server import running_server
 
 __all__ = [
@@ -108,20 +110,24 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def opened_bus() -> AsyncIterator[EventBus]:
+async def opened_bus(*, is_service: bool = False) -> AsyncIterator[EventBus]:
     """Open a bus on the running cluster, with the settings of the environment.
 
-    Raises an EventBusError if it cannot be opened. See `attached`.
+    If all brokers refuse connections, it raises ConnectionFailed at once, except for a service,
+    which waits for them. Raises an EventBusError if the bus cannot be opened. See `attached`.
     """
-    async with EventBus(attached(Settings.from_env())) as bus:
+    settings = attached(Settings.from_env())
+    if not is_service:
+        await require_reachable(settings)
+    async with EventBus(settings) as bus:
         yield bus
 
 
 def read_json(text: str, where: str) -> Any:
     """Decode JSON. Invalid JSON exits with code 2 and an error that names `where`."""
     try:
-        return msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return decode_json(text.encode("utf-8", "surrogateescape"), MAX_DATA_DEPTH)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         fail(f'{where}: invalid JSON: {exc}; example: {{"text":"hello"}}', code=2)
 
 

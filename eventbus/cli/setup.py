@@ -1,10 +1,8 @@
 """`eventbus setup`: creates the streams at the broker, so that services need no permission to."""
 
-import typer
-
-from eventbus.cli.output import Json, write_json
+from eventbus.cli.output import Json, say, write_json
 from eventbus.cli.running import opened_bus, run
-from eventbus.drivers.base import PreparedDriver
+from eventbus.drivers import PreparedDriver
 
 __all__ = ["setup"]
 
@@ -30,6 +28,6 @@ def setup(json: Json = False) -> None:
         write_json({"driver": name, "ready": ready})
         return
     for each in ready:
-        typer.echo(f"ready: {each}")
+        say(f"ready: {each}")
     if not ready:
-        typer.echo(f"the driver {name} needs no setup")
+        say(f"the driver {name} needs no setup")

@@ -1,4 +1,4 @@
-"""A client of an edge, for services and tests: the behaviour of the browser's, over aiohttp.
+"""A client of an edge, for services and tests: the behavior of the browser's, over aiohttp.
 
     async with connect("wss://events.example.com/ws", token=fetch_token) as bus:
         orders = await bus.subscribe("orders.42", history=10)
@@ -15,6 +15,7 @@ import ssl
 from eventbus.client.client import EdgeClient
 from eventbus.client.frames import ClientMessage, HistoryPage, Member
 from eventbus.client.options import ClientOptions, ClientState, StateChange
+from eventbus.client.sockets import Sockets
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token
 
@@ -26,6 +27,7 @@ __all__ = [
     "EdgeClient",
     "HistoryPage",
     "Member",
+    "Sockets",
     "StateChange",
     "Subscription",
     "Token",
@@ -45,6 +47,6 @@ def connect(
     `url` starts with `ws://`, `wss://`, `http://` or `https://`; the default path is `/ws`. `token`
     is a JWT, or an async function that returns one and is called again when the token expires or is
     refused. `tls` replaces the system's trusted certificates. Raises ValueError for a bad `url` and
-    TypeError for a bad `token`; entering raises what `EdgeClient.open` does.
+    TypeError for arguments of wrong types; entering raises what `EdgeClient.open` does.
     """
     return EdgeClient(url, token=token, options=options, tls=tls)

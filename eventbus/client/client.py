@@ -10,18 +10,29 @@ from typing import Any, Self
 
 import aiohttp
 
+from eventbus.attempts import OutageLog, is_power_of_two
 from eventbus.channels import Pattern, validate_channel
-from eventbus.client.frames import Frame
-from eventbus.client.link import FAILED, Link, Lost, Reconnect
-from eventbus.client.options import ClientOptions, ClientState, StateChange, parse_address
+from eventbus.client.frames import Frame, HistoryPage, Member
+from eventbus.client.joined import JoinedChannel
+from eventbus.client.link import FAILED, FrameTooLarge, Link, Lost, Reconnect
+from eventbus.client.options import (
+    ClientOptions,
+    ClientState,
+    StateChange,
+    check_history,
+    check_type,
+    parse_address,
+)
 from eventbus.client.registry import Registry, names
+from eventbus.client.requests import members_in, page_in
 from eventbus.client.session import Session
 from eventbus.client.sockets import Sockets
 from eventbus.client.subscription import ChannelHandlers, Subscription
 from eventbus.client.tokens import Token, TokenSource
 from eventbus.errors import BusStateError, ClientClosed, ClientDisconnected, ClientError
 from eventbus.tasks import Shutdown, Tasks
-from eventbus.user_code import guarded
+from eventbus.urls import proxy_for
+from eventbus.user_code import check_callable, check_not_async, guarded
 
 __all__ = ["EdgeClient"]
 
@@ -39,13 +50,20 @@ class EdgeClient:
         options: ClientOptions | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Does not connect yet. Raises ValueError for a bad URL."""
+        """Does not connect yet. Raises ValueError for a bad URL, and TypeError."""
+        if options is not None:
+            check_type("options", options, ClientOptions)
+        if tls is not None:
+            check_type("tls", tls, ssl.SSLContext)
         self.state = ClientState.DISCONNECTED
         self.connection_id = ""
         """The id of the current connection, for `to_others` of an event."""
         self.user_id: str | None = None
         """The user that the edge has authenticated."""
+        self.skipped = 0
+        """How many frames of the edge could not be read, and were skipped."""
         self._address = parse_address(url)
+        self._outage = OutageLog(_log, "connected to %s", self._address.shown, level=logging.INFO)
         self._options = options or ClientOptions()
         self._tls: ssl.SSLContext | bool = True if tls is None else tls
         self._tokens = TokenSource(token, self._options.token_timeout)
@@ -55,22 +73,26 @@ class EdgeClient:
         self._reconnect_now = asyncio.Event()
         self._session: Session | None = None
         self._http: aiohttp.ClientSession | None = None
+        self._proxy: str | None = None
         self._opened: asyncio.Future[None] | None = None
         self._connection = Tasks()
         self._handlers = Tasks()
         self._shutdown = Shutdown(self._connection, self._handlers)
         self._last_reason = "no answer"
+        self._too_large = 0
         self._closed: ClientClosed | None = None
 
     async def open(self) -> None:
         """Connect and authenticate.
 
         Raises ClientRefused if the edge refuses the token, ClientClosed if its close code forbids
-        reconnecting, and ClientDisconnected after `open_timeout`.
+        reconnecting, ClientDisconnected after `open_timeout`, and ConfigError for a proxy in the
+        environment that cannot be used.
         """
         if self._opened is not None:
             raise BusStateError("a client is opened once")
         self._require_not_closed()
+        self._proxy = proxy_for(self._address.url)
         self._sockets = Sockets()
         self._http = aiohttp.ClientSession(
             connector=self._sockets.connector(self._tls), cookie_jar=aiohttp.DummyCookieJar()
@@ -122,8 +144,10 @@ class EdgeClient:
     def on_state(self, observer: Callable[[StateChange], object]) -> Callable[[], None]:
         """Call a function at each change of state; returns a function that removes it.
 
-        `observer` must not block.
+        `observer` must not block. Raises TypeError for an async function, which nothing awaits.
         """
+        check_callable(observer, "an observer", 1)
+        check_not_async(observer, "an observer")
         self._observers.append(observer)
 
         def remove() -> None:
@@ -139,28 +163,49 @@ class EdgeClient:
 
         `handlers` is a function for every message, or a mapping of functions by event name or type
         (see `Subscription.on`). Without handlers, iterate over the subscription. `history` requests
-        up to that many earlier messages. A channel has one subscription: a second call adds
-        handlers to it.
+        up to that many earlier messages, of a channel that the client has not joined yet. Each call
+        returns a subscription of its own; the client joins the channel once, and leaves it when the
+        last of them ends.
 
         Returns when the edge has answered, after reconnects if necessary. Raises InvalidPattern,
-        InvalidChannel, ClientRefused and ClientClosed.
+        InvalidChannel, TypeError, ValueError, ClientRefused and ClientClosed.
         """
-        if Pattern(channel).is_exact:
+        is_pattern = not Pattern(channel).is_exact
+        if not is_pattern:
             validate_channel(channel)
+        check_history(history, is_pattern=is_pattern)
         self._require_open()
-        subscription = self._subscriptions.get(channel)
-        if is_new := subscription is None:
-            subscription = Subscription(self, channel, history=history, buffer=self._options.buffer)
-        subscription.add(handlers)
-        if is_new:
-            self._subscriptions.add(subscription)
+        joined = self._subscriptions.get(channel)
+        if is_new := joined is None:
+            joined = JoinedChannel(channel, history=history)
+        subscription = Subscription(self, joined, buffer=self._options.buffer)
+        joined.add(subscription)
         try:
-            await subscription.joined()
-        except BaseException:
+            subscription.add(handlers)
             if is_new:
-                await self.leave(subscription, wait=False)
+                self._subscriptions.add(joined)
+            await joined.joined()
+        except BaseException:
+            await self.leave(subscription, wait=False)
             raise
         return subscription
+
+    async def presence(self, channel: str) -> list[Member]:
+        """The members of a presence channel that this client may join, joined or not.
+
+        Raises InvalidChannel, ClientRefused, ClientDisconnected, ClientClosed.
+        """
+        return members_in(await self.ask("presence", channel=validate_channel(channel)))
+
+    async def history(
+        self, channel: str, limit: int = 100, *, since: int | None = None
+    ) -> HistoryPage:
+        """Stored messages of a channel that this client may join: the first after `since`.
+
+        Without the offset `since`, the last ones. Raises as `presence` does.
+        """
+        data = {"limit": limit} if since is None else {"limit": limit, "since": since}
+        return page_in(await self.ask("history", channel=validate_channel(channel), data=data))
 
     async def ping(self) -> float:
         """Measure a round trip to the edge, in seconds. Raises ClientDisconnected, ClientClosed."""
@@ -186,26 +231,39 @@ class EdgeClient:
 
     # For subscriptions
 
-    def settle(self, subscription: Subscription) -> None:
-        """Join or leave a channel at the edge, as the subscription's phase says."""
-        self._subscriptions.settle(subscription)
+    def settle(self, joined: JoinedChannel) -> None:
+        """Join or leave a channel at the edge, as its phase says."""
+        self._subscriptions.settle(joined)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
         """Run a subscription's handlers, at most until the client closes."""
         return self._handlers.start(work, name)
 
     async def leave(self, subscription: Subscription, *, wait: bool = True) -> None:
-        """End a subscription. A lost connection is not an error."""
-        self._subscriptions.discard(subscription)
-        held, session = subscription.is_held, self._session
+        """End a subscription, and its channel with the last one.
+
+        A lost connection is not an error.
+        """
+        joined = subscription.of_channel
+        joined.discard(subscription)
         subscription.end(None)
-        if held and session is not None and wait:
-            subscription.is_held = False
-            with contextlib.suppress(ClientError):  # the connection's end ends it, too
-                await session.ask("unsubscribe", names(subscription))
-        elif held:
-            self.settle(subscription)
+        if not len(joined):
+            await self._leave_channel(joined, wait=wait)
+        elif joined.waits_for_room:  # this was the slow one
+            joined.cursor.wait()
+            self.settle(joined)
         await subscription.aclose()
+
+    async def _leave_channel(self, joined: JoinedChannel, *, wait: bool) -> None:
+        self._subscriptions.discard(joined)
+        held, session = joined.is_held, self._session
+        joined.end(None)
+        if held and session is not None and wait:
+            joined.left()
+            with contextlib.suppress(ClientError):  # the connection's end ends it, too
+                await session.ask("unsubscribe", names(joined))
+        elif held:
+            self.settle(joined)
 
     # The connection's life
 
@@ -233,7 +291,10 @@ class EdgeClient:
         try:
             async with asyncio.timeout(options.handshake_timeout):
                 link = await Link.open(
-                    self._http, self._address.url, max_frame_bytes=options.max_frame_bytes
+                    self._http,
+                    self._address.url,
+                    max_frame_bytes=options.max_frame_bytes,
+                    proxy=self._proxy,
                 )
         except TimeoutError:
             raise Lost(FAILED, f"no greeting in {options.handshake_timeout:g} s") from None
@@ -242,7 +303,7 @@ class EdgeClient:
         )
         try:
             await session.run(
-                on_ready=lambda: self._ready(session), on_steady=self._reconnect.steady
+                on_ready=lambda: self._ready(session), on_steady=self._steady, on_skip=self._skip
             )
         finally:
             self._session = None
@@ -253,13 +314,41 @@ class EdgeClient:
         self.connection_id = session.connection_id
         self.user_id = session.user_id
         self._set_state(ClientState.CONNECTED)
+        self._outage.ended()
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(None)
+
+    def _steady(self) -> None:
+        self._reconnect.steady()
+        self._too_large = 0
+
+    def _skip(self, reason: str) -> None:
+        self.skipped += 1
+        if is_power_of_two(self.skipped):
+            _log.warning(
+                "skipped a frame of %s that cannot be read (%d so far): %s",
+                self._address.shown,
+                self.skipped,
+                reason[:200],
+            )
+
+    def _skip_too_large(self, reason: str) -> None:
+        """Leave out a message that is too large to receive.
+
+        A resume would ask for it again, so that the second time all channels continue with new
+        messages, and report the gap.
+        """
+        self._skip(reason)
+        self._too_large += 1
+        if self._too_large > 1:
+            self._subscriptions.forget_positions()
 
     async def _pause(self, lost: Lost) -> bool:
         """Wait before the next attempt; False if there will be none."""
         self._last_reason = lost.reason
         self.connection_id = ""
+        if isinstance(lost, FrameTooLarge):
+            self._skip_too_large(lost.reason)
         if lost.code == 4202:
             self._tokens.renew()
         delay = self._reconnect.after(lost.code, lost.retry_after_s)
@@ -271,6 +360,7 @@ class EdgeClient:
             reason = f"the edge does not allow reconnecting: {lost.reason} ({lost.code})"
             self._finish(ClientClosed(reason, close_code=lost.code))
             return False
+        self._outage.begin()
         _log.info(
             "no connection to %s: %s; connecting again in %.1f s",
             self._address.shown,
@@ -293,9 +383,9 @@ class EdgeClient:
         self._closed = closed
         if self._opened is not None and not self._opened.done():
             self._opened.set_exception(closed)
-            self._opened.exception()  # perhaps nobody waits for open() any more
-        for subscription in self._subscriptions:
-            subscription.end(None if by_owner else closed)
+            self._opened.exception()  # perhaps nobody waits for open() any longer
+        for joined in self._subscriptions:
+            joined.end(None if by_owner else closed)
         self._set_state(ClientState.CLOSED, code=closed.close_code, reason=str(closed))
 
     def _require_open(self) -> None:

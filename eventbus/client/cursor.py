@@ -26,13 +26,10 @@ class Phase(enum.Enum):
 
 
 class Cursor:
-    """The position of one subscription in its channel, across connections."""
+    """The position in a channel, or in the channels of a pattern, across connections."""
 
-    def __init__(self, *, history: int = 0, resumable: bool = True) -> None:
-        """`history` earlier messages are requested at the first join.
-
-        A pattern is not `resumable`: it has no position.
-        """
+    def __init__(self, *, history: int = 0, is_pattern: bool = False) -> None:
+        """`history` earlier messages are requested at the first join."""
         self.phase = Phase.WAITING
         self.offset: int | None = None
         self.epoch: str | None = None
@@ -43,15 +40,18 @@ class Cursor:
         self.gaps = 0
         """How many times messages were lost for good."""
         self._history = history
-        self._resumable = resumable
+        self._is_pattern = is_pattern
+        self._is_ordered = True
+        """Whether offsets can be compared: not those of a pattern whose channels have no common
+        order."""
+        self._began: tuple[int, str] | None = None
+        """Everything after it, up to the position, has arrived."""
         self._joined = False
         self._has_gap = False
 
     def ask(self) -> dict[str, Any] | None:
         """The data of a join, which is then in flight."""
         self.phase = Phase.ASKED
-        if not self._resumable:
-            return None
         if self.offset is not None:
             position = {"offset": self.offset, "epoch": self.epoch}
             return position if self.mark is None else {**position, "mark": self.mark}
@@ -73,9 +73,16 @@ class Cursor:
             if not self.recovered:
                 self._gap()
         self._joined = True
-        self._go_to(offset, epoch, mark)
+        self._is_ordered = not self._is_pattern or offset is not None
+        self._move_to(offset, epoch, mark)
+        if offset is None or epoch is None:
+            self._began = None
+        elif self.recovered and self._began is not None:
+            self._began = (self._began[0], epoch)
+        else:
+            self._began = (offset, epoch)
 
-    def _go_to(self, offset: int | None, epoch: str | None, mark: str | None) -> None:
+    def _move_to(self, offset: int | None, epoch: str | None, mark: str | None) -> None:
         if offset is None or epoch is None:
             offset = epoch = mark = None
         self.offset, self.epoch, self.mark = offset, epoch, mark
@@ -84,7 +91,7 @@ class Cursor:
         """Whether a message is new; if so, the position moves to it."""
         if self.phase is not Phase.ACTIVE:
             return False
-        if offset is None or epoch is None or not self._resumable:
+        if offset is None or epoch is None or not self._is_ordered:
             return True
         if epoch == self.epoch:
             if self.offset is not None and offset <= self.offset:
@@ -100,8 +107,23 @@ class Cursor:
         """The edge reports lost messages, and the position after which it continues."""
         self.recovered = False
         self._gap()
-        if self._resumable and offset is not None:
-            self._go_to(offset, epoch, mark)
+        if offset is not None and epoch is not None:
+            self._move_to(offset, epoch, mark)
+            self._began = (offset, epoch)
+
+    def compares(self, offset: int | None) -> bool:
+        """Whether the place of a message is known: then it will come again after a resume."""
+        return offset is not None and self._is_ordered
+
+    def covers(self, offset: int, epoch: str | None) -> bool:
+        """Whether a message follows where the subscription began, or its last gap."""
+        if self._began is None:
+            return False
+        return epoch != self._began[1] or offset > self._began[0]
+
+    def has(self, offset: int, epoch: str | None) -> bool:
+        """Whether the position has reached a message."""
+        return self.offset is not None and epoch == self.epoch and offset <= self.offset
 
     def take_gap(self) -> bool:
         """Whether there is a gap that was not reported yet; it counts as reported now."""
@@ -121,6 +143,15 @@ class Cursor:
         """The connection was lost; a cursor that is behind stays so."""
         if self.phase in (Phase.ASKED, Phase.ACTIVE):
             self.phase = Phase.WAITING
+
+    def end(self) -> None:
+        """The subscription has ended, for good."""
+        self.phase = Phase.ENDED
+
+    def forget(self) -> None:
+        """Join without a position, and without earlier messages."""
+        self.offset = self.epoch = self.mark = None
+        self._history = 0
 
     def _gap(self) -> None:
         self.gaps += 1

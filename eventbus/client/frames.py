@@ -1,9 +1,11 @@
-"""What comes from an edge (docs/wire-protocol.md), and what a client's user sees of it. Pure."""
+"""Frames from an edge (docs/wire-protocol.md), and messages as the application sees them. Pure."""
 
 import functools
 from typing import Any, Final, TypeVar
 
 import msgspec
+
+from eventbus.messages import decode_json, json_decoder
 
 __all__ = ["ClientMessage", "Frame", "HistoryPage", "Member", "decode_frame", "encode_action"]
 
@@ -51,12 +53,12 @@ class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @functools.cached_property
     def data(self) -> Any:
-        """The data, decoded on first access."""
-        return msgspec.json.decode(self.raw)
+        """The data, decoded on first access. Raises msgspec.DecodeError, in rare cases."""
+        return decode_json(self.raw)
 
     def decode(self, type: type[T]) -> T:  # noqa: A002 - as msgspec calls it
         """The data as a value of a type that msgspec knows. Raises msgspec.ValidationError."""
-        return msgspec.json.decode(self.raw, type=type)
+        return json_decoder(type)(self.raw)
 
     @classmethod
     def of(cls, frame: Frame, *, after_gap: bool = False) -> "ClientMessage":
@@ -89,15 +91,12 @@ class HistoryPage(msgspec.Struct, frozen=True, kw_only=True):
     epoch: str | None = None
 
 
-_decode: Final = msgspec.json.Decoder(Frame).decode
+_decode: Final = json_decoder(Frame)
 
 
 def decode_frame(text: str) -> Frame:
     """Decode a frame. Raises ValueError (which msgspec's errors are) for anything else."""
-    try:
-        return _decode(text)
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
+    return _decode(text)
 
 
 def encode_action(action: str, fields: dict[str, Any]) -> str:

@@ -7,9 +7,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from eventbus.client.frames import ClientMessage
-from eventbus.drivers.base import Delivery, Position
+from eventbus.drivers import Delivery, Position
 from eventbus.errors import EventDefinitionError, InvalidPayload
 from eventbus.events import Event, EventReader
+from eventbus.messages import json_decoder
 from eventbus.user_code import call_guarded, guarded, takes_context
 
 __all__ = ["ANY", "Handlers"]
@@ -66,10 +67,14 @@ class Handlers:
 
         return remove
 
-    def wants(self, event: str, *, is_system: bool) -> bool:
+    def handles(self, event: str, *, is_system: bool) -> bool:
         """Whether there is a handler for an event."""
         return any(each.event == event or (each.event == ANY and not is_system)
                    for each in self._handlers)  # fmt: skip
+
+    def count_failure(self) -> None:
+        """Count one more failure."""
+        self.failures += 1
 
     async def call(self, message: ClientMessage) -> None:
         """Call the handlers of a message."""
@@ -82,7 +87,7 @@ class Handlers:
                     arguments = handler.read(message)
                 await call_guarded(handler.call, *arguments[: 2 if handler.with_context else 1])
             except Exception:  # noqa: BLE001 - a handler may raise anything
-                self.failures += 1
+                self.count_failure()
                 # The data stays out of the log: it may be confidential.
                 _log.exception(
                     "the handler of %r of the %s failed, id %s",
@@ -97,7 +102,8 @@ def _plain(message: ClientMessage) -> tuple[Any, Any]:
 
 
 def _typed(type_: Any) -> Read:
-    return lambda message: (message.decode(type_), message)
+    decode = json_decoder(type_)  # raises TypeError for a type that cannot be decoded
+    return lambda message: (decode(message.raw), message)
 
 
 def _event(reader: EventReader[Any]) -> Read:

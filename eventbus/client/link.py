@@ -9,24 +9,44 @@ import asyncio
 import contextlib
 import enum
 import random
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final
 
 import aiohttp
 import msgspec
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.client.frames import Frame, decode_frame, encode_action
 from eventbus.errors import ClientRefused
+from eventbus.messages import json_decoder
 from eventbus.urls import fault_text
 
-__all__ = ["FAILED", "Greeting", "Link", "Liveness", "Lost", "Reconnect", "Verdict"]
+__all__ = [
+    "FAILED",
+    "FrameTooLarge",
+    "Greeting",
+    "Link",
+    "Liveness",
+    "Lost",
+    "Reconnect",
+    "Verdict",
+]
 
 
 PROTOCOL: Final = "eventbus.v1"
 CLOSE_S: Final = 2.0
-_NO_EDGE: Final = frozenset({400, 401, 403, 404, 405, 426})
-"""HTTP statuses of a handshake that a retry does not change."""
+_NO_EDGE: Final = {
+    400: "it takes no WebSocket handshake there; a proxy must forward the headers Upgrade and "
+    "Connection",
+    401: "a proxy in between asks for credentials; the client's token goes to the edge only",
+    403: "the edge, or a proxy in front of it, does not allow this client; an edge allows the host "
+    "names in BROADCAST_ALLOWED_HOSTS",
+    404: "there is no edge at this path, which is /ws by default",
+    405: "there is no edge at this path, which is /ws by default",
+    426: "it does not support this version of WebSockets",
+}
+"""HTTP statuses of a handshake that a retry does not change, and what to do about them."""
 _PROTOCOL_ERROR: Final = 1002
 _CLOSED: Final = (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED)
 FAILED: Final = 1006
@@ -55,12 +75,19 @@ class Lost(Exception):
         self.retry_after_s = retry_after_s
 
 
+class FrameTooLarge(Lost):
+    """The edge sent a frame that is larger than this client accepts."""
+
+
 class Greeting(msgspec.Struct):
     """The first frame of an edge."""
 
     connection_id: str
     node: str
     heartbeat_s: float
+
+
+_decode_greeting: Final = json_decoder(Greeting)
 
 
 class Link:
@@ -72,7 +99,14 @@ class Link:
         self._liveness = Liveness(greeting.heartbeat_s, asyncio.get_running_loop().time())
 
     @classmethod
-    async def open(cls, http: aiohttp.ClientSession, url: str, *, max_frame_bytes: int) -> "Link":
+    async def open(
+        cls,
+        http: aiohttp.ClientSession,
+        url: str,
+        *,
+        max_frame_bytes: int,
+        proxy: str | None = None,
+    ) -> "Link":
         """Connect, and wait for the greeting. Raises Lost; the caller limits the time."""
         try:
             socket = await http.ws_connect(
@@ -81,10 +115,13 @@ class Link:
                 autoping=False,
                 max_msg_size=max_frame_bytes,
                 timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_S),
+                proxy=proxy,
             )
         except aiohttp.WSServerHandshakeError as exc:
-            reason = f"the handshake was answered by HTTP {exc.status}"
-            is_final = exc.status in _NO_EDGE
+            path = urllib.parse.urlsplit(url).path
+            reason = f"the handshake at {path} was answered by HTTP {exc.status}"
+            if is_final := exc.status in _NO_EDGE:
+                reason += f": {_NO_EDGE[exc.status]}"
             retry_after = exc.headers.get("Retry-After", "") if exc.headers else ""
             raise Lost(
                 FAILED,
@@ -109,23 +146,24 @@ class Link:
         except (aiohttp.ClientError, OSError) as exc:  # ClientConnectionResetError is both
             raise Lost(FAILED, f"writing failed: {exc}") from exc
 
-    async def read(self, on_frame: Callable[[Frame], None]) -> None:
+    async def read(self, on_frame: Callable[[Frame], None], on_skip: Callable[[str], None]) -> None:
         """Read until the end, and answer pings. Always raises Lost.
 
-        A ValueError of `on_frame` means that the edge sent a malformed frame; it ends the
-        connection.
+        A frame that cannot be decoded, or for which `on_frame` raises ValueError, is skipped:
+        `on_skip` gets the reason. Ending the connection would not help, because a resume asks for
+        the same frame again.
         """
-        loop, socket, heard = asyncio.get_running_loop(), self._socket, self._liveness.heard
+        loop, socket, received = asyncio.get_running_loop(), self._socket, self._liveness.received
         while True:
             message = await socket.receive()
-            heard(loop.time())
+            received(loop.time())
             if message.type is aiohttp.WSMsgType.TEXT:
                 try:
                     on_frame(decode_frame(message.data))
                 except ValueError as exc:
-                    await socket.close(code=_PROTOCOL_ERROR, message=b"not a frame of eventbus.v1")
-                    what = f"the edge sent a frame that is not one of {PROTOCOL}: {exc}"
-                    raise Lost(_PROTOCOL_ERROR, what) from None
+                    on_skip(str(exc))
+            elif message.type is aiohttp.WSMsgType.BINARY:
+                on_skip("it is a binary frame")
             elif message.type is aiohttp.WSMsgType.PING:
                 with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
                     await socket.pong(message.data)
@@ -133,14 +171,16 @@ class Link:
                 reason = message.extra if isinstance(message.extra, str) else ""
                 raise Lost(_code(socket, message), reason or "the connection was closed")
             elif message.type is aiohttp.WSMsgType.ERROR:
+                if socket.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG:
+                    raise FrameTooLarge(socket.close_code, f"reading failed: {message.data}")
                 raise Lost(socket.close_code or FAILED, f"reading failed: {message.data}")
 
     async def watch(self) -> None:
         """Ask a silent edge for a sign of life. Raises Lost when there is none."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._liveness.look_every_s)
-            match self._liveness.look(loop.time()):
+            await asyncio.sleep(self._liveness.check_every_s)
+            match self._liveness.check(loop.time()):
                 case Verdict.PING:
                     with contextlib.suppress(aiohttp.ClientError, OSError):  # then reading ends too
                         await self._socket.ping()
@@ -162,7 +202,7 @@ async def _greeting(socket: aiohttp.ClientWebSocketResponse) -> Greeting:
             _code(socket, message), reason or "the connection was closed before the greeting"
         )
     try:
-        return msgspec.json.decode(decode_frame(message.data).data, type=Greeting)
+        return _decode_greeting(decode_frame(message.data).data)
     except ValueError as exc:
         raise Lost(_PROTOCOL_ERROR, f"the server at this address is not an edge: {exc}") from None
 
@@ -190,29 +230,32 @@ class Liveness:
         """`heartbeat_s` is the edge's; times are monotonic seconds."""
         self.ping_after_s = PING_AFTER * heartbeat_s
         self.answer_s = min(heartbeat_s, MAX_ANSWER_S)
-        self._heard_at = now
+        self._received_at = now
         self._pinged_at: float | None = None
         self._looked_at = now
 
     @property
-    def look_every_s(self) -> float:
-        """How often to call `look`."""
+    def check_every_s(self) -> float:
+        """How often to call `check`."""
         return self.answer_s / 4
 
-    def heard(self, now: float) -> None:
+    def received(self, now: float) -> None:
         """Something was received."""
-        self._heard_at = now
+        self._received_at = now
         self._pinged_at = None
 
-    def look(self, now: float) -> Verdict:
+    def check(self, now: float) -> Verdict:
         """Judge the silence so far."""
-        slept, self._looked_at = now - self._looked_at > 2 * self.look_every_s, now
+        slept, self._looked_at = now - self._looked_at > 2 * self.check_every_s, now
         if slept:
             # This process was suspended: what arrived meanwhile is still unread.
-            self._heard_at, self._pinged_at = max(self._heard_at, now - self.ping_after_s), None
+            self._received_at, self._pinged_at = (
+                max(self._received_at, now - self.ping_after_s),
+                None,
+            )
         if self._pinged_at is not None:
             return Verdict.DEAD if now - self._pinged_at >= self.answer_s else Verdict.WAIT
-        if now - self._heard_at >= self.ping_after_s:
+        if now - self._received_at >= self.ping_after_s:
             self._pinged_at = now
             return Verdict.PING
         return Verdict.WAIT

@@ -1,9 +1,10 @@
-"""What users give a client and see of it: the edge's address, options and states. Pure."""
+"""The address of the edge, and the options and states of a client. Pure."""
 
 import enum
 import urllib.parse
 from typing import (
     Annotated,
+    Final,
     NamedTuple,
 )
 
@@ -14,7 +15,19 @@ from eventbus.urls import (
     mask_url,
 )
 
-__all__ = ["Address", "ClientOptions", "ClientState", "StateChange", "parse_address"]
+__all__ = [
+    "Address",
+    "ClientOptions",
+    "ClientState",
+    "StateChange",
+    "check_history",
+    "check_type",
+    "parse_address",
+]
+
+
+MAX_HISTORY: Final = 1000
+"""The most messages that an edge gives at once."""
 
 
 class Address(NamedTuple):
@@ -32,8 +45,9 @@ class Address(NamedTuple):
 def parse_address(url: str) -> Address:
     """Parse `ws://host:port/ws`, `wss://`, `http://` or `https://`; the default path is `/ws`.
 
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and TypeError for what is no string.
     """
+    check_type("url", url, str)
     if not is_web_address(url, ("ws", "wss", "http", "https")):
         allowed = "ws://host:port/ws, wss://, http:// and https://"
         raise ValueError(f"{mask_url(url)!r} is not the address of an edge; allowed: {allowed}")
@@ -47,7 +61,24 @@ def parse_address(url: str) -> Address:
     )
 
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+def check_type(name: str, value: object, wanted: type) -> None:
+    """Check an argument of `connect`. Raises TypeError."""
+    if not isinstance(value, wanted):
+        # Its value may be secret.
+        raise TypeError(f"{name} is a {wanted.__name__}, not a {type(value).__name__}")
+
+
+def check_history(history: object, *, is_pattern: bool) -> None:
+    """Check how many earlier messages are requested. Raises TypeError and ValueError."""
+    if not isinstance(history, int) or isinstance(history, bool):
+        raise TypeError(f"history is a number of messages, not {history!r:.40}")
+    if not 0 <= history <= MAX_HISTORY:
+        raise ValueError(f"history={history}: 0 to {MAX_HISTORY} earlier messages can be requested")
+    if history and is_pattern:
+        raise ValueError("a pattern has no history: subscribe to the channel for it")
+
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -97,9 +128,12 @@ class ClientOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The largest accepted frame; a page of history is one frame."""
 
     def __post_init__(self) -> None:
-        # msgspec checks the limits of types only when it decodes.
+        # msgspec checks the limits of types only when it converts.
         for field in msgspec.structs.fields(type(self)):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name}={getattr(self, field.name)!r}: above 0 is allowed")
+            value = getattr(self, field.name)
+            try:
+                msgspec.convert(value, field.type)
+            except msgspec.ValidationError as exc:
+                raise ValueError(f"{field.name}={value!r}: {exc}") from None
         if self.first_delay > self.last_delay:
             raise ValueError("first_delay is longer than last_delay")

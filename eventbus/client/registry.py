@@ -1,17 +1,19 @@
-"""The subscriptions of a client: which one a frame is for, and which to join or leave."""
+"""The channels of a client: which one a frame is for, and which to join or leave."""
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.client.cursor import Phase
 from eventbus.client.frames import Frame
+from eventbus.client.joined import Claim, JoinedChannel
 from eventbus.client.requests import OnAnswer
-from eventbus.client.subscription import Subscription
 from eventbus.errors import ClientDisconnected, ClientRefused
+from eventbus.messages import json_decoder
 
 __all__ = ["Ask", "Registry", "names"]
 
@@ -27,69 +29,78 @@ Ask = Callable[[str, dict[str, Any], OnAnswer | None], Awaitable[Frame]]
 
 
 class _Notice(msgspec.Struct):
-    """The fields that are read of an edge's own event about a subscription."""
+    """The fields that are read of an edge's own event about a channel."""
 
     pattern: str | None = None
     reason: str = "unsubscribed"
 
 
-_decode_notice: Final = msgspec.json.Decoder(_Notice).decode
+_decode_notice: Final = json_decoder(_Notice)
 
 
 class Registry:
-    """Subscriptions by their channels and patterns."""
+    """Channels and patterns by their names; patterns in the order in which they are joined."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[str, Subscription] = {}
-        self._unsettled: dict[Subscription, None] = {}
+        self._channels: dict[str, JoinedChannel] = {}
+        self._unsettled: dict[JoinedChannel, None] = {}
         self._has_unsettled = asyncio.Event()
 
-    def __iter__(self) -> Iterator[Subscription]:
-        return iter(list(self._subscriptions.values()))
+    def __iter__(self) -> Iterator[JoinedChannel]:
+        return iter(list(self._channels.values()))
 
-    def get(self, channel: str) -> Subscription | None:
-        """The subscription to a channel or pattern."""
-        return self._subscriptions.get(channel)
+    def get(self, channel: str) -> JoinedChannel | None:
+        """A channel or pattern, if it is one of them."""
+        return self._channels.get(channel)
 
-    def add(self, subscription: Subscription) -> None:
-        """Add a subscription, and join its channel as soon as possible."""
-        self._subscriptions[subscription.channel] = subscription
-        self.settle(subscription)
+    def add(self, channel: JoinedChannel) -> None:
+        """Add a channel, and join it as soon as possible."""
+        self._channels[channel.channel] = channel
+        self.settle(channel)
 
-    def discard(self, subscription: Subscription) -> None:
-        """Remove a subscription."""
-        if self._subscriptions.get(subscription.channel) is subscription:
-            del self._subscriptions[subscription.channel]
+    def discard(self, channel: JoinedChannel) -> None:
+        """Remove a channel."""
+        if self._channels.get(channel.channel) is channel:
+            del self._channels[channel.channel]
 
     def clear(self) -> None:
         """Remove all."""
-        self._subscriptions.clear()
+        self._channels.clear()
 
-    def settle(self, subscription: Subscription) -> None:
-        """Join or leave a channel at the edge, as the subscription's phase says."""
-        self._unsettled[subscription] = None
+    def settle(self, channel: JoinedChannel) -> None:
+        """Join or leave a channel at the edge, as its phase says."""
+        self._unsettled[channel] = None
         self._has_unsettled.set()
 
     # A connection
 
     def connected(self) -> None:
-        """Join all channels over a new connection."""
-        self._unsettled = dict.fromkeys(self._subscriptions.values())
+        """Join all over a new connection: channels, then patterns in their earlier order.
+
+        So the edge can leave out missed messages of a pattern that a channel brings.
+        """
+        in_order = sorted(self._channels.values(), key=lambda each: not each.pattern.is_exact)
+        self._unsettled = dict.fromkeys(in_order)
         self._has_unsettled.set()
 
     def lost(self) -> None:
         """The connection was lost."""
-        for subscription in self:
-            subscription.lost()
+        for channel in self:
+            channel.lost()
+
+    def forget_positions(self) -> None:
+        """Continue with new messages after the next join; the messages in between are lost."""
+        for channel in self:
+            channel.cursor.forget()
 
     async def run(self, ask: Ask) -> None:
         """Join and leave channels as needed, a few at a time, until cancelled."""
         backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         while True:
             await self._has_unsettled.wait()
-            batch = list(self._unsettled)[:JOINS_AT_ONCE]
-            for subscription in batch:
-                del self._unsettled[subscription]
+            batch = self._next_batch()
+            for channel in batch:
+                del self._unsettled[channel]
             if not self._unsettled:
                 self._has_unsettled.clear()
             if all(await asyncio.gather(*(self._settle(ask, each) for each in batch))):
@@ -97,66 +108,85 @@ class Registry:
                 continue
             await asyncio.sleep(backoff.next())
 
-    async def _settle(self, ask: Ask, subscription: Subscription) -> bool:
-        """Bring the edge's side of a subscription in line with ours; False to try again later."""
-        cursor, fields = subscription.cursor, names(subscription)
+    def _next_batch(self) -> list[JoinedChannel]:
+        """Channels first; then one pattern at a time, which keeps their order if one is refused."""
+        if exact := [each for each in self._unsettled if each.pattern.is_exact]:
+            return exact[:JOINS_AT_ONCE]
+        in_order = (each for each in self._channels.values() if each in self._unsettled)
+        first = next(in_order, None) or next(iter(self._unsettled), None)
+        return [] if first is None else [first]
+
+    async def _settle(self, ask: Ask, channel: JoinedChannel) -> bool:
+        """Bring the edge's side of a channel in line with ours; False to try again later."""
+        cursor, fields = channel.cursor, names(channel)
         try:
-            if subscription.is_held and cursor.phase is not Phase.ACTIVE:
-                if self._subscriptions.get(subscription.channel, subscription) is subscription:
+            if channel.is_held and cursor.phase is not Phase.ACTIVE:
+                if self._channels.get(channel.channel, channel) is channel:
                     await ask("unsubscribe", fields, None)
-                subscription.is_held = False
+                channel.left()
             if cursor.phase is Phase.WAITING:
                 fields["data"] = cursor.ask()
-                await ask("subscribe", fields, subscription.subscribed)
+                await ask("subscribe", fields, functools.partial(self._joined, channel))
         except ClientRefused as exc:
             if exc.code in _TEMPORARY:
-                return self._again(subscription)
-            self.discard(subscription)
-            subscription.refuse(exc)
+                return self._again(channel)
+            self.discard(channel)
+            channel.refuse(exc)
         except ClientDisconnected:
-            return self._again(subscription)
+            return self._again(channel)
         return True
 
-    def _again(self, subscription: Subscription) -> bool:
-        if subscription.cursor.phase is Phase.ASKED:
-            subscription.cursor.wait()
-        self.settle(subscription)
+    def _joined(self, channel: JoinedChannel, frame: Frame) -> None:
+        if not channel.subscribed(frame):  # this side has left meanwhile
+            self.settle(channel)
+
+    def _again(self, channel: JoinedChannel) -> bool:
+        if channel.cursor.phase is Phase.ASKED:
+            channel.cursor.wait()
+        self.settle(channel)
         return False
 
-    # What comes
+    # Incoming frames
 
     def receive(self, frame: Frame) -> None:
-        """Deliver a message to the subscription of its channel, or else of the first pattern.
+        """Deliver a message to its channel, or else to the first pattern that it is for.
 
-        The edge chooses in the same way. Raises ValueError for a frame that the edge must not send.
+        Raises ValueError for a frame that the edge must not send.
         """
-        if (subscription := self._subscription_of(frame.channel or "")) is not None:
-            subscription.receive(frame)
+        if (channel := self._channel_of(frame)) is not None:
+            self._deliver(channel, frame)
 
-    def _subscription_of(self, channel: str) -> Subscription | None:
-        exact = self._subscriptions.get(channel)
-        if exact is not None and exact.is_held:
-            return exact
-        for each in self._subscriptions.values():
-            if not each.pattern.is_exact and each.pattern.match(channel) is not None:
-                return each
+    def _deliver(self, channel: JoinedChannel, frame: Frame) -> None:
+        if not channel.receive(frame):  # it has no room
+            self.settle(channel)
+
+    def _channel_of(self, frame: Frame) -> JoinedChannel | None:
+        name = frame.channel or ""
+        exact = self._channels.get(name)
+        if exact is not None and (claim := exact.judge(frame)) is not Claim.OTHERS:
+            return exact if claim is Claim.MINE else None
+        for each in self._channels.values():
+            if each.pattern.is_exact or each.pattern.match(name) is None:
+                continue
+            if (claim := each.judge(frame)) is not Claim.OTHERS:
+                return each if claim is Claim.MINE else None
         return None
 
     def handle_system(self, frame: Frame) -> None:
         """Handle an edge's own event about a channel. Raises ValueError for malformed data."""
         if frame.event == "eb:unsubscribed":
             self._end(frame)
-        elif (subscription := self._subscriptions.get(_name_in(frame))) is not None:
-            subscription.receive(frame)
+        elif (channel := self._channels.get(_name_in(frame))) is not None:
+            self._deliver(channel, frame)
 
     def _end(self, frame: Frame) -> None:
         notice = _decode_notice(frame.data)
         name = _name_in(frame)
-        if (subscription := self._subscriptions.pop(name, None)) is not None:
-            subscription.receive(frame)
-            subscription.is_held = False
+        if (channel := self._channels.pop(name, None)) is not None:
+            channel.receive(frame)
+            channel.left()
             message = f"the edge has ended the subscription to {name}: {notice.reason}"
-            subscription.refuse(ClientRefused(message, code=notice.reason, channel=name))
+            channel.refuse(ClientRefused(message, code=notice.reason, channel=name))
 
 
 def _name_in(frame: Frame) -> str:
@@ -164,7 +194,7 @@ def _name_in(frame: Frame) -> str:
     return frame.channel or _decode_notice(frame.data).pattern or ""
 
 
-def names(subscription: Subscription) -> dict[str, Any]:
-    """The field of an action that names a subscription's channel or pattern."""
-    field = "channel" if subscription.pattern.is_exact else "pattern"
-    return {field: subscription.channel}
+def names(channel: JoinedChannel) -> dict[str, Any]:
+    """The field of an action that names a channel or pattern."""
+    field = "channel" if channel.pattern.is_exact else "pattern"
+    return {field: channel.channel}

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from eventbus.client.frames import Frame
+from eventbus.client.frames import ClientMessage, Frame, HistoryPage, Member
 from eventbus.errors import ClientDisconnected, ClientError, ClientRefused
+from eventbus.messages import json_decoder
 
-__all__ = ["OnAnswer", "Requests"]
+__all__ = ["OnAnswer", "Requests", "members_in", "page_in", "unreadable"]
 
 OnAnswer = Callable[[Frame], None]
 
@@ -23,8 +24,20 @@ class _Refusal(msgspec.Struct):
     message: str = ""
 
 
-_decode_ref = msgspec.json.Decoder(_Ref).decode
-_decode_refusal = msgspec.json.Decoder(_Refusal).decode
+class _Members(msgspec.Struct):
+    members: tuple[Member, ...] = ()
+
+
+class _Page(msgspec.Struct):
+    messages: tuple[Frame, ...] = ()
+    offset: int | None = None
+    epoch: str | None = None
+
+
+_decode_members = json_decoder(_Members)
+_decode_page = json_decoder(_Page)
+_decode_ref = json_decoder(_Ref)
+_decode_refusal = json_decoder(_Refusal)
 
 
 class Requests:
@@ -56,7 +69,10 @@ class Requests:
         self._waiting.pop(ref, None)
 
     def answer(self, frame: Frame) -> bool:
-        """Take a frame that is an answer; False if no request waits for it."""
+        """Take a frame that is an answer; False if no request waits for it.
+
+        Raises ValueError if `on_answer` cannot read it; the request has failed then.
+        """
         try:
             ref = _decode_ref(frame.data).ref
         except msgspec.DecodeError:
@@ -67,10 +83,15 @@ class Requests:
         future, action, channel, on_answer = waiting
         if frame.event == "eb:error":
             if not future.done():
-                future.set_exception(refusal(frame, action, channel))
+                future.set_exception(_error_of(frame, action, channel))
             return True
         if on_answer is not None:
-            on_answer(frame)
+            try:
+                on_answer(frame)
+            except ValueError as exc:
+                if not future.done():
+                    future.set_exception(unreadable(action, exc))
+                raise
         if not future.done():
             future.set_result(frame)
         return True
@@ -84,9 +105,35 @@ class Requests:
                 future.exception()  # perhaps nobody waits for it any more
 
 
-def refusal(frame: Frame, action: str, channel: str | None) -> ClientRefused:
+def unreadable(action: str, exc: ValueError) -> ClientDisconnected:
+    """The error of a request whose answer is malformed."""
+    return ClientDisconnected(f"{action}: the edge's answer cannot be read: {exc}")
+
+
+def members_in(answer: Frame) -> list[Member]:
+    """The members in an answer to `presence`. Raises ClientDisconnected if it is malformed."""
+    try:
+        return list(_decode_members(answer.data).members)
+    except ValueError as exc:
+        raise unreadable("presence", exc) from exc
+
+
+def page_in(answer: Frame) -> HistoryPage:
+    """The messages in an answer to `history`. Raises ClientDisconnected if it is malformed."""
+    try:
+        page = _decode_page(answer.data)
+    except ValueError as exc:
+        raise unreadable("history", exc) from exc
+    messages = tuple(ClientMessage.of(frame) for frame in page.messages)
+    return HistoryPage(messages=messages, offset=page.offset, epoch=page.epoch)
+
+
+def _error_of(frame: Frame, action: str, channel: str | None) -> ClientError:
     """The error in an `eb:error`."""
-    answer = _decode_refusal(frame.data)
+    try:
+        answer = _decode_refusal(frame.data)
+    except ValueError as exc:
+        return unreadable(action, exc)
     what = f"{action} {channel}" if channel else action
     return ClientRefused(
         f"{what}: {answer.message} ({answer.code})", code=answer.code, channel=channel

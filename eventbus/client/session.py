@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, OutageLog
 from eventbus.client.frames import Frame
 from eventbus.client.link import FAILED, Link, Lost
 from eventbus.client.options import ClientOptions
@@ -15,6 +15,7 @@ from eventbus.client.registry import Registry
 from eventbus.client.requests import OnAnswer, Requests
 from eventbus.client.tokens import TokenSource
 from eventbus.errors import ClientDisconnected, ClientError, ClientRefused
+from eventbus.messages import json_decoder
 
 __all__ = ["Session"]
 
@@ -31,7 +32,7 @@ class _Notice(msgspec.Struct):
     message: str = ""
 
 
-_decode_notice: Final = msgspec.json.Decoder(_Notice).decode
+_decode_notice: Final = json_decoder(_Notice)
 
 
 class Session:
@@ -55,16 +56,24 @@ class Session:
         self._requests = Requests(options.max_requests)
         self._request_timeout_s = options.request_timeout
         self._steady_after_s = options.steady_after
+        self._outage = OutageLog(_log, "the token was renewed")
 
-    async def run(self, *, on_ready: Callable[[], None], on_steady: Callable[[], None]) -> None:
+    async def run(
+        self,
+        *,
+        on_ready: Callable[[], None],
+        on_steady: Callable[[], None],
+        on_skip: Callable[[str], None],
+    ) -> None:
         """Authenticate, and keep the subscriptions joined until the end. Always raises Lost.
 
         `on_ready` is called when the edge has accepted the token, `on_steady` when the connection
-        has lasted for `steady_after`.
+        has lasted for `steady_after`, and `on_skip` with the reason for each frame that cannot be
+        read.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._link.read(self._receive))
+                group.create_task(self._link.read(self._receive, on_skip))
                 group.create_task(self._link.watch())
                 await self._authenticate()
                 self._subscriptions.connected()
@@ -119,7 +128,10 @@ class Session:
             raise Lost(code, str(exc), refusal=refusal) from exc
         except ClientDisconnected as exc:
             raise Lost(FAILED, str(exc)) from exc
-        self.user_id = _decode_notice(answer.data).user_id
+        try:
+            self.user_id = _decode_notice(answer.data).user_id
+        except ValueError as exc:
+            raise Lost(FAILED, f"auth: the edge's answer cannot be read: {exc}") from exc
 
     async def _renew(self) -> None:
         """Send the edge a new token whenever it asks for one."""
@@ -134,8 +146,9 @@ class Session:
             self._tokens.renew()
             try:
                 await self._ask_auth(await self._tokens.get() or "")
+                self._outage.ended()
             except (ClientError, Lost) as exc:
-                _log.warning("the token could not be renewed: %s", exc)
+                self._outage.failed("the token could not be renewed: %s", exc)
                 await asyncio.sleep(_RENEW_AGAIN.delay(0))
                 # An edge closes with 4001 after three bad tokens: after the first, wait for 4202.
                 if not isinstance(exc, ClientRefused):

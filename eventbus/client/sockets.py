@@ -17,11 +17,15 @@ _CLOSE_S: Final = 2.0
 class _Socket(socket.socket):
     """A socket that reports its close."""
 
-    on_close: Callable[["_Socket"], object]
+    def __init__(
+        self, family: int, kind: int, protocol: int, on_close: Callable[["_Socket"], object]
+    ) -> None:
+        super().__init__(family, kind, protocol)
+        self._on_close = on_close
 
     def close(self) -> None:
         super().close()
-        self.on_close(self)
+        self._on_close(self)
 
 
 class Sockets:
@@ -50,8 +54,7 @@ class Sockets:
 
     def _make(self, address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, *_ = address
-        made = _Socket(family, kind, protocol)
-        made.on_close = self._forget
+        made = _Socket(family, kind, protocol, self._forget)
         self._open.add(made)
         self._none_open.clear()
         return made

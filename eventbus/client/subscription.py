@@ -1,22 +1,24 @@
-"""A subscription of the client: to one channel, or to the channels of a pattern."""
+"""A subscription to one channel, or to the channels of a pattern; several may share it."""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
-from eventbus.channels import Pattern
-from eventbus.client.cursor import Cursor, Phase
+from eventbus.attempts import is_power_of_two
+from eventbus.client.cursor import Phase
 from eventbus.client.frames import ClientMessage, Frame, HistoryPage, Member
 from eventbus.client.handlers import ANY, Handlers
 from eventbus.client.inbox import Ended, Inbox
-from eventbus.errors import ClientClosed, ClientError, ClientRefused
+from eventbus.client.joined import JoinedChannel
+from eventbus.client.requests import members_in
+from eventbus.errors import ClientError
 from eventbus.events import Event
 from eventbus.messages import encode_data
-from eventbus.tasks import STUBBORN_S
+from eventbus.tasks import CANCEL_GRACE_S
 
 __all__ = ["ChannelHandlers", "Subscription", "SubscriptionOwner"]
 
@@ -33,83 +35,68 @@ class SubscriptionOwner(Protocol):
     async def ask(self, action: str, **fields: Any) -> Frame:
         """Send an action to the edge; returns its answer. Raises ClientError."""
 
-    async def leave(self, subscription: "Subscription") -> None:
-        """End a subscription, here and at the edge."""
+    async def presence(self, channel: str) -> list[Member]:
+        """The members of a channel."""
 
-    def settle(self, subscription: "Subscription") -> None:
-        """Join or leave the channel at the edge, as the subscription's phase says."""
+    async def history(self, channel: str, limit: int, *, since: int | None) -> HistoryPage:
+        """Stored messages of a channel."""
+
+    async def leave(self, subscription: "Subscription") -> None:
+        """End a subscription; leave the channel with the last one."""
+
+    def settle(self, joined: JoinedChannel) -> None:
+        """Join or leave the channel at the edge, as its phase says."""
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[Any] | None":
         """Run a subscription's handlers in the background; None in a closed client."""
-
-
-class _Position(msgspec.Struct):
-    offset: int | None = None
-    epoch: str | None = None
-    mark: str | None = None
-    recovered: bool | None = None
-
-
-class _Members(msgspec.Struct):
-    members: tuple[Member, ...] = ()
-
-
-class _Page(msgspec.Struct):
-    messages: tuple[Frame, ...] = ()
-    offset: int | None = None
-    epoch: str | None = None
-
-
-_decode_position: Final = msgspec.json.Decoder(_Position).decode
 
 
 class Subscription:
     """Delivers a channel's messages to handlers, to `async for message in subscription`, or both.
 
     It outlives connections. Its handlers run one after another, in the order of the messages, and
-    independently of other subscriptions.
+    independently of other subscriptions, those to the same channel included.
     """
 
     def __init__(
-        self, client: SubscriptionOwner, channel: str, *, history: int = 0, buffer: int = 1000
+        self, client: SubscriptionOwner, joined: JoinedChannel, *, buffer: int = 1000
     ) -> None:
-        """Use `EdgeClient.subscribe` instead. Raises InvalidPattern."""
-        self.channel = channel
-        self.pattern = Pattern(channel)
-        self.cursor = Cursor(history=history, resumable=self.pattern.is_exact)
+        """Use `EdgeClient.subscribe` instead."""
+        self.channel = joined.channel
+        self.pattern = joined.pattern
         self.overflows = 0
-        """How many times a slow consumer made the subscription leave messages in the stream."""
+        """How many times its slow consumer made the client leave messages in the stream."""
         self.dropped = 0
         """Unstored messages lost to a slow consumer, and messages that nobody consumed."""
         self.error: ClientError | None = None
         """Why it ended, unless this side ended it."""
-        self.is_held = False
-        """Whether the edge has this subscription, on the current connection."""
+        self.of_channel = joined
+        """The channel as the edge has it, shared with other subscriptions."""
         self._client = client
-        self._name = f"subscription to {channel}"
+        self._gaps_before = joined.cursor.gaps
+        self._is_ended = False
+        self._name = joined.name
         self._handlers = Handlers(self._name)
         self._limit = buffer
         self._for_handlers = Inbox(buffer, self._make_room)
         self._for_iteration = Inbox(buffer, self._make_room)
         self._is_iterated = False
-        self._joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._joined.add_done_callback(_retrieve)
         self._worker: asyncio.Task[Any] | None = None
 
     @property
     def is_active(self) -> bool:
         """Whether the subscription receives messages now."""
-        return self.cursor.phase is Phase.ACTIVE
+        return not self._is_ended and self.of_channel.cursor.phase is Phase.ACTIVE
 
     @property
     def recovered(self) -> bool | None:
         """Whether the last reconnect recovered all messages; None before the first one."""
-        return self.cursor.recovered
+        return self.of_channel.cursor.recovered
 
     @property
     def gaps(self) -> int:
         """How many times messages were lost for good."""
-        return self.cursor.gaps
+        return self.of_channel.cursor.gaps - self._gaps_before
 
     @property
     def failures(self) -> int:
@@ -132,11 +119,11 @@ class Subscription:
         `eb:presence.joined`, …
 
         A handler may be a coroutine function. Its exceptions are logged and counted, and later
-        messages are delivered all the same. Raises TypeError if it is not callable, and
-        EventDefinitionError for an Event that cannot be read.
+        messages are delivered anyway. Raises TypeError for what cannot be a handler and for a
+        `type` that cannot be decoded, and EventDefinitionError for an Event that cannot be read.
         """
         remove = self._handlers.add(event, handler, type, self.channel)
-        if self._worker is None and self.cursor.phase is not Phase.ENDED:
+        if self._worker is None and not self._is_ended:
             self._begin_work()
         return remove
 
@@ -162,27 +149,24 @@ class Subscription:
 
         Raises as `whisper` does.
         """
-        data = None
         if info is not None:
             data = msgspec.Raw(encode_data(dict(info), "the info of a member"))
-        answer = await self._client.ask("presence", channel=self.channel, data=data)
-        return list(msgspec.json.decode(answer.data, type=_Members).members)
+            answer = await self._client.ask("presence", channel=self.channel, data=data)
+            return members_in(answer)
+        return await self._client.presence(self.channel)
 
     async def history(self, limit: int = 100, *, since: int | None = None) -> HistoryPage:
         """The first `limit` stored messages after the offset `since`; without it, the last ones.
 
         Raises as `whisper` does.
         """
-        data = {"limit": limit} if since is None else {"limit": limit, "since": since}
-        answer = await self._client.ask("history", channel=self.channel, data=data)
-        page = msgspec.json.decode(answer.data, type=_Page)
-        messages = tuple(ClientMessage.of(frame) for frame in page.messages)
-        return HistoryPage(messages=messages, offset=page.offset, epoch=page.epoch)
+        return await self._client.history(self.channel, limit, since=since)
 
     async def unsubscribe(self) -> None:
-        """Leave the channel. Messages that wait for handlers are dropped.
+        """End this subscription, and leave the channel if it is the last one to it.
 
-        Those that wait for iteration are not. Leaving again is harmless.
+        Messages that wait for handlers are dropped; those that wait for iteration are not. Calling
+        it again is harmless.
         """
         await self._client.leave(self)
 
@@ -205,48 +189,24 @@ class Subscription:
     def __aiter__(self) -> AsyncIterator[ClientMessage]:
         return self.messages()
 
-    # For the client
+    # For the channel
 
-    async def joined(self) -> None:
-        """Wait for the first answer of the edge. Raises ClientRefused, ClientClosed."""
-        await asyncio.shield(self._joined)
+    @property
+    def has_room(self) -> bool:
+        """Whether enough room is free to go on after a slow phase."""
+        return self._for_handlers.has_room and self._for_iteration.has_room
 
-    def subscribed(self, frame: Frame) -> None:
-        """Take the edge's answer to the join."""
-        start = _decode_position(frame.data)
-        self.is_held = True
-        if self.cursor.phase is not Phase.ASKED:  # this side has left meanwhile
-            self._client.settle(self)
-            return
-        self.cursor.subscribed(
-            start.offset, start.epoch, recovered=start.recovered, mark=start.mark
-        )
-        if self.cursor.recovered is False:
-            self._log_gap()
-        if not self._joined.done():
-            self._joined.set_result(None)
-        self._offer_event(frame)
+    def has_room_for(self, frame: Frame) -> bool:
+        """Whether a message fits."""
+        if self._handlers.handles(frame.event, is_system=False) and (
+            len(self._for_handlers) >= self._limit
+        ):
+            return False
+        return not self._is_iterated or len(self._for_iteration) < self._limit
 
-    def _log_gap(self) -> None:
-        _log.warning("the %s has lost messages that cannot be recovered", self._name)
-
-    def receive(self, frame: Frame) -> None:
-        """Take a frame of the channel."""
-        if frame.is_system:
-            if frame.event == "eb:subscribed":
-                self._note_gap(_decode_position(frame.data))
-            self._offer_event(frame)
-            return
-        has_room = self._has_room_for(frame)
-        if not has_room and self.cursor.phase is Phase.ACTIVE:
-            self._fall_behind()
-        if self.cursor.phase is Phase.BEHIND:
-            self.dropped += frame.offset is None or not self.pattern.is_exact
-            return
-        if not self.cursor.take(frame.offset, frame.epoch, frame.mark):
-            return
-        message = ClientMessage.of(frame, after_gap=self.cursor.take_gap())
-        if self._handlers.wants(frame.event, is_system=False):
+    def offer(self, message: ClientMessage) -> None:
+        """Take a message, for handlers and for iteration."""
+        if self._handlers.handles(message.event, is_system=False):
             self._for_handlers.offer(message)
         is_wanted = self._is_iterated or not self._handlers.take_messages
         if is_wanted and not self._for_iteration.offer(
@@ -256,27 +216,32 @@ class Subscription:
             self._for_iteration.offer(message)
             self._count_dropped()
 
-    def _note_gap(self, start: _Position) -> None:
-        # A subscription that is behind asks again from its own position.
-        if start.recovered is False and self.cursor.phase is Phase.ACTIVE:
-            self.cursor.missed(start.offset, start.epoch, start.mark)
-            self._log_gap()
+    def offer_event(self, frame: Frame) -> None:
+        """Take an edge's own event about the channel."""
+        if self._handlers.handles(frame.event, is_system=True):
+            event = msgspec.structs.replace(frame, channel=frame.channel or self.channel)
+            if not self._for_handlers.offer(ClientMessage.of(event)):
+                self._count_dropped()
 
-    def lost(self) -> None:
-        """The connection was lost."""
-        self.is_held = False
-        self.cursor.lost()
+    def fell_behind(self) -> None:
+        """Its slow consumer makes the channel leave messages in the stream."""
+        self.overflows += 1
+        _log.warning(
+            "the consumer of the %s is too slow: %d messages wait, later ones stay in the stream",
+            self._name,
+            self._limit,
+        )
+
+    def dropped_unstored(self) -> None:
+        """A message that no stream stores was dropped, because a consumer is too slow."""
+        self.dropped += 1
 
     def end(self, error: ClientError | None) -> None:
         """End it; `error` is the reason, unless this side ended it."""
-        if self.cursor.phase is Phase.ENDED:
+        if self._is_ended:
             return
-        self.cursor.phase = Phase.ENDED
+        self._is_ended = True
         self.error = error
-        if not self._joined.done():
-            self._joined.set_exception(
-                error or ClientClosed(f"the {self._name} was ended", close_code=1000)
-            )
         self._for_iteration.end(error)
         self._for_handlers.end(error)
 
@@ -286,43 +251,19 @@ class Subscription:
         worker, self._worker = self._worker, None
         if worker is not None and worker is not asyncio.current_task():
             worker.cancel()
-            await asyncio.wait({worker}, timeout=STUBBORN_S)  # its owner reports its faults
-
-    def _has_room_for(self, frame: Frame) -> bool:
-        if self._handlers.wants(frame.event, is_system=False) and (
-            len(self._for_handlers) >= self._limit
-        ):
-            return False
-        return not self._is_iterated or len(self._for_iteration) < self._limit
-
-    def _offer_event(self, frame: Frame) -> None:
-        if self._handlers.wants(frame.event, is_system=True):
-            event = msgspec.structs.replace(frame, channel=frame.channel or self.channel)
-            if not self._for_handlers.offer(ClientMessage.of(event)):
-                self._count_dropped()
+            await asyncio.wait({worker}, timeout=CANCEL_GRACE_S)  # its owner reports its faults
 
     def _count_dropped(self) -> None:
         self.dropped += 1
-        if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+        if is_power_of_two(self.dropped):
             _log.warning(
                 "the %s drops messages that nobody consumes: %d so far", self._name, self.dropped
             )
 
-    def _fall_behind(self) -> None:
-        self.overflows += 1
-        self.cursor.fall_behind()
-        _log.warning(
-            "the consumer of the %s is too slow: %d messages wait, later ones stay in the stream",
-            self._name,
-            self._limit,
-        )
-        self._client.settle(self)
-
     def _make_room(self) -> None:
-        inboxes: Iterable[Inbox] = (self._for_handlers, self._for_iteration)
-        if self.cursor.phase is Phase.BEHIND and all(inbox.has_room for inbox in inboxes):
-            self.cursor.wait()
-            self._client.settle(self)
+        if self.of_channel.waits_for_room:
+            self.of_channel.cursor.wait()
+            self._client.settle(self.of_channel)
 
     def _begin_work(self) -> None:
         self._worker = self._client.start(self._work(), f"eventbus {self._name}")
@@ -331,8 +272,8 @@ class Subscription:
 
     def _resume_work(self, worker: "asyncio.Task[Any]") -> None:
         """Handle messages in a new task if a handler has cancelled the task that ran it."""
-        if worker is self._worker and worker.cancelled() and self.cursor.phase is not Phase.ENDED:
-            self._handlers.failures += 1
+        if worker is self._worker and worker.cancelled() and not self._is_ended:
+            self._handlers.count_failure()
             _log.error("a handler of %s cancelled the task that runs it", self._name)
             self._begin_work()
 
@@ -340,15 +281,3 @@ class Subscription:
         with contextlib.suppress(Ended):
             while True:
                 await self._handlers.call(await self._for_handlers.take())
-
-    def refuse(self, error: ClientRefused) -> None:
-        """The edge refuses the subscription, or has ended it."""
-        if self._joined.done():
-            _log.warning("the %s has ended: %s", self._name, error)
-        self.end(error)
-
-
-def _retrieve(future: "asyncio.Future[None]") -> None:
-    """Mark the exception as seen: callers of `joined` raise it, and there may be none."""
-    if not future.cancelled():
-        future.exception()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from eventbus.client.link import FAILED, Lost
-from eventbus.user_code import call_apart, cause_of
+from eventbus.user_code import call_apart, cause_of, check_callable
 
 __all__ = ["Token", "TokenSource"]
 
@@ -19,6 +19,8 @@ class TokenSource:
         """Raises TypeError for anything but a Token."""
         if token is not None and not isinstance(token, str) and not callable(token):
             raise TypeError("a token is a string, or an async function that returns one")
+        if callable(token):
+            check_callable(token, "a token function", 0)
         self.expiring = asyncio.Event()
         """Set when the edge reports that the token expires soon."""
         self._ask = token if callable(token) else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from eventbus.channels import Pattern
-from eventbus.contracts.catalogue import Contract, Kind, shared
+from eventbus.contracts.catalogue import Contract, Kind, channel_contracts
 from eventbus.contracts.jsonschema import Schema, envelope, schemas_of
 
 __all__ = ["Server", "document", "servers_object"]
@@ -48,7 +48,7 @@ def document(
     `version` is the version of the application, and `namespace` that of its NATS subjects. Events
     whose type does not declare channels have a message and a schema, but no operation.
     """
-    events = shared(contracts)
+    events = channel_contracts(contracts)
     data, components = schemas_of([each.data for each in events], ref_template=_REF)
     messages = _keys(each.name for each in events)
     channels = _keys(_plain(text) for text in _texts(events))
@@ -100,19 +100,19 @@ def servers_object(servers: Mapping[str, Server]) -> Schema:
 
 
 def _server(server: Server) -> Schema:
-    made: Schema = {"host": server.host, "protocol": server.protocol}
+    server_object: Schema = {"host": server.host, "protocol": server.protocol}
     if server.path:
-        made["pathname"] = server.path
+        server_object["pathname"] = server.path
     match server.protocol:
         case "ws" | "wss":
-            made["description"] = "An edge, for clients (subprotocol eventbus.v1)."
-            made["security"] = [{"$ref": f"{_SECURITY}token"}]
+            server_object["description"] = "An edge, for clients (subprotocol eventbus.v1)."
+            server_object["security"] = [{"$ref": f"{_SECURITY}token"}]
         case "http" | "https":
-            made["description"] = "The HTTP API of an edge: publish with POST."
-            made["security"] = [{"$ref": f"{_SECURITY}apiKey"}]
+            server_object["description"] = "The HTTP API of an edge: publish with POST."
+            server_object["security"] = [{"$ref": f"{_SECURITY}apiKey"}]
         case _:
-            made["description"] = "The bus between services."
-    return made
+            server_object["description"] = "The bus between services."
+    return server_object
 
 
 def _channel(
@@ -120,21 +120,21 @@ def _channel(
 ) -> Schema:
     pattern = Pattern(text)
     address, parameters = _address(text)
-    made: Schema = {
+    channel_object: Schema = {
         "address": address,
         "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in messages},
     }
     if parameters:
-        made["parameters"] = parameters
-    made["description"] = (
+        channel_object["parameters"] = parameters
+    channel_object["description"] = (
         f"On NATS: publish to `{namespace}.event.{pattern.filter}`, "
         f"subscribe to `{namespace}.live.{pattern.filter}`."
     )
     if any(server.protocol in ("ws", "wss") for server in servers.values()):
         query = {"channel": {"type": "string"}, "auth_token": {"type": "string"}}
         binding = {"method": "GET", "query": {"type": "object", "properties": query}}
-        made["bindings"] = {"ws": {**binding, "bindingVersion": "0.1.0"}}
-    return made
+        channel_object["bindings"] = {"ws": {**binding, "bindingVersion": "0.1.0"}}
+    return channel_object
 
 
 def _address(text: str) -> tuple[str, dict[str, Schema]]:
@@ -147,6 +147,7 @@ def _address(text: str) -> tuple[str, dict[str, Schema]]:
             name, description = f"token{position + 1}", "One token."
         elif token.startswith("{"):
             name, description = token[1:-1], "One token of letters, digits and _ = @ , ; -"
+            description += "; other characters are escaped as ~hh, for each byte of UTF-8."
         else:
             continue
         tokens[position] = f"{{{name}}}"
@@ -185,7 +186,7 @@ def _message(contract: Contract, data: Schema) -> Schema:
             "description": f"The version of the type; currently {contract.version}.",
         },
     }
-    made: Schema = {
+    message_object: Schema = {
         "name": contract.name,
         "title": contract.cls.__name__,
         "summary": summary,
@@ -197,8 +198,8 @@ def _message(contract: Contract, data: Schema) -> Schema:
         "x-durable": not contract.volatile,
     }
     if contract.kind is Kind.CLIENT:
-        del made["headers"]  # the edge sets them
-    return {key: value for key, value in made.items() if value != ""}
+        del message_object["headers"]  # the edge sets them
+    return {key: value for key, value in message_object.items() if value != ""}
 
 
 def draft7(value: Any) -> Any:
@@ -207,20 +208,20 @@ def draft7(value: Any) -> Any:
         return [draft7(each) for each in value]
     if not isinstance(value, dict):
         return value
-    made = {}
+    converted = {}
     for key, each in value.items():
         match key:
             case "default" | "enum" | "const":
-                made[key] = each
+                converted[key] = each
             case "properties":
-                made[key] = {name: draft7(of_field) for name, of_field in each.items()}
+                converted[key] = {name: draft7(of_field) for name, of_field in each.items()}
             case "prefixItems":
-                made["items"] = draft7(each)
+                converted["items"] = draft7(each)
             case "items" if "prefixItems" in value:
-                made["additionalItems"] = draft7(each)
+                converted["additionalItems"] = draft7(each)
             case _:
-                made[key] = draft7(each)
-    return made
+                converted[key] = draft7(each)
+    return converted
 
 
 def _texts(events: Iterable[Contract]) -> list[str]:

@@ -5,9 +5,18 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from eventbus.contracts.docs import class_doc
-from eventbus.events import Event, ShouldBroadcast, data_type, event_definition, event_types
+from eventbus.events import (
+    Event,
+    ShouldBroadcast,
+    data_has_models,
+    data_type,
+    event_decoder,
+    event_definition,
+    event_types,
+)
+from eventbus.messages import decodable
 
-__all__ = ["Contract", "Kind", "catalogue", "shared"]
+__all__ = ["Contract", "Kind", "catalogue", "channel_contracts"]
 
 
 class Kind(enum.StrEnum):
@@ -45,7 +54,8 @@ class Contract(NamedTuple):
 def catalogue(types: Iterable[type[Event]] | None = None) -> tuple[Contract, ...]:
     """The contracts of the event types, by default all defined ones, sorted by name.
 
-    Raises EventDefinitionError if the annotation of a `broadcast_with` cannot be resolved.
+    Raises EventDefinitionError if the annotation of a `broadcast_with` cannot be resolved, or has
+    Pydantic models that cannot be sent.
     """
     if types is None:
         types = event_types().values()
@@ -53,7 +63,7 @@ def catalogue(types: Iterable[type[Event]] | None = None) -> tuple[Contract, ...
     return tuple(sorted(found, key=lambda contract: contract.name))
 
 
-def shared(contracts: Iterable[Contract]) -> tuple[Contract, ...]:
+def channel_contracts(contracts: Iterable[Contract]) -> tuple[Contract, ...]:
     """The contracts of the events on channels: broadcast events and client events."""
     return tuple(each for each in contracts if each.kind in (Kind.BROADCAST, Kind.CLIENT))
 
@@ -72,6 +82,10 @@ def _contract(cls: type[Event]) -> Contract:
     if not chooses and definition.channel is not None:
         patterns = (definition.channel,)
     queue = definition.queue
+    if _kind(cls) is not Kind.LOCAL and not definition.abstract:
+        event_decoder(cls)  # completes the type, whose module may have defined names after it
+        if definition.broadcasts:
+            data_has_models(cls)  # refuses models that cannot be sent
     return Contract(
         name=definition.wire_name,
         kind=_kind(cls),
@@ -81,7 +95,7 @@ def _contract(cls: type[Event]) -> Contract:
         queue=None if queue is None else queue.queue,
         queued=queue is not None,
         cls=cls,
-        data=data_type(cls) if definition.broadcasts else cls,
+        data=decodable(data_type(cls)) if definition.broadcasts else cls,
         doc=class_doc(cls),
     )
 

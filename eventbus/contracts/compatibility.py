@@ -107,10 +107,10 @@ def _of_itself(old: Locked, new: Locked) -> Iterator[Difference]:
 
 
 def _of_channels(old: Locked, new: Locked) -> Iterator[Difference]:
-    olds = {Pattern(text).filter: text for text in old.channels}
-    news = {Pattern(text).filter: text for text in new.channels}
-    gone = [olds[each] for each in sorted(olds.keys() - news.keys())]
-    added = [news[each] for each in sorted(news.keys() - olds.keys())]
+    old_by_filter = {Pattern(text).filter: text for text in old.channels}
+    new_by_filter = {Pattern(text).filter: text for text in new.channels}
+    gone = [old_by_filter[each] for each in sorted(old_by_filter.keys() - new_by_filter.keys())]
+    added = [new_by_filter[each] for each in sorted(new_by_filter.keys() - old_by_filter.keys())]
     if len(gone) == len(added) == 1:
         yield Difference("", f"channel changed from {gone[0]} to {added[0]}", BOTH)
     else:
@@ -118,9 +118,9 @@ def _of_channels(old: Locked, new: Locked) -> Iterator[Difference]:
             yield Difference("", f"channel {text} removed", BOTH)
         for text in added:
             yield Difference("", f"channel {text} added", NOBODY)
-    for each in sorted(olds.keys() & news.keys()):
-        if olds[each] != news[each]:
-            words = f"channel {olds[each]} renamed to {news[each]}: same channels"
+    for each in sorted(old_by_filter.keys() & new_by_filter.keys()):
+        if old_by_filter[each] != new_by_filter[each]:
+            words = f"channel {old_by_filter[each]} renamed to {new_by_filter[each]}: same channels"
             yield Difference("", words, NOBODY)
 
 

@@ -8,7 +8,7 @@ A change breaks
   yet updated, and that in history and queues.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from eventbus.contracts.bounds import bounds
@@ -69,7 +69,9 @@ class _Comparison:
         """The members of a union by their distinguishing key, and whether null is one of them."""
         members: dict[str, Any] = {}
         has_null = False
-        for each in schema.get("anyOf", [schema]):
+        choices = schema.get("anyOf", [schema])
+        keys = _keys([self._resolved(each, defs) for each in choices], choices)
+        for each, key in zip(choices, keys, strict=True):
             member = self._resolved(each, defs)
             if member.get("type") == "null":
                 has_null = True
@@ -84,7 +86,7 @@ class _Comparison:
                     same = [each for each in values if _kind_of(each) == kind and each is not None]
                     members[kind] = member | {"enum": same}
             else:
-                members[_key(member)] = member
+                members[key] = member
         return members, has_null
 
     def _one(self, old: Any, new: Any, place: str) -> Iterator[Difference]:
@@ -224,11 +226,23 @@ def _kind_of(value: Any) -> str:
     return "string" if isinstance(value, str) else "integer"
 
 
-def _key(member: Any) -> str:
-    """The key that distinguishes a member of a union: its tag, or its kind of type.
+def _keys(members: Sequence[Any], choices: Sequence[Any]) -> list[str]:
+    """The keys that distinguish the members of a union.
 
-    A msgspec union has at most one member per kind, so lists of two types are the same member.
+    A msgspec union has at most one member per kind. A union of Pydantic models may have several:
+    their names distinguish models, and other members are the same only if nothing has changed.
     """
+    keys = [_key(member) for member in members]
+    return [
+        _ref(choice) or f"{key} {json_text(choice)}" if keys.count(key) > 1 else key
+        for key, choice in zip(keys, choices, strict=True)
+    ]
+
+
+def _key(member: Any) -> str:
+    """The key that distinguishes a member of a union: its tag, or its kind of type."""
+    if "anyOf" in member or _is_any(member):
+        return ""
     for name, field in member.get("properties", {}).items():
         if len(field.get("enum", ())) == 1:
             return f"{name} = {json_text(field['enum'][0])}"

@@ -6,11 +6,12 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from eventbus.channels import Pattern
-from eventbus.contracts.catalogue import Contract, Kind, shared
+from eventbus.channels import TOKEN_REGEX, Pattern
+from eventbus.contracts.catalogue import Contract, Kind, channel_contracts
 from eventbus.contracts.docs import class_doc, field_docs
 from eventbus.errors import EventDefinitionError
 from eventbus.events import qualified_name
+from eventbus.messages import MODEL_REF, decodable, encode_model, model_schemas
 
 __all__ = ["Schema", "channel_regex", "document", "envelope", "schemas_of"]
 
@@ -18,7 +19,6 @@ Schema: TypeAlias = dict[str, Any]
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _REF: Final = "#/$defs/{name}"
-_TOKEN: Final = "[A-Za-z0-9_=@,;-]+"
 _NAMED: Final = re.compile(r"\{\w+\}", re.ASCII)
 _Object: TypeAlias = (
     msgspec.inspect.StructType
@@ -35,7 +35,7 @@ def document(contracts: Iterable[Contract], *, title: str = "Events") -> Schema:
     A message is valid if its event is in `contracts`, its channel is one of the event's, and its
     data has the event's type. Raises EventDefinitionError for a type without a schema.
     """
-    events = shared(contracts)
+    events = channel_contracts(contracts)
     data, components = schemas_of([each.data for each in events])
     return {
         "$schema": DIALECT,
@@ -81,9 +81,9 @@ def _regex(pattern: str) -> str:
     parts = []
     for token in Pattern(pattern).text.split("."):
         if token == ">":
-            parts.append(rf"{_TOKEN}(?:\.{_TOKEN})*")
+            parts.append(rf"{TOKEN_REGEX}(?:\.{TOKEN_REGEX})*")
         elif token == "*" or _NAMED.fullmatch(token):
-            parts.append(_TOKEN)
+            parts.append(TOKEN_REGEX)
         else:
             parts.append(token)  # has no special characters
     return r"\.".join(parts)
@@ -97,43 +97,58 @@ def schemas_of(
     Descriptions come from docstrings and the strings below fields. Raises EventDefinitionError for
     a type without a schema.
     """
-    objects = _objects(types)
+    types = [decodable(each) for each in types]
+    objects, models = _objects(types)
     try:
-        made, components = msgspec.json.schema_components(
-            [*types, *objects], ref_template=ref_template
+        of_models, named = model_schemas(models)
+        schemas, components = msgspec.json.schema_components(
+            [*types, *objects], schema_hook=of_models.__getitem__, ref_template=ref_template
         )
-    except TypeError as exc:
+    except (TypeError, NameError, KeyError) as exc:
         raise EventDefinitionError(f"the data of an event has no JSON Schema: {exc}") from None
-    for info, ref in zip(objects.values(), made[len(types) :], strict=True):
+    for info, ref in zip(objects.values(), schemas[len(types) :], strict=True):
         _describe(components[str(ref["$ref"]).rpartition("/")[2]], info)
-    for kind, schema in zip(msgspec.inspect.multi_type_info(types), made, strict=False):
+    for kind, schema in zip(msgspec.inspect.multi_type_info(types), schemas, strict=False):
         _specify(kind, schema)
+    refs = {}
+    for name, schema in named.items():
+        unique = name
+        while unique in components:  # a struct has the model's name
+            unique += "Model"
+        components[unique] = schema
+        refs[f"{MODEL_REF}{name}"] = ref_template.format(name=unique)
     return (
-        [_clean(schema) for schema in made[: len(types)]],
-        {name: _clean(components[name]) for name in sorted(components)},
+        [_clean(schema, refs) for schema in schemas[: len(types)]],
+        {name: _clean(components[name], refs) for name in sorted(components)},
     )
 
 
-def _objects(types: Sequence[Any]) -> dict[Any, _Object]:
-    """All types with fields in `types`, including nested ones. Raises EventDefinitionError."""
+def _objects(types: Sequence[Any]) -> tuple[dict[Any, _Object], list[type]]:
+    """All types with fields in `types`, including nested ones, and all custom types.
+
+    Raises EventDefinitionError.
+    """
     try:
         queue: list[Any] = list(msgspec.inspect.multi_type_info(types))
     except TypeError as exc:
         raise EventDefinitionError(f"the data of an event has no JSON Schema: {exc}") from None
     found: dict[Any, _Object] = {}
+    custom: list[type] = []
     while queue:
         match queue.pop():
             case info if isinstance(info, _Object):
                 if info.cls not in found:
                     found[info.cls] = info
                     queue += info.fields
+            case msgspec.inspect.CustomType(cls=cls):
+                custom.append(cls)
             case msgspec.Struct() as info:  # a type or a field: its attributes are types
                 queue += [getattr(info, field) for field in info.__struct_fields__]
             case tuple() as parts:
                 queue += parts
             case _:
                 pass
-    return found
+    return found, custom
 
 
 def _describe(component: Schema, info: _Object) -> None:
@@ -156,7 +171,7 @@ def _describe(component: Schema, info: _Object) -> None:
         ):  # else it is an empty container
             try:
                 schema["default"] = msgspec.to_builtins(
-                    field.default, str_keys=True, order="deterministic"
+                    field.default, str_keys=True, order="deterministic", enc_hook=encode_model
                 )
             except TypeError as exc:
                 raise EventDefinitionError(
@@ -249,12 +264,17 @@ def _is_of(kind: msgspec.inspect.Type, member: Schema) -> bool:
             return False
 
 
-def _clean(value: Any) -> Any:
-    """Remove OpenAPI's `discriminator`: the properties already declare the tags."""
+def _clean(value: Any, refs: Mapping[str, str]) -> Any:
+    """Remove OpenAPI's `discriminator`: the properties already declare the tags.
+
+    `refs` replaces references to Pydantic models, whose names are only known to be unique now.
+    """
     if isinstance(value, dict):
         return {
-            key: _clean(each)
+            key: refs.get(each, each)
+            if key == "$ref" and isinstance(each, str)
+            else _clean(each, refs)
             for key, each in value.items()
             if not (key == "discriminator" and "anyOf" in value)
         }
-    return [_clean(each) for each in value] if isinstance(value, list) else value
+    return [_clean(each, refs) for each in value] if isinstance(value, list) else value

@@ -10,6 +10,7 @@ from eventbus.contracts.catalogue import Contract, Kind
 from eventbus.contracts.jsonschema import Schema, schemas_of
 from eventbus.contracts.strict_json import refuse_duplicate_keys
 from eventbus.errors import EventBusError
+from eventbus.messages import json_decoder
 
 __all__ = ["InvalidLock", "Locked", "encode_lock", "lock_of", "read_lock"]
 
@@ -42,6 +43,9 @@ class _LockFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: dict[str, Locked]
 
 
+_decode_file: Final = json_decoder(_LockFile)
+
+
 def lock_of(contracts: Iterable[Contract]) -> dict[str, Locked]:
     """The contracts to lock, by event name: all except those of local events.
 
@@ -60,7 +64,7 @@ def read_lock(path: Path) -> dict[str, Locked]:
     """The events of a lock file. Raises InvalidLock."""
     try:
         text = path.read_bytes()
-        events = msgspec.json.decode(text, type=_LockFile).events
+        events = _decode_file(text).events
         refuse_duplicate_keys(text)
         return events
     except FileNotFoundError:
@@ -69,7 +73,7 @@ def read_lock(path: Path) -> dict[str, Locked]:
         ) from None
     except OSError as exc:
         raise InvalidLock(f"{path}: {exc.strerror or exc}") from None
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         raise InvalidLock(
             f"{path} is not a lock file: {exc}. Recreate it with `eventbus schema lock --force`"
         ) from None
@@ -90,10 +94,10 @@ def _locked(contract: Contract) -> Locked:
 
 def _complete(type_: Any) -> Schema:
     [schema], components = schemas_of([type_])
-    made: Schema = _bare(schema)
+    complete: Schema = _bare(schema)
     if components:
-        made["$defs"] = {name: _bare(each) for name, each in components.items()}
-    return made
+        complete["$defs"] = {name: _bare(each) for name, each in components.items()}
+    return complete
 
 
 def _bare(value: Any) -> Any:
@@ -101,12 +105,12 @@ def _bare(value: Any) -> Any:
         return [_bare(each) for each in value]
     if not isinstance(value, dict):
         return value
-    made = {}
+    bare = {}
     for key, each in value.items():
         if key in _NAMES:
-            made[key] = {name: _bare(schema) for name, schema in each.items()}
+            bare[key] = {name: _bare(schema) for name, schema in each.items()}
         elif key in ("default", "enum", "const"):
-            made[key] = each
+            bare[key] = each
         elif key not in _ANNOTATIONS:
-            made[key] = _bare(each)
-    return made
+            bare[key] = _bare(each)
+    return bare

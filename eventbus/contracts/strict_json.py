@@ -9,7 +9,7 @@ __all__ = ["refuse_duplicate_keys"]
 def refuse_duplicate_keys(text: bytes) -> None:
     """Raise ValueError if an object has a key twice: decoders would silently keep the last one.
 
-    `text` must be valid UTF-8 and JSON.
+    `text` must be valid UTF-8 and JSON, and not nested too deeply.
     """
     json.loads(text, object_pairs_hook=_unique)
 

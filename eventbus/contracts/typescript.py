@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from eventbus.contracts.catalogue import Contract, Kind, shared
+from eventbus.contracts.catalogue import Contract, Kind, channel_contracts
 from eventbus.contracts.jsonschema import Schema, schemas_of
-from eventbus.contracts.words import facts
+from eventbus.contracts.words import constraints_of
 from eventbus.messages import CLIENT_EVENT_PREFIX
 
 __all__ = ["declarations"]
@@ -42,7 +42,7 @@ def declarations(contracts: Iterable[Contract]) -> str:
     Fields with a default are optional: other applications can publish, and stored messages can be
     older than the field. Raises EventDefinitionError.
     """
-    events = shared(contracts)
+    events = channel_contracts(contracts)
     data, components = schemas_of([each.data for each in events])
     writer = _Writer(components)
     parts = [_HEAD, *(writer.declare(name, schema) for name, schema in components.items())]
@@ -99,6 +99,7 @@ class _Writer:
         if "properties" in schema:
             lines.append(f"export interface {name} {{")
             lines += self._members(schema)
+            lines += (f"  {line}" for line in _index(schema))
             lines.append("}")
         else:
             lines.append(f"export type {name} = {self.type_of(schema)};")
@@ -114,13 +115,15 @@ class _Writer:
             return _literal(schema["const"])
         if "enum" in schema:
             return " | ".join(map(_literal, schema["enum"]))
+        if "allOf" in schema:
+            return " & ".join(_grouped(self.type_of(each)) for each in schema["allOf"])
         if "anyOf" in schema:
             return " | ".join(dict.fromkeys(self.type_of(each) for each in schema["anyOf"]))
         match schema.get("type"):
             case "array":
                 return self._array(schema)
             case "object" if "properties" in schema:
-                return "{ " + " ".join(self._fields(schema)) + " }"
+                return "{ " + " ".join([*self._fields(schema), *_index(schema)]) + " }"
             case "object":
                 values = self.type_of(schema.get("additionalProperties", True))
                 names = schema.get("propertyNames", {}).get("enum")
@@ -129,6 +132,8 @@ class _Writer:
                 return f"Partial<Record<{' | '.join(map(_literal, names))}, {values}>>"
             case str() as name:
                 return _TYPES[name]
+            case list() as names:
+                return " | ".join(self.type_of({**schema, "type": name}) for name in names)
         return "unknown"
 
     def _array(self, schema: Schema) -> str:
@@ -150,7 +155,7 @@ class _Writer:
             self._fields(schema), schema["properties"].values(), strict=True
         ):
             parts = [of_field["description"]] if "description" in of_field else []
-            if limits := facts(of_field):
+            if limits := constraints_of(of_field):
                 parts.append(f"{limits[0].upper()}{limits[1:]}.")
             yield from (f"  {line}" for line in _comment(parts))
             yield f"  {field}"
@@ -160,6 +165,11 @@ class _Writer:
         for name, of_field in schema["properties"].items():
             key = name if _PLAIN.fullmatch(name) else _literal(name)
             yield f"{key}{'' if name in required else '?'}: {self.type_of(of_field)};"
+
+
+def _index(schema: Schema) -> list[str]:
+    """The members that allow other fields: of Pydantic models with extra="allow"."""
+    return ["[field: string]: unknown;"] if schema.get("additionalProperties") else []
 
 
 def _grouped(text: str) -> str:

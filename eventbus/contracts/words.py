@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["facts", "json_text", "type_in_words"]
+__all__ = ["constraints_of", "json_text", "type_in_words"]
 
 _FORMATS: Final = {
     "date-time": "date and time, RFC 3339",
@@ -49,7 +49,7 @@ def type_in_words(schema: Any) -> str:
             return " or ".join(names)
 
 
-def facts(schema: Any) -> str:
+def constraints_of(schema: Any) -> str:
     """The constraints of a schema apart from its type, such as `1 to 4000 characters`."""
     if isinstance(schema, bool):
         return ""

@@ -1,5 +1,98 @@
 """Adapters: each carries messages over one system."""
 
-from eventbus.drivers.registry import ENTRY_POINTS, create_driver
+from eventbus.drivers import calls
+from eventbus.drivers.base import (
+    NO_HEADERS,
+    Announcement,
+    AnnouncingDriver,
+    Capability,
+    Delivery,
+    Driver,
+    GapSubscription,
+    Handler,
+    Headers,
+    HistoryDriver,
+    MaintenanceDriver,
+    Page,
+    PatternHistoryDriver,
+    Position,
+    PreparedDriver,
+    Subscription,
+    check_of,
+    counters_of,
+)
+from eventbus.drivers.consumers import (
+    Consumer,
+    ConsumerDriver,
+    ConsumerSettings,
+    GroupDriver,
+    UnackedDelivery,
+)
+from eventbus.drivers.marks import (
+    ANY_CHANNEL,
+    FollowingSubscription,
+    MarkedPosition,
+    mark_of,
+    nanoseconds,
+    read_from,
+    timestamp,
+)
+from eventbus.drivers.null import NullDriver
+from eventbus.drivers.others import OtherDrivers
+from eventbus.drivers.queues import Failure, LeasedJob, QueueDriver, QueueReader, QueueStore
+from eventbus.drivers.registry import (
+    ENTRY_POINTS,
+    canonical_name,
+    check_name,
+    create_driver,
+    register,
+)
+from eventbus.drivers.state import StateDriver, StateStore
 
-__all__ = ["ENTRY_POINTS", "create_driver"]
+__all__ = [
+    "ANY_CHANNEL",
+    "ENTRY_POINTS",
+    "NO_HEADERS",
+    "Announcement",
+    "AnnouncingDriver",
+    "Capability",
+    "Consumer",
+    "ConsumerDriver",
+    "ConsumerSettings",
+    "Delivery",
+    "Driver",
+    "Failure",
+    "FollowingSubscription",
+    "GapSubscription",
+    "GroupDriver",
+    "Handler",
+    "Headers",
+    "HistoryDriver",
+    "LeasedJob",
+    "MaintenanceDriver",
+    "MarkedPosition",
+    "NullDriver",
+    "OtherDrivers",
+    "Page",
+    "PatternHistoryDriver",
+    "Position",
+    "PreparedDriver",
+    "QueueDriver",
+    "QueueReader",
+    "QueueStore",
+    "StateDriver",
+    "StateStore",
+    "Subscription",
+    "UnackedDelivery",
+    "calls",
+    "canonical_name",
+    "check_name",
+    "check_of",
+    "counters_of",
+    "create_driver",
+    "mark_of",
+    "nanoseconds",
+    "read_from",
+    "register",
+    "timestamp",
+]

@@ -1,4 +1,4 @@
-"""What every driver is: it carries subjects, headers and bytes, and never sees an event object."""
+"""Interfaces of drivers, which carry subjects, headers and bytes, and never see events."""
 
 import enum
 from collections.abc import (
@@ -29,6 +29,7 @@ __all__ = [
     "MaintenanceDriver",
     "OnGap",
     "Page",
+    "PatternHistoryDriver",
     "Position",
     "PreparedDriver",
     "Published",
@@ -47,6 +48,7 @@ class Capability(enum.Enum):
     """What a driver can do besides delivering messages to current subscribers."""
 
     HISTORY = "history"
+    PATTERN_HISTORY = "pattern_history"
     PRESENCE = "presence"
     QUEUE = "queue"
     GROUPS = "groups"
@@ -91,7 +93,10 @@ class Delivery(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Stored messages of one channel, in order, as deliveries on its live subject."""
+    """Stored messages of one channel, in order, as deliveries on its live subject.
+
+    Or of all channels that a filter matches, in the order of their common stream.
+    """
 
     messages: tuple[Delivery, ...]
     position: Position
@@ -178,15 +183,29 @@ class HistoryDriver(Driver, Protocol):
         """
 
 
+class PatternHistoryDriver(HistoryDriver, Protocol):
+    """A driver with PATTERN_HISTORY: the stored messages of all channels have one order."""
+
+    async def read_pattern(
+        self, subject: str, position: Position, *, limit: int, max_bytes: int
+    ) -> Page:
+        """All stored messages after a reader's position of the live subjects that a filter matches.
+
+        `complete` is False, and there need not be any messages, when one of them is or may be
+        missing, when the position is or may be that of a different stream, and when there are more
+        than `limit` messages or `max_bytes`. Raises ConnectionFailed.
+        """
+
+
 @runtime_checkable
 class PreparedDriver(Protocol):
-    """A driver that creates streams and the like at the broker before it uses them."""
+    """A driver that can create its streams at the broker in advance."""
 
     async def prepare(self) -> tuple[str, ...]:
         """Create everything that is missing now; returns the names.
 
-        Otherwise each is created when it is first needed. A user who prepares needs rights at the
-        broker that services then need not have. Raises a DriverError.
+        Otherwise each is created when it is first needed. The broker's user needs permissions for
+        that, which services then do not need. Raises a DriverError.
         """
 
 
@@ -222,7 +241,8 @@ class CountingDriver(Protocol):
         """Totals since the start, by name; the names depend on the driver.
 
         Common ones: `losses` of the connection, `errors` that the broker's client reported,
-        `publish_retries`, and `filled`, the missed messages that were read from the stream.
+        `publish_retries`, `unsent` volatile messages, and `filled`, the missed messages that were
+        read from the stream.
         """
 
 
@@ -259,8 +279,8 @@ class GapSubscription(Protocol):
 
     A subscriber to one subject detects a gap itself, by `Delivery.previous`. A subscriber to a
     filter cannot, since offsets can be compared only within a channel. A driver may also report
-    that the history of a single subject was replaced, before the next message shows it: the
-    subscription's `position` is then in the new history.
+    that a history was replaced, before the next message shows it: the subscription's `position` is
+    then in the new history.
     """
 
     on_gap: OnGap | None

@@ -1,4 +1,4 @@
-"""Calls of a driver that may be somebody else's: its faults come out as ordinary errors."""
+"""Calls of drivers, which may be third-party code: their faults become ordinary errors."""
 
 import logging
 
@@ -19,11 +19,11 @@ async def publish(
         with guarded():
             return await driver.publish(subject, payload, headers)
     except CallbackFailed as exc:
-        raise PublishFailed("the driver gave the message up", driver=driver.name) from exc
+        raise PublishFailed("the driver gave up on the message", driver=driver.name) from exc
 
 
 async def close(name: str, driver: Driver) -> None:
-    """Close a driver; its errors are logged, so that the others are closed all the same."""
+    """Close a driver; its errors are logged, so that the others are closed anyway."""
     try:
         with guarded():
             await driver.aclose()

@@ -10,13 +10,13 @@ from typing import (
     Protocol,
 )
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.drivers.base import (
     Delivery,
     Driver,
     Handler,
     Subscription,
 )
-from eventbus.ratelimit import RateLimitedLog
 
 __all__ = [
     "Consumer",
@@ -44,7 +44,8 @@ class ConsumerSettings(NamedTuple):
     """How a consumer delivers messages."""
 
     ack_wait: float = 30.0
-    """Seconds until a message without an answer is delivered again, to any member."""
+    """Seconds until an unanswered message is delivered again, to any member; at least the time of
+    the member that has it."""
     from_start: bool = False
     """Whether a new consumer begins with the stored messages, or only with later ones."""
 
@@ -96,8 +97,9 @@ class ConsumerDriver(Driver, Protocol):
 
         The broker keeps the consumer's position while it has no members. Delivery is at least once:
         a message goes to one member at a time, until one has answered it. `name` consists of
-        letters, digits, _ and -. An existing consumer adopts `subject` and `ack_wait`. Raises
-        ConnectionFailed, and StreamMismatch when an existing consumer of that name cannot be used.
+        letters, digits, _ and -. An existing consumer adopts `subject`. The longest `ack_wait` of
+        its members applies. Raises ConnectionFailed, and StreamMismatch when an existing consumer
+        of that name cannot be used.
         """
 
 

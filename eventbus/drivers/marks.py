@@ -8,6 +8,7 @@ stream stored a message distinguishes the two.
 """
 
 import datetime
+import functools
 import re
 from typing import (
     Final,
@@ -85,10 +86,10 @@ class ResumingDriver(Protocol):
 
 @runtime_checkable
 class FollowingSubscription(Protocol):
-    """A subscription to one subject that can rule out messages after a position."""
+    """A subscription to a subject or a filter that can rule out messages after a position."""
 
     def has_nothing_after(self, position: Position) -> bool:
-        """Whether it is certain that nothing was stored on the subject after a position.
+        """Whether it is certain that nothing it listens to was stored after a position.
 
         The subscription has followed the stream since then, so expired messages are included.
         """
@@ -118,13 +119,20 @@ def nanoseconds(text: str) -> int | None:
     match = _TIME.fullmatch(text)
     if match is None:
         return None
-    seconds, fraction = match.groups()
+    whole = _seconds(match[1])
+    if whole is None:
+        return None
+    return whole * _NANO + int((match[2] or "0").ljust(9, "0"))
+
+
+@functools.lru_cache(maxsize=64)  # the messages of a second have it in common
+def _seconds(text: str) -> int | None:
     try:
-        since = datetime.datetime.fromisoformat(f"{seconds}+00:00") - _UNIX
+        since = datetime.datetime.fromisoformat(f"{text}+00:00") - _UNIX
     except ValueError:  # no such day
         return None
     whole = since.days * 86_400 + since.seconds
-    return whole * _NANO + int((fraction or "0").ljust(9, "0")) if whole >= 0 else None
+    return whole if whole >= 0 else None
 
 
 def timestamp(nanos: int) -> str:

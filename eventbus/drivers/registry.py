@@ -4,15 +4,17 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import Capability, Driver
 from eventbus.errors import ConfigError, EventBusError
 from eventbus.user_code import cause_of, guarded, text_of, type_name
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 __all__ = [
     "ENTRY_POINTS",
@@ -62,14 +64,14 @@ def _memory(settings: Settings) -> Driver:
 
 
 def _nats(settings: Settings) -> Driver:
-    from eventbus.drivers.nats.driver import NatsDriver  # noqa: PLC0415
+    from eventbus.drivers.nats import NatsDriver  # noqa: PLC0415
 
     return NatsDriver(settings)
 
 
 def _redis(settings: Settings) -> Driver:
     try:
-        from eventbus.drivers.redis.driver import RedisDriver  # noqa: PLC0415
+        from eventbus.drivers.redis import RedisDriver  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] != "redis":
             raise
@@ -98,7 +100,7 @@ def _stack(settings: Settings) -> Driver:
     variable = "BROADCAST_STACK"
     names = [canonical_name(name) for name in settings.stack]
     shown = f"{variable}={','.join(settings.stack)!r}"
-    allowed = "allowed: two or more names of drivers but stack, separated by commas"
+    allowed = "allowed: two or more names of drivers, except stack, separated by commas"
     if not names:
         raise ConfigError(f"BROADCAST_DRIVER=stack needs {variable}; {allowed}", variable=variable)
     if "stack" in names:
@@ -144,6 +146,13 @@ _BUILT_IN: Final[Mapping[str, Factory]] = MappingProxyType(
 _registered: dict[str, Factory] = {}
 
 
+def _installed() -> "EntryPoints":
+    """The entry points of drivers of installed packages."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow, and rarely needed
+
+    return entry_points(group=ENTRY_POINTS)
+
+
 def canonical_name(name: str) -> str:
     """Resolve an alias of a driver's name."""
     return _ALIASES.get(name, name)
@@ -151,7 +160,7 @@ def canonical_name(name: str) -> str:
 
 def driver_names() -> tuple[str, ...]:
     """The names of all drivers: built in, registered, and of installed packages."""
-    installed = sorted(entry_points(group=ENTRY_POINTS).names)
+    installed = sorted(_installed().names)
     return tuple(dict.fromkeys((*_BUILT_IN, *_registered, *installed)))
 
 
@@ -208,7 +217,7 @@ def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER")
     if (registered := _registered.get(name)) is not None:
         return _make(registered, settings, f"{variable}={name!r}: the registered driver", variable)
     check_name(name, variable)
-    entries = tuple(entry_points(group=ENTRY_POINTS).select(name=name))
+    entries = tuple(_installed().select(name=name))
     offers = sorted({entry.value for entry in entries})
     if len(offers) > 1:
         raise ConfigError(
@@ -227,7 +236,7 @@ def create(name: str, settings: Settings, *, variable: str = "BROADCAST_DRIVER")
 
 def _log_shadowed(name: str) -> None:
     # Not an error: an installed package must not keep the built-in driver from starting.
-    for entry in entry_points(group=ENTRY_POINTS).select(name=name):
+    for entry in _installed().select(name=name):
         _logger.error(
             "the entry point %s has the name of the built-in driver %s and is not used: its "
             "package must choose another name",
@@ -263,9 +272,9 @@ def _problem(driver: Any) -> str:
         isinstance(each, Capability) for each in capabilities
     ):
         return f"has no capabilities, a frozenset of Capability, but {capabilities!r}"
-    asked = {method for each in capabilities for method in _METHODS_OF.get(each.value, ())}
-    methods = (*_METHODS, *sorted(asked))
-    lacking = [name for name in methods if not callable(getattr(driver, name, None))]
+    required = {method for each in capabilities for method in _METHODS_OF.get(each.value, ())}
+    methods = (*_METHODS, *sorted(required))
+    missing = [name for name in methods if not callable(getattr(driver, name, None))]
     if not isinstance(getattr(driver, "is_connected", None), bool):
-        lacking.append("is_connected")
-    return f"lacks {', '.join(lacking)}" if lacking else ""
+        missing.append("is_connected")
+    return f"lacks {', '.join(missing)}" if missing else ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import functools
 import logging
 from collections.abc import (
@@ -17,7 +18,7 @@ from typing import (
     cast,
 )
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, RateLimitedLog
 from eventbus.drivers import calls
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -28,6 +29,7 @@ from eventbus.drivers.base import (
     HistoryDriver,
     MaintenanceDriver,
     Page,
+    PatternHistoryDriver,
     Position,
     Published,
     Subscription,
@@ -57,7 +59,6 @@ from eventbus.errors import (
     NotSupported,
     PublishFailed,
 )
-from eventbus.ratelimit import RateLimitedLog
 from eventbus.tasks import Shutdown, Tasks
 from eventbus.user_code import call_guarded, guarded, text_of
 
@@ -107,6 +108,7 @@ class StackDriver:
         self.counters: collections.Counter[str] = collections.Counter()
         """Faults of optional drivers since the start, as `<driver>.errors`."""
         self._open: dict[str, Driver] = {}
+        self._has_begun = False
         self._is_open = False
         self._behind: dict[str, set[asyncio.Task[Published | None]]] = collections.defaultdict(set)
         self._reopening = Tasks()
@@ -142,22 +144,24 @@ class StackDriver:
         Raises the ConfigError of any of them, and the error of a required one (with "any": if none
         opens); the others are closed then.
         """
-        if self._is_open:
+        if self._has_begun:
             raise ConnectionFailed("the stack driver is open already", driver=self.name)
-        self._require_not_closed()
         try:
-            results = await asyncio.gather(
-                *(call_guarded(d.open) for d in self._drivers.values()), return_exceptions=True
-            )
-            outcomes = dict(zip(self._drivers, results, strict=True))
-            faults = {name: fault for name, fault in outcomes.items() if fault is not None}
-            self._raise_if_fatal(faults)
-            self._require_not_closed()  # meanwhile, by another task
+            async with self._shutdown.opening(
+                lambda: ConnectionFailed("the stack driver was closed", driver=self.name)
+            ):
+                self._has_begun = True
+                results = await asyncio.gather(
+                    *(call_guarded(d.open) for d in self._drivers.values()), return_exceptions=True
+                )
+                outcomes = dict(zip(self._drivers, results, strict=True))
+                faults = {name: fault for name, fault in outcomes.items() if fault is not None}
+                self._raise_if_fatal(faults)
+                self._open = {name: d for name, d in self._drivers.items() if name not in faults}
+                self._is_open = True
         except BaseException:
-            await self._close_drivers()
+            await self.aclose()
             raise
-        self._open = {name: d for name, d in self._drivers.items() if name not in faults}
-        self._is_open = True
         for name, fault in faults.items():
             self._count(name, "did not open, and is tried again", fault)
             self._reopening.keep(functools.partial(self._reopen, name), f"opening {name} again")
@@ -215,6 +219,13 @@ class StackDriver:
         reader = cast(HistoryDriver, self._able(Capability.HISTORY))
         return await read_from(reader, subject, position, limit)
 
+    async def read_pattern(
+        self, subject: str, position: Position, *, limit: int, max_bytes: int
+    ) -> Page:
+        """The reader's stored messages of a filter; see PatternHistoryDriver.read_pattern."""
+        reader = cast(PatternHistoryDriver, self._able(Capability.PATTERN_HISTORY))
+        return await reader.read_pattern(subject, position, limit=limit, max_bytes=max_bytes)
+
     async def subscribe_group(self, subject: str, group: str, handler: Handler) -> Subscription:
         """Subscribe in a group of the reader; see GroupDriver."""
         reader = cast(GroupDriver, self._able(Capability.GROUPS))
@@ -262,25 +273,24 @@ class StackDriver:
         await self._shutdown.run(self._close)
 
     async def _close(self) -> None:
-        was_open, self._is_open = self._is_open, False
-        await self._reopening.aclose()
-        if not was_open:
-            return
+        self._is_open = False
+        async with contextlib.AsyncExitStack() as parts:  # from the last one to the first
+            if self._has_begun:
+                parts.push_async_callback(self._close_drivers)
+            parts.push_async_callback(self._catch_up)
+            parts.push_async_callback(self._reopening.aclose)
+
+    async def _catch_up(self) -> None:
         if behind := [task for tasks in self._behind.values() for task in tasks]:
             _, late = await asyncio.wait(behind, timeout=self._close_timeout)
             for task in late:
                 task.cancel()
             if late:
                 _log.warning("the stack closes with %d messages not yet taken", len(late))
-        await self._close_drivers()
 
     @property
     def _musts(self) -> frozenset[str]:
         return frozenset() if self._required == "any" else frozenset(self._required)
-
-    def _require_not_closed(self) -> None:
-        if self._shutdown.has_begun:
-            raise ConnectionFailed("the stack driver was closed", driver=self.name)
 
     def _require_open(self) -> None:
         if not self._is_open:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import (
     Any,
     Self,
@@ -14,10 +15,13 @@ from eventbus.errors import EventDefinitionError
 from eventbus.events.event import (
     Event,
     ShouldBroadcast,
+    event_decoder,
+    event_definition,
     qualified_name,
 )
+from eventbus.messages import check_models, decodable, is_model, json_decoder
 
-__all__ = ["data_decoder", "data_type"]
+__all__ = ["data_decoder", "data_has_models", "data_type"]
 
 
 def data_type(cls: type[Event]) -> Any:
@@ -40,15 +44,39 @@ def data_type(cls: type[Event]) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def data_decoder(cls: type[Event]) -> msgspec.json.Decoder[Any] | None:
-    """The decoder of the data that an overridden `broadcast_with` returns; one per type.
+def data_decoder(cls: type[Event]) -> Callable[[bytes], Any] | None:
+    """Decodes the data that an overridden `broadcast_with` returns; one function per type.
 
     None if the data cannot be checked: there is no annotation, or it names a type that is unknown
     at run time or that msgspec cannot decode.
     """
     try:
         returned = data_type(cls)
-        msgspec.json.schema(returned)  # raises for classes that msgspec can only encode
+        # Raises for classes that msgspec can only encode.
+        msgspec.json.schema(decodable(returned), schema_hook=_schema_hook)
     except (EventDefinitionError, TypeError):
         return None
-    return None if returned is Any else msgspec.json.Decoder(returned)
+    data_has_models(cls)
+    return None if returned is Any else json_decoder(returned)
+
+
+@functools.lru_cache(maxsize=1024)
+def data_has_models(cls: type[Event]) -> bool:
+    """Whether a broadcast event's data is or has Pydantic models.
+
+    Raises EventDefinitionError for models that cannot be sent.
+    """
+    returned = data_type(cls)
+    if returned is cls:
+        event_decoder(cls)  # completes the definition
+        return event_definition(cls).has_models
+    try:
+        return check_models(decodable(returned))
+    except TypeError as exc:
+        raise EventDefinitionError(f"{qualified_name(cls)}.broadcast_with(): {exc}") from None
+
+
+def _schema_hook(type_: type) -> dict[str, Any]:
+    if not is_model(type_):
+        raise NotImplementedError
+    return {"type": "object"}  # not used: msgspec only needs to have one

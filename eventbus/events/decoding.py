@@ -10,12 +10,13 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from eventbus.channels import Pattern
-from eventbus.drivers.base import Delivery
+from eventbus.drivers import Delivery
 from eventbus.errors import EventDefinitionError, InvalidPayload
 from eventbus.events.event import (
     Event,
     EventMeta,
     ShouldBroadcast,
+    event_decoder,
     event_definition,
     qualified_name,
     with_event_meta,
@@ -25,15 +26,21 @@ from eventbus.messages import (
     HEADER_ID,
     HEADER_VERSION,
     Envelope,
+    TooDeep,
+    decode_json,
     decode_metadata,
+    decode_model,
     decode_tags,
+    explained,
+    json_decoder,
     new_id,
     read_payload,
+    read_whole,
     utc_now,
 )
 from eventbus.user_code import guarded, text_of
 
-__all__ = ["EventContext", "EventReader", "read_delivery"]
+__all__ = ["EventContext", "EventReader", "parse_time", "read_delivery"]
 
 
 E = TypeVar("E", bound=Event)
@@ -63,7 +70,7 @@ class _Body(msgspec.Struct):
     timestamp: str
 
 
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
+_decode_body: Final = json_decoder(_Body)
 
 
 def read_delivery(channel: str, delivery: Delivery) -> Envelope:
@@ -71,6 +78,9 @@ def read_delivery(channel: str, delivery: Delivery) -> Envelope:
 
     Raises InvalidPayload: see `read_payload`.
     """
+    envelope = read_whole(channel, delivery.payload)
+    if envelope is not None:
+        return envelope
     headers, position = delivery.headers, delivery.position
     message_id = headers.get(HEADER_ID)
     if message_id is None and position is not None:
@@ -129,7 +139,7 @@ class EventReader(Generic[E]):
         template = definition.channel
         self.pattern = template if channel is None and template else Pattern(channel or "")
         self._make = make
-        self._decode = msgspec.json.Decoder(cls).decode
+        self._decode: Callable[[bytes], E] = event_decoder(cls)
         wanted = set(self.pattern.names)
         self._routing = [f for f in msgspec.structs.fields(cls) if f.name in wanted]
         # Else decoding would use a field's default in place of the channel's token.
@@ -146,13 +156,16 @@ class EventReader(Generic[E]):
         envelope = read_delivery(channel, delivery)
         if envelope.event != self.name:
             return None
-        body = _decode_body(envelope.body)
+        try:
+            body = _decode_body(envelope.body)
+        except TooDeep as exc:
+            raise InvalidPayload("too_deep", f"the payload cannot be read: {exc}") from None
         context = EventContext(
             channel=channel,
             id=envelope.id,
             offset=position.offset if position is not None else None,
             epoch=position.epoch if position is not None else None,
-            timestamp=_time(body.timestamp) or _time(delivery.time) or utc_now(),
+            timestamp=parse_time(body.timestamp) or parse_time(delivery.time) or utc_now(),
             metadata=decode_metadata(headers),
             tags=decode_tags(headers),
             version=_version(headers.get(HEADER_VERSION)),
@@ -188,7 +201,7 @@ class EventReader(Generic[E]):
 
     def _from_parts(self, data: bytes, channel: str) -> E:
         """The event from its data, with missing fields from the channel."""
-        parts = msgspec.json.decode(data)
+        parts = decode_json(data)
         captured = self.pattern.match(channel)
         if isinstance(parts, dict) and captured is not None:
             for field in self._routing:
@@ -196,14 +209,17 @@ class EventReader(Generic[E]):
                     value = msgspec.convert(captured[field.name], field.type, strict=False)
                     parts[field.encode_name] = msgspec.to_builtins(value)
         if self._make is None:
-            return msgspec.convert(parts, self.cls, str_keys=True)
+            try:
+                return msgspec.convert(parts, self.cls, str_keys=True, dec_hook=decode_model)
+            except msgspec.ValidationError as exc:
+                raise explained(exc) from None
         event = self._make(parts)
         if not isinstance(event, self.cls):
             raise TypeError(f"from_broadcast() returned a {type(event).__name__}")
         return event
 
 
-def _time(text: str | None) -> datetime.datetime | None:
+def parse_time(text: str | None) -> datetime.datetime | None:
     """Parse a publisher's time, UTC if it has no time zone; None for anything else."""
     try:
         moment = datetime.datetime.fromisoformat(text or "")

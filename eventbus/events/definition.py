@@ -1,11 +1,9 @@
 """Event definitions: what a class statement declares, checked, and channel templates."""
 
-import enum
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eventbus.channels import MAX_CHANNEL_BYTES, Pattern, validate_channel
+from eventbus.channels import Pattern, encode_token, validate_channel
 from eventbus.errors import (
     EventDefinitionError,
     EventFieldError,
@@ -42,6 +40,12 @@ class EventDefinition(NamedTuple):
     """The channels that an overridden `broadcast_on` may name, if they are declared."""
     from_clients: bool = False
     """Whether it is a ClientEvent, which clients send and services only receive."""
+    after_commit: bool = False
+    """Whether a dispatch within a transaction is held until its commit."""
+    rescue: bool = False
+    """Whether an error of the broker is logged and counted, and not raised by the dispatch."""
+    has_models: bool = False
+    """Whether fields have Pydantic models; known once `event_decoder` was called."""
 
     @property
     def wire_name(self) -> str:
@@ -58,6 +62,8 @@ class EventKeywords(NamedTuple):
     volatile: bool | None = None
     version: int = 1
     abstract: bool = False
+    after_commit: bool | None = None
+    rescue: bool | None = None
     queue: Mapping[str, Any] = {}
 
 
@@ -89,6 +95,8 @@ def define(
             f"{where} is a ClientEvent: clients send it, so it is neither ShouldBroadcast nor "
             "ShouldQueue"
         )
+    after_commit = _flag(where, "after_commit", given.after_commit, inherited.after_commit, traits)
+    rescue = _flag(where, "rescue", given.rescue, inherited.rescue, traits)
     template, channels = inherited.channel, inherited.channels
     if given.channel is not None:
         template = _template(where, given.channel, filled=not traits.from_clients)
@@ -105,16 +113,37 @@ def define(
         abstract=given.abstract,
         broadcasts=traits.broadcasts,
         queue=define_policy(
-            where, queued=traits.queued, inherited=inherited.queue, given=given.queue
+            where,
+            queued=traits.queued,
+            inherited=inherited.queue,
+            given=given.queue,
+            after_commit=after_commit,
         ),
         channels=channels,
         from_clients=traits.from_clients,
+        after_commit=after_commit,
+        rescue=rescue,
     )
 
 
 def qualified_name(cls: type) -> str:
     """The name of a class in errors: its module and its name there."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _flag(where: str, keyword: str, given: bool | None, inherited: bool, traits: Traits) -> bool:
+    """The value of a keyword of dispatched events. Raises EventDefinitionError."""
+    if given is None:
+        return inherited
+    if not isinstance(given, bool):
+        raise EventDefinitionError(
+            f"{where}: {keyword}: {str(given)[:80]!r} is neither True nor False"
+        )
+    if traits.from_clients:
+        raise EventDefinitionError(
+            f"{where} is a ClientEvent: clients send it, so {keyword}={given} has no meaning"
+        )
+    return given
 
 
 def _check_channels(
@@ -202,37 +231,27 @@ def fill_template(template: Pattern, fields: Any, event: str) -> str:
 
     `event` is the event's name, for errors. Raises EventFieldError.
     """
-    values = {field: _token(getattr(fields, field), field, event, template)
-              for field in template.names}  # fmt: skip
+    values = {field: getattr(fields, field) for field in template.names}
     try:
         return template.fill(values)
     except InvalidChannel:
-        field = max(values, key=lambda field: len(values[field]))
+        lengths = {field: _length(value, field, event, template) for field, value in values.items()}
+        field = max(lengths, key=lengths.__getitem__)
         raise EventFieldError(
             f"event {event!r}: field {field!r} makes channel {template.text!r} too long: "
-            f"{values[field][:80]!r} has {len(values[field])} characters",
+            f"{str(values[field])[:80]!r} has {lengths[field]} characters when escaped",
             event=event,
             field=field,
         ) from None
 
 
-def _token(value: object, field: str, event: str, template: Pattern) -> str:
-    plain = value.value if isinstance(value, enum.Enum) else value
-    if isinstance(plain, str | int | uuid.UUID) and not isinstance(plain, bool):
-        text = str(plain)
-        if _is_token(text):
-            return text
-    raise EventFieldError(
-        f"event {event!r}: field {field!r} cannot be part of channel {template.text!r}: "
-        f"{repr(value)[:80]} is not one token; allowed are str, int, UUID and enums of these, of "
-        f"1 to {MAX_CHANNEL_BYTES} letters, digits and _ = @ , ; -",
-        event=event,
-        field=field,
-    )
-
-
-def _is_token(text: str) -> bool:
+def _length(value: object, field: str, event: str, template: Pattern) -> int:
+    """The length of the token that a field becomes. Raises EventFieldError."""
     try:
-        return "." not in validate_channel(text)
-    except InvalidChannel:
-        return False
+        return len(encode_token(value))
+    except InvalidChannel as exc:
+        raise EventFieldError(
+            f"event {event!r}: field {field!r} cannot be part of channel {template.text!r}: {exc}",
+            event=event,
+            field=field,
+        ) from None

@@ -9,19 +9,35 @@
 An object is one event: dispatched twice, it has the same id, and a stream stores it once.
 """
 
-import copy
 import datetime
+import difflib
 import functools
+import inspect
 import os.path
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, Self, TypeVar, cast, dataclass_transform
+from typing import (
+    Any,
+    ClassVar,
+    Final,
+    Self,
+    TypeVar,
+    cast,
+    dataclass_transform,
+    get_type_hints,
+)
 
 import msgspec
 
 from eventbus.errors import EventDefinitionError
-from eventbus.events.current import current_bus
+from eventbus.events.current import (
+    CURRENT,
+    CurrentType,
+    current_bus,
+    current_connection,
+    run_blocking,
+)
 from eventbus.events.definition import (
     EventDefinition,
     EventKeywords,
@@ -31,7 +47,19 @@ from eventbus.events.definition import (
     qualified_name,
 )
 from eventbus.events.policy import POLICY_KEYWORDS, ShouldQueue
-from eventbus.messages import Receipt, check_id, check_tags, encode_metadata, new_id, utc_now
+from eventbus.messages import (
+    Receipt,
+    check_id,
+    check_models,
+    check_tags,
+    decodable,
+    encode_metadata,
+    is_model,
+    json_decoder,
+    may_have_models,
+    new_id,
+    utc_now,
+)
 
 __all__ = [
     "ClientEvent",
@@ -39,6 +67,7 @@ __all__ = [
     "EventDefinition",
     "EventMeta",
     "ShouldBroadcast",
+    "event_decoder",
     "event_definition",
     "event_type",
     "event_types",
@@ -110,9 +139,21 @@ _SPAWNED_MAIN: Final = "__mp_main__"
 """The name of the main module, imported again, in a process spawned by multiprocessing."""
 _RESERVED_FIELDS: Final = frozenset(
     {
-        *("dispatch", "dispatch_if", "dispatch_unless", "event_meta", "to_others", "with_meta"),
+        *("dispatch", "dispatch_if", "dispatch_unless"),
+        *("dispatch_sync", "dispatch_if_sync", "dispatch_unless_sync"),
+        *("event_meta", "to_others", "with_meta"),
         *(name for name in (*vars(ShouldBroadcast), *vars(ShouldQueue)) if name[0] != "_"),
     }
+)
+
+
+_KEYWORDS: Final = (
+    *("channel", "channels", "name", "volatile", "version", "abstract", "after_commit", "rescue"),
+)
+_STRUCT_KEYWORDS: Final = (
+    *("tag_field", "tag", "rename", "omit_defaults", "forbid_unknown_fields", "frozen", "eq"),
+    *("order", "kw_only", "repr_omit_defaults", "array_like", "gc", "weakref", "dict"),
+    "cache_hash",
 )
 
 
@@ -132,19 +173,66 @@ class _EventClass(msgspec.StructMeta):
         volatile: bool | None = None,
         version: int = 1,
         abstract: bool = False,
+        after_commit: bool | None = None,
+        rescue: bool | None = None,
         **struct_options: Any,
     ) -> "_EventClass":
         queued = {key: struct_options.pop(key) for key in POLICY_KEYWORDS if key in struct_options}
-        made = super().__new__(mcls, cls_name, bases, namespace, **struct_options)
+        try:
+            event_class = super().__new__(mcls, cls_name, bases, namespace, **struct_options)
+        except TypeError as exc:
+            unknown = [key for key in struct_options if key not in _STRUCT_KEYWORDS]
+            if not unknown:
+                raise
+            where = f"{namespace.get('__module__')}.{namespace.get('__qualname__', cls_name)}"
+            raise EventDefinitionError(f"{where}: {_unknown_keyword(unknown[0])}") from exc
         if bases != (msgspec.Struct,):  # it is not Event itself
-            cls = cast("type[Event]", made)
-            given = EventKeywords(channel, channels, name, volatile, version, abstract, queued)
+            cls = cast("type[Event]", event_class)
+            given = EventKeywords(
+                channel, channels, name, volatile, version, abstract, after_commit, rescue, queued
+            )
             cls.__event_definition__ = _define(cls, given)
+            _check_fields(cls)
             _register(cls)
-        return made
+        return event_class
 
     def __init__(cls, *args: Any, **_keywords: Any) -> None:  # noqa: N805 - a class's class
         type.__init__(cls, *args)
+
+    def complete(cls) -> None:  # noqa: N805
+        """Prepare fields that have Pydantic models, once all annotations can be resolved.
+
+        Raises NameError for an annotation that its module defines later, and TypeError for models
+        that cannot be sent.
+        """
+        for base in cls.__mro__:
+            if isinstance(base, _EventClass):
+                base.replace_unions()
+        for name, default in zip(
+            reversed(cls.__struct_fields__), reversed(cls.__struct_defaults__), strict=False
+        ):
+            if is_model(type(default)):
+                raise TypeError(
+                    f"the default of {name!r} is a Pydantic model, which all events would share: "
+                    "give msgspec.field(default_factory=...)"
+                )
+        definition = event_definition(cast("type[Event]", cls))
+        cls.__event_definition__ = definition._replace(has_models=check_models(cls))
+
+    def replace_unions(cls) -> None:  # noqa: N805
+        """Annotate fields with what msgspec can decode instead of unions of Pydantic models."""
+        own = inspect.get_annotations(cls)
+        try:
+            hints = get_type_hints(cls, include_extras=True) if own else {}
+        except NameError:  # msgspec reports it
+            return
+        replaced = {
+            name: decoded_as
+            for name in own
+            if (decoded_as := decodable(hints[name])) is not hints[name]
+        }
+        if replaced:
+            cls.__annotations__ = own | replaced
 
 
 # As for msgspec.Struct itself, except that subclasses are frozen.
@@ -153,14 +241,18 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     """The base of every event type: an immutable struct with fields of any type msgspec encodes.
 
     Class keywords: `channel` (a channel, or a template such as `orders.{order_id}` that is filled
-    from fields of type str, int, UUID or an enum of these), `channels` (patterns of those that an
-    overridden `broadcast_on` may name), `name` (the event name; the class's own by default),
-    `volatile` (never stored or replayed), `version` (of its schema, starting at 1), `abstract` (a
-    base class that is neither registered nor dispatched), and msgspec's own, such as `kw_only` or
-    `rename`. `channel`, `channels` and `volatile` are inherited. ShouldQueue adds its own keywords.
+    from fields of type str, int, UUID or an enum of these: see `encode_token`), `channels`
+    (patterns of those that an overridden `broadcast_on` may name), `name` (the event name; the
+    class's own by default), `volatile` (never stored or replayed), `version` (of its schema,
+    starting at 1), `abstract` (a base class that is neither registered nor dispatched),
+    `after_commit` (a dispatch within a transaction is held until its commit), `rescue` (an error of
+    the broker is logged and counted, and not raised), and msgspec's own, such as `kw_only` or
+    `rename`. `channel`, `channels`, `volatile`, `after_commit` and `rescue` are inherited.
+    ShouldQueue adds its own keywords.
 
     The class statement raises EventDefinitionError for an unknown field in a template, a wildcard
-    or bad syntax, a broadcast event without a channel, or a name that another event has.
+    or bad syntax, a broadcast event without a channel, a name that another event has, an unknown
+    keyword, or a field that cannot be decoded.
     """
 
     __event_definition__: ClassVar[EventDefinition] = EventDefinition(
@@ -168,11 +260,20 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     )
 
     # It is in the instance's __dict__ (`dict=True`) and not a field, so that a type may have fields
-    # called `id` or `timestamp`. A copy is an event of its own, with another id.
+    # called `id` or `timestamp`.
     @functools.cached_property
     def event_meta(self) -> EventMeta:
         """The event's id and timestamp, set on first access."""
         return EventMeta(id=new_id(), timestamp=utc_now())
+
+    # Copies and pickles are the same event. msgspec's own ones have the fields only.
+
+    def __copy__(self) -> Self:
+        return with_event_meta(self, self.event_meta)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make, arguments = cast("tuple[Any, Any]", msgspec.Struct.__reduce__(self))
+        return make, arguments, {"event_meta": self.event_meta}
 
     async def dispatch(self) -> tuple[Receipt, ...]:
         """Dispatch through the current bus: see `EventBus.dispatch`.
@@ -188,6 +289,23 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
     async def dispatch_unless(self, condition: bool) -> tuple[Receipt, ...]:
         """Dispatch unless `condition` is true."""
         return await self.dispatch_if(not condition)
+
+    def dispatch_sync(self) -> tuple[Receipt, ...]:
+        """Dispatch from code without an event loop, and wait until that is done.
+
+        Goes through the last opened bus of `eventbus.sync`, or else through the default bus of the
+        process, which is opened at first use from the environment. Raises as `EventBus.dispatch`
+        does, and BusStateError in a thread whose event loop is running: `await dispatch()` there.
+        """
+        return run_blocking(self.dispatch)
+
+    def dispatch_if_sync(self, condition: bool) -> tuple[Receipt, ...]:
+        """`dispatch_sync` if `condition` is true; otherwise return no receipts."""
+        return self.dispatch_sync() if condition else ()
+
+    def dispatch_unless_sync(self, condition: bool) -> tuple[Receipt, ...]:
+        """`dispatch_sync` unless `condition` is true."""
+        return self.dispatch_if_sync(not condition)
 
     def with_meta(
         self, *, metadata: Mapping[str, Any] | None = None, tags: Iterable[str] = ()
@@ -209,11 +327,14 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
             ),
         )
 
-    def to_others(self, connection_id: str | None) -> Self:
+    def to_others(self, connection_id: str | CurrentType | None = CURRENT) -> Self:
         """The same event, which that client connection does not receive; None excludes nobody.
 
-        Raises InvalidName for a bad id.
+        Without an argument it is the connection that the current web request names, if an
+        integration handles it (docs/integrations.md). Raises InvalidName for a bad id.
         """
+        if isinstance(connection_id, CurrentType):
+            connection_id = current_connection()
         if connection_id is not None:
             check_id("a connection's id", connection_id)
         return with_event_meta(
@@ -223,9 +344,23 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
 
 def with_event_meta(event: E, meta: EventMeta) -> E:
     """A copy of the event with that id, time and metadata, such as those of a received message."""
-    other = copy.copy(event)
+    other: E = cast(Any, msgspec.Struct).__copy__(event)
     other.__dict__["event_meta"] = meta
     return other
+
+
+@functools.lru_cache(maxsize=1024)
+def event_decoder(cls: type[Event]) -> Callable[[bytes | msgspec.Raw], Any]:
+    """Decodes an event type's JSON; one function per type.
+
+    Raises EventDefinitionError for fields that cannot be decoded.
+    """
+    try:
+        if may_have_models():
+            cls.complete()
+        return json_decoder(cls)
+    except Exception as exc:
+        raise _undecodable(cls, exc) from exc
 
 
 def event_definition(cls: type[Event]) -> EventDefinition:
@@ -259,6 +394,53 @@ def _define(cls: type[Event], given: EventKeywords) -> EventDefinition:
         from_clients=issubclass(cls, ClientEvent),
     )
     return define(cls, fields, given, traits, event_definition(cls))
+
+
+def _check_fields(cls: type[Event]) -> None:
+    """Raises EventDefinitionError for fields that cannot be decoded.
+
+    A field may name a type that its module defines later: then the first use of the class checks
+    it. Events that never leave their process may hold anything.
+    """
+    definition = event_definition(cls)
+    leaves = definition.broadcasts or definition.queue or definition.from_clients
+    if definition.abstract or not leaves:
+        return
+    try:
+        if may_have_models():
+            cls.complete()
+        msgspec.json.Decoder(cls)
+    except (NameError, AttributeError) as exc:
+        if not _is_being_imported(cls.__module__):
+            raise _undecodable(cls, exc) from exc
+    except Exception as exc:
+        raise _undecodable(cls, exc) from exc
+
+
+def _undecodable(cls: type[Event], exc: Exception) -> EventDefinitionError:
+    hint = ""
+    if may_have_models() and "custom type" in str(exc):
+        hint = " (of Pydantic models inside a struct: declare RootModel[A | B])"
+    return EventDefinitionError(
+        f"{qualified_name(cls)}: the types of its fields cannot be decoded: {exc}{hint}"
+    )
+
+
+def _is_being_imported(name: str) -> bool:
+    """Whether a module's own code is running, so that it may still define more names."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == name:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _unknown_keyword(keyword: str) -> str:
+    known = (*_KEYWORDS, *POLICY_KEYWORDS, *_STRUCT_KEYWORDS)
+    close = difflib.get_close_matches(keyword, known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"{keyword!r} is not a keyword of an event class: {hint}"
 
 
 def _register(cls: type[Event]) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 from eventbus import tracing
 from eventbus.events.event import Event, event_definition, event_type, qualified_name
 from eventbus.messages import validate_event_name
-from eventbus.user_code import call_guarded, guarded
+from eventbus.user_code import call_guarded, check_callable, guarded
 
 __all__ = ["Listeners", "default_listeners", "isolated", "listen"]
 
@@ -70,7 +70,7 @@ class Listeners:
         self._listeners: list[_Listener] = []
         self._version = 0
         self._found: dict[type[Event], tuple[_Listener, ...]] = {}
-        self._found_version = (0, 0)
+        self._found_version = 0
 
     @overload
     def listen(
@@ -102,8 +102,7 @@ class Listeners:
             raise TypeError("listen() needs event types or names: `@listen(OrderShipped)`")
 
         def register(handler: Callable[[Any], R]) -> Callable[[Any], R]:
-            if not callable(handler):
-                raise TypeError(f"a listener is a callable, not of type {type(handler).__name__}")
+            check_callable(handler, "a listener", 1)
             listener = _Listener((-priority, next(_order)), wanted, handler, stop_on_error)
             self._change([*self._listeners, listener])
             return handler
@@ -116,15 +115,15 @@ class Listeners:
         With `handler`, only that one. Other registrations of the same listener stay.
         """
         _check_what(what)
-        kept, dropped = [], 0
+        remaining, dropped = [], 0
         for listener in self._listeners:
             # Each access to a bound method creates an object: equal, but not the same.
             if what in listener.what and (handler is None or listener.handler == handler):
                 dropped += 1
                 listener = listener._replace(what=listener.what - {what})  # noqa: PLW2901
             if listener.what:
-                kept.append(listener)
-        self._change(kept)
+                remaining.append(listener)
+        self._change(remaining)
         return dropped
 
     def has_listeners(self, what: type | str) -> bool:
@@ -191,19 +190,24 @@ class Listeners:
         self._version += 1
 
     def _listeners_of(self, cls: type[Event]) -> tuple[_Listener, ...]:
-        inherited = self._inherited
-        theirs = inherited._version if inherited is not None else 0  # noqa: SLF001 - of the same class
-        version = (self._version, theirs)
+        version = self._version_of_all()
         if version != self._found_version:
             self._found, self._found_version = {}, version
         if (found := self._found.get(cls)) is None:
             name = event_definition(cls).name
-            all_of_them: Iterable[_Listener] = self._listeners
-            if inherited is not None:
-                all_of_them = (*inherited._listeners, *self._listeners)  # noqa: SLF001 - the same
-            found = tuple(sorted(one for one in all_of_them if one.matches(name, cls)))
+            found = tuple(sorted(one for one in self._all() if one.matches(name, cls)))
             self._found[cls] = found
         return found
+
+    def _version_of_all(self) -> int:
+        """Grows with each change of these listeners and of the inherited ones."""
+        inherited = self._inherited
+        return self._version + (0 if inherited is None else inherited._version_of_all())  # noqa: SLF001
+
+    def _all(self) -> Iterable[_Listener]:
+        inherited = self._inherited
+        theirs = () if inherited is None else inherited._all()  # noqa: SLF001 - of the same class
+        return (*theirs, *self._listeners)
 
     def _report(self, listener: _Listener, event: Event, exc: Exception) -> None:
         self.errors += 1

@@ -52,7 +52,7 @@ class QueuePolicy(NamedTuple):
     connection: str | None = None
     """The name of the driver whose queue stores it; None for the bus's own."""
     after_commit: bool = False
-    """Whether a dispatch within `bus.transaction()` is held until its block ends."""
+    """Whether a dispatch within a transaction is held until its commit."""
 
     def pause_after(self, attempt: int) -> float:
         """Seconds to wait after attempt number `attempt`, starting at 1, has failed."""
@@ -71,9 +71,9 @@ class _Defined(Protocol):
 class ShouldQueue:
     """A mix-in for events that `dispatch` stores, and whose listeners a worker runs.
 
-    Class keywords give the policy: `queue`, `tries`, `timeout`, `backoff`, `delay`,
-    `queue_connection` and `after_commit`, as in QueuePolicy; they are inherited. Override a method
-    for a value that depends on the event; a dispatch calls each of them once.
+    Class keywords give the policy: `queue`, `tries`, `timeout`, `backoff`, `delay`
+    and `queue_connection`, as in QueuePolicy, and `after_commit`; they are inherited. Override a
+    method for a value that depends on the event; a dispatch calls each of them once.
     """
 
     __slots__ = ()
@@ -103,7 +103,7 @@ class ShouldQueue:
         return _class_policy(self).connection
 
     def queue_after_commit(self) -> bool:
-        """Whether it is held until the transaction around it ends."""
+        """Whether it is held until the transaction around its dispatch commits."""
         return _class_policy(self).after_commit
 
 
@@ -114,13 +114,17 @@ POLICY_KEYWORDS: Final[Mapping[str, str]] = {
     "backoff": "backoff",
     "delay": "delay",
     "queue_connection": "connection",
-    "after_commit": "after_commit",
 }
-"""The class keywords, and the field of QueuePolicy that each one sets."""
+"""The class keywords of queued events alone, and the field of QueuePolicy that each one sets."""
 
 
 def define_policy(
-    where: str, *, queued: bool, inherited: QueuePolicy | None, given: Mapping[str, Any]
+    where: str,
+    *,
+    queued: bool,
+    inherited: QueuePolicy | None,
+    given: Mapping[str, Any],
+    after_commit: bool,
 ) -> QueuePolicy | None:
     """The policy of an event class, from those of its base and its own class keywords.
 
@@ -137,7 +141,7 @@ def define_policy(
         POLICY_KEYWORDS[keyword]: _check(f"{where}: {keyword}", POLICY_KEYWORDS[keyword], value)
         for keyword, value in given.items()
     }
-    return policy._replace(**changes)
+    return policy._replace(after_commit=after_commit, **changes)
 
 
 def policy_of(event: ShouldQueue, where: str) -> QueuePolicy:

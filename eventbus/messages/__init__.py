@@ -1,13 +1,23 @@
 """Messages: the envelope and headers, as clients and brokers see them."""
 
-from eventbus.messages.envelope import Envelope, read_payload
+from eventbus.messages.envelope import Envelope, read_payload, read_whole
 from eventbus.messages.headers import (
+    MAX_ID,
     check_headers,
     check_id,
     check_tags,
     decode_metadata,
     decode_tags,
     encode_metadata,
+)
+from eventbus.messages.json_depth import (
+    MAX_DATA_DEPTH,
+    MAX_DEPTH,
+    TooDeep,
+    check_depth,
+    decode_json,
+    is_deeper,
+    json_decoder,
 )
 from eventbus.messages.message import (
     CLIENT_EVENT_PREFIX,
@@ -18,6 +28,7 @@ from eventbus.messages.message import (
     HEADER_REASON,
     HEADER_TAGS,
     HEADER_VERSION,
+    MAX_EVENT_NAME,
     Message,
     Receipt,
     client_event_name,
@@ -25,6 +36,17 @@ from eventbus.messages.message import (
     new_id,
     utc_now,
     validate_event_name,
+)
+from eventbus.messages.models import (
+    MODEL_REF,
+    check_models,
+    decodable,
+    decode_model,
+    encode_model,
+    explained,
+    is_model,
+    may_have_models,
+    model_schemas,
 )
 from eventbus.messages.receipts import gather_receipts
 
@@ -37,20 +59,39 @@ __all__ = [
     "HEADER_REASON",
     "HEADER_TAGS",
     "HEADER_VERSION",
+    "MAX_DATA_DEPTH",
+    "MAX_DEPTH",
+    "MAX_EVENT_NAME",
+    "MAX_ID",
+    "MODEL_REF",
     "Envelope",
     "Message",
     "Receipt",
+    "TooDeep",
+    "check_depth",
     "check_headers",
     "check_id",
+    "check_models",
     "check_tags",
     "client_event_name",
+    "decodable",
+    "decode_json",
     "decode_metadata",
+    "decode_model",
     "decode_tags",
     "encode_data",
     "encode_metadata",
+    "encode_model",
+    "explained",
     "gather_receipts",
+    "is_deeper",
+    "is_model",
+    "json_decoder",
+    "may_have_models",
+    "model_schemas",
     "new_id",
     "read_payload",
+    "read_whole",
     "utc_now",
     "validate_event_name",
 ]

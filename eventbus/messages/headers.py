@@ -21,6 +21,7 @@ from eventbus.errors import (
     InvalidName,
     InvalidPayload,
 )
+from eventbus.messages.json_depth import MAX_DATA_DEPTH, TooDeep, decode_json, json_decoder
 from eventbus.messages.message import (
     HEADER_METADATA,
     HEADER_TAGS,
@@ -48,6 +49,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", re.ASCII)
 _VALUE: Final = re.compile(r"[\x20-\x7e]{0,4000}", re.ASCII)
 _TAG: Final = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,64}", re.ASCII)
 _OWN: Final = ("nats-", "eb-")
+_decode_metadata: Final = json_decoder(dict[str, Any], MAX_DATA_DEPTH)
 
 
 def check_id(what: str, value: object) -> str:
@@ -81,22 +83,28 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """The tags in order, without duplicates. Raises InvalidName for a bad tag, or too many."""
     given = (tags,) if isinstance(tags, str) else tags
-    kept = tuple(dict.fromkeys(given))
-    for tag in kept:
+    unique = tuple(dict.fromkeys(given))
+    for tag in unique:
         if type(tag) is not str or not _TAG.fullmatch(tag):
             shown = repr(tag)[:80]
             raise InvalidName(
-                f"{shown} is not a tag: 1 to 64 visible ASCII characters without a comma are",
+                f"{shown} is not a tag: 1 to 64 visible ASCII characters without a comma are "
+                "allowed",
                 name=shown,
             )
-    if len(kept) > MAX_TAGS:
-        raise InvalidName(f"{len(kept)} tags are too many: {MAX_TAGS} are allowed", name=kept[-1])
-    return kept
+    if len(unique) > MAX_TAGS:
+        raise InvalidName(
+            f"{len(unique)} tags are too many: at most {MAX_TAGS} are allowed", name=unique[-1]
+        )
+    return unique
 
 
 def encode_metadata(metadata: Mapping[str, Any]) -> str:
     """Metadata as a header's value: a JSON object in ASCII. Raises EncodingError."""
-    plain = msgspec.json.decode(encode_data(metadata, "an event's metadata"))
+    try:
+        plain = decode_json(encode_data(metadata, "an event's metadata"))
+    except TooDeep as exc:
+        raise EncodingError(f"an event's metadata cannot be sent: {exc}") from None
     if not isinstance(plain, dict):
         raise EncodingError(
             f"an event's metadata is a mapping, not of type {type(metadata).__name__}"
@@ -115,8 +123,8 @@ def decode_metadata(headers: Mapping[str, str]) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as exc:
+        return _decode_metadata(text)
+    except msgspec.DecodeError as exc:
         raise InvalidPayload(
             "bad_metadata", f"the header {HEADER_METADATA} is not a JSON object: {exc}"
         ) from None

@@ -14,6 +14,8 @@ from eventbus.errors import (
     EncodingError,
     InvalidEventName,
 )
+from eventbus.messages.json_depth import MAX_DATA_DEPTH, TooDeep, check_depth
+from eventbus.messages.models import encode_model
 
 __all__ = [
     "CLIENT_EVENT_PREFIX",
@@ -56,7 +58,7 @@ CLIENT_EVENT_PREFIX: Final = "client-"
 MAX_EVENT_NAME: Final = 200
 _RESERVED_PREFIXES: Final = ("eb:", "pusher:", "pusher_internal:")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_encoder: Final = msgspec.json.Encoder()
+_encoder: Final = msgspec.json.Encoder(enc_hook=encode_model)
 
 
 def is_reserved_event(name: str) -> bool:
@@ -107,12 +109,22 @@ def utc_now() -> datetime.datetime:
 def encode_data(data: Any, what: str) -> bytes:
     """`data` as JSON. Raises EncodingError, which begins with `what`, the name of the data."""
     try:
-        return _encoder.encode(data)
-    except (TypeError, ValueError, RecursionError, OverflowError) as exc:
+        encoded = _encoder.encode(data)
+        check_depth(encoded, MAX_DATA_DEPTH)
+    except RecursionError:
+        raise EncodingError(
+            f"{what} cannot be encoded as JSON: it is nested too deeply, or contains itself; "
+            f"at most {MAX_DATA_DEPTH} levels are allowed"
+        ) from None
+    except TooDeep as exc:
+        raise EncodingError(f"{what} cannot be sent: {exc}") from None
+    except (TypeError, ValueError, OverflowError) as exc:
         raise EncodingError(
             f"{what} cannot be encoded as JSON: {exc}. Allowed is what msgspec encodes: "
-            "structs, dataclasses, dicts with string keys, lists, str, numbers, dates, UUIDs, enums"
+            "structs, Pydantic models, dataclasses, dicts with string keys, lists, str, numbers, "
+            "dates, UUIDs, enums"
         ) from exc
+    return encoded
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,14 +10,12 @@ from typing import (
 
 import msgspec
 
-from eventbus.drivers.base import (
+from eventbus.drivers import (
     NO_HEADERS,
     Capability,
     Driver,
-    Headers,
-)
-from eventbus.drivers.queues import (
     Failure,
+    Headers,
     QueueDriver,
     QueueStore,
 )
@@ -41,7 +39,7 @@ from eventbus.events import (
     qualified_name,
     with_event_meta,
 )
-from eventbus.messages import Receipt, utc_now
+from eventbus.messages import Receipt, json_decoder, utc_now
 from eventbus.user_code import (
     only_cause,
     text_of,
@@ -114,8 +112,8 @@ class FailedJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
-_decode_job: Final = msgspec.json.Decoder(Job).decode
-_decode_failed: Final = msgspec.json.Decoder(FailedJob).decode
+_decode_job: Final = json_decoder(Job)
+_decode_failed: Final = json_decoder(FailedJob)
 
 
 def job_of(event: Event) -> Job:
@@ -152,7 +150,7 @@ def read_job(payload: bytes) -> Job:
     """The job in a payload. Raises InvalidPayload (`bad_job`)."""
     try:
         job = _decode_job(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidPayload("bad_job", f"the payload is not a job: {exc}") from None
     if not _JOB_ID.fullmatch(job.meta.id):
         raise InvalidPayload("bad_job", "the job's id is not 1 to 100 of A-Z a-z 0-9 _ and -")
@@ -173,8 +171,8 @@ def event_of(job: Job) -> Event:
             "(eventbus queue work --app <module>)"
         )
     try:
-        event = event_decoder(cls).decode(job.data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        event: Event = event_decoder(cls)(job.data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidPayload(
             "bad_event",
             f"the data, of version {job.version}, does not fit {qualified_name(cls)}, which is of "
@@ -240,7 +238,7 @@ def read_failure(failure: Failure) -> FailedJob:
     """Read a stored failure; for an unreadable one, the fields that are known."""
     try:
         return _decode_failed(failure.info)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeError) as exc:
         return FailedJob(
             id=valid_text(failure.id),
             queue=valid_text(failure.queue),

@@ -6,6 +6,7 @@ import math
 import time
 from typing import (
     Final,
+    Literal,
     NamedTuple,
     Protocol,
 )
@@ -13,10 +14,7 @@ from typing import (
 import msgspec
 
 from eventbus import tracing
-from eventbus.drivers.queues import (
-    LeasedJob,
-    QueueStore,
-)
+from eventbus.drivers import LeasedJob, QueueStore
 from eventbus.errors import (
     DriverError,
     EventBusError,
@@ -52,7 +50,7 @@ __all__ = ["Counters", "JobRunner", "Processor"]
 
 _log = logging.getLogger(__name__)
 
-STUBBORN_S: Final = 5.0
+CANCEL_GRACE_S: Final = 5.0
 """How long a job that ignores its cancellation keeps its lease after its timeout."""
 STALE_S: Final = 1.0
 """How long after a suspension of this process jobs may arrive that were sent before it."""
@@ -70,6 +68,10 @@ class Counters(msgspec.Struct):
     retried: int = 0
     failed: int = 0
     handed_back: int = 0
+
+    def count(self, what: Literal["taken", "done", "retried", "failed", "handed_back"]) -> None:
+        """Add one."""
+        setattr(self, what, getattr(self, what) + 1)
 
 
 class Processor(Protocol):
@@ -97,11 +99,11 @@ class _Stamp(NamedTuple):
 class _Run:
     """A running job."""
 
-    __slots__ = ("begun", "held", "is_lost", "taken", "until")
+    __slots__ = ("begun", "extended_at", "is_lost", "leased", "until")
 
-    def __init__(self, taken: LeasedJob) -> None:
-        self.taken = taken
-        self.begun = self.held = _Stamp.now()
+    def __init__(self, leased: LeasedJob) -> None:
+        self.leased = leased
+        self.begun = self.extended_at = _Stamp.now()
         """When it started, and when its lease was last extended."""
         self.until = float("inf")
         """The monotonic time to which its lease may be extended."""
@@ -109,8 +111,27 @@ class _Run:
         """Whether its lease ended, so that another worker may have the job."""
 
     @property
-    def took(self) -> float:
+    def elapsed(self) -> float:
         return time.monotonic() - self.begun.monotonic
+
+    def set_timeout(self, seconds: float) -> None:
+        self.until = self.begun.monotonic + seconds + CANCEL_GRACE_S
+
+    def extended(self) -> None:
+        """The lease was extended just now."""
+        self.extended_at = _Stamp.now()
+
+    def check_lease(self, lease: float) -> None:
+        """Notice that the lease, of so many seconds, has ended."""
+        self.is_lost = self.is_lost or self.extended_at.age > lease
+
+    def may_be_lost(self) -> None:
+        """The lease may have ended, until the job is redelivered to this worker."""
+        self.is_lost = True
+
+    def redelivered(self, leased: LeasedJob) -> None:
+        """The job was redelivered to this worker, which begins another lease."""
+        self.leased, self.extended_at, self.is_lost = leased, _Stamp.now(), False
 
 
 class JobRunner:
@@ -128,13 +149,13 @@ class JobRunner:
         self._awake = _Stamp.now()
         self._stale_until = 0.0
 
-    async def run(self, taken: LeasedJob) -> None:
+    async def run(self, leased: LeasedJob) -> None:
         """Run one attempt of one job."""
-        key = (taken.queue, taken.key)
+        key = (leased.queue, leased.key)
         if (running := self._runs.get(key)) is not None:
-            self._redelivered(running, taken)
+            self._redelivered(running, leased)
             return
-        run = self._runs[key] = _Run(taken)
+        run = self._runs[key] = _Run(leased)
         try:
             if self._may_be_stale() and not await self._is_ours(run):
                 return
@@ -143,20 +164,20 @@ class JobRunner:
             del self._runs[key]
 
     async def _run(self, run: _Run) -> None:
-        taken = run.taken
+        leased = run.leased
         job: Job | None = None
-        hopeless = True
+        is_permanent = True
         try:
             with guarded():
-                job = read_job(taken.payload)
-                event = _event_for(taken, job)
-                hopeless = False
-                run.until = run.begun.monotonic + job.timeout + STUBBORN_S
+                job = read_job(leased.payload)
+                event = _event_for(leased, job)
+                is_permanent = False
+                run.set_timeout(job.timeout)
                 with tracing.processing(
                     self._system,
-                    taken.queue,
+                    leased.queue,
                     job.meta.id,
-                    template=taken.queue,
+                    template=leased.queue,
                     headers=job.trace,
                 ):
                     await self._process(event, job.timeout)
@@ -165,9 +186,9 @@ class JobRunner:
                 await complete(self._hand_back(run))
                 raise
             cause = only_cause(exc)
-            hopeless = hopeless or isinstance(cause, JobRejected)
-            self._check_lease(run)
-            if job is None or taken.attempt >= job.tries or (hopeless and not run.is_lost):
+            is_permanent = is_permanent or isinstance(cause, JobRejected)
+            run.check_lease(self._lease)
+            if job is None or leased.attempt >= job.tries or (is_permanent and not run.is_lost):
                 await complete(self._fail(run, job, cause))
             else:
                 await complete(self._retry(run, job, cause))
@@ -188,57 +209,59 @@ class JobRunner:
     # How an attempt ends: several steps at the broker, which complete even if it is cancelled
 
     async def _done(self, run: _Run, job: Job) -> None:
-        await run.taken.done()
-        self._check_lease(run)  # only now: this process may have been suspended until here
-        self.counters.done += 1
-        _log.info("%s done in %.3f s", _name(run.taken, job), run.took)
+        await run.leased.done()
+        run.check_lease(self._lease)  # only now: this process may have been suspended until here
+        self.counters.count("done")
+        _log.info("%s done in %.3f s", _name(run.leased, job), run.elapsed)
         if run.is_lost:
             await self._withdraw(job)
 
     async def _retry(self, run: _Run, job: Job, exc: BaseException) -> None:
-        taken, took = run.taken, run.took
+        leased, elapsed = run.leased, run.elapsed
         if run.is_lost:
-            self.counters.retried += 1
+            self.counters.count("retried")
             _log.warning(
                 "%s failed in %.3f s, after its lease had ended: the broker redelivers it, or has "
                 "done so: %s",
-                _name(taken, job), took, _short(exc),
+                _name(leased, job), elapsed, _short(exc),
             )  # fmt: skip
             return
-        pause = job.pause_after(taken.attempt)
+        pause = job.pause_after(leased.attempt)
         if isinstance(exc, JobRetry):
             pause = max(pause, exc.after_s)
-        await taken.retry(pause)
-        self.counters.retried += 1
+        await leased.retry(pause)
+        self.counters.count("retried")
         _log.warning(
             "%s failed in %.3f s, next attempt in %g s: %s",
-            _name(taken, job), took, pause, _short(exc),
+            _name(leased, job), elapsed, pause, _short(exc),
         )  # fmt: skip
 
     async def _fail(self, run: _Run, job: Job | None, exc: BaseException) -> None:
-        taken = run.taken
-        if isinstance(exc, WorkerLost) and await self._is_finished(taken):
+        leased = run.leased
+        if isinstance(exc, WorkerLost) and await self._is_finished(leased):
             _log.warning(
-                "%s is not declared lost: an earlier worker has finished it", _name(taken, job)
+                "%s is not declared lost: an earlier worker has finished it", _name(leased, job)
             )
             return
-        attempts = taken.attempt - isinstance(exc, WorkerLost)
-        failed = failed_job(exc, job=job, key=taken.key, queue=taken.queue, attempts=attempts)
-        await taken.fail(failure_of(failed, taken.payload))
-        self.counters.failed += 1
-        _log.error("%s failed for good in %.3f s: %s", _name(taken, job), run.took, _short(exc))
+        attempts = leased.attempt - isinstance(exc, WorkerLost)
+        failed = failed_job(exc, job=job, key=leased.key, queue=leased.queue, attempts=attempts)
+        await leased.fail(failure_of(failed, leased.payload))
+        self.counters.count("failed")
+        _log.error(
+            "%s failed permanently in %.3f s: %s", _name(leased, job), run.elapsed, _short(exc)
+        )
 
     async def _hand_back(self, run: _Run) -> None:
-        self._check_lease(run)
+        run.check_lease(self._lease)
         if run.is_lost:
-            _log.info("a job of queue %s is left, because its lease has ended", run.taken.queue)
+            _log.info("a job of queue %s is left, because its lease has ended", run.leased.queue)
             return
-        await self.hand_back(run.taken)
+        await self.hand_back(run.leased)
 
-    async def hand_back(self, taken: LeasedJob) -> None:
-        await taken.hand_back()
-        self.counters.handed_back += 1
-        _log.info("a job of queue %s is handed back", taken.queue)
+    async def hand_back(self, leased: LeasedJob) -> None:
+        await leased.hand_back()
+        self.counters.count("handed_back")
+        _log.info("a job of queue %s is handed back", leased.queue)
 
     # Leases
 
@@ -258,22 +281,19 @@ class JobRunner:
                     self._awake.age, self._lease, len(self._runs),
                 )  # fmt: skip
             for run in list(self._runs.values()):
-                self._check_lease(run)
-                if time.monotonic() < run.until and await run.taken.touch():
-                    run.held = _Stamp.now()
+                run.check_lease(self._lease)
+                if time.monotonic() < run.until and await run.leased.touch():
+                    run.extended()
             self._awake = _Stamp.now()
 
-    def _check_lease(self, run: _Run) -> None:
-        run.is_lost = run.is_lost or run.held.age > self._lease
-
-    def _redelivered(self, run: _Run, taken: LeasedJob) -> None:
+    def _redelivered(self, run: _Run, leased: LeasedJob) -> None:
         """The broker redelivered a running job: its lease had ended, or the broker lost it."""
         _log.warning(
-            "job %s of queue %s was redelivered while it is running", taken.key, taken.queue
+            "job %s of queue %s was redelivered while it is running", leased.key, leased.queue
         )
-        if taken is not run.taken:
-            taken.continues(run.taken)
-            run.taken, run.held, run.is_lost = taken, _Stamp.now(), False
+        if leased is not run.leased:
+            leased.continues(run.leased)
+            run.redelivered(leased)
 
     def _may_be_stale(self) -> bool:
         """Whether a job that arrives now may be from before a suspension of this worker."""
@@ -281,28 +301,28 @@ class JobRunner:
 
     async def _is_ours(self, run: _Run) -> bool:
         """Whether to run a job that may be stale: another worker may have it, or had it."""
-        taken = run.taken
-        run.is_lost = True
+        leased = run.leased
+        run.may_be_lost()
         try:
-            job = read_job(taken.payload)
-            if await taken.is_queued():
+            job = read_job(leased.payload)
+            if await leased.is_queued():
                 # On its last attempt no one else runs it: another worker would declare it lost.
                 # It is not lost if it was redelivered to this worker in the meantime.
-                return not run.is_lost or taken.attempt >= job.tries
+                return not run.is_lost or leased.attempt >= job.tries
             if await self._is_declared_lost(job) and await self._require_store().retry(job.meta.id):
                 _log.warning(
                     "%s was declared lost while this worker was suspended, and is queued again",
-                    _name(taken, job),
+                    _name(leased, job),
                 )
         except InvalidPayload:
             return True  # it fails in any worker
         except DriverError as exc:
-            _log.warning("a job of queue %s may have been lost: %s", taken.queue, exc)
+            _log.warning("a job of queue %s may have been lost: %s", leased.queue, exc)
         return False
 
-    async def _is_finished(self, taken: LeasedJob) -> bool:
+    async def _is_finished(self, leased: LeasedJob) -> bool:
         try:
-            return not await taken.is_queued()
+            return not await leased.is_queued()
         except DriverError:
             return False
 
@@ -332,23 +352,23 @@ class JobRunner:
         return self._store
 
 
-def _event_for(taken: LeasedJob, job: Job) -> Event:
+def _event_for(leased: LeasedJob, job: Job) -> Event:
     """The event of a job. Raises errors that a retry cannot fix, such as too many attempts."""
-    if taken.attempt > job.tries:
+    if leased.attempt > job.tries:
         raise WorkerLost(
-            f"taken {taken.attempt - 1} times and never finished: its workers were killed, or lost "
-            "their connection"
+            f"taken {leased.attempt - 1} times and never finished: its workers were killed, or "
+            "lost their connection"
         )
     return event_of(job)
 
 
-def _name(taken: LeasedJob, job: Job | None) -> str:
+def _name(leased: LeasedJob, job: Job | None) -> str:
     """A job in the log: never with its data."""
     if job is None:
-        return f"job {taken.key} of queue {taken.queue}, attempt {taken.attempt},"
+        return f"job {leased.key} of queue {leased.queue}, attempt {leased.attempt},"
     return (
-        f"event {job.event[:MAX_EVENT]!r}, id {job.meta.id}, queue {taken.queue}, "
-        f"attempt {taken.attempt} of {job.tries},"
+        f"event {job.event[:MAX_EVENT]!r}, id {job.meta.id}, queue {leased.queue}, "
+        f"attempt {leased.attempt} of {job.tries},"
     )
 
 

@@ -18,13 +18,11 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from eventbus.backoff import Backoff
-from eventbus.drivers.base import Driver
-from eventbus.drivers.queues import LeasedJob, QueueReader, QueueStore
+from eventbus.attempts import Backoff, RateLimitedLog
+from eventbus.drivers import Driver, LeasedJob, QueueReader, QueueStore
 from eventbus.errors import DriverError
 from eventbus.events import DEFAULT_QUEUE, validate_queue
-from eventbus.queue.runner import STUBBORN_S, Counters, JobRunner, Processor
-from eventbus.ratelimit import RateLimitedLog
+from eventbus.queue.runner import CANCEL_GRACE_S, Counters, JobRunner, Processor
 from eventbus.tasks import Tasks, complete
 from eventbus.user_code import guarded
 
@@ -127,7 +125,7 @@ class Worker:
             if timer is not None:
                 timer.cancel()
             try:
-                await complete(self._let_go(), within=2 * STUBBORN_S)
+                await complete(self._let_go(), within=2 * CANCEL_GRACE_S)
             finally:
                 await leases.aclose()
                 _log.info("the worker has stopped: %s", _totals(self.counters))
@@ -196,12 +194,12 @@ class Worker:
                 break
             with guarded():
                 found = await self._readers[queue].fetch(room - started)
-            for taken in found:
+            for job in found:
                 if started < room and not self._stopping:
-                    self._start(taken)
+                    self._start(job)
                     started += 1
                 else:
-                    self._hold(taken)
+                    self._hold(job)
         return started
 
     def _poll(self, queue: str) -> None:
@@ -212,9 +210,9 @@ class Worker:
     async def _next_of(self, queue: str) -> None:
         try:
             with guarded():
-                taken = await self._readers[queue].wait()
-            if taken is not None:
-                self._hold(taken)
+                job = await self._readers[queue].wait()
+            if job is not None:
+                self._hold(job)
         except Exception as exc:
             await asyncio.sleep(_POLL_AGAIN.delay(0))
             if not isinstance(exc, DriverError):
@@ -224,23 +222,23 @@ class Worker:
             self._polled.discard(queue)
             self._changed.set()
 
-    def _hold(self, taken: LeasedJob) -> None:
+    def _hold(self, job: LeasedJob) -> None:
         """Keep a job for which there may be no free slot: it starts soon, or is handed back."""
-        held = self._held[taken.queue]
-        held.append(taken)
-        asyncio.get_running_loop().call_later(HOLD_S, self._drop, taken)
+        held = self._held[job.queue]
+        held.append(job)
+        asyncio.get_running_loop().call_later(HOLD_S, self._drop, job)
         self._changed.set()
 
-    def _drop(self, taken: LeasedJob) -> None:
-        held = self._held[taken.queue]
-        if taken in held:
-            held.remove(taken)
-            self._hand_back(taken)
+    def _drop(self, job: LeasedJob) -> None:
+        held = self._held[job.queue]
+        if job in held:
+            held.remove(job)
+            self._hand_back(job)
 
-    def _start(self, taken: LeasedJob) -> None:
-        self.counters.taken += 1
-        name = f"the run of job {taken.key} of queue {taken.queue}"
-        if (task := self._jobs.start(self._runner.run(taken), name)) is not None:
+    def _start(self, job: LeasedJob) -> None:
+        self.counters.count("taken")
+        name = f"the run of job {job.key} of queue {job.queue}"
+        if (task := self._jobs.start(self._runner.run(job), name)) is not None:
             task.add_done_callback(self._ended)
 
     def _ended(self, _task: "asyncio.Task[Any]") -> None:
@@ -264,8 +262,8 @@ class Worker:
         """Hand back all that is left, in bounded time."""
         self._stopping = True
         await self._stop_reading()
-        await self._jobs.aclose(STUBBORN_S)
-        await self._handing_back.join(STUBBORN_S)
+        await self._jobs.aclose(CANCEL_GRACE_S)
+        await self._handing_back.join(CANCEL_GRACE_S)
         await self._handing_back.aclose()
 
     async def _stop_reading(self) -> None:
@@ -276,9 +274,9 @@ class Worker:
             while held:
                 self._hand_back(held.popleft())
 
-    def _hand_back(self, taken: LeasedJob) -> None:
-        name = f"handing back a job of queue {taken.queue}, which is redelivered later,"
-        self._handing_back.start(self._runner.hand_back(taken), name)
+    def _hand_back(self, job: LeasedJob) -> None:
+        name = f"handing back a job of queue {job.queue}, which is redelivered later,"
+        self._handing_back.start(self._runner.hand_back(job), name)
 
     async def _pause(self, seconds: float) -> None:
         """Wait for a change, or that long."""

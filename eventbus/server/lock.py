@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 from typing import (
     IO,
+    Annotated,
     Final,
 )
 
+import msgspec
+
 from eventbus.errors import ServerError
 
-__all__ = ["lock_folder", "running_server", "write_holder"]
+__all__ = ["FolderInUse", "lock_folder", "running_server", "write_holder"]
 
 
 if sys.platform == "win32":
@@ -30,10 +33,21 @@ _POLL_S: Final = 0.02
 _CONNECT_S: Final = 2.0
 
 
+class _Holder(msgspec.Struct):
+    pid: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+    url: str
+
+
+class FolderInUse(ServerError):
+    """Another process runs a server on the data folder, or is starting or stopping one."""
+
+
 async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
-    """Open and lock the folder's lock file. Raises ServerError with the process that holds it.
+    """Open and lock the folder's lock file.
 
     The server of a killed process ends a moment later. Waits for that, for at most `wait` seconds.
+    Raises FolderInUse with the process that holds the lock, and ServerError if the folder is not
+    writable.
     """
     try:
         file = (folder / _NAME).open("a+", encoding="utf-8")
@@ -51,19 +65,20 @@ async def lock_folder(folder: Path, *, wait: float) -> IO[str]:
     return file
 
 
-def running_server(folder: Path) -> str:
+def running_server(folder: Path, name: str = _NAME) -> str:
     """The address of the server that runs on a data folder; empty if there is none.
 
     The address is that in the lock file, if the process that wrote it is alive and the server
-    accepts connections. Does not take the lock, which a starting server may need.
+    accepts connections. Does not take the lock, which a starting server may need. `name` is another
+    file in the folder, of another server.
     """
-    pid, url = _holder(folder / _NAME)
+    pid, url = _holder(folder / name)
     if not url or not _is_alive(pid):
         return ""
     host, _, port = url.rpartition("/")[2].rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # also if that is no address
         return ""
     return url
 
@@ -104,9 +119,9 @@ def _is_alive(pid: int) -> bool:
 
 def _holder(path: Path) -> tuple[int, str]:
     """The process that holds the lock, and its server's address; 0 and "" if not yet known."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        return int(holder["pid"]), str(holder["url"])
+    with contextlib.suppress(OSError, ValueError):  # msgspec's are ValueErrors
+        holder = msgspec.json.decode(path.read_bytes(), type=_Holder)
+        return holder.pid, holder.url
     return 0, ""
 
 
@@ -118,11 +133,11 @@ def write_holder(file: IO[str], url: str) -> None:
     file.flush()
 
 
-def _in_use_error(folder: Path, pid: int, url: str) -> ServerError:
+def _in_use_error(folder: Path, pid: int, url: str) -> FolderInUse:
     what = f"{str(folder)!r} is in use by the nats-server of process {pid or '(starting)'}"
     if url:
-        return ServerError(f"{what} at {url}: set NATS_URL={url} to use that one", driver="nats")
-    return ServerError(
+        return FolderInUse(f"{what} at {url}: set NATS_URL={url} to use that one", driver="nats")
+    return FolderInUse(
         f"{what}, which is starting or stopping: try again, "
         "or set BROADCAST_NATS_DATA to another folder",
         driver="nats",

@@ -52,7 +52,7 @@ class Pool:
             await self._changed.wait()
 
     async def aclose(self, seconds: float) -> int:
-        """Let all work finish within that time, then cancel it; gives how many never began.
+        """Let all work finish within that time, then cancel it; returns how many never began.
 
         A task of the pool that called for this is neither waited for nor cancelled.
         """

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, overload
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Driver
+from eventbus.drivers import Driver
 from eventbus.errors import BusStateError, EventDefinitionError
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.subscriptions.options import Options, SubscribeOptions, check_options
@@ -32,11 +32,11 @@ class SubscribeDecorator(Protocol[E]):
 class Subscriptions:
     """The subscriptions of one bus: they start when it opens, and end when it closes."""
 
-    def __init__(self, driver: Driver, subjects: Subjects) -> None:
-        self._driver = driver
+    def __init__(self, subjects: Subjects) -> None:
+        self._driver: Driver | None = None
         self._subjects = subjects
         self._all: list[EventSubscription[Any]] = []
-        self._open = self._closed = False
+        self._closed = False
 
     def add(
         self, event: type[E], handler: Handler[E], options: SubscribeOptions
@@ -60,11 +60,11 @@ class Subscriptions:
         """Wait until all have started; raises the first error of those that failed."""
         await asyncio.gather(*(one for one in self._all if not one.is_closed))
 
-    async def open(self) -> None:
-        """Start all subscriptions."""
-        self._open = True
+    async def open(self, driver: Driver) -> None:
+        """Start all subscriptions on a driver, which is open."""
+        self._driver = driver
         for subscription in self._all:
-            subscription.start()
+            subscription.start(driver, is_patient=False)
         await self.ready()
 
     def __contains__(self, task: object) -> bool:
@@ -73,7 +73,7 @@ class Subscriptions:
 
     async def aclose(self) -> None:
         """Close them all, concurrently."""
-        self._open, self._closed = False, True
+        self._driver, self._closed = None, True
         closes = [subscription.aclose() for subscription in self._all]
         for fault in await asyncio.gather(*closes, return_exceptions=True):
             if fault is not None:
@@ -84,8 +84,8 @@ class Subscriptions:
     ) -> EventSubscription[E]:
         if self._closed:
             raise BusStateError("the bus is closed: it cannot subscribe")
-        new = EventSubscription(self._driver, self._subjects, reader, handler, options)
-        self._all = [one for one in self._all if not one.is_closed]
+        new = EventSubscription(self._subjects, reader, handler, options)
+        self._all = [one for one in self._all if not (one.is_closed or one.is_replaced_by(new))]
         same = [one for one in self._all if one.consumer_name == new.consumer_name]
         if options.group and same:
             raise EventDefinitionError(
@@ -93,6 +93,6 @@ class Subscriptions:
                 f"{options.group!r}: each event would reach only one of them; choose another group"
             )
         self._all.append(new)
-        if self._open:
-            new.start()
+        if self._driver is not None:
+            new.start(self._driver, is_patient=True)
         return new

@@ -4,26 +4,33 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar, cast
 
 from eventbus import tracing
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, is_power_of_two
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Capability, Delivery, Driver, Headers, Subscription
-from eventbus.drivers.consumers import (
+from eventbus.drivers import (
+    Capability,
     Consumer,
     ConsumerDriver,
     ConsumerSettings,
+    Delivery,
+    Driver,
     GroupDriver,
+    Headers,
+    Subscription,
     UnackedDelivery,
 )
 from eventbus.errors import (
     BusStateError,
+    ConnectionFailed,
     EventBusError,
     InvalidChannel,
     InvalidPayload,
     NotSupported,
+    SubscribeDenied,
 )
 from eventbus.events import Event, EventContext, EventReader
 from eventbus.messages import HEADER_REASON
@@ -43,18 +50,19 @@ CLOSE_S: Final = 10.0
 """How long handlers may continue when the bus closes."""
 _AGAIN: Final = Backoff(1.0, 1.0)
 """Before the next attempt to receive."""
+_FIRST_START_PAUSE_S: Final = 0.2
+_MAX_START_PAUSE_S: Final = 5.0
 _BROKERS_OWN: Final = "nats-"
 
 
 class EventSubscription(Generic[E]):
     """A handler of the events of one type. `await` it until it receives events.
 
-    It ends with `aclose`, or with its bus.
+    It ends with `aclose`, or with its bus. One that failed to start has ended.
     """
 
     def __init__(
         self,
-        driver: Driver,
         subjects: Subjects,
         reader: EventReader[E],
         handler: Handler[E],
@@ -69,15 +77,16 @@ class EventSubscription(Generic[E]):
         """Payloads put into quarantine."""
         self.dropped = 0
         """Live events that arrived while `buffer` others waited."""
-        self._driver = driver
+        self._driver: Driver
         self._subjects = subjects
-        self._handler: Callable[..., Any] = handler
+        self.handler: Callable[..., Any] = handler
         self._with_context = takes_context(handler)
         self._name = f"subscription to {self.reader.name!r}" + (
             f" of group {options.group!r}" if options.group else ""
         )
         self._pool = Pool(options.concurrency, 0 if options.durable else options.buffer, self._name)
         self._started: asyncio.Future[None] | None = None
+        self._has_failed = False
         self._tasks = Tasks()
         self._shutdown = Shutdown(self._pool)
         self._live: Subscription | None = None
@@ -95,6 +104,11 @@ class EventSubscription(Generic[E]):
         """Whether it has ended."""
         return self._shutdown.has_begun
 
+    def is_replaced_by(self, other: "EventSubscription[Any]") -> bool:
+        """Whether it failed to start, and `other` is another attempt at the same."""
+        is_same_handler = bool(self.options.group) or self.handler == other.handler
+        return self._has_failed and self.consumer_name == other.consumer_name and is_same_handler
+
     @property
     def evicted(self) -> int:
         """How often messages of a channel were evicted before a durable group had handled them.
@@ -103,11 +117,16 @@ class EventSubscription(Generic[E]):
         """
         return self._consumer.evicted if self._consumer is not None else 0
 
-    def start(self) -> None:
-        """Subscribe in the background."""
+    def start(self, driver: Driver, *, is_patient: bool) -> None:
+        """Subscribe in the background.
+
+        With `is_patient`, a broker that cannot be reached is tried again until it can.
+        """
+        self._driver = driver
         self._started = asyncio.get_running_loop().create_future()
         self._started.add_done_callback(_retrieve)
-        self._tasks.start(self._begin(self._started), f"the start of the {self._name}")
+        begin = self._begin(self._started, is_patient=is_patient)
+        self._tasks.start(begin, f"the start of the {self._name}")
 
     async def aclose(self, seconds: float = CLOSE_S) -> None:
         """Take no more events; handlers may finish within that time, then they are cancelled.
@@ -133,18 +152,38 @@ class EventSubscription(Generic[E]):
         await asyncio.shield(self._started)
         return self
 
-    async def _begin(self, started: "asyncio.Future[None]") -> None:
+    async def _begin(self, started: "asyncio.Future[None]", *, is_patient: bool) -> None:
+        backoff = Backoff(_FIRST_START_PAUSE_S, _MAX_START_PAUSE_S)
+        since, is_late = time.monotonic(), False
         try:
             with guarded():
-                await self._start()
+                while not await self._try_to_start(is_patient=is_patient):
+                    is_late = True
+                    await asyncio.sleep(backoff.next())
+            if is_late:
+                _log.warning(
+                    "the %s has started, after %.1f s", self._name, time.monotonic() - since
+                )
         except asyncio.CancelledError:
             started.set_exception(BusStateError(f"the {self._name} was closed while it started"))
             raise
         except Exception as exc:  # noqa: BLE001 - a driver may raise anything
             _log.error("the %s failed to start: %s", self._name, text_of(exc))
+            self._has_failed = True
             started.set_exception(exc)
         else:
             started.set_result(None)
+
+    async def _try_to_start(self, *, is_patient: bool) -> bool:
+        """Subscribe; False when the broker cannot be reached now."""
+        try:
+            await self._start()
+        except ConnectionFailed as exc:
+            if not is_patient or isinstance(exc, SubscribeDenied):
+                raise
+            _log.warning("the %s cannot start yet, trying again: %s", self._name, text_of(exc))
+            return False
+        return True
 
     async def _start(self) -> None:
         subject = self._subjects.live_filter(self.reader.pattern)
@@ -182,7 +221,7 @@ class EventSubscription(Generic[E]):
             work = functools.partial(self._handle, *received, delivery.headers)
         if not self._pool.offer(work):
             self.dropped += 1
-            if self.dropped.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+            if is_power_of_two(self.dropped):
                 _log.warning(
                     "the %s drops events: %d waited for a handler (%d dropped so far)",
                     self._name,
@@ -190,10 +229,13 @@ class EventSubscription(Generic[E]):
                     self.dropped,
                 )
 
-    async def _handle(self, event: E, context: EventContext, headers: Headers) -> bool:
-        """Call the handler; False if it failed."""
+    async def _handle(
+        self, event: E, context: EventContext, headers: Headers, seconds: float | None = None
+    ) -> bool:
+        """Call the handler; False if it failed, or took longer than `seconds`."""
         try:
-            await self._call(event, context, headers)
+            async with asyncio.timeout(seconds):
+                await self._call(event, context, headers)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
             self._require_fault(exc)
             self._report(event, context, exc)
@@ -212,8 +254,8 @@ class EventSubscription(Generic[E]):
             await self._pool.room()
             try:
                 with guarded():
-                    taken = await consumer.take(self._pool.free)
-                for unacked in taken:
+                    batch = await consumer.take(self._pool.free)
+                for unacked in batch:
                     self._pool.offer(functools.partial(self._settle, unacked))
             except Exception:  # noqa: BLE001 - a driver may raise anything
                 _log.exception("the %s cannot receive, trying again", self._name)
@@ -222,6 +264,8 @@ class EventSubscription(Generic[E]):
     async def _settle(self, unacked: UnackedDelivery) -> None:
         """Handle one message, and acknowledge, retry or discard it."""
         options, delivery = self.options, unacked.delivery
+        # Shorter than ack_wait, after which the broker redelivers to another member.
+        seconds = 0.95 * options.ack_wait
         try:
             try:
                 received = self._read(delivery, unacked.attempt)
@@ -233,7 +277,7 @@ class EventSubscription(Generic[E]):
             elif unacked.attempt > options.max_deliver:
                 why = f"{options.max_deliver} deliveries ended without an answer"
                 await complete(self._give_up(unacked, "max_deliver", why))
-            elif await self._handle_in_time(*received, delivery.headers):
+            elif await self._handle(*received, delivery.headers, seconds):
                 await unacked.ack()
             elif unacked.attempt >= options.max_deliver:
                 why = f"the handler failed {unacked.attempt} times"
@@ -246,17 +290,6 @@ class EventSubscription(Generic[E]):
             raise
         except EventBusError as exc:
             _log.warning("%s: a message will be redelivered: %s", self._name, exc)
-
-    async def _handle_in_time(self, event: E, context: EventContext, headers: Headers) -> bool:
-        try:
-            # Shorter than ack_wait, after which the broker redelivers to another member.
-            async with asyncio.timeout(0.95 * self.options.ack_wait):
-                await self._call(event, context, headers)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - it may raise anything
-            self._require_fault(exc)
-            self._report(event, context, exc)
-            return False
-        return True
 
     def _pause(self, attempt: int) -> float:
         backoff = self.options.backoff
@@ -290,7 +323,7 @@ class EventSubscription(Generic[E]):
                 group=self.options.group,
             ),
         ):
-            await call_guarded(self._handler, *arguments)
+            await call_guarded(self.handler, *arguments)
 
     def _report(self, event: E, context: EventContext, exc: BaseException) -> None:
         self.failures += 1
@@ -307,7 +340,7 @@ class EventSubscription(Generic[E]):
     async def _quarantine(self, delivery: Delivery, reason: str, why: str) -> bool:
         """Publish the payload on its channel's quarantine subject; False if that failed."""
         self.quarantined += 1
-        if self.quarantined.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+        if is_power_of_two(self.quarantined):
             _log.warning(
                 "the %s puts payloads into quarantine (%d so far), the last: %s",
                 self._name,

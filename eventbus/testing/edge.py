@@ -7,9 +7,9 @@ from typing import Final, Self
 from aiohttp import web
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.testing.websocket import WebSocketClient
-from eventbus_edge.access.rules import ChannelRules
+from eventbus.tokens import issue_token
+from eventbus_edge.access import ChannelRules
 from eventbus_edge.app import (
     create_app,
     make_runner,
@@ -95,15 +95,15 @@ class EdgeServer:
         if not self.settings.jwt_secret:
             raise ValueError("the edge's settings have no jwt_secret to sign with: use `token=`")
         return issue_token(
-            self.settings.jwt_secret,
             user,
+            secret=self.settings.jwt_secret,
             name=name,
-            roles=list(roles),
-            permissions=list(permissions),
-            channels=list(grants),
-            lifetime_s=lifetime_s,
+            roles=roles,
+            permissions=permissions,
+            channels=grants,
+            lifetime=lifetime_s,
             audience=self.settings.jwt_audience,
-            algorithm=self.settings.jwt_algorithms[0],
+            algorithm=(self.settings.jwt_algorithms or ("HS256",))[0],
         )
 
     async def connect(

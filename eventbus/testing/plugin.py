@@ -4,6 +4,7 @@
     nats_server         a real nats-server for the session, with JetStream
     nats_settings       settings for a bus on that server, in a namespace of its own
     event_bus           an open bus, on the memory driver unless `event_bus_settings` is overridden
+    sync_event_bus      the same for tests without an event loop, such as those of Flask's views
     edge_server         a real edge on that bus and a free port
     websocket_client    connects clients to that edge: `await websocket_client("chat.7", user="42")`
 
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from eventbus import sync
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.server import NatsServer
@@ -44,11 +46,12 @@ __all__ = [
     "nats_server",
     "nats_server_config",
     "nats_settings",
+    "sync_event_bus",
     "websocket_client",
 ]
 
 Work = Coroutine[Any, Any, None]
-_NATS_S: Final = 30.0
+_NATS_S: Final = 60.0
 _MEBIBYTE: Final = 1024**2
 
 
@@ -97,14 +100,25 @@ def nats_settings(nats_server: NatsServer) -> Settings:
 
 @pytest.fixture
 def event_bus_settings() -> Settings:
-    """The settings of `event_bus`. Override it, for example to return `nats_settings`."""
+    """The settings of the buses below. Override it, for example to return `nats_settings`."""
     return Settings(driver="memory")
 
 
 @async_fixture
 async def event_bus(event_bus_settings: Settings) -> AsyncIterator[EventBus]:
-    """An open bus. It is the current bus, which `event.dispatch()` uses."""
+    """An open bus. It is the current bus, which `event.dispatch()` uses.
+
+    So does `event.dispatch_sync()` in threads that the test starts, as by `asyncio.to_thread`.
+    """
     async with EventBus(event_bus_settings) as bus:
+        with sync.shared(bus):
+            yield bus
+
+
+@pytest.fixture
+def sync_event_bus(event_bus_settings: Settings) -> Iterator[sync.EventBus]:
+    """An open bus of `eventbus.sync`, which `event.dispatch_sync()` uses."""
+    with sync.EventBus(event_bus_settings) as bus:
         yield bus
 
 

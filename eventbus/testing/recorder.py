@@ -165,8 +165,8 @@ class Recorder:
                 "or use `times=` for a number"
             )
         if self._only and not any(issubclass(of, cls) or issubclass(cls, of) for cls in self._only):
-            kept = ", ".join(cls.__name__ for cls in self._only)
-            raise ValueError(f"{of.__name__} is not faked: this fake records only {kept}")
+            faked = ", ".join(cls.__name__ for cls in self._only)
+            raise ValueError(f"{of.__name__} is not faked: this fake records only {faked}")
 
     def _fail(self, what: str, times: int | None, about: type[Event] | str = "") -> None:
         __tracebackhide__ = True

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, Self
 
 import aiohttp
 
-from eventbus.client.sockets import Sockets
+from eventbus.client import Sockets
 from eventbus.testing.errors import Refused
 
 __all__ = ["Connect", "WebSocketClient"]

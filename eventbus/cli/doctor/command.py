@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -30,6 +30,7 @@ from eventbus.cli.doctor.findings import (
     ok,
     within,
 )
+from eventbus.cli.doctor.outbox import check_outbox
 from eventbus.cli.output import (
     Json,
     console,
@@ -38,6 +39,7 @@ from eventbus.cli.output import (
 from eventbus.cli.running import run
 from eventbus.config import Settings
 from eventbus.errors import ConfigError
+from eventbus.user_code import printable
 
 __all__ = ["doctor"]
 
@@ -45,16 +47,29 @@ __all__ = ["doctor"]
 _MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 
 
-def doctor(json: Json = False) -> None:
+def doctor(
+    json: Json = False,
+    monitor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The monitoring address of a NATS server, to check what power cuts may lose."
+        ),
+    ] = None,
+) -> None:
     """Check settings, brokers, streams, clock, keys, port and limits, and suggest fixes.
+
+    Reports what acknowledged messages survive. Only the monitoring ports of NATS servers show
+    whether they sync each write to disk: pass one --monitor per server.
+
+    If DATABASE_URL is the database of an outbox, check that as well.
 
     Changes nothing, except that it stores a small probe message in the stream. Exits with 1 if a
     check failed. Warnings do not count.
 
-    Example: NATS_URL=nats://127.0.0.1:4222 eventbus doctor
+    Example: NATS_URL=nats://127.0.0.1:4222 eventbus doctor --monitor http://127.0.0.1:8222
     """
     logging.getLogger().addHandler(logging.NullHandler())  # the findings report it
-    findings = run(_examine())
+    findings = run(_examine(monitor or ()))
     has_failed = any(finding.status == "failed" for finding in findings)
     if json:
         write_json({"ok": not has_failed, "findings": findings})
@@ -64,7 +79,7 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-async def _examine() -> list[Finding]:
+async def _examine(monitors: Sequence[str]) -> list[Finding]:
     from eventbus_edge.config import EdgeSettings  # noqa: PLC0415 - keeps `eventbus --help` fast
 
     findings = check_settings(os.environ, (Settings, EdgeSettings))
@@ -80,9 +95,11 @@ async def _examine() -> list[Finding]:
         within("port", check_port(edge)),
     ]
     if "nats" in drivers or "websocket" in drivers:
-        checks.append(within("NATS", check_nats(settings, edge.jwt_leeway), NATS_S))
+        checks.append(within("NATS", check_nats(settings, edge.jwt_leeway, monitors), NATS_S))
     if "redis" in drivers:
         checks.append(within("Redis", check_redis(settings, edge.jwt_leeway)))
+    if database := os.environ.get("DATABASE_URL"):
+        checks.append(within("outbox", check_outbox(database)))
     findings.append(ok("driver", ", ".join(drivers)))
     findings += check_environment(edge)
     findings += check_cors(edge)
@@ -99,10 +116,10 @@ def _show(findings: Sequence[Finding]) -> None:
     for finding in findings:
         mark, style = _MARKS[finding.status]
         head = Text(f"{mark} ", style=style).append(finding.check.ljust(width), style="bold")
-        for line in _wrapped(Text(finding.found), out, indent):
+        for line in _wrapped(Text(printable(finding.found, keep="\n")), out, indent):
             out.print(head + line)
             head = Text(" " * indent)
-        for line in _wrapped(Text(f"→ {finding.change}", style="cyan"), out, indent):
+        for line in _wrapped(Text(f"→ {printable(finding.change)}", style="cyan"), out, indent):
             if finding.change:
                 out.print(head + line)
     counts = {status: sum(f.status == status for f in findings) for status in _MARKS}

@@ -57,6 +57,8 @@ def check_settings(
     known, read, set_, findings = set[str](), set[str](), 0, list[Finding]()
     for struct in structs:
         for variable in variables(struct):
+            if variable.name in known:
+                continue  # a setting of the bus and of the edge
             known.add(variable.name)
             names = [variable.name]
             if variable.secret:
@@ -91,7 +93,7 @@ def _unknown(name: str, known: set[str]) -> list[Finding]:
 
 def check_environment(edge: "EdgeSettings") -> list[Finding]:
     """Report settings that an edge refuses or warns about in production."""
-    from eventbus_edge.process.production import production_problems  # noqa: PLC0415
+    from eventbus_edge.process import production_problems  # noqa: PLC0415
 
     if edge.environment != "production":
         return []
@@ -106,7 +108,7 @@ def check_environment(edge: "EdgeSettings") -> list[Finding]:
 
 async def check_keys(edge: "EdgeSettings") -> list[Finding]:
     """Check that there are valid keys to verify tokens with."""
-    from eventbus_edge.access.verifiers import fetched_keys, make_verifier  # noqa: PLC0415 - keeps --help fast
+    from eventbus_edge.access import fetched_keys, make_verifier  # noqa: PLC0415 - keeps --help fast
 
     try:
         keys = fetched_keys(edge)
@@ -115,9 +117,11 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
         change = f"see {exc.variable} in docs/settings.md" if exc.variable else ""
         return [failed("JWT keys", str(exc), change)]
     if verifier is None:
-        change = "set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL"
+        change = (
+            "set JWT_SECRET, JWT_PUBLIC_KEY or JWT_JWKS_URL; `eventbus dev` has a secret of its own"
+        )
         return [warning("JWT keys", "no keys are set: edges refuse all tokens", change)]
-    algorithms = ", ".join(edge.jwt_algorithms)
+    algorithms = ", ".join(verifier.algorithms)
     if keys is None:
         name = "JWT_PUBLIC_KEY" if edge.jwt_public_key else "JWT_SECRET"
         return [ok("JWT keys", f"{name} is valid for {algorithms}")]
@@ -127,7 +131,7 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
     finally:
         await keys.aclose()
     if results == ["ok"]:
-        return [ok("JWT keys", f"JWT_JWKS_URL provides keys for {algorithms}")]
+        return [ok("JWT keys", f"JWT_JWKS_URL provides keys for {', '.join(keys.algorithms)}")]
     message = f"JWT_JWKS_URL={mask_url(edge.jwt_jwks_url)} provides no keys for {algorithms}"
     change = "check that the URL is reachable from this machine, and check JWT_ALGORITHMS"
     return [failed("JWT keys", message, change)]
@@ -135,16 +139,16 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
 
 def check_cors(edge: "EdgeSettings") -> list[Finding]:
     """Check that each allowed origin is one that a browser can send."""
-    from eventbus_edge.access.origins import is_origin  # noqa: PLC0415
+    from eventbus_edge.access import ALLOWED_ENTRIES, is_allowed_entry  # noqa: PLC0415
 
     findings = [
         failed(
             "CORS",
             f"CORS_ALLOWED_ORIGINS has {origin!r}, which no browser sends",
-            "use scheme://host[:port] without a path, a host, * or null",
+            f"allowed: {ALLOWED_ENTRIES}",
         )
         for origin in edge.cors_allowed_origins
-        if not is_origin(origin)
+        if not is_allowed_entry(origin)
     ]
     if findings:
         return findings

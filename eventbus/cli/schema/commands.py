@@ -2,6 +2,8 @@
 
 import enum
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import (
     Annotated,
@@ -15,12 +17,14 @@ import typer
 from rich.text import Text
 
 from eventbus.application import configured_application
+from eventbus.cli.completion import complete_events
 from eventbus.cli.output import (
     Json,
     counted,
     fail,
     one_line,
     print_table,
+    say,
     write_json,
 )
 from eventbus.cli.running import (
@@ -28,30 +32,24 @@ from eventbus.cli.running import (
     require_application,
 )
 from eventbus.cli.schema.new import NewEvent
+from eventbus.cli.terminal import json_safe
 from eventbus.contracts import (
-    asyncapi,
-    jsonschema,
-    typescript,
-)
-from eventbus.contracts.catalogue import (
-    Contract,
-    catalogue,
-)
-from eventbus.contracts.compatibility import (
     Change,
-    Verdict,
-    compare,
-)
-from eventbus.contracts.lock import (
+    Contract,
     InvalidLock,
     Locked,
+    Verdict,
+    asyncapi,
+    catalogue,
+    compare,
+    constraints_of,
     encode_lock,
+    jsonschema,
     lock_of,
     read_lock,
-)
-from eventbus.contracts.words import (
-    facts,
     type_in_words,
+    typescript,
+    warnings_of,
 )
 from eventbus.errors import (
     ConfigError,
@@ -62,7 +60,9 @@ from eventbus.urls import is_web_address
 __all__ = ["app"]
 
 
-app = typer.Typer(help="Show, export and check the contracts of events.", no_args_is_help=True)
+app = typer.Typer(
+    help="Create, show, export and check the contracts of events.", no_args_is_help=True
+)
 
 LOCK: Final = Path("schemas/schemas.lock.json")
 LockFile = Annotated[
@@ -83,7 +83,43 @@ class Format(enum.StrEnum):
     TYPESCRIPT = "typescript"
 
 
-@app.command("list")
+@app.command("new", rich_help_panel="Define and show")
+def new(
+    name: Annotated[str, typer.Argument(help="The name: OrderShipped or order.shipped.")],
+    package: Annotated[
+        str | None,
+        typer.Option(
+            help="The package for the event, such as shop.events. Default: the application in "
+            "pyproject.toml."
+        ),
+    ] = None,
+    tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests/schemas"),
+    channel: Annotated[
+        str | None,
+        typer.Option(help="The channel or channel template. Default: made from the name."),
+    ] = None,
+) -> None:
+    """Create an event class and its test. Never overwrites a file.
+
+    Example: eventbus schema new OrderShipped --package shop.events --channel "orders.{order_id}"
+    """
+    package, folder = _package(package)
+    try:
+        event = NewEvent.named(name, package=package, folder=folder, tests=tests, channel=channel)
+    except ValueError as exc:
+        fail(str(exc), code=2)
+    try:
+        written = event.write()
+    except OSError as exc:
+        fail(f"{exc.filename}: {exc.strerror or exc}")
+    for path in written:
+        say(f"wrote {os.path.relpath(path)}")
+    if event.init not in written:
+        say(f"Now import it in {os.path.relpath(event.init)}: {event.import_line}")
+    say(f"Run its test: pytest {os.path.relpath(event.test)}")
+
+
+@app.command("list", rich_help_panel="Define and show")
 def list_(application: Apps = None, json: Json = False) -> None:
     """List the events by name.
 
@@ -94,26 +130,27 @@ def list_(application: Apps = None, json: Json = False) -> None:
         write_json([_summary(each) for each in contracts])
         return
     print_table(
-        ("event", "version", "kind", "channels", "queue", "fields"),
+        ("event", "channels", "kind", "version", "fields", "queue"),
         [
             [
                 each.name,
-                each.version,
-                f"{each.kind}{', volatile' if each.volatile and each.kind == 'broadcast' else ''}",
                 ", ".join(each.channels) or "-",
-                (each.queue or "at dispatch") if each.queued else "-",
+                f"{each.kind}{', volatile' if each.volatile and each.kind == 'broadcast' else ''}",
+                each.version,
                 ", ".join(_fields(each)) or "-",
+                (each.queue or "at dispatch") if each.queued else "-",
             ]
             for each in contracts
         ],
         empty="no events are defined: use --app with the module that defines them",
         right=("version",),
+        whole=("event", "channels"),
     )
 
 
-@app.command("show")
+@app.command("show", rich_help_panel="Define and show")
 def show(
-    event: Annotated[str, typer.Argument(help="The event's name.")],
+    event: Annotated[str, typer.Argument(help="The event's name.", autocompletion=complete_events)],
     application: Apps = None,
     json: Json = False,
 ) -> None:
@@ -130,22 +167,21 @@ def show(
     if json:
         write_json({**_summary(found), "data": schema, "$defs": components})
         return
-    typer.secho(found.name, bold=True, nl=False)
-    typer.echo(f"  {found.kind} event, version {found.version}")
+    say(f"{found.name}  {found.kind} event, version {found.version}")
     if found.doc:
-        typer.echo(f"\n{found.doc}")
-    typer.echo(f"\nchannels: {', '.join(found.channels) or 'set at each dispatch'}")
-    typer.echo(f"history:  {'not stored (volatile)' if found.volatile else 'stored'}")
+        say(f"\n{found.doc}")
+    say(f"\nchannels: {', '.join(found.channels) or 'set at each dispatch'}")
+    say(f"history:  {'not stored (volatile)' if found.volatile else 'stored'}")
     if found.queued:
-        typer.echo(f"queue:    {found.queue or 'set at each dispatch'}")
+        say(f"queue:    {found.queue or 'set at each dispatch'}")
     own = type_in_words(schema)
     if own not in components:
-        typer.echo(f"data:     {own}")
+        say(f"data:     {own}")
     for name in sorted(components, key=lambda name: (name != own, name)):
         _show_component(name, components[name], is_data=name == own)
 
 
-@app.command("export")
+@app.command("export", rich_help_panel="Define and show")
 def export(
     format_: Annotated[Format, typer.Option("--format", help="The output format.")],
     application: Apps = None,
@@ -184,8 +220,9 @@ def export(
             text = _pretty(_checked(jsonschema.document, contracts, title=title))
         case _:
             text = _checked(typescript.declarations, contracts)
+    _warn(contracts)
     if output is None:
-        typer.echo(text, nl=False)
+        sys.stdout.write(text if format_ is Format.TYPESCRIPT else json_safe(text))
         return
     try:
         output.write_text(text, encoding="utf-8")
@@ -193,7 +230,39 @@ def export(
         fail(f"--output {output}: {exc.strerror or exc}")
 
 
-@app.command("check")
+@app.command("lock", rich_help_panel="Check for changes")
+def lock(
+    application: Apps = None,
+    lock: LockFile = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Accept breaking changes without a new version.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Write the lock file. Fails on breaking changes without a new version.
+
+    Example: eventbus schema lock --app shop.events
+    """
+    path, present = _present(application, lock)
+    _warn(catalogue())
+    verdict = Verdict(())
+    if path.exists() and not force:
+        verdict = compare(_read(path), present)
+    if verdict.is_breaking:
+        _report(verdict, json=json)
+        fail("nothing was written: raise the version of the breaking events, or use --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_lock(present))
+    except OSError as exc:
+        fail(f"--lock {path}: {exc.strerror or exc}")
+    if json:
+        write_json({"lock": str(path), "events": len(present)})
+    else:
+        say(f"wrote {path} with {counted(len(present), 'event')}")
+
+
+@app.command("check", rich_help_panel="Check for changes")
 def check(
     application: Apps = None,
     lock: LockFile = None,
@@ -211,79 +280,13 @@ def check(
     Example: eventbus schema check --app shop.events
     """
     path, present = _present(application, lock)
+    _warn(catalogue())
     verdict = compare(_read(path), present)
     _report(verdict, json=json)
     if verdict.is_breaking:
         fail("raise the version of the breaking events (`version=` in the class statement)")
     if verdict.changes and locked:
         fail(f"{path} is not up to date: run `eventbus schema lock`")
-
-
-@app.command("lock")
-def lock(
-    application: Apps = None,
-    lock: LockFile = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Accept breaking changes without a new version.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Write the lock file. Fails on breaking changes without a new version.
-
-    Example: eventbus schema lock --app shop.events
-    """
-    path, present = _present(application, lock)
-    verdict = Verdict(())
-    if path.exists() and not force:
-        verdict = compare(_read(path), present)
-    if verdict.is_breaking:
-        _report(verdict, json=json)
-        fail("nothing was written: raise the version of the breaking events, or use --force")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_lock(present))
-    except OSError as exc:
-        fail(f"--lock {path}: {exc.strerror or exc}")
-    if json:
-        write_json({"lock": str(path), "events": len(present)})
-    else:
-        typer.echo(f"wrote {path} with {counted(len(present), 'event')}")
-
-
-@app.command("new")
-def new(
-    name: Annotated[str, typer.Argument(help="The name: OrderShipped or order.shipped.")],
-    package: Annotated[
-        str | None,
-        typer.Option(
-            help="The package for the event, such as shop.events. Default: the application in "
-            "pyproject.toml."
-        ),
-    ] = None,
-    tests: Annotated[Path, typer.Option(help="The folder for the test.")] = Path("tests/schemas"),
-    channel: Annotated[
-        str | None,
-        typer.Option(help="The channel or channel template. Default: made from the name."),
-    ] = None,
-) -> None:
-    """Create an event class and its test. Never overwrites a file.
-
-    Example: eventbus schema new OrderShipped --package shop.events --channel "orders.{order_id}"
-    """
-    package, folder = _package(package)
-    try:
-        event = NewEvent.named(name, package=package, folder=folder, tests=tests, channel=channel)
-    except ValueError as exc:
-        fail(str(exc), code=2)
-    try:
-        written = event.write()
-    except OSError as exc:
-        fail(f"{exc.filename}: {exc.strerror or exc}")
-    for path in written:
-        typer.echo(f"wrote {os.path.relpath(path)}")
-    if event.init not in written:
-        typer.echo(f"Now import it in {os.path.relpath(event.init)}: {event.import_line}")
-    typer.echo(f"Run its test: pytest {os.path.relpath(event.test)}")
 
 
 def _package(given: str | None) -> tuple[str, Path]:
@@ -306,6 +309,12 @@ def _package(given: str | None) -> tuple[str, Path]:
 def _contracts(application: list[str] | None) -> tuple[Contract, ...]:
     require_application(application)
     return tuple(_checked(catalogue))
+
+
+def _warn(contracts: Iterable[Contract]) -> None:
+    """Print what other languages may read differently, beside the command's output."""
+    for warning in warnings_of(contracts):
+        typer.secho(f"warning: {warning}", err=True, fg="yellow")
 
 
 def _present(application: list[str] | None, lock: Path | None) -> tuple[Path, dict[str, Locked]]:
@@ -357,11 +366,11 @@ def _fields(contract: Contract) -> list[str]:
 
 
 def _show_component(name: str, schema: dict[str, Any], *, is_data: bool) -> None:
-    typer.echo()
+    say("")
     if not is_data:
-        typer.secho(name, bold=True)
+        say(name)
     if "properties" not in schema:
-        typer.echo(", ".join(part for part in (type_in_words(schema), facts(schema)) if part))
+        say(", ".join(part for part in (type_in_words(schema), constraints_of(schema)) if part))
         return
     required = schema.get("required", ())
     print_table(
@@ -375,12 +384,13 @@ def _show_component(name: str, schema: dict[str, Any], *, is_data: bool) -> None
             ]
             for field, of_field in schema["properties"].items()
         ],
+        whole=("field", "type"),
     )
 
 
 def _about(schema: dict[str, Any]) -> str:
     """A field's description and constraints."""
-    description, constraints = str(schema.get("description", "")), facts(schema)
+    description, constraints = str(schema.get("description", "")), constraints_of(schema)
     if description and constraints:
         return f"{description} ({constraints})"
     return description or constraints
@@ -417,6 +427,7 @@ def _report(verdict: Verdict, *, json: bool) -> None:
             for c in verdict.changes
         ],
         empty="no changes",
+        whole=("event", "field", "change"),
     )
 
 

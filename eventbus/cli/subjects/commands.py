@@ -17,41 +17,32 @@ from eventbus.channels import (
     Pattern,
     validate_channel,
 )
-from eventbus.cli.asking import asking
-from eventbus.cli.output import (
-    Json,
-    counted,
-    fail,
-    print_table,
-    write_json,
-)
+from eventbus.cli.completion import complete_channels, complete_events
+from eventbus.cli.output import Json, counted, fail, print_table, say, write_json
 from eventbus.cli.running import (
     opened_bus,
     read_json,
     run,
 )
 from eventbus.cli.subjects import tail
-from eventbus.drivers.base import (
-    Capability,
-    HistoryDriver,
-    MaintenanceDriver,
-)
-from eventbus.drivers.state import StateDriver
+from eventbus.drivers import Capability, HistoryDriver, MaintenanceDriver
 from eventbus.errors import NotSupported
 from eventbus.messages import validate_event_name
+from eventbus.user_code import printable
 
 __all__ = ["app"]
 
 
 app = typer.Typer(help="Inspect channels, and manage stored messages.", no_args_is_help=True)
-app.command("tail")(tail.tail)
 
-Channel = Annotated[str, typer.Argument(help="A channel's name.")]
+_LOOK: Final = "Look"
+_CHANGE: Final = "Change"
+Channel = Annotated[str, typer.Argument(help="A channel's name.", autocompletion=complete_channels)]
 _READS_AT_ONCE: Final = 32
 _MAX_DATA: Final = 8 * 1024 * 1024
 
 
-@app.command("list")
+@app.command("list", rich_help_panel=_LOOK)
 def list_channels(
     pattern: Annotated[
         str, typer.Option(help="Only channels that match: * is one token, > is the rest.")
@@ -67,30 +58,33 @@ def list_channels(
     if json:
         write_json({"channels": rows, "truncated": more})
         return
-    columns = ("channel", "kind", "connections", "stored", "last message")
+    columns = ("channel", "connections", "stored", "kind", "last message")
     print_table(
         columns,
         [
             [
-                row["channel"], row["kind"] or "?", f"{row['connections']:,}",
-                "?" if row["stored"] is None else f"{row['stored']:,}", row["last_message"] or "",
+                row["channel"], f"{row['connections']:,}",
+                "?" if row["stored"] is None else f"{row['stored']:,}", row["kind"] or "?",
+                row["last_message"] or "",
             ]
             for row in rows
         ],
         empty="no channel has subscribed clients or stored messages",
-        right=("connections", "stored"),
+        right=("connections", "stored", "last message"),
+        whole=("channel",),
     )  # fmt: skip
     if more:
-        typer.echo("… there are more: see --limit")
+        say("… there are more: see --limit")
 
 
 async def _list(pattern: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
-    from eventbus_edge.cluster.answers import ListQuery  # noqa: PLC0415
+    from eventbus.cluster import ListQuery  # noqa: PLC0415
 
-    wanted = Pattern(pattern)
-    async with asking() as (bus, asked):
-        subscribed = await asked.channels(ListQuery(pattern=pattern, limit=limit))
-        stored = await _stored(bus, wanted, limit + 1)
+    matching = Pattern(pattern)
+    async with opened_bus() as bus:
+        cluster = await bus.cluster()
+        subscribed = await cluster.channels(ListQuery(pattern=pattern, limit=limit))
+        stored = await _stored(bus, matching, limit + 1)
         kinds: dict[str, Any] = {each.channel: each for each in subscribed.channels}
         names = [*kinds, *sorted((stored or {}).keys() - kinds.keys())]
         gate = asyncio.Semaphore(_READS_AT_ONCE)
@@ -98,7 +92,7 @@ async def _list(pattern: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
         async def row(name: str) -> dict[str, Any]:
             known = kinds.get(name)
             async with gate:
-                kind = known.kind if known else await _kind(asked, name) if kinds_known else None
+                kind = known.kind if known else await _kind(cluster, name) if kinds_known else None
                 return {
                     "channel": name,
                     "kind": kind,
@@ -107,23 +101,23 @@ async def _list(pattern: str, limit: int) -> tuple[list[dict[str, Any]], bool]:
                     "last_message": await _last(bus, name),
                 }
 
-        kinds_known = bool(names) and await _kind(asked, names[-1]) is not None
+        kinds_known = bool(names) and await _kind(cluster, names[-1]) is not None
         rows = await asyncio.gather(*map(row, names[:limit]))
         return list(rows), subscribed.truncated or len(names) > limit
 
 
-async def _kind(asked: Any, channel: str) -> ChannelKind | None:
+async def _kind(cluster: Any, channel: str) -> ChannelKind | None:
     """The channel's kind according to the nodes' rules; None if no node replies."""
-    rules = await asked.rules(channel)
+    rules = await cluster.rules(channel)
     return rules.nodes[0].kind if rules.nodes else None
 
 
-async def _stored(bus: EventBus, wanted: Pattern, limit: int) -> dict[str, int] | None:
+async def _stored(bus: EventBus, matching: Pattern, limit: int) -> dict[str, int] | None:
     """The number of stored messages of each channel; None if the driver cannot report it."""
     if Capability.MAINTENANCE not in bus.driver.capabilities:
         return None
     driver = cast(MaintenanceDriver, bus.driver)
-    counts = await driver.stored(bus.subjects.live_filter(wanted), limit)
+    counts = await driver.stored(bus.subjects.live_filter(matching), limit)
     return {bus.subjects.channel_of(subject): count for subject, count in counts.items()}
 
 
@@ -134,10 +128,15 @@ async def _last(bus: EventBus, channel: str) -> str | None:
     reader = cast(HistoryDriver, bus.driver)
     page = await reader.read(bus.subjects.live(channel), after=None, limit=1)
     time = page.messages[-1].time if page.messages else None
-    return f"{time[:19]}Z" if time else None
+    return _seconds(time) if time else None
 
 
-@app.command("inspect")
+def _seconds(time: str) -> str:
+    """A time in RFC 3339, without fractions of a second."""
+    return f"{time[:19]}Z"
+
+
+@app.command("inspect", rich_help_panel=_LOOK)
 def inspect(channel: Channel, json: Json = False) -> None:
     """Show a channel's rule, who can subscribe, its stored messages, connections and members.
 
@@ -161,37 +160,36 @@ def inspect(channel: Channel, json: Json = False) -> None:
         lines.append(("stored", "nothing: the driver has no history"))
     else:
         count = history["messages"]
-        kept = "?" if count is None else counted(count, "message")
+        stored = "?" if count is None else counted(count, "message")
         if history["oldest"]:
-            kept += f", {history['oldest']} to {history['newest']}"
-        lines += [("stored", kept), ("offset", f"{history['offset']} (epoch {history['epoch']})")]
+            stored += f", {_seconds(history['oldest'])} to {_seconds(history['newest'])}"
+        lines += [("stored", stored), ("offset", f"{history['offset']} (epoch {history['epoch']})")]
     nodes = [(name, count) for name, count in found["nodes"].items() if count]
     lines.append(("connections", f"{found['connections']:,}"))
     lines += [("node", f"{name}: {count:,}") for name, count in nodes]
     if found["members"] is not None:
         lines.append(("members", f"{found['member_count']:,}"))
-        lines += [("", f"{member['user_id']}") for member in found["members"][:20]]
+        lines += [("", f"{member.user_id}") for member in found["members"][:20]]
     if found["missing"]:
         lines.append(("missing", ", ".join(found["missing"])))
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        typer.echo(f"{name:<{width}}  {text}".rstrip())
+        say(f"{name:<{width}}  {printable(text)}".rstrip())
 
 
 async def _inspect(channel: str) -> dict[str, Any]:
     validate_channel(channel)
-    async with asking() as (bus, asked):
-        rules = await asked.rules(channel)
+    async with opened_bus() as bus:
+        cluster = await bus.cluster()
+        rules = await cluster.rules(channel)
         different: dict[Any, Any] = {}
         for node in rules.nodes:
             key = (node.pattern, node.kind, *node.join, *node.whisper)
             different.setdefault(key, node)
         members = None
         is_presence = any(node.kind is ChannelKind.PRESENCE for node in rules.nodes)
-        if is_presence and Capability.PRESENCE in bus.driver.capabilities:
-            from eventbus_edge.presence.watch import read_members  # noqa: PLC0415
-
-            members = await read_members(cast(StateDriver, bus.driver), channel)
+        if is_presence:
+            members = (await bus.members(channel)).members
         return {
             "channel": channel,
             "rules": list(different.values()),
@@ -223,10 +221,13 @@ async def _history(bus: EventBus, channel: str) -> dict[str, Any] | None:
     }
 
 
-@app.command("publish")
+app.command("tail", rich_help_panel=_LOOK)(tail.tail)
+
+
+@app.command("publish", rich_help_panel=_CHANGE)
 def publish(
     channel: Channel,
-    event: Annotated[str, typer.Argument(help="The event's name.")],
+    event: Annotated[str, typer.Argument(help="The event's name.", autocompletion=complete_events)],
     data: Annotated[str, typer.Argument(help="The data as JSON; - reads it from stdin.")] = "{}",
     volatile: Annotated[
         bool, typer.Option("--volatile", help="Do not store it: only current subscribers get it.")
@@ -269,10 +270,10 @@ def publish(
         return
     at = "not stored" if receipt.offset is None else f"offset {receipt.offset}"
     again = ", already stored" if receipt.duplicate else ""
-    typer.echo(f"published {event} on {channel}: {at}{again}, id {receipt.id}")
+    say(f"published {event} on {channel}: {at}{again}, id {receipt.id}")
 
 
-@app.command("purge")
+@app.command("purge", rich_help_panel=_CHANGE)
 def purge(
     channel: Channel,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
@@ -300,7 +301,7 @@ def purge(
     if json:
         write_json({"channel": channel, "purged": count})
     else:
-        typer.echo(f"deleted {counted(count, 'message')} of {channel}")
+        say(f"deleted {counted(count, 'message')} of {channel}")
 
 
 def _require_maintenance(bus: EventBus) -> None:

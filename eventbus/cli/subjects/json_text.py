@@ -1,46 +1,37 @@
 """JSON on one line, coloured by type if the terminal has colours."""
 
 import json
-from typing import Any
+import re
+from typing import Final
 
 from rich.text import Text
 
+from eventbus.cli.terminal import json_safe
+
 __all__ = ["shown_json"]
 
+_TOKEN: Final = re.compile(
+    r'(?P<string>"(?:[^"\\]|\\.)*")'
+    r"|(?P<yellow>-?\d[\d.eE+-]*)|(?P<magenta>true|false|null)|(?P<mark>[\[\]{}:,])"
+)
+_MARKS: Final = {",": ", ", ":": ": "}
 
-_KEY = "blue"
-_STYLES: dict[type, str] = {str: "green", int: "yellow", float: "yellow", bool: "magenta"}
 
+def shown_json(raw: str) -> Text:
+    """A valid JSON text on one line, with control characters escaped for terminals.
 
-def shown_json(value: Any) -> Text:
-    """A decoded JSON value as text, with control characters escaped for terminals."""
+    It is not decoded as a whole: numbers of any size, and values that are nested to any depth, are
+    shown as they are.
+    """
     text = Text()
-    _append(text, value)
+    for found in _TOKEN.finditer(raw):
+        match found.lastgroup:
+            case "string":
+                is_key = raw[found.end() : found.end() + 32].lstrip().startswith(":")
+                shown = json.dumps(json.loads(found[0]), ensure_ascii=False)
+                text.append(json_safe(shown), style="blue" if is_key else "green")
+            case "mark":
+                text.append(_MARKS.get(found[0], found[0]))
+            case style:
+                text.append(found[0], style=style)
     return text
-
-
-def _append(text: Text, value: Any) -> None:
-    match value:
-        case dict():
-            text.append("{")
-            for number, (key, item) in enumerate(value.items()):
-                text.append(", " if number else "")
-                text.append(_printable(key), style=_KEY)
-                text.append(": ")
-                _append(text, item)
-            text.append("}")
-        case list():
-            text.append("[")
-            for number, item in enumerate(value):
-                text.append(", " if number else "")
-                _append(text, item)
-            text.append("]")
-        case None:
-            text.append("null", style="magenta")
-        case _:
-            text.append(_printable(value), style=_STYLES[type(value)])
-
-
-def _printable(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in shown)

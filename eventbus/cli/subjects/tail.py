@@ -21,12 +21,9 @@ import typer
 
 from eventbus.bus import EventBus
 from eventbus.channels import Pattern
-from eventbus.cli.output import (
-    Json,
-    console,
-    fail,
-    write_json,
-)
+from eventbus.cli.completion import complete_channels
+from eventbus.cli.durations import duration
+from eventbus.cli.output import Json, console, fail, say, write_json
 from eventbus.cli.running import (
     Apps,
     interrupted,
@@ -35,22 +32,15 @@ from eventbus.cli.running import (
     run,
 )
 from eventbus.cli.subjects.json_text import shown_json
-from eventbus.cli.tokens.revoke import duration
-from eventbus.contracts.catalogue import (
-    catalogue,
-    shared,
-)
-from eventbus.drivers.base import (
-    Capability,
-    Delivery,
-    HistoryDriver,
-    MaintenanceDriver,
-)
+from eventbus.contracts import catalogue, channel_contracts
+from eventbus.drivers import Capability, Delivery, HistoryDriver, MaintenanceDriver, Position
 from eventbus.errors import (
     InvalidChannel,
     InvalidPayload,
 )
 from eventbus.events import read_delivery
+from eventbus.messages import json_decoder
+from eventbus.user_code import printable
 
 __all__ = ["tail"]
 
@@ -62,12 +52,18 @@ MAX_CHANNELS: Final = 1000
 _MAX_STORED: Final = 10_000
 
 
+class _Body(msgspec.Struct):
+    data: msgspec.Raw
+    timestamp: str
+
+
 class Line(NamedTuple):
     """One message of the output."""
 
     channel: str
     event: str
-    data: Any
+    data: msgspec.Raw | str
+    """The JSON as it was published. Decoded, it could be out of the range of Python's numbers."""
     timestamp: str
     id: str | None
     offset: int | None
@@ -81,11 +77,17 @@ class Line(NamedTuple):
 
 def tail(
     pattern: Annotated[
-        str, typer.Argument(help="A channel or a pattern: * is one token, > is the rest.")
+        str,
+        typer.Argument(
+            help="A channel or a pattern: * is one token, > is the rest.",
+            autocompletion=complete_channels,
+        ),
     ],
     since: Annotated[
         str | None,
-        typer.Option(help="Start with the messages stored in this last time: 90s, 10m, 2h."),
+        typer.Option(
+            help="Start with the stored messages of the last 90s, 10m or 2h, for example."
+        ),
     ] = None,
     last: Annotated[
         int | None,
@@ -113,7 +115,7 @@ def tail(
     types: dict[str, Any] | None = None
     if decode:
         require_application(application)
-        types = {each.name: each.data for each in shared(catalogue())}
+        types = {each.name: each.data for each in channel_contracts(catalogue())}
     run(_tail(pattern, begin, last, types, count, json=json))
 
 
@@ -126,14 +128,16 @@ async def _tail(
     *,
     json: bool,
 ) -> None:
-    wanted = Pattern(pattern)
+    matching = Pattern(pattern)
     shown = 0
     async with opened_bus() as bus:
         stored = begin is not None or last is not None
         if stored and Capability.HISTORY not in bus.driver.capabilities:
             fail(f"the driver {bus.driver.name} has no history: do not use --since or --last")
         with interrupted() as stop:
-            async with contextlib.aclosing(_deliveries(bus, wanted, begin, last, stop)) as passing:
+            async with contextlib.aclosing(
+                _deliveries(bus, matching, begin, last, stop)
+            ) as passing:
                 async for delivery in passing:
                     line = _line(bus, delivery, types)
                     if line is None:
@@ -146,7 +150,7 @@ async def _tail(
 
 async def _deliveries(
     bus: EventBus,
-    wanted: Pattern,
+    matching: Pattern,
     begin: datetime.datetime | None,
     last: int | None,
     stop: asyncio.Event,
@@ -162,14 +166,14 @@ async def _deliveries(
         except asyncio.QueueFull:
             dropped += 1
 
-    subscription = await bus.driver.subscribe(bus.subjects.live_filter(wanted), receive)
+    subscription = await bus.driver.subscribe(bus.subjects.live_filter(matching), receive)
     stopping = asyncio.create_task(stop.wait())
     try:
-        seen: dict[str, int] = {}
+        shown: dict[str, Position] = {}
         if begin is not None or last is not None:
-            for delivery in await _stored(bus, wanted, begin, last):
+            for delivery in await _stored(bus, matching, begin, last):
                 if delivery.position is not None:
-                    seen[delivery.subject] = delivery.position.offset
+                    shown[delivery.subject] = delivery.position
                 yield delivery
         while not stop.is_set():
             receiving = asyncio.create_task(waiting.get())
@@ -178,25 +182,31 @@ async def _deliveries(
                 receiving.cancel()
                 return
             delivery = receiving.result()
-            position = delivery.position
-            if position is None or position.offset > seen.get(delivery.subject, 0):
+            if not _is_shown(delivery.position, shown.get(delivery.subject)):
                 yield delivery
             if dropped:
-                typer.echo(f"… {dropped:,} messages dropped: they arrived too fast", err=True)
+                say(f"… {dropped:,} messages dropped: they arrived too fast", err=True)
                 dropped = 0
     finally:
         stopping.cancel()
         await subscription.aclose()
 
 
+def _is_shown(position: Position | None, last: Position | None) -> bool:
+    """Whether a live message was among the stored ones of its channel, whose last is given."""
+    if position is None or last is None or position.epoch != last.epoch:
+        return False  # a volatile message, or one of a stream that was created again
+    return position.offset <= last.offset
+
+
 async def _stored(
-    bus: EventBus, wanted: Pattern, begin: datetime.datetime | None, last: int | None
+    bus: EventBus, matching: Pattern, begin: datetime.datetime | None, last: int | None
 ) -> list[Delivery]:
     """Read stored messages, in the order in which they were stored."""
     reader = cast(HistoryDriver, bus.driver)
-    live = bus.subjects.live_filter(wanted)
+    live = bus.subjects.live_filter(matching)
     subjects = [live]
-    if not wanted.is_exact:
+    if not matching.is_exact:
         if Capability.MAINTENANCE not in bus.driver.capabilities:
             fail(
                 f"the driver {bus.driver.name} cannot list stored channels: use the name of a "
@@ -205,7 +215,7 @@ async def _stored(
         driver = cast(MaintenanceDriver, bus.driver)
         subjects = list(await driver.stored(live, MAX_CHANNELS))
         if len(subjects) == MAX_CHANNELS:
-            typer.echo(f"… more than {MAX_CHANNELS:,} channels match: some are left out", err=True)
+            say(f"… more than {MAX_CHANNELS:,} channels match: some are left out", err=True)
     found: list[tuple[datetime.datetime, int, Delivery]] = []
     for subject in subjects:
         page = await reader.read(subject, after=None, limit=last or _MAX_STORED)
@@ -229,16 +239,16 @@ def _line(bus: EventBus, delivery: Delivery, types: Mapping[str, Any] | None) ->
     except InvalidPayload as exc:
         text = delivery.payload[:1000].decode(errors="replace")
         return Line(channel, "?", text, delivery.time or "", None, offset, str(exc))
-    body = msgspec.json.decode(envelope.body)
-    made = Line(channel, envelope.event, body["data"], body["timestamp"], envelope.id, offset, None)
+    body = msgspec.json.decode(envelope.body, type=_Body)
+    line = Line(channel, envelope.event, body.data, body.timestamp, envelope.id, offset, None)
     if types is None or (type_ := types.get(envelope.event)) is None:
-        return made
+        return line
     name = getattr(type_, "__name__", str(type_))
     try:
-        msgspec.convert(body["data"], type_)
-    except (msgspec.ValidationError, ValueError, TypeError) as exc:
-        return made._replace(schema=name, mismatch=str(exc))
-    return made._replace(schema=name)
+        json_decoder(type_)(body.data)
+    except (ValueError, TypeError, RecursionError) as exc:  # msgspec's are ValueErrors
+        return line._replace(schema=name, mismatch=str(exc))
+    return line._replace(schema=name)
 
 
 def _show(line: Line, *, json: bool) -> None:
@@ -248,17 +258,18 @@ def _show(line: Line, *, json: bool) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     text = Text()
-    text.append(line.timestamp[11:23] or "-", style="dim")
+    text.append(printable(line.timestamp[11:23]) or "-", style="dim")
     text.append(f" {line.channel}", style="bold")
-    text.append(f" {line.event}", style="cyan")
+    text.append(f" {printable(line.event)}", style="cyan")
     if line.offset is not None:
         text.append(f" #{line.offset}", style="dim")
     text.append(" ")
-    text.append_text(shown_json(line.data))
+    raw = line.data if isinstance(line.data, str) else bytes(line.data).decode()
+    text.append_text(Text(printable(raw)) if line.fault is not None else shown_json(raw))
     if line.fault is not None:
-        text.append(f"\n  not a message: {line.fault}", style="red")
+        text.append(f"\n  not a message: {printable(line.fault)}", style="red")
     if line.mismatch is not None:
-        text.append(f"\n  does not match {line.schema}: {line.mismatch}", style="red")
+        text.append(f"\n  does not match {line.schema}: {printable(line.mismatch)}", style="red")
     elif line.schema is not None:
         text.append(f"  {line.schema}", style="green")
     console().print(text, soft_wrap=True)

@@ -1,54 +1,24 @@
 """`eventbus token`: tokens for development and tests. In production, your service signs them."""
 
-import time
-import uuid
-from typing import (
-    Annotated,
-    Any,
-)
+from typing import Annotated
 
-import jwt
 import typer
 
-from eventbus.channels import Pattern
+from eventbus.cli.completion import complete_channels
 from eventbus.cli.dev.secret import (
     DEV_SECRET,
     dev_secret,
 )
-from eventbus.cli.output import fail
+from eventbus.cli.durations import duration
+from eventbus.cli.output import fail, say
 from eventbus.cli.tokens.inspect import inspect
-from eventbus.errors import InvalidPattern
+from eventbus.errors import EventBusError, InvalidPattern
+from eventbus.tokens import issue_token
 
-__all__ = ["app", "issue_token"]
+__all__ = ["app"]
 
 
 app = typer.Typer(help="Issue tokens for development, and inspect tokens.", no_args_is_help=True)
-
-
-def issue_token(
-    secret: str,
-    user_id: str,
-    *,
-    lifetime_s: int = 3600,
-    name: str | None = None,
-    roles: list[str] | None = None,
-    permissions: list[str] | None = None,
-    channels: list[str] | None = None,
-    audience: str = "websocket",
-    algorithm: str = "HS256",
-) -> str:
-    """Return a signed token with the claims that an edge reads (docs/wire-protocol.md, "Token")."""
-    now = int(time.time())
-    claims: dict[str, Any] = {
-        "sub": user_id,
-        "aud": audience,
-        "iat": now,
-        "exp": now + lifetime_s,
-        "jti": str(uuid.uuid4()),
-    }
-    given = {"name": name, "roles": roles, "permissions": permissions, "channels": channels}
-    claims |= {claim: value for claim, value in given.items() if value}
-    return jwt.encode(claims, secret, algorithm=algorithm)
 
 
 @app.command("issue")
@@ -59,7 +29,7 @@ def issue(
         typer.Option(
             envvar="JWT_SECRET",
             show_default=False,
-            help="The secret to sign with. Prefer the variable: ps shows options.",
+            help="The secret to sign with. Prefer the environment variable: `ps` shows options.",
         ),
     ] = "",
     dev: Annotated[
@@ -73,9 +43,14 @@ def issue(
     role: Annotated[list[str] | None, typer.Option(help="A role. Repeatable.")] = None,
     permission: Annotated[list[str] | None, typer.Option(help="A permission. Repeatable.")] = None,
     channel: Annotated[
-        list[str] | None, typer.Option(help="A channel or pattern to grant. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A channel or pattern to grant. Repeatable.", autocompletion=complete_channels
+        ),
     ] = None,
-    lifetime: Annotated[int, typer.Option(min=1, help="Seconds until the token expires.")] = 3600,
+    lifetime: Annotated[
+        str, typer.Option(help="How long the token is valid, such as 15m or 24h.")
+    ] = "1h",
 ) -> None:
     """Print a token, signed with HS256.
 
@@ -89,25 +64,22 @@ def issue(
             "token that only `eventbus dev` in this folder accepts",
             code=2,
         )
-    if len(secret.encode()) < 32:
-        fail("JWT_SECRET is too short: HS256 needs at least 32 bytes (RFC 7518, 3.2)", code=2)
-    if not user_id:
-        fail("the user's id is empty", code=2)
-    for pattern in channel or ():
-        try:
-            Pattern(pattern)
-        except InvalidPattern as exc:
-            fail(f"--channel: {exc}", code=2)
-    token = issue_token(
-        secret,
-        user_id,
-        lifetime_s=lifetime,
-        name=name,
-        roles=role,
-        permissions=permission,
-        channels=channel,
-    )
-    typer.echo(token)
+    seconds = duration(lifetime, "--lifetime", least=1)
+    try:
+        token = issue_token(
+            user_id,
+            secret=secret,
+            lifetime=seconds,
+            name=name or None,
+            roles=role or (),
+            permissions=permission or (),
+            channels=channel or (),
+        )
+    except InvalidPattern as exc:
+        fail(f"--channel: {exc}", code=2)
+    except (EventBusError, ValueError) as exc:
+        fail(str(exc), code=2)
+    say(token)
 
 
 app.command("inspect")(inspect)

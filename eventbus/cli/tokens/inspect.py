@@ -27,6 +27,7 @@ from eventbus.cli.output import (
     write_json,
 )
 from eventbus.cli.running import run
+from eventbus.messages import decode_json
 
 __all__ = ["inspect"]
 
@@ -91,8 +92,11 @@ def inspect(
 
 
 async def _verify(token: str, *, dev: bool) -> Verdict:
-    from eventbus_edge.access.tokens import TokenRejected  # noqa: PLC0415 - keeps `eventbus --help` fast
-    from eventbus_edge.access.verifiers import fetched_keys, make_verifier  # noqa: PLC0415
+    from eventbus_edge.access import (  # noqa: PLC0415 - keeps `eventbus --help` fast
+        TokenRejected,
+        fetched_keys,
+        make_verifier,
+    )
     from eventbus_edge.config import EdgeSettings  # noqa: PLC0415
 
     settings = EdgeSettings.from_env()
@@ -127,8 +131,8 @@ def _parts(token: str) -> tuple[Any, Any]:
 
 def _read(part: str) -> Any:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except (binascii.Error, ValueError, RecursionError):  # msgspec's are ValueErrors
+        return decode_json(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (binascii.Error, ValueError):  # msgspec's are ValueErrors
         return None
 
 

@@ -3,6 +3,7 @@
 import datetime
 import re
 import time
+from collections.abc import Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -10,16 +11,13 @@ from typing import (
     Final,
 )
 
+import msgspec
 import typer
 
-from eventbus.cli.output import (
-    Json,
-    fail,
-    one_line,
-    print_table,
-    span,
-    write_json,
-)
+from eventbus.bus import EventBus
+from eventbus.cli.completion import complete_channels
+from eventbus.cli.durations import duration
+from eventbus.cli.output import Json, fail, print_table, say, span, write_json
 from eventbus.cli.running import (
     opened_bus,
     run,
@@ -27,29 +25,42 @@ from eventbus.cli.running import (
 from eventbus.errors import EventBusError
 
 if TYPE_CHECKING:
-    from eventbus_edge.access.revocation import Revocation
+    from eventbus.cluster import Revocation
 
-__all__ = ["duration", "revoke"]
+__all__ = ["revoke"]
 
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", re.ASCII)
 _SECONDS: Final = re.compile(r"\d{1,12}(?:\.\d+)?", re.ASCII)
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-MAX_S: Final = 31_536_000.0
+
+_LEAST_PREFIX: Final = 4
 
 
 class NotRevoked(EventBusError):
     """There is no such revocation to undo."""
 
 
+class NoConnection(EventBusError):
+    """No connection, or more than one, has the id."""
+
+
 def revoke(
     user: Annotated[str | None, typer.Option(help="The id of a user.")] = None,
-    jti: Annotated[str | None, typer.Option(help="The id of a token: its claim `jti`.")] = None,
-    connection: Annotated[str | None, typer.Option(help="The id of a connection.")] = None,
+    jti: Annotated[
+        str | None,
+        typer.Option(
+            help="The id of a token: its claim `jti`, in full: it could be the start of another "
+            "one. With --undo, its first characters are enough."
+        ),
+    ] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="The id of a connection. Its first characters are enough."),
+    ] = None,
     channel: Annotated[
         str | None,
         typer.Option(
-            help="A channel. With --user or --jti, revoke only access to it; alone, for everybody."
+            help="A channel. With --user or --jti, revoke only access to it; alone, for everybody.",
+            autocompletion=complete_channels,
         ),
     ] = None,
     lasting: Annotated[
@@ -96,24 +107,33 @@ def revoke(
         )
     before = None if issued_before is None else _moment(issued_before)
     revocation = _revocation(names, seconds, before)
-    what = ", ".join(f"{name} {value}" for name, value in names.items())
+    what = _described(names)
     if undo:
         if not revocation.is_kept:
             fail("--undo: a closed connection stays closed, but its client can reconnect", code=2)
-        run(_undo(revocation, what))
+        undone = run(_undo(revocation, what))
+        if undone.jti is not None:
+            names["jti"] = undone.jti
         if json:
             write_json({"undone": names})
         else:
-            typer.echo(f"allowed again on all nodes: {what}")
+            say(f"allowed again on all nodes: {_described(names)}")
         return
-    run(_publish(revocation))
+    revocation = run(_publish(revocation))
+    if revocation.connection_id is not None:
+        names["connection"] = revocation.connection_id
+    what = _described(names)
     if json:
         write_json({"revoked": names, "seconds": seconds if revocation.is_kept else None})
         return
     if revocation.is_kept:
-        typer.echo(f"revoked on all nodes: {what}, for {lasting.strip()}")
+        say(f"revoked on all nodes: {what}, for {lasting.strip()}")
     else:
-        typer.echo(f"closed on all nodes: {what}")
+        say(f"closed on all nodes: {what}")
+
+
+def _described(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in names.items())
 
 
 def _moment(text: str) -> float:
@@ -135,7 +155,7 @@ def _moment(text: str) -> float:
 
 def _revocation(names: dict[str, str], seconds: float, before: float | None) -> "Revocation":
     """The revocation for the options. Exits with code 2 if they cannot be combined."""
-    from eventbus_edge.access.revocation import Revocation  # noqa: PLC0415 - keeps `eventbus --help` fast
+    from eventbus.cluster import Revocation  # noqa: PLC0415 - keeps `eventbus --help` fast
 
     targets = names.keys() - {"channel"}
     if not names or len(targets) > 1 or {"connection", "channel"} <= names.keys():
@@ -162,59 +182,86 @@ def _revocation(names: dict[str, str], seconds: float, before: float | None) -> 
         fail(str(exc), code=2)
 
 
-async def _publish(revocation: "Revocation") -> None:
-    from eventbus_edge.access.revoker import announce  # noqa: PLC0415
+async def _publish(revocation: "Revocation") -> "Revocation":
+    """Revoke on all nodes, and return what was revoked: with the whole id of a connection."""
+    from eventbus.cluster import announce_revocation  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        await announce(bus.driver, bus.subjects, revocation)
+        if revocation.connection_id is not None:
+            found = await _whole_id(bus, revocation.connection_id)
+            revocation = msgspec.structs.replace(revocation, connection_id=found)
+        await announce_revocation(bus.driver, bus.subjects, revocation)
+    return revocation
 
 
-async def _undo(like: "Revocation", what: str) -> None:
-    from eventbus_edge.access.revoker import announce, read_kept  # noqa: PLC0415
+async def _whole_id(bus: EventBus, start: str) -> str:
+    """The id of the only connection whose id begins with `start`. Raises NoConnection."""
+    ids, missing = await (await bus.cluster()).connections(start)
+    if start in ids:
+        return start
+    if len(ids) > 1:
+        raise NoConnection(f"{start} is the start of {len(ids)} ids: {', '.join(ids)}")
+    if ids and len(start) >= _LEAST_PREFIX:
+        return ids[0]
+    if missing:
+        return start  # whole, perhaps, and of a node that did not answer
+    raise NoConnection(
+        f"no connection has the id {start}, or one that begins so (at least {_LEAST_PREFIX} "
+        "characters)"
+    )
+
+
+async def _undo(like: "Revocation", what: str) -> "Revocation":
+    """Undo the revocation that is like the given one, and return it."""
+    from eventbus.cluster import announce_revocation, stored_revocations  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        current = (await read_kept(bus.driver)).get(like.key)
+        revocations = await stored_revocations(bus.driver)
+        current = revocations.get(like.key) or _by_prefix(revocations.values(), like)
         if current is None:
             raise NotRevoked(f"not revoked: {what} (see `eventbus revoke --list`)")
-        await announce(bus.driver, bus.subjects, current.lift(time.time()))
+        await announce_revocation(bus.driver, bus.subjects, current.lift(time.time()))
+        return current
+
+
+def _by_prefix(revocations: "Iterable[Revocation]", like: "Revocation") -> "Revocation | None":
+    """The only revocation of a token whose id begins with the given one."""
+    if like.jti is None or len(like.jti) < _LEAST_PREFIX:
+        return None
+    found = [
+        each
+        for each in revocations
+        if each.jti is not None and each.jti.startswith(like.jti) and each.channel == like.channel
+    ]
+    if len(found) > 1:
+        raise NotRevoked(f"{like.jti} is the start of {len(found)} revoked tokens: use a whole id")
+    return found[0] if found else None
 
 
 async def _current() -> "list[Revocation]":
-    from eventbus_edge.access.revoker import read_kept  # noqa: PLC0415
+    from eventbus.cluster import stored_revocations  # noqa: PLC0415
 
     async with opened_bus() as bus:
-        revocations = await read_kept(bus.driver)
+        revocations = await stored_revocations(bus.driver)
     return sorted(revocations.values(), key=lambda revocation: -revocation.at)
 
 
 def _show(revocations: "list[Revocation]", *, json: bool) -> None:
     if json:
-        from eventbus_edge.http.revocations import shown  # noqa: PLC0415
+        from eventbus_edge.http import active_revocation  # noqa: PLC0415
 
-        write_json({"revocations": [shown(revocation) for revocation in revocations]})
+        write_json({"revocations": [active_revocation(revocation) for revocation in revocations]})
         return
     now = time.time()
     rows: list[list[Any]] = [
         [
-            one_line(revocation.user_id or "", 100), one_line(revocation.jti or "", 100),
-            revocation.channel or "",
-            f"{datetime.datetime.fromtimestamp(revocation.at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}",
+            revocation.user_id or "", revocation.jti or "", revocation.channel or "",
             span(revocation.until - now),
+            f"{datetime.datetime.fromtimestamp(revocation.at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}",
         ]
         for revocation in revocations
     ]  # fmt: skip
-    columns = ("user", "jti", "channel", "revoked at", "ends in")
-    print_table(columns, rows, empty="no revocations", right=columns[4:])
-
-
-def duration(text: str, where: str) -> float:
-    """Parse `90s`, `10m`, `1.5h`, `2d` or a number of seconds. Otherwise exits with code 2."""
-    found = _DURATION.fullmatch(text.strip())
-    seconds = float(found[1]) * _UNITS[found[2] or "s"] if found else 0.0
-    if not 0 < seconds <= MAX_S:
-        fail(
-            f"{where}: {text!r} is not a duration; allowed: a number with s, m, h or d, such as "
-            "90s or 1.5h, at most 365d",
-            code=2,
-        )
-    return seconds
+    columns = ("user", "jti", "channel", "ends in", "revoked at")
+    print_table(
+        columns, rows, empty="no revocations", right=("ends in", "revoked at"), whole=columns[:3]
+    )

@@ -38,6 +38,7 @@ from eventbus.errors import (
     ConnectionFailed,
     PublishFailed,
 )
+from eventbus.tasks import Shutdown
 
 __all__ = ["LogDriver"]
 
@@ -86,11 +87,12 @@ class LogDriver:
         self._colour = False
         self._pending = 0
         self._output: Output | None = None
+        self._shutdown = Shutdown()
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
         """Open the file. Raises ConfigError if it cannot be written."""
-        if self._thread is not None:
+        if self._thread is not None or self._shutdown.has_begun:
             raise ConnectionFailed("the log driver can be opened only once", driver=self.name)
         settings = self._settings
         if settings.log_path:
@@ -128,7 +130,13 @@ class LogDriver:
         return listener
 
     async def aclose(self) -> None:
-        """Write waiting messages, for at most `publish_timeout` seconds, and close the file."""
+        """Write waiting messages, for at most `publish_timeout` seconds, and close the file.
+
+        Closing twice is harmless; all callers wait for the same close.
+        """
+        await self._shutdown.run(self._close)
+
+    async def _close(self) -> None:
         was_open, self.is_connected = self.is_connected, False
         for listener in list(self._own):
             await listener.aclose()

@@ -19,7 +19,7 @@ from eventbus.drivers.log.mask import (
     Mask,
 )
 from eventbus.errors import InvalidChannel
-from eventbus.messages import HEADER_EVENT, HEADER_ID
+from eventbus.messages import HEADER_EVENT, HEADER_ID, json_decoder
 
 __all__ = ["LEVELS", "Entry", "Level", "LineFormat", "level_of"]
 
@@ -64,8 +64,8 @@ class _Line(msgspec.Struct, omit_defaults=True):
     headers: dict[str, str] | None = None
 
 
-_wire: Final = msgspec.json.Decoder(_Wire).decode
-_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
+_wire: Final = json_decoder(_Wire)
+_raw: Final = json_decoder(msgspec.Raw)
 _encode: Final = msgspec.json.encode
 
 
@@ -116,32 +116,43 @@ class LineFormat:
 
     def _line(self, entry: Entry) -> _Line:
         subjects = self._subjects
-        line = _Line(entry.time, level_of(subjects, entry.subject), entry.subject)
-        try:
-            line.channel = subjects.channel_of(entry.subject)
-        except InvalidChannel:  # an internal subject
-            line.channel = None
-        line.id = entry.headers.get(HEADER_ID)
-        line.event = entry.headers.get(HEADER_EVENT)
+        data = data_base64 = None
+        message_id, event = entry.headers.get(HEADER_ID), entry.headers.get(HEADER_EVENT)
         try:
             text = entry.payload.decode()
             try:
                 wire = _wire(text)
             except msgspec.ValidationError:
-                data = bytes(_raw(text)).decode()
+                raw = _raw(text)
             else:
-                data, line.event = bytes(wire.data).decode(), wire.event
-                line.id = wire.id or line.id
-            line.data = msgspec.Raw(self._mask.apply(data).encode())
+                raw, event, message_id = wire.data, wire.event, wire.id or message_id
+            data = msgspec.Raw(self._mask.apply(bytes(raw).decode()).encode())
         except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
             hidden = self._mask.hides_within(entry.payload)
-            line.data_base64 = MASK if hidden else base64.b64encode(entry.payload).decode()
-        line.headers = {
+            data_base64 = MASK if hidden else base64.b64encode(entry.payload).decode()
+        headers = {
             name: MASK if self._mask.hides(name) else value
             for name, value in entry.headers.items()
             if name not in (HEADER_ID, HEADER_EVENT)
-        } or None
-        return line
+        }
+        return _Line(
+            entry.time,
+            level_of(subjects, entry.subject),
+            entry.subject,
+            channel=self._channel(entry.subject),
+            event=event,
+            id=message_id,
+            data=data,
+            data_base64=data_base64,
+            headers=headers or None,
+        )
+
+    def _channel(self, subject: str) -> str | None:
+        """The channel of a subject; None for an internal one."""
+        try:
+            return self._subjects.channel_of(subject)
+        except InvalidChannel:
+            return None
 
 
 def _one_line(text: str) -> str:

@@ -11,6 +11,8 @@ from typing import (
 
 import msgspec
 
+from eventbus.messages import TooDeep, json_decoder
+
 __all__ = ["MASK", "Mask", "normal"]
 
 
@@ -22,7 +24,7 @@ _ESCAPE: Final = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _NOISE: Final = re.compile(r"[\W_]+")
 
 # Decimal preserves the digits of numbers.
-_decode: Final = msgspec.json.Decoder(float_hook=decimal.Decimal).decode
+_decode: Final = json_decoder(Any, float_hook=decimal.Decimal)
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -55,7 +57,8 @@ class Mask:
     def apply(self, text: str) -> str:
         """The JSON `text` with its secrets masked.
 
-        Raises DecodeError if it is not JSON, and RecursionError if it is nested too deeply.
+        Raises msgspec.DecodeError if it is not JSON or is nested too deeply, and RecursionError for
+        JSON in strings that is so in total.
         """
         return text if self._hits is None else _encode(self._masked(_decode(text), 0)).decode()
 
@@ -80,10 +83,10 @@ class Mask:
             return text
         try:
             value = _decode(text)
+        except TooDeep:
+            return MASK
         except msgspec.DecodeError:
             return text
-        except RecursionError:
-            return MASK
         if depth == _MAX_DEPTH:
             return MASK
         masked = self._masked(value, depth + 1)

@@ -9,10 +9,7 @@ from typing import (
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery
-from eventbus.drivers.consumers import (
-    ConsumerSettings,
-    EvictionLog,
-)
+from eventbus.drivers.consumers import EvictionLog
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["ConsumerState", "MemoryConsumer", "MemoryUnackedDelivery", "RetainedMessages"]
@@ -47,34 +44,35 @@ class ConsumerState:
         self.last = start
         self.open: dict[int, _Open] = {}
         self.pattern = Pattern(">")
-        self.ack_wait = 0.0
         self.members: set[MemoryConsumer] = set()
         self.evicted = EvictionLog(name)
         self._known_evicted: dict[str, int] = {}
         self._stream = stream
 
-    def set_up(self, pattern: Pattern, settings: ConsumerSettings) -> None:
-        """Apply the settings of the newest member."""
+    def set_up(self, pattern: Pattern) -> None:
+        """Apply the pattern of the newest member."""
         self.pattern = pattern
-        self.ack_wait = settings.ack_wait
 
-    def hand_out(self, limit: int, now: float) -> list[tuple[int, int, Delivery]]:
-        """Offset, attempt and message of up to `limit` deliveries, redeliveries first."""
+    def hand_out(self, limit: int, now: float, ack_wait: float) -> list[tuple[int, int, Delivery]]:
+        """Offset, attempt and message of up to `limit` deliveries, redeliveries first.
+
+        The member that takes them has `ack_wait` seconds for each.
+        """
         self._report_evicted()
-        taken: list[tuple[int, int, Delivery]] = []
+        deliveries: list[tuple[int, int, Delivery]] = []
         due = sorted(offset for offset, one in self.open.items() if one.due <= now)
         for offset in due[:limit]:
             one = self.open[offset]
-            taken.append((offset, one.attempt + 1, one.delivery))
+            deliveries.append((offset, one.attempt + 1, one.delivery))
         for delivery in self._stream.retained(self.pattern, self.last):
-            if len(taken) >= limit:
+            if len(deliveries) >= limit:
                 break
             assert delivery.position is not None
             self.last = delivery.position.offset
-            taken.append((self.last, 1, delivery._replace(previous=None)))
-        for offset, attempt, delivery in taken:
-            self.open[offset] = _Open(now + self.ack_wait, attempt, delivery)
-        return taken
+            deliveries.append((self.last, 1, delivery._replace(previous=None)))
+        for offset, attempt, delivery in deliveries:
+            self.open[offset] = _Open(now + ack_wait, attempt, delivery)
+        return deliveries
 
     def _report_evicted(self) -> None:
         found = self._stream.evicted(self.pattern, self.last)
@@ -134,10 +132,11 @@ class MemoryUnackedDelivery:
 class MemoryConsumer:
     """A member of a consumer of the memory broker."""
 
-    def __init__(self, state: ConsumerState, name: str) -> None:
+    def __init__(self, state: ConsumerState, name: str, ack_wait: float) -> None:
         self.woken = asyncio.Event()
         self._state = state
         self._name = name
+        self._ack_wait = ack_wait
         self._closed = False
         state.members.add(self)
 
@@ -146,7 +145,7 @@ class MemoryConsumer:
         loop = asyncio.get_running_loop()
         while not self._closed:
             self.woken.clear()
-            if found := self._state.hand_out(limit, loop.time()):
+            if found := self._state.hand_out(limit, loop.time(), self._ack_wait):
                 return [MemoryUnackedDelivery(self._state, *one) for one in found]
             due = self._state.next_due()
             wait = _SOON_S if due is None else max(0.0, due - loop.time())

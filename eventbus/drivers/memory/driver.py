@@ -13,6 +13,7 @@ from eventbus.drivers.base import (
     Handler,
     Headers,
     Page,
+    Position,
     Published,
 )
 from eventbus.drivers.consumers import ConsumerSettings
@@ -151,8 +152,8 @@ class MemoryDriver:
         """Join a consumer, whose position lasts as long as the broker."""
         self._require_open()
         state = self.broker.consumer(name, settings)
-        state.set_up(Pattern(subject), settings)
-        consumer = MemoryConsumer(state, name)
+        state.set_up(Pattern(subject))
+        consumer = MemoryConsumer(state, name, settings.ack_wait)
         self._consumers.add(consumer)
         return consumer
 
@@ -160,6 +161,13 @@ class MemoryDriver:
         """The stored messages of a live subject."""
         self._require_open()
         return self.broker.stream.read(subject, after, limit)
+
+    async def read_pattern(
+        self, subject: str, position: Position, *, limit: int, max_bytes: int
+    ) -> Page:
+        """The stored messages of all live subjects that a filter matches."""
+        self._require_open()
+        return self.broker.stream.read_pattern(Pattern(subject), position, limit, max_bytes)
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
         """The number of stored messages per live subject; see MaintenanceDriver."""

@@ -47,6 +47,34 @@ class _Queue:
         self.delayed = 0
         self.arrived = asyncio.Event()
 
+    def __len__(self) -> int:
+        return len(self.ready) + self.taken + self.delayed
+
+    def take(self) -> "_Stored":
+        """The next job that is ready."""
+        stored = self.ready.popleft()
+        stored.begin()
+        self.taken += 1
+        return stored
+
+    def end(self) -> None:
+        """A taken job has ended."""
+        self.taken -= 1
+
+    def give_back(self, stored: "_Stored") -> None:
+        """A taken job is ready again, before all others."""
+        self.taken -= 1
+        self.add(stored, first=True)
+
+    def delay(self) -> None:
+        """A job is on its way, until `due`."""
+        self.delayed += 1
+
+    def due(self, stored: "_Stored") -> None:
+        """A delayed job is ready."""
+        self.delayed -= 1
+        self.add(stored)
+
     def add(self, stored: "_Stored", *, first: bool = False) -> None:
         if first:
             self.ready.appendleft(stored)
@@ -62,6 +90,14 @@ class _Stored:
         self.key = key
         self.payload = payload
         self.attempts = 0
+
+    def begin(self) -> None:
+        """Count an attempt."""
+        self.attempts += 1
+
+    def undo_attempt(self) -> None:
+        """The last attempt does not count."""
+        self.attempts -= 1
 
 
 class MemoryLeasedJob:
@@ -91,29 +127,22 @@ class MemoryLeasedJob:
 
     async def done(self) -> None:
         """Remove the job: it is done."""
-        self._queues.queue(self.queue).taken -= 1
+        self._queues.queue(self.queue).end()
 
     async def retry(self, seconds: float) -> None:
         """Redeliver it after that time; until then it counts as taken."""
         queue, stored = self._queues.queue(self.queue), self._stored
-
-        def again() -> None:
-            queue.taken -= 1
-            queue.add(stored, first=True)
-
-        self._queues.later(seconds, again)
+        self._queues.later(seconds, lambda: queue.give_back(stored))
 
     async def hand_back(self) -> None:
         """Return it to the queue, as if it had not been taken."""
-        queue = self._queues.queue(self.queue)
-        queue.taken -= 1
-        self._stored.attempts -= 1
-        queue.add(self._stored, first=True)
+        self._stored.undo_attempt()
+        self._queues.queue(self.queue).give_back(self._stored)
 
     async def fail(self, failure: Failure) -> None:
         """Move it to the failed jobs."""
         self._queues.keep(failure)
-        self._queues.queue(self.queue).taken -= 1
+        self._queues.queue(self.queue).end()
 
     async def touch(self) -> bool:
         """Do nothing: leases never end."""
@@ -137,13 +166,10 @@ class MemoryReader:
     async def fetch(self, limit: int) -> Sequence[MemoryLeasedJob]:
         """The jobs that are ready now, up to `limit`."""
         queue = self._queues.queue(self._name)
-        taken: list[MemoryLeasedJob] = []
-        while queue.ready and len(taken) < limit:
-            stored = queue.ready.popleft()
-            stored.attempts += 1
-            queue.taken += 1
-            taken.append(MemoryLeasedJob(self._queues, self._name, stored))
-        return taken
+        jobs: list[MemoryLeasedJob] = []
+        while queue.ready and len(jobs) < limit:
+            jobs.append(MemoryLeasedJob(self._queues, self._name, queue.take()))
+        return jobs
 
     async def wait(self) -> MemoryLeasedJob | None:
         """The next job, or None after half a minute."""
@@ -182,18 +208,13 @@ class MemoryQueues:
         if known := self._ids.get(id):
             return Published(Position(known[1], DRIVER), duplicate=True)
         there = self.queue(queue)
-        if len(there.ready) + there.taken + there.delayed >= MAX_JOBS:
+        if len(there) >= MAX_JOBS:
             raise PublishFailed(f"queue {queue} is full: it holds {MAX_JOBS} jobs", driver=DRIVER)
         number = next(self._numbers)
         stored = _Stored(f"seq-{number}", payload)
         if delay > 0:
-            there.delayed += 1
-
-            def due() -> None:
-                there.delayed -= 1
-                there.add(stored)
-
-            self.later(delay, due)
+            there.delay()
+            self.later(delay, lambda: there.due(stored))
         else:
             there.add(stored)
         self._ids[id] = (now + REMEMBERED_S, number)

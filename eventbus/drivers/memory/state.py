@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Mapping
+from typing import Final
 
 from eventbus.channels import Pattern
 from eventbus.drivers.base import (
@@ -17,6 +18,9 @@ __all__ = ["MemoryState", "MemoryWatch"]
 
 
 _log = logging.getLogger(__name__)
+
+_ENTRIES_PER_TURN: Final = 1000
+"""Entries that are compared before the event loop serves other tasks."""
 
 
 class MemoryState:
@@ -61,7 +65,13 @@ class MemoryState:
     async def entries(self, pattern: str) -> Mapping[str, bytes]:
         """The entries whose keys match."""
         matches = Pattern(pattern).match
-        return {key: value for key, value in self._values.items() if matches(key) is not None}
+        found: dict[str, bytes] = {}
+        for number, (key, value) in enumerate(list(self._values.items()), 1):
+            if matches(key) is not None:
+                found[key] = value
+            if number % _ENTRIES_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return found
 
     async def watch(self, pattern: str, handler: StateHandler) -> "MemoryWatch":
         """Call `handler` with changes from now on."""

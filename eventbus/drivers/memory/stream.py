@@ -25,6 +25,10 @@ from eventbus.drivers.base import (
     Position,
     Published,
 )
+from eventbus.drivers.marks import (
+    mark_of,
+    nanoseconds,
+)
 from eventbus.messages import HEADER_ID
 from eventbus.retention import (
     Retention,
@@ -57,6 +61,14 @@ class _Channel:
     def expire(self, now: float) -> None:
         while self.kept and self.kept[0].expires <= now:
             self.evicted = self.kept.popleft().offset
+
+    def clear(self) -> int:
+        """Evict all; returns how many."""
+        count = len(self.kept)
+        if count:
+            self.evicted = self.kept[-1].offset
+            self.kept.clear()
+        return count
 
     def add(self, stored: _Stored, limit: int) -> None:
         if len(self.kept) >= limit:
@@ -94,7 +106,7 @@ class MemoryStream:
         message_id = headers.get(HEADER_ID)
         if message_id and (known := self._known(message_id, now)):
             return Published(Position(known, self.epoch), duplicate=True), None
-        kept = self._retention.of(live[self._root :])
+        retention = self._retention.of(live[self._root :])
         channel = self._channels.get(live) or _Channel(self._forgotten)
         channel.expire(now)
         self._forget_expired(now)
@@ -103,9 +115,11 @@ class MemoryStream:
         position = Position(self.last_offset, self.epoch)
         stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         delivery = Delivery(live, payload, headers, position, previous, stamp)
-        channel.add(_Stored(now + kept.seconds, delivery, self.last_offset), kept.messages)
+        channel.add(
+            _Stored(now + retention.seconds, delivery, self.last_offset), retention.messages
+        )
         self._channels[live] = channel
-        order = self._order.setdefault(kept, {})
+        order = self._order.setdefault(retention, {})
         order.pop(live, None)
         order[live] = None
         if message_id:
@@ -119,10 +133,10 @@ class MemoryStream:
         if channel is None:
             return Page((), position, after is None or after >= self._forgotten)
         channel.expire(time.monotonic())
-        deliveries = [kept.delivery for kept in channel.kept]
+        deliveries = [stored.delivery for stored in channel.kept]
         if after is None:
             return Page(tuple(deliveries[-limit:] if limit else ()), position, complete=True)
-        later = [kept.delivery for kept in channel.kept if kept.offset > after]
+        later = [stored.delivery for stored in channel.kept if stored.offset > after]
         return Page(tuple(later[:limit]), position, after >= channel.evicted)
 
     def stored(self, pattern: Pattern, limit: int) -> dict[str, int]:
@@ -143,11 +157,7 @@ class MemoryStream:
         if (channel := self._channels.get(live)) is None:
             return 0
         channel.expire(time.monotonic())
-        count = len(channel.kept)
-        if count:
-            channel.evicted = channel.kept[-1].offset
-            channel.kept.clear()
-        return count
+        return channel.clear()
 
     def retained(self, pattern: Pattern, after: int) -> list[Delivery]:
         """The stored messages of matching live subjects after that offset, in order."""
@@ -158,6 +168,30 @@ class MemoryStream:
                 channel.expire(now)
                 found += [(one.offset, one.delivery) for one in channel.kept if one.offset > after]
         return [delivery for _, delivery in sorted(found, key=operator.itemgetter(0))]
+
+    def read_pattern(
+        self, pattern: Pattern, position: Position, limit: int, max_bytes: int
+    ) -> Page:
+        """All stored messages of matching live subjects; see PatternHistoryDriver.read_pattern."""
+        after, end = position.offset, self.position
+        found = self.retained(pattern, after - 1)
+        mark = mark_of(position)
+        if found and found[0].position == position:
+            if mark and nanoseconds(found[0].time or "") != nanoseconds(mark):
+                return Page((), end, complete=False)
+            del found[0]
+        complete = (
+            position.epoch == end.epoch
+            and self._forgotten <= after <= end.offset
+            and not any(
+                channel.evicted > after
+                for live, channel in self._channels.items()
+                if pattern.match(live) is not None
+            )
+            and len(found) <= limit
+            and sum(len(delivery.payload) for delivery in found) <= max_bytes
+        )
+        return Page(tuple(found) if complete else (), end, complete)
 
     def evicted(self, pattern: Pattern, after: int) -> dict[str, int]:
         """The last evicted offset of each matching live subject that evicted any after `after`."""

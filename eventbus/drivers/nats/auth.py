@@ -1,4 +1,4 @@
-"""The servers that NATS_URL names, and what a client logs in to each with."""
+"""The servers that NATS_URL names, and the credentials for each."""
 
 import asyncio
 import base64
@@ -33,6 +33,7 @@ from eventbus.errors import (
     ConfigError,
     ConnectionFailed,
 )
+from eventbus.messages import json_decoder
 from eventbus.urls import (
     BrokerAddress,
     parse_broker_address,
@@ -63,7 +64,7 @@ class Servers(NamedTuple):
     def of(cls, nats_url: str) -> "Servers":
         """Read NATS_URL, addresses separated by commas.
 
-        Raises ConnectionFailed, which does not quote it.
+        Raises ConfigError, which does not quote it.
         """
         addresses: list[BrokerAddress] = []
         for entry in filter(None, map(str.strip, nats_url.split(","))):
@@ -81,7 +82,7 @@ class Servers(NamedTuple):
 
     @property
     def schemes(self) -> frozenset[str]:
-        """How they are spoken to."""
+        """The schemes of their URLs."""
         return frozenset(address.scheme for address in self.addresses)
 
     @property
@@ -97,7 +98,7 @@ class Servers(NamedTuple):
     def credentials(self, netloc: str = "") -> Mapping[str, Any]:
         """User, password and token for the server at `host:port`, as nats-py's options.
 
-        A server that is not named, or without any of its own, gets those of the first that has
+        A server that is not named, or has no credentials, gets those of the first one that has
         some: servers of a cluster announce others, which share their users.
         """
         own = [a for a in self.addresses if a.url.partition("://")[2].partition("/")[0] == netloc]
@@ -119,12 +120,11 @@ def _address(text: str) -> BrokerAddress:
     return address._replace(hosts=((host, port or _PORT),), path="")
 
 
-def _wrong(problem: str) -> ConnectionFailed:
-    return ConnectionFailed(
-        f"cannot connect: NATS_URL=***: {problem}; allowed: nats://, tls://, ws:// or wss:// "
-        "addresses, separated by commas, each host:port with user:password@ or token@ before it "
-        "where needed",
-        driver=DRIVER,
+def _wrong(problem: str) -> ConfigError:
+    return ConfigError(
+        f"NATS_URL=***: {problem}; allowed: nats://, tls://, ws:// or wss:// addresses, separated "
+        "by commas, each host:port with user:password@ or token@ before it where needed",
+        variable="NATS_URL",
     )
 
 
@@ -146,6 +146,9 @@ class _Claims(msgspec.Struct):
     name: str = ""
     exp: int = 0
     nats: _Nats = msgspec.field(default_factory=_Nats)
+
+
+_decode_claims: Final = json_decoder(_Claims)
 
 
 class Credentials:
@@ -172,7 +175,7 @@ class Credentials:
             key = nkeys.from_seed(bytearray(seed[1].encode()))
             public_key = key.public_key.decode()
         except (nkeys.NkeysError, ValueError) as exc:
-            raise self._error("has a seed that is none") from exc
+            raise self._error("has an invalid seed") from exc
         if claims.sub != public_key:
             raise self._error("has the seed of another user than its JWT is for")
         self._jwt, self._key, self._claims = found[1].encode(), key, claims
@@ -187,7 +190,7 @@ class Credentials:
         return self._jwt
 
     def explain(self) -> str:
-        """What may be the reason for which a server refuses these credentials."""
+        """Why a server may refuse these credentials."""
         claims = self._claims
         user = f"user {claims.name!r}" if claims.name else "its user"
         if 0 < claims.exp <= time.time():
@@ -204,7 +207,7 @@ class Credentials:
         try:
             _, body, _ = token.split(".")  # header, claims, signature: RFC 7519 §3
             decoded = base64.b64decode(body + "=" * (-len(body) % 4), b"-_", validate=True)
-            claims = msgspec.json.decode(decoded, type=_Claims)
+            claims = _decode_claims(decoded)
         except (ValueError, msgspec.DecodeError) as exc:
             raise self._error("has a JWT that cannot be read") from exc
         if claims.nats.type != "user":
@@ -237,24 +240,25 @@ def _read(variable: str, path: str) -> str:
 
 
 _OWN_TLS: Final = ("ws", "wss")
-"""Where TLS is of the transport, not of NATS's own protocol."""
+"""Schemes whose TLS is that of the transport, not of NATS's own protocol."""
 
 
 class Login(NamedTuple):
-    """What nats-py's `connect` is given, made once from the settings."""
+    """The arguments for nats-py's `connect`, made once from the settings."""
 
     options: dict[str, Any]
     requires_tls: bool
     inbox_prefix: str
-    """What reply subjects begin with: a user's own, so that no other may read its answers."""
+    """The prefix of reply subjects: each user has its own, so that no other can read its
+    replies."""
     load: Callable[[], None]
     """Reads the user's file again before each login. Raises CredentialsError."""
     refusal: Callable[[], str]
-    """What to say when the server refuses the login."""
+    """The hint for a login that the server refuses."""
 
 
 def _load_nothing() -> None:
-    """A login by what the address says, or none."""
+    """A login with the credentials in the address, if any."""
 
 
 def _refusal() -> str:
@@ -266,46 +270,88 @@ _PLAIN: Final = Login(
 )
 
 
-class SecureClient(Client):
-    """A client that does not log in over plain TCP where TLS is asked for.
+class _SafeTransport(TcpTransport):
+    """TCP whose loss is an OSError on any Python, which nats-py expects.
 
-    nats-py 2.16 turns to TLS only when the server says that it must, also for a tls:// address:
-    whoever sits between could have the password sent in the clear.
+    On Python 3.12.1 and 3.13.0, asyncio raises a TypeError for `writelines` on a lost connection
+    (https://github.com/python/cpython/issues/136234).
     """
 
-    login = _PLAIN
-    """What it logs in by; set before `connect` is called."""
-    known_servers = Servers(())
-    """The servers that were named to it, with their credentials; set with it."""
+    def __init__(self, connected: TcpTransport) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.__dict__.update(connected.__dict__)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be written any more."""
+        return self._io_writer is None or self._io_writer.is_closing()
+
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write, or drop it when the connection is lost: `drain`, which follows, raises that."""
+        if not self.is_lost:
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+
+
+class SecureClient(Client):
+    """A client that does not log in over plain TCP if TLS is required.
+
+    nats-py 2.16 turns to TLS only when the server says that it must, also for a tls:// address:
+    an attacker in between could have the password sent in the clear.
+    """
+
+    def __init__(self, login: Login = _PLAIN, servers: Servers = Servers(())) -> None:  # noqa: B008 - immutable
+        """`login` has its credentials; `servers` are those of NATS_URL with theirs."""
+        super().__init__()
+        self._login = login
+        self._named_servers = servers
 
     async def _connect_to_server(self, s: Any) -> None:
-        self.login.load()
+        self._login.load()
         self.close_transport()
         await super()._connect_to_server(s)
+        if type(self._transport) is TcpTransport:
+            self._transport = _SafeTransport(self._transport)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except ConnectionError as exc:
+            # The server's reason is lost when it has closed the connection before all was written.
+            raise nats_errors.Error(
+                f"the server closed the connection before the login ({exc}): it may accept no more "
+                "(max_connections, or the limit of the account)"
+            ) from exc
 
     def _connect_command(self) -> bytes:
         server = self._current_server
         is_plain = server is not None and server.uri.scheme not in _OWN_TLS
-        if self.login.requires_tls and is_plain and not self._server_info.get("tls_required"):
+        if self._login.requires_tls and is_plain and not self._server_info.get("tls_required"):
             self.close_transport()
             raise nats_errors.SecureConnRequiredError
-        # nats-py gets addresses without credentials, so that no error of its can quote them.
-        self.options.update(self.known_servers.credentials(server.uri.netloc if server else ""))
-        _tell_protocol(getattr(self._transport, "_io_writer", None))
+        # nats-py gets addresses without credentials, so that its errors cannot quote them.
+        self.options.update(self._named_servers.credentials(server.uri.netloc if server else ""))
+        _mark_tls(getattr(self._transport, "_io_writer", None))
         command: bytes = super()._connect_command()
         return command
 
+    async def close(self) -> None:
+        """Close; what waits to be written is dropped when there is no connection for it."""
+        transport = self._transport
+        if not self.is_connected or (isinstance(transport, _SafeTransport) and transport.is_lost):
+            self._pending, self._pending_data_size = [], 0
+        await super().close()
+
     def close_transport(self) -> None:
-        """Let go of an attempt that was refused: nats-py leaves its socket open, one for each."""
+        """Release an attempt that was refused: nats-py leaves its socket open."""
         if isinstance(self._transport, TcpTransport):
             self._transport.close()  # type: ignore[no-untyped-call]
 
 
-def _tell_protocol(writer: asyncio.StreamWriter | None) -> None:
+def _mark_tls(writer: asyncio.StreamWriter | None) -> None:
     """Let asyncio's protocol know that there is TLS under it, which nats-py does not report to it.
 
-    At the end of each connection it would ask to stay half open, and asyncio warn on stderr that
-    TLS has no such thing.
+    Otherwise it asks to stay half open at the end of each connection, and asyncio warns on stderr
+    that TLS cannot do that.
     """
     if writer is not None and writer.get_extra_info("sslcontext") is not None:
         protocol: Any = writer.transport.get_protocol()
@@ -316,8 +362,8 @@ def _tell_protocol(writer: asyncio.StreamWriter | None) -> None:
 def make_login(settings: Settings) -> Login:
     """Read what the settings name.
 
-    Raises ConnectionFailed for files that cannot be used, and ConfigError for settings that do not
-    go together.
+    Raises ConnectionFailed for files that cannot be used, and ConfigError for settings that
+    contradict each other.
     """
     options: dict[str, Any] = {"inbox_prefix": settings.nats_inbox_prefix}
     if settings.nats_creds and settings.nats_nkey:
@@ -343,7 +389,7 @@ def make_login(settings: Settings) -> Login:
     if requires_tls and not schemes:
         raise ConfigError(
             "NATS_CA, NATS_CERT or NATS_KEY is set, but NATS_URL is empty: the embedded server "
-            "speaks no TLS",
+            "offers no TLS",
             variable="NATS_URL",
         )
     if requires_tls or "wss" in schemes:
@@ -371,7 +417,7 @@ def _context(settings: Settings) -> ssl.SSLContext:
             context.load_cert_chain(cert, key)
         except (ssl.SSLError, OSError) as exc:
             raise ConnectionFailed(
-                f"NATS_CERT={cert!r} and NATS_KEY={key!r} are no certificate with its key: {exc}",
+                f"NATS_CERT={cert!r} and NATS_KEY={key!r} are not a certificate and its key: {exc}",
                 driver=DRIVER,
             ) from exc
     return context

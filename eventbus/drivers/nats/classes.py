@@ -15,7 +15,7 @@ from typing import (
     NamedTuple,
 )
 
-from eventbus.channels import Subjects
+from eventbus.channels import Pattern, Subjects
 from eventbus.config import Settings
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.direct import StoredSubject
@@ -28,7 +28,8 @@ from eventbus.drivers.nats.jetstream import (
     STREAM_NOT_FOUND,
     Stream,
     StreamInfo,
-    ask,
+    placement,
+    request_api,
 )
 from eventbus.drivers.nats.stream import (
     DUPLICATE_WINDOW_S,
@@ -117,6 +118,17 @@ class ClassStreams:
         if not self.retention.classes:
             return None
         return self.retention.of(event_subject[len(self._root) :])
+
+    def of_all(self, event_filter: str) -> RetentionClass | None:
+        """The class of all subjects of a filter; None when they may belong to several."""
+        pattern = Pattern(event_filter[len(self._root) :])
+        for one in self.retention.classes:
+            assert one.pattern is not None, "only the default class has no pattern"
+            if one.pattern.contains(pattern):
+                return one
+            if one.pattern.overlaps(pattern):
+                return None
+        return None
 
     async def ensure(self) -> None:
         """Create or update the streams. Raises ConnectionFailed and StreamMismatch."""
@@ -210,7 +222,7 @@ class ClassStreams:
             _log.info("cannot look for streams of classes that are not configured: %s", exc)
 
     async def _leftovers(self) -> list[str]:
-        answer = await ask(self._connection, "STREAM.NAMES", {}, self._timeout)
+        answer = await request_api(self._connection, "STREAM.NAMES", {}, self._timeout)
         others = [
             name
             for name in answer.body.get("streams") or []
@@ -221,7 +233,7 @@ class ClassStreams:
 
     def _is_current(self, info: StreamInfo) -> bool:
         """Whether the stream copies the present event stream."""
-        return info.metadata.get(_EPOCH) == self._events.base
+        return info.metadata.get(_EPOCH) == self._events.identity.base
 
     def _is_fresh(self, info: StreamInfo) -> bool:
         return any(
@@ -241,17 +253,21 @@ class ClassStreams:
             return
         elif info.error.err_code != STREAM_NOT_FOUND:
             raise self._mismatch(stream, info.error)
-        metadata = {_EPOCH: self._events.base, _SINCE: str(await self._events.first())}
+        metadata = {_EPOCH: self._events.identity.base, _SINCE: str(await self._events.first())}
         await stream.create({**stream.config, "metadata": metadata})
 
     async def _apply_limits(self, stream: Stream, info: StreamInfo) -> None:
         wanted, found = stream.config, info.config
         changed = {key: wanted[key] for key in _LIMITS if found.get(key) != wanted[key]}
+        if "placement" in wanted and not info.tags.issuperset(wanted["placement"]["tags"]):
+            changed["placement"] = wanted["placement"]
         if not changed:
+            await stream.require_placed(info)
             return
         updated = await stream.update({**found, **changed})
         if updated.error is not None:
             raise self._mismatch(stream, updated.error)
+        await stream.require_placed(updated)
         _log.info("stream %s now has different limits: %s", stream.name, changed)
 
     def _mismatch(self, stream: Stream, error: ApiError) -> StreamMismatch:
@@ -285,4 +301,5 @@ def _config(
         "max_bytes": kept.max_bytes or settings.history_bytes,
         "num_replicas": settings.history_replicas,
         "duplicate_window": min(int(DUPLICATE_WINDOW_S * NANO), age),
+        **placement(kept.durability),
     }

@@ -11,7 +11,7 @@ from typing import (
 
 from nats.aio.msg import Msg
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.channels import Subjects
 from eventbus.drivers.base import (
     NO_HEADERS,
@@ -29,22 +29,23 @@ from eventbus.drivers.nats.errors import (
     DRIVER,
     mapped,
 )
+from eventbus.drivers.nats.identity import SeenMessage
 from eventbus.drivers.nats.jetstream import (
+    CONSUMER_EXISTS,
     NANO,
     NO_MESSAGE,
     STREAM_NOT_FOUND,
     Answer,
-    ask,
+    agreed_ack_wait,
+    create_consumer,
+    request_api,
 )
 from eventbus.drivers.nats.pull import (
     LOST,
     Pull,
     is_normal_end,
 )
-from eventbus.drivers.nats.stream import (
-    EventStream,
-    SeenMessage,
-)
+from eventbus.drivers.nats.stream import EventStream
 from eventbus.errors import (
     ConnectionFailed,
     DriverError,
@@ -72,7 +73,6 @@ _MAX_CHECKS: Final = 1000
 _BATCH: Final = 256
 _MAX_SUBJECTS: Final = 16
 _CONSUMER_NOT_FOUND: Final = 10014
-_EXISTS: Final = 10148
 _TOKENS: Final = 9
 
 
@@ -287,7 +287,7 @@ class NatsConsumer:
         except DriverError as exc:
             _log.debug("consumer %s: %s", self.name, exc)
             return
-        if answer.error_code == NO_MESSAGE and epoch == self._stream.epoch:
+        if answer.error_code == NO_MESSAGE and epoch == self._stream.identity.epoch:
             self._evictions.report(
                 delivery.subject, f"are lost: {offset} was evicted before it was tried again"
             )
@@ -304,16 +304,22 @@ class NatsConsumer:
                 "with explicit acknowledgement: remove it, or rename the group",
                 driver=DRIVER,
             )
-        wanted = {"filter_subject": self._filter, "ack_wait": self._ack_wait}
+        # Only a member that joins sets the filter: members with different ones would change it
+        # back and forth.
+        is_joining = not self._refreshed_at
+        wanted = {
+            "filter_subject": self._filter if is_joining else config.get("filter_subject"),
+            "ack_wait": agreed_ack_wait(answer.body, self._ack_wait, is_joining=is_joining),
+        }
         if any(config.get(name) != value for name, value in wanted.items()):
             answer = await self._create("update", {**config, **wanted}, seconds)
             self._config_of(answer)
             _log.info("changed consumer %s to %s", self.name, wanted)
         created = answer.body.get("created", "")
-        if created != self._created or self._stream.is_stale:
+        if created != self._created or self._stream.identity.is_stale:
             await self._stream.state()
             self._created = created
-        self._epoch = self._stream.epoch
+        self._epoch = self._stream.identity.epoch
         self._floor = answer.body.get("ack_floor", {}).get("stream_seq", 0)
         await self._find_evicted(answer.body)
         self._refreshed_at = asyncio.get_running_loop().time()
@@ -354,21 +360,22 @@ class NatsConsumer:
             **start,
         }
         answer = await self._create("create", config, seconds)
-        if answer.error_code == _EXISTS:  # another member was first
+        if answer.error_code == CONSUMER_EXISTS:  # another member was first
             return await self._ask("INFO", None, seconds)
         return answer
 
     async def _create(self, action: str, config: dict[str, Any], seconds: float) -> Answer:
         question = {"stream_name": self._stream.name, "config": config, "action": action}
-        return await self._ask("CREATE", question, seconds)
+        what = f"CREATE.{self._stream.name}.{self.name}"
+        return await create_consumer(self._connection, what, question, seconds)
 
     async def _ask(self, what: str, question: dict[str, Any] | None, seconds: float) -> Answer:
         subject = f"CONSUMER.{what}.{self._stream.name}.{self.name}"
-        return await ask(self._connection, subject, question, seconds)
+        return await request_api(self._connection, subject, question, seconds)
 
     def _config_of(self, answer: Answer) -> dict[str, Any]:
         if answer.error is not None:
-            raise StreamMismatch(f"consumer {self.name}: {answer.error}", driver=DRIVER)
+            raise StreamMismatch(f"consumer {self.name}: {answer.why}", driver=DRIVER)
         config: dict[str, Any] = answer.body.get("config", {})
         return config
 
@@ -440,6 +447,13 @@ def _first_gap(found: list[int], delivered: int, last: int) -> int | None:
 
 
 async def _after(stream: EventStream, subject: str, start: int, count: int) -> list[int]:
-    """The sequences of up to `count` messages from one on."""
-    request = {"seq": start, "next_by_subj": subject, "batch": count}
-    return [message.sequence for message in await stream.stream.batch(request) or []]
+    """The sequences of the next `count` messages from one on, or of all that there are."""
+    found: list[int] = []
+    while len(found) < count:
+        request = {"seq": start, "next_by_subj": subject, "batch": count - len(found)}
+        batch = await stream.stream.batch(request) or []
+        found += [message.sequence for message in batch]
+        if not batch or not batch[-1].pending:
+            break
+        start = found[-1] + 1
+    return found

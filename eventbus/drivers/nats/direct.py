@@ -119,8 +119,8 @@ class StoredSubject:
         found: list[StoredMessage] = []
         start = await self.sequence_after(offset)
         while start <= self._last and len(found) < limit:
-            asked = min(_BATCH, limit - len(found))
-            batch = await self._get(start, asked)
+            batch_size = min(_BATCH, limit - len(found))
+            batch = await self._get(start, batch_size)
             # Messages stored after the query are delivered live.
             found += [stored for stored in batch if stored.offset <= end]
             start = batch[-1].sequence + 1 if batch else start
@@ -219,8 +219,9 @@ class StoredSubject:
         if stamp is None:
             raise self.stream.failure("an answer has no offset")
         offset = _source_sequence(headers) if self._is_copy else stamp.sequence
-        pending = int(headers.get("Nats-Num-Pending", "0"))
-        return StoredMessage(message.payload, headers, stamp.sequence, offset, stamp.time, pending)
+        return StoredMessage(
+            message.payload, headers, stamp.sequence, offset, stamp.time, message.pending
+        )
 
 
 def _source_sequence(headers: Mapping[str, str]) -> int:

@@ -1,6 +1,7 @@
 """The NATS driver: a JetStream stream that republishes, over one lasting connection."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import weakref
@@ -46,6 +47,7 @@ from eventbus.drivers.nats.history import (
     ReaderPosition,
     StreamReader,
 )
+from eventbus.drivers.nats.identity import SeenMessage, StreamState
 from eventbus.drivers.nats.publish import (
     Publisher,
     WriteMonitor,
@@ -54,12 +56,8 @@ from eventbus.drivers.nats.publish import (
 from eventbus.drivers.nats.queue import NatsQueues
 from eventbus.drivers.nats.service import NatsService
 from eventbus.drivers.nats.state import NatsState
-from eventbus.drivers.nats.stream import (
-    EventStream,
-    SeenMessage,
-    StreamState,
-)
-from eventbus.drivers.nats.subscription import (
+from eventbus.drivers.nats.stream import EventStream
+from eventbus.drivers.nats.subscriptions import (
     NatsSubscription,
     Subscriptions,
 )
@@ -84,6 +82,7 @@ _log = logging.getLogger(__name__)
 DRAIN_S: Final = 5.0
 _CONFIRM_S: Final = 30.0
 _RESTART_S: Final = 10.0
+_RESTORE_S: Final = 1.0
 
 
 class NatsDriver:
@@ -93,10 +92,13 @@ class NatsDriver:
     capabilities = frozenset(Capability)
 
     def __init__(self, settings: Settings) -> None:
-        """Without `nats_url`, a nats-server is started, and stopped with the driver."""
+        """Without `nats_url`, it starts a nats-server and stops it when it closes.
+
+        In development, it uses the one that another process runs on `nats_data` instead.
+        """
         self.subjects = Subjects(settings.namespace)
         self.server: NatsServer | None = None
-        """The embedded server, if there is one."""
+        """The embedded server, if this process has started one."""
         self._settings = settings
         self._event = f"{settings.namespace}.event."
         self._live = f"{settings.namespace}.live."
@@ -109,9 +111,11 @@ class NatsDriver:
         self._services: weakref.WeakSet[NatsService] = weakref.WeakSet()
         self._consumers: weakref.WeakSet[NatsConsumer] = weakref.WeakSet()
         self._state = "new"
+        self._is_built = False
         self._tasks = Tasks()
         self._shutdown = Shutdown()
         self._restarting = False
+        self._restore_at = 0.0
         self._evicted = 0
 
     @property
@@ -122,12 +126,13 @@ class NatsDriver:
     @property
     def counters(self) -> dict[str, int]:
         """Totals since the start, by name."""
-        opened = self._state != "new"
+        opened = self._is_built
         return {
             "errors": self._connection.faults.count if opened else 0,
             "refusals": self._connection.faults.refusals if opened else 0,
             "losses": self._subscriptions.losses,
             "rebuilds": self._connection.rebuilds if opened else 0,
+            "unsent": self._connection.unsent if opened else 0,
             "publish_retries": self._publisher.retries if opened else 0,
             "filled": self._subscriptions.filled,
             "gaps": self._subscriptions.gaps,
@@ -160,49 +165,72 @@ class NatsDriver:
         """
         if self._state != "new":
             raise ConnectionFailed(f"the nats driver is {self._state}, not new", driver=self.name)
+        self._state = "opening"
+        try:
+            async with self._shutdown.opening(self._closed_error):
+                await self._open()
+                self._state = "open"
+        except BaseException:
+            await self.aclose()
+            raise
+        self._tasks.keep(self._subscriptions.run, "verifying NATS subscriptions")
+        self._tasks.keep(self._subscriptions.confirm, "confirming the end of the NATS stream")
+        if self._settings.retention:
+            self._tasks.start(self._classes.log_leftovers(), "looking for unused classes")
+
+    async def _open(self) -> None:
         settings = self._settings
         servers = Servers.of(settings.nats_url)
         login = make_login(settings)
-        try:
-            if not servers.addresses:
-                self.server = NatsServer(
-                    Path(settings.nats_data), port=settings.nats_port, on_death=self._on_death
-                )
-                await self.server.start()
-                servers = Servers.of(self.server.url)
-            self._connection = NatsConnection(
-                servers,
-                login,
-                connect_timeout=settings.connect_timeout,
-                on_lost=self._on_lost,
-                on_reconnected=self._on_reconnected,
-            )
-            self._stream = EventStream(
-                self._connection, self.subjects, settings, self._on_new_epoch,
-                seen=self._seen,
-                has_subscribers=lambda: len(self._subscriptions) + len(self._consumers) > 0,
-            )  # fmt: skip
-            self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
-            self._reader = StreamReader(self._stream, self._classes)
-            self._monitor = WriteMonitor(self._connection, self._stream, self._event)
-            self._publisher = Publisher(
-                self._connection, settings.publish_timeout, self._monitor.explain
-            )
-            self._queues = NatsQueues(self._connection, self._publisher, settings)
-            self._entries = NatsState(self._connection, settings, self._settle)
-            self._durable = NatsState(self._connection, settings, self._settle, "durable")
-            self._state = "opening"
-            await self._connection.open()
-            await self._stream.ensure()
-            await self._classes.ensure()
-        except BaseException:
-            await self._close_all()
-            raise
-        self._state = "open"
-        self._tasks.keep(self._subscriptions.run, "verifying NATS subscriptions")
-        self._tasks.keep(self._subscriptions.confirm, "confirming the end of the NATS stream")
-        if settings.retention:
-            self._tasks.start(self._classes.log_leftovers(), "looking for unused classes")
+        if not servers.addresses:
+            servers = Servers.of(await self._start_server())
+        self._connection = NatsConnection(
+            servers,
+            login,
+            connect_timeout=settings.connect_timeout,
+            volatile_root=self._live,
+            on_lost=self._on_lost,
+            on_reconnected=self._on_reconnected,
+        )
+        self._stream = EventStream(
+            self._connection, self.subjects, settings, self._on_new_epoch,
+            seen=self._seen,
+            has_subscribers=lambda: len(self._subscriptions) + len(self._consumers) > 0,
+        )  # fmt: skip
+        self._classes = ClassStreams(self._connection, self._stream, self.subjects, settings)
+        self._reader = StreamReader(self._stream, self._classes)
+        self._monitor = WriteMonitor(self._connection, self._stream, self._event)
+        self._publisher = Publisher(
+            self._connection, settings.publish_timeout, self._monitor.explain,
+            self._restore_stream,
+        )  # fmt: skip
+        self._queues = NatsQueues(self._connection, self._publisher, settings)
+        self._entries = NatsState(self._connection, settings)
+        self._durable = NatsState(self._connection, settings, "durable")
+        self._is_built = True
+        await self._connection.open()
+        await self._stream.ensure()
+        await self._classes.ensure()
+
+    async def _start_server(self) -> str:
+        """The address of the embedded server.
+
+        In development, the processes of one folder share a server: the first one starts it.
+        """
+        settings = self._settings
+        server = NatsServer(
+            Path(settings.nats_data),
+            port=settings.nats_port,
+            syncs_always=settings.durability == "disk",
+            on_death=self._on_death,
+        )
+        if settings.environment == "production":
+            self.server = server
+            await server.start()
+            return server.url
+        url = await server.join_or_start()
+        self.server = server if server.is_running else None
+        return url
 
     async def prepare(self) -> tuple[str, ...]:
         """Create all streams; returns their names. See `PreparedDriver.prepare`."""
@@ -237,12 +265,10 @@ class NatsDriver:
         if not ack.duplicate:
             if self._monitor.fault:
                 self._monitor.stored()
-            if ack.seq <= self._stream.acked:
-                self._stream.invalidate()  # the offset went back, so the stream may have
-            if self._stream.is_stale:
+            if self._stream.identity.is_doubtful(ack.seq):
                 await self._refresh_epoch()
-            self._stream.acked = max(self._stream.acked, ack.seq)
-        return Published(Position(ack.seq, self._stream.epoch), ack.duplicate)
+            self._stream.identity.acknowledge(ack.seq)
+        return Published(Position(ack.seq, self._stream.identity.epoch), ack.duplicate)
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
         """Subscribe; see `Driver.subscribe`. Raises InvalidPattern, too."""
@@ -260,17 +286,21 @@ class NatsDriver:
             self._stream.name.encode() if in_stream else b"",
             group=group,
         )
-        subscription.at_server = await self._connection.listen(subject, subscription.receive, group)
+        at_server = await self._connection.listen(
+            subject, subscription.receive, group, subscription.resync
+        )
+        subscription.follow(at_server)
         self._subscriptions.add(subscription)
         try:
             # Queried on the same connection, so the server has processed the subscription before.
             if in_stream:
                 state = await self._stream.state()
-                same = state.epoch == self._stream.epoch
-                subscription.begin(state if same else StreamState(self._stream.epoch, 0))
+                if await self._connection.subscriptions.require(at_server):
+                    state = await self._stream.state()
+                same = state.epoch == self._stream.identity.epoch
+                subscription.begin(state if same else StreamState(self._stream.identity.epoch, 0))
             else:
-                await self._settle(subject)
-            self._require_permission(subject)
+                await self._connection.settle(at_server)
         except BaseException:
             await subscription.aclose()
             raise
@@ -300,6 +330,12 @@ class NatsDriver:
         fault = await self._monitor.check()
         if fault:
             self._restart_if_stuck()
+            self._restore_stream()
+        if refused := self._connection.subscriptions.refused:
+            fault = fault or (
+                f"the NATS server refuses {refused} subscriptions (max_subscriptions, or the "
+                "permissions of its user)"
+            )
         return fault or self._entries.fault
 
     async def read(self, subject: str, *, after: int | None, limit: int) -> Page:
@@ -315,6 +351,23 @@ class NatsDriver:
         validate_subject(subject)
         return await self._reader.read(
             subject, after=ReaderPosition.of(position), limit=limit, epoch=position.epoch
+        )
+
+    async def read_pattern(
+        self, subject: str, position: Position, *, limit: int, max_bytes: int
+    ) -> Page:
+        """Stored messages of a filter; see `PatternHistoryDriver.read_pattern`.
+
+        Raises InvalidPattern, too.
+        """
+        self._require_open()
+        validate_filter(subject)
+        return await self._reader.read_pattern(
+            subject,
+            after=ReaderPosition.of(position),
+            epoch=position.epoch,
+            limit=limit,
+            max_bytes=max_bytes,
         )
 
     async def stored(self, pattern: str, limit: int) -> dict[str, int]:
@@ -364,34 +417,38 @@ class NatsDriver:
         await self._shutdown.run(self._aclose)
 
     async def _aclose(self) -> None:
-        if self._state == "open":
-            self._state = "closing"
-            await self._queues.aclose()
-            if not await self._publisher.drain(DRAIN_S):
-                _log.warning("closing: some publishes took longer than %g s", DRAIN_S)
-            if self._connection.is_connected:
-                try:
-                    await self._connection.echo()  # everything published before has arrived
-                except DriverError as exc:
-                    _log.warning("closing: %s", exc)
+        was_open, self._state = self._state == "open", "closing"
+        try:
+            if was_open:
+                await self._finish()
+        finally:
             await self._close_all()
-        self._state = "closed"
+            self._state = "closed"
+
+    async def _finish(self) -> None:
+        """Finish what is in flight."""
+        await self._queues.aclose()
+        if not await self._publisher.drain(DRAIN_S):
+            _log.warning("closing: some publishes took longer than %g s", DRAIN_S)
+        if self._connection.is_connected:
+            try:
+                await self._connection.echo()  # everything published before has arrived
+            except DriverError as exc:
+                _log.warning("closing: %s", exc)
+
+    def _closed_error(self) -> ConnectionFailed:
+        return ConnectionFailed("the nats driver was closed while it opened", driver=self.name)
 
     def _require_open(self) -> None:
         if self._state != "open":
             raise ConnectionFailed(f"the nats driver is not open ({self._state})", driver=self.name)
 
-    def _require_permission(self, subject: str) -> None:
-        if self._connection.is_denied(subject):
-            raise ConnectionFailed(
-                f"no permission to subscribe to {subject}: the NATS user must be granted it",
-                driver=self.name,
-            )
-
     async def _publish_core(self, subject: str, payload: bytes, headers: Headers) -> None:
         connection = self._connection
         check_size(subject, payload, headers, connection.max_payload)
         client = connection.client
+        if subject.startswith(self._live) and not client.is_connected:
+            raise connection.refuse_volatile(subject)
         if client.pending_data_size > 2 * PENDING_BYTES + len(payload):
             raise PublishFailed(
                 f"a message for {subject} was not sent: {client.pending_data_size} bytes wait for "
@@ -399,25 +456,12 @@ class NatsDriver:
                 driver=self.name,
             )
         try:
-            await client.publish(subject, payload, headers=dict(headers) if headers else None)
+            await client.send(subject, payload, headers)
         except (nats_errors.Error, OSError) as exc:
             error = to_error(exc, f"publishing to {subject} at {connection.address}")
             if isinstance(error, ConnectionFailed):
                 error = PublishFailed(str(error), driver=self.name)
             raise error from exc
-
-    async def _settle(self, subject: str) -> None:
-        """Wait until the server has processed everything sent before."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._settings.connect_timeout
-        while (left := deadline - loop.time()) > 0:
-            if await self._connection.wait_connected(left) and await self._connection.echo():
-                return
-        raise ConnectionFailed(
-            f"subscribing to {subject}: no answer from {self._connection.address} within "
-            f"{self._settings.connect_timeout:g} s",
-            driver=self.name,
-        )
 
     def _seen(self) -> SeenMessage | None:
         """The last message of the stream that this process got."""
@@ -440,7 +484,7 @@ class NatsDriver:
             service.on_reconnected()
 
     def _on_lost(self) -> None:
-        self._stream.invalidate()
+        self._stream.identity.invalidate()
         self._subscriptions.on_lost()
         self._entries.on_lost()
         self._durable.on_lost()
@@ -468,6 +512,19 @@ class NatsDriver:
         except DriverError as exc:  # the next read tries again
             _log.error("%s", exc)
 
+    def _restore_stream(self) -> None:
+        """Create the stream again if it was deleted; check at most once per second."""
+        now = asyncio.get_running_loop().time()
+        if self._state == "open" and now >= self._restore_at:
+            self._restore_at = now + _RESTORE_S
+            self._tasks.start(self._ensure_stream(), "looking for the NATS stream")
+
+    async def _ensure_stream(self) -> None:
+        try:
+            await self._stream.ensure()
+        except DriverError as exc:  # the publisher's own error reports the missing stream
+            _log.info("the stream cannot be created again: %s", exc)
+
     def _on_death(self, _error: ServerError) -> None:
         if self.server is not None and self._state in {"opening", "open"}:
             self._tasks.keep(self.server.restart, "restarting the embedded nats-server")
@@ -494,11 +551,11 @@ class NatsDriver:
             self._restarting = False
 
     async def _close_all(self) -> None:
-        await self._tasks.aclose()
-        await self._subscriptions.aclose()
-        if self._state != "new":
-            await self._stream.aclose()
-            await self._connection.aclose()
-        if self.server is not None:
-            await self.server.stop()
-        self._state = "closed"
+        async with contextlib.AsyncExitStack() as parts:  # from the last one to the first
+            if self.server is not None:
+                parts.push_async_callback(self.server.stop)
+            if self._is_built:
+                parts.push_async_callback(self._connection.aclose)
+                parts.push_async_callback(self._stream.aclose)
+            parts.push_async_callback(self._subscriptions.aclose)
+            parts.push_async_callback(self._tasks.aclose)

@@ -14,14 +14,15 @@ from typing import Final
 import msgspec
 from nats import errors as nats_errors
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.errors import (
     ConnectionFailed,
     EncodingError,
     EventBusError,
     InvalidChannel,
+    PublishDenied,
     PublishFailed,
 )
-from eventbus.ratelimit import RateLimitedLog
 
 __all__ = [
     "DRIVER",
@@ -29,6 +30,10 @@ __all__ = [
     "ApiError",
     "CredentialsError",
     "Faults",
+    "OldServerError",
+    "is_denied",
+    "is_over_limit",
+    "is_too_large",
     "mapped",
     "refused_subject",
     "to_error",
@@ -41,6 +46,10 @@ DRIVER: Final = "nats"
 
 class CredentialsError(nats_errors.Error):
     """A credentials file that cannot be used; to nats-py, a failed login."""
+
+
+class OldServerError(ConnectionFailed):
+    """The server's version lacks what this driver needs."""
 
 
 KINDS: Final[Mapping[type[BaseException], type[EventBusError]]] = {
@@ -89,6 +98,27 @@ _REFUSED_WORDS: Final = (
     "authentication expired",  # "user …" or "account …", of a connected client
     "authentication revoked",
 )
+_HINTS: Final = {
+    "maximum subscriptions exceeded": "the server allows no more subscriptions on one connection: "
+    "raise max_subscriptions, or the limit of the account or user",
+    "maximum connections exceeded": "the server accepts no more connections: raise max_connections",
+    "maximum account active connections exceeded": "the account accepts no more connections: raise "
+    "its limit",
+    "maximum payload violation": "a message was larger than the server's max_payload, which has "
+    "changed, or than the limit of the account",
+    "maximum control line exceeded": "a subject was longer than the server's max_control_line",
+    "secure connection - tls required": "the server requires TLS: use tls:// in NATS_URL",
+}
+"""What errors of the server mean, by their words in lower case."""
+_TOO_LARGE: Final = "maximum payload violation"
+_TOO_MANY: Final = "maximum subscriptions exceeded"
+_NON_FATAL: Final = (
+    _TOO_MANY,
+    "permissions violation",
+    "invalid subject",
+    "invalid publish subject",
+)
+"""Errors after which the server goes on."""
 _ENDS: Final = (ConnectionResetError, BrokenPipeError, nats_errors.UnexpectedEOF)
 """What a client reports when the server has refused it and closed the connection."""
 
@@ -146,8 +176,8 @@ class Faults:
     def note(self, exc: BaseException) -> None:
         """Count and log an error that the client reports."""
         self.count += 1
-        if self.refused.is_set() and isinstance(exc, _ENDS):
-            return
+        if isinstance(exc, _ENDS) and (self.refused.is_set() or _ends_connection(self.last)):
+            return  # it follows from the last error, which the server has sent
         self.last = exc
         if self._is_refusal(exc):
             self.refusals += 1
@@ -170,7 +200,7 @@ class Faults:
             return str(exc)
         if isinstance(exc, nats_errors.SecureConnRequiredError):
             return (
-                "the server speaks no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT asks for; "
+                "the server offers no TLS, which NATS_URL (tls://), NATS_CA or NATS_CERT requires; "
                 "nothing was sent to it"
             )
         if isinstance(exc, ssl.SSLCertVerificationError):
@@ -179,12 +209,39 @@ class Faults:
             return f"no TLS with the server (does it want another NATS_CERT?): {exc}"
         if self._is_refusal(exc):
             return self._refusal()
-        return str(exc) or type(exc).__name__
+        text = str(exc) or type(exc).__name__
+        return f"{text}: {hint}" if (hint := _hint_for(exc)) else text
 
     @staticmethod
     def _is_refusal(exc: BaseException) -> bool:
         text = str(exc).lower()
         return isinstance(exc, _REFUSALS) or any(words in text for words in _REFUSED_WORDS)
+
+
+def _ends_connection(exc: BaseException | None) -> bool:
+    """Whether the server has sent this error, and then closes the connection."""
+    text = str(exc).lower()
+    return type(exc) is nats_errors.Error and not any(words in text for words in _NON_FATAL)
+
+
+def _hint_for(exc: BaseException | None) -> str:
+    text = str(exc).lower()
+    return next((hint for words, hint in _HINTS.items() if words in text), "")
+
+
+def is_over_limit(exc: BaseException) -> bool:
+    """Whether the server has refused a subscription, because it allows no more."""
+    return _TOO_MANY in str(exc).lower()
+
+
+def is_too_large(exc: BaseException) -> bool:
+    """Whether the server closes the connection because a message was too large."""
+    return _TOO_LARGE in str(exc).lower()
+
+
+def is_denied(exc: EventBusError) -> bool:
+    """Whether the NATS user lacks the permission for a request; asking again does not help."""
+    return isinstance(exc, PublishDenied) or isinstance(exc.__cause__, PublishDenied)
 
 
 def refused_subject(exc: BaseException) -> tuple[str, str]:

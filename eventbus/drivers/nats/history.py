@@ -6,8 +6,10 @@ everything after it. Messages that were deleted by hand (purged by a NATS tool, 
 was lowered for a while) show when the reader's own message is gone and nothing else explains it.
 """
 
+import collections
 import datetime
 import enum
+from collections.abc import Awaitable, Callable
 from typing import (
     Final,
     NamedTuple,
@@ -29,6 +31,7 @@ from eventbus.drivers.nats.classes import (
     ClassStreams,
     Copy,
 )
+from eventbus.drivers.nats.client import PROBE
 from eventbus.drivers.nats.direct import (
     StoredMessage,
     StoredSubject,
@@ -37,7 +40,7 @@ from eventbus.drivers.nats.stream import (
     EventStream,
     SubjectState,
 )
-from eventbus.errors import InvalidChannel
+from eventbus.errors import InvalidChannel, InvalidPattern
 from eventbus.retention import RetentionClass
 
 __all__ = [
@@ -177,6 +180,11 @@ async def judge_copy(reader: ReaderPosition, copy: Copy) -> Verdict:
 
 
 _NO_END: Final = 2**63 - 1
+_PROBE_END: Final = f".{PROBE}"
+_PATTERN_PAGE: Final = 100
+"""Messages of a pattern that are read at once: they may be large."""
+_READS: Final = 3
+"""How many times a page is read, if its stream is replaced or goes back meanwhile."""
 
 
 class _Asked(NamedTuple):
@@ -197,7 +205,7 @@ class FilterPage(NamedTuple):
 
     messages: list[Delivery]
     state: SubjectState
-    """Queried after the messages were read."""
+    """Queried after the messages were read; of another epoch when they may be of two histories."""
     stored: StoredSubject
 
     async def has_all_after(self, offset: int) -> bool:
@@ -238,6 +246,38 @@ class StreamReader:
             raise InvalidChannel(
                 f"{live[:80]!r} is not a live subject of {self._stream.name}", name=live
             )
+        return await self._of_one_history(
+            lambda: self._page(
+                live, subject, after=after, limit=limit, epoch=epoch, whole=whole, known=known
+            )
+        )
+
+    async def _of_one_history(self, read: Callable[[], Awaitable[Page]]) -> Page:
+        """Read a page, and read it again if the stream was replaced or went back meanwhile.
+
+        Otherwise its messages could be of another history than its epoch says.
+        """
+        identity = self._stream.identity
+        for _ in range(_READS):
+            before = identity.snapshot().invalidations
+            page = await read()
+            if identity.snapshot().invalidations != before:
+                await self._stream.state()
+            if page.position.epoch == identity.epoch:
+                return page
+        raise self._stream.stream.failure("it was replaced or went back while it was read")
+
+    async def _page(
+        self,
+        live: str,
+        subject: str,
+        *,
+        after: ReaderPosition | None,
+        limit: int,
+        epoch: str | None,
+        whole: bool,
+        known: int,
+    ) -> Page:
         asked = await self._ask(subject)
         present = asked.state.stream.epoch
         if after is None:
@@ -268,9 +308,10 @@ class StreamReader:
         state = await self._stream.of_subject(event)
         # Includes newer messages: the count of a subject shows whether it is full by now.
         found = await self._stored(event, state).after(after, _NO_END, limit)
+        self._suspect(found, state)
         deliveries = [
             Delivery(
-                self._stream.live_of(one.headers.get("Nats-Subject", "")),
+                self._stream.live_of(_subject_of(one)),
                 one.payload,
                 one.headers,
                 Position(one.offset, state.stream.epoch),
@@ -283,6 +324,136 @@ class StreamReader:
         # The end as of the read, the beginning as of now.
         state = now._replace(stream=state.stream) if now.stream.epoch == state.stream.epoch else now
         return FilterPage(deliveries, state, self._stored(event, state))
+
+    async def read_pattern(
+        self,
+        live: str,
+        *,
+        after: ReaderPosition,
+        epoch: str,
+        limit: int,
+        max_bytes: int,
+    ) -> Page:
+        """All messages after a position of the live subjects that a filter matches.
+
+        See `PatternHistoryDriver.read_pattern`. All streams have the offsets of the event stream,
+        so one position is enough for all of them. Where the event stream has given up messages, the
+        stream of a class proves that none is missing only if all channels of the filter belong to
+        that class. Raises InvalidPattern for a filter of other subjects, ConnectionFailed and
+        StreamMismatch.
+        """
+        subject = self._stream.event_of(live)
+        if subject is None:
+            raise InvalidPattern(
+                f"{live[:80]!r} is not a filter of live subjects of {self._stream.name}", name=live
+            )
+        room = _Room(limit, max_bytes)
+        return await self._of_one_history(lambda: self._pattern_page(subject, after, epoch, room))
+
+    async def _pattern_page(
+        self, subject: str, after: ReaderPosition, epoch: str, room: "_Room"
+    ) -> Page:
+        asked = await self._ask(subject)
+        present = asked.state.stream.epoch
+        found = await self._all_after(asked.state, subject, after.offset, room)
+        now, verdict = await self._judge(asked, after, 0)
+        complete = verdict is Verdict.WHOLE
+        if verdict is Verdict.UNPROVEN and after.offset >= now.state.purged:
+            found, complete = await self._all_from_copy(now.state, subject, after, room)
+        complete = complete and room.holds(found) and self._is_within_limits(found, now.state)
+        if epoch != present:
+            is_marked = after.time is not None and _creation(epoch) == _creation(present)
+            complete = complete and is_marked
+        end = end_of(asked.end, present, asked.state.stream.time)
+        if not complete or now.state.stream.epoch != present:
+            return Page((), end, complete=False)
+        if found and found[-1].offset > asked.end:
+            end = end_of(found[-1].offset, present, found[-1].time)
+        deliveries = [
+            Delivery(
+                self._stream.live_of(_subject_of(one)),
+                one.payload,
+                one.headers,
+                Position(one.offset, present),
+                None,
+                one.time,
+            )
+            for one in found
+        ]
+        return Page(tuple(deliveries), end, complete=True)
+
+    async def _all_after(
+        self, state: SubjectState, subject: str, offset: int, room: "_Room"
+    ) -> list[StoredMessage]:
+        """All messages after an offset, newer ones included, or slightly more than `room` holds.
+
+        The newer ones are needed: the count of a subject shows whether it is full by now, so that
+        others of it may have been evicted before they were read.
+        """
+        stored = StoredSubject(
+            self._stream.stream, subject,
+            first=state.first, last=_NO_END, is_replicated=state.replicas > 1,
+        )  # fmt: skip
+        found = await _read_all(stored, offset, room)
+        self._suspect(found, state)
+        return found
+
+    async def _all_from_copy(
+        self, state: SubjectState, subject: str, after: ReaderPosition, room: "_Room"
+    ) -> tuple[list[StoredMessage], bool]:
+        """From the stream of the class of all channels, continued by the event stream.
+
+        And whether it is proved that age, size and purges removed nothing after the position.
+        """
+        kept = self._classes.of_all(subject)
+        copy = None if kept is None else await self._classes.copy(kept, subject)
+        if kept is None or copy is None:
+            return [], False
+        found = await _read_all(copy.subject, after.offset, room)
+        reached = found[-1].offset if found else after.offset
+        found += await self._all_after(state, subject, reached, room)
+        now, copy = await self._ask(subject), await self._classes.copy(kept, subject)
+        complete = (
+            copy is not None
+            and copy.since <= after.offset + 1
+            and await judge_copy(after, copy) is Verdict.WHOLE
+            and await keeps_all_after(now.subject, now.state, reached)
+        )
+        return found, complete
+
+    def _is_within_limits(self, found: list[StoredMessage], state: SubjectState) -> bool:
+        """Whether no channel has more, or older, messages than its readers get.
+
+        A channel with evictions is full, and its oldest messages go first. So if one was evicted
+        that the reader has not got, all that the channel has are new to the reader.
+        """
+        counts = collections.Counter(map(_subject_of, found))
+        classes = {subject: self._classes.of(subject) for subject in counts}
+        for subject, count in counts.items():
+            kept = classes[subject]
+            most = self._stream.readable(state.limit) if kept is None else kept.messages
+            if 0 < most < count or 0 < state.limit <= count:
+                return False
+        for one in found:
+            kept = classes[_subject_of(one)]
+            if kept is not None:
+                begin = state.time - datetime.timedelta(seconds=kept.seconds)
+                if datetime.datetime.fromisoformat(one.time) <= begin:
+                    return False
+        return True
+
+    def _suspect(self, found: list[StoredMessage], state: SubjectState) -> None:
+        """Verify the stream if a message is newer than one that came after it.
+
+        `found` was read from the event stream after the query of `state`. So the stream has gone
+        back in between, also if it is stored by a server whose loss does not show here.
+        """
+        ended = nanoseconds(state.stream.time)
+        within = next((one for one in reversed(found) if one.offset <= state.stream.last), None)
+        if within is not None and ended is not None:
+            stored = nanoseconds(within.time)
+            if stored is not None and stored > ended:
+                self._stream.identity.invalidate()
 
     async def _ask(self, subject: str) -> _Asked:
         state = await self._stream.of_subject(subject)
@@ -299,7 +470,9 @@ class StreamReader:
         kept = asked.kept
         most = self._stream.readable(asked.state.limit) if kept is None else kept.messages
         count = min(limit, most) if most > 0 else limit
-        found = _unexpired(asked, await asked.subject.last(count, asked.end))
+        last = await asked.subject.last(count, asked.end)
+        self._suspect(last, asked.state)
+        found = _unexpired(asked, last)
         if kept is None or len(found) >= count:
             return found
         copy = await self._classes.copy(kept, asked.subject.subject)
@@ -319,6 +492,7 @@ class StreamReader:
         """
         offset, kept = after.offset, asked.kept
         found = await asked.subject.after(offset, asked.end, limit)
+        self._suspect(found, asked.state)
         now, verdict = await self._judge(asked, after, known)
         if kept is None:
             most = self._stream.readable(now.state.limit)
@@ -355,7 +529,7 @@ class StreamReader:
                 return asked, Verdict.ANOTHER
         return asked, await judge_stream(
             after, asked.subject, asked.state,
-            events=events, watched_since=self._stream.watched_since, known=known,
+            events=events, watched_since=self._stream.identity.watched_since, known=known,
         )  # fmt: skip
 
     async def _from_copy(
@@ -368,7 +542,9 @@ class StreamReader:
             return None
         found = await copy.subject.after(after.offset, asked.end, limit)
         reached = found[-1].offset if found else after.offset
-        found += await asked.subject.after(reached, asked.end, limit - len(found))
+        newer = await asked.subject.after(reached, asked.end, limit - len(found))
+        self._suspect(newer, asked.state)
+        found += newer
         trimmed = found if len(found) >= limit else found[-kept.messages :]
         copy, now = await self._classes.copy(kept, subject), await self._ask(subject)
         complete = (
@@ -382,6 +558,32 @@ class StreamReader:
             )
         )
         return trimmed, complete
+
+
+class _Room(NamedTuple):
+    """How much a reader takes at most."""
+
+    limit: int
+    max_bytes: int
+
+    def holds(self, found: list[StoredMessage]) -> bool:
+        return len(found) <= self.limit and sum(len(one.payload) for one in found) <= self.max_bytes
+
+
+async def _read_all(stored: StoredSubject, offset: int, room: _Room) -> list[StoredMessage]:
+    """All messages after an offset, or slightly more than `room` holds."""
+    found: list[StoredMessage] = []
+    while room.holds(found):
+        page = await stored.after(offset, _NO_END, _PATTERN_PAGE)
+        found += [one for one in page if not _subject_of(one).endswith(_PROBE_END)]
+        if len(page) < _PATTERN_PAGE:
+            break
+        offset = page[-1].offset
+    return found
+
+
+def _subject_of(message: StoredMessage) -> str:
+    return message.headers.get("Nats-Subject", "")
 
 
 def _creation(epoch: str) -> str:

@@ -1,4 +1,4 @@
-"""JetStream's API: requests that outlast elections, and a stream that they are made about."""
+"""JetStream's API: requests that survive leader elections, and the operations on one stream."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from typing import (
 
 import msgspec
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.drivers.nats.client import WireHeaders
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import (
@@ -28,8 +28,12 @@ from eventbus.errors import (
     PublishFailed,
     StreamMismatch,
 )
+from eventbus.messages import json_decoder
+from eventbus.retention import Durability
+from eventbus.server import SYNC_TAG
 
 __all__ = [
+    "CONSUMER_EXISTS",
     "NANO",
     "NO_MESSAGE",
     "STREAM_NOT_FOUND",
@@ -38,16 +42,23 @@ __all__ = [
     "Stream",
     "StreamInfo",
     "StreamMessage",
-    "ask",
+    "agreed_ack_wait",
+    "create_consumer",
+    "placement",
+    "request_api",
+    "server_tags",
 ]
 
 _log = logging.getLogger(__name__)
 
 NANO: Final = 1_000_000_000
+CONSUMER_EXISTS: Final = 10148
+"""The error of a create: the consumer exists, and has another configuration."""
 """JetStream's API gives durations in nanoseconds."""
 STREAM_NOT_FOUND: Final = 10059
 NO_MESSAGE: Final = 10037
 _NAME_IN_USE: Final = 10058
+_ACK_PENDING_ABOVE_LIMIT: Final = 10121
 _NO_JETSTREAM: Final = (10039, 10076)
 _NO_PEERS: Final = 10005
 _BETWEEN_LEADERS: Final = frozenset({10007, 10009, 10118, 10119})
@@ -61,11 +72,27 @@ _HINTS: Final = {
     "namespace, or remove that stream",
     10074: "BROADCAST_HISTORY_REPLICAS needs a cluster of as many servers",
     10052: "see BROADCAST_HISTORY_SECONDS and its neighbours",
+    10026: "the account's limit max_consumers allows no more: there is one per queue, and one per "
+    "group and event of a durable subscription",
+    10027: "the account's limit max_streams allows no more: there is one for events, two for "
+    "queues, two for state, and one per retention class",
+    10113: "streams of queues have no limit of their own: the account must not set "
+    "max_bytes_required",
 }
+SYNC_HINT: Final = (
+    f'servers that sync each write have `server_tags: ["{SYNC_TAG}"]` and, in `jetstream`, '
+    "`sync_interval: always` in their configuration"
+)
+_WHY_DISK: Final = (
+    "BROADCAST_RETENTION, BROADCAST_HISTORY_DURABILITY or BROADCAST_QUEUE_DURABILITY asks for disk"
+)
 _FIRST_PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 1.0
 _NO_RESPONDERS: Final = "503"
 _BATCH_ENDS: Final = ("204", "404")
+_BATCH_BYTES: Final = 1024**2
+"""A batch ends after the message that reaches this size."""
+_decode_body: Final = json_decoder(dict[str, Any])
 """The end of a batch, and nothing that matches (NATS ADR-31)."""
 
 
@@ -80,8 +107,31 @@ class Answer(NamedTuple):
         """JetStream's own code of the error, 0 without an error."""
         return self.error.err_code if self.error else 0
 
+    @property
+    def why(self) -> str:
+        """The error, with what helps; empty without an error."""
+        if self.error is None:
+            return ""
+        hint = _HINTS.get(self.error.err_code)
+        return f"{self.error}; {hint}" if hint else str(self.error)
 
-async def ask(
+
+async def create_consumer(
+    connection: NatsConnection, what: str, request: Mapping[str, Any], seconds: float
+) -> Answer:
+    """Create or change a consumer by `$JS.API.CONSUMER.<what>`. Raises ConnectionFailed.
+
+    An account that allows fewer unacknowledged messages than the request asks for gets the server's
+    default, which is within the account's limit.
+    """
+    answer = await request_api(connection, f"CONSUMER.{what}", request, seconds)
+    if answer.error_code != _ACK_PENDING_ABOVE_LIMIT:
+        return answer
+    config = {key: value for key, value in request["config"].items() if key != "max_ack_pending"}
+    return await request_api(connection, f"CONSUMER.{what}", {**request, "config": config}, seconds)
+
+
+async def request_api(
     connection: NatsConnection, what: str, request: Mapping[str, Any] | None, seconds: float
 ) -> Answer:
     """Request `$JS.API.<what>`. Raises ConnectionFailed when there is no answer in time.
@@ -95,6 +145,7 @@ async def ask(
     failure, backoff = "no answer", Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
     while (left := deadline - loop.time()) > 0:
         if not await connection.wait_connected(left):
+            failure = connection.why_silent
             break
         try:
             reply = await connection.request(f"$JS.API.{what}", payload)
@@ -115,6 +166,55 @@ async def ask(
     raise ConnectionFailed(f"asking {connection.address} for {what}: {failure}", driver=DRIVER)
 
 
+def placement(durability: Durability) -> dict[str, Any]:
+    """The placement on servers that sync each write, for a stream that must survive a power cut.
+
+    In a cluster, the server keeps to that; a server without a cluster ignores it (nats-server
+    2.15.1).
+    """
+    return {"placement": {"tags": [SYNC_TAG]}} if durability == "disk" else {}
+
+
+class _TaggedServer(msgspec.Struct):
+    name: str = ""
+    tags: list[str] = []
+
+
+class _UserInfo(msgspec.Struct):
+    server: _TaggedServer = msgspec.field(default_factory=_TaggedServer)
+
+
+async def server_tags(connection: NatsConnection) -> list[str] | None:
+    """The tags of this connection's server; None if the NATS user may not request them.
+
+    `$SYS.REQ.USER.INFO` answers every user about itself, and names its server.
+    """
+    try:
+        reply = await connection.request("$SYS.REQ.USER.INFO", b"")
+    except PublishFailed:
+        return None
+    if reply is None or reply.status:
+        return None
+    try:
+        return msgspec.json.decode(reply.payload, type=_UserInfo).server.tags
+    except msgspec.DecodeError as exc:  # not from a nats-server
+        _log.info("cannot read the answer to $SYS.REQ.USER.INFO: %s", exc)
+        return None
+
+
+def agreed_ack_wait(consumer: Mapping[str, Any], own: int, *, is_joining: bool) -> int:
+    """The `ack_wait` of a consumer, in nanoseconds, when a member asks for `own`.
+
+    `consumer` is the answer to CONSUMER.INFO. Members of different versions of a service may have
+    different times, and must settle on one: with a shorter one than a member assumes, a message
+    that it still handles goes to another member. So the longest applies, and only a member that
+    joins while no other is active may make it shorter.
+    """
+    present: int = consumer.get("config", {}).get("ack_wait", 0)
+    is_idle = not consumer.get("num_waiting") and not consumer.get("num_ack_pending")
+    return own if is_joining and is_idle else max(own, present)
+
+
 def _is_temporary(error: ApiError) -> bool:
     """Whether a cluster that is still electing or discovering its peers may succeed soon.
 
@@ -130,7 +230,7 @@ def _is_temporary(error: ApiError) -> bool:
 
 def _decode(what: str, payload: bytes) -> Answer:
     try:
-        body = msgspec.json.decode(payload, type=dict[str, Any])
+        body = _decode_body(payload)
         return Answer(body, msgspec.convert(body.get("error"), ApiError | None))
     except (msgspec.DecodeError, msgspec.ValidationError) as exc:
         raise ConnectionFailed(f"cannot read the answer to {what}: {exc}", driver=DRIVER) from exc
@@ -147,6 +247,8 @@ class _State(msgspec.Struct):
 
 
 class _Cluster(msgspec.Struct):
+    name: str = ""
+    """Empty for a server without a cluster."""
     leader: str = ""
 
 
@@ -174,6 +276,11 @@ class StreamInfo(msgspec.Struct):
         return self.config.get("metadata") or {}
 
     @property
+    def tags(self) -> set[str]:
+        """The tags that the placement of the stream requires."""
+        return set((self.config.get("placement") or {}).get("tags") or ())
+
+    @property
     def is_replicated(self) -> bool:
         """Whether several servers hold the stream."""
         return int(self.config.get("num_replicas", 1)) > 1
@@ -199,6 +306,14 @@ class StreamMessage(NamedTuple):
     def sequence(self) -> int:
         """Its sequence in the stream."""
         return int(self.headers.get("Nats-Sequence", "0"))
+
+    @property
+    def pending(self) -> int:
+        """How many messages of the request's subject follow it in the stream.
+
+        Large messages end a batch early: a batch shorter than was asked for need not be the end.
+        """
+        return int(self.headers.get("Nats-Num-Pending", "0"))
 
 
 class LeaderMessage(NamedTuple):
@@ -236,7 +351,9 @@ class Stream:
 
     async def ask(self, action: str, request: Mapping[str, Any] | None = None) -> Answer:
         """Request `$JS.API.STREAM.<action>.<name>`. Raises ConnectionFailed without an answer."""
-        return await ask(self._connection, f"STREAM.{action}.{self.name}", request, self._timeout)
+        return await request_api(
+            self._connection, f"STREAM.{action}.{self.name}", request, self._timeout
+        )
 
     async def info(self, request: Mapping[str, Any] | None = None) -> StreamInfo:
         """Query the stream; a refusal is in `error`. Raises ConnectionFailed."""
@@ -257,7 +374,7 @@ class Stream:
         info = await self.info()
         if info.error is not None and info.error.err_code == STREAM_NOT_FOUND:
             return await self.create(self.config)
-        return self._require_created(info)
+        return await self._checked(info)
 
     async def create(self, config: Mapping[str, Any]) -> StreamInfo:
         """Create the stream, unless another process does it. Raises like `ensure`."""
@@ -266,11 +383,37 @@ class Stream:
             _log.info("created stream %s", self.name)
         elif info.error.err_code == _NAME_IN_USE:
             info = await self.info()
-        return self._require_created(info)
+        return await self._checked(info)
 
     async def update(self, config: Mapping[str, Any]) -> StreamInfo:
         """Change the configuration; a refusal is in `error`. Raises ConnectionFailed."""
         return await self._info("UPDATE", config)
+
+    async def require_placed(self, info: StreamInfo) -> None:
+        """Raises StreamMismatch when it must survive a power cut, and its servers do not sync."""
+        wanted = set((self.config.get("placement") or {}).get("tags") or ())
+        if not wanted:
+            return
+        if info.cluster.name:
+            if not wanted <= info.tags:
+                raise StreamMismatch(
+                    f"stream {self.name} exists, and is not placed on servers that sync each write "
+                    f"to disk, although {_WHY_DISK}. To move it there: "
+                    f"nats stream edit {self.name} --tag {SYNC_TAG}; {SYNC_HINT}",
+                    driver=DRIVER,
+                )
+            return
+        tags = await server_tags(self._connection)
+        if tags is None:
+            _log.info("stream %s: this NATS user cannot check whether its server syncs each write",
+                      self.name)  # fmt: skip
+        elif not wanted <= set(tags):
+            raise StreamMismatch(
+                f"stream {self.name}: {_WHY_DISK}, and the server at {self._connection.address} "
+                f"has no tag {SYNC_TAG}: {SYNC_HINT}. An embedded server has both if the process "
+                "that starts it has these settings",
+                driver=DRIVER,
+            )
 
     async def delete(self) -> None:
         """Delete the stream; a missing one is not an error. Raises ConnectionFailed."""
@@ -333,13 +476,20 @@ class Stream:
     async def batch(self, request: Mapping[str, Any]) -> list[StreamMessage] | None:
         """One batch of direct gets (NATS ADR-31), answered by any replica; None without an answer.
 
-        The caller decides whether to ask again: the stream may be missing or between two leaders.
-        Raises ConnectionFailed for a request that the server refuses, PublishFailed like `request`.
+        Large messages end a batch early, so that it arrives in time over a slow link, and before
+        the server has so much to write that it closes the connection (`max_pending`). The caller
+        decides whether to ask again: the stream may be missing or between two leaders.
+        Raises ConnectionFailed, also for a request that the server refuses; see `is_denied`.
         """
         parts: list[tuple[bytes, WireHeaders]] = []
-        reply = await self._connection.request(
-            f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), parts
-        )
+        if request.get("batch", 1) > 1:
+            request = {"max_bytes": _BATCH_BYTES, **request}
+        try:
+            reply = await self._connection.request(
+                f"$JS.API.DIRECT.GET.{self.name}", msgspec.json.encode(request), parts
+            )
+        except PublishFailed as exc:
+            raise self.failure(f"cannot be read: {exc}") from exc
         if reply is None or reply.status == _NO_RESPONDERS:
             return None
         if reply.status not in _BATCH_ENDS:
@@ -349,10 +499,20 @@ class Stream:
     async def _info(self, action: str, request: Mapping[str, Any] | None) -> StreamInfo:
         return msgspec.convert((await self.ask(action, request)).body, StreamInfo)
 
-    def _require_created(self, info: StreamInfo) -> StreamInfo:
+    async def _checked(self, info: StreamInfo) -> StreamInfo:
+        self._require_created(info)
+        await self.require_placed(info)
+        return info
+
+    def _require_created(self, info: StreamInfo) -> None:
         if info.error is None:
-            return info
+            return
         hint = _HINTS.get(info.error.err_code, "")
+        if info.error.err_code == _NO_PEERS and self.config.get("placement"):
+            hint = (
+                f"{_WHY_DISK}, which takes {self.config.get('num_replicas', 1)} servers of the "
+                f"cluster that sync each write: {SYNC_HINT}"
+            )
         raise StreamMismatch(
             f"cannot create stream {self.name}: {info.error}" + (f"; {hint}" if hint else ""),
             driver=DRIVER,

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 from nats import errors as nats_errors
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, OutageLog
 from eventbus.drivers.base import Headers
 from eventbus.drivers.nats.client import PROBE
 from eventbus.drivers.nats.connection import (
@@ -41,7 +41,7 @@ from eventbus.errors import (
     PublishDenied,
     PublishFailed,
 )
-from eventbus.messages import HEADER_ID, new_id
+from eventbus.messages import HEADER_ID, json_decoder, new_id
 
 __all__ = ["Ack", "Publisher", "WriteMonitor", "check_size"]
 
@@ -83,11 +83,12 @@ class Ack(msgspec.Struct, frozen=True):
     error: ApiError | None = None
 
 
-_decoder: Final = msgspec.json.Decoder(Ack)
+_decode_ack: Final = json_decoder(Ack)
+_decode_info: Final = json_decoder(StreamInfo)
 
 
-def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> None:
-    """Raises EncodingError for messages that would make the server close the connection.
+def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> int:
+    """The size of a message. Raises EncodingError if the server would close the connection for it.
 
     nats-py checks the payload alone; the server counts the headers too.
     """
@@ -99,6 +100,7 @@ def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> No
             f"a message of {size} bytes for {subject} is larger than the server accepts: "
             f"its max_payload is {limit} bytes, headers included"
         )
+    return size
 
 
 class Publisher:
@@ -109,24 +111,36 @@ class Publisher:
         connection: NatsConnection,
         timeout: float,
         explain: Callable[[], Awaitable[str]] | None = None,
+        on_no_stream: Callable[[], None] = lambda: None,
     ) -> None:
         """`timeout` is how many seconds a message may take to be acknowledged.
 
-        `explain` returns why there was no answer; it gets another second.
+        `explain` returns why there was no answer; it gets another second. `on_no_stream` is called
+        when no stream captures a subject; the message is retried.
         """
         self.retries = 0
         """How many attempts were not a message's first."""
         self._connection = connection
         self._timeout = timeout
         self._explain = explain
+        self._on_no_stream = on_no_stream
         self._window = asyncio.Semaphore(WINDOW)
+        self._largest = 0
+        """The size of the largest message that was stored."""
+        self._alone = asyncio.Lock()
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
-    async def publish(self, subject: str, payload: bytes, headers: Headers) -> Ack:
-        """Store one message. Raises PublishFailed and EncodingError."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
+    async def publish(
+        self, subject: str, payload: bytes, headers: Headers, *, deadline: float | None = None
+    ) -> Ack:
+        """Store one message, by the deadline or within the timeout.
+
+        Raises PublishFailed and EncodingError.
+        """
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._timeout
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -162,40 +176,51 @@ class Publisher:
     async def _publish(
         self, subject: str, payload: bytes, headers: Headers, deadline: float
     ) -> Ack:
-        sent = dict(headers)
+        sent = headers
         if not sent.get(HEADER_ID):
-            sent[HEADER_ID] = new_id()  # so that a retry is stored once
-        check_size(subject, payload, sent, self._connection.max_payload)
-        loop = asyncio.get_running_loop()
-        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
-        failure, first = "no answer", True
+            sent = {**headers, HEADER_ID: new_id()}  # so that a retry is stored once
+        loop, connection = asyncio.get_running_loop(), self._connection
+        backoff: Backoff | None = None
+        failure, first, is_suspect = "no answer", True, False
         while (left := deadline - loop.time()) > 0:
-            if not await self._connection.wait_connected(left):
-                failure = f"not connected: {self._connection.faults.why}"
+            if not connection.is_connected and not await connection.wait_connected(left):
+                failure = connection.why_silent
                 break
+            size = check_size(subject, payload, sent, connection.max_payload)
             if not first:
                 self.retries += 1
             first = False
-            answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+            refusals = connection.size_refusals
+            if is_suspect:
+                async with self._alone:
+                    answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+            else:
+                answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
             if isinstance(answer, Ack):
+                self._largest = max(self._largest, size)
                 return answer
+            if connection.size_refusals != refusals and size > self._largest:
+                if is_suspect:
+                    connection.refuse_size(size)
+                is_suspect = True  # sent alone next, to find out whether it is this message
             failure = answer or failure
             if answer:  # refused for now: give the server a moment
+                backoff = backoff or Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
                 await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
             else:
                 failure = "no answer"
-        if failure == "no answer" and self._explain is not None and self._connection.is_connected:
+        if failure == "no answer" and self._explain is not None and connection.is_connected:
             failure = await self._explain()
         raise self._failure(subject, failure)
 
     async def _attempt(
-        self, subject: str, payload: bytes, headers: dict[str, str], seconds: float
+        self, subject: str, payload: bytes, headers: Headers, seconds: float
     ) -> Ack | str:
         """An acknowledgement, or why there is none; empty when there was no answer."""
         replies = self._connection.replies
         reply_to, future = replies.expect(subject, seconds)
         try:
-            await self._connection.client.publish(subject, payload, reply_to, headers)
+            await self._connection.client.send(subject, payload, headers, reply_to)
             reply = await future
         except _TRY_AGAIN as exc:
             return str(exc) or type(exc).__name__
@@ -207,9 +232,10 @@ class Publisher:
 
     def _decode(self, subject: str, reply: Reply) -> Ack | str:
         if reply.status == "503":
+            self._on_no_stream()
             return "no stream captures the subject (or it has no leader at the moment)"
         try:
-            ack = _decoder.decode(reply.payload)
+            ack = _decode_ack(reply.payload)
         except msgspec.DecodeError as exc:
             return f"the answer is not an acknowledgement: {exc}"
         error = ack.error
@@ -255,6 +281,7 @@ class WriteMonitor:
         """Why the stream stores nothing; empty when it does, as far as known."""
         self.is_stuck = False
         """Whether the server drops what is published; only a restart helps."""
+        self._outage = OutageLog(_log, "stream %s stores messages again", stream.name)
         self._connection = connection
         self._stream = stream
         self._probe = f"{event_root}{PROBE}"
@@ -267,12 +294,13 @@ class WriteMonitor:
         self.is_stuck = False
         if self.fault:
             self.fault = ""
-            _log.warning("stream %s stores messages again", self._stream.name)
+            self._outage.ended()
 
     def failed(self, why: str) -> None:
         """Report that a message was not stored, although there is a connection."""
         if not self.fault:
-            _log.error("stream %s stores no messages: %s", self._stream.name, why)
+            message = "stream %s stores no messages: %s"
+            self._outage.failed(message, self._stream.name, why, level=logging.ERROR)
         self.fault = why
         self._last = -1  # earlier growth proves nothing now
 
@@ -288,7 +316,7 @@ class WriteMonitor:
         if reply.status == "503":
             return "no answer: the server has no JetStream, or its cluster has no leader"
         try:
-            info = msgspec.json.decode(reply.payload, type=StreamInfo)
+            info = _decode_info(reply.payload)
         except msgspec.DecodeError:
             return "no answer"
         if info.error is not None:

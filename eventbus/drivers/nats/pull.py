@@ -126,6 +126,7 @@ class Pull:
     async def aclose(self) -> None:
         """Unsubscribe; `on_message` gets what has already been sent. Closing twice is harmless."""
         self.end("")
+        self.status = ""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             # A client that has lost its connection has forgotten the subscription.
@@ -137,10 +138,24 @@ class Pull:
         """The current client, with the inbox; a replaced client took its subscriptions along."""
         client = self._connection.client
         if client is not self._client:
+            refusals = self._connection.subscriptions.refusals
             with mapped(f"subscribing for {self._name}"):
-                self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
-            self._client = client
+                subscription = await client.subscribe(f"{self._inbox}.*", cb=self._receive)
+                try:
+                    await self._require_accepted(refusals)
+                except BaseException:
+                    # A client that is closed has forgotten the subscription.
+                    with contextlib.suppress(nats_errors.Error):
+                        await subscription.unsubscribe()
+                    raise
+            self._client, self._subscription = client, subscription
         return client
+
+    async def _require_accepted(self, refusals: int) -> None:
+        """Raise SubscribeDenied when the server has refused a subscription since `refusals`."""
+        subscriptions = self._connection.subscriptions
+        if await self._connection.echo() and subscriptions.refusals != refusals:
+            raise subscriptions.too_many(self._name)
 
     async def _receive(self, message: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()

@@ -5,11 +5,12 @@ pub/sub). Only the modules of this package import redis-py.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, OutageLog
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import (
@@ -82,6 +83,8 @@ class RedisDriver:
             for purpose, life_s in (("state", LIFE_S), ("durable", None))
         )
         self._refusals = 0
+        self._fault = ""
+        self._stores = OutageLog(_log, "Redis stores messages again")
         self._state = "new"
         self._tasks = Tasks()
         self._shutdown = Shutdown()
@@ -120,15 +123,16 @@ class RedisDriver:
             raise ConnectionFailed(f"the redis driver is {self._state}, not new", driver=DRIVER)
         self._state = "opening"
         try:
-            await self._nodes.open()
+            async with self._shutdown.opening(
+                lambda: ConnectionFailed(
+                    "the redis driver was closed while it opened", driver=DRIVER
+                )
+            ):
+                await self._nodes.open()
+                self._state = "open"
         except BaseException:
-            self._state = "closed"
-            await self._nodes.aclose()
+            await self.aclose()
             raise
-        if self._state != "opening":  # closed by another task
-            await self._nodes.aclose()
-            raise ConnectionFailed("the redis driver was closed while it opened", driver=DRIVER)
-        self._state = "open"
         self._tasks.keep(self._keep, "keeping the connections to Redis")
 
     async def publish(
@@ -154,6 +158,7 @@ class RedisDriver:
             validate_filter(subject),
             handler,
             self._live,
+            exact=self._listeners.exact,
             recheck=self._listeners.recheck,
             leave=self._listeners.remove,
         )
@@ -194,6 +199,20 @@ class RedisDriver:
         self.subjects.channel_of(subject)
         return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
 
+    async def check(self) -> str:
+        """Why messages cannot be stored; see `CheckedDriver.check`.
+
+        The check writes nothing: it runs an empty script, which Redis refuses as it refuses writes.
+        """
+        self._require_open()
+        fault = await self._nodes.check()
+        if fault and not self._fault:
+            self._stores.failed("messages cannot be stored: %s", fault, level=logging.ERROR)
+        elif self._fault and not fault:
+            self._stores.ended()
+        self._fault = fault
+        return fault
+
     async def aclose(self) -> None:
         """Wait for what is in flight, in bounded time, and close.
 
@@ -202,15 +221,17 @@ class RedisDriver:
         await self._shutdown.run(self._close)
 
     async def _close(self) -> None:
-        was_open = self._state == "open"
-        self._state = "closing"
-        if was_open and not await self._publisher.drain(DRAIN_S):
-            _log.warning("publishes were in flight for more than %g s at the close", DRAIN_S)
-        await self._tasks.aclose()
-        await self._entries.aclose()
-        await self._durable.aclose()
-        self._listeners.clear()
-        await self._nodes.aclose()
+        was_open, self._state = self._state == "open", "closing"
+        async with contextlib.AsyncExitStack() as parts:  # from the last one to the first
+            parts.callback(self._end)
+            parts.push_async_callback(self._nodes.aclose)
+            parts.callback(self._listeners.clear)
+            for part in (self._durable, self._entries, self._tasks):
+                parts.push_async_callback(part.aclose)
+            if was_open and not await self._publisher.drain(DRAIN_S):
+                _log.warning("publishes were in flight for more than %g s at the close", DRAIN_S)
+
+    def _end(self) -> None:
         self._state = "closed"
 
     def _require_open(self) -> None:
@@ -241,6 +262,7 @@ class RedisDriver:
     async def _keep(self) -> None:
         """Reconnect, subscribe again and read missed messages, until the driver closes."""
         backoff, logged, at = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S), "", 0.0
+        outage = OutageLog(_log, "connected to Redis again")
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -250,8 +272,7 @@ class RedisDriver:
                 pass  # time to check the servers again
             self._unsettled.clear()
             if (failure := await self._settle()) is None:
-                if logged:
-                    _log.info("connected to Redis again")
+                outage.ended()
                 backoff.reset()
                 logged = ""
                 continue
@@ -260,6 +281,7 @@ class RedisDriver:
             if str(failure) != logged or (is_refused and loop.time() - at >= _LOG_AGAIN_S):
                 logged, at = str(failure), loop.time()
                 level = logging.ERROR if is_refused else logging.WARNING
+                outage.begin()
                 # An unexpected error is a bug in this program: log its traceback.
                 cause = None if isinstance(failure, ConnectionFailed) else failure
                 _log.log(level, "%s; trying again", logged or repr(failure), exc_info=cause)

@@ -84,12 +84,14 @@ RETRIED: Final = (
     exceptions.OutOfMemoryError,
 )
 """Temporary errors of a server: during a failover, a move of slots, or with full memory."""
+_TEMPORARY: Final = ("NOREPLICAS", "MISCONF")
+"""A master with too few replicas, or one that cannot write its files."""
 
 
 def is_passing(exc: BaseException) -> bool:
-    """Whether it is temporary: see RETRIED; a master with too few replicas is, too."""
+    """Whether the error is temporary: see RETRIED and _TEMPORARY."""
     return isinstance(exc, RETRIED) or (
-        isinstance(exc, exceptions.ResponseError) and "NOREPLICAS" in str(exc)
+        isinstance(exc, exceptions.ResponseError) and any(word in str(exc) for word in _TEMPORARY)
     )
 
 
@@ -108,6 +110,7 @@ _FOREIGN: Final = (
 _DENIED_IN_SCRIPT: Final = ("The user executing the script can't", "ACL failure in script")
 """The texts of 7.0, and of later versions."""
 _CREDENTIALS: Final = "check BROADCAST_REDIS_USERNAME and BROADCAST_REDIS_PASSWORD"
+_NO_PASSWORD: Final = "set BROADCAST_REDIS_PASSWORD"
 _NO_TLS: Final = (
     "the server does not speak TLS on this port: check BROADCAST_REDIS_TLS and BROADCAST_REDIS_PORT"
 )
@@ -119,9 +122,9 @@ _HINTS: Final[
 ] = {  # by a part of the error's text in lower case; the first one counts
     "invalid username-password": _CREDENTIALS,
     "invalid password": _CREDENTIALS,
-    "this user has no permissions": _NO_RIGHT,
     "without any password": "the server has no password: leave BROADCAST_REDIS_PASSWORD empty",
-    "authentication required": "set BROADCAST_REDIS_PASSWORD",
+    "authentication required": _NO_PASSWORD,
+    "hello must be called": _NO_PASSWORD,
     "db index": "BROADCAST_REDIS_DATABASE must be below the server's `databases`, by default 16",
     "certificate_verify_failed": "the server's certificate is not trusted: BROADCAST_REDIS_TLS_CA "
     "must be its authority, and BROADCAST_REDIS_HOST a name in the certificate",
@@ -132,6 +135,9 @@ _HINTS: Final[
     "cluster support disabled": "it is not a cluster: leave BROADCAST_REDIS_CLUSTER false",
     "max number of clients": "the server has reached its `maxclients`",
     "loading the dataset": "it is starting and loading its data",
+    "'maxmemory'": "its memory is full: raise maxmemory, or keep less history",
+    "misconf": "it cannot write its files: its disk may be full, see its log",
+    "noreplicas": "fewer replicas than its min-replicas-to-write are connected",
 }
 _PERMANENT: Final = (
     "db index", "certificate", "wrong_version_number", "record layer failure",
@@ -146,6 +152,10 @@ def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError
     lower = text.lower()
     if any(part in lower for part in _PERMANENT):
         kind = Refused
+    if is_denied(exc):
+        kind, otherwise = Refused, _NO_RIGHT
+    elif isinstance(exc, exceptions.AuthenticationError):
+        otherwise = _CREDENTIALS
     hint = next((hint for part, hint in _HINTS.items() if part in lower), otherwise)
     return kind(f"{doing}: {text}" + (f" ({hint})" if hint else ""), driver=DRIVER)
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from eventbus.ratelimit import RateLimitedLog
+from eventbus.attempts import RateLimitedLog
 
 __all__ = ["Foreign"]
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from redis.crc import key_slot
 
 from eventbus.drivers.redis.errors import DRIVER, mapped
+from eventbus.drivers.redis.link import disconnect
 from eventbus.drivers.redis.sentinel import find_master
 from eventbus.drivers.redis.target import Address, Target
 from eventbus.errors import ConnectionFailed
@@ -44,11 +45,11 @@ async def find_layout(target: Target, known: Sequence[Address] = ()) -> Layout:
         return Layout(target.addresses[:1])
     if target.kind == "sentinel":
         return Layout((await find_master(target, known),))
-    asked = list(dict.fromkeys((*target.addresses, *known)))
+    addresses = list(dict.fromkeys((*target.addresses, *known)))
     failures: list[ConnectionFailed] = []
-    for address in asked:
+    for address in addresses:
         try:
-            async with asyncio.timeout(max(0.2, target.timeout / len(asked))):
+            async with asyncio.timeout(max(0.2, target.timeout / len(addresses))):
                 return await _ask_cluster(target, address)
         except TimeoutError:
             failures.append(ConnectionFailed(f"{address} does not answer", driver=DRIVER))
@@ -68,7 +69,7 @@ async def _ask_cluster(target: Target, address: Address) -> Layout:
             await connection.send_command("CLUSTER", "SLOTS")
             reply = await connection.read_response()
     finally:
-        await connection.disconnect(nowait=True)
+        await disconnect(connection)
     indexes: dict[Address, int] = {}
     slots = [-1] * SLOTS
     for first, last, master, *_ in reply:

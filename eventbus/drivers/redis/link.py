@@ -14,13 +14,13 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 from redis import exceptions
-from redis.asyncio.connection import Connection
+from redis.asyncio.connection import Connection, SSLConnection
 
 from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.errors import ConnectionFailed
 from eventbus.tasks import Tasks
 
-__all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage"]
+__all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage", "disconnect"]
 
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,15 @@ PING_S: Final = 1.0
 """A connection that is silent for this long is pinged."""
 DEAD_S: Final = 4.0
 """A connection that does not answer for this long is given up."""
+
+_DISCONNECT_S: Final = 1.0
+
+_OVER_TCP: Final = "if the server speaks TLS, set BROADCAST_REDIS_TLS=true"
+_OVER_TLS: Final = (
+    "if the server asks for a client's certificate, set BROADCAST_REDIS_TLS_CERT and "
+    "BROADCAST_REDIS_TLS_KEY"
+)
+"""A server may end the connection before its alert about a missing certificate has been read."""
 
 _REPLIES: Final = (
     exceptions.ResponseError,
@@ -39,6 +48,18 @@ _REPLIES: Final = (
 
 OnMessage = Callable[[bytes | None, bytes, bytes], None]
 """Takes the glob (None for an exact subscription), the channel and the message."""
+
+
+async def disconnect(connection: Connection, *, is_lost: bool = False) -> None:
+    """Close a connection and wait until its socket is closed, in bounded time.
+
+    Over TLS, closing is an exchange with the server: an event loop that ends before it is finished
+    leaves the socket open. Nobody waits for a server that does not answer: pass `is_lost`.
+    """
+    # It is closed in any case. After the timeout, asyncio does it by itself.
+    with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
+        async with asyncio.timeout(_DISCONNECT_S):
+            await connection.disconnect(nowait=is_lost)
 
 
 class Link(ABC):
@@ -65,14 +86,15 @@ class Link(ABC):
     async def open(self) -> None:
         """Connect and authenticate, within the connection's timeouts. Raises ConnectionFailed."""
         try:
+            is_tls = isinstance(self._connection, SSLConnection)
             with mapped(
                 f"connecting to Redis at {self.address}",
                 "check BROADCAST_REDIS_HOST and BROADCAST_REDIS_PORT; "
-                "if the server speaks TLS, set BROADCAST_REDIS_TLS=true",
+                + (_OVER_TLS if is_tls else _OVER_TCP),
             ):
                 await self._connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
-            await self._disconnect()
+            await disconnect(self._connection)
             raise
         self._connection.socket_timeout = None  # from here on, _watch decides
         self._heard = asyncio.get_running_loop().time()
@@ -82,11 +104,12 @@ class Link(ABC):
 
     async def aclose(self) -> None:
         """Close; commands in flight fail. Closing twice is harmless."""
+        is_lost = self.error is not None
         self._fail(ConnectionFailed(f"the connection to {self.address} is closed", driver=DRIVER))
         try:
             await self._tasks.aclose()
         finally:  # also when the caller is cancelled
-            await self._disconnect()
+            await disconnect(self._connection, is_lost=is_lost)
 
     def _send(self, *args: bytes | str | int) -> None:
         if self.error is not None:
@@ -147,7 +170,12 @@ class Link(ABC):
             await self._wake.wait()
             self._wake.clear()
             out, self._out = self._out, []
-            await self._connection.send_packed_command(b"".join(out), check_health=False)
+            try:
+                await self._connection.send_packed_command(b"".join(out), check_health=False)
+            except TypeError as exc:
+                # asyncio on Python 3.12.1 and 3.13.0, when the connection is lost: CPython
+                # gh-136234.
+                raise ConnectionResetError("the connection is lost") from exc
 
     async def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -164,10 +192,6 @@ class Link(ABC):
                 )
             if silent >= PING_S / 2:
                 self._ping()
-
-    async def _disconnect(self) -> None:
-        with contextlib.suppress(exceptions.RedisError, OSError):  # it is closed either way
-            await self._connection.disconnect(nowait=True)
 
 
 @final
@@ -270,16 +294,16 @@ class ListenLink(Link):
                     self._on_moved()
 
     def _confirm(self, reply: bytes) -> None:
-        asked = self._asked[reply]
-        future = asked.popleft()
-        if not asked:
+        waiting = self._asked[reply]
+        future = waiting.popleft()
+        if not waiting:
             del self._asked[reply]
         if not future.done():
             future.set_result(None)
 
     def _abandon(self, error: ConnectionFailed) -> None:
-        for asked in self._asked.values():
-            for future in asked:
+        for waiting in self._asked.values():
+            for future in waiting:
                 if not future.done():
                     future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
                     future.exception()  # nobody waits for it once unsubscribed

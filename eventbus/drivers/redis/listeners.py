@@ -45,12 +45,10 @@ class Listeners:
         """Set the servers to use; call it first."""
         self._nodes = nodes
         self._store = store
-        self._exact = "SSUBSCRIBE" if nodes.target.kind == "cluster" else "SUBSCRIBE"
+        self.exact = "SSUBSCRIBE" if nodes.target.kind == "cluster" else "SUBSCRIBE"
 
     def add(self, subscription: RedisSubscription) -> None:
         """Add a subscription; `begin` it then."""
-        if subscription.pattern.is_exact:
-            subscription.command = self._exact
         self._listeners.setdefault(subscription.key, []).append(subscription)
 
     def remove(self, subscription: RedisSubscription) -> None:
@@ -79,7 +77,7 @@ class Listeners:
     def on_message(self, node: Node, glob: bytes | None, channel: bytes, data: bytes) -> None:
         """Deliver a message to its subscriptions."""
         listeners = self._listeners.get(
-            (self._exact, channel) if glob is None else ("PSUBSCRIBE", glob)
+            (self.exact, channel) if glob is None else ("PSUBSCRIBE", glob)
         )
         if not listeners:
             return
@@ -106,8 +104,7 @@ class Listeners:
             return
         with mapped(f"reading {subscription.subject} from Redis"):
             position = await self._store.begin(subscription.subject)
-        subscription.position = position
-        cursor.last, cursor.epoch = position
+        subscription.begin_at(position)
         if cursor in self._stale:  # it was subscribed again meanwhile: read its stream first
             self._on_stale()
         else:
@@ -198,9 +195,9 @@ class Listeners:
                 raise
             volatile += self._check(held, page, cursor)
             if page.position.epoch != cursor.epoch:
-                goes_on = cursor.begin_again(page)
+                continues = cursor.begin_again(page)
                 self._count_gap(cursor, "Redis has lost messages, and its history was replaced")
-                if not goes_on:
+                if not continues:
                     continue
             elif not page.complete:
                 self._count_gap(cursor, "some messages were evicted before they could be read")

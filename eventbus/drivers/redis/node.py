@@ -1,26 +1,30 @@
 """One Redis server: a connection for commands, one for messages, one that waits for replicas."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
 from redis import exceptions
 
-from eventbus.drivers.redis.errors import DRIVER, Refused, mapped
+from eventbus.drivers.redis.errors import DRIVER, Refused, is_denied, mapped, to_error
 from eventbus.drivers.redis.link import CommandLink, ListenLink
-from eventbus.drivers.redis.script import SCRIPTS, Script
+from eventbus.drivers.redis.script import PROBE, SCRIPTS, Script
 from eventbus.drivers.redis.target import Address, Target
 from eventbus.errors import ConnectionFailed
 from eventbus.tasks import Tasks
 
-__all__ = ["Acks", "Node", "OnNodeMessage"]
+__all__ = ["Acks", "Node", "OnNodeMessage", "write_refusal"]
 
 OnNodeMessage = Callable[["Node", bytes | None, bytes, bytes], None]
 
 MIN_VERSION: Final = (7, 0)
 WAIT_MS: Final = 1000
 CLOSE_S: Final = 2.0
+_FLUSHES: Final = ("flushall", "flushdb", "swapdb")
+"""Commands that delete keys although server and connection stay the same."""
+_CALLS: Final = re.compile(r"calls=(\d+)")
 
 
 class Node:
@@ -47,6 +51,7 @@ class Node:
         self._target = target
         self._on_lost = on_lost
         self._lost = False
+        self._flushes = 0
         self.commands = CommandLink(target.connection(address), str(address), self._lose)
         self.messages = ListenLink(
             target.connection(address),
@@ -113,6 +118,29 @@ class Node:
             info = _parse(await self.commands.call("INFO", "replication"))
         self._require_master(info)
 
+    async def was_flushed(self) -> bool:
+        """Whether all keys were deleted since the connection was made.
+
+        Redis does not notify clients of this; it only counts the commands. Raises ConnectionFailed.
+        """
+        return await self._count_flushes() > self._flushes
+
+    async def _count_flushes(self) -> int:
+        with mapped(f"asking Redis at {self.address} for its commands"):
+            info = _parse(await self.commands.call("INFO", "commandstats"))
+        counts = (_CALLS.match(info.get(f"cmdstat_{name}", "")) for name in _FLUSHES)
+        return sum(int(found[1]) for found in counts if found)
+
+    async def check(self) -> str:
+        """Why the server stores nothing; empty if it does, or if that is not known."""
+        try:
+            if refusal := await write_refusal(self.commands):
+                return refusal
+            await self.wait_replicas()
+        except ConnectionFailed as exc:
+            return str(exc) if self.is_open else ""  # readiness reports a lost connection
+        return ""
+
     async def wait_replicas(self) -> None:
         """Wait until replicas have everything written so far, if the settings require it.
 
@@ -152,6 +180,7 @@ class Node:
         if not cluster and info.get("cluster_enabled") == "1":
             raise self._refused("is a node of a cluster: set BROADCAST_REDIS_CLUSTER=true")
         self._require_master(info)
+        self._flushes = await self._count_flushes()
         self.run = info.get("run_id", secrets.token_hex(8))[:16]
         # A promoted replica records the offset up to which it followed its master.
         was_promoted = info.get("second_repl_offset", "-1") != "-1"
@@ -166,6 +195,16 @@ class Node:
 
     def _refused(self, what: str) -> Refused:
         return Refused(f"Redis at {self.address} {what}", driver=DRIVER)
+
+
+async def write_refusal(commands: CommandLink) -> str:
+    """Why a server accepts no writes; empty if it does. Raises ConnectionFailed."""
+    try:
+        await commands.call("EVAL", PROBE.text, 0)
+    except exceptions.RedisError as exc:
+        if not is_denied(exc):
+            return str(to_error(exc, f"Redis at {commands.address} stores nothing"))
+    return ""
 
 
 class Acks:

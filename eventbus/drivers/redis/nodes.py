@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from redis import exceptions
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.drivers.redis.errors import DRIVER, Refused
 from eventbus.drivers.redis.layout import Layout, find_layout
 from eventbus.drivers.redis.node import Node, OnNodeMessage
@@ -115,6 +115,11 @@ class Nodes:
             other.commands.call("ASKING")
             return await other.evaluate(script, keys, *arguments(other))
 
+    async def check(self) -> str:
+        """Why one of the servers stores nothing; empty if all do, or if that is not known."""
+        faults = await asyncio.gather(*(node.check() for node in self.all))
+        return next(filter(None, faults), "")
+
     def recheck(self) -> None:
         """Ask for the layout again: it may have changed."""
         self._checked = 0.0
@@ -172,11 +177,16 @@ class Nodes:
                         continue
                     try:
                         await node.check_role()
-                        continue
+                        if not await node.was_flushed():
+                            continue
+                        why = "has lost all its keys, by a command"
                     except ConnectionFailed as exc:
                         failures.append(exc)
+                        why = "is no longer a master"
+                else:
+                    why = "is no longer a master"
                 self.losses += 1
-                _log.warning("Redis at %s is no longer a master", address)
+                _log.warning("Redis at %s %s", address, why)
             del self._nodes[address]
             await node.aclose()
         return failures

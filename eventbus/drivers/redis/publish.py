@@ -1,13 +1,12 @@
 """Publishing: acknowledged, pipelined within a window, retried with the same id."""
 
 import asyncio
-import collections
 import hashlib
-from typing import Final, NamedTuple
+from typing import Final
 
 from redis import exceptions
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.drivers.base import Headers
 from eventbus.drivers.redis.errors import (
     DRIVER,
@@ -40,11 +39,6 @@ _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 
 
-class _Waiter(NamedTuple):
-    size: int
-    turn: asyncio.Future[None]
-
-
 class Window:
     """Limits what is in flight, in messages and bytes; callers wait in order."""
 
@@ -53,7 +47,8 @@ class Window:
         self._free = messages
         self._free_bytes = self._all_bytes = size
         self._taken = 0
-        self._waiters: collections.deque[_Waiter] = collections.deque()
+        self._waiters: dict[asyncio.Future[None], int] = {}
+        """The sizes of messages that wait for room, in order."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -62,15 +57,14 @@ class Window:
         if not self._waiters and self._fits(size):
             self._enter(size)
             return
-        waiter = _Waiter(size, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiters[turn] = size
         try:
-            await waiter.turn
+            await turn
         except asyncio.CancelledError:
-            if waiter.turn.done() and not waiter.turn.cancelled():
-                self.give(size)
+            if self._waiters.pop(turn, None) is None and not turn.cancelled():
+                self.give(size)  # its turn came in the same moment
             else:
-                self._waiters.remove(waiter)
                 self._admit()
             raise
 
@@ -97,11 +91,14 @@ class Window:
         self._idle.clear()
 
     def _admit(self) -> None:
-        while self._waiters and self._fits(self._waiters[0].size):
-            waiter = self._waiters.popleft()
-            if not waiter.turn.cancelled():
-                self._enter(waiter.size)
-                waiter.turn.set_result(None)
+        while self._waiters:
+            turn, size = next(iter(self._waiters.items()))
+            if not turn.cancelled():
+                if not self._fits(size):
+                    return
+                self._enter(size)
+                turn.set_result(None)
+            del self._waiters[turn]
 
 
 class Publisher:

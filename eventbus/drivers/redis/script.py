@@ -4,28 +4,28 @@ Keys of a channel, all in one hash slot (the tag is its live subject, which is a
 sharded channel of that name):
 
     {<live>}:s   stream; an entry `<offset>-<µs>` has `b`, the body, and `p`, the offset before it
-    {<live>}:m   hash: e epoch, l and o the offset given last, r the run of the server that gave it,
+    {<live>}:m   hash: e epoch, l and o the last assigned offset, r the run of the server that did,
                  t a time that no entry is older than, g when the present ids began, f where the
                  epoch begins; n and a, how many messages are kept and for how many seconds, and nw
                  and aw, until when that holds against writers who would keep less
-    {<live>}:i   hash: the ids stored lately, with their offsets; {<live>}:j the ones before them
+    {<live>}:i   hash: the recently stored ids, with their offsets; {<live>}:j the ones before them
 
 And one key of the namespace, on a cluster one of each hash slot in use:
 
     {<root>}:e   hash: e the epoch of channels that have no key, t when it was made, r the run
 
-Only writers write: a read changes nothing, makes no key and prolongs no key's life. The first
-subscription of a namespace makes the one key that all channels without messages share.
+Only writers write: a read changes nothing, creates no key and extends no key's life. The first
+subscription of a namespace creates the one key that all channels without messages share.
 
-A channel begins with the offset `now - t`, in microseconds, and goes on from there by one. It jumps
-to `now - t` again whenever another run of a server has it, which may have come back with less than
-it had. So no offset is given twice in one epoch. Each entry names the one before it (0: it is the
-channel's first), so that a reader at an offset that the stream does not have is found out.
+The first offset of a channel is `now - t`, in microseconds; each further one is one higher. It
+jumps to `now - t` again when another run of a server has the channel, which may have lost some of
+it. So no offset is assigned twice in one epoch. Each entry names the one before it (0: it is the
+channel's first), so that a reader with an offset that the stream does not have is detected.
 
-The epoch is another where messages may be lost that somebody has seen, or was promised: the server
-is a promoted replica, or keeps no append-only file and was restarted; or a caller has seen an
-offset that the stream does not have. Then what is still there is kept, offsets go on, and the epoch
-`a-b` becomes `a-c`. When all is lost, `a` is another one too.
+The epoch changes when messages may be lost that somebody has seen, or that were acknowledged: the
+server is a promoted replica, or keeps no append-only file and was restarted; or a caller has seen
+an offset that the stream does not have. Then the remaining messages are kept, offsets continue, and
+the epoch `a-b` becomes `a-c`. When everything is lost, `a` changes, too.
 """
 
 import hashlib
@@ -39,6 +39,7 @@ __all__ = [
     "FOUND",
     "MAX_IDS",
     "META_S",
+    "PROBE",
     "PUBLISH_SHARDED",
     "PURGE",
     "READ",
@@ -288,8 +289,8 @@ return {epoch, text(last), complete, entries, 1}
 )
 """Read stored messages, without changing anything.
 
-Gives the epoch, the offset given last, whether nothing is missing, the entries, and whether the
-epoch is known to others too: it is not where nobody has ever written or subscribed.
+Returns the epoch, the last assigned offset, whether nothing is missing, the entries, and whether
+others know the epoch, too: not if nobody has ever written or subscribed.
 """
 
 FOUND: Final = make_script(_COMMON + _WRITE + "make_base() return 1")
@@ -301,7 +302,17 @@ RENEW: Final = make_script(
     + """
 local m = redis.call('HMGET', meta, 'e', 'l', 'f')
 local epoch, last, seen = m[1], tonumber(m[2]), tonumber(ARGV[5])
-if epoch ~= ARGV[4] or not last or seen <= (tonumber(m[3]) or 0) then return 0 end
+if not (is_epoch(epoch) and last) then
+  -- The whole channel is gone. A position in a channel without messages has lost nothing.
+  local b = make_base()
+  if b.e ~= ARGV[4] or seen % START == 0 then return 0 end
+  local given = text(math.max(now - b.t, seen))
+  redis.call('DEL', stream, ids, older, meta)
+  redis.call('HSET', meta, 'e', renewed(b.e, fresh), 'l', given, 'f', given, 'o', given, 'r', run)
+  redis.call('EXPIRE', meta, META / 1000000)
+  return 1
+end
+if epoch ~= ARGV[4] or seen <= (tonumber(m[3]) or 0) then return 0 end
 if seen <= last then
   if seen == last then return 0 end
   local upto = text(last) .. '-18446744073709551615'
@@ -316,7 +327,7 @@ return 1
 )
 """Start another epoch if the stream lost an offset that the caller knows; returns whether it did.
 
-It asks the stream itself, so that it is harmless where the caller is mistaken.
+It asks the stream itself, so it is harmless if the caller is mistaken.
 """
 
 REPAIR: Final = make_script(
@@ -352,7 +363,7 @@ return aside
 )
 """Rename keys of a channel that contain foreign data, with an `x` at the end.
 
-Gives how many keys. Of a stream, the messages are kept.
+Returns how many keys. The messages of a stream are kept.
 """
 
 PURGE: Final = make_script(
@@ -370,5 +381,8 @@ PUBLISH_SHARDED: Final = make_script(
 It has no key: while a slot is moved, a key that is not there would send it to the slot's next node,
 and the listeners are still at the present one.
 """
+
+PROBE: Final = make_script("return 1")
+"""Writes nothing; a server that accepts no writes refuses it, as it refuses STORE."""
 
 SCRIPTS: Final = (STORE, READ, FOUND, RENEW, REPAIR, PURGE, PUBLISH_SHARDED)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from eventbus.drivers.redis.errors import DRIVER, mapped
-from eventbus.drivers.redis.link import ListenLink
+from eventbus.drivers.redis.link import ListenLink, disconnect
 from eventbus.drivers.redis.target import Address, Target
 from eventbus.errors import ConnectionFailed
 
@@ -84,7 +84,7 @@ async def _ask(target: Target, address: Address, seconds: float, known: set[Addr
     except TimeoutError:
         raise ConnectionFailed(f"{address} does not answer", driver=DRIVER) from None
     finally:
-        await connection.disconnect(nowait=True)
+        await disconnect(connection)
     info = dict(zip(fields[::2], fields[1::2], strict=False))
     master = Address(reply[0].decode(), int(reply[1]))
     return _Answer(int(info.get(b"config-epoch", 0)), master not in known, master)

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 from redis import exceptions
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Headers, StateHandler
 from eventbus.drivers.redis.errors import DRIVER, is_foreign, mapped
@@ -173,8 +173,8 @@ class RedisState:
         validate_key(key)
         ttl = str(round(max(ttl_s, 1.0) * 1000))
         name = key.encode()
-        made = secrets.token_hex(6)
-        generation = await self._write(key, CLAIM, name, value, ttl, made, self._life)
+        token = secrets.token_hex(6)
+        generation = await self._write(key, CLAIM, name, value, ttl, token, self._life)
         if generation:
             await self._written(key, value, generation)
         return bool(generation)

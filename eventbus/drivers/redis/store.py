@@ -71,7 +71,7 @@ class Store:
     async def add(self, channel: bytes, body: bytes, message_id: bytes) -> Stored:
         """Store and send. Raises ConnectionFailed, and error replies as RedisError."""
         sharded = "0" if self._nodes.layout.slots is None else "1"
-        kept = self._retention.of(channel[len(self._live) :].decode())
+        retention = self._retention.of(channel[len(self._live) :].decode())
 
         async def store() -> Any:
             seen = self._seen.get(channel)
@@ -81,7 +81,7 @@ class Store:
                 last, epoch = seen.position
             return await self._run(
                 STORE, channel, epoch, last, channel, sharded, body, message_id,
-                kept.messages, repr(kept.seconds), WINDOW_S, MAX_IDS,
+                retention.messages, repr(retention.seconds), WINDOW_S, MAX_IDS,
             )  # fmt: skip
 
         node = self._nodes.of(channel)
@@ -166,9 +166,9 @@ class Store:
         messages: list[Delivery] = []
         complete: bool | None = None
         while True:
-            asked = limit - len(messages)
+            batch_size = limit - len(messages)
             epoch, last, is_complete, entries, is_known = await self._run(
-                READ, subject.encode(), "" if start is None else start, asked
+                READ, subject.encode(), "" if start is None else start, batch_size
             )
             position = Position(int(last), epoch.decode())
             complete = bool(is_complete) if complete is None else complete
@@ -181,7 +181,7 @@ class Store:
                         subject, entry[0], exc,
                     )  # fmt: skip
             # A reader of several pages takes one with less than its limit for the last.
-            if start is None or len(entries) < asked or len(messages) == limit:
+            if start is None or len(entries) < batch_size or len(messages) == limit:
                 break
             start = int(entries[-1][0].split(b"-")[0])
         if after is None:

@@ -41,17 +41,21 @@ class Cursor:
         deliver: Callable[[Delivery], None],
         recheck: Callable[["Cursor"], None],
         report_gap: OnGap,
+        begin: Position | None,
     ) -> None:
         """`recheck` requests a read of the stream, which then brings the cursor up to date.
 
-        `report_gap` is called if messages are lost.
+        `report_gap` is called if messages are lost. Without a position to `begin` at, it holds
+        messages until `begin_at`.
         """
         self.subject = subject
         self.report_gap = report_gap
-        self.epoch = ""
-        """Empty until the first position is known."""
-        self.last = 0
         self.held: collections.deque[Delivery] | None = None
+        if begin is None:
+            self.begin_at(Position(0, ""))
+            self.held = collections.deque(maxlen=MAX_HELD)
+        else:
+            self.begin_at(begin)
         self._deliver = deliver
         self._recheck = recheck
 
@@ -59,6 +63,10 @@ class Cursor:
     def position(self) -> Position:
         """The position up to which everything is delivered."""
         return Position(self.last, self.epoch)
+
+    def begin_at(self, position: Position) -> None:
+        """Begin after a position; its epoch is empty until the first one is known."""
+        self.last, self.epoch = position
 
     def hold(self) -> None:
         """Hold new messages until the stream was read."""
@@ -101,10 +109,10 @@ class Cursor:
         It does if both epochs have the same first part: then offsets continue, see `script`.
         Otherwise the stream must be read from its beginning.
         """
-        goes_on = page.position.epoch.partition("-")[0] == self.epoch.partition("-")[0]
-        self.last = min(self.last, page.position.offset) if goes_on else 0
+        continues = page.position.epoch.partition("-")[0] == self.epoch.partition("-")[0]
+        self.last = min(self.last, page.position.offset) if continues else 0
         self.epoch = page.position.epoch
-        return goes_on
+        return continues
 
     def fill(self, page: Page) -> None:
         """Deliver the messages of a page after `last`."""
@@ -151,15 +159,19 @@ class RedisSubscription:
         handler: Handler,
         live: str,
         *,
+        exact: str,
         recheck: Callable[[Cursor], None],
         leave: Callable[["RedisSubscription"], None],
     ) -> None:
-        """`live` is the prefix of the subjects of streams."""
+        """`live` is the prefix of the subjects of streams.
+
+        `exact` is the command for exact subjects: SUBSCRIBE or SSUBSCRIBE.
+        """
         self.subject = pattern.text
         self.pattern = pattern
         self.position: Position | None = None
         self.on_gap: OnGap | None = None
-        self.command = "SUBSCRIBE" if pattern.is_exact else "PSUBSCRIBE"
+        self.command = exact if pattern.is_exact else "PSUBSCRIBE"
         self.name = pattern.text.encode() if pattern.is_exact else glob_of(pattern)
         self._handler: Handler | None = handler
         self._live = live
@@ -168,9 +180,8 @@ class RedisSubscription:
         self._cursors: collections.OrderedDict[str, Cursor] = collections.OrderedDict()
         if pattern.is_exact and pattern.text.startswith(live):
             self._cursors[pattern.text] = Cursor(
-                pattern.text, self._deliver, recheck, self.report_gap
+                pattern.text, self._deliver, recheck, self.report_gap, None
             )
-            self._cursors[pattern.text].held = collections.deque(maxlen=MAX_HELD)
 
     @property
     def key(self) -> tuple[str, bytes]:
@@ -181,6 +192,12 @@ class RedisSubscription:
     def cursor(self) -> Cursor | None:
         """The cursor of an exact subscription to a stream; None for others."""
         return self._cursors.get(self.subject)
+
+    def begin_at(self, position: Position) -> None:
+        """Set the position where it begins."""
+        self.position = position
+        if self.cursor is not None:
+            self.cursor.begin_at(position)
 
     def receive(self, delivery: Delivery) -> None:
         """Take a message that matches the subscription's name or glob at the server."""
@@ -221,9 +238,9 @@ class RedisSubscription:
         self._cursors.clear()
 
     def _follow(self, subject: str, position: Position) -> None:
-        cursor = Cursor(subject, self._deliver, self._recheck, self.report_gap)
-        cursor.epoch, cursor.last = position.epoch, position.offset
-        self._cursors[subject] = cursor
+        self._cursors[subject] = Cursor(
+            subject, self._deliver, self._recheck, self.report_gap, position
+        )
         if len(self._cursors) > MAX_CHANNELS:
             self._cursors.popitem(last=False)
 

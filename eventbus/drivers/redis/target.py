@@ -1,5 +1,6 @@
 """The address and options of Redis, from settings and URLs, checked before connecting."""
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,6 +16,7 @@ __all__ = ["Address", "Target", "read_address"]
 
 
 CLIENT_NAME: Final = "eventbus"
+_NUMBER: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
 _PORTS: Final = {"": 6379, "cluster": 6379, "sentinel": 26379}
 
 
@@ -158,7 +160,7 @@ def _path(url: BrokerAddress, kind: str, service: str) -> tuple[str, int]:
     if kind == "sentinel" and parts:
         service = parts.pop(0)
     number = parts.pop(0) if parts else "0"
-    if parts or not (number.isascii() and number.isdecimal()):
+    if parts or not _NUMBER.fullmatch(number):
         raise _bad_url("its path is not a database number, after a service's name for sentinels")
     return service, int(number)
 

@@ -19,6 +19,7 @@ import msgspec
 
 from eventbus.channels import Pattern, validate_channel
 from eventbus.drivers.base import NO_HEADERS, Delivery, Headers, Position
+from eventbus.messages import json_decoder
 
 __all__ = [
     "MAX_MESSAGE",
@@ -45,7 +46,7 @@ _GLOB: Final = re.compile(r"[*?\[\]\\]")
 _ROOT: Final = re.compile(r"[a-z0-9_-]{1,32}\.[a-z]+\.", re.ASCII)
 _PLACE: Final = re.compile(rb"([0-9a-z-]{1,64}) (\d{1,16}) (\d{1,16}) (\d{1,18}) ")
 _MAX_OFFSET: Final = 2**53 - 1
-_headers: Final = msgspec.json.Decoder(dict[str, str])
+_headers: Final = json_decoder(dict[str, str])
 
 
 def validate_subject(subject: str) -> None:
@@ -111,4 +112,4 @@ def _decode_body(body: bytes) -> tuple[Headers, bytes]:
     if not size:
         return NO_HEADERS, body[end + 1 :]
     start = end + 1
-    return _headers.decode(body[start : start + size]), body[start + size :]
+    return _headers(body[start : start + size]), body[start + size :]

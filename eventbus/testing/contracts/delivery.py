@@ -9,11 +9,7 @@ from eventbus.channels import (
     Pattern,
     Subjects,
 )
-from eventbus.drivers.base import (
-    Capability,
-    Delivery,
-    Handler,
-)
+from eventbus.drivers import Capability, Delivery, Handler
 from eventbus.errors import DriverError
 from eventbus.messages import HEADER_EVENT
 from eventbus.testing.contracts.probes import (

@@ -12,12 +12,13 @@
                 yield make
 
 Each call of `make_driver` returns an open driver. All drivers of one test use the same broker and
-the namespace of the fixture `subjects`. Tests of a capability pass for drivers without it.
+the namespace of the fixture `subjects`. Drivers without a capability skip its tests.
 """
 
 from eventbus.testing.contracts.delivery import DeliveryContract
 from eventbus.testing.contracts.history import HistoryContract
 from eventbus.testing.contracts.maintenance import MaintenanceContract
+from eventbus.testing.contracts.patterns import PatternHistoryContract
 from eventbus.testing.contracts.probes import (
     Changes,
     Inbox,
@@ -28,5 +29,7 @@ from eventbus.testing.contracts.state import StateContract
 __all__ = ["Changes", "DriverContract", "Inbox", "MakeDriver"]
 
 
-class DriverContract(DeliveryContract, HistoryContract, StateContract, MaintenanceContract):
+class DriverContract(
+    DeliveryContract, HistoryContract, PatternHistoryContract, StateContract, MaintenanceContract
+):
     """All tests. Subclasses define the fixture `make_driver`, and `subjects` if it differs."""

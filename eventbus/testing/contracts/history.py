@@ -3,15 +3,15 @@
 import asyncio
 from typing import cast
 
+import pytest_asyncio
+
 from eventbus.channels import Subjects
-from eventbus.drivers.base import (
+from eventbus.drivers import (
     Capability,
     HistoryDriver,
+    MarkedPosition,
     Position,
     Subscription,
-)
-from eventbus.drivers.marks import (
-    MarkedPosition,
     read_from,
 )
 from eventbus.messages import HEADER_EVENT, HEADER_ID, new_id
@@ -25,20 +25,23 @@ __all__ = ["HistoryContract"]
 
 
 class HistoryContract(Contract):
-    """Tests for history. Drivers without the capability pass them."""
+    """Tests for history. Drivers without the capability skip them."""
+
+    @pytest_asyncio.fixture
+    async def history(self, make_driver: MakeDriver) -> HistoryDriver:
+        """A driver with history."""
+        return cast(HistoryDriver, await self.driver_with(Capability.HISTORY, make_driver))
 
     async def test_positions_of_stored_messages_rise_and_link_to_the_previous_one(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
-        driver, inbox = await make_driver(), Inbox()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        subscription = await driver.subscribe(subjects.live("a"), inbox)
+        inbox = Inbox()
+        subscription = await history.subscribe(subjects.live("a"), inbox)
         start = subscription.position
         assert start is not None
         published = []
         for channel in ("a", "b", "a", "b", "a"):
-            result = await driver.publish(subjects.event(channel), b"x")
+            result = await history.publish(subjects.event(channel), b"x")
             assert result is not None
             if channel == "a":
                 published.append(result.position)
@@ -53,16 +56,14 @@ class HistoryContract(Contract):
         assert third.previous == published[1].offset
 
     async def test_second_message_with_the_same_id_is_a_duplicate_and_not_stored(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
-        one, two, inbox = await make_driver(), await make_driver(), Inbox()
-        if Capability.HISTORY not in one.capabilities:
-            return
-        await one.subscribe(subjects.live("a"), inbox)
+        other_driver, inbox = await make_driver(), Inbox()
+        await history.subscribe(subjects.live("a"), inbox)
         headers = {HEADER_ID: new_id()}
-        first = await one.publish(subjects.event("a"), b"x", headers)
-        second = await two.publish(subjects.event("a"), b"x", headers)
-        other = await one.publish(subjects.event("a"), b"y", {HEADER_ID: new_id()})
+        first = await history.publish(subjects.event("a"), b"x", headers)
+        second = await other_driver.publish(subjects.event("a"), b"x", headers)
+        other = await history.publish(subjects.event("a"), b"y", {HEADER_ID: new_id()})
         assert first is not None
         assert second is not None
         assert other is not None
@@ -73,25 +74,21 @@ class HistoryContract(Contract):
         assert inbox.payloads == [b"x", b"y"]
 
     async def test_subscription_starts_after_the_last_stored_message(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
-        driver, inbox = await make_driver(), Inbox()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        before = await driver.publish(subjects.event("a"), b"before")
-        subscription = await driver.subscribe(subjects.live("a"), inbox)
+        inbox = Inbox()
+        before = await history.publish(subjects.event("a"), b"before")
+        subscription = await history.subscribe(subjects.live("a"), inbox)
         assert before is not None
         assert subscription.position == before.position
-        await driver.publish(subjects.event("a"), b"after")
+        await history.publish(subjects.event("a"), b"after")
         await inbox.until(1)
         assert inbox.payloads == [b"after"]
 
     async def test_subscribing_while_others_publish_leaves_no_gaps_or_duplicates(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
-        driver, publisher = await make_driver(), await make_driver()
-        if Capability.HISTORY not in driver.capabilities:
-            return
+        publisher = await make_driver()
         done = False
 
         async def publish() -> list[int]:
@@ -109,7 +106,7 @@ class HistoryContract(Contract):
         for _ in range(10):
             inboxes = [Inbox() for _ in range(5)]
             subscriptions = await asyncio.gather(
-                *(driver.subscribe(subjects.live("busy"), inbox) for inbox in inboxes)
+                *(history.subscribe(subjects.live("busy"), inbox) for inbox in inboxes)
             )
             joined += zip(inboxes, subscriptions, strict=True)
             await inboxes[0].until(30)
@@ -122,17 +119,13 @@ class HistoryContract(Contract):
             assert inbox.offsets == expected
 
     async def test_stored_messages_can_be_read_from_an_offset_or_from_the_end(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
-        driver = await make_driver()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        history = cast(HistoryDriver, driver)
         offsets = []
         end = Position(0, "")
         for i in range(10):
             for channel in ("other", "read"):
-                published = await driver.publish(
+                published = await history.publish(
                     subjects.event(channel), str(i).encode(), {HEADER_EVENT: "größe"}
                 )
                 assert published is not None
@@ -166,14 +159,10 @@ class HistoryContract(Contract):
         assert empty.complete
 
     async def test_page_is_incomplete_if_messages_may_have_been_evicted(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
         """By default, every driver keeps 100 messages per channel."""
-        driver = await make_driver()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        history = cast(HistoryDriver, driver)
-        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(150)))
+        await asyncio.gather(*(history.publish(subjects.event("full"), b"x") for _ in range(150)))
         live = subjects.live("full")
         all_ = await history.read(live, after=None, limit=1000)
         first = all_.messages[0].position
@@ -190,35 +179,30 @@ class HistoryContract(Contract):
             assert len(page.messages) == min(100, all_.position.offset - after)
 
     async def test_page_is_complete_if_all_missed_messages_are_still_stored(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
         """By default, every driver keeps 100 messages per channel."""
-        driver = await make_driver()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        history, live = cast(HistoryDriver, driver), subjects.live("full")
-        await driver.publish(subjects.event("full"), b"x")
-        first = await driver.publish(subjects.event("full"), b"x")
-        await asyncio.gather(*(driver.publish(subjects.event("full"), b"x") for _ in range(100)))
+        live = subjects.live("full")
+        await history.publish(subjects.event("full"), b"x")
+        first = await history.publish(subjects.event("full"), b"x")
+        await asyncio.gather(*(history.publish(subjects.event("full"), b"x") for _ in range(100)))
         assert first is not None
         page = await history.read(live, after=first.position.offset, limit=1000)
         assert (len(page.messages), page.complete) == (100, True)
-        await driver.publish(subjects.event("full"), b"x")
+        await history.publish(subjects.event("full"), b"x")
         page = await history.read(live, after=first.position.offset, limit=1000)
         assert (len(page.messages), page.complete) == (100, False)
 
     async def test_position_is_recognized_by_its_mark(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, subjects: Subjects
     ) -> None:
-        driver, inbox = await make_driver(), Inbox()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        history, live = cast(HistoryDriver, driver), subjects.live("a")
-        subscription = await driver.subscribe(live, inbox)
+        inbox = Inbox()
+        live = subjects.live("a")
+        subscription = await history.subscribe(live, inbox)
         start = subscription.position
         assert start is not None
         for _ in range(3):
-            await driver.publish(subjects.event("a"), b"x")
+            await history.publish(subjects.event("a"), b"x")
         await inbox.until(3)
         page = await read_from(history, live, start, 100)
         assert (len(page.messages), page.complete) == (3, True)
@@ -236,13 +220,11 @@ class HistoryContract(Contract):
             assert not (await read_from(history, live, other, 100)).complete
 
     async def test_complete_page_of_a_busy_full_channel_has_no_gaps(
-        self, make_driver: MakeDriver, subjects: Subjects
+        self, history: HistoryDriver, make_driver: MakeDriver, subjects: Subjects
     ) -> None:
-        driver, publisher, inbox = await make_driver(), await make_driver(), Inbox()
-        if Capability.HISTORY not in driver.capabilities:
-            return
-        history, live = cast(HistoryDriver, driver), subjects.live("busy")
-        await driver.subscribe(live, inbox)
+        publisher, inbox = await make_driver(), Inbox()
+        live = subjects.live("busy")
+        await history.subscribe(live, inbox)
         done = False
 
         async def publish() -> None:

@@ -10,10 +10,7 @@ from typing import Final
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base import (
-    Delivery,
-    Driver,
-)
+from eventbus.drivers import Capability, Delivery, Driver
 from eventbus.messages import new_id
 
 __all__ = ["TIMEOUT_S", "Changes", "Contract", "Inbox", "MakeDriver"]
@@ -89,6 +86,13 @@ class Contract:
     def subjects(self) -> Subjects:
         """The namespace of the drivers under test."""
         return Subjects()
+
+    async def driver_with(self, capability: Capability, make_driver: MakeDriver) -> Driver:
+        """A driver; skips the test if it does not have the capability."""
+        driver = await make_driver()
+        if capability not in driver.capabilities:
+            pytest.skip(f"the driver {driver.name} does not have {capability.name}")
+        return driver
 
     async def settled(self, driver: Driver, inbox: Inbox, subject: str) -> None:
         """Wait for everything published on `driver` so far, by publishing one more message."""

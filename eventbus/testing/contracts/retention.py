@@ -13,10 +13,7 @@ from typing import (
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base import (
-    HistoryDriver,
-    Page,
-)
+from eventbus.drivers import HistoryDriver, Page
 from eventbus.testing.contracts.probes import (
     TIMEOUT_S,
     Contract,
@@ -59,6 +56,7 @@ class RetentionContract(Contract):
         for index, complete in (
             (0, False),
             (published - held - 2, False),
+            (published - held - 1, True),
             (published - held, True),
             (published - 2, True),
             (published - 1, True),

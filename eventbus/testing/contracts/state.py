@@ -1,13 +1,12 @@
 """Tests that drivers with PRESENCE share state between processes."""
 
 import asyncio
-from typing import (
-    Final,
-    cast,
-)
+from collections.abc import Awaitable, Callable
+from typing import Final, cast
 
-from eventbus.drivers.base import Capability
-from eventbus.drivers.state import StateDriver
+import pytest_asyncio
+
+from eventbus.drivers import Capability, StateDriver
 from eventbus.testing.contracts.probes import (
     Changes,
     Contract,
@@ -16,21 +15,29 @@ from eventbus.testing.contracts.probes import (
 
 __all__ = ["StateContract"]
 
+MakeState = Callable[[], Awaitable[StateDriver]]
 
 _MANY: Final = 1007
 """More than one page at every broker."""
 
 
 class StateContract(Contract):
-    """Tests for shared state. Drivers without the capability pass them."""
+    """Tests for shared state. Drivers without the capability skip them."""
+
+    @pytest_asyncio.fixture
+    async def make_state(self, make_driver: MakeDriver) -> MakeState:
+        """Makes drivers with shared state."""
+
+        async def make() -> StateDriver:
+            return cast(StateDriver, await self.driver_with(Capability.PRESENCE, make_driver))
+
+        return make
 
     async def test_entries_are_visible_to_all_and_sent_to_watchers(
-        self, make_driver: MakeDriver
+        self, make_state: MakeState
     ) -> None:
-        one, two, changes, others = await make_driver(), await make_driver(), Changes(), Changes()
-        if Capability.PRESENCE not in one.capabilities:
-            return
-        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        one, two, changes, others = await make_state(), await make_state(), Changes(), Changes()
+        mine, theirs = one.state, two.state
         key = "node.0-A." + "x" * 200 + "." + "=" * 60
         await mine.put("room.before", b"0")
         await mine.put(key, bytes(range(256)))
@@ -61,12 +68,10 @@ class StateContract(Contract):
         assert others.received == []
 
     async def test_entry_with_a_ttl_expires_unless_it_is_set_again(
-        self, make_driver: MakeDriver
+        self, make_state: MakeState
     ) -> None:
-        one, two, changes = await make_driver(), await make_driver(), Changes()
-        if Capability.PRESENCE not in one.capabilities:
-            return
-        mine, theirs = cast(StateDriver, one).state, cast(StateDriver, two).state
+        one, two, changes = await make_state(), await make_state(), Changes()
+        mine, theirs = one.state, two.state
         await mine.put("node.before", b"1", ttl_s=1)
         await theirs.watch("node.*", changes)
         loop = asyncio.get_running_loop()
@@ -84,12 +89,9 @@ class StateContract(Contract):
         assert ("node.kept", None) not in changes.received
 
     async def test_only_one_of_concurrent_claims_succeeds_until_it_expires(
-        self, make_driver: MakeDriver
+        self, make_state: MakeState
     ) -> None:
-        drivers = [await make_driver() for _ in range(3)]
-        if Capability.PRESENCE not in drivers[0].capabilities:
-            return
-        states = [cast(StateDriver, driver).state for driver in drivers]
+        states = [(await make_state()).state for _ in range(3)]
         changes, loop = Changes(), asyncio.get_running_loop()
         await states[0].watch("lease.*", changes)
         for turn in range(5):
@@ -116,12 +118,9 @@ class StateContract(Contract):
         assert not await states[0].claim("lease.short", b"mine", ttl_s=1)
         assert await states[2].entries("lease.short") == {"lease.short": b"other"}
 
-    async def test_durable_entries_are_visible_to_all(self, make_driver: MakeDriver) -> None:
-        one, two, changes = await make_driver(), await make_driver(), Changes()
-        if Capability.PRESENCE not in one.capabilities:
-            return
-        mine = cast(StateDriver, one).durable_state
-        theirs = cast(StateDriver, two).durable_state
+    async def test_durable_entries_are_visible_to_all(self, make_state: MakeState) -> None:
+        one, two, changes = await make_state(), await make_state(), Changes()
+        mine, theirs = one.durable_state, two.durable_state
         await theirs.watch("kept.*", changes)
         await mine.put("kept.a", b"1")
         await mine.put("kept.short", b"1", ttl_s=1)
@@ -135,11 +134,8 @@ class StateContract(Contract):
         await changes.until("kept.a", None)
         assert mine.losses == theirs.losses == 0
 
-    async def test_thousands_of_entries_are_read_completely(self, make_driver: MakeDriver) -> None:
-        driver = await make_driver()
-        if Capability.PRESENCE not in driver.capabilities:
-            return
-        state = cast(StateDriver, driver).state
+    async def test_thousands_of_entries_are_read_completely(self, make_state: MakeState) -> None:
+        state = (await make_state()).state
         expected = {f"many.{i}": str(i).encode() for i in range(_MANY)}
         await asyncio.gather(*(state.put(key, value) for key, value in expected.items()))
         assert await state.entries("many.*") == expected

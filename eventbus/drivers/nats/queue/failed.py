@@ -18,6 +18,7 @@ from eventbus.drivers.nats.jetstream import (
     STREAM_NOT_FOUND,
     Stream,
     StreamMessage,
+    placement,
 )
 from eventbus.drivers.nats.publish import Publisher
 from eventbus.drivers.queues import Failure
@@ -63,6 +64,7 @@ class FailedStream:
             "max_age": MAX_AGE_S * NANO,
             "max_bytes": settings.failed_bytes,
             "num_replicas": settings.history_replicas,
+            **placement(settings.queue_durability),
         }
         self._stream = Stream(connection, config, settings.connect_timeout)
         self.name = self._stream.name
@@ -97,11 +99,11 @@ class FailedStream:
         found: list[StoredFailure] = []
         start = 1
         while len(found) < limit:
-            wanted = min(_BATCH, limit - len(found))
-            request = {"seq": start, "next_by_subj": f"{self._root}>", "batch": wanted}
+            batch_size = min(_BATCH, limit - len(found))
+            request = {"seq": start, "next_by_subj": f"{self._root}>", "batch": batch_size}
             batch = await self._get(request)
-            found += batch
-            if len(batch) < wanted:
+            found += map(self._decode, batch)
+            if not batch or not batch[-1].pending:
                 break
             start = batch[-1].sequence + 1
         return found
@@ -111,7 +113,7 @@ class FailedStream:
         if not _ID.fullmatch(job_id):
             return None
         found = await self._get({"multi_last": [f"{self._root}{job_id}"], "batch": 1})
-        return found[0] if found else None
+        return self._decode(found[0]) if found else None
 
     async def delete(self, sequence: int) -> bool:
         """Delete a failure; False when it is not there."""
@@ -122,10 +124,10 @@ class FailedStream:
         """Delete all failures; returns how many there were."""
         return await self._stream.purge()
 
-    async def _get(self, request: dict[str, object]) -> list[StoredFailure]:
+    async def _get(self, request: dict[str, object]) -> list[StreamMessage]:
         found = await self._stream.batch(request)
         if found is not None:
-            return [self._decode(message) for message in found]
+            return found
         if await self.count() == 0:  # no stream: nothing has ever failed
             return []
         raise self._stream.failure("cannot be read")

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import random
 import re
 from collections.abc import (
     Awaitable,
@@ -20,6 +19,7 @@ from typing import (
 import msgspec
 from nats.aio.msg import Msg
 
+from eventbus.attempts import Backoff
 from eventbus.drivers.base import Headers
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import mapped
@@ -49,10 +49,12 @@ POLL_S: Final = 30.0
 HEARTBEAT_S: Final = 5.0
 _ATTEMPTS: Final = re.compile("[0-9]{1,9}")
 _CONFIRM_PAUSE_S: Final = 0.1
+_PULL_AGAIN: Final = Backoff(0.2, 0.2, jitter=0.9)
+"""Before a pull that the server has ended is sent again."""
 
 
 class Store(Protocol):
-    """What readers and their jobs need of the store of queues."""
+    """The parts of the queue store that readers and their jobs use."""
 
     name: str
     lease: float
@@ -263,7 +265,7 @@ class NatsReader:
         if not is_normal_end(status):
             self._store.invalidate(self.queue)
             if not messages:
-                await asyncio.sleep(random.uniform(0.02, 0.2))  # noqa: S311 - no secret
+                await asyncio.sleep(_PULL_AGAIN.delay(0))
         return [NatsLeasedJob(self._store, self.queue, message) for message in messages]
 
     def _hand_back(self, message: Msg) -> None:
@@ -295,9 +297,9 @@ class _Collector:
         """The messages of a request after those of `first`, and the status that ended it."""
         messages = self._messages = list(first)
         try:
-            if (wanted := batch - len(messages)) <= 0:
+            if (missing := batch - len(messages)) <= 0:
                 return messages, ""
-            await self.pull.request(wanted, expires_s=expires_s, heartbeat_s=heartbeat_s)
+            await self.pull.request(missing, expires_s=expires_s, heartbeat_s=heartbeat_s)
             while self.pull.is_open:
                 await self.pull.wait()
         except BaseException:
@@ -313,7 +315,6 @@ class _Collector:
         self.pull.end(LOST)
 
     async def aclose(self) -> None:
-        self.pull.status = ""
         await self.pull.aclose()
 
     def _receive(self, message: Msg) -> None:

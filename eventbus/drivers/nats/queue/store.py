@@ -15,6 +15,7 @@ from typing import (
     Final,
 )
 
+from eventbus.attempts import SharedAttempt
 from eventbus.config import Settings
 from eventbus.drivers.base import (
     Headers,
@@ -23,12 +24,18 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import DRIVER
+from eventbus.drivers.nats.identity import epoch_of
 from eventbus.drivers.nats.jetstream import (
+    CONSUMER_EXISTS,
     NANO,
     NO_MESSAGE,
     STREAM_NOT_FOUND,
+    Answer,
     Stream,
-    ask,
+    agreed_ack_wait,
+    create_consumer,
+    placement,
+    request_api,
 )
 from eventbus.drivers.nats.publish import Publisher
 from eventbus.drivers.nats.queue.failed import (
@@ -36,12 +43,12 @@ from eventbus.drivers.nats.queue.failed import (
     StoredFailure,
 )
 from eventbus.drivers.nats.queue.reader import NatsReader
-from eventbus.drivers.nats.stream import epoch_of
 from eventbus.drivers.queues import (
     Failure,
     QueueStats,
 )
 from eventbus.errors import (
+    ConnectionFailed,
     EncodingError,
     NotSupported,
     PublishFailed,
@@ -80,9 +87,12 @@ class NatsQueues:
         self._root = f"{namespace}.queue."
         self._epoch = ""
         self._why_no_delay = ""
-        self._making = asyncio.Lock()
+        self._ensuring = SharedAttempt()
         self._order = asyncio.Lock()
         self._consumers: set[str] = set()
+        """Queues whose consumers are known to exist."""
+        self._joined: set[str] = set()
+        """Queues whose consumers have been used."""
         self._readers: set[NatsReader] = set()
         self._tasks = Tasks()
         self._bytes = 0
@@ -100,6 +110,7 @@ class NatsQueues:
             "allow_direct": True,
             "allow_msg_schedules": True,
             "duplicate_window": int(_DUPLICATES_S * NANO),
+            **placement(settings.queue_durability),
         }
         self._stream = Stream(connection, config, settings.connect_timeout, must_match=_MUST_MATCH)
         self.name = self._stream.name
@@ -109,9 +120,8 @@ class NatsQueues:
 
     async def push(self, queue: str, id: str, payload: bytes, delay: float) -> Published:  # noqa: A002
         """Store a job; see `QueueStore.push`."""
-        async with self._order:  # concurrent pushes are sent in the order of their calls
-            await self.ensure_streams()
-            await self._check_room(queue)
+        deadline = asyncio.get_running_loop().time() + self._settings.publish_timeout
+        await self._prepare(queue, deadline)
         limit = self.connection.max_payload - ROOM_FOR_FAILURE
         if len(payload) > limit:
             raise EncodingError(
@@ -120,7 +130,7 @@ class NatsQueues:
             )
         if delay > 0:
             self._require_schedules()
-        return await self._push(queue, id, payload, {}, delay)
+        return await self._push(queue, id, payload, {}, delay, deadline=deadline)
 
     def reader(self, queue: str) -> NatsReader:
         """A reader of one queue."""
@@ -195,29 +205,41 @@ class NatsQueues:
         if queue in self._consumers:
             return
         await self.ensure_streams()
-        subject = f"{self._root}{queue}"
-        question = {
-            "stream_name": self.name,
-            "config": {
-                "name": queue,
-                "durable_name": queue,
-                "filter_subject": subject,
-                "ack_policy": "explicit",
-                "ack_wait": int(self.lease * NANO),
-                "max_deliver": -1,  # the worker counts; the server would only forget the job
-                "max_ack_pending": MAX_LEASED,
-            },
+        config: dict[str, Any] = {
+            "name": queue,
+            "durable_name": queue,
+            "filter_subject": f"{self._root}{queue}",
+            "ack_policy": "explicit",
+            "ack_wait": int(self.lease * NANO),
+            "max_deliver": -1,  # the worker counts; the server would only forget the job
+            "max_ack_pending": MAX_LEASED,
         }
-        what = f"CONSUMER.CREATE.{self.name}.{queue}.{subject}"
-        answer = await ask(self.connection, what, question, self._settings.connect_timeout)
+        answer = await self._create_consumer("create", config)
+        if answer.error_code == CONSUMER_EXISTS:
+            answer = await self._ask(f"CONSUMER.INFO.{self.name}.{queue}", None)
+            if not answer.error:
+                is_joining = queue not in self._joined
+                wait = agreed_ack_wait(answer.body, config["ack_wait"], is_joining=is_joining)
+                answer = await self._create_consumer("update", {**config, "ack_wait": wait})
         if answer.error_code == STREAM_NOT_FOUND:  # deleted a moment ago
             self._epoch = ""
             raise self._stream.failure("it was deleted")
         if answer.error:
             raise StreamMismatch(
-                f"cannot create the consumer of queue {queue}: {answer.error}", driver=DRIVER
+                f"cannot create the consumer of queue {queue}: {answer.why}", driver=DRIVER
             )
         self._consumers.add(queue)
+        self._joined.add(queue)
+
+    async def _create_consumer(self, action: str, config: dict[str, Any]) -> Answer:
+        what = f"CREATE.{self.name}.{config['name']}.{config['filter_subject']}"
+        question = {"stream_name": self.name, "config": config, "action": action}
+        return await create_consumer(
+            self.connection, what, question, self._settings.connect_timeout
+        )
+
+    async def _ask(self, what: str, question: dict[str, Any] | None) -> Answer:
+        return await request_api(self.connection, what, question, self._settings.connect_timeout)
 
     def invalidate(self, queue: str) -> None:
         """The consumer may be gone, and the stream with it: check before the next use."""
@@ -261,8 +283,46 @@ class NatsQueues:
         await self._tasks.join(2.0)
         await self._tasks.aclose()
 
+    async def _prepare(self, queue: str, deadline: float) -> None:
+        """Wait until a job can be sent, in the order of the calls.
+
+        Raises PublishFailed at the deadline, which is the caller's own: callers that wait for the
+        same broker fail together, not one after another.
+        """
+        try:
+            async with asyncio.timeout_at(deadline), self._order:
+                while not await self._is_prepared(queue, deadline):
+                    pass  # the connection was lost meanwhile
+        except TimeoutError:
+            raise PublishFailed(
+                f"a job for queue {queue} was not stored by {self.connection.address} within "
+                f"{self._settings.publish_timeout:g} s: {self.connection.why_silent}",
+                driver=DRIVER,
+            ) from None
+
+    async def _is_prepared(self, queue: str, deadline: float) -> bool:
+        """Check the streams and the room for a job; False when there is no connection now."""
+        loop = asyncio.get_running_loop()
+        if not await self.connection.wait_connected(deadline - loop.time()):
+            raise self.connection.not_open()
+        try:
+            await self.ensure_streams()
+            await self._check_room(queue)
+        except ConnectionFailed:
+            if self.connection.is_connected:
+                raise
+            return False
+        return True
+
     async def _push(
-        self, queue: str, key: str, payload: bytes, headers: Headers, delay: float
+        self,
+        queue: str,
+        key: str,
+        payload: bytes,
+        headers: Headers,
+        delay: float,
+        *,
+        deadline: float | None = None,
     ) -> Published:
         subject, sent = f"{self._root}{queue}", {**headers, HEADER_ID: key}
         if delay > 0:
@@ -270,11 +330,13 @@ class NatsQueues:
             sent["Nats-Schedule"] = f"@at {due.isoformat().replace('+00:00', 'Z')}"
             sent["Nats-Schedule-Target"] = subject
             subject = f"{subject}.later.{key}"
-        return await self._publish(subject, payload, sent)
+        return await self._publish(subject, payload, sent, deadline)
 
-    async def _publish(self, subject: str, payload: bytes, headers: Headers) -> Published:
+    async def _publish(
+        self, subject: str, payload: bytes, headers: Headers, deadline: float | None
+    ) -> Published:
         try:
-            ack = await self._publisher.publish(subject, payload, headers)
+            ack = await self._publisher.publish(subject, payload, headers, deadline=deadline)
         except PublishFailed:
             self._epoch = ""  # the stream may be gone: check it for the next one
             raise
@@ -288,7 +350,7 @@ class NatsQueues:
         """
         if self._is_made():
             return
-        async with self._making:
+        async with self._ensuring.turn():
             if self._is_made():
                 return
             info = await self._stream.ensure()
@@ -355,7 +417,7 @@ class NatsQueues:
 
     async def _query(self, what: str, request: dict[str, Any]) -> dict[str, Any]:
         seconds = self._settings.connect_timeout
-        answer = await ask(self.connection, f"{what}.{self.name}", request, seconds)
+        answer = await request_api(self.connection, f"{what}.{self.name}", request, seconds)
         if answer.error_code == STREAM_NOT_FOUND:
             return {}
         if answer.error:

@@ -1,26 +1,23 @@
-"""The connection to NATS: a nats-py client, its replacements, and requests with their replies."""
+"""The connection to NATS: a nats-py client and its replacements."""
 
 import asyncio
 import contextlib
 import logging
-import secrets
+import time
 from collections.abc import (
     Awaitable,
     Callable,
 )
 from typing import (
-    Any,
     Final,
-    NamedTuple,
 )
 
-from nats import errors as nats_errors
 from nats.aio.client import (
     Client,
     Server,
 )
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff, OutageLog
 from eventbus.drivers.nats.auth import (
     Login,
     Servers,
@@ -31,17 +28,27 @@ from eventbus.drivers.nats.client import (
     WireHeaders,
     require_supported,
 )
+from eventbus.drivers.nats.connection.replies import (
+    Replies,
+    Reply,
+)
+from eventbus.drivers.nats.connection.subscriptions import (
+    ServerSubscription,
+    ServerSubscriptions,
+)
 from eventbus.drivers.nats.errors import (
     DRIVER,
     CredentialsError,
     Faults,
+    OldServerError,
+    is_too_large,
     mapped,
     refused_subject,
 )
 from eventbus.errors import (
     ConnectionFailed,
+    DriverError,
     EventBusError,
-    PublishDenied,
     PublishFailed,
 )
 from eventbus.tasks import (
@@ -49,173 +56,25 @@ from eventbus.tasks import (
     Tasks,
 )
 
-__all__ = [
-    "ATTEMPT_S",
-    "PENDING_BYTES",
-    "NatsConnection",
-    "Replies",
-    "Reply",
-    "ServerSubscription",
-]
+__all__ = ["ATTEMPT_S", "MIN_SERVER", "PENDING_BYTES", "NatsConnection"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger(__package__)
 
+MIN_SERVER: Final = (2, 11)
+"""The first version of nats-server with a time to live for each message, which state needs."""
 ATTEMPT_S: Final = 2.0
 """How long one attempt waits for its reply; callers retry while they have time."""
-_SWEEP_S: Final = 0.1
 PENDING_BYTES: Final = 256 * 1024
 """Unsent bytes; beyond, publishes wait for the socket, or fail without a connection."""
-PING_S: Final = 5
+PING_S: Final = 3
+"""A silent connection is closed after two unanswered pings, which takes 6 to 9 s."""
 _DIAL_S: Final = 2
 _MAX_BACKOFF_S: Final = 4.0
 _SERVER_BACKOFF: Final = Backoff(0.05, _MAX_BACKOFF_S, jitter=1)
 _WATCH_S: Final = 0.5
 _CLOSE_S: Final = 2.0
-_MAX_DENIED: Final = 1000
-
-
-class Reply(NamedTuple):
-    """A reply; its `status` is 503 when the subject has no subscribers."""
-
-    payload: bytes
-    status: str
-
-
-class _Waiting(NamedTuple):
-    future: "asyncio.Future[Reply | None]"
-    subject: str
-    deadline: float
-    parts: list[tuple[bytes, WireHeaders]] | None
-
-
-class Replies:
-    """Pending requests by the last token of their reply subject; expired ones are swept.
-
-    nats-py's `publish_async` never completes requests that were pending when a server died, and
-    they fill its window for good. Here every future completes: with a reply, or with None.
-    """
-
-    def __init__(self, prefix: str = "_INBOX") -> None:
-        """`prefix` begins all reply subjects."""
-        self.prefix = f"{prefix}.{secrets.token_hex(11)}"
-        self._waiting: dict[str, _Waiting] = {}
-        self._next = 0
-        self._denied = False
-        self._sweeper: asyncio.TimerHandle | None = None
-
-    @property
-    def filter(self) -> str:
-        """The subject filter of all replies."""
-        return f"{self.prefix}.*"
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def expect(
-        self,
-        subject: str,
-        seconds: float,
-        parts: list[tuple[bytes, WireHeaders]] | None = None,
-    ) -> "tuple[str, asyncio.Future[Reply | None]]":
-        """A reply subject for a request to `subject`, and its reply; None after `seconds`.
-
-        With `parts`, messages are added to it until one with a status arrives, which is the reply.
-        The caller passes the reply subject to `forget` in the end. Raises PublishFailed when the
-        server has refused the subscription to replies.
-        """
-        if self._denied:
-            raise self._denial()
-        loop = asyncio.get_running_loop()
-        self._next += 1
-        token = str(self._next)
-        future: asyncio.Future[Reply | None] = loop.create_future()
-        self._waiting[token] = _Waiting(future, subject, loop.time() + seconds, parts)
-        if self._sweeper is None:
-            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
-        return f"{self.prefix}.{token}", future
-
-    def forget(self, reply_subject: str) -> None:
-        """Drop a request; unknown subjects are ignored."""
-        self._waiting.pop(reply_subject.rpartition(".")[2], None)
-
-    def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
-        """Handle a message on a reply subject."""
-        token = subject.rpartition(".")[2]
-        waiting = self._waiting.get(token)
-        if waiting is None:
-            return
-        if waiting.parts is not None and not headers.status:
-            waiting.parts.append((payload, headers))
-            return
-        del self._waiting[token]
-        if not waiting.future.done():
-            waiting.future.set_result(Reply(payload, headers.status))
-
-    def give_up(self) -> None:
-        """Complete all requests with None: they may be lost, and are retried at once."""
-        self._denied = False
-        for waiting in self._waiting.values():
-            if not waiting.future.done():
-                waiting.future.set_result(None)
-        self._waiting.clear()
-
-    def refuse(self, subject: str) -> None:
-        """Fail the requests to `subject` (in lower case): the server denied the permission."""
-        for token, waiting in list(self._waiting.items()):
-            if waiting.subject.lower() == subject:
-                del self._waiting[token]
-                if not waiting.future.done():
-                    waiting.future.set_exception(
-                        PublishDenied(
-                            f"no permission to publish to {waiting.subject}: the NATS user must "
-                            "be granted it",
-                            driver=DRIVER,
-                        )
-                    )
-
-    def deny(self) -> None:
-        """Fail all requests: the server denied the subscription to replies."""
-        self._denied = True
-        for waiting in self._waiting.values():
-            if not waiting.future.done():
-                waiting.future.set_exception(self._denial())
-        self._waiting.clear()
-
-    def _denial(self) -> PublishFailed:
-        return PublishFailed(
-            f"no permission to subscribe to {self.filter}, where replies arrive: set "
-            "NATS_INBOX_PREFIX to the prefix that the NATS user is granted",
-            driver=DRIVER,
-        )
-
-    def close(self) -> None:
-        """Complete all requests with None, and stop the timer."""
-        self.give_up()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            self._sweeper = None
-
-    def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        for token, waiting in list(self._waiting.items()):
-            if waiting.deadline <= now:
-                del self._waiting[token]
-                if not waiting.future.done():
-                    waiting.future.set_result(None)
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
-
-
-class ServerSubscription:
-    """A subscription at the server; it outlives the client that made it."""
-
-    __slots__ = ("group", "key", "receiver", "subject")
-
-    def __init__(self, subject: str, receiver: Receiver, group: str) -> None:
-        self.subject = subject
-        self.receiver = receiver
-        self.group = group
-        self.key: Any = None
+_CANCEL_S: Final = 0.1
+_FOUND_PAYLOAD_S: Final = 60.0
 
 
 class NatsConnection:
@@ -227,23 +86,34 @@ class NatsConnection:
         login: Login,
         *,
         connect_timeout: float = 10.0,
+        volatile_root: str = "",
         on_lost: Callable[[], None],
         on_reconnected: Callable[[], None],
     ) -> None:
-        """`on_lost` and `on_reconnected` are called in the event loop."""
+        """`on_lost` and `on_reconnected` are called in the event loop.
+
+        Messages to subjects that begin with `volatile_root` are not kept for the next connection.
+        """
+        self.unsent = 0
+        """Volatile messages that were refused or dropped because there was no connection."""
         self.rebuilds = 0
         """How often a client was replaced by a new one."""
         self.replies = Replies(login.inbox_prefix)
-        self.max_payload = 0
+        self.size_refusals = 0
+        """How often the server has closed the connection because a message was too large."""
+        self._announced_payload = 0
+        self._found_payload = (0, float("-inf"))
         self._servers = servers
         self.faults = Faults(self.address, login.refusal)
         self._login = login
         self._connect_timeout = connect_timeout
+        self._volatile_root = volatile_root
         self._notify_lost = on_lost
         self._notify_reconnected = on_reconnected
         self._client: FastClient | None = None
-        self._subscriptions: dict[int, ServerSubscription] = {}
-        self._denied: dict[str, None] = {}
+        self.subscriptions = ServerSubscriptions(lambda: self.client, self.echo)
+        self._outage = OutageLog(_log, "the connection to NATS at %s is back", self.address)
+        self._refusals = 0
         self._connected = asyncio.Event()
         self._closing = False
         self._leaving = ""
@@ -269,15 +139,53 @@ class NatsConnection:
     def client(self) -> FastClient:
         """The current client. Raises ConnectionFailed when there is none."""
         if self._client is None or self._closing:
-            raise ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
+            raise self.not_open()
         return self._client
+
+    @property
+    def max_payload(self) -> int:
+        """The size of the largest message that the server accepts, as far as it is known."""
+        found, until = self._found_payload
+        is_found = until > time.monotonic()
+        return min(found, self._announced_payload) if is_found else self._announced_payload
+
+    def refuse_size(self, size: int) -> None:
+        """The server does not accept messages of that size, although it announces more.
+
+        The limit of an account or user is not announced. It may change, so this is forgotten after
+        a while.
+        """
+        self._found_payload = (size - 1, time.monotonic() + _FOUND_PAYLOAD_S)
+
+    @property
+    def why_silent(self) -> str:
+        """Why there was no answer, for errors."""
+        return "no answer" if self.is_connected else f"not connected: {self.faults.why}"
+
+    def refuse_volatile(self, subject: str) -> PublishFailed:
+        """Count a message that cannot be sent now, and is not kept; the error to raise."""
+        self.unsent += 1
+        return PublishFailed(
+            f"a message for {subject} was not sent, and is not kept for later: no connection to "
+            f"{self.address}: {self.faults.why}",
+            driver=DRIVER,
+        )
+
+    @staticmethod
+    def not_open() -> ConnectionFailed:
+        """The error for a connection that is closed."""
+        return ConnectionFailed("the connection to NATS is not open", driver=DRIVER)
 
     async def open(self) -> None:
         """Connect. Raises ConnectionFailed after `connect_timeout`, or at once when refused."""
         require_supported()
-        self._client = await self._dial(self._connect_timeout)
+        client = await self._dial(self._connect_timeout)
+        if why := self._too_old(client):
+            await _close(client)
+            raise OldServerError(why, driver=DRIVER)
+        self._client = client
         await self.listen(self.replies.filter, self.replies.receive)
-        if self._client.is_connected:
+        if client.is_connected:
             self._connected.set()
         self._tasks.keep(self._watch, "the watchdog of the connection to NATS")
 
@@ -289,32 +197,40 @@ class NatsConnection:
                     await self._connected.wait()
         return self.is_connected
 
-    async def listen(self, subject: str, receiver: Receiver, group: str = "") -> ServerSubscription:
+    async def listen(
+        self,
+        subject: str,
+        receiver: Receiver,
+        group: str = "",
+        on_again: Callable[[], None] = lambda: None,
+    ) -> ServerSubscription:
         """Subscribe, on later connections, too. The server need not have processed it on return.
 
-        With `group`, subscribe as a member of that queue group.
+        With `group`, subscribe as a member of that queue group. `on_again` is called when messages
+        may have been missed because the server refused the subscription after a reconnect.
         """
-        client = self.client
-        subscription = ServerSubscription(subject, receiver, group)
-        self._subscriptions[id(subscription)] = subscription
-        self._denied.pop(subject.lower(), None)
-        with mapped(f"subscribing to {subject}"):
-            if not client.is_closed:
-                subscription.key = await client.listen(subject, receiver, group)
-        return subscription
+        return await self.subscriptions.add(subject, receiver, group, on_again)
 
     async def unlisten(self, subscription: ServerSubscription) -> None:
         """Unsubscribe; doing it twice is harmless."""
-        if self._subscriptions.pop(id(subscription), None) is None or self._client is None:
-            return
-        if subscription.key is not None and not self._client.is_closed:
-            # nats-py fails when it lost the subscription together with the connection.
-            with contextlib.suppress(nats_errors.Error):
-                await self._client.unlisten(subscription.key)
+        await self.subscriptions.remove(subscription)
 
-    def is_denied(self, subject: str) -> bool:
-        """Whether the server has denied a subscription to `subject`."""
-        return subject.lower() in self._denied
+    async def settle(self, subscription: ServerSubscription) -> None:
+        """Wait until the server has accepted a subscription.
+
+        Raises SubscribeDenied, and ConnectionFailed without an answer in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._connect_timeout
+        while (left := deadline - loop.time()) > 0:
+            if await self.wait_connected(left) and await self.echo():
+                await self.subscriptions.require(subscription)
+                return
+        raise ConnectionFailed(
+            f"subscribing to {subscription.subject}: no answer from {self.address} within "
+            f"{self._connect_timeout:g} s",
+            driver=DRIVER,
+        )
 
     async def request(
         self,
@@ -356,14 +272,13 @@ class NatsConnection:
         await self._tasks.aclose()
         self._connected.set()  # wakes callers of `wait_connected`, which return False
         self.replies.close()
-        self._subscriptions.clear()
+        self.subscriptions.clear()
         if self._client is not None:
             await _close(self._client)
 
     async def _dial(self, seconds: float) -> FastClient:
         """Connect a new client."""
-        client = FastClient()
-        client.login, client.known_servers = self._login, self._servers
+        client = FastClient(self._login, self._servers)
         self.faults.clear()
         is_made = False
         # Both end in this function, which retrieves their exceptions.
@@ -377,15 +292,17 @@ class NatsConnection:
                 with mapped(f"connecting to {self.address}"):
                     connecting.result()
                 is_made = True
-                self.max_payload = client.max_payload
+                self._announced_payload = client.max_payload
                 return client
         except EventBusError:
             raise
         except Exception as exc:  # an invalid address or key, or not a NATS server
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
-            connecting.cancel()
             refused.cancel()
+            while not connecting.done():  # `wait_for` of Python 3.11 may lose a cancellation
+                connecting.cancel()
+                await asyncio.wait((connecting,), timeout=_CANCEL_S)
             await asyncio.gather(connecting, refused, return_exceptions=True)
             if not is_made:
                 client.close_transport()
@@ -395,6 +312,17 @@ class NatsConnection:
         raise ConnectionFailed(
             f"cannot connect to {self.address}: {why}", driver=DRIVER
         ) from faults.last
+
+    def _too_old(self, client: FastClient) -> str:
+        """Why the server cannot be used; empty when it can."""
+        found = client.connected_server_version
+        if (found.major, found.minor) >= MIN_SERVER:
+            return ""
+        return (
+            f"the nats-server at {self.address} is version {found.major}.{found.minor}."
+            f"{found.patch}: eventbus needs {MIN_SERVER[0]}.{MIN_SERVER[1]} or later, and 2.12 for "
+            "delayed events"
+        )
 
     async def _connect(self, client: Client) -> None:
         try:
@@ -456,18 +384,22 @@ class NatsConnection:
         kind, subject = refused_subject(exc)
         if kind == "publish":
             self.replies.refuse(subject)
-        elif kind == "subscription":
-            self._denied[subject] = None
-            if subject == self.replies.filter.lower():
-                self.replies.deny()
-            while len(self._denied) > _MAX_DENIED:
-                del self._denied[next(iter(self._denied))]
+        elif kind == "subscription" and subject == self.replies.filter.lower():
+            self.replies.deny()
+        elif is_too_large(exc):
+            self.size_refusals += 1
+        self.subscriptions.note(exc)
         self.faults.note(exc)
 
     async def _on_disconnected(self) -> None:
         if self._connected.is_set():
             self._connected.clear()
+            self._refusals = self.subscriptions.refusals
+            self.subscriptions.on_lost()
+            if self._client is not None and self._volatile_root:
+                self.unsent += self._client.drop_unsent(self._volatile_root)
             if not self._closing:
+                self._outage.begin()
                 _log.warning("the connection to NATS at %s is lost", self.address)
                 self._notify_lost()
 
@@ -475,12 +407,21 @@ class NatsConnection:
         self._leaving = ""
         if self._closing or self._connected.is_set():
             return
-        self.max_payload = self.client.max_payload
+        self._announced_payload = self.client.max_payload
+        if why := self._too_old(self.client):  # its cluster may have newer servers
+            self.faults.log(logging.ERROR, why)
         self._connected.set()
         self.faults.clear()
-        _log.info("reconnected to NATS at %s", self.address)
+        self._outage.ended()
         self.replies.give_up()
         self._notify_reconnected()
+        self._tasks.start(self._verify(self._refusals), "verifying subscriptions at NATS")
+
+    async def _verify(self, refusals: int) -> None:
+        try:
+            await self.subscriptions.verify(refusals)
+        except DriverError as exc:  # lost again: the next connection is verified, too
+            _log.info("%s", exc)
 
     async def _on_closed(self) -> None:
         """Some errors close a client for good; the watchdog replaces it."""
@@ -501,6 +442,8 @@ class NatsConnection:
         while True:
             await asyncio.sleep(_WATCH_S)
             client = self.client
+            if self.is_connected and self.subscriptions.is_retry_due:
+                await self._retry_refused()
             if client.is_deaf:
                 _log.error("reading from NATS has stopped; reconnecting")
                 await client.force_reconnect()
@@ -517,18 +460,20 @@ class NatsConnection:
                         self.faults.log(logging.WARNING, str(exc))
                     await asyncio.sleep(backoff.next())
 
+    async def _retry_refused(self) -> None:
+        self.replies.allow()
+        try:
+            await self.subscriptions.retry()
+        except DriverError as exc:  # also when replies are still refused
+            _log.info("%s", exc)
+
     async def _rebuild(self) -> None:
         """Replace a closed client."""
         self._connected.clear()
         client = await self._dial(self._connect_timeout)
         self.rebuilds += 1
         self._client = client
-        with mapped("subscribing again"):
-            for key, subscription in list(self._subscriptions.items()):
-                if key in self._subscriptions:
-                    subscription.key = await client.listen(
-                        subscription.subject, subscription.receiver, subscription.group
-                    )
+        await self.subscriptions.move(client)
         if client.is_connected:
             await self._on_reconnected()
 

@@ -5,10 +5,15 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
-__all__ = ["LOG_INTERVAL_S", "RateLimitedLog"]
+__all__ = ["LOG_INTERVAL_S", "OutageLog", "RateLimitedLog", "is_power_of_two"]
 
 LOG_INTERVAL_S: Final = 10.0
-"""How often a line is repeated at most, where nobody says otherwise."""
+"""How often a line is repeated at most, by default."""
+
+
+def is_power_of_two(count: int) -> bool:
+    """Whether to log the `count`th of many alike: the 1st, 2nd, 4th, 8th, …"""
+    return count.bit_count() == 1
 
 
 class RateLimitedLog:
@@ -63,3 +68,50 @@ class RateLimitedLog:
     def warning(self, message: str, *args: object, kind: Hashable = None) -> bool:
         """Log a warning; see `log`."""
         return self.log(logging.WARNING, message, *args, kind=kind)
+
+
+class OutageLog:
+    """Logs the faults of something unavailable, and once that it is back, and after how long.
+
+        outage = OutageLog(_log, "the keys of %s are read again", address)
+        outage.failed("no keys from %s: %s", address, exc)
+        outage.ended()  # "the keys of … are read again, after 12.5 s"
+
+    The same fault is logged again after ten seconds at the earliest.
+    """
+
+    __slots__ = ("_args", "_back", "_clock", "_faults", "_level", "_logger", "_since")
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        back: str,
+        *args: object,
+        level: int = logging.WARNING,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`back` and `args` are the last line, without the duration; `level` is its level."""
+        self._level = level
+        self._logger = logger
+        self._back = back
+        self._args = args
+        self._clock = clock
+        self._faults = RateLimitedLog(logger, clock=clock)
+        self._since: float | None = None
+
+    def failed(self, message: str, *args: object, level: int = logging.WARNING) -> None:
+        """Log a fault; the first one begins the outage."""
+        self.begin()
+        self._faults.log(level, message, *args, kind=message % args)
+
+    def begin(self) -> None:
+        """Begin the outage, unless it has begun; nothing is logged."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def ended(self) -> None:
+        """Log that the outage is over, if there was one."""
+        if self._since is not None:
+            seconds, self._since = self._clock() - self._since, None
+            line = f"{self._back}, after %.1f s"
+            self._logger.log(self._level, line, *self._args, seconds)

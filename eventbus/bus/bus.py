@@ -1,34 +1,63 @@
 """The bus: owns a driver from its opening to its close, and publishes events and plain messages.
 
 A dispatched event takes one way down. `EventBus.dispatch` checks and encodes it (in
-events/encoding.py, or in queue/jobs.py for a queued event), `_Sender` publishes the result
-through the driver, and `Listeners` call the listeners in this process
+events/encoding.py, or in queue/jobs.py for a queued event), `Sender` publishes the result
+through the driver (sending.py), and `Listeners` call the listeners in this process
 (events/listeners.py).
 """
 
 import asyncio
 import collections
+import concurrent.futures
 import enum
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Final, Self, TypeVar, Unpack, overload
+
+import msgspec
 
 from eventbus import tracing
+from eventbus.attempts import is_power_of_two
+from eventbus.bus.sending import Sender, Sent
 from eventbus.channels import Subjects, validate_channel
+from eventbus.cluster import (
+    LASTING_S,
+    ChannelMembers,
+    ClusterService,
+    Disconnected,
+    Duration,
+    Inquiry,
+    ListQuery,
+    Moment,
+    Stats,
+    disconnection,
+    revoke,
+    unrevoke,
+)
 from eventbus.config import Settings
-from eventbus.drivers import calls, create_driver
-from eventbus.drivers.base import NO_HEADERS, Driver, Headers
-from eventbus.drivers.others import OtherDrivers
-from eventbus.drivers.queues import QueueStore
-from eventbus.drivers.registry import register
+from eventbus.drivers import (
+    NO_HEADERS,
+    Driver,
+    Headers,
+    OtherDrivers,
+    QueueStore,
+    create_driver,
+    register,
+)
 from eventbus.errors import BusStateError, NoListener, NotSupported
 from eventbus.events import (
+    ChannelPosition,
     Dispatcher,
     Event,
+    Held,
+    HistoryPage,
     Listeners,
     Outgoing,
+    Prepared,
     PublishOptions,
+    Rescues,
     ShouldBroadcast,
     ShouldQueue,
     Transaction,
@@ -36,18 +65,22 @@ from eventbus.events import (
     default_listeners,
     encode_messages,
     event_definition,
+    hold,
+    holders_around,
     qualified_name,
+    read_history,
+    read_position,
+    rescue_counter,
+    waits_for_commit,
 )
 from eventbus.messages import (
     HEADER_EXCEPT,
-    HEADER_ID,
     Message,
     Receipt,
     check_headers,
     check_id,
-    gather_receipts,
 )
-from eventbus.queue import Job, job_of, push, queue_store
+from eventbus.queue import Job, job_of
 from eventbus.subscriptions import (
     EventSubscription,
     Handler,
@@ -66,6 +99,9 @@ E = TypeVar("E", bound=Event)
 E1 = TypeVar("E1")
 E2 = TypeVar("E2")
 R = TypeVar("R")
+
+MAX_BACKGROUND: Final = 1000
+"""How many commits may wait at once for the sending of what they released."""
 
 
 class BusState(enum.StrEnum):
@@ -90,19 +126,21 @@ class EventBus:
         driver: Driver | None = None,
         *,
         listeners: Listeners = default_listeners,
+        rescues: Rescues | None = None,
     ) -> None:
         """Create the driver that the settings name, unless one is given; nothing connects yet.
 
-        `listeners` run in addition to the bus's own; by default those of the process. Raises
-        ConfigError.
+        `listeners` run in addition to the bus's own; by default those of the process. Buses that
+        replace each other share `rescues`. Raises ConfigError.
         """
         self.settings = settings
         self.subjects = Subjects(settings.namespace)
-        self.driver = create_driver(settings) if driver is None else driver
-        self._others = OtherDrivers(settings, self.driver)
-        self._sender = _Sender(self.driver, self._others, self.subjects)
+        self._is_own_driver = driver is None
+        self._rescues = rescues or Rescues()
+        self._use(create_driver(settings) if driver is None else driver)
         self.listeners = Listeners(listeners)
-        self.subscriptions = Subscriptions(self.driver, self.subjects)
+        self.subscriptions = Subscriptions(self.subjects)
+        self._background: set[concurrent.futures.Future[None]] = set()
         self._unheard: collections.Counter[str] = collections.Counter()
         self._state = BusState.UNOPENED
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,34 +151,53 @@ class EventBus:
         """A bus with the settings of `environ`, the process's environment when None."""
         return cls(Settings.from_env(environ))
 
+    def _use(self, driver: Driver) -> None:
+        """Use `driver` as the bus's own, before the bus opens."""
+        self.driver = driver
+        self._cluster = ClusterService(driver, self.subjects)
+        self._others = OtherDrivers(self.settings, driver)
+        self._sender = Sender(driver, self._others, self.subjects, self._rescues, self._fake_for)
+
     @property
     def state(self) -> BusState:
         """The stage of its life that the bus is in."""
         return self._state
 
+    @property
+    def rescued(self) -> int:
+        """How many messages and jobs could not be sent without an error to their dispatch.
+
+        They are those of events with `rescue=True`, those of `broadcast(…).rescue()`, and those
+        that the commit of a database's transaction released.
+        """
+        return self._rescues.count
+
     async def open(self) -> None:
         """Connect, become the current bus of this event loop, and start the subscriptions.
 
         Raises what the driver raises when it cannot open; the bus is closed then, and another
-        attempt takes a new bus. Raises BusStateError when it was opened before.
+        attempt takes a new bus. Raises BusStateError when it was opened before, or when another
+        task closes it meanwhile.
+
+        Within a test's `fake()` of all events, it opens a memory driver in place of its own.
         """
         if self._loop is not None or self.state is not BusState.UNOPENED:
             raise BusStateError(f"the bus cannot be opened twice: it is {self._stage()}")
         self._loop = asyncio.get_running_loop()
         tracing.load()
+        rescue_counter()
+        if self._is_own_driver and self._fake_for(None) is not None:
+            # Nothing is sent in this test: no broker is needed, nor a server in the own folder.
+            self._use(create_driver(msgspec.structs.replace(self.settings, driver="memory")))
         try:
-            with guarded():
-                await self.driver.open()
-        except BaseException:
-            await self.aclose()
-            raise
-        if self._shutdown.has_begun:  # by another task, meanwhile
-            await self.driver.aclose()
-            raise BusStateError("the bus was closed while it was opening")
-        self._state = BusState.OPEN
-        current.enter(self)
-        try:
-            await self.subscriptions.open()
+            async with self._shutdown.opening(
+                lambda: BusStateError("the bus was closed while it was opening")
+            ):
+                with guarded():
+                    await self.driver.open()
+                self._state = BusState.OPEN
+                current.enter(self)
+                await self.subscriptions.open(self.driver)
         except BaseException:
             await self.aclose()
             raise
@@ -158,11 +215,17 @@ class EventBus:
     async def _close(self) -> None:
         try:
             await self.subscriptions.aclose()
+            if self._background:
+                await asyncio.wait(
+                    map(asyncio.wrap_future, self._background),
+                    timeout=self.settings.publish_timeout,
+                )
         finally:
             self._state = BusState.CLOSED
             current.leave(self)
             try:
                 await self._sender.drain(self.settings.publish_timeout)
+                await self._cluster.aclose()
             finally:
                 await self._close_drivers()
 
@@ -264,7 +327,8 @@ class EventBus:
         and closed: `await bus.subscribe(OrderShipped, handler)`. The handler, async or plain, takes
         the event, and an EventContext if it has a second parameter. A subscription made before the
         bus opens starts with it, and `open` raises its error; one made later starts in the
-        background: `await bus.ready()`, or await it.
+        background: `await bus.ready()`, or await it. While the broker cannot be reached, that one
+        is tried again, and waited for; once it has failed otherwise, it can be made again.
 
         Raises EventDefinitionError for a type that cannot be subscribed to, InvalidName for a bad
         group, ConfigError for other bad options, and when it starts, DriverError.
@@ -296,6 +360,13 @@ class EventBus:
         anything could not be published, none of them runs. Their exceptions are logged, and with
         `raise_errors` raised at the end, as an ExceptionGroup (see `Listeners.run`).
 
+        Within a transaction (see `transaction`), events with `after_commit=True` are checked and
+        encoded now, and sent after the commit: they have no receipts, and `raise_errors` does not
+        apply to their listeners. If the rest of the dispatch fails, they are dropped.
+
+        Messages and jobs of events with `rescue=True` that the broker does not take are logged and
+        counted (`rescued`); they have no receipts, and their listeners run.
+
         `via` names another driver to publish through, as `using` does. A queued event takes none:
         its worker publishes it.
 
@@ -303,21 +374,77 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        checked = [(event, sends) for event in events
-                   if (sends := self._encode(event, via)) is not None]  # fmt: skip
-        outgoing: list[Outgoing | Job | Receipt] = []
-        heard_here: list[Event] = []
-        for event, sends in checked:
-            fake = self._fake_for(type(event))
-            outgoing += sends if fake is None else fake.keep(event, sends)
-            if fake is None and not isinstance(event, ShouldQueue):
-                heard_here.append(event)
-        receipts = await self._sender.send_all(outgoing)
-        await self.listeners.run(*heard_here, raise_errors=raise_errors)
+        checked = [Prepared(event, self._encode(event, via)) for event in events]
+        waits = [self._waits_for_commit(event) for event in events]
+        holders = holders_around(self) if any(waits) else ()
+        if not holders:
+            return await self._send(checked, raise_errors=raise_errors)
+        sent = Sent()
+        with hold(self, list(itertools.compress(checked, waits)), holders):
+            now = [each for each, later in zip(checked, waits, strict=True) if not later]
+            receipts = await self._sender.send_prepared(now, sent)
+        await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
         return receipts
 
-    def _encode(self, event: Event, via: str | None) -> Sequence[Outgoing | Job] | None:
-        """Check an event and encode what its dispatch sends; None if a transaction holds it."""
+    async def _send(
+        self, prepared: Sequence[Prepared], *, raise_errors: bool = False
+    ) -> tuple[Receipt, ...]:
+        sent = Sent()
+        receipts = await self._sender.send_prepared(prepared, sent)
+        await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
+        return receipts
+
+    async def send_held(self, held: Sequence[Held]) -> None:
+        """Send what a block of `transaction` has released, and run the listeners.
+
+        Raises as `dispatch` does.
+        """
+        self._require_open()
+        await self._send([one for each in held for one in each.prepared])
+
+    async def send_committed(self, held: Sequence[Held]) -> None:
+        """The same after the commit of a database's transaction, which no error can undo.
+
+        What cannot be sent is logged and counted, and its listeners do not run.
+        """
+        try:
+            self._require_open()
+            sent = Sent(is_committed=True)
+            await self._sender.send_prepared([one for each in held for one in each.prepared], sent)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the transaction has committed
+            self.report_lost(held, exc)
+        else:
+            await self.listeners.run(*sent.heard_here)
+
+    def send_soon(self, held: Sequence[Held], loop: asyncio.AbstractEventLoop) -> None:
+        """Do so in the background, in the bus's own `loop`. `aclose` waits for it.
+
+        Raises BusStateError if too much waits already.
+        """
+        if len(self._background) >= MAX_BACKGROUND:
+            raise BusStateError(
+                f"{MAX_BACKGROUND} commits already wait for their events to be sent"
+            )
+        future = asyncio.run_coroutine_threadsafe(self.send_committed(held), loop)
+        self._background.add(future)
+        future.add_done_callback(self._background.discard)
+
+    def report_lost(self, held: Sequence[Held], error: Exception) -> None:
+        """Log and count what a commit has released and cannot be sent."""
+        self._sender.report_lost([one for each in held for one in each.prepared], error)
+
+    def report_rescued(self, event: str, destination: str, error: Exception) -> None:
+        """Log and count what `broadcast(…).rescue()` could not send."""
+        self._rescues.rescued(event, destination, error)
+
+    def _waits_for_commit(self, event: Event) -> bool:
+        if not isinstance(event, ShouldQueue):
+            return waits_for_commit(event)
+        with guarded():  # the application's code says it
+            return waits_for_commit(event)
+
+    def _encode(self, event: Event, via: str | None) -> Sequence[Outgoing | Job]:
+        """Check an event and encode what its dispatch sends."""
         with guarded():  # an event's methods are the application's code
             if not isinstance(event, ShouldQueue):
                 return encode_messages(event, via)
@@ -327,9 +454,7 @@ class EventBus:
                     "it, through the worker's own driver, and no other can be chosen here",
                     driver=via,
                 )
-            job = job_of(event)
-            held = event.queue_after_commit() and Transaction.hold(self, event)
-            return None if held else [job]
+            return [job_of(event)]
 
     async def process(self, event: Event) -> tuple[Receipt, ...]:
         """Do what a worker does with an event: publish it and run its listeners, without queueing.
@@ -359,7 +484,7 @@ class EventBus:
         if self.settings.queue_no_listener == "fail":
             raise NoListener(what)
         self._unheard[name] += 1
-        if self._unheard[name].bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …
+        if is_power_of_two(self._unheard[name]):
             _log.warning("%s; the job counts as done (%d so far)", what, self._unheard[name])
 
     async def queues(self, connection: str | None = None) -> QueueStore:
@@ -370,9 +495,9 @@ class EventBus:
         return await self._sender.queues(connection)
 
     def transaction(self) -> Transaction:
-        """`async with bus.transaction():` holds events that are queued `after_commit`.
+        """`async with bus.transaction():` holds events with `after_commit=True`.
 
-        They are dispatched when the block ends, and dropped when it raises.
+        They are sent when the block ends, and dropped when it raises.
         """
         return Transaction(self)
 
@@ -411,6 +536,134 @@ class EventBus:
         fake = self._fake_for(None)
         return await self._sender.send(outgoing) if fake is None else fake.keep(None, [outgoing])[0]
 
+    async def position(self, channel: str) -> ChannelPosition:
+        """The end of a channel's stream: everything published there from now on is stored after it.
+
+        For pages that show the state of something, and follow its changes: take the position,
+        then read the state from the database, then let the client subscribe with the position. It
+        receives the changes that the state does not have, and some that it has already.
+
+        Raises InvalidChannel, NotSupported (the driver stores nothing), DriverError, BusStateError.
+        """
+        self._require_open()
+        return await read_position(self.driver, self.subjects.live(validate_channel(channel)))
+
+    async def history(
+        self, channel: str, *, limit: int = 100, since: int | ChannelPosition | None = None
+    ) -> HistoryPage:
+        """Stored messages: the first `limit` after an offset or position, or without one the last.
+
+        At most 1,000. For all messages, start with `since=0`, and continue with the `position` of
+        each page while it `has_more`. With a position, `complete` also says whether the stream is
+        still the same one.
+
+        Raises InvalidChannel, ValueError (limit), NotSupported, DriverError, BusStateError.
+        """
+        self._require_open()
+        live = self.subjects.live(validate_channel(channel))
+        return await read_history(self.driver, channel, live, limit, since)
+
+    async def cluster(self) -> Inquiry:
+        """The edge nodes on this bus, for questions beside those below.
+
+        They have a second to answer. The first question of a bus always takes it, since any number
+        of nodes may answer; later ones end when the known nodes have answered.
+
+        Raises DriverError, BusStateError.
+        """
+        self._require_open()
+        return await self._cluster.opened()
+
+    async def members(self, channel: str) -> ChannelMembers:
+        """The users who are present in a presence channel, on all edge nodes.
+
+        `missing` names nodes that did not answer in time. Raises NoEdge when none did,
+        InvalidChannel (also if it is not a presence channel), ClusterBusy, DriverError,
+        BusStateError.
+        """
+        return await (await self.cluster()).members(validate_channel(channel))
+
+    async def stats(self, *, pattern: str = ">", limit: int = 1000) -> Stats:
+        """The edge nodes, their connections, and up to `limit` channels with subscribers.
+
+        Channels that match `pattern`, those with most connections first. `missing` names nodes
+        that did not answer in time. Raises NoEdge when none did, InvalidPattern, ValueError
+        (limit), ClusterBusy, DriverError, BusStateError.
+        """
+        query = ListQuery.checked(pattern, limit)
+        cluster = await self.cluster()
+        stats = await cluster.stats(query)
+        if not stats.nodes:
+            raise cluster.no_edge(stats.missing)
+        return stats
+
+    async def disconnect(
+        self,
+        *,
+        user: str | None = None,
+        jti: str | None = None,
+        connection: str | None = None,
+        channel: str | None = None,
+        reconnect: bool = False,
+    ) -> Disconnected:
+        """Close the connections of a user or a token, or one connection, on all nodes.
+
+        Their clients do not come back by themselves, unless `reconnect`. Nothing keeps them out:
+        `revoke` does. With a channel, its subscriptions are ended and the connections stay open.
+
+        Returns how many connections it was, and the nodes that did not answer in time. Raises
+        NoEdge when none did, ValueError, InvalidChannel, ClusterBusy, DriverError, BusStateError.
+        """
+        whom = disconnection(
+            user=user, jti=jti, connection=connection, channel=channel, reconnect=reconnect
+        )
+        return await (await self.cluster()).disconnect(whom)
+
+    async def revoke(
+        self,
+        *,
+        user: str | None = None,
+        jti: str | None = None,
+        channel: str | None = None,
+        lasting: Duration = LASTING_S,
+        issued_before: Moment | None = None,
+    ) -> None:
+        """Refuse the tokens of a user, or one token, on all nodes, and close their connections.
+
+        With a channel, access to that channel is revoked: for the user or the token, or without one
+        for everybody. `lasting`, in seconds, should be the lifetime of tokens or more. A user can
+        come back with a token that was issued JWT_LEEWAY seconds after the call or later; with
+        `issued_before`, whose `iat` is at that time or later, by the issuer's clock.
+
+        It is stored, so nodes that start later know it. Without nodes it is stored all the same; a
+        driver that keeps no state reaches the running nodes only. Raises ValueError,
+        InvalidChannel, DriverError (it may hold in part: call it again), BusStateError.
+        """
+        self._require_open()
+        await revoke(
+            self.driver, self.subjects, user=user, jti=jti, channel=channel, lasting=lasting,
+            issued_before=issued_before,
+        )  # fmt: skip
+
+    async def unrevoke(
+        self, *, user: str | None = None, jti: str | None = None, channel: str | None = None
+    ) -> bool:
+        """Undo the revocation of the same user, token or channel; returns whether there was one.
+
+        Raises ValueError, InvalidChannel, NotSupported (the driver keeps no state), DriverError,
+        BusStateError.
+        """
+        self._require_open()
+        return await unrevoke(self.driver, self.subjects, user=user, jti=jti, channel=channel)
+
+    async def send(self, prepared: Outgoing | Job) -> Receipt:
+        """Publish what was checked and encoded earlier, such as a row of an outbox.
+
+        No listener runs. Raises DriverError, EncodingError (too large), BusStateError.
+        """
+        self._require_open()
+        return await self._sender.send(prepared)
+
     def _fake_for(self, event: type | None) -> current.Fake | None:
         """The test's fake that takes events of this type (None: plain messages), if any."""
         return current.fake_for(event)
@@ -445,83 +698,3 @@ class Using:
     async def dispatch(self, *events: Event, raise_errors: bool = False) -> tuple[Receipt, ...]:
         """Dispatch events; see `EventBus.dispatch`."""
         return await self._bus.dispatch(*events, raise_errors=raise_errors, via=self._driver)
-
-
-class _Sender:
-    """Sends through the bus's own driver, or the one that a message or a job names."""
-
-    def __init__(self, driver: Driver, others: OtherDrivers, subjects: Subjects) -> None:
-        self._driver = driver
-        self._others = others
-        self._subjects = subjects
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-
-    async def send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
-        """Send concurrently. Raises the error of a single message, DispatchFailed for several."""
-        destinations = [
-            each.message.channel if isinstance(each, Outgoing) else f"queue {each.queue}"
-            for each in outgoing
-        ]
-        return await gather_receipts(destinations, [self.send(each) for each in outgoing])
-
-    async def send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
-        """Send one. Raises DriverError."""
-        if isinstance(outgoing, Receipt):  # a test's fake has kept the message
-            return outgoing
-        self._in_flight += 1
-        try:
-            if isinstance(outgoing, Job):
-                return await self._push(outgoing)
-            return await self._publish(outgoing)
-        finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
-
-    async def _publish(self, outgoing: Outgoing) -> Receipt:
-        message, volatile, headers, via, template = outgoing
-        driver = self._driver if via is None else await self._others.get(via)
-        channel = message.channel
-        if volatile:
-            subject = self._subjects.live(channel)
-        else:
-            subject = self._subjects.event(channel)
-            # Streams deduplicate by id alone: one event on two channels is two messages to them.
-            headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        with tracing.sending(
-            driver.name, channel, message.id, template=template, headers=headers
-        ) as context:
-            if context:
-                headers = {**headers, **context}
-            stored = await calls.publish(driver, subject, message.encode(), headers)
-        if stored is None:
-            return Receipt(channel, message.id, None, None)
-        position = stored.position
-        return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
-
-    async def _push(self, job: Job) -> Receipt:
-        store = await self.queues(job.connection)
-        system = job.connection or self._driver.name
-        with (
-            tracing.sending(
-                system, job.queue, job.meta.id, template=job.queue, headers={}
-            ) as context,
-            guarded(),
-        ):
-            return await push(store, job, context)
-
-    async def queues(self, connection: str | None) -> QueueStore:
-        """The queues of a driver; see `EventBus.queues`."""
-        driver = self._driver if connection is None else await self._others.get(connection)
-        return queue_store(driver)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until nothing is in flight; after that time, log what still is."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while self._in_flight:
-                    self._idle.clear()
-                    await self._idle.wait()
-        except TimeoutError:  # the driver ends them, which raises at their callers
-            _log.warning("closing with %d messages not yet acknowledged", self._in_flight)

@@ -1,0 +1,27 @@
+"""The connection to NATS: clients, requests with their replies, and subscriptions."""
+
+from eventbus.drivers.nats.connection.connection import (
+    ATTEMPT_S,
+    MIN_SERVER,
+    PENDING_BYTES,
+    NatsConnection,
+)
+from eventbus.drivers.nats.connection.replies import (
+    Replies,
+    Reply,
+)
+from eventbus.drivers.nats.connection.subscriptions import (
+    ServerSubscription,
+    ServerSubscriptions,
+)
+
+__all__ = [
+    "ATTEMPT_S",
+    "MIN_SERVER",
+    "PENDING_BYTES",
+    "NatsConnection",
+    "Replies",
+    "Reply",
+    "ServerSubscription",
+    "ServerSubscriptions",
+]

@@ -1,0 +1,1 @@
+"""Connects web frameworks, task queues and databases to a bus: one module each."""

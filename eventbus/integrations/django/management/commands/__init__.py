@@ -1,0 +1,1 @@
+"""`eventbus` and `eventbus_relay`."""

@@ -1,0 +1,232 @@
+"""An event loop in a background thread, and calls into it."""
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from eventbus.errors import BusStateError
+from eventbus.events import carried
+
+__all__ = ["EXIT_S", "LoopCalls", "LoopThread", "refuse_in_event_loop"]
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Work = Callable[[], Coroutine[Any, Any, T]]
+
+EXIT_S: Final = 15.0
+"""How long the exit of the process waits for its buses to close."""
+_BUSY_S: Final = 2.0
+"""How much longer it waits for a loop that does not react."""
+_CLOSED: Final = "the bus was closed while this call was waiting"
+
+_GREENLETS: Final = (
+    "threads of this process are greenlets (gevent or eventlet has patched it), and an event loop "
+    "in one of them would block all others: use workers with threads, such as gunicorn's gthread"
+)
+
+
+class LoopCalls:
+    """Calls from other threads into one event loop.
+
+    Calls that come while the loop is about to wake up do not wake it again: with several threads,
+    the wake-ups would cost more than the work.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._calls: set[_Call[Any]] = set()
+        self._new: collections.deque[_Call[Any]] = collections.deque()
+        self._is_waking = False
+        self._is_closed = False
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the loop is running: what it would be given otherwise might wait forever."""
+        return self._loop.is_running()
+
+    def run(self, work: Work[T], timeout: float | None = None) -> T:
+        """Run `work` in the loop, and wait for its result.
+
+        The work finds the transactions of this thread. An interrupted wait cancels it. Raises
+        BusStateError if the loop ends meanwhile, and TimeoutError after `timeout` seconds.
+        """
+        with carried():
+            call = self.submit(work)
+            try:
+                return call.result(timeout)
+            except concurrent.futures.CancelledError:
+                raise BusStateError(_CLOSED) from None
+            finally:
+                call.cancel()
+
+    def submit(self, work: Work[T]) -> concurrent.futures.Future[T]:
+        """Run `work` in the loop, in a copy of this context.
+
+        The future ends with it, and is cancelled when the loop ends. A cancelled future cancels it.
+        """
+        call = _Call(self._loop, work())
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        if self._is_closed:
+            call.give_up()
+            return call
+        self._new.append(call)
+        if not self._is_waking:
+            self._is_waking = True
+            try:
+                self._loop.call_soon_threadsafe(self._start_new)
+            except RuntimeError:  # the loop has been closed
+                self._is_closed = True
+        if self._is_closed:  # by now
+            self.refuse()
+        return call
+
+    def wake(self, callback: Callable[[], object]) -> None:
+        """Call a function in the loop soon. Does nothing if the loop has been closed."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback)
+
+    def _start_new(self) -> None:
+        # First the mark: a call that is added after the last look below wakes the loop again.
+        self._is_waking = False
+        while self._new:
+            self._new.popleft().start()
+
+    def refuse(self) -> None:
+        """Take no more calls, and cancel those that have not started."""
+        self._is_closed = True
+        with contextlib.suppress(IndexError):  # other threads may do the same
+            while True:
+                self._new.popleft().give_up()
+
+    def close(self) -> None:
+        """Take no more calls, and cancel all that have not ended."""
+        self.refuse()
+        for call in list(self._calls):
+            call.cancel()
+
+
+class _Call(concurrent.futures.Future[T]):
+    """A coroutine that another thread gives to a loop, and its result."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._coroutine = coroutine
+        self._context = contextvars.copy_context()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start it; called in the loop."""
+        if self.cancelled():
+            self._coroutine.close()
+        else:
+            self._task = self._loop.create_task(self._run(), context=self._context)
+
+    def give_up(self) -> None:
+        """Cancel it before it was started."""
+        self._coroutine.close()
+        super().cancel()
+
+    def cancel(self) -> bool:
+        """Cancel the future, and the coroutine; False if it has ended."""
+        if self.done() or not super().cancel():
+            return False
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._cancel_task)
+        return True
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            result = await self._coroutine
+        except asyncio.CancelledError:
+            super().cancel()
+            raise
+        except BaseException as exc:  # noqa: BLE001 - it is raised in the calling thread
+            if self.set_running_or_notify_cancel():
+                self.set_exception(exc)
+        else:
+            if self.set_running_or_notify_cancel():
+                self.set_result(result)
+
+
+class LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        Raises OSError if the process cannot open more files, and BusStateError if it is ending, or
+        if its threads are greenlets.
+        """
+        self._creator = threading.get_native_id()
+        started: concurrent.futures.Future[LoopCalls] = concurrent.futures.Future()
+        self._stopping = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._main, args=(started,), name="eventbus.sync", daemon=True
+        )
+        try:
+            self._thread.start()
+        except RuntimeError as exc:  # Python 3.12.0 and .1 start none after the main thread's end
+            raise BusStateError(f"no background thread can be started: {exc}") from None
+        self.calls = started.result()
+
+    def _main(self, started: concurrent.futures.Future[LoopCalls]) -> None:
+        try:
+            if threading.get_native_id() == self._creator:
+                raise BusStateError(_GREENLETS)  # noqa: TRY301 - the caller gets it
+            runner = asyncio.Runner()
+            calls = LoopCalls(runner.get_loop())
+        except BaseException as exc:  # noqa: BLE001 - such as too many open files
+            started.set_exception(exc)
+            return
+        try:
+            with runner:
+                runner.run(self._serve(started, calls))
+        finally:
+            calls.close()
+
+    async def _serve(self, started: concurrent.futures.Future[LoopCalls], calls: LoopCalls) -> None:
+        started.set_result(calls)
+        await self._stopping.wait()
+
+    def finish(self, last: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run `last`, then end the loop and the thread, and with them the calls that still wait.
+
+        Gives up when the loop is busy for longer than `EXIT_S`: the thread is a daemon. Raises
+        BusStateError in the thread itself.
+        """
+        if threading.current_thread() is self._thread:
+            raise BusStateError(
+                "eventbus.sync.close() was called by a listener, in the thread that it would end"
+            )
+        try:
+            self.calls.run(last, EXIT_S + _BUSY_S)
+        except TimeoutError:
+            _log.warning("a listener blocks the loop of eventbus.sync, which was left running")
+        except BusStateError:
+            _log.warning("the loop of eventbus.sync has ended before its buses were closed")
+        finally:
+            self.calls.wake(self._stopping.set)
+            self._thread.join(_BUSY_S)
+            self.calls.close()
+
+
+def refuse_in_event_loop(what: str, remedy: str) -> None:
+    """Raise BusStateError in a thread whose event loop is running, which `what` would block."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise BusStateError(f"{what} would block the event loop that runs in this thread: {remedy}")
