@@ -1,6 +1,7 @@
 """The WebSocket node: bridges subjects to clients.
 
-An application's own module (EDGE_APP) takes from here what it needs to say who may join what:
+An application's own module (EDGE_APP) imports from here what it needs to define who may join which
+channel:
 
     from eventbus_edge import Claims, channels
 
@@ -9,15 +10,15 @@ An application's own module (EDGE_APP) takes from here what it needs to say who 
         return await teams.has_member(team_id, user.user_id)
 """
 
-from eventbus_edge.access.rules import (
+from eventbus_edge.access import (
     ANYONE,
     AUTHENTICATED,
     NOBODY,
     ChannelRules,
+    Claims,
     Rule,
     Who,
     channels,
 )
-from eventbus_edge.access.tokens import Claims
 
 __all__ = ["ANYONE", "AUTHENTICATED", "NOBODY", "ChannelRules", "Claims", "Rule", "Who", "channels"]

@@ -11,13 +11,10 @@ from eventbus.errors import (
     ConfigError,
     EventBusError,
 )
+from eventbus.user_code import printable
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.logs import configure
-from eventbus_edge.process.serving import serve
-from eventbus_edge.process.supervisor import (
-    READY,
-    Supervisor,
-)
+from eventbus_edge.process import READY, Supervisor, serve
 
 if sys.platform != "win32":
     import resource
@@ -45,10 +42,10 @@ def main() -> int:
             _load_configured_application(settings)
             runner.run(serve(settings, bus_settings, on_ready=_announce))
     except ConfigError as exc:
-        print(f"error: {exc}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(str(exc))}", file=sys.stderr)  # noqa: T201
         return 2
     except EventBusError as exc:
-        print(f"error: {exc}", file=sys.stderr)  # noqa: T201
+        print(f"error: {printable(str(exc))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -79,6 +76,8 @@ def _announce(address: str) -> None:
     # has less to scan, which makes each new connection a seventh cheaper.
     gc.collect()
     gc.freeze()
+    # Connections leave hardly any cycles behind, so rare collections are enough.
+    gc.set_threshold(10_000, 10, 10)
     socket = address.replace("http", "ws", 1)
     print(f"{READY}{address} (WebSocket at {socket}/ws)", flush=True)  # noqa: T201
 

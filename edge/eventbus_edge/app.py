@@ -1,67 +1,49 @@
 """The application: its routes, and the parts that start and end with it."""
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Mapping,
-)
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from aiohttp import web
 
 from eventbus.application import import_modules
 from eventbus.bus import EventBus
 from eventbus.channels import DEFAULT_NAMESPACE
 from eventbus.config import Settings
-from eventbus_edge.access.jwks import Jwks
-from eventbus_edge.access.rules import (
+from eventbus.events import current
+from eventbus_edge.access import (
+    AllowedOrigins,
     ChannelRules,
+    Jwks,
+    TokenVerifier,
     channels,
-)
-from eventbus_edge.access.rules_file import read_rules
-from eventbus_edge.access.tokens import TokenVerifier
-from eventbus_edge.access.verifiers import (
     fetched_keys,
     make_verifier,
+    read_rules,
 )
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.http.api import add_api
-from eventbus_edge.http.contract import (
-    ContractDocument,
-    checked_events,
-)
-from eventbus_edge.http.endpoints import (
-    healthz,
-    metrics,
-    problems,
-    rate_limited,
-    readyz,
-)
-from eventbus_edge.http.pages import (
+from eventbus_edge.http import (
     STATIC,
-    add_dashboard,
-    add_docs,
-    add_static,
+    ContractDocument,
+    Runner,
+    add_api,
+    add_endpoints,
+    add_middleware,
+    add_pages,
+    checked_events,
+    client_certificates,
 )
-from eventbus_edge.http.server import Runner
-from eventbus_edge.http.tls import client_certificates
-from eventbus_edge.http.traces import traces
-from eventbus_edge.keys import (
-    NODE,
-    WORKERS_METRICS,
-)
-from eventbus_edge.metrics.workers import WorkersMetrics
-from eventbus_edge.node import Node
-from eventbus_edge.protocols.base import WireProtocol
-from eventbus_edge.protocols.native import NATIVE
-from eventbus_edge.sessions.client_events import ClientEvents
-from eventbus_edge.transports.sse import add_sse
-from eventbus_edge.transports.websocket import (
-    add_websocket,
-    answer_extensions,
-)
+from eventbus_edge.keys import METRICS, NODE, PATHS, WORKERS_METRICS, all_nodes
+from eventbus_edge.metrics import NodesMetrics, WorkersMetrics
+from eventbus_edge.node import Extension, Node, Tenant
+from eventbus_edge.protocols import NATIVE, WireProtocol
+from eventbus_edge.pusher import add_pusher
+from eventbus_edge.sessions import ClientEvents
+from eventbus_edge.transports import MAX_CLOSE_S, add_sse, add_websocket
 
 __all__ = ["STATIC", "WEBSOCKETS", "create_app", "make_runner"]
 
@@ -99,39 +81,47 @@ def create_app(
     namespace = bus.namespace if isinstance(bus, Settings) else bus.subjects.namespace
     contract = ContractDocument(settings, namespace or DEFAULT_NAMESPACE)
     client_events = checked_events(settings, contract)
-    app = web.Application(middlewares=[traces, problems, rate_limited])
+    AllowedOrigins(settings.cors_allowed_origins)  # refuses the start before the bus is opened
+    app = web.Application()
+    add_middleware(app)
     if settings.tls_client_ca:
         app.middlewares.append(client_certificates())
-    app.cleanup_ctx.append(_node(settings, bus, rules, verifier, client_events))
+    extension, tenants = add_pusher(app, settings, rules)
+    app[PATHS] = {path: tenant.name for tenant in tenants for path in tenant.paths}
+    app.cleanup_ctx.append(
+        _node(settings, bus, rules, verifier, client_events, extension=extension)
+    )
+    if tenants:
+        app.cleanup_ctx.append(_tenants(tenants, bus, rules, keys, client_events))
     if settings.worker_socket:
         app.cleanup_ctx.append(_sharing_metrics)
     if keys is not None:
         app.cleanup_ctx.append(_fetching(keys))
     app.on_shutdown.append(_drain)
     app.on_response_prepare.append(_hide_versions)
-    app.on_response_prepare.append(answer_extensions)
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", metrics)
+    add_endpoints(app)
     add_api(app)
-    add_docs(app, contract)
-    add_dashboard(app)
+    add_pages(app, contract)
     add_sse(app, "/sse", NATIVE)
+    by_path = dict(websockets)
+    for each in (*(tenant.extension for tenant in tenants), extension):
+        by_path |= each.websockets
     if settings.websocket_enabled:
-        for path, protocol in websockets.items():
+        for path, protocol in by_path.items():
             add_websocket(app, path, protocol)
-    add_static(app)
     return app
 
 
 async def _sharing_metrics(app: web.Application) -> AsyncIterator[None]:
     node = app[NODE]
     workers = app[WORKERS_METRICS] = WorkersMetrics(
-        node.metrics.registry, Path(node.settings.worker_socket), node.metrics.workers_missing
+        app[METRICS], Path(node.settings.worker_socket), node.metrics.workers_missing
     )
-    await workers.open()
-    yield
-    await workers.aclose()
+    try:
+        await workers.open()
+        yield
+    finally:
+        await workers.aclose()
 
 
 def _fetching(keys: Jwks) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -152,6 +142,8 @@ def _node(
     rules: ChannelRules,
     verifier: TokenVerifier | None,
     client_events: ClientEvents | None,
+    *,
+    extension: Extension,
 ) -> Callable[[web.Application], AsyncIterator[None]]:
     async def lifetime(app: web.Application) -> AsyncIterator[None]:
         own = EventBus(bus) if isinstance(bus, Settings) else None
@@ -160,14 +152,68 @@ def _node(
         if own is not None:
             await own.open()
         try:
-            node = Node(open_bus, settings, rules, verifier, client_events)
-            await node.start()
-            app[NODE] = node
-            yield
-            await node.aclose()
+            node = Node(
+                open_bus,
+                settings,
+                rules,
+                verifier,
+                client_events,
+                extension=extension,
+            )
+            try:
+                await node.start()
+                app[NODE] = node
+                app[METRICS] = NodesMetrics(
+                    node.metrics,
+                    lambda: {name: each.metrics for name, each in node.tenants.items()},
+                )
+                yield
+            finally:
+                await node.aclose()
         finally:
             if own is not None:
                 await own.aclose()
+
+    return lifetime
+
+
+def _tenants(
+    tenants: Sequence[Tenant],
+    bus: EventBus | Settings,
+    rules: ChannelRules,
+    keys: Jwks | None,
+    client_events: ClientEvents | None,
+) -> Callable[[web.Application], AsyncIterator[None]]:
+    """The tenants' nodes, each on a bus with a namespace of its own."""
+    settings = bus if isinstance(bus, Settings) else bus.settings
+    namespaces = [f"{settings.namespace}_{tenant.name}" for tenant in tenants]
+    # In development, a bus uses the embedded server of the process, if there is one.
+    shared = msgspec.structs.replace(settings, environment="development")
+    buses = [EventBus(msgspec.structs.replace(shared, namespace=each)) for each in namespaces]
+    verifiers = [
+        make_verifier(tenant.settings, keys if tenant.settings.jwt_jwks_url else None)
+        for tenant in tenants
+    ]
+
+    async def lifetime(app: web.Application) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as parts:
+            for tenant, own, verifier in zip(tenants, buses, verifiers, strict=True):
+                await parts.enter_async_context(own)
+                current.leave(own)  # the application's code dispatches on its own bus
+                node = Node(
+                    own,
+                    tenant.settings,
+                    rules,
+                    verifier,
+                    client_events,
+                    extension=tenant.extension,
+                    host=app[NODE],
+                )
+                parts.push_async_callback(node.aclose)
+                await node.start()
+                app[NODE].add_tenant(tenant.name, node)
+                _log.info("app %s has the namespace %s", tenant.name, own.subjects.namespace)
+            yield
 
     return lifetime
 
@@ -178,10 +224,15 @@ async def _hide_versions(_request: web.Request, response: web.StreamResponse) ->
 
 
 async def _drain(app: web.Application) -> None:
-    connections = app[NODE].connections
+    await asyncio.gather(*(_drain_node(node) for node in all_nodes(app)))
+
+
+async def _drain_node(node: Node) -> None:
+    connections = node.connections
     await connections.drain()
     # Some remain after a second signal, or after a handshake that was under way.
     connections.close_remaining()
+    await connections.sockets_ended(MAX_CLOSE_S)
 
 
 def make_runner(app: web.Application, request_timeout: float = 75.0) -> web.AppRunner:

@@ -15,6 +15,9 @@ class Deadlines:
         self._current: dict[str, int] = {}
         self._numbers = itertools.count()
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._current
+
     def set(self, key: str, when: float) -> None:
         """Make `key` due at `when`."""
         number = next(self._numbers)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from eventbus.errors import ConfigError
+from eventbus.user_code import printable
 from eventbus_edge.config import EdgeSettings
 
 __all__ = ["main"]
@@ -36,13 +37,13 @@ def main() -> int:
         with opener.open(url, timeout=_TIMEOUT_S) as response:
             body = response.read(1000).decode(errors="replace")
             if '"degraded"' in body:
-                print(body, file=sys.stderr)  # noqa: T201
+                print(printable(body), file=sys.stderr)  # noqa: T201
             return 0
     except urllib.error.HTTPError as exc:
         fault = f"{exc.code}: {exc.read(1000).decode(errors='replace')}"
     except (ConfigError, OSError) as exc:
         fault = str(exc)
-    print(f"not ready: {fault}", file=sys.stderr)  # noqa: T201
+    print(f"not ready: {printable(fault)}", file=sys.stderr)  # noqa: T201
     return 1
 
 

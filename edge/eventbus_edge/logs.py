@@ -2,7 +2,6 @@
 
 import datetime
 import logging
-import re
 import sys
 from typing import (
     Final,
@@ -12,19 +11,14 @@ from typing import (
 
 import msgspec
 
-from eventbus.user_code import (
-    traceback_of,
-    valid_text,
-)
+from eventbus.log_lines import exception_of, message_of, safe_lines
+from eventbus.user_code import printable
 
 __all__ = ["ConsoleFormatter", "JsonFormatter", "LogFormat", "configure", "connection_logger"]
 
 
 LogFormat = Literal["console", "json"]
 
-# A JWT has three parts in base64url; the first two begin with an encoded '{"' (RFC 7519 §3).
-_TOKEN: Final = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
-_HIDDEN: Final = "<token>"
 _COLOURS: Final = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 _PLAIN: Final = "\x1b[0m"
 _encode: Final = msgspec.json.Encoder().encode
@@ -61,11 +55,12 @@ class ConsoleFormatter(logging.Formatter):
         level = f"{record.levelname:<7}"
         if self._colour and record.levelname in _COLOURS:
             level = f"{_COLOURS[record.levelname]}{level}{_PLAIN}"
-        text = f"{time:%H:%M:%S}.{int(record.msecs):03d} {level} {record.name}: {_text(record)}"
+        text = f"{time:%H:%M:%S}.{int(record.msecs):03d} {level} {record.name}: "
+        text += message_of(record)
         if (connection := _connection(record)) is not None:
             text += f" [connection={connection}]"
         if record.exc_info:
-            text += f"\n{_exception(record)}"
+            text += f"\n{safe_lines(exception_of(record))}"
         return text
 
 
@@ -78,31 +73,15 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.datetime.fromtimestamp(record.created, datetime.UTC),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _text(record),
+            "message": message_of(record),
         }
         if (connection := _connection(record)) is not None:
             fields["connection"] = connection
         if record.exc_info:
-            fields["exception"] = _exception(record)
+            fields["exception"] = printable(exception_of(record), keep="\n\t")
         return _encode(fields).decode()
-
-
-def _text(record: logging.LogRecord) -> str:
-    # With line breaks, text quoted in a message could pass for separate log lines.
-    text = _hide(record.getMessage())
-    return valid_text(text).replace("\r", "\\r").replace("\n", "\\n")
-
-
-def _exception(record: logging.LogRecord) -> str:
-    """The traceback; a broken exception does not lose the record."""
-    exc = record.exc_info[1] if record.exc_info else None
-    return "" if exc is None else _hide(traceback_of(exc).rstrip("\n"))
 
 
 def _connection(record: logging.LogRecord) -> str | None:
     value = getattr(record, "connection", None)
     return value if isinstance(value, str) else None
-
-
-def _hide(text: str) -> str:
-    return _TOKEN.sub(_HIDDEN, text)

@@ -1,64 +1,60 @@
 """An edge node: builds its parts, starts and closes them."""
 
 import asyncio
+import collections
+import contextlib
 import logging
 import re
 import secrets
 import socket
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import (
     Final,
     NamedTuple,
 )
 
 from eventbus.bus import EventBus
-from eventbus.drivers.base import counters_of
+from eventbus.cluster import Cluster
+from eventbus.drivers import counters_of
+from eventbus.errors import BusStateError
 from eventbus.tasks import Shutdown
-from eventbus_edge.access.admission import Admission
-from eventbus_edge.access.authenticator import Authenticator
-from eventbus_edge.access.authorizers import Authorizers
-from eventbus_edge.access.hosts import (
+from eventbus_edge.access import (
+    Admission,
+    Authenticator,
+    Authorizers,
+    ChannelRules,
     Hosts,
     Origins,
+    Revoker,
+    Tickets,
+    TokenVerifier,
 )
-from eventbus_edge.access.revoker import Revoker
-from eventbus_edge.access.rules import ChannelRules
-from eventbus_edge.access.tickets import Tickets
-from eventbus_edge.access.tokens import TokenVerifier
 from eventbus_edge.background import Background
-from eventbus_edge.cluster.census import (
-    Census,
-    LocalNode,
-)
-from eventbus_edge.cluster.cluster import Cluster
-from eventbus_edge.cluster.watch import Watch
+from eventbus_edge.cluster import Census, Counted, LocalNode, SubscriptionCounts, Watch, Watchers
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.delivery.bus_health import BusHealth
-from eventbus_edge.delivery.hub import Hub
-from eventbus_edge.delivery.outbox import Unsent
-from eventbus_edge.delivery.quarantine import Quarantine
-from eventbus_edge.delivery.traffic import Traffic
-from eventbus_edge.delivery.wire import Wires
-from eventbus_edge.framing.deflate import DeflatedFramings
-from eventbus_edge.lifecycle.node import Lifecycle
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.presence.channels import PresenceChannels
+from eventbus_edge.delivery import BusHealth, Hub, Quarantine, Traffic, Unsent, Wires
+from eventbus_edge.framing import DeflatedFramings
+from eventbus_edge.lifecycle import Lifecycle, Receiver
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.presence import PresenceChannels
 from eventbus_edge.problem import (
     Problem,
     retry_after,
 )
-from eventbus_edge.sessions.client_events import ClientEvents
-from eventbus_edge.sessions.clock import Clock
-from eventbus_edge.sessions.connection import Parts
-from eventbus_edge.sessions.connections import (
+from eventbus_edge.protocols import SubscriptionsCounted, WireProtocol
+from eventbus_edge.sessions import (
     Acceptor,
+    Channels,
+    ClientEvents,
+    Clock,
     Connections,
+    Parts,
+    Pauses,
+    Queries,
 )
-from eventbus_edge.sessions.joining import Channels
-from eventbus_edge.sessions.pauses import Pauses
-from eventbus_edge.sessions.queries import Queries
 
-__all__ = ["Access", "Node"]
+__all__ = ["Access", "Extension", "Node", "Tenant"]
 
 
 _log = logging.getLogger(__name__)
@@ -66,8 +62,30 @@ _log = logging.getLogger(__name__)
 _MAX_BACKGROUND: Final = 1000
 
 
+class Extension(NamedTuple):
+    """What a further protocol adds to a node, beside its HTTP routes."""
+
+    websockets: Mapping[str, WireProtocol] = {}
+    """Protocols by path."""
+    receivers: Sequence[Receiver] = ()
+    """Receivers of webhooks."""
+    is_counted: Callable[[str], bool] | None = None
+    """Whether the subscriptions of a channel are counted over all nodes; None: nothing is."""
+
+
+class Tenant(NamedTuple):
+    """A group of clients with a namespace and a node of their own, in the same process."""
+
+    name: str
+    """Its name in metrics and logs. Its namespace is `<namespace of the process>_<name>`."""
+    settings: EdgeSettings
+    extension: Extension
+    paths: Sequence[str]
+    """The first two segments of the paths that its node serves, such as `/apps/1001`."""
+
+
 class Access(NamedTuple):
-    """What decides who gets in, and to which channels."""
+    """The parts that decide who may connect, and to which channels."""
 
     hosts: Hosts
     origins: Origins
@@ -76,6 +94,8 @@ class Access(NamedTuple):
     rules: ChannelRules
     authorizers: Authorizers
     revoker: Revoker
+    unsent: Unsent
+    """The unsent data of all clients of the process."""
 
 
 class Node:
@@ -88,10 +108,14 @@ class Node:
         rules: ChannelRules,
         verifier: TokenVerifier | None,
         client_events: ClientEvents | None = None,
+        *,
+        extension: "Extension" = Extension(),  # noqa: B008 - it is immutable
+        host: "Node | None" = None,
     ) -> None:
         """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused.
 
-        `client_events` checks the events that clients send, if given.
+        `client_events` checks the events that clients send, if given. `host` is the node of the
+        same process whose limits of connections, addresses and unsent bytes it shares.
         """
         driver, subjects = bus.driver, bus.subjects
         self.id = _node_id()
@@ -100,7 +124,9 @@ class Node:
         self.metrics = metrics = Metrics(lambda: counters_of(driver))
         self.bus_health = BusHealth(driver)
         self.connections = Connections(settings, metrics)
+        self._tenants: dict[str, Node] = {}
         self._address = ""
+        self._host = host
         self._pauses = Pauses(time.monotonic())
         self._shutdown = Shutdown()
         self._background = Background(_MAX_BACKGROUND, metrics.background_dropped.inc)
@@ -108,16 +134,37 @@ class Node:
             driver, subjects, self.id, lambda word: metrics.cluster_faults.labels(word).inc()
         )
         self._lifecycle = Lifecycle(
-            bus, self._cluster, settings, metrics, drop_gone=self.connections.drop_gone
+            bus,
+            self._cluster,
+            settings,
+            metrics,
+            receivers=extension.receivers,
+            drop_gone=self.connections.drop_gone,
+        )
+        on_cut = self.connections.close_slowest
+        self._unsent = (
+            Unsent(settings.max_unsent_bytes_total, on_cut)
+            if host is None
+            else host.access.unsent.share(on_cut)
         )
         self._hub = Hub(
             asyncio.get_running_loop().call_soon,
             self.connections.close_slow,
             metrics.tally.count_written,
-            unsent=Unsent(settings.max_unsent_bytes_total, self.connections.close_slowest),
+            unsent=self._unsent,
             on_use=self._lifecycle.use,
+            on_change=self._count_again,
         )
-        self.access = self._make_access(rules, verifier)
+        self._counts = SubscriptionCounts(
+            driver,
+            subjects,
+            self._cluster,
+            self._hub,
+            is_counted=extension.is_counted,
+            on_counted=self._counted,
+        )
+        self._watchers = Watchers(self._counts, self._hub, grace_s=settings.presence_grace)
+        self.access: Access = self._make_access(rules, verifier)
         self.traffic = Traffic(
             bus,
             settings,
@@ -142,6 +189,7 @@ class Node:
             rules=self.access.rules,
             metrics=metrics,
             presence=self.presence,
+            protocols=self._protocols,
         )
         self.census = Census(local, self._cluster, driver, settings.max_questions)
         self._watch = Watch(local, self._cluster, driver, self.traffic)
@@ -152,6 +200,7 @@ class Node:
             on_lag=metrics.loop_lag.observe,
         )
         self.acceptor = self._make_acceptor(client_events)
+        self._sent: collections.Counter[str] = collections.Counter()
         self.wires = Wires(_deflated(settings, metrics))
         self._set_gauges()
 
@@ -172,11 +221,15 @@ class Node:
             behind_proxies=bool(settings.trusted_proxies),
         )
         guarded = rules.guarded(revoker.forbids)
-        unsent = self._hub.unsent
         return Access(
             hosts=hosts,
             origins=Origins(settings.cors_allowed_origins, hosts),
-            admission=Admission(settings, metrics, lambda: unsent.is_over),
+            admission=Admission(
+                settings,
+                metrics,
+                lambda: self._unsent.is_over,
+                within=None if self._host is None else self._host.access.admission,
+            ),
             authenticator=Authenticator(
                 verifier,
                 Tickets(settings.api_key or settings.jwt_secret, leeway_s=settings.jwt_leeway),
@@ -191,6 +244,7 @@ class Node:
                 lambda fault: metrics.authorizer_faults.labels(fault).inc(),
             ),
             revoker=revoker,
+            unsent=self._unsent,
         )
 
     def _make_acceptor(self, client_events: ClientEvents | None) -> Acceptor:
@@ -202,10 +256,12 @@ class Node:
             admission=access.admission,
             revoker=access.revoker,
             channels=Channels(self.traffic, self._hub, self.presence),
-            queries=Queries(self.traffic, access.admission, self.census),
+            queries=Queries(self.traffic, access.admission, self.census, self.presence),
             clock=self._clock,
             client_events=client_events,
             metrics=self.metrics,
+            record=self._lifecycle.record,
+            watchers=self._watchers,
         )
         return Acceptor(self.connections, parts, access.rules, self.settings)
 
@@ -220,34 +276,53 @@ class Node:
         metrics.presence_members.set_function(lambda: float(presence.counts()[1]))
 
     async def start(self) -> None:
-        """Join the cluster, and start the clock. Raises a DriverError."""
-        await self._lifecycle.prepare()
-        await self.census.open()
-        await self.access.revoker.start()
-        await self._lifecycle.start()
-        self._watch.start()
-        self._pauses.look(time.monotonic())
-        self._clock.start()
-        self.bus_health.start()
+        """Join the cluster, and start the clock. Raises a DriverError.
+
+        Raises BusStateError when another task closes the node meanwhile, or has closed it.
+        """
+        async with self._shutdown.opening(lambda: BusStateError("the node was closed")):
+            await self._lifecycle.prepare()
+            await self.census.open()
+            await self.access.revoker.start()
+            await self._lifecycle.start()
+            self._watch.start()
+            await self._counts.start()
+            self._pauses.check(time.monotonic())
+            self._clock.start()
+            self.bus_health.start()
 
     async def aclose(self) -> None:
         """Close all parts. Connections must have been drained, or are cut."""
         await self._shutdown.run(self._aclose)
 
     async def _aclose(self) -> None:
-        await self.bus_health.aclose()
-        await self._clock.aclose()
-        await self._watch.aclose()
-        await self._lifecycle.aclose()
-        await self.access.revoker.aclose()
-        await self.census.aclose()
-        await self._background.aclose()
-        await self.connections.aclose()
-        await self.presence.aclose()
-        await self.traffic.aclose()
+        async with contextlib.AsyncExitStack() as parts:
+            for part in (  # closed from the last one to the first, although one may fail
+                self.traffic,
+                self.presence,
+                self.connections,
+                self._background,
+                self.census,
+                self.access.revoker,
+                self._lifecycle,
+                self._watch,
+                self._counts,
+                self._clock,
+                self.bus_health,
+            ):
+                parts.push_async_callback(part.aclose)
+
+    @property
+    def tenants(self) -> "Mapping[str, Node]":
+        """The nodes that share this node's limits, by tenant name."""
+        return self._tenants
+
+    def add_tenant(self, name: str, node: "Node") -> None:
+        """Add a node that was made with this one as its host, and has started."""
+        self._tenants[name] = node
 
     def listens_at(self, address: str) -> None:
-        """Take note of the URL that the node listens at, for the statistics of the cluster."""
+        """Record the URL that the node listens at, for the statistics of the cluster."""
         self._address = address
 
     def require_ready(self) -> None:
@@ -258,16 +333,44 @@ class Node:
             message = "this node is not connected to the bus"
             raise Problem("unavailable", message, headers=retry_after(2))
 
+    def _protocols(self) -> dict[str, int]:
+        """The number of connections per protocol; `<protocol>/<name>` for those of tenants."""
+        counts = dict(+self.connections.protocols)
+        for name, tenant in self._tenants.items():
+            for protocol, count in (+tenant.connections.protocols).items():
+                counts[f"{protocol}/{name}"] = count
+        return counts
+
+    def _count_again(self, channel: str) -> None:
+        self._counts.changed(channel)
+
+    def _counted(self, counted: Counted) -> None:
+        """Notify the subscribers of a channel, and receivers of webhooks, how many there are."""
+        notice = SubscriptionsCounted(counted.channel, counted.connections)
+        subscribers = self._hub.subscribers(counted.channel)
+        self._hub.fan_out(subscribers, lambda wire: wire.message(notice))
+        self._watchers.counted(counted.channel, counted.connections)
+        if counted.is_first:
+            self._lifecycle.record(notice)
+
     def _turn(self, now: float) -> None:
         """Do what is due several times a second."""
         self._notice_pause()
         access, metrics = self.access, self.metrics
         metrics.channels.set(self.traffic.channels)
-        access.admission.look(now)
-        metrics.unsent.set(self._hub.unsent.measure())
+        access.admission.measure(now)
+        self._watchers.turn(now)
+        self._count_sent()
+        metrics.unsent.set(self._unsent.measure())
         metrics.revocations.set(len(access.revoker.known))
-        if access.revoker.is_due(now):
-            self._background.start(access.revoker.keep_up(), "reading the revocations")
+
+    def _count_sent(self) -> None:
+        sent: collections.Counter[str] = collections.Counter()
+        for protocol, count in self.wires.sent():
+            sent[protocol] += count
+        for protocol, count in (sent - self._sent).items():
+            self.metrics.protocol_messages_out.labels(protocol).inc(count)
+        self._sent = sent
 
     def _notice_pause(self) -> None:
         """Catch up if the process was stopped: what happened meanwhile waits to be read.
@@ -276,11 +379,11 @@ class Node:
         before a client is let in, announced as a member, or closed as silent.
         """
         now = time.monotonic()
-        if not (paused := self._pauses.look(now)):
+        if not (paused := self._pauses.check(now)):
             return
         self.metrics.pauses.inc()
         _log.warning("the process was stopped, or its event loop blocked, for %.1f s", paused)
-        self.access.revoker.doubt()
+        self.access.revoker.invalidate()
         self.connections.resume(now)
 
 

@@ -7,7 +7,15 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["PROBLEM_JSON", "STATUS", "Problem", "ProblemDetails", "bad_token", "retry_after"]
+__all__ = [
+    "PROBLEM_JSON",
+    "STATUS",
+    "Problem",
+    "ProblemDetails",
+    "bad_token",
+    "internal_error",
+    "retry_after",
+]
 
 
 PROBLEM_JSON: Final = "application/problem+json"
@@ -30,6 +38,13 @@ STATUS: Final[Mapping[str, int]] = {
     # Only over HTTP.
     "certificate_required": 403,
     "not_found": 404,
+    "websocket_disabled": 404,
+    "method_not_allowed": 405,
+    "precondition_failed": 412,
+    "range_not_satisfiable": 416,
+    "upgrade_required": 426,
+    "invalid_version": 400,
+    "unsupported_version": 400,
     "internal": 500,
 }
 """The default status of each code."""
@@ -82,6 +97,11 @@ class Problem(Exception):
     def body(self) -> bytes:
         """The body: JSON of the media type PROBLEM_JSON."""
         return msgspec.json.encode(self.details())
+
+
+def internal_error() -> Problem:
+    """A 500 for a fault of the node itself, which is logged."""
+    return Problem("internal", "an internal error: see the log of the node")
 
 
 def bad_token(code: str, detail: str) -> Problem:

@@ -4,6 +4,7 @@ Only one header is read, the one that the proxies are known to set: a proxy that
 X-Forwarded-For passes on a client's own Forwarded header unchanged.
 """
 
+import functools
 import ipaddress
 import re
 from collections.abc import (
@@ -24,6 +25,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_HOPS: Final = 32
+_MAX_CACHED: Final = 64
+"""Characters of an address; anybody may send longer ones."""
 _IPV6_SITE_BITS: Final = 64
 _WITH_PORT: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|([0-9.]+):\d{1,5}", re.ASCII)
 # RFC 7239 §4: pairs of a token and a token or quoted string, separated by semicolons.
@@ -77,6 +80,11 @@ class ClientAddresses:
 
 def group(address: str) -> str:
     """The key of an address for limits: of IPv6 its /64, the share of one site (RFC 6177)."""
+    return _group(address) if len(address) <= _MAX_CACHED else _group.__wrapped__(address)
+
+
+@functools.lru_cache(maxsize=4096)  # several times for each request
+def _group(address: str) -> str:
     parsed = parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((parsed, _IPV6_SITE_BITS), strict=False))
@@ -99,6 +107,11 @@ def _forwarded_for(element: str) -> str:
 
 def parse_address(text: str) -> Address | None:
     """An IP address, with or without brackets and port; None for anything else."""
+    return _parse(text) if len(text) <= _MAX_CACHED else _parse.__wrapped__(text)
+
+
+@functools.lru_cache(maxsize=4096)  # several times for each request
+def _parse(text: str) -> Address | None:
     text = text.strip()
     if match := _WITH_PORT.fullmatch(text):
         text = match[1] or match[2]

@@ -1,13 +1,11 @@
 """Which new connections and requests a node accepts: limits on number, rate and memory."""
 
-import contextlib
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import (
     Callable,
-    Iterator,
     Mapping,
 )
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import (
     Final,
     Literal,
     NamedTuple,
+    Self,
     TypeAlias,
 )
 
@@ -24,7 +23,7 @@ from eventbus_edge.access.addresses import (
     group,
 )
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics import Metrics
 from eventbus_edge.problem import (
     Problem,
     retry_after,
@@ -33,11 +32,11 @@ from eventbus_edge.problem import (
 __all__ = [
     "MAX_KEYS",
     "Admission",
-    "Full",
+    "ConnectionLimitReached",
     "Paces",
-    "Place",
-    "PlaceLimits",
-    "Places",
+    "Slot",
+    "SlotLimits",
+    "Slots",
     "TokenBucket",
     "resident_bytes",
 ]
@@ -49,7 +48,7 @@ _STATM: Final = Path("/proc/self/statm")
 def resident_bytes() -> int | None:
     """The size of the resident set, from proc(5); None on systems without it.
 
-    `resource.getrusage` is not a substitute: it reports the peak, which never sinks.
+    `resource.getrusage` is not a substitute: it reports the peak, which never falls.
     """
     try:
         pages = int(_STATM.read_bytes().split()[1])
@@ -58,10 +57,11 @@ def resident_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-Limit: TypeAlias = Literal["connections", "address", "user"]
+Limit: TypeAlias = Literal["connections", "process", "address", "user"]
 
 
 MAX_KEYS: Final = 100_000
+_SWEEP_KEYS: Final = 5000
 """Channels, addresses or members whose rate is limited, about 200 bytes per key."""
 
 
@@ -113,10 +113,12 @@ class Paces:
         """Beyond `most_keys`, the oldest key is dropped before its bucket is full."""
         self.overflows = 0
         """How often that happened."""
-        self._rate = rate
+        self.rate = rate
+        """Tokens that a bucket gets per second."""
         self._burst = burst
         self._most_keys = most_keys
         self._buckets: dict[str, TokenBucket] = {}
+        self._unswept: list[str] = []
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -145,17 +147,25 @@ class Paces:
             if len(self._buckets) >= self._most_keys:
                 self.overflows += 1
                 del self._buckets[next(iter(self._buckets))]
-            bucket = self._buckets[key] = TokenBucket(self._rate, self._burst, now)
+            bucket = self._buckets[key] = TokenBucket(self.rate, self._burst, now)
         return bucket
 
     def sweep(self, now: float) -> None:
-        """Drop the keys with a full bucket. Call it regularly: it frees memory."""
-        rested = [key for key, bucket in self._buckets.items() if bucket.is_full(now)]
-        for key in rested:
-            del self._buckets[key]
+        """Drop keys with a full bucket. Call it regularly: it frees memory.
+
+        A call looks at some keys only, so that it takes a few milliseconds at most.
+        """
+        if not self._unswept:
+            self._unswept = list(self._buckets)
+        looked_at = self._unswept[-_SWEEP_KEYS:]
+        del self._unswept[-_SWEEP_KEYS:]
+        for key in looked_at:
+            bucket = self._buckets.get(key)
+            if bucket is not None and bucket.is_full(now):
+                del self._buckets[key]
 
 
-class Full(Exception):
+class ConnectionLimitReached(Exception):
     """A limit on connections is reached."""
 
     def __init__(self, limit: Limit, message: str) -> None:
@@ -163,7 +173,7 @@ class Full(Exception):
         self.limit: Limit = limit
 
 
-class PlaceLimits(NamedTuple):
+class SlotLimits(NamedTuple):
     """The limits on connections; the defaults are documented with the wire protocol."""
 
     connections: int = 50_000
@@ -171,11 +181,13 @@ class PlaceLimits(NamedTuple):
     per_user: int = 100
 
 
-class Places:
+class Slots:
     """Counts connections: all, per address and per user."""
 
-    def __init__(self, limits: PlaceLimits) -> None:
+    def __init__(self, limits: SlotLimits, within: "Slots | None" = None) -> None:
+        """`within` is the slots of the whole process, in which each connection counts too."""
         self._limits = limits
+        self._within = within
         self._total = 0
         self._addresses: Counter[str] = Counter()
         self._users: Counter[str] = Counter()
@@ -183,58 +195,85 @@ class Places:
     def __len__(self) -> int:
         return self._total
 
-    def enter(self, address: str) -> "Place":
-        """Count one more connection, until its place is left. Raises Full."""
+    def enter(self, address: str) -> "Slot":
+        """Count one more connection, until its slot is released. Raises ConnectionLimitReached."""
         limits = self._limits
         if self._total >= limits.connections:
-            raise Full(
-                "connections", f"this node holds {limits.connections} connections, its limit"
+            raise ConnectionLimitReached(
+                "connections",
+                f"this node has {limits.connections} connections: it allows no more "
+                f"({self._named('max_connections')})",
             )
         if self._addresses[address] >= limits.per_address:
-            raise Full(
+            raise ConnectionLimitReached(
                 "address",
-                f"{address} has {limits.per_address} connections, the limit for an address",
+                f"{address} has {limits.per_address} connections: this node allows no more "
+                "per address (BROADCAST_MAX_CONNECTIONS_PER_ADDRESS)",
             )
+        outer = None if self._within is None else self._enter_process(self._within, address)
         self._total += 1
         self._addresses[address] += 1
-        return Place(self, address)
+        return Slot(self, address, outer)
+
+    def _named(self, limit: str) -> str:
+        """The setting of a limit, as errors name it."""
+        return f"BROADCAST_{limit.upper()}" if self._within is None else f"{limit} of the app"
+
+    def _enter_process(self, process: "Slots", address: str) -> "Slot":
+        try:
+            return process.enter(address)
+        except ConnectionLimitReached as exc:
+            limit: Limit = "process" if exc.limit == "connections" else exc.limit
+            raise ConnectionLimitReached(limit, str(exc)) from None
 
     def _claim(self, user_id: str) -> None:
         if self._users[user_id] >= self._limits.per_user:
-            raise Full(
-                "user", f"this user has {self._limits.per_user} connections, the limit for a user"
+            raise ConnectionLimitReached(
+                "user",
+                f"this user has {self._limits.per_user} connections: this node allows no more per "
+                f"user ({self._named('max_connections_per_user')})",
             )
         self._users[user_id] += 1
 
-    def _leave(self, address: str, user_id: str | None) -> None:
+    def _release(self, address: str, user_id: str | None) -> None:
         self._total -= 1
         _drop(self._addresses, address)
         if user_id is not None:
             _drop(self._users, user_id)
 
 
-class Place:
+class Slot:
     """One counted connection, from its handshake to its end."""
 
-    __slots__ = ("_places", "_user_id", "address", "is_left")
+    __slots__ = ("_outer", "_slots", "_user_id", "address", "is_released")
 
-    def __init__(self, places: Places, address: str) -> None:
+    def __init__(self, slots: Slots, address: str, outer: "Slot | None") -> None:
+        """`outer` is its slot in the whole process; None if `slots` already counts all of it."""
         self.address = address
-        self.is_left = False
-        self._places = places
+        self._outer = outer
+        self.is_released = False
+        self._slots = slots
         self._user_id: str | None = None
 
     def claim(self, user_id: str) -> None:
-        """Count the connection for its user, once. Raises Full."""
+        """Count the connection for its user, once. Raises ConnectionLimitReached."""
         if self._user_id is None:
-            self._places._claim(user_id)  # noqa: SLF001 - a place is a part of its places
+            self._slots._claim(user_id)  # noqa: SLF001 - a slot is a part of its slots
             self._user_id = user_id
 
-    def leave(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
         """Stop counting the connection. Does nothing the second time."""
-        if not self.is_left:
-            self.is_left = True
-            self._places._leave(self.address, self._user_id)  # noqa: SLF001 - as above
+        if not self.is_released:
+            self.is_released = True
+            self._slots._release(self.address, self._user_id)  # noqa: SLF001 - as above
+            if self._outer is not None:
+                self._outer.release()
 
 
 def _drop(counts: Counter[str], key: str) -> None:
@@ -253,7 +292,23 @@ _JOINS_SAVED_S: Final = 10.0
 """How many seconds of a rate may be used at once after a rest."""
 _PRICE_OF_A_CHANNEL: Final = 0.1
 """The cost of each channel in a handshake, in requests."""
-_SWEEP_S: Final = 5.0
+_REPORT_S: Final = 5.0
+
+
+class ByAddress(NamedTuple):
+    """The rates per address, which all nodes of a process share."""
+
+    requests: Paces
+    history: Paces
+
+
+def _by_address(settings: EdgeSettings) -> ByAddress:
+    rate = settings.max_requests_per_address
+    # All connections of an address may reconnect at once, with something to spare.
+    burst = max(_REQUESTS_SAVED_S * rate, 2.0 * settings.max_connections_per_address)
+    requests = Paces(rate, burst)
+    rate = settings.max_history_per_address
+    return ByAddress(requests, Paces(rate, max(_HISTORY_SAVED_S * rate, 1.0)))
 
 
 class Admission:
@@ -264,41 +319,45 @@ class Admission:
         settings: EdgeSettings,
         metrics: Metrics,
         is_behind: Callable[[], bool] = lambda: False,
+        *,
+        within: "Admission | None" = None,
     ) -> None:
-        """`is_behind`: whether too much is unsent to accept connections. Raises ConfigError."""
-        self.places = Places(
-            PlaceLimits(
+        """`is_behind`: whether too much is unsent to accept connections.
+
+        `within` enforces the limits of the whole process: the number of its connections, and the
+        limits per address. Raises ConfigError.
+        """
+        self.slots: Slots = Slots(
+            SlotLimits(
                 settings.max_connections,
                 settings.max_connections_per_address,
                 settings.max_connections_per_user,
-            )
+            ),
+            None if within is None else within.slots,
         )
         rate = settings.max_whispers_per_channel
         self._whispers = Paces(rate, max(rate, 1.0))
         rate = settings.max_joins_per_member
         self._joins = Paces(rate, max(_JOINS_SAVED_S * rate, 1.0))
-        rate = settings.max_requests_per_address
-        # All connections of an address may reconnect at once, with something to spare.
-        burst = max(_REQUESTS_SAVED_S * rate, 2.0 * settings.max_connections_per_address)
-        self._requests = Paces(rate, burst)
-        rate = settings.max_history_per_address
-        self._history = Paces(rate, max(_HISTORY_SAVED_S * rate, 1.0))
+        self.by_address: ByAddress = _by_address(settings) if within is None else within.by_address
+        self._requests, self._history = self.by_address
         self._is_behind = is_behind
         self._sockets: Counter[str] = Counter()
+        self._handshakes: Counter[str] = Counter()
         # Sockets beyond those of connections: requests in progress, and silent sockets.
         self._max_sockets = 2 * settings.max_connections_per_address
         self._addresses = ClientAddresses(settings.trusted_proxies, settings.forwarded_header)
         self._max_memory = settings.max_memory
         self._metrics = metrics
         self._memory = 0
-        self._swept = 0.0
+        self._reported = 0.0
         if self._max_memory and resident_bytes() is None:
             raise ConfigError(
                 f"BROADCAST_MAX_MEMORY={self._max_memory}: this system does not report the memory "
                 "of a process (it has no /proc); allowed here: 0",
                 variable="BROADCAST_MAX_MEMORY",
             )
-        self.look(time.monotonic())
+        self.measure(time.monotonic())
 
     def opened(self, peer: str) -> bool:
         """Count a new socket of an address, silent or not; False if it has too many already."""
@@ -312,47 +371,53 @@ class Admission:
 
     def ended(self, peer: str) -> None:
         """A counted socket has ended."""
-        key = group(peer)
-        self._sockets[key] -= 1
-        if self._sockets[key] <= 0:
-            del self._sockets[key]
+        _drop(self._sockets, group(peer))
 
-    @contextlib.contextmanager
-    def arrival(self, peer: str | None, headers: Mapping[str, str]) -> Iterator[Place]:
-        """Count one more connection, from its handshake to its end. Raises Problem."""
+    def begin_handshake(self, peer: str) -> bool:
+        """Count a TLS handshake of an address; False if it has too many sockets already."""
+        if self._addresses.is_proxy(peer):
+            return True
+        key = group(peer)
+        if self._sockets[key] + self._handshakes[key] >= self._max_sockets:
+            return self._reached("sockets")
+        self._handshakes[key] += 1
+        return True
+
+    def end_handshake(self, peer: str) -> None:
+        """A counted handshake is complete, or has failed."""
+        _drop(self._handshakes, group(peer))
+
+    def arrive(self, peer: str | None, headers: Mapping[str, str]) -> Slot:
+        """Count one more connection, until its slot is released. Raises Problem."""
         if self.is_behind():
-            message = "too much waits for this node's slow clients"
+            message = "too much data waits for this node's slow clients"
             raise Problem("unavailable", message, headers=retry_after(_COME_AGAIN_S))
         if self._max_memory and self._memory >= self._max_memory:
             self._metrics.limits_reached.labels("memory").inc()
             message = f"this node has {self._max_memory} bytes of memory in use, its limit"
             raise Problem("unavailable", message, headers=retry_after(_COME_AGAIN_S))
         try:
-            place = self.places.enter(group(self._addresses.of(peer, headers)))
-        except Full as exc:
+            return self.slots.enter(group(self._addresses.of(peer, headers)))
+        except ConnectionLimitReached as exc:
             raise self._too_many(exc) from None
-        try:
-            yield place
-        finally:
-            place.leave()
 
     def is_behind(self) -> bool:
         """Whether too much is unsent to the node's clients to accept more work."""
         return self._is_behind() and not self._reached("unsent")
 
-    def claim(self, place: Place, user_id: str) -> None:
-        """Count a connection for its user. Raises Full."""
+    def claim(self, slot: Slot, user_id: str) -> None:
+        """Count a connection for its user. Raises ConnectionLimitReached."""
         try:
-            place.claim(user_id)
-        except Full as exc:
+            slot.claim(user_id)
+        except ConnectionLimitReached as exc:
             self._metrics.limits_reached.labels(exc.limit).inc()
             raise
 
-    def claim_early(self, place: Place, user_id: str) -> None:
+    def claim_early(self, slot: Slot, user_id: str) -> None:
         """The same during the handshake. Raises Problem."""
         try:
-            place.claim(user_id)
-        except Full as exc:
+            slot.claim(user_id)
+        except ConnectionLimitReached as exc:
             raise self._too_many(exc) from None
 
     def may_whisper(self, channel: str) -> bool:
@@ -376,7 +441,12 @@ class Admission:
         now = time.monotonic()
         if not self._requests.take(key, now):
             self._reached("requests")
-            raise Problem("rate_limited", "too many requests", headers=retry_after(1))
+            raise Problem(
+                "rate_limited",
+                f"too many requests from this address: at most {self._requests.rate:g} a second "
+                "are allowed (BROADCAST_MAX_REQUESTS_PER_ADDRESS)",
+                headers=retry_after(1),
+            )
         return key
 
     def charge_requests(self, key: str, cost: float) -> None:
@@ -398,15 +468,16 @@ class Admission:
         """Count stored messages that were read; an empty read costs as much as one message."""
         self._history.charge(address, time.monotonic(), max(messages, 1))
 
-    def look(self, now: float) -> None:
+    def measure(self, now: float) -> None:
         """Measure memory, and drop full buckets. Call it regularly."""
         if (memory := resident_bytes()) is not None:
             self._memory = memory
             self._metrics.memory.set(memory)
-        if now - self._swept >= _SWEEP_S:
-            self._swept = now
+        for paces in self._paces.values():
+            paces.sweep(now)
+        if now - self._reported >= _REPORT_S:
+            self._reported = now
             for name, paces in self._paces.items():
-                paces.sweep(now)
                 if overflows := paces.take_overflows():
                     _log.warning(
                         "%d %s were forgotten too early: their limit did not hold for them",
@@ -427,7 +498,9 @@ class Admission:
         self._metrics.limits_reached.labels(limit).inc()
         return False
 
-    def _too_many(self, exc: Full) -> Problem:
+    def _too_many(self, exc: ConnectionLimitReached) -> Problem:
         self._metrics.limits_reached.labels(exc.limit).inc()
         again = retry_after(_COME_AGAIN_S)
+        if exc.limit == "process":
+            return Problem("unavailable", str(exc), headers=again)
         return Problem("limit_exceeded", str(exc), status=429, headers=again)

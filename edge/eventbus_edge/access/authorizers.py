@@ -1,4 +1,4 @@
-"""The application's authorizers: asked within a time limit; a fault of theirs denies."""
+"""Asks the application's authorizers within a time limit; one that fails denies."""
 
 import asyncio
 import functools
@@ -40,7 +40,7 @@ class Authorizers:
     def __init__(
         self, rules: ChannelRules, timeout_s: float, on_fault: Callable[[Fault], object]
     ) -> None:
-        """`on_fault` gets each fault of an authorizer; one slower than `timeout_s` has a fault."""
+        """`on_fault` gets each fault of an authorizer; taking longer than `timeout_s` is one."""
         self._rules = rules
         self._timeout_s = timeout_s
         self._on_fault = on_fault
@@ -69,8 +69,8 @@ async def ask(
     """Call the question's authorizer and return its decision.
 
     An exception denies. So does an answer after `limit_s` seconds, and one that is neither a bool
-    nor a mapping that can be JSON. These faults are logged and named in the answer's `fault`. Only
-    a cancellation is raised.
+    nor a mapping that can be encoded as JSON. These faults are logged and named in the answer's
+    `fault`. Only a cancellation is raised.
     """
     authorizer, channel = question.authorizer, question.channel
     log = connection_logger(_log, connection_id)
@@ -104,7 +104,7 @@ async def ask(
 
 def _read_info(verdict: object) -> dict[str, Any]:
     if not isinstance(verdict, Mapping):
-        raise TypeError(f"got {type(verdict).__name__}; allowed are bool and mapping")
+        raise TypeError(f"got {type(verdict).__name__}; allowed: a bool or a mapping")
     # Encoded here once: info that is not JSON must not fail later, in an announcement to members.
     encoded = msgspec.json.encode(dict(verdict))
     return msgspec.json.decode(encoded, type=dict[str, Any])

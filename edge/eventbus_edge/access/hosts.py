@@ -9,10 +9,10 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.ratelimit import RateLimitedLog
+from eventbus.attempts import RateLimitedLog
 from eventbus_edge.access.addresses import parse_address
 from eventbus_edge.access.origins import (
-    check_origin,
+    AllowedOrigins,
     parse_host,
 )
 from eventbus_edge.problem import Problem
@@ -27,6 +27,7 @@ _PROXIED: Final = frozenset({
 })  # fmt: skip
 """Headers that proxies add, in addition to those with a prefix of `_PROXIED_PREFIXES`."""
 _PROXIED_PREFIXES: Final = ("x-forwarded", "x-envoy-", "x-proxy")
+_NO_OTHERS: Final = AllowedOrigins(())
 
 
 class Hosts:
@@ -91,7 +92,7 @@ class Hosts:
         hosts = given.get("host", [])
         if len(hosts) != 1 or not self._is_local(hosts[0]):
             return "its Host is not localhost, a loopback address or one of BROADCAST_ALLOWED_HOSTS"
-        if any(not check_origin(origin, hosts[0], ()) for origin in given.get("origin", ())):
+        if not all(_NO_OTHERS.allows(origin, hosts[0]) for origin in given.get("origin", ())):
             return "its Origin is another host's"
         return ""
 
@@ -137,7 +138,8 @@ class Origins:
     def __init__(
         self, allowed: Sequence[str], hosts: Hosts, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._allowed = allowed
+        """Raises ConfigError for an entry of `allowed` that no origin can match."""
+        self._allowed = AllowedOrigins(allowed)
         self._hosts = hosts
         self._refusals = RateLimitedLog(_log, clock=clock)
 
@@ -146,7 +148,7 @@ class Origins:
 
         If the Host is not the node's own, its origin does not count as the same host.
         """
-        return check_origin(origin, host if self._hosts.is_own(host) else "", self._allowed)
+        return self._allowed.allows(origin, host if self._hosts.is_own(host) else "")
 
     def require_host(self, host: str) -> None:
         """Raises Problem for a Host header that a page of a foreign site may have caused.
@@ -164,11 +166,16 @@ class Origins:
 
     def require(self, origin: str | None, host: str) -> None:
         """Raises Problem for an Origin header that is not allowed."""
-        if self.allows(origin, host):
+        if origin is None or self.allows(origin, host):
             return
+        shown = origin[:_SHOWN]
         self._refusals.warning(
             "refused a request from origin %a: add it to CORS_ALLOWED_ORIGINS or, if it is a name "
             "of this node, to BROADCAST_ALLOWED_HOSTS",
-            (origin or "")[:_SHOWN],
+            shown,
         )
-        raise Problem("forbidden", "the request's origin is not allowed")
+        raise Problem(
+            "forbidden",
+            f"the request's origin {shown!a} is not allowed: add it to CORS_ALLOWED_ORIGINS of "
+            "this node or, if it is a name of this node, to BROADCAST_ALLOWED_HOSTS",
+        )

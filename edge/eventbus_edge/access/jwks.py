@@ -18,11 +18,14 @@ import aiohttp
 import jwt
 import msgspec
 
+from eventbus.attempts import OutageLog
 from eventbus.errors import ConfigError
+from eventbus.messages import decode_json, json_decoder
 from eventbus.urls import (
     fault_text,
     is_web_address,
     mask_url,
+    proxy_for,
 )
 from eventbus_edge.access.token_keys import fitting_algorithms
 from eventbus_edge.access.tokens import TokenRejected
@@ -61,6 +64,10 @@ class _KeySet(msgspec.Struct):
     keys: list[msgspec.Raw]
 
 
+_decode_key: Final = json_decoder(_Jwk)
+_decode_set: Final = json_decoder(_KeySet)
+
+
 def read_key_set(payload: bytes, algorithms: frozenset[str]) -> list[Key]:
     """The keys of a JWK set that fit one of `algorithms`; other keys are ignored (§5).
 
@@ -68,8 +75,8 @@ def read_key_set(payload: bytes, algorithms: frozenset[str]) -> list[Key]:
     payload is not a JWK set, or none of its keys fits.
     """
     try:
-        entries = msgspec.json.decode(payload, type=_KeySet).keys
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        entries = _decode_set(payload).keys
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise BadKeySet(f"it is not a JWK set: {exc}") from None
     if len(entries) > MAX_KEYS:
         raise BadKeySet(f"it has {len(entries)} keys; at most {MAX_KEYS} are allowed")
@@ -81,15 +88,15 @@ def read_key_set(payload: bytes, algorithms: frozenset[str]) -> list[Key]:
 
 def _read_key(entry: bytes, algorithms: frozenset[str]) -> Key | None:
     try:
-        about = msgspec.json.decode(entry, type=_Jwk)
+        about = _decode_key(entry)
         if about.kty not in _ASYMMETRIC or about.use not in (None, "sig"):
             return None
         if about.key_ops is not None and "verify" not in about.key_ops:
             return None
-        public = {k: v for k, v in msgspec.json.decode(entry).items() if k not in ("d", "alg")}
+        public = {k: v for k, v in decode_json(entry).items() if k not in ("d", "alg")}
         algorithm = {"RSA": "RS256", "OKP": "EdDSA"}.get(about.kty)
         key = jwt.PyJWK(public, algorithm).key
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, jwt.PyJWTError, ValueError):
+    except (msgspec.DecodeError, UnicodeDecodeError, jwt.PyJWTError, ValueError):
         return None
     fitting = algorithms.intersection(fitting_algorithms(key))
     if about.alg is not None:
@@ -117,7 +124,9 @@ class Jwks:
                 variable="JWT_JWKS_URL",
             )
         self._url = url
+        self._proxy = proxy_for(url)
         self._shown = mask_url(url)
+        self._outage = OutageLog(_log, "the keys of %s can be read again", self._shown)
         self._algorithms = algorithms
         self._max_age_s = max_age_s
         self._cooldown_s = cooldown_s
@@ -136,6 +145,11 @@ class Jwks:
         self._on_fetch = on_fetch
         self._session = aiohttp.ClientSession(timeout=self._timeout)
         await self._refresh()
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The algorithms of the keys that are known."""
+        return tuple(sorted({name for key in self._keys for name in key.algorithms}))
 
     async def aclose(self) -> None:
         """Close the HTTP session; can be called twice."""
@@ -184,17 +198,20 @@ class Jwks:
         except Exception as exc:  # noqa: BLE001 - whatever the response is, keep the known keys
             kept = len(self._keys)
             why = str(exc) if isinstance(exc, BadKeySet) else fault_text(exc)
-            _log.warning("no keys from %s, keeping the %d known: %s", self._shown, kept, why)
+            self._outage.failed("no keys from %s, keeping the %d known: %s", self._shown, kept, why)
             self._on_fetch("failed")
         else:
             self._keys, self._read_at = keys, time.monotonic()
+            self._outage.ended()
             self._on_fetch("ok")
         finally:
             self._tried_at, self._fetching = time.monotonic(), None
 
     async def _read(self) -> bytes:
         assert self._session is not None, "call open() before use"
-        async with self._session.get(self._url, allow_redirects=False) as response:
+        async with self._session.get(
+            self._url, allow_redirects=False, proxy=self._proxy
+        ) as response:
             if response.status != 200:
                 raise BadKeySet(f"it answered {response.status}")
             payload = bytearray()

@@ -7,11 +7,29 @@ from typing import (
     NamedTuple,
 )
 
-__all__ = ["Origin", "check_origin", "is_origin", "parse_host", "parse_origin"]
+from eventbus.errors import ConfigError
+
+__all__ = [
+    "ALLOWED_ENTRIES",
+    "AllowedOrigins",
+    "Origin",
+    "is_allowed_entry",
+    "parse_host",
+    "parse_origin",
+]
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*", re.ASCII)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_ANY_SUBDOMAIN: Final = "*."
+_ANY_PORT: Final = ":*"
+
+ALLOWED_ENTRIES: Final = (
+    "scheme://host[:port] without quotes, path or trailing slash; https://*.example.com for all "
+    "subdomains; http://localhost:* for all ports; a bare host; * for any origin; null. Several "
+    "are separated by commas"
+)
+"""What an entry of CORS_ALLOWED_ORIGINS may be."""
 
 
 class Origin(NamedTuple):
@@ -32,34 +50,93 @@ def parse_origin(text: str) -> Origin | None:
     return None if parsed is None else Origin(scheme, *parsed)
 
 
-def is_origin(entry: str) -> bool:
-    """Whether `check_origin` could ever match an entry of the allowed origins."""
-    if entry in ("*", "null"):
-        return True
-    return (parse_origin(entry) if "://" in entry else parse_host(entry, None)) is not None
+class _Entry(NamedTuple):
+    """What an entry of the allowed origins stands for."""
+
+    schemes: tuple[str, ...]
+    host: str
+    port: int | None
+    """None: the default port of the origin's scheme."""
+    subdomains: bool
+    """Whether it stands for all subdomains of `host`, at any depth, and not for `host` itself."""
+    any_port: bool
+
+    def matches(self, origin: Origin) -> bool:
+        if origin.scheme not in self.schemes:
+            return False
+        port = _DEFAULT_PORTS.get(origin.scheme) if self.port is None else self.port
+        if port != origin.port and not self.any_port:
+            return False
+        if self.subdomains:
+            return origin.host.endswith(f".{self.host}") and origin.host[0] != "."
+        return origin.host == self.host
 
 
-def check_origin(origin: str | None, host: str, allowed: Sequence[str]) -> bool:
-    """Whether a request may come from `origin`, its Origin header (None: it has none).
+def _parse_entry(text: str) -> _Entry | None:
+    """An origin or a bare host, which stands for http and https; None for anything else."""
+    scheme, separator, authority = text.partition("://")
+    if not separator:
+        schemes, authority = tuple(_DEFAULT_PORTS), text
+    elif _SCHEME.fullmatch(scheme):
+        schemes = (scheme.lower(),)
+    else:
+        return None
+    subdomains, any_port = authority.startswith(_ANY_SUBDOMAIN), authority.endswith(_ANY_PORT)
+    parsed = parse_host(authority.removeprefix(_ANY_SUBDOMAIN).removesuffix(_ANY_PORT))
+    if parsed is None or (subdomains and not _is_domain(parsed[0])):
+        return None
+    host, port = parsed
+    if any_port and port is not None:
+        return None
+    return _Entry(schemes, host, port, subdomains, any_port)
 
-    `host` is the request's Host header. An origin with the same name and port is allowed. A missing
-    port is the default of the origin's scheme, because behind a proxy that terminates TLS the node
-    does not know its own scheme. `allowed` has origins, bare hosts (`app.example.com:3000`, for
-    http and https), `*` for every origin except `null`, and `null`.
-    """
-    if origin is None:
-        return True
-    if origin == "null":
-        return "null" in allowed
-    given = parse_origin(origin)
-    if given is None:
-        return False
-    if "*" in allowed or _is_host(given, host):
-        return True
-    return any(
-        parse_origin(entry) == given if "://" in entry else _is_host(given, entry)
-        for entry in allowed
-    )
+
+def _is_domain(host: str) -> bool:
+    """Whether a host can have subdomains, which an IP address cannot."""
+    return host[0] not in "[." and not host.rpartition(".")[2].isdecimal()
+
+
+def is_allowed_entry(entry: str) -> bool:
+    """Whether an entry of the allowed origins could ever match an origin."""
+    return entry in ("*", "null") or _parse_entry(entry) is not None
+
+
+class AllowedOrigins:
+    """The origins that a node allows, in addition to its own."""
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        """`entries` are described by ALLOWED_ENTRIES. Raises ConfigError for any other entry."""
+        for entry in entries:
+            if not is_allowed_entry(entry):
+                raise ConfigError(
+                    f"CORS_ALLOWED_ORIGINS has {entry!r}, which is not an origin that a browser "
+                    f"sends; allowed: {ALLOWED_ENTRIES}",
+                    variable="CORS_ALLOWED_ORIGINS",
+                )
+        self._is_any = "*" in entries
+        self._has_null = "null" in entries
+        self._entries = [parsed for entry in entries if (parsed := _parse_entry(entry))]
+
+    def allows(self, origin: str | None, host: str) -> bool:
+        """Whether a request may come from `origin`, its Origin header (None: it has none).
+
+        `host` is the request's Host header. An origin with the same name and port is allowed. A
+        missing port is the default of the origin's scheme, because behind a proxy that terminates
+        TLS the node does not know its own scheme. `*` stands for every origin except `null`, which
+        needs an entry of its own.
+        """
+        if origin is None:
+            return True
+        if origin == "null":
+            return self._has_null
+        given = parse_origin(origin)
+        if given is None:
+            return False
+        return (
+            self._is_any
+            or _is_host(given, host)
+            or any(entry.matches(given) for entry in self._entries)
+        )
 
 
 def _is_host(origin: Origin, host: str) -> bool:

@@ -1,160 +1,32 @@
-"""Revocations of users, tokens, and their access to channels before they expire. Pure.
+"""The revocations that a node knows of, and the users that they may concern. Pure."""
 
-A revocation applies to tokens that were issued before it was made (by `iat`; it always applies to
-tokens without one), so that a user who logs in again later gets in again. A revocation by `jti`
-applies to that token, whenever it was issued. Revocations are kept until such tokens have expired.
-
-The clocks of issuers, nodes and revokers differ by at most a leeway. So a revocation also applies
-to tokens issued up to the leeway after it: the issuer's clock may have been ahead. And it is in
-force for twice the leeway longer than tokens live: once for such a token, and once because a token
-is accepted for the leeway after its `exp`. A caller who knows the time by the issuer's own clock
-can pass it as `issued_before`, which is compared exactly.
-
-A revocation is undone by a lifted one, which replaces it for as long as it would have been in
-force. So a node that still has the original cannot bring it back. Of the two, the later one counts.
-"""
-
-import hashlib
 import heapq
 import itertools
-from typing import (
-    Annotated,
-    Final,
-    TypeAlias,
-)
+from typing import Final, NamedTuple
 
-import msgspec
+from eventbus.channels import Pattern
+from eventbus.cluster import Bearer, Revocation, RevocationKey, combined
 
-from eventbus.channels import (
-    Pattern,
-    validate_channel,
-)
-from eventbus_edge.access.tokens import Claims
-
-__all__ = ["MAX_REVOCATIONS", "Revocation", "Revocations"]
+__all__ = ["MAX_REVOCATIONS", "ProvenUser", "Revocations"]
 
 
 MAX_REVOCATIONS: Final = 100_000
-"""The most that are kept in memory, some 50 MB; then the one that ends first is dropped."""
+"""How many are kept in memory, about 50 MB; beyond that, the one that ends first is dropped."""
 
-_LATER_S: Final = 0.001
-"""More than the rounding error of a float of this size."""
-
-Key: TypeAlias = tuple[str | None, str | None, str | None]
-Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
-Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]
-"""Since 1970, until the year 9999."""
+_MAX_SWEPT: Final = 1000
+"""How many revocations a sweep removes at most: that takes about a millisecond."""
 
 
-class Revocation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who or what is refused: exactly one of `user_id`, `jti`, `connection_id` and `channel`.
+class ProvenUser(NamedTuple):
+    """The user of one subscription, named by its proof.
 
-    A `channel` together with a `user_id` or `jti` revokes access to that channel only. A connection
-    is only closed, and its client may connect again. So may clients without a token subscribe to a
-    revoked channel again.
+    A proof is made for a connection that exists. So it counts as issued when that was opened: a
+    user who connects again after a revocation, and gets a new proof, gets in again.
     """
 
-    at: Seconds
-    """When it was made, in seconds since 1970."""
-    until: Seconds
-    user_id: Name | None = None
-    jti: Name | None = None
-    connection_id: Name | None = None
-    channel: str | None = None
-    issued_before: Seconds | None = None
-    """By the issuer's clock: tokens with this `iat` or a later one are not revoked."""
-    lifted: bool = False
-    """Whether it undoes earlier revocations of the same user, token or channel."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError, InvalidChannel included."""
-        given = [name for name in (self.user_id, self.jti, self.connection_id) if name is not None]
-        if len(given) > 1 or (not given and self.channel is None):
-            raise ValueError(
-                "a revocation needs exactly one of user_id, jti, connection_id and channel; "
-                "a channel may be combined with a user_id or a jti"
-            )
-        if self.channel is not None:
-            if self.connection_id is not None:
-                raise ValueError("a revocation of a connection has no channel")
-            validate_channel(self.channel)
-        if self.lifted and self.connection_id is not None:
-            raise ValueError("a closed connection cannot be restored: there is nothing to lift")
-        if self.issued_before is not None and (self.jti is not None or self.connection_id):
-            raise ValueError(
-                "issued_before needs a user_id or a channel: a jti is refused whenever it was "
-                "issued, and a connection is only closed"
-            )
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether it must be stored, because it refuses something later on."""
-        return self.connection_id is None
-
-    def holds(self, now: float) -> bool:
-        """Whether it is in force at that time."""
-        return self.is_kept and not self.lifted and self.until > now
-
-    def lift(self, now: float) -> "Revocation":
-        """A revocation that undoes this one, and is later than it even if clocks differ."""
-        at = max(self.at, now)
-        return msgspec.structs.replace(self, at=at, lifted=True, issued_before=None)
-
-    def after(self, held: "Revocation | None") -> "Revocation":
-        """A copy that is later than the lifted revocation that it follows, even if clocks differ.
-
-        Otherwise a lift by a clock that is ahead would undo a revocation made after it.
-        """
-        if held is None or not held.lifted or self.lifted or self.at > held.at:
-            return self
-        return msgspec.structs.replace(self, at=held.at + _LATER_S)
-
-    @property
-    def key(self) -> str:
-        """A token for state keys: equal for revocations of the same user, token and channel."""
-        return hashlib.sha256(msgspec.json.encode(self._about)).hexdigest()[:40]
-
-    @property
-    def _about(self) -> Key:
-        return self.user_id, self.jti, self.channel
-
-    def concerns(self, connection_id: str | None, claims: Claims | None, leeway_s: float) -> bool:
-        """Whether it applies to this connection, or to the bearer of these claims.
-
-        The clocks of the issuer and the revoker may differ by `leeway_s`.
-        """
-        if self.lifted:
-            return False
-        if self.connection_id is not None:
-            return self.connection_id == connection_id
-        if claims is None:
-            return self.user_id is None and self.jti is None
-        if self.jti is not None:
-            return self.jti == claims.jti
-        if self.user_id is not None and self.user_id != claims.user_id:
-            return False
-        if claims.iat is None:
-            return True
-        if self.issued_before is not None:
-            return claims.iat < self.issued_before
-        return claims.iat <= self.at + leeway_s
-
-
-def joined(one: Revocation, other: Revocation) -> Revocation:
-    """The combined effect of two revocations with the same key, in any order."""
-    until = max(one.until, other.until)
-    if one.lifted == other.lifted:
-        at, before = max(one.at, other.at), None
-        if one.issued_before is not None and other.issued_before is not None:
-            before = max(one.issued_before, other.issued_before)
-        elif not one.lifted:
-            # The two times are not comparable: the later one covers all tokens of both.
-            at = max(at, one.issued_before or 0.0, other.issued_before or 0.0)
-        return msgspec.structs.replace(one, at=at, until=until, issued_before=before)
-    lift, revocation = (one, other) if one.lifted else (other, one)
-    if lift.at >= revocation.at:
-        return msgspec.structs.replace(lift, until=until)
-    return revocation
+    user_id: str
+    iat: float | None
+    jti: str | None = None
 
 
 class Revocations:
@@ -166,27 +38,30 @@ class Revocations:
         self._limit = limit
         self._leeway_s = leeway_s
         self._longer_s = 2 * leeway_s
-        self._held: dict[Key, Revocation] = {}
-        self._ends: list[tuple[float, int, Key]] = []
+        self._known: dict[RevocationKey, Revocation] = {}
+        self._channels: dict[tuple[str | None, str | None], set[str]] = {}
+        """The channels of revocations that concern one, by user and token."""
+        self._ends: list[tuple[float, int, RevocationKey]] = []
+        """One entry per revocation; it may be too early, after the end was postponed."""
         self._number = itertools.count()  # breaks ties: the one added first ends first
         self._lifted = 0
 
     def __len__(self) -> int:
         """The number of revocations that are not lifted."""
-        return len(self._held) - self._lifted
+        return len(self._known) - self._lifted
 
     def all(self) -> list[Revocation]:
         """All known revocations, including lifted ones."""
-        return list(self._held.values())
+        return list(self._known.values())
 
     def find(self, like: Revocation, now: float) -> Revocation | None:
         """The revocation in force with the same key as another, if any."""
-        held = self.held(like)
-        return held if held is not None and held.holds(now - self._longer_s) else None
+        known = self.get(like)
+        return known if known is not None and known.holds(now - self._longer_s) else None
 
-    def held(self, like: Revocation) -> Revocation | None:
+    def get(self, like: Revocation) -> Revocation | None:
         """The known revocation with the same key as another, lifted or not."""
-        return self._held.get(like._about)  # noqa: SLF001 - of this module
+        return self._known.get(like.about)
 
     def add(self, revocation: Revocation, now: float) -> bool:
         """Add a revocation, merged with a known one of the same key; False if nothing changed.
@@ -194,64 +69,82 @@ class Revocations:
         A lifted one undoes those that were made before it.
         """
         self.sweep(now)
-        about = revocation._about  # noqa: SLF001 - of this module
-        held = self._held.get(about)
-        if held is not None:
-            revocation = joined(held, revocation)
+        about = revocation.about
+        known = self._known.get(about)
+        if known is not None:
+            revocation = combined(known, revocation)
         is_over = revocation.until + self._longer_s <= now
-        if not revocation.is_kept or is_over or revocation == held:
+        if not revocation.is_kept or is_over or revocation == known:
             return False
-        self._held[about] = revocation
-        self._lifted += revocation.lifted - (held is not None and held.lifted)
-        heapq.heappush(self._ends, (revocation.until, next(self._number), about))
-        while len(self._held) > self._limit:
+        self._known[about] = revocation
+        self._lifted += revocation.lifted - (known is not None and known.lifted)
+        if known is None:
+            user_id, jti, channel = about
+            if channel is not None:
+                self._channels.setdefault((user_id, jti), set()).add(channel)
+            heapq.heappush(self._ends, (revocation.until, next(self._number), about))
+        while len(self._known) > self._limit:
             self.forgotten += self._pop()
-        if len(self._ends) > 2 * len(self._held) + 16:  # remove ends that were postponed
-            self._ends = [
-                (held.until, next(self._number), about) for about, held in self._held.items()
-            ]
-            heapq.heapify(self._ends)
         return True
 
-    def sweep(self, now: float) -> None:
-        """Remove expired revocations."""
-        while self._ends and self._ends[0][0] + self._longer_s <= now:
+    def sweep(self, now: float) -> bool:
+        """Remove some expired revocations; returns whether there are more.
+
+        Those that remain refuse nothing.
+        """
+        for _ in range(_MAX_SWEPT):
+            if not self._ends or self._ends[0][0] + self._longer_s > now:
+                return False
             self._pop()
+        return True
 
     def _pop(self) -> bool:
-        until, _, about = heapq.heappop(self._ends)
-        held = self._held.get(about)
-        if held is None or held.until != until:
+        """Remove the revocation that ends first; False if its end turns out to be later."""
+        until, number, about = heapq.heappop(self._ends)
+        known = self._known[about]
+        if known.until > until:
+            heapq.heappush(self._ends, (known.until, number, about))
             return False
-        del self._held[about]
-        self._lifted -= held.lifted
+        del self._known[about]
+        self._lifted -= known.lifted
+        user_id, jti, channel = about
+        if channel is not None:
+            channels = self._channels[user_id, jti]
+            channels.discard(channel)
+            if not channels:
+                del self._channels[user_id, jti]
         return True
 
-    def forbids_token(self, claims: Claims, now: float) -> bool:
+    def forbids_token(self, claims: Bearer, now: float) -> bool:
         """Whether a token is revoked."""
+        if not self._known:
+            return False
         return self._meets([(claims.user_id, None, None), (None, claims.jti, None)], claims, now)
 
-    def forbids(self, channel: str, claims: Claims | None, now: float) -> bool:
+    def forbids(self, channel: str, claims: Bearer | None, now: float) -> bool:
         """Whether the bearer's access to the channel is revoked."""
-        if claims is None or not self._held:
+        if claims is None or not self._known:
             return False
         user_id, jti = claims.user_id, claims.jti
-        about: list[Key] = [(None, None, channel), (user_id, None, channel), (None, jti, channel)]
+        about: list[RevocationKey] = [
+            (None, None, channel),
+            (user_id, None, channel),
+            (None, jti, channel),
+        ]
         return self._meets(about, claims, now)
 
-    def forbids_any(self, pattern: Pattern, claims: Claims, now: float) -> bool:
+    def forbids_any(self, pattern: Pattern, claims: Bearer, now: float) -> bool:
         """Whether the bearer's access to any channel that the pattern matches is revoked."""
         return any(
-            revocation.channel is not None
-            and pattern.match(revocation.channel) is not None
-            and self._refuses(revocation, claims, now)
-            for revocation in self._held.values()
+            pattern.match(channel) is not None and self._meets([(*who, channel)], claims, now)
+            for who in {(None, None), (claims.user_id, None), (None, claims.jti)}
+            for channel in self._channels.get(who, ())
         )
 
-    def _meets(self, about: list[Key], claims: Claims, now: float) -> bool:
-        found = (self._held.get(key) for key in about)
+    def _meets(self, about: list[RevocationKey], claims: Bearer, now: float) -> bool:
+        found = (self._known.get(key) for key in about)
         return any(r is not None and self._refuses(r, claims, now) for r in found)
 
-    def _refuses(self, revocation: Revocation, claims: Claims, now: float) -> bool:
+    def _refuses(self, revocation: Revocation, claims: Bearer, now: float) -> bool:
         is_over = revocation.until + self._longer_s <= now
         return not is_over and revocation.concerns(None, claims, self._leeway_s)

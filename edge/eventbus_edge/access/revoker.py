@@ -4,125 +4,44 @@ import asyncio
 import logging
 import time
 from collections.abc import (
+    Awaitable,
     Callable,
-    Coroutine,
 )
 from typing import (
-    Any,
     Final,
     cast,
 )
-
-import msgspec
 
 from eventbus.channels import (
     Pattern,
     Subjects,
 )
-from eventbus.drivers.base import (
-    Capability,
-    Delivery,
-    Driver,
-    Subscription,
+from eventbus.cluster import (
+    REVOCATIONS,
+    Bearer,
+    Revocation,
+    announce_revocation,
+    encode_revocation,
+    read_revocation,
+    revocation_store,
+    store_revocation,
 )
-from eventbus.drivers.state import (
-    StateDriver,
-    StateStore,
-)
+from eventbus.drivers import Delivery, Driver, StateDriver, StateStore, Subscription
 from eventbus.errors import (
     EventBusError,
-    NotSupported,
 )
-from eventbus_edge.access.revocation import (
-    MAX_REVOCATIONS,
-    Revocation,
-    Revocations,
-)
+from eventbus.pacing import paced
+from eventbus.tasks import Tasks
+from eventbus_edge.access.revocation import MAX_REVOCATIONS, Revocations
 from eventbus_edge.access.tokens import Claims
+from eventbus_edge.state import Resync
 
-__all__ = ["Revoker", "announce", "read_kept"]
+__all__ = ["Revoker"]
 
 
 _log = logging.getLogger(__name__)
-_KEYS: Final = "revocation"
-_LONGER_S: Final = 600.0
-"""Stored revocations outlive their end by this: nodes apply them for twice the leeway longer."""
 _RESYNC_S: Final = 30.0
-_RETRY_S: Final = 1.0
 _AGAIN_S: Final = 5.0
-_encode: Final = msgspec.json.Encoder().encode
-_decode: Final = msgspec.json.Decoder(Revocation).decode
-
-
-def _store(driver: Driver) -> StateStore | None:
-    """The store of revocations, which outlives a restart of all nodes and of the broker."""
-    can = Capability.PRESENCE in driver.capabilities
-    return cast(StateDriver, driver).durable_state if can else None
-
-
-async def announce(driver: Driver, subjects: Subjects, revocation: Revocation) -> None:
-    """Send a revocation to every node, and store it for nodes that start before it ends.
-
-    Nodes carry it out when it arrives. A driver that keeps no state reaches the running nodes only.
-    Raises an EventBusError if one of the two failed; the other may have succeeded.
-    """
-    store = _store(driver) if revocation.is_kept else None
-    results: list[object] = []
-    if store is not None:
-        try:
-            revocation = revocation.after(await _kept(store, revocation))
-        except EventBusError as exc:
-            results.append(exc)
-    payload = _encode(revocation)
-    works: list[Coroutine[Any, Any, object]] = [driver.publish(subjects.control("revoke"), payload)]
-    if store is not None:
-        works.append(_keep(store, revocation))
-    results += await asyncio.gather(*works, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-
-
-async def _kept(store: StateStore, like: Revocation) -> Revocation | None:
-    """The stored revocation of the same user, token or channel."""
-    key = f"{_KEYS}.{like.key}"
-    payload = (await store.entries(key)).get(key)
-    return None if payload is None else _read(payload)
-
-
-async def _keep(store: StateStore, revocation: Revocation) -> None:
-    left = revocation.until + _LONGER_S - time.time()
-    if left > 0:
-        key = f"{_KEYS}.{revocation.key}"
-        await store.put(key, _encode(revocation), ttl_s=max(left, 1.0))
-
-
-async def read_kept(driver: Driver) -> dict[str, Revocation]:
-    """The revocations that hold in the whole cluster, by their keys.
-
-    Raises NotSupported for a driver that keeps no state, and ConnectionFailed.
-    """
-    if (store := _store(driver)) is None:
-        raise NotSupported(
-            f"the driver {driver.name} keeps no state: only running nodes know what is revoked",
-            driver=driver.name,
-        )
-    now = time.time()
-    found: dict[str, Revocation] = {}
-    for payload in (await store.entries(f"{_KEYS}.*")).values():
-        revocation = _read(payload)
-        if revocation is not None and revocation.holds(now):
-            found[revocation.key] = revocation
-    return found
-
-
-def _read(payload: bytes) -> Revocation | None:
-    """Decode a revocation; None for anything else, which any client of the bus may publish."""
-    try:
-        return _decode(payload)
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        _log.warning("a revocation that cannot be read was left out: %s", exc)
-        return None
 
 
 class Revoker:
@@ -132,7 +51,7 @@ class Revoker:
         self,
         driver: Driver,
         subjects: Subjects,
-        carry_out: Callable[[Revocation], None],
+        carry_out: Callable[[Revocation], Awaitable[None]],
         *,
         leeway_s: float = 0.0,
         lifetime_s: float = 0.0,
@@ -149,23 +68,36 @@ class Revoker:
         self._lifetime_s = lifetime_s
         self._store: StateStore | None = None
         self._subscription: Subscription | None = None
-        self._losses = self._forgotten = 0
-        self._has_lost = False
-        self._next = 0.0
-        self._is_reading = False
-        self._doubts = 0
-        self._read_at = (-1, -1)
-        """The losses of the store and the doubts up to which everything has been read."""
+        self._forgotten = 0
+        self._invalidations = 0
+        self._read_as_of = (-1, -1)
+        """The losses of the store and the invalidations up to which everything has been read."""
         self._confirming: asyncio.Task[None] | None = None
+        self._arrived: dict[str, Revocation] = {}
+        """Those to be carried out: at most one of each key."""
+        self._carrying_out: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     async def start(self) -> None:
         """Subscribe, then read earlier revocations. Raises an EventBusError."""
-        self._store = _store(self._driver)
+        self._store = revocation_store(self._driver)
         subject = self._subjects.control("revoke")
         self._subscription = await self._driver.subscribe(subject, self._on_delivery)
-        if self._store is not None:
-            await self._take_over(cast(StateDriver, self._driver).state)
+        if self._store is None:
+            return
+        await self._take_over(cast(StateDriver, self._driver).state)
+        as_of = self._current_version()
         await self.resync()
+        # The subscription may come back later than the first read after a loss.
+        resync = Resync(
+            self._current_version,
+            as_of,
+            self._synchronize,
+            settle_s=_AGAIN_S,
+            every_s=_RESYNC_S,
+            what="revocations",
+        )
+        self._tasks.keep(resync.run, "reading the revocations")
 
     async def _take_over(self, state: StateStore) -> None:
         """Read what nodes of version 0.1 stored in the state that is lost with the broker.
@@ -174,11 +106,12 @@ class Revoker:
         revocations of old nodes arrive as all others do.
         """
         if state is not self._store:
-            for payload in (await state.entries(f"{_KEYS}.*")).values():
-                self._take(_read(payload))
+            for payload in (await state.entries(f"{REVOCATIONS}.*")).values():
+                await self._take(read_revocation(payload))
 
     async def aclose(self) -> None:
         """Unsubscribe."""
+        await self._tasks.aclose()
         if self._confirming is not None:
             self._confirming.cancel()
             await asyncio.gather(self._confirming, return_exceptions=True)
@@ -194,15 +127,15 @@ class Revoker:
         channel: str | None = None,
         issued_before: float | None = None,
     ) -> None:
-        """Refuse what is named, on every node, until the tokens would have expired.
+        """Revoke access, on every node, until the affected tokens would have expired.
 
-        Give one of user, token id and connection, or a channel; a channel beside a user or a token
-        takes only that channel away from them. Tokens that were issued until now are concerned, and
-        those of JWT_LEEWAY seconds more, since clocks differ. With `issued_before`, it is exactly
-        those whose `iat` is less, in seconds since 1970 by the clock of their issuer.
+        Pass a user, a token id, a connection or a channel. A channel together with a user or a
+        token revokes only their access to that channel. The revocation applies to tokens issued up
+        to JWT_LEEWAY seconds from now, since clocks differ. With `issued_before`, it applies to
+        exactly those whose `iat` is lower, in seconds since 1970 by the clock of their issuer.
 
         Raises ValueError, and an EventBusError when not all nodes could be notified; on this node
-        the revocation holds all the same.
+        the revocation holds anyway.
         """
         now = time.time()
         await self.spread(
@@ -220,7 +153,7 @@ class Revoker:
     async def lift(
         self, *, user_id: str | None = None, jti: str | None = None, channel: str | None = None
     ) -> bool:
-        """Undo, on every node, what `revoke` did for the same names; False where it did nothing.
+        """Undo `revoke` with the same arguments, on every node; False if nothing was revoked.
 
         Raises as `revoke` does.
         """
@@ -232,32 +165,38 @@ class Revoker:
         return True
 
     async def spread(self, revocation: Revocation) -> None:
-        """Carry a revocation out on this node, then on all others; see `announce`."""
-        revocation = revocation.after(self.known.held(revocation))
-        self._take(revocation)
-        await announce(self._driver, self._subjects, revocation)
+        """Carry a revocation out on this node, then on all others; see `announce_revocation`."""
+        revocation = revocation.after(self.known.get(revocation))
+        await self._take(revocation)
+        await announce_revocation(self._driver, self._subjects, revocation)
 
     def forbids_token(self, claims: Claims) -> bool:
         """Whether a token has been revoked."""
         return self.known.forbids_token(claims, time.time())
 
-    def forbids(self, channel: str, claims: Claims | None) -> bool:
-        """Whether a channel is revoked for the bearer of `claims`."""
-        return self.known.forbids(channel, claims, time.time())
+    def forbids(self, channel: str, claims: Bearer | None) -> bool:
+        """Whether the bearer of `claims` is revoked, or a channel for them."""
+        if claims is None:
+            return False
+        now = time.time()
+        return self.known.forbids_token(claims, now) or self.known.forbids(channel, claims, now)
 
     def forbids_any(self, pattern: Pattern, claims: Claims) -> bool:
         """Whether a channel of the pattern is revoked for the bearer of `claims`."""
         return self.known.forbids_any(pattern, claims, time.time())
 
-    def doubt(self) -> None:
-        """Read all revocations again: some may be missing, although the bus reports no loss."""
-        self._doubts += 1
-        self._next = 0.0
+    def invalidate(self) -> None:
+        """Read all revocations again: some may be missing, even if the bus reports no loss."""
+        self._invalidations += 1
 
     @property
     def is_current(self) -> bool:
         """Whether all revocations are read, as far as known."""
-        return self._store is None or self._read_at == (self._store.losses, self._doubts)
+        return self._store is None or self._read_as_of == self._current_version()
+
+    def _current_version(self) -> tuple[int, int]:
+        """What a read that begins now is current with."""
+        return (0 if self._store is None else self._store.losses), self._invalidations
 
     async def confirm(self) -> None:
         """Wait until possibly missed revocations are read. Raises an EventBusError.
@@ -274,62 +213,58 @@ class Revoker:
                 if not self.is_current:  # else only writing back failed, which is retried
                     raise
 
-    def is_due(self, now: float) -> bool:
-        """Whether `keep_up` should be called: once in a while, and soon after a loss."""
-        if self._store is None or self._is_reading:
-            return False
-        return now >= self._next or self._store.losses != self._losses
-
-    async def keep_up(self) -> None:
-        """Read all revocations again; after a fault of the bus, `is_due` soon asks for a retry."""
-        self._is_reading = True
-        try:
-            await self.resync()
-        except EventBusError as exc:
-            self._next = time.monotonic() + _RETRY_S
-            _log.warning("revocations of other nodes may be missing for the moment: %s", exc)
-        finally:
-            self._is_reading = False
+    async def _synchronize(self, _keep_missing: bool) -> None:
+        await self.resync()
 
     async def resync(self) -> None:
         """Read the store, and write back what the broker has lost. Raises an EventBusError."""
         if self._store is None:
             return
-        self._has_lost |= self._store.losses != self._losses
-        self._losses = self._store.losses
-        as_of = self._losses, self._doubts
-        kept = await self._store.entries(f"{_KEYS}.*")
-        for payload in kept.values():
-            self._take(_read(payload))
-        self._read_at = as_of
-        self.known.sweep(time.time())
+        as_of = self._current_version()
+        stored = await self._store.entries(f"{REVOCATIONS}.*")
+        async for payload in paced(stored.values()):
+            await self._take(read_revocation(payload))
+        self._read_as_of = as_of
+        while self.known.sweep(time.time()):  # noqa: ASYNC110 - it waits for nothing
+            await asyncio.sleep(0)
         if self.known.forgotten != self._forgotten:
             self._forgotten = self.known.forgotten
             _log.warning(
-                "more than %d revocations hold: those that would end first are not kept in memory, "
-                "and their tokens are good again on this node (%d so far)",
+                "more than %d revocations are in force: those that would end first are not kept "
+                "in memory, and their tokens are good again on this node (%d so far)",
                 MAX_REVOCATIONS,
                 self._forgotten,
             )
-        for revocation in self.known.all():
+        async for revocation in paced(self.known.all()):
             # The stored one may also be older: its writer did not know the newer one.
-            if kept.get(f"{_KEYS}.{revocation.key}") != _encode(revocation):
-                await _keep(self._store, revocation)
-        # Again soon after a loss: the subscription may come back later than this read.
-        self._next = time.monotonic() + (_AGAIN_S if self._has_lost else _RESYNC_S)
-        self._has_lost = False
+            if stored.get(f"{REVOCATIONS}.{revocation.key}") != encode_revocation(revocation):
+                await store_revocation(self._store, revocation)
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._take(_read(delivery.payload))
-
-    def _take(self, revocation: Revocation | None) -> None:
-        if revocation is None:
+        revocation = read_revocation(delivery.payload)
+        if revocation is None or not self._is_news(revocation):
             return
+        self._arrived[revocation.connection_id or revocation.key] = revocation
+        if self._carrying_out is None or self._carrying_out.done():
+            self._carrying_out = self._tasks.start(
+                self._carry_out_arrived(), "carrying out revocations"
+            )
+
+    async def _carry_out_arrived(self) -> None:
+        while self._arrived:
+            key = next(iter(self._arrived))
+            await self._carry_out(self._arrived.pop(key))
+
+    async def _take(self, revocation: Revocation | None) -> None:
+        if revocation is not None and self._is_news(revocation):
+            await self._carry_out(revocation)
+
+    def _is_news(self, revocation: Revocation) -> bool:
+        """Note a revocation; returns whether it must be carried out."""
         is_news = self.known.add(revocation, time.time()) or not revocation.is_kept
         if is_news and revocation.lifted:
-            _log.info("a revocation was taken back")
-        elif is_news:
-            self._carry_out(revocation)
+            _log.info("a revocation was lifted")
+        return is_news and not revocation.lifted
 
 
 def _retrieve(task: "asyncio.Task[None]") -> None:

@@ -16,6 +16,7 @@ A `channels` grant of a token is in addition to all of these: its bearer may joi
 presence channels that the rules deny. It is checked before an authorizer is called.
 """
 
+import functools
 import inspect
 from collections.abc import (
     Awaitable,
@@ -38,9 +39,12 @@ from eventbus.channels import (
     ChannelKind,
     Pattern,
 )
+from eventbus.cluster import Bearer
 from eventbus.errors import EventBusError
+from eventbus.user_code import check_callable
+from eventbus_edge.access.revocation import ProvenUser
 from eventbus_edge.access.tokens import Claims
-from eventbus_edge.protocols.vocabulary import Member
+from eventbus_edge.protocols import Member
 
 __all__ = [
     "ANYONE",
@@ -156,7 +160,7 @@ class Authorizer(msgspec.Struct, frozen=True):
 class Allowed(msgspec.Struct, frozen=True):
     """The user may join, or whisper; `info` is added to the presence info by an authorizer.
 
-    `member` is who joins, if that was proven for this channel alone.
+    `member` is the user who joins, if the subscription itself has proven that.
     """
 
     rule: Rule
@@ -211,6 +215,8 @@ DEFAULT_RULES: Final = (
     _rule("system", ChannelKind.PRIVATE, AUTHENTICATED),
 )
 
+_MAX_CACHED: Final = 4096
+"""Channels whose rule is kept."""
 _NO_RULE: Final = _rule(">", ChannelKind.PRIVATE, None)
 
 
@@ -222,24 +228,25 @@ class ChannelRules:
     ) -> None:
         """`own` rules come before `defaults`."""
         self._before: tuple[Rule, ...] = ()
-        self._is_revoked: Callable[[str, Claims | None], bool] | None = None
+        self._is_revoked: Callable[[str, Bearer | None], bool] | None = None
         self._own = list(own)
         self._defaults = tuple(defaults)
         self._authorizers: list[Authorizer] = []
+        self._cached = functools.lru_cache(maxsize=_MAX_CACHED)(self._look_up)
 
     def preceded_by(self, rules: Iterable[Rule]) -> "ChannelRules":
         """A copy with `rules` before its own ones; rules added to either later apply to both."""
-        made = ChannelRules(defaults=self._defaults)
-        made._before = tuple(rules) + self._before
-        made._own, made._authorizers = self._own, self._authorizers
-        made._is_revoked = self._is_revoked
-        return made
+        combined = ChannelRules(defaults=self._defaults)
+        combined._before = tuple(rules) + self._before
+        combined._own, combined._authorizers = self._own, self._authorizers
+        combined._is_revoked = self._is_revoked
+        return combined
 
-    def guarded(self, is_revoked: Callable[[str, Claims | None], bool]) -> "ChannelRules":
+    def guarded(self, is_revoked: Callable[[str, Bearer | None], bool]) -> "ChannelRules":
         """A copy that denies a channel if `is_revoked` returns True for it and the claims."""
-        made = self.preceded_by(())
-        made._is_revoked = is_revoked  # noqa: SLF001 - of the same class
-        return made
+        guarded = self.preceded_by(())
+        guarded._is_revoked = is_revoked  # noqa: SLF001 - of the same class
+        return guarded
 
     def add(self, *rules: Rule) -> None:
         """Add own rules, after the existing ones and before the defaults."""
@@ -294,23 +301,38 @@ class ChannelRules:
         if claims.is_granted(channel):
             return Allowed(rule)
         if authorizer is not None:
-            asked = authorizer.pattern.match(channel) or {}
-            return Ask(channel, authorizer, asked, rule)
+            parameters = authorizer.pattern.match(channel) or {}
+            return Ask(channel, authorizer, parameters, rule)
         return Denied("forbidden", f"the token does not allow joining {channel!r}")
 
-    def decide_proven(self, channel: str, member: Member | None) -> Allowed | Denied:
+    def decide_proven(
+        self, channel: str, member: Member | None, *, at: float | None = None
+    ) -> Allowed | Denied:
         """Whether a client that has proven its right to `channel` may join it.
 
-        The proof replaces what the rule asks of a token. `member` is who it names, if anyone.
+        The proof replaces what the rule requires of a token. `member` is the user it names, if any,
+        and `at` is when its connection was opened; see ProvenUser.
         """
-        if self._is_revoked is not None and self._is_revoked(channel, None):
-            return Denied("forbidden", f"access to {channel!r} has been revoked")
+        user = None if member is None else ProvenUser(member.user_id, at)
+        if self._is_revoked is not None and self._is_revoked(channel, user):
+            return Denied("forbidden", f"access to {channel!r} has been revoked for this user")
         rule = self._resolve(channel)[0]
         if rule is _NO_RULE:
             return Denied("forbidden", f"no rule allows the channel {channel!r}")
         if rule.kind is ChannelKind.PRESENCE and member is None:
             return Denied("forbidden", f"{channel!r} is a presence channel: it needs a member")
         return Allowed(rule, member=member)
+
+    def decide_inbox(self, channel: str, member: Member, *, at: float | None = None) -> Decision:
+        """Whether a user who has signed in may receive the channel of its own.
+
+        No rule is needed for that. `at` is as for `decide_proven`.
+        """
+        if self._is_revoked is not None and self._is_revoked(
+            channel, ProvenUser(member.user_id, at)
+        ):
+            return Denied("forbidden", "the access of this user has been revoked")
+        return Allowed(_NO_RULE, member=member)
 
     def decide_whisper(
         self, channel: str, claims: Claims | None, *, is_proven: bool = False
@@ -330,6 +352,12 @@ class ChannelRules:
 
     def _resolve(self, channel: str) -> tuple[Rule, Mapping[str, str], Authorizer | None]:
         """The rule, its captures, and the authorizer if one decides who may join."""
+        # Rules and authorizers are only ever added, so their numbers identify them.
+        return self._cached(channel, len(self._own), len(self._authorizers))
+
+    def _look_up(
+        self, channel: str, _own: int, _authorizers: int
+    ) -> tuple[Rule, Mapping[str, str], Authorizer | None]:
         own = _first(self._before, channel) or _first(self._own, channel)
         if own is not None and own[0].join is not None:
             return (*own, None)
@@ -358,8 +386,9 @@ def _name(check: Check) -> str:
 
 
 def _check_signature(check: Check, pattern: Pattern) -> bool:
-    """Whether `check` takes `channel`. Raises AuthorizerError if it cannot be called."""
+    """Whether `check` has a parameter `channel`. Raises AuthorizerError if it cannot be called."""
     try:
+        check_callable(check, "an authorizer")
         signature = inspect.signature(check)
     except (TypeError, ValueError) as exc:
         raise AuthorizerError(f"{check!r} cannot be an authorizer: {exc}") from None

@@ -84,8 +84,9 @@ def parse_rules(text: str, source: str) -> list[Rule]:
     """The rules of a file's text; `source` names it in errors. Raises ConfigError."""
     try:
         tables = msgspec.toml.decode(text, type=_File).rule
-    except (msgspec.DecodeError, RecursionError) as exc:
-        # The message for invalid TOML includes line and column.
+    except (ValueError, RecursionError) as exc:
+        # The message for invalid TOML includes line and column. tomllib raises a plain ValueError
+        # for a number with too many digits; msgspec's errors are ValueErrors, too.
         raise _wrong(source, str(exc), "TOML whose only tables are [[rule]]") from None
     if len(tables) > MAX_RULES:
         raise _wrong(source, f"has {len(tables)} rules", f"at most {MAX_RULES}")

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from eventbus.messages import json_decoder
 from eventbus_edge.access.tokens import (
     Claims,
     TokenRejected,
@@ -29,9 +30,10 @@ LIFE_S: Final = 300.0
 OPERATOR: Final = "operator"
 """The user id of clients without a token: those with the API key, or on loopback."""
 _PREFIX: Final = "ebticket-"
-"""No JWT begins so. With only one dot, the HTTP API does not accept it: no ticket renews itself."""
+"""No JWT begins like this. With only one dot, the HTTP API does not accept it: no ticket renews
+itself."""
 _CONTEXT: Final = b"eventbus ticket 1"
-_decode: Final = msgspec.json.Decoder(Claims).decode
+_decode: Final = json_decoder(Claims)
 
 
 def is_ticket(token: str) -> bool:

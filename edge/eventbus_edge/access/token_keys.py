@@ -1,6 +1,7 @@
 """The keys to check tokens with, and whether they fit the allowed algorithms."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import (
     Any,
@@ -22,7 +23,9 @@ from eventbus.errors import ConfigError
 
 __all__ = [
     "MIN_RSA_BITS",
+    "PUBLIC_ALGORITHMS",
     "TokenPolicy",
+    "algorithms_of",
     "check_fetched_keys",
     "fitting_algorithms",
     "key_of",
@@ -31,6 +34,10 @@ __all__ = [
 
 
 MIN_RSA_BITS: Final = 2048  # RFC 7518 §3.3
+PUBLIC_ALGORITHMS: Final = (
+    "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "EdDSA",
+)  # fmt: skip
+"""The algorithms of public keys."""
 _HMAC: Final = {"HS256": hashlib.sha256, "HS384": hashlib.sha384, "HS512": hashlib.sha512}
 _CURVES: Final = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
 
@@ -51,15 +58,46 @@ class TokenPolicy(msgspec.Struct, frozen=True, kw_only=True):
         return f"TokenPolicy(algorithms={self.algorithms!r}, audience={self.audience!r})"
 
 
-def read_public_key(path: str) -> str:
-    """The text of a PEM file. Raises ConfigError when it cannot be read."""
+def read_public_key(setting: str) -> str:
+    r"""The PEM of JWT_PUBLIC_KEY, which is its text or the path of a file. Raises ConfigError.
+
+    A text may have its line breaks as `\n` or spaces, as in many files of settings. No error
+    quotes it, since it may be a private key by mistake.
+    """
+    text = setting
+    if not _PEM_BEGIN.search(setting):
+        try:
+            text = Path(setting).read_text(encoding="utf-8")
+        except (OSError, ValueError) as exc:
+            why = (exc.strerror if isinstance(exc, OSError) else None) or type(exc).__name__
+            shown = f"={setting!r}" if _PATH.fullmatch(setting) else ""
+            raise ConfigError(
+                f"JWT_PUBLIC_KEY{shown} is neither the text of a PEM nor the path of a file that "
+                f"can be read ({why}); allowed: the path of a PEM file, or the text of a PEM "
+                "(-----BEGIN PUBLIC KEY-----…)",
+                variable="JWT_PUBLIC_KEY",
+            ) from None
+    return _PEM.sub(_rewrapped, text)
+
+
+_PEM_BEGIN: Final = re.compile("-----BEGIN ")
+_PEM: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
+_BREAKS: Final = re.compile(r"(?:\\[rn]|\s)+")
+_PATH: Final = re.compile(r"(?=.*[./\\])(?![A-Za-z0-9+/=_-]{40,}$)[\w./\\:~ -]{1,200}")
+"""A path that can be shown: it is not as long as a key in base64."""
+
+
+def _rewrapped(block: re.Match[str]) -> str:
+    label, body = block.groups()
+    return f"-----BEGIN {label}-----\n{_BREAKS.sub(chr(10), body).strip()}\n-----END {label}-----"
+
+
+def algorithms_of(public_key: str) -> tuple[str, ...]:
+    """The algorithms that a public key in PEM fits; none for one that `key_of` refuses."""
     try:
-        return Path(path).read_text(encoding="ascii")
-    except (OSError, ValueError) as exc:
-        raise ConfigError(
-            f"JWT_PUBLIC_KEY={path!r}: {exc}; allowed: the path of a PEM file",
-            variable="JWT_PUBLIC_KEY",
-        ) from None
+        return fitting_algorithms(load_pem_public_key(public_key.encode()))
+    except (ValueError, UnsupportedAlgorithm):
+        return ()
 
 
 def fitting_algorithms(key: object) -> tuple[str, ...]:
@@ -135,11 +173,14 @@ def _check_secret(policy: TokenPolicy) -> bytes:
 
 def _check_public_key(policy: TokenPolicy) -> Any:
     if "PRIVATE KEY" in policy.public_key:
-        _misconfigured("JWT_PUBLIC_KEY", "is a private key; a node needs only the public key")
+        _misconfigured(
+            "JWT_PUBLIC_KEY",
+            "is a private key; a node needs only the public key: openssl pkey -pubout -in …",
+        )
     try:
         key = load_pem_public_key(policy.public_key.encode())
     except (ValueError, UnsupportedAlgorithm):
-        _misconfigured("JWT_PUBLIC_KEY", "is not a public key in PEM (-----BEGIN PUBLIC KEY-)")
+        _misconfigured("JWT_PUBLIC_KEY", _what_it_is(policy.public_key))
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
         _misconfigured(
             "JWT_PUBLIC_KEY", f"has {key.key_size} bits; RSA needs at least {MIN_RSA_BITS}"
@@ -156,6 +197,20 @@ def _check_public_key(policy: TokenPolicy) -> Any:
                 f"has {algorithm!r}; allowed with the key in JWT_PUBLIC_KEY: {', '.join(fitting)}",
             )
     return key
+
+
+def _what_it_is(text: str) -> str:
+    """Why a text is not a public key in PEM, without quoting it."""
+    labels = [label for label, _ in _PEM.findall(text)]
+    if any(label.endswith("CERTIFICATE") for label in labels):
+        return (
+            "is a certificate; a node needs the public key in it: openssl x509 -pubkey -noout -in …"
+        )
+    if labels:
+        return f"is a PEM of the kind {labels[0][:40]!r}, or is damaged; allowed: PUBLIC KEY"
+    if text.startswith(("ssh-", "ecdsa-")):
+        return "is a key of SSH; allowed: PEM, from ssh-keygen -e -m PKCS8 -f …"
+    return "is not a public key in PEM (-----BEGIN PUBLIC KEY-----)"
 
 
 def _misconfigured(variable: str, problem: str) -> NoReturn:

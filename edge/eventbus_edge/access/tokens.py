@@ -3,6 +3,8 @@
 A token never chooses its algorithm or key. RFC 8725 lists the attacks that this module resists.
 """
 
+import base64
+import copy
 import functools
 import re
 import time
@@ -23,6 +25,7 @@ import jwt
 import msgspec
 
 from eventbus.channels import Pattern
+from eventbus.messages import TooDeep, check_depth, json_decoder
 from eventbus_edge.access.token_keys import (
     TokenPolicy,
     check_fetched_keys,
@@ -30,20 +33,27 @@ from eventbus_edge.access.token_keys import (
 )
 
 __all__ = [
+    "MAX_CACHED",
+    "MAX_CACHED_BYTES",
     "MAX_INFO_DEPTH",
     "MAX_TOKEN_BYTES",
     "Claims",
     "KeySource",
     "TokenRejected",
     "TokenVerifier",
+    "bearer_token",
     "check_times",
     "is_deeper",
 ]
 
 
 MAX_TOKEN_BYTES: Final = 8 * 1024
+MAX_CACHED: Final = 4096
+"""Tokens whose signatures need no second check. Their times and revocations are always checked."""
+MAX_CACHED_BYTES: Final = 2 * 1024
 MAX_INFO_DEPTH: Final = 16
 """Levels of objects and arrays in a user's info, from a token or from the action `presence`."""
+_BEARER: Final = re.compile(r"Bearer +(\S+) *", re.ASCII | re.IGNORECASE)
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 _NO_SIGNATURE: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*\.", re.ASCII)
 
@@ -66,8 +76,15 @@ Reason = Literal[
     "revocations_unavailable",
     "no_key",
 ]
-# RFC 7519 §2: seconds since 1970; at most the year 9999, the last that RFC 3339 can express.
-Seconds = Annotated[float, msgspec.Meta(le=253_402_300_799)]
+MAX_TIME: Final = 253_402_300_799
+"""The end of the year 9999, the last that RFC 3339 can express, in seconds since 1970."""
+Seconds = Annotated[float, msgspec.Meta(le=MAX_TIME)]  # RFC 7519 §2
+
+
+def bearer_token(header: str) -> str | None:
+    """The token of a header Authorization (RFC 6750 §2.1); None if it has another form."""
+    match = _BEARER.fullmatch(header)
+    return match[1] if match else None
 
 
 class TokenRejected(Exception):
@@ -87,7 +104,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What a verified token says about its bearer; wire-protocol.md, "Token".
 
     `exp`, `iat` and `nbf` are in seconds since 1970. `channels` has names and patterns that the
-    bearer may join in addition to what the channel rules allow.
+    bearer may join in addition to what the channel rules allow; `watchlist` has the users whose
+    online status the bearer may see.
     """
 
     # OpenID Connect Core §2 limits a subject to 255 characters.
@@ -103,6 +121,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     name: str | None = None
     info: dict[str, Any] = {}
     channels: tuple[str, ...] = ()
+    watchlist: tuple[str, ...] = ()
 
     @property
     def user_id(self) -> str:
@@ -125,11 +144,18 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @functools.cached_property
     def grants(self) -> tuple[Pattern, ...]:
         """`channels`, parsed. Raises InvalidPattern, but never for claims from a verifier."""
-        return tuple(Pattern(text) for text in self.channels)
+        return tuple(_pattern(text) for text in self.channels)
+
+    def copy(self) -> "Claims":
+        """Claims that equal these; changing what can be changed in one leaves the other alone."""
+        return msgspec.structs.replace(self, info=copy.deepcopy(self.info) if self.info else {})
 
     def is_granted(self, channel: str) -> bool:
         """Whether a grant covers `channel`, which must be a valid channel name."""
-        return any(grant.match(channel) is not None for grant in self.grants)
+        for grant in self.grants:  # noqa: SIM110 - a generator would take longer than the match
+            if grant.match(channel) is not None:
+                return True
+        return False
 
     def is_granted_all(self, pattern: Pattern) -> bool:
         """Whether one grant covers every channel that `pattern` matches."""
@@ -155,6 +181,11 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         }
 
 
+@functools.lru_cache(maxsize=MAX_CACHED)  # many users have the same grants
+def _pattern(text: str) -> Pattern:
+    return Pattern(text)
+
+
 class KeySource(Protocol):
     """Finds public keys by their ids."""
 
@@ -163,6 +194,21 @@ class KeySource(Protocol):
 
         Without an id, the only key that fits the algorithm. Raises TokenRejected.
         """
+
+
+class _ById:
+    """A key that equals only itself; keys of `cryptography` cannot be hashed."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, key: Any) -> None:
+        self.key = key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ById) and self.key is other.key
+
+    def __hash__(self) -> int:
+        return id(self.key)
 
 
 class TokenVerifier:
@@ -187,20 +233,32 @@ class TokenVerifier:
         self._key = key_of(policy) if keys is None else None
         self._clock = clock
         self._signatures = jwt.PyJWS()
+        self._cached_claims = functools.lru_cache(maxsize=MAX_CACHED)(self._signed_claims)
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """The algorithms that tokens may be signed with."""
+        return tuple(self._algorithms)
 
     async def verify(self, token: str) -> Claims:
         """The claims of a token. Raises TokenRejected.
 
         The signature is checked before the payload is parsed.
         """
-        _check_shape(token)
         key = self._key if self._keys is None else await self._find_key(self._keys, token)
-        claims = _read_claims(self._check_signature(token, key))
+        read = self._cached_claims if len(token) <= MAX_CACHED_BYTES else self._signed_claims
+        claims = read(token, _ById(key)).copy()
         self._check_claims(claims)
         return claims
 
+    def _signed_claims(self, token: str, key: "_ById") -> Claims:
+        """The claims of a token whose signature is right; whether they apply is not checked."""
+        _check_shape(token)
+        return _read_claims(self._payload(token, key))
+
     async def _find_key(self, keys: KeySource, token: str) -> Any:
         """The key that a token names, out of the known keys."""
+        _check_shape(token)
         try:
             header = self._signatures.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
@@ -216,9 +274,12 @@ class TokenVerifier:
         allowed = ", ".join(self._algorithms)
         _reject(f"the token's algorithm is not allowed; allowed: {allowed}", "algorithm")
 
-    def _check_signature(self, token: str, key: Any) -> bytes:
+    def _payload(self, token: str, key: "_ById") -> bytes:
+        """The payload of a token whose signature is right."""
         try:
-            decoded = self._signatures.decode_complete(token, key=key, algorithms=self._algorithms)
+            decoded = self._signatures.decode_complete(
+                token, key=key.key, algorithms=self._algorithms
+            )
         except jwt.InvalidAlgorithmError:
             self._reject_algorithm()
         except jwt.InvalidSignatureError:
@@ -272,17 +333,27 @@ def _check_shape(token: str) -> None:
         _reject("the token is not signed", "unsigned")
     if not _COMPACT.fullmatch(token):
         _reject("the token is not a JWT, which has three parts in base64url, joined by dots")
+    header = token.partition(".")[0]
+    try:  # PyJWT decodes the header up to the recursion limit of the interpreter
+        check_depth(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+    except ValueError:
+        _reject(_NOT_A_JWT)
 
 
-_decode_claims: Final = msgspec.json.Decoder(Claims).decode
+_decode_object: Final = json_decoder(dict[str, Any])
 
 
 def _read_claims(payload: bytes) -> Claims:
     try:
-        claims = _decode_claims(payload)
+        # Many issuers write null for what they have no value for: it counts as absent.
+        given = {
+            name: value for name, value in _decode_object(payload).items() if value is not None
+        }
+        _require_seconds(given)
+        claims = msgspec.convert(given, Claims)
         claims.grants  # noqa: B018 - parsed and cached here, where a bad one can still be refused
-    except RecursionError:
-        _reject("the token's claims are nested too deeply", "claims")
+    except TooDeep as exc:
+        _reject(f"the token's claims: {exc}", "claims")
     except (msgspec.DecodeError, ValueError) as exc:
         # InvalidPattern and UnicodeDecodeError are ValueErrors.
         _reject(f"the token's claims are not valid: {exc}", "claims")
@@ -290,6 +361,18 @@ def _read_claims(payload: bytes) -> Claims:
         message = f"the token's info is nested more than {MAX_INFO_DEPTH} levels deep"
         _reject(message, "claims")
     return claims
+
+
+def _require_seconds(claims: Mapping[str, Any]) -> None:
+    """Name the mistake of JavaScript's Date.now(), which is in milliseconds."""
+    for name in ("exp", "iat", "nbf"):
+        value = claims.get(name)
+        if isinstance(value, int | float) and MAX_TIME < value <= 1000 * MAX_TIME:
+            _reject(
+                f"the token's {name} is in milliseconds; it must be in seconds since 1970 "
+                "(RFC 7519, section 2)",
+                "claims",
+            )
 
 
 def is_deeper(value: object, levels: int) -> bool:

@@ -2,7 +2,9 @@
 
 from eventbus_edge.access.jwks import Jwks
 from eventbus_edge.access.token_keys import (
+    PUBLIC_ALGORITHMS,
     TokenPolicy,
+    algorithms_of,
     read_public_key,
 )
 from eventbus_edge.access.tokens import TokenVerifier
@@ -17,7 +19,7 @@ def fetched_keys(settings: EdgeSettings) -> Jwks | None:
         return None
     return Jwks(
         settings.jwt_jwks_url,
-        frozenset(settings.jwt_algorithms),
+        frozenset(settings.jwt_algorithms or PUBLIC_ALGORITHMS),
         max_age_s=settings.jwt_jwks_max_age,
         cooldown_s=settings.jwt_jwks_cooldown,
         timeout_s=settings.jwt_jwks_timeout,
@@ -29,9 +31,11 @@ def make_verifier(settings: EdgeSettings, keys: Jwks | None) -> TokenVerifier | 
     if keys is None and not (settings.jwt_secret or settings.jwt_public_key):
         return None
     public_key = read_public_key(settings.jwt_public_key) if settings.jwt_public_key else ""
+    fitting = algorithms_of(public_key) if public_key else ()
+    default = (fitting or ("HS256",)) if keys is None else PUBLIC_ALGORITHMS
     return TokenVerifier(
         TokenPolicy(
-            algorithms=settings.jwt_algorithms,
+            algorithms=settings.jwt_algorithms or default,
             secret=settings.jwt_secret,
             public_key=public_key,
             audience=settings.jwt_audience,

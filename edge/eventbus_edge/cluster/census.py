@@ -1,13 +1,11 @@
 """Questions to the whole cluster: a node asks all nodes, and answers for itself."""
 
 import datetime
-import heapq
 import importlib.metadata
 import socket
 import time
 from collections.abc import (
     Callable,
-    Iterator,
     Sequence,
 )
 from typing import (
@@ -22,51 +20,31 @@ from eventbus.channels import (
     Pattern,
     validate_channel,
 )
-from eventbus.drivers.base import (
-    Announcement,
-    AnnouncingDriver,
-    Driver,
-)
-from eventbus_edge.access.admission import TokenBucket
-from eventbus_edge.access.rules import (
-    ChannelRules,
-    who_may_join,
-    who_may_whisper,
-)
-from eventbus_edge.cluster.answers import (
+from eventbus.cluster import (
     MAX_LISTED,
     Channels,
     ChannelStats,
+    Cluster,
     Disconnect,
     Disconnected,
+    Inquiry,
     ListQuery,
     NodeStats,
     Stats,
+    questions,
 )
-from eventbus_edge.cluster.cluster import (
-    Cluster,
-    ClusterBusy,
+from eventbus.drivers import Announcement, AnnouncingDriver, Driver
+from eventbus.errors import ClusterBusy
+from eventbus.pacing import (
+    paced,
+    smallest,
 )
-from eventbus_edge.cluster.inquiry import Inquiry
-from eventbus_edge.cluster.questions import (
-    CHANNEL,
-    CHANNELS,
-    DISCONNECT,
-    NODE,
-    RULE,
-    AboutChannel,
-    ChannelCount,
-    ChannelRule,
-    ChannelsHeard,
-    Count,
-    Matching,
-)
-from eventbus_edge.delivery.hub import Hub
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.presence.channels import PresenceChannels
-from eventbus_edge.protocols.vocabulary import CloseReason
-from eventbus_edge.sessions.connection import Connection
-from eventbus_edge.sessions.connections import Connections
+from eventbus_edge.access import ChannelRules, TokenBucket, who_may_join, who_may_whisper
+from eventbus_edge.delivery import Hub
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.presence import PresenceChannels
+from eventbus_edge.protocols import CloseReason
+from eventbus_edge.sessions import Connection, Connections
 
 __all__ = ["Census", "LocalNode"]
 
@@ -76,13 +54,15 @@ SERVICE: Final = "eventbus-edge"
 _QUESTIONS_SAVED_S: Final = 4.0
 _PART: Final = 100
 """Channels in one part of an answer: about 30 KB, which every broker accepts."""
+_PART_BYTES: Final = 16 * 1024
+"""Members in one part: up to this, and the last of them."""
 
 
 _EVERYTHING: Final = ListQuery()
 
 
 class LocalNode(NamedTuple):
-    """What a node's answers about itself are made of."""
+    """What a node's answers about itself consist of."""
 
     id: str
     address: Callable[[], str]
@@ -92,6 +72,8 @@ class LocalNode(NamedTuple):
     rules: ChannelRules
     metrics: Metrics
     presence: PresenceChannels
+    protocols: Callable[[], dict[str, int]]
+    """How many connections speak each protocol."""
 
 
 class Census:
@@ -107,14 +89,17 @@ class Census:
         self._node = node
         self._driver = driver
         self._announced: Announcement | None = None
-        self._started = time.time()
+        self._started_at = datetime.datetime.now(datetime.UTC)
+        self._began = time.monotonic()
         self._cluster = cluster
-        self._cluster.answer(NODE, lambda _: [self._own_stats()])
-        self._cluster.answer(CHANNELS, self._own_channels)
-        self._cluster.answer(CHANNEL, lambda asked: [self._count(asked.channel)])
-        self._cluster.answer(RULE, self._own_rule)
-        self._cluster.answer(DISCONNECT, lambda asked: [Count(self._disconnect_own(asked))])
-        self._inquiry = Inquiry(cluster, driver.name)
+        self._cluster.answer(questions.NODE, self._own_stats)
+        self._cluster.answer(questions.CHANNELS, self._own_channels)
+        self._cluster.answer(questions.CHANNEL, self._own_channel)
+        self._cluster.answer(questions.RULE, self._own_rule)
+        self._cluster.answer(questions.MEMBERS, self._own_members)
+        self._cluster.answer(questions.CONNECTIONS, self._own_connections)
+        self._cluster.answer(questions.DISCONNECT, self._disconnect_own)
+        self._inquiry = Inquiry(cluster)
         self._limits_reached = node.metrics.limits_reached.labels("questions")
         burst = max(_QUESTIONS_SAVED_S * max_questions, 1.0)
         self._pace = TokenBucket(max_questions, burst, time.monotonic())
@@ -154,58 +139,73 @@ class Census:
         self._count_question()
         stats = await self._inquiry.channel(channel)
         if stats.kind is ChannelKind.PRESENCE:
-            _, members = await self._node.presence.look(channel)
-            return msgspec.structs.replace(stats, members=members)
+            members = await self._node.presence.fetch(channel)
+            return msgspec.structs.replace(stats, members=len(members))
         return stats
 
-    async def disconnect(self, whom: Disconnect) -> Disconnected:
+    async def disconnect(self, request: Disconnect) -> Disconnected:
         """Close connections on all nodes, or end subscriptions of a channel; never refused."""
-        return await self._inquiry.disconnect(whom)
+        return await self._inquiry.disconnect(request)
 
     def _count_question(self) -> None:
-        """Raises ClusterBusy when too many are asked."""
+        """Raises ClusterBusy when there are too many."""
         if not self._pace.take(time.monotonic()):
             self._limits_reached.inc()
-            raise ClusterBusy("too many questions to all nodes: ask again in a moment")
+            raise ClusterBusy(
+                "too many queries to all nodes: ask again in a moment; the limit is "
+                "BROADCAST_MAX_QUESTIONS of this node"
+            )
 
     # This node
 
-    def _own_stats(self) -> NodeStats:
+    async def _own_stats(self, _asked: questions.Nothing) -> Sequence[NodeStats]:
         node = self._node
-        return NodeStats(
+        stats = NodeStats(
             id=node.id,
             host=socket.gethostname(),
             address=node.address(),
-            started_at=datetime.datetime.fromtimestamp(self._started, datetime.UTC),
-            uptime_s=round(time.time() - self._started, 1),
+            started_at=self._started_at,
+            uptime_s=round(time.monotonic() - self._began, 1),
             connections=len(node.connections),
+            protocols=node.protocols(),
             channels=len(node.hub),
             messages_in=node.metrics.tally.messages_in,
             messages_out=node.metrics.tally.messages_out,
         )
+        return [stats]
 
-    def _own_channels(self, asked: Matching) -> Sequence[ChannelsHeard]:
-        matches = Pattern(asked.pattern).match
+    async def _own_channels(
+        self, question: questions.Matching
+    ) -> Sequence[questions.ChannelsHeard]:
+        matches = Pattern(question.pattern).match
         hub = self._node.hub
         # One more than are listed shows whether there are more.
-        found = heapq.nsmallest(
+        found = await smallest(
             MAX_LISTED + 1,
-            ((-hub.count(name), name) for name in hub.channels if matches(name) is not None),
+            ((-hub.count(name), name) for name in list(hub.channels) if matches(name) is not None),
         )
         truncated = len(found) > MAX_LISTED
-        counts = [self._count(name) for _, name in found[:MAX_LISTED]]
+        counts = [self._count(name) async for _, name in paced(found[:MAX_LISTED])]
         parts = range(0, max(len(counts), 1), _PART)
-        return [ChannelsHeard(counts[start : start + _PART], truncated) for start in parts]
+        return [
+            questions.ChannelsHeard(counts[start : start + _PART], truncated) for start in parts
+        ]
 
-    def _count(self, channel: str) -> ChannelCount:
-        kind = self._node.rules.find(channel).kind
-        return ChannelCount(channel, self._node.hub.count(channel), kind)
+    async def _own_channel(
+        self, question: questions.AboutChannel
+    ) -> Sequence[questions.ChannelCount]:
+        return [self._count(question.channel)]
 
-    def _own_rule(self, asked: AboutChannel) -> Sequence[ChannelRule]:
-        rules, channel = self._node.rules, validate_channel(asked.channel)
+    def _count(self, channel: str) -> questions.ChannelCount:
+        node, kind = self._node, self._node.rules.find(channel).kind
+        members = node.presence.count(channel) if kind is ChannelKind.PRESENCE else None
+        return questions.ChannelCount(channel, node.hub.count(channel), kind, members)
+
+    async def _own_rule(self, question: questions.AboutChannel) -> Sequence[questions.ChannelRule]:
+        rules, channel = self._node.rules, validate_channel(question.channel)
         rule = rules.find(channel)
         return [
-            ChannelRule(
+            questions.ChannelRule(
                 node=self._node.id,
                 pattern=rule.pattern.text,
                 kind=rule.kind,
@@ -215,32 +215,67 @@ class Census:
             )
         ]
 
-    def _disconnect_own(self, whom: Disconnect) -> int:
-        connections = list(self._matching(whom))
-        for connection in connections:
-            if whom.channel is not None:
-                connection.revoke(whom.channel)
-            elif whom.reconnect:
-                text = "disconnected by an administrator: come back"
-                connection.close(CloseReason.COME_BACK, text)
-            else:
-                text = "disconnected by an administrator"
-                connection.close(CloseReason.DISCONNECTED, text)
-        return len(connections)
+    async def _own_members(
+        self, question: questions.AboutChannel
+    ) -> Sequence[questions.MembersHeard]:
+        kind = self._node.rules.find(question.channel).kind
+        parts, size = [questions.MembersHeard(kind, [])], 0
+        if kind is ChannelKind.PRESENCE:
+            async for user_id, info, at in paced(self._node.presence.own(question.channel)):
+                if size > _PART_BYTES:
+                    parts.append(questions.MembersHeard(kind, []))
+                    size = 0
+                parts[-1].members.append(questions.MemberHeard(user_id, msgspec.Raw(info), at))
+                size += len(info) + len(user_id)
+        return parts
 
-    def _matching(self, whom: Disconnect) -> Iterator[Connection]:
-        for connection in self._node.connections.values():
-            session = connection.session
-            claims = session.claims
-            is_meant = claims is None or whom.concerns(claims.iat)
-            if (
-                is_meant
-                and not connection.is_closing
-                and (
-                    (whom.channel is not None and whom.channel in session.channels)
-                    or connection.id == whom.connection_id
-                    or (claims is not None and whom.user_id == claims.user_id)
-                    or (claims is not None and whom.jti is not None and whom.jti == claims.jti)
-                )
-            ):
-                yield connection
+    async def _own_connections(
+        self, question: questions.StartOfId
+    ) -> Sequence[questions.ConnectionIds]:
+        found: list[str] = []
+        async for connection in paced(list(self._node.connections.values())):
+            if connection.id.startswith(question.start) and not connection.is_closing:
+                found.append(connection.id)
+                if len(found) == questions.MAX_ALIKE:
+                    break
+        return [questions.ConnectionIds(found)]
+
+    async def _disconnect_own(self, request: Disconnect) -> Sequence[questions.Count]:
+        count = 0
+        async for connection in paced(list(self._node.connections.values())):
+            if not connection.is_closing:
+                count += _disconnect(connection, request)
+        return [questions.Count(count)]
+
+
+def _disconnect(connection: Connection, request: Disconnect) -> bool:
+    """Disconnect a client if the command applies to it; returns whether it does."""
+    session, identity = connection.session, connection.session.identity
+    if request.channel is not None:
+        bearer = session.bearer(request.channel)
+        is_meant = bearer is None or request.concerns(bearer.iat)
+        return (
+            is_meant and request.channel in session.channels and connection.revoke(request.channel)
+        )
+    is_meant = connection.id == request.connection_id or (
+        identity is not None
+        and request.concerns(identity.iat)
+        and (
+            request.user_id == identity.user_id
+            or (request.jti is not None and request.jti == identity.jti)
+        )
+    )
+    proven = [
+        channel
+        for channel, user in session.proven_users()
+        if user.user_id == request.user_id and request.concerns(user.iat)
+    ]
+    if not is_meant and not (proven and request.reconnect):
+        # The connection may have subscriptions of other users.
+        ended = [connection.revoke(channel) for channel in proven]
+        return any(ended)
+    if request.reconnect:
+        connection.close(CloseReason.COME_BACK, "disconnected by an administrator: reconnect")
+    else:
+        connection.close(CloseReason.DISCONNECTED, "disconnected by an administrator")
+    return True

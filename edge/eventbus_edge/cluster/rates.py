@@ -10,7 +10,7 @@ MAX_COUNTED: Final = 10_000
 """Channels whose messages are counted; for others, only `overflowed` is set."""
 _MEMORY_S: Final = 5.0
 """After this time a message counts for a third (1/e): rates are smooth, and still follow."""
-_FORGOTTEN: Final = 0.01
+_NEGLIGIBLE: Final = 0.01
 
 
 class ChannelRates:
@@ -25,7 +25,7 @@ class ChannelRates:
         """Whether there were more channels than are counted."""
 
     def count(self, channel: str) -> None:
-        """One message came. A part of the hot path."""
+        """Count one message. Part of the hot path."""
         counts = self._counts
         if channel in counts:
             counts[channel] += 1
@@ -41,7 +41,7 @@ class ChannelRates:
         decayed = {}
         for channel, weight in self._decayed.items():
             left = weight * factor
-            if left > _FORGOTTEN:
+            if left > _NEGLIGIBLE:
                 decayed[channel] = left
         for channel, count in self._counts.items():
             decayed[channel] = decayed.get(channel, 0.0) + count

@@ -1,6 +1,5 @@
-"""Samples: the state of each node for live statistics of the cluster, and their sum. Pure."""
+"""Samples: the state of each node for live statistics of the cluster, and their sum."""
 
-import heapq
 from collections.abc import (
     Iterable,
     Sequence,
@@ -13,12 +12,18 @@ from typing import (
 import msgspec
 
 from eventbus.channels import ChannelKind
-from eventbus_edge.cluster.gather import Question
+from eventbus.cluster import Question
+from eventbus.pacing import (
+    paced,
+    smallest,
+)
+from eventbus_edge.cluster.recent import Step
 
 __all__ = [
     "SAMPLE",
     "ChannelSample",
     "ClusterSample",
+    "History",
     "NodeAnswer",
     "NodeSample",
     "Sampled",
@@ -69,6 +74,8 @@ class NodeSample(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     presence_channels: int
     presence_members: int
+    protocols: dict[str, int] = {}
+    """Connections by the protocol that they speak."""
     truncated: bool
     """Whether it has more busy channels than it counts."""
 
@@ -78,6 +85,16 @@ class NodeAnswer(msgspec.Struct, frozen=True):
 
     node: NodeSample
     channels: list[ChannelSample]
+
+
+class History(msgspec.Struct, frozen=True):
+    """The last minutes of the cluster, in steps of `step_s` seconds; the last one ends now.
+
+    The steps are sums over the nodes that answer now, so they lack nodes that have ended.
+    """
+
+    step_s: float
+    steps: Sequence[Step]
 
 
 class ClusterSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,19 +108,21 @@ class ClusterSample(msgspec.Struct, frozen=True, kw_only=True):
     channels: list[ChannelSample]
     whole: bool
     """Whether these are up to MANY channels, or only the first few."""
+    history: History | msgspec.UnsetType = msgspec.UNSET
+    """In the first sample that a subscriber receives."""
 
 
 SAMPLE: Final = Question("sample", Sampled, NodeAnswer)
 
 
-def merge_channels(samples: Iterable[ChannelSample], most: int) -> list[ChannelSample]:
+async def merge_channels(samples: Iterable[ChannelSample], most: int) -> list[ChannelSample]:
     """The busiest channels of all nodes.
 
-    Connections are summed. Each node gets every message of a channel once, so that the rate is
-    that of the node which counted most.
+    Connections are summed. Each node gets every message of a channel once, so the rate is that of
+    the node that counted most.
     """
     found: dict[str, ChannelSample] = {}
-    for one in samples:
+    async for one in paced(samples):
         known = found.get(one.channel)
         if known is not None:
             one = ChannelSample(  # noqa: PLW2901 - the sum takes its place
@@ -113,8 +132,7 @@ def merge_channels(samples: Iterable[ChannelSample], most: int) -> list[ChannelS
                 max(known.rate, one.rate),
             )
         found[one.channel] = one
-    return heapq.nsmallest(most, found.values(), key=_busiest_first)
-
-
-def _busiest_first(one: ChannelSample) -> tuple[float, int, str]:
-    return -one.rate, -one.connections, one.channel
+    busiest = await smallest(
+        most, ((-one.rate, -one.connections, one.channel) for one in found.values())
+    )
+    return [found[name] for _, _, name in busiest]

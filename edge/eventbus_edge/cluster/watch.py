@@ -2,43 +2,59 @@
 
 Subscribers of `admin.stats` receive one sample of all nodes each second, as the event `eb:stats`.
 The node that holds a subscriber asks all nodes, and sends their answers to its own subscribers
-only. So no sample is sent twice, and without subscribers nothing is asked or counted.
+only. So no sample is sent twice, and without subscribers nothing is asked or counted per channel.
+A subscriber's first sample contains the last minutes, which each node keeps as a few numbers.
 """
 
 import asyncio
 import datetime
-import heapq
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import (
+    Callable,
+    Collection,
+    Sequence,
+)
 from typing import Final
 
-from eventbus.drivers.base import Driver
+import msgspec
+
+from eventbus.cluster import Cluster
+from eventbus.drivers import Driver
 from eventbus.errors import (
     DriverError,
     EventBusError,
 )
+from eventbus.pacing import smallest
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 from eventbus_edge.cluster.census import LocalNode
-from eventbus_edge.cluster.cluster import Cluster
 from eventbus_edge.cluster.rates import ChannelRates
+from eventbus_edge.cluster.recent import (
+    RECENT,
+    STEP_S,
+    AskRecent,
+    Recent,
+    RecentSteps,
+    Step,
+    merge,
+)
 from eventbus_edge.cluster.samples import (
     FEW,
     MANY,
     SAMPLE,
     ChannelSample,
     ClusterSample,
+    History,
     NodeAnswer,
     NodeSample,
     Sampled,
     merge_channels,
 )
-from eventbus_edge.delivery.outbox import Outbox
-from eventbus_edge.delivery.traffic import Traffic
-from eventbus_edge.metrics.tally import LATENCY_BOUNDS
-from eventbus_edge.protocols.vocabulary import ClusterSampled
+from eventbus_edge.delivery import Outbox, Traffic
+from eventbus_edge.metrics import LATENCY_BOUNDS
+from eventbus_edge.protocols import ClusterSampled
 
 __all__ = ["CHANNEL", "Watch"]
 
@@ -63,15 +79,19 @@ class Watch:
         self._driver = driver
         self._traffic = traffic
         self._unwatch: Callable[[], None] | None = None
-        cluster.answer(SAMPLE, lambda asked: [self._own(asked.most)])
+        cluster.answer(SAMPLE, self._own)
+        cluster.answer(RECENT, self._own_recent)
         self._began = time.monotonic()
+        self._recent = Recent(self._began)
+        self._welcomed: set[str] = set()
         self._rates: ChannelRates | None = None
         self._end_counting: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
 
     def start(self) -> None:
-        """Begin to sample whenever there are subscribers."""
+        """Begin to keep the last minutes, and to sample whenever there are subscribers."""
         self._tasks.keep(self._run, "samples for dashboards")
+        self._tasks.keep(self._remember, "the last minutes for dashboards")
 
     async def aclose(self) -> None:
         """Stop sampling."""
@@ -89,9 +109,11 @@ class Watch:
                     with guarded():
                         await self._sample(whole=turn % _WHOLE_EVERY == 0)
                 except EventBusError as exc:
-                    _log.warning("the nodes could not be asked for samples: %s", exc)
+                    _log.warning("the nodes could not be queried for samples: %s", exc)
                 except Exception:  # noqa: BLE001 - the next one may succeed
                     _log.exception("a sample failed")
+            else:
+                self._welcomed = set()
             turn = turn + 1 if subscribers else 0
             await asyncio.sleep(max(0.1, begun + INTERVAL_S - loop.time()))
 
@@ -107,6 +129,29 @@ class Watch:
         ]
 
     async def _sample(self, *, whole: bool) -> None:
+        """Send a sample to all subscribers; those who are new get the last minutes with it."""
+        known = {one.connection_id for one in self._subscribers()}
+        newcomers = known - self._welcomed
+        if newcomers:  # at the same time: each waits for nodes that do not answer
+            sample, history = await asyncio.gather(
+                self._cluster_sample(whole=whole), self._history()
+            )
+            first = msgspec.structs.replace(sample, history=history)
+        else:
+            sample = first = await self._cluster_sample(whole=whole)
+        now = datetime.datetime.now(datetime.UTC)
+        subscribers = self._subscribers()
+        for ids, one in ((newcomers, first), (known - newcomers, sample)):
+            self._fan_out(
+                [each for each in subscribers if each.connection_id in ids],
+                ClusterSampled(CHANNEL, one, now),
+            )
+        self._welcomed = known
+
+    def _fan_out(self, subscribers: list[Outbox], notice: ClusterSampled) -> None:
+        self._node.hub.fan_out(subscribers, lambda wire: wire.message(notice))
+
+    async def _cluster_sample(self, *, whole: bool) -> ClusterSample:
         most = MANY if whole else FEW
         try:
             gathered = await self._cluster.ask(SAMPLE, Sampled(most))
@@ -114,26 +159,48 @@ class Watch:
         except DriverError:  # without the bus, show this node alone
             samples, missing = [], self._cluster.nodes - {self._node.id}
         if all(one.node.id != self._node.id for one in samples):
-            samples.append(self._own(most))
-        sample = ClusterSample(
+            samples += await self._own(Sampled(most))
+        return ClusterSample(
             driver=self._driver.name,
             bounds=LATENCY_BOUNDS,
             nodes=sorted((one.node for one in samples), key=lambda node: node.id),
             missing=sorted(missing),
-            channels=merge_channels((one for each in samples for one in each.channels), most),
+            channels=await merge_channels((one for each in samples for one in each.channels), most),
             whole=whole,
         )
-        notice = ClusterSampled(CHANNEL, sample, datetime.datetime.now(datetime.UTC))
-        self._node.hub.fan_out(self._subscribers(), lambda wire: wire.message(notice))
 
-    # The sample of this node
+    async def _history(self) -> History:
+        try:
+            gathered = await self._cluster.ask(RECENT, AskRecent())
+            nodes = [one.steps for one in gathered.all]
+        except EventBusError as exc:
+            _log.debug("the nodes could not be queried for their last minutes: %s", exc)
+            nodes = [self._recent.steps]
+        return History(STEP_S, merge(nodes))
 
-    def _own(self, most: int) -> NodeAnswer:
+    # The numbers of this node
+
+    async def _remember(self) -> None:
+        while True:
+            tally = self._node.metrics.tally
+            total = Step(
+                len(self._node.connections),
+                tally.messages_in,
+                tally.messages_out,
+                tuple(tally.latencies.counts),
+            )
+            self._recent.take(time.monotonic(), total)
+            await asyncio.sleep(STEP_S)
+
+    async def _own_recent(self, _asked: AskRecent) -> Sequence[RecentSteps]:
+        return [RecentSteps(self._recent.steps)]
+
+    async def _own(self, question: Sampled) -> Sequence[NodeAnswer]:
         node, tally = self._node, self._node.metrics.tally
         now = time.monotonic()
         rates = self._count(now)
         presence_channels, presence_members = node.presence.counts()
-        return NodeAnswer(
+        answer = NodeAnswer(
             NodeSample(
                 id=node.id,
                 host=socket.gethostname(),
@@ -141,6 +208,7 @@ class Watch:
                 at=round(now, _FINE),
                 uptime_s=round(now - self._began, 1),
                 connections=len(node.connections),
+                protocols=node.protocols(),
                 channels=len(node.hub),
                 subscriptions=node.metrics.total("eventbus_edge_subscriptions"),
                 messages_in=tally.messages_in,
@@ -156,13 +224,17 @@ class Watch:
                 presence_members=presence_members,
                 truncated=rates.overflowed,
             ),
-            self._busiest(rates.read(now), most),
+            await self._busiest(rates.read(now), question.most),
         )
+        return [answer]
 
-    def _busiest(self, rates: dict[str, float], most: int) -> list[ChannelSample]:
+    async def _busiest(self, rates: dict[str, float], most: int) -> list[ChannelSample]:
         hub, rules = self._node.hub, self._node.rules
-        names = rates.keys() if most <= FEW and len(rates) >= most else {*hub.channels, *rates}
-        busiest = heapq.nsmallest(
+        if most <= FEW and len(rates) >= most:
+            names: Collection[str] = rates.keys()
+        else:  # members whose connections are lost stay for a while, in channels without any
+            names = {*hub.channels, *rates, *self._node.presence.channels}
+        busiest = await smallest(
             most,
             ((-rates.get(name, 0.0), -hub.count(name), name) for name in names if name != CHANNEL),
         )

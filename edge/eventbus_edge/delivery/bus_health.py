@@ -5,19 +5,30 @@ import logging
 import random
 from typing import Final
 
-from eventbus.drivers.base import (
-    Driver,
-    check_of,
-)
-from eventbus.errors import EventBusError
+from eventbus.attempts import RateLimitedLog
+from eventbus.drivers import Driver, check_of
+from eventbus.errors import EventBusError, SubscribeDenied
 from eventbus.tasks import Tasks
 
-__all__ = ["BusHealth"]
+__all__ = ["BusHealth", "fault_for_client"]
 
 
 _log = logging.getLogger(__name__)
+_faults = RateLimitedLog(_log)
 
 CHECK_S: Final = 5.0
+
+
+def fault_for_client(what: str, fault: EventBusError) -> str:
+    """The error message for a client whose command failed with a fault of the bus.
+
+    `what` says what failed. The fault itself is logged only: it may name the broker's address and
+    its streams, which are not public.
+    """
+    _faults.warning("%s: %s", what, fault, kind=what)
+    if isinstance(fault, SubscribeDenied):
+        return f"{what}: the bus refuses the subscription, by a limit or a permission of this node"
+    return f"{what}: the bus does not answer, or does not accept it; try again in a moment"
 
 
 class BusHealth:

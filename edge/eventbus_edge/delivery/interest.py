@@ -5,17 +5,16 @@ import functools
 import logging
 from collections.abc import Callable
 
+from eventbus.attempts import SharedAttempt
 from eventbus.channels import Subjects
-from eventbus.drivers.base import (
+from eventbus.drivers import (
     Delivery,
     Driver,
+    FollowingSubscription,
     GapSubscription,
+    MarkedPosition,
     Position,
     Subscription,
-)
-from eventbus.drivers.marks import (
-    FollowingSubscription,
-    MarkedPosition,
 )
 from eventbus.errors import DriverError
 from eventbus.tasks import Tasks
@@ -32,16 +31,21 @@ OnGap = Callable[[str, Position], None]
 class _Channel:
     """One channel's subscription, and the number of its holders."""
 
-    __slots__ = ("holders", "is_expiring", "left_at", "lock", "mark", "position", "subscription")
+    __slots__ = (
+        "attempt", "began", "holders", "is_expiring", "left_at", "mark", "position", "subscription",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.holders = 0
         self.left_at = 0.0
-        self.lock = asyncio.Lock()
+        self.attempt = SharedAttempt()
+        """To subscribe or unsubscribe."""
         self.subscription: Subscription | None = None
+        self.began: Position | None = None
+        """The last known position of the subscription itself, which only a driver moves."""
         self.position: Position | None = None
         self.mark: str | None = None
-        """That of the message at the position, where one has come."""
+        """The mark of the message at the position, once one has arrived."""
         self.is_expiring = False
 
     @property
@@ -98,8 +102,10 @@ class Interest:
         if entry is None:
             entry = self._channels[channel] = _Channel()
         entry.holders += 1
+        if entry.subscription is not None and not entry.attempt.is_taken:
+            return entry.marked
         try:
-            async with entry.lock:
+            async with entry.attempt.turn():
                 if entry.subscription is None:
                     # The previous subscription may have set them until it ended.
                     entry.position = entry.mark = None
@@ -121,12 +127,14 @@ class Interest:
         subscription = await self._driver.subscribe(self._subject_of(channel), receive)
         if isinstance(subscription, GapSubscription):
             if self._on_filter_gap is not None:
-                subscription.on_gap = functools.partial(self._on_filter_gap, channel)
+                subscription.on_gap = functools.partial(
+                    self._report_filter_gap, channel, entry, subscription
+                )
             else:
                 subscription.on_gap = functools.partial(
                     self._report_new_history, channel, entry, subscription
                 )
-        entry.subscription = subscription
+        entry.subscription, entry.began = subscription, subscription.position
         # Messages that came while subscribing have moved the position already.
         entry.position = entry.position or subscription.position
 
@@ -135,10 +143,22 @@ class Interest:
     ) -> None:
         """Report a replaced history at once: its next message may come much later."""
         position, before = subscription.position, entry.position
+        if position == entry.began:
+            return  # the driver does not know the position in the new history yet
+        entry.began = position
         if position is not None and before is not None and position.epoch != before.epoch:
+            if position.offset != before.offset:
+                entry.mark = None
             entry.position = position
             if self._on_gap is not None:
                 self._on_gap(channel, position)
+
+    def _report_filter_gap(self, filter_: str, entry: _Channel, subscription: Subscription) -> None:
+        position, before = subscription.position, entry.position
+        if position is not None and before is not None and position.epoch != before.epoch:
+            entry.position, entry.mark = position, None
+        if self._on_filter_gap is not None:
+            self._on_filter_gap(filter_)
 
     def position(self, channel: str) -> Position | None:
         """The position of a subscribed channel; None if the bus keeps no history."""
@@ -168,7 +188,7 @@ class Interest:
         now = asyncio.get_running_loop().time
         while (wait := entry.left_at + self._linger_s - now()) > 0:  # noqa: ASYNC110 - no poll
             await asyncio.sleep(wait)
-        async with entry.lock:
+        async with entry.attempt.alone():
             entry.is_expiring = False
             if entry.holders:
                 return
@@ -178,7 +198,7 @@ class Interest:
                 if subscription is not None:
                     await self._close(channel, subscription)
             finally:
-                # New holders wait for the lock, and then subscribe again.
+                # New holders wait for their turn, and then subscribe again.
                 if entry.holders == 0:
                     self._channels.pop(channel, None)
 

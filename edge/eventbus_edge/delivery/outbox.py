@@ -16,7 +16,7 @@ from eventbus_edge.delivery.wire import Wire
 __all__ = ["Outbox", "Sink", "State", "Unsent"]
 
 
-_RELIEVED: Final = 0.9
+_TARGET_SHARE: Final = 0.9
 """The share of the limit to which the sum of unsent bytes is reduced."""
 
 
@@ -25,6 +25,10 @@ class Sink(Protocol):
 
     def write(self, data: bytes) -> None:
         """Write bytes; never blocks."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether bytes are unsent."""
 
     def unsent(self) -> int:
         """Bytes written that the peer's socket has not accepted yet."""
@@ -41,6 +45,9 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+_OPEN: Final = State.OPEN  # looking up an enum's attribute is slower
+
+
 class Outbox:
     """Frames on their way to one connection.
 
@@ -50,7 +57,7 @@ class Outbox:
     """
 
     __slots__ = (
-        "_pending", "_pending_bytes", "_sink", "connection_id", "dropped", "format", "limit",
+        "_first", "_more", "_pending_bytes", "_sink", "connection_id", "dropped", "format", "limit",
         "state", "unsent", "was_too_slow", "written",
     )  # fmt: skip
 
@@ -67,32 +74,67 @@ class Outbox:
         self.unsent = 0
         """Unsent bytes at the last call of `measure`."""
         self._sink = sink
-        self._pending: list[bytes] = []
+        self._first: bytes | None = None
+        """The pending frame: usually a turn has only one."""
+        self._more: list[bytes] | None = None
+        """Further pending frames."""
         self._pending_bytes = 0
 
-    def push(self, frame: bytes) -> bool:
-        """Add a frame; True if it is the first of its turn: then the caller schedules a flush."""
-        if self.state is not State.OPEN:
-            self.dropped += 1
+    def push(self, frame: bytes, frames: int = 1) -> bool:
+        """Add a frame; True if it is the first of its turn: then the caller schedules a flush.
+
+        It may be several `frames`, joined for all subscribers of a channel.
+        """
+        if self.state is not _OPEN:
+            self.dropped += frames
             return False
-        first = not self._pending
-        self._pending.append(frame)
+        is_first = self._first is None
+        if is_first:
+            self._first = frame
+        elif self._more is None:
+            self._more = [frame]
+        else:
+            self._more.append(frame)
         self._pending_bytes += len(frame)
         if self._pending_bytes > self.limit:
             self.flush()
-        return first
+        return is_first
+
+    def send(self, data: bytes, frames: int) -> bool:
+        """Write the last frames of a turn at once, if nothing is pending.
+
+        True if the system has taken all of it. Otherwise the caller flushes.
+        """
+        if self._first is not None or self.unsent or self.state is not _OPEN:
+            self.push(data, frames)
+            return False
+        sink = self._sink
+        sink.write(data)
+        if not sink.is_behind:
+            return True
+        self.written += len(data)
+        self._check()
+        return False
 
     def flush(self) -> None:
         """Write the pending frames at once; then check whether the connection keeps up."""
-        if self._pending and self.state is State.OPEN:
-            frames = self._pending
+        data, sink = self._first, self._sink
+        if data is not None and self.state is _OPEN:
             self.written += self._pending_bytes
-            self._pending = []
+            self._first = None
             self._pending_bytes = 0
-            self._sink.write(frames[0] if len(frames) == 1 else b"".join(frames))
-            if self.measure() > self.limit:
-                self.state = State.TOO_SLOW
-                self.was_too_slow = True
+            if self._more is not None:
+                data = b"".join((data, *self._more))
+                self._more = None
+            sink.write(data)
+            # Usually the system has accepted all of it.
+            if sink.is_behind or self.unsent:
+                self._check()
+
+    def _check(self) -> None:
+        if self.measure() > self.limit:
+            self.state = State.TOO_SLOW
+            self.was_too_slow = True
 
     @property
     def waiting(self) -> int:
@@ -107,8 +149,8 @@ class Outbox:
     def close(self) -> None:
         """Accept no more frames, and drop pending ones."""
         self.state = State.CLOSED
-        self.dropped += len(self._pending)
-        self._pending.clear()
+        self.dropped += (self._first is not None) + len(self._more or ())
+        self._first = self._more = None
         self._pending_bytes = 0
 
     def abort(self) -> None:
@@ -124,13 +166,21 @@ class Unsent:
     """
 
     def __init__(self, limit: int, on_cut: Callable[[Outbox], None] = lambda _: None) -> None:
-        """`on_cut` gets each outbox that is about to be aborted because the sum exceeds `limit`."""
+        """`on_cut` gets each outbox that is about to be aborted because the sum exceeds `limit`.
+
+        Several hubs of a process may share the sum: see `share`.
+        """
         self.total = 0
         self.held = 0
         """Bytes of stored messages that were read for clients and not sent to them yet."""
         self._limit = limit
-        self._on_cut = on_cut
+        self._on_cut = [on_cut]
         self._behind: dict[Outbox, int] = {}
+
+    def share(self, on_cut: Callable[[Outbox], None]) -> "Unsent":
+        """The same sum for another hub; `on_cut` gets the outboxes of all hubs."""
+        self._on_cut.append(on_cut)
+        return self
 
     @property
     def is_over(self) -> bool:
@@ -147,7 +197,7 @@ class Unsent:
             self.held -= size
 
     def note(self, outbox: Outbox) -> None:
-        """An outbox was flushed. A part of the hot path."""
+        """An outbox was flushed. Part of the hot path."""
         if outbox.unsent or outbox in self._behind:
             self._set(outbox, outbox.unsent)
 
@@ -167,8 +217,9 @@ class Unsent:
         if self.total <= self._limit or self.measure() <= self._limit:
             return
         for outbox in sorted(self._behind, key=self._behind.__getitem__, reverse=True):
-            if self.total <= _RELIEVED * self._limit:
+            if self.total <= _TARGET_SHARE * self._limit:
                 break
-            self._on_cut(outbox)
+            for on_cut in self._on_cut:
+                on_cut(outbox)
             outbox.abort()
             self._set(outbox, 0)

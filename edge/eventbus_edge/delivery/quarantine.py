@@ -1,25 +1,22 @@
-"""Payloads from the bus that are no message: counted, logged once in a while, put aside."""
+"""Payloads from the bus that are not messages: counted, logged at a limited rate, and set aside."""
 
 import logging
-import time
-from typing import Final
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Driver
+from eventbus.drivers import Driver
 from eventbus.errors import (
     EventBusError,
     InvalidPayload,
 )
 from eventbus.messages import HEADER_REASON
 from eventbus_edge.background import Background
-from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics import Metrics
 
 __all__ = ["Quarantine"]
 
 
 _log = logging.getLogger(__name__)
-
-_LOG_EVERY_S: Final = 10.0
 
 
 class Quarantine:
@@ -32,22 +29,12 @@ class Quarantine:
         self._subjects = subjects
         self._background = background
         self._metrics = metrics
-        self._logged_at = 0.0
-        self._unlogged = 0
+        self._faults = RateLimitedLog(_log)
 
     def put(self, channel: str, payload: bytes, fault: InvalidPayload) -> None:
         """Publish a payload of a channel on the channel's quarantine subject, with the reason."""
         self._metrics.quarantined.labels(fault.reason).inc()
-        self._unlogged += 1
-        now = time.monotonic()
-        if now - self._logged_at >= _LOG_EVERY_S:
-            _log.warning(
-                "%d payloads put into quarantine; the last on %s: %s",
-                self._unlogged,
-                channel,
-                fault,
-            )
-            self._logged_at, self._unlogged = now, 0
+        self._faults.warning("a payload on %s was put into quarantine: %s", channel, fault)
         subject = self._subjects.quarantine(channel)
         self._background.start(
             self._publish(subject, payload, fault.reason), f"quarantine of {channel}"
@@ -57,4 +44,4 @@ class Quarantine:
         try:
             await self._driver.publish(subject, payload, {HEADER_REASON: reason})
         except EventBusError as exc:
-            _log.warning("could not publish to %s: %s", subject, exc)
+            self._faults.warning("could not publish to %s: %s", subject, exc, kind="publish")

@@ -10,27 +10,24 @@ import msgspec
 
 from eventbus import tracing
 from eventbus.bus import EventBus
-from eventbus.drivers.base import (
-    Delivery,
-    Position,
-)
+from eventbus.channels import Pattern
+from eventbus.drivers import Delivery, Position
 from eventbus.errors import (
     EventBusError,
     InvalidPayload,
 )
 from eventbus.events import read_delivery
 from eventbus.messages import HEADER_EXCEPT
-from eventbus_edge.access.rules import (
-    ChannelRules,
-    Rule,
-)
+from eventbus_edge.access import ChannelRules, Rule
 from eventbus_edge.config import EdgeSettings
+from eventbus_edge.delivery.bus_health import fault_for_client
 from eventbus_edge.delivery.history import (
     MAX_PAGE_BYTES,
     CaughtUp,
     History,
     HistoryRead,
     OnRead,
+    Stored,
     ignore,
 )
 from eventbus_edge.delivery.hub import (
@@ -40,13 +37,14 @@ from eventbus_edge.delivery.hub import (
 from eventbus_edge.delivery.interest import Interest
 from eventbus_edge.delivery.quarantine import Quarantine
 from eventbus_edge.delivery.wildcards import Wildcards
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.protocols.envelope import encode_envelope
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.protocols import (
     ChannelMessage,
     Subscribe,
     Subscribed,
+    SubscribePattern,
     Whisper,
+    encode_envelope,
 )
 
 __all__ = ["Traffic", "to_message"]
@@ -94,7 +92,12 @@ class Traffic:
             on_gap=metrics.gaps.inc,
             linger_s=settings.unsubscribe_after,
         )
-        self._history = History(bus.driver, bus.subjects, _stored_message)
+        self._history = History(
+            bus.driver,
+            bus.subjects,
+            _stored_message,
+            lambda channel: rules.find(channel).most_history,
+        )
 
     @property
     def channels(self) -> int:
@@ -106,7 +109,7 @@ class Traffic:
         await self._interest.aclose()
         await self.wildcards.aclose()
 
-    # What connections ask for
+    # Requests of connections
 
     async def acquire(self, channel: str) -> Position | None:
         """Subscribe to a channel on the bus; see Interest.acquire."""
@@ -140,7 +143,7 @@ class Traffic:
         if most is not None:
             command = command._replace(history=min(command.history, most))
         if command.resume is None and not command.history and not rule.retain:
-            return CaughtUp(position, [], None, 0)
+            return CaughtUp(position, Stored(), None, 0)
         last = command._replace(resume=None, history=max(command.history, int(rule.retain)))
         if command.resume is None:
             return await self._history.catch_up(last, position, on_read=on_read)
@@ -153,13 +156,39 @@ class Traffic:
             and self._interest.has_nothing_after(channel, resume)
         ):
             # The channel's last message has expired; this node knows that none followed it.
-            caught_up = CaughtUp(resume, [], recovered=True, last=resume.offset)
+            caught_up = CaughtUp(resume, Stored(), recovered=True, last=resume.offset)
         self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
         if rule.retain and not caught_up.recovered:
             # A client that cannot recover starts again, and so gets the retained message.
             restarted = await self._history.catch_up(last, position, on_read=on_read)
             caught_up = restarted._replace(recovered=False)
         return caught_up
+
+    async def catch_up_pattern(
+        self,
+        command: SubscribePattern,
+        pattern: Pattern,
+        position: Position | None,
+        on_read: OnRead = ignore,
+    ) -> CaughtUp:
+        """What a new subscription to a pattern gets first; see History.catch_up_pattern."""
+        resume = command.resume
+        if resume is None:
+            return CaughtUp(position, Stored(), None, 0)
+        caught_up = await self._history.catch_up_pattern(pattern, resume, position, on_read=on_read)
+        if (
+            not caught_up.recovered
+            and resume.offset <= caught_up.last
+            and self.wildcards.has_nothing_after(pattern, resume)
+        ):
+            # The last message has expired; this node knows that none followed it.
+            caught_up = CaughtUp(resume, Stored(), recovered=True, last=resume.offset)
+        self._metrics.resumes.labels(str(caught_up.recovered).lower()).inc()
+        return caught_up
+
+    def hold_pattern(self, pattern: Pattern, connection_id: str) -> Backlog:
+        """Buffer a pattern's live messages for a client that catches up; see Wildcards.follow."""
+        return self.wildcards.hold(pattern, connection_id, self._max_backlog)
 
     async def read_history(
         self,
@@ -198,7 +227,7 @@ class Traffic:
         try:
             await self._bus.driver.publish(subject, body, {HEADER_EXCEPT: sender})
         except EventBusError as exc:
-            return f"the bus did not take it: {exc}"
+            return fault_for_client("the client event could not be published", exc)
         return None
 
     # Messages from the bus

@@ -15,14 +15,14 @@ from websockets.headers import (
     parse_extension,
 )
 
-__all__ = ["Deflate", "InvalidExtensions", "agree"]
+__all__ = ["Deflate", "InvalidExtensions", "negotiate_extensions"]
 
 
 _DEFLATE: Final = ServerPerMessageDeflateFactory(server_no_context_takeover=True)
 
 
 class InvalidExtensions(ValueError):
-    """A header that is not what RFC 6455, section 9.1, allows: the handshake must fail."""
+    """A header that RFC 6455, section 9.1, does not allow: the handshake must fail."""
 
 
 class Deflate(NamedTuple):
@@ -34,8 +34,8 @@ class Deflate(NamedTuple):
     """The header `Sec-WebSocket-Extensions` of the answer."""
 
 
-def agree(header: str) -> Deflate | None:
-    """The first offer of permessage-deflate that can be kept; None where none can, or none is made.
+def negotiate_extensions(header: str) -> Deflate | None:
+    """The first offer of permessage-deflate that can be accepted; None if there is none.
 
     Several headers are given as one, joined with commas. Raises InvalidExtensions.
     """

@@ -7,9 +7,10 @@ from eventbus_edge.framing.base import Located
 
 __all__ = [
     "MAX_CLOSE_REASON",
-    "PING",
-    "TEXT",
+    "PING_FRAME",
+    "TEXT_FRAMES",
     "TextFrames",
+    "close_frame",
     "close_reason",
     "deflated_text_frame",
     "pong_frame",
@@ -20,6 +21,7 @@ __all__ = [
 _FIN: Final = 0x80
 _RSV1: Final = 0x40
 _TEXT: Final = 0x1
+_CLOSE: Final = 0x8
 _PING: Final = 0x9
 _PONG: Final = 0xA
 _MAX_SHORT: Final = 125
@@ -39,8 +41,13 @@ def deflated_text_frame(data: bytes) -> bytes:
     return _frame(_RSV1 | _TEXT, data)
 
 
+def close_frame(payload: bytes) -> bytes:
+    """A close frame: its payload is empty, or a code and a `close_reason`."""
+    return _frame(_CLOSE, payload)
+
+
 def close_reason(text: str) -> bytes:
-    """A reason as a close frame holds it; a longer one is cut at a character's end."""
+    """A reason as a close frame holds it; a longer one is cut between two characters."""
     return text.encode()[:MAX_CLOSE_REASON].decode(errors="ignore").encode()
 
 
@@ -58,7 +65,7 @@ def _frame(opcode: int, payload: bytes) -> bytes:
     return struct.pack("!BBQ", _FIN | opcode, 127, size) + payload
 
 
-PING: Final = _frame(_PING, b"")
+PING_FRAME: Final = _frame(_PING, b"")
 """The heartbeat: the same bytes for every connection."""
 
 
@@ -74,4 +81,4 @@ class TextFrames:
         return _frame(_TEXT, payload)
 
 
-TEXT: Final = TextFrames()
+TEXT_FRAMES: Final = TextFrames()

@@ -1,14 +1,15 @@
 """Server-Sent Events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Pure.
 
-Each event is a whole payload in `data:`, without an `event:` field, so that `onmessage` hears all
-of them. `id:` is a cursor over all channels of the request; the browser gives it back in
-Last-Event-ID when it comes again, by itself, to the same URL. A stream that was asked for by POST
-has no cursor: its client says in the body where each channel goes on.
+Each event is a whole payload in `data:`, without an `event:` field, so that `onmessage` receives
+all of them. `id:` is a cursor over all channels of the request; the browser returns it in
+Last-Event-ID when it reconnects, by itself, to the same URL. A stream requested by POST has no
+cursor: its client says in the body where each channel continues.
 """
 
 import base64
 import binascii
 import functools
+import string
 import zlib
 from collections.abc import (
     Iterable,
@@ -18,14 +19,7 @@ from typing import Final
 
 import msgspec
 
-from eventbus.drivers.base import Position
-from eventbus.drivers.marks import (
-    ANY_CHANNEL,
-    MarkedPosition,
-    mark_of,
-    nanoseconds,
-    timestamp,
-)
+from eventbus.drivers import ANY_CHANNEL, MarkedPosition, Position, mark_of, nanoseconds, timestamp
 from eventbus_edge.framing.base import Located
 
 __all__ = [
@@ -45,7 +39,7 @@ __all__ = [
 
 COMMENT: Final = b":\n\n"
 MAX_CURSOR: Final = 8192
-"""Characters of a cursor that is read: some thirty for each of two hundred channels."""
+"""The longest cursor that is read, in characters: about 30 for each of 200 channels."""
 NOWHERE: Final = Position(0, "")
 """The position of a client whose cursor cannot be used: no stream has this epoch."""
 _MAX_TIME: Final = 2**63 - 1
@@ -57,66 +51,138 @@ class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     """Positions in the alphabetical order of the request's channels, which are not named.
 
     All channels mostly have one epoch, and offsets and times that are not far apart: each one has
-    the place of its epoch, and its distance from the highest offset; with a mark, also that from
-    the latest time, and 1 where the message is the channel's own. None where nothing is known.
+    the index of its epoch, and its distance from an offset that none exceeds; with a mark, also
+    that from a time that none exceeds, and 1 if the message is the channel's own. None if nothing
+    is known.
     """
 
     channels: int
-    """A checksum of their names: a cursor of other channels is none of these."""
+    """A checksum of their names, which reveals a cursor of other channels."""
     epochs: list[str]
     highest: int
     latest: int
     """Nanoseconds since 1970."""
-    places: list[tuple[int, ...] | None]
+    entries: list[tuple[int, ...] | None]
 
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _unpack: Final = msgspec.msgpack.Decoder(_Cursor).decode
 
 
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
+_OFFSETS_AHEAD: Final = 4096
+_NANOS_AHEAD: Final = 1_000_000_000
+_MAX_OFFSET: Final = 2**64 - 1
+
+
 def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) -> bytes:
     """The cursor of a request for `channels`, those without a position included."""
-    names = sorted(channels)
-    known = [positions.get(name) for name in names]
-    epochs = list(dict.fromkeys(position.epoch for position in known if position))
-    highest = max((position.offset for position in known if position), default=0)
-    times = [_time_of(position) for position in known]
-    latest = max((time for time in times if time is not None), default=0)
-    places: list[tuple[int, ...] | None] = []
-    for position, time in zip(known, times, strict=True):
-        if position is None:
-            places.append(None)
-            continue
-        place = epochs.index(position.epoch), highest - position.offset
-        is_own = int(not (mark_of(position) or "").startswith(ANY_CHANNEL))
-        places.append(place if time is None else (*place, latest - time, is_own))
-    packed = _pack(_Cursor(_checksum(names), epochs, highest, latest, places))
-    return base64.urlsafe_b64encode(packed).rstrip(b"=")
+    return _CursorEntries(channels, positions).encode()
+
+
+class _CursorEntries:
+    """The cursor of a stream, of which a message changes one place.
+
+    Distances are counted from a base that may be ahead of all positions. All places are computed
+    again only when a position passes the base.
+    """
+
+    def __init__(
+        self, channels: Iterable[str], positions: Mapping[str, Position], *, is_ahead: bool = False
+    ) -> None:
+        names = sorted(channels)
+        self._known = {name: positions.get(name) for name in names}
+        self._index = {name: index for index, name in enumerate(names)}
+        self._checksum = _checksum(names)
+        self._ahead = (_OFFSETS_AHEAD, _NANOS_AHEAD) if is_ahead else (0, 0)
+        self._cursor = self._compute()
+
+    def move(self, channel: str, position: Position | None) -> None:
+        """Note the position of a channel after a message, or None where it is not known."""
+        if channel not in self._known:
+            return
+        self._known[channel] = position
+        cursor = self._cursor
+        time = _time_of(position)
+        if position is not None and (
+            position.offset > cursor.highest
+            or position.epoch not in cursor.epochs
+            or (time is not None and time > cursor.latest)
+        ):
+            self._cursor = self._compute()
+        else:
+            self._places[self._index[channel]] = _pack(_place(cursor, position, time))
+
+    def encode(self) -> bytes:
+        """The cursor as text."""
+        packed = b"".join((self._head, *self._places))
+        return binascii.b2a_base64(packed, newline=False).rstrip(b"=").translate(_URL_SAFE)
+
+    def _compute(self) -> _Cursor:
+        known = list(self._known.values())
+        epochs = list(dict.fromkeys(position.epoch for position in known if position))
+        highest = max((position.offset for position in known if position), default=0)
+        times = [_time_of(position) for position in known]
+        latest = max((time for time in times if time is not None), default=None)
+        cursor = _Cursor(
+            self._checksum,
+            epochs,
+            min(highest + self._ahead[0], _MAX_OFFSET),
+            0 if latest is None else min(latest + self._ahead[1], _MAX_TIME),
+            [],
+        )
+        pairs = zip(known, times, strict=True)
+        self._places = [_pack(_place(cursor, position, time)) for position, time in pairs]
+        self._head = _head(cursor, len(self._places))
+        return cursor
+
+
+def _head(cursor: _Cursor, entries: int) -> bytes:
+    """A packed cursor up to its entries, which follow it (MessagePack, arrays)."""
+    packed = _pack(cursor)[:-1]  # the last byte is its empty array
+    if entries < 16:
+        return packed + bytes((0x90 | entries,))
+    return packed + b"\xdc" + entries.to_bytes(2)
+
+
+def _place(cursor: _Cursor, position: Position | None, time: int | None) -> tuple[int, ...] | None:
+    if position is None:
+        return None
+    place = cursor.epochs.index(position.epoch), cursor.highest - position.offset
+    if time is None:
+        return place
+    is_own = not (mark_of(position) or "").startswith(ANY_CHANNEL)
+    return *place, cursor.latest - time, int(is_own)
+
+
+_BASE64URL: Final = frozenset(string.ascii_letters + string.digits + "-_")
+"""RFC 4648, 5; up to Python 3.14, b64decode takes `+` and `/` as well."""
 
 
 def _time_of(position: Position | None) -> int | None:
     mark = mark_of(position)
-    return nanoseconds(mark.removeprefix(ANY_CHANNEL)) if mark else None
+    time = nanoseconds(mark.removeprefix(ANY_CHANNEL)) if mark else None
+    return None if time is None or time > _MAX_TIME else time
 
 
 def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | None:
     """The positions of `channels` in a cursor; None for a cursor that cannot be read."""
     names = sorted(channels)
-    if len(text) > MAX_CURSOR or not text.isascii() or "=" in text:
+    if len(text) > MAX_CURSOR or not _BASE64URL.issuperset(text):
         return None
     try:
         packed = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = _unpack(packed)
     except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    if cursor.channels != _checksum(names) or len(cursor.places) != len(names):
+    if cursor.channels != _checksum(names) or len(cursor.entries) != len(names):
         return None
     positions: dict[str, Position] = {}
-    for name, place in zip(names, cursor.places, strict=True):
-        if place is not None:
-            if len(place) not in (2, 4):
+    for name, entry in zip(names, cursor.entries, strict=True):
+        if entry is not None:
+            if len(entry) not in (2, 4):
                 return None
-            epoch, distance, *marked = place
+            epoch, distance, *marked = entry
             if not (0 <= epoch < len(cursor.epochs) and 0 <= distance <= cursor.highest):
                 return None
             position = Position(cursor.highest - distance, cursor.epochs[epoch])
@@ -153,31 +219,24 @@ class ManyChannels:
     """The framing of one stream of several channels: its cursor is its own, the rest is shared."""
 
     def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
-        """`positions` are those that the client stands at already."""
-        self._channels = sorted(channels)
-        self._positions = dict(positions)
+        """`positions` are the client's current ones."""
+        self._entries = _CursorEntries(channels, positions, is_ahead=True)
 
     def message(self, payload: bytes, about: Located, /) -> bytes:
         """An event; a message without a position leaves the cursor as it is."""
         data = _shared_data(payload)
         if (position := about.marked) is None:
             return data
-        self._positions[about.channel] = position
-        return self._id() + data
+        self._entries.move(about.channel, position)
+        return _id(self._entries.encode()) + data
 
     def reply(self, payload: bytes, start: Located | None = None, /) -> bytes:
         """An event; the answer to a subscription sets the channel's position in the cursor."""
         data = _data(payload)
         if start is None:
             return data
-        if (position := start.marked) is None:
-            self._positions.pop(start.channel, None)
-        else:
-            self._positions[start.channel] = position
-        return self._id() + data
-
-    def _id(self) -> bytes:
-        return _id(encode_cursor(self._channels, self._positions))
+        self._entries.move(start.channel, start.marked)
+        return _id(self._entries.encode()) + data
 
 
 class WithoutCursor:
@@ -216,7 +275,7 @@ def _shared_data(payload: bytes) -> bytes:
 
 
 def _data(body: bytes) -> bytes:
-    # An envelope is forwarded as it came, and may have line ends between its tokens.
+    # An envelope is forwarded as received, and may have line breaks between its tokens.
     if b"\n" in body or b"\r" in body:
         body = b"\ndata: ".join(body.splitlines())
     return b"data: %b\n\n" % body

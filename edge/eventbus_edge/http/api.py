@@ -1,13 +1,16 @@
 """The HTTP API under /api/broadcast and /api/queue, which covers the whole cluster."""
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import (
     PackageNotFoundError,
     version,
 )
+from types import MappingProxyType
 from typing import (
+    Annotated,
     Any,
     Final,
     Generic,
@@ -20,11 +23,21 @@ from aiohttp import web
 
 from eventbus.channels import (
     ChannelKind,
-    Pattern,
     validate_channel,
+    validate_pattern,
+)
+from eventbus.cluster import (
+    Channel,
+    Channels,
+    Disconnect,
+    Disconnected,
+    ListQuery,
+    Member,
+    Stats,
 )
 from eventbus.errors import (
     BusStateError,
+    ClusterBusy,
     DispatchFailed,
     DriverError,
     EncodingError,
@@ -34,25 +47,14 @@ from eventbus.errors import (
     NotSupported,
     PublishDenied,
 )
-from eventbus.messages import gather_receipts, new_id
-from eventbus_edge.access.tokens import Claims
-from eventbus_edge.cluster.answers import (
-    Channels,
-    ChannelStats,
-    Disconnect,
-    Disconnected,
-    ListQuery,
-    Stats,
-)
-from eventbus_edge.cluster.cluster import ClusterBusy
+from eventbus.messages import gather_receipts, json_decoder, new_id
+from eventbus_edge.access import Claims
 from eventbus_edge.http.body import (
     JSON,
     read_json_text,
 )
-from eventbus_edge.http.endpoints import (
-    KNOWN,
-    require_admin,
-)
+from eventbus_edge.http.endpoints import require_admin
+from eventbus_edge.http.middleware import KNOWN
 from eventbus_edge.http.openapi import (
     Parameter,
     Route,
@@ -62,6 +64,7 @@ from eventbus_edge.http.queue import (
     FailedJobs,
     FailedQuery,
     JobDone,
+    JobId,
     done,
     failed_answer,
     job_id,
@@ -75,9 +78,9 @@ from eventbus_edge.http.revocations import (
     revocation_list,
 )
 from eventbus_edge.http.types import (
+    ChannelState,
     HistoryPage,
     HistoryQuery,
-    Member,
     Members,
     NoQuery,
     Publish,
@@ -90,9 +93,9 @@ from eventbus_edge.problem import (
     Problem,
     retry_after,
 )
-from eventbus_edge.protocols.envelope import encode_message
+from eventbus_edge.protocols import encode_message
 
-__all__ = ["ROUTES", "add_api", "document", "require_access"]
+__all__ = ["ROUTES", "add_api", "bus_errors", "document", "require_access"]
 
 
 _log = logging.getLogger(__name__)
@@ -103,7 +106,6 @@ B = TypeVar("B")
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 MAX_KEY: Final = 255
 _RETRY_AFTER_S: Final = 2.0
-_decode_members: Final = msgspec.json.Decoder(list[Member]).decode
 
 
 class _Call(NamedTuple, Generic[Q, B]):
@@ -122,25 +124,36 @@ class _Call(NamedTuple, Generic[Q, B]):
 
 
 async def _stats(call: _Call[ListQuery, None]) -> Stats:
-    Pattern(call.query.pattern)
+    validate_pattern(call.query.pattern)
     return await call.node.census.stats(call.query)
 
 
 async def _channels(call: _Call[ListQuery, None]) -> Channels:
-    Pattern(call.query.pattern)
+    validate_pattern(call.query.pattern)
     return await call.node.census.channels(call.query)
 
 
-async def _channel(call: _Call[NoQuery, None]) -> ChannelStats:
-    return await call.node.census.channel(call.channel)
+async def _channel(call: _Call[NoQuery, None]) -> ChannelState:
+    offset = epoch = mark = None
+    try:
+        position = await call.node.bus.position(call.channel)
+        offset, epoch, mark = position.offset, position.epoch, position.mark
+    except NotSupported:
+        _log.debug("the driver has no stream: a channel has no position")
+    stats = await call.node.census.channel(call.channel)
+    return ChannelState(
+        channel=stats.channel, kind=stats.kind, connections=stats.connections,
+        members=stats.members, offset=offset, epoch=epoch, mark=mark,
+    )  # fmt: skip
 
 
 async def _members(call: _Call[NoQuery, None]) -> Members:
     channel = call.channel
     if call.node.access.rules.find(channel).kind is not ChannelKind.PRESENCE:
         raise Problem("not_found", f"{channel} is not a presence channel, so it has no members")
-    members, count = await call.node.presence.look(channel)
-    return Members(channel=channel, members=_decode_members(members), count=count)
+    present = await call.node.presence.fetch(channel)
+    members = [Member(user_id=each.user_id, info=msgspec.Raw(each.info)) for each in present]
+    return Members(channel=channel, members=members, count=len(members))
 
 
 async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
@@ -158,22 +171,22 @@ async def _history(call: _Call[HistoryQuery, None]) -> HistoryPage:
 
 
 async def _publish(call: _Call[NoQuery, Publish]) -> Published:
-    asked = call.body
-    if (asked.channel is None) == (asked.channels is None):
+    body = call.body
+    if (body.channel is None) == (body.channels is None):
         raise Problem("bad_request", "exactly one of channel and channels is required")
-    channels = asked.channels or [asked.channel or ""]
+    channels = body.channels or [body.channel or ""]
     for channel in channels:
         validate_channel(channel)
     if len(set(channels)) < len(channels):
         raise Problem("bad_request", "channels contains a channel twice")
-    message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=asked.volatile)
+    message_id = _message_id(call.headers.get(IDEMPOTENCY_KEY), volatile=body.volatile)
     sends = [
         call.node.bus.publish(
             channel,
-            asked.event,
-            asked.data,
-            volatile=asked.volatile,
-            except_connection=asked.except_,
+            body.event,
+            body.data,
+            volatile=body.volatile,
+            except_connection=body.except_,
             id=message_id,
         )
         for channel in channels
@@ -255,7 +268,10 @@ _KEY: Final = Parameter(
     IDEMPOTENCY_KEY,
     "Publishing again with the same key, on the same channels, stores nothing twice while the "
     "stream remembers the key (two minutes by default); the answer is that of the first request.",
+    Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY)],
 )
+_NAME: Final = MappingProxyType({"name": Channel})
+_ID: Final = MappingProxyType({"id": JobId})
 
 ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     Route("GET", f"{_BASE}/stats", "The cluster: nodes, channels, totals",
@@ -263,11 +279,11 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     Route("GET", f"{_BASE}/channels", "Channels with subscribers",
           _channels, ListQuery, None, Channels, (503,)),
     Route("GET", f"{_BASE}/channels/{{name}}", "One channel",
-          _channel, NoQuery, None, ChannelStats, (503,)),
+          _channel, NoQuery, None, ChannelState, (503,), path_types=_NAME),
     Route("GET", f"{_BASE}/channels/{{name}}/members", "Members of a presence channel",
-          _members, NoQuery, None, Members, (404, 503)),
+          _members, NoQuery, None, Members, (404, 503), path_types=_NAME),
     Route("GET", f"{_BASE}/channels/{{name}}/history", "Stored messages of a channel",
-          _history, HistoryQuery, None, HistoryPage, (503,)),
+          _history, HistoryQuery, None, HistoryPage, (503,), path_types=_NAME),
     Route("POST", f"{_BASE}/events", "Publish a message",
           _publish, NoQuery, Publish, Published, (408, 413, 415, 503), (_KEY,)),
     Route("POST", f"{_BASE}/disconnect", "Disconnect clients, or remove subscribers of a channel",
@@ -279,9 +295,9 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
     Route("GET", f"{_QUEUE}/failed", "Failed queued events, and queue lengths",
           _failed_jobs, FailedQuery, None, FailedJobs, (404, 503)),
     Route("POST", f"{_QUEUE}/failed/{{id}}/retry", "Queue a failed job again",
-          _retry_job, NoQuery, None, JobDone, (404, 503)),
+          _retry_job, NoQuery, None, JobDone, (404, 503), path_types=_ID),
     Route("DELETE", f"{_QUEUE}/failed/{{id}}", "Drop a failed job",
-          _forget_job, NoQuery, None, JobDone, (404, 503)),
+          _forget_job, NoQuery, None, JobDone, (404, 503), path_types=_ID),
 )  # fmt: skip
 """All operations; they are validated, described and served from this list."""
 
@@ -289,7 +305,10 @@ ROUTES: Final[tuple[Route[Any, Any], ...]] = (
 def add_api(app: web.Application) -> None:
     """Add the API's routes, and its description at /api/openapi.json."""
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _serve(route))
+        handler = _serve(route)
+        app.router.add_route(route.method, route.path, handler)
+        if route.method == "GET":
+            app.router.add_route("HEAD", route.path, handler)  # required by RFC 9110 §9.1
     app.router.add_get("/api/openapi.json", _openapi)
 
 
@@ -313,27 +332,15 @@ async def _openapi(request: web.Request) -> web.Response:
 
 
 def _serve(route: Route[Any, Any]) -> Any:
-    decode = None if route.body is None else msgspec.json.Decoder(route.body).decode
+    decode = None if route.body is None else json_decoder(route.body)
 
     async def handle(request: web.Request) -> web.Response:
         await require_access(request)
         query = _query(request, route.query)
         body = None if decode is None else await _body(request, decode)
         call = _Call(request.app[NODE], request.match_info, query, body, request.headers)
-        try:
+        with bus_errors():
             answer = await route.handler(call)
-        except InvalidChannel as exc:
-            raise Problem("invalid_channel", str(exc)) from None
-        except (InvalidName, InvalidPattern) as exc:
-            raise Problem("bad_request", str(exc)) from None
-        except EncodingError as exc:
-            raise Problem("payload_too_large", str(exc)) from None
-        except NotSupported as exc:
-            raise Problem("not_found", str(exc)) from None
-        except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
-            if _is_denied(exc):
-                raise Problem("forbidden", str(exc)) from exc
-            raise Problem("unavailable", str(exc), headers=retry_after(_RETRY_AFTER_S)) from exc
         return web.Response(
             body=msgspec.json.encode(answer),
             content_type=JSON,
@@ -341,6 +348,25 @@ def _serve(route: Route[Any, Any]) -> Any:
         )
 
     return handle
+
+
+@contextlib.contextmanager
+def bus_errors() -> Iterator[None]:
+    """Raise the errors of the bus as Problems."""
+    try:
+        yield
+    except InvalidChannel as exc:
+        raise Problem("invalid_channel", str(exc)) from None
+    except (InvalidName, InvalidPattern) as exc:
+        raise Problem("bad_request", str(exc)) from None
+    except EncodingError as exc:
+        raise Problem("payload_too_large", str(exc)) from None
+    except NotSupported as exc:
+        raise Problem("not_found", str(exc)) from None
+    except (DriverError, DispatchFailed, BusStateError, ClusterBusy) as exc:
+        if _is_denied(exc):
+            raise Problem("forbidden", str(exc)) from exc
+        raise Problem("unavailable", str(exc), headers=retry_after(_RETRY_AFTER_S)) from exc
 
 
 def _is_denied(exc: Exception) -> bool:
@@ -376,5 +402,3 @@ async def _body(request: web.Request, decode: Any) -> Any:
         return decode(text)  # as text: msgspec does not check UTF-8 within a Raw
     except msgspec.DecodeError as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
-    except RecursionError:
-        raise Problem("bad_request", "the body's JSON is nested too deeply") from None

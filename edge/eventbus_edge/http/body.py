@@ -2,16 +2,20 @@
 
 import asyncio
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
+from urllib.parse import parse_qsl
 
+import msgspec
 from aiohttp import web
 
 from eventbus_edge.problem import Problem
 
-__all__ = ["JSON", "read_json_text"]
+__all__ = ["JSON", "read_body", "read_form_or_json", "read_json_text"]
 
 
 JSON: Final = "application/json"
+_FORM: Final = "application/x-www-form-urlencoded"
+_MAX_FIELDS: Final = 100
 
 
 async def read_json_text(request: web.Request, within_s: float) -> str:
@@ -22,20 +26,46 @@ async def read_json_text(request: web.Request, within_s: float) -> str:
     if request.content_type != JSON:
         # A form of any page could send another type, without a CORS preflight.
         raise _unsupported(f"the body must be of type {JSON}")
+    return await _read_text(request, within_s)
+
+
+async def read_form_or_json(request: web.Request, within_s: float) -> dict[str, Any]:
+    """The fields of a body: a form, or a JSON object. Raises Problem.
+
+    A form of any page may send it with the cookies of its user, without a CORS preflight.
+    """
+    if request.content_type not in {JSON, _FORM}:
+        raise _unsupported(f"the body must be of type {_FORM} or {JSON}")
+    text = await _read_text(request, within_s)
+    try:
+        if request.content_type == JSON:
+            return msgspec.json.decode(text, type=dict[str, Any])
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_FIELDS))
+    except (ValueError, RecursionError) as exc:
+        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+
+
+async def _read_text(request: web.Request, within_s: float) -> str:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         message = "the body must not be compressed: remove Content-Encoding"
         raise _unsupported(message, {"Accept-Encoding": "identity"})  # RFC 9110 §12.5.3
     try:
+        return (await read_body(request, within_s)).decode()
+    except UnicodeDecodeError as exc:
+        raise Problem("bad_request", f"the body is not valid: {exc}") from None
+
+
+async def read_body(request: web.Request, within_s: float) -> bytes:
+    """The body, of any type. Raises Problem."""
+    try:
         async with asyncio.timeout(within_s):
-            return (await request.read()).decode()
+            return await request.read()
     except TimeoutError:
         message = f"the body was not received within {within_s:g} s"
         raise Problem("bad_request", message, status=HTTPStatus.REQUEST_TIMEOUT) from None
     except (web.RequestPayloadError, ConnectionError):
         # The chunks are malformed, or the client has left and gets no answer.
         raise Problem("bad_request", "the body is incomplete") from None
-    except UnicodeDecodeError as exc:
-        raise Problem("bad_request", f"the body is not valid: {exc}") from None
 
 
 def _unsupported(message: str, headers: dict[str, str] | None = None) -> Problem:

@@ -1,25 +1,22 @@
 """The contract that a node serves and checks client events against."""
 
-from importlib.metadata import (
-    PackageNotFoundError,
-    version,
-)
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import msgspec
-
-from eventbus.contracts import asyncapi
-from eventbus.contracts.catalogue import (
-    catalogue,
-    shared,
-)
-from eventbus.contracts.strict_json import refuse_duplicate_keys
+from eventbus.application import application_version
+from eventbus.contracts import asyncapi, catalogue, channel_contracts, refuse_duplicate_keys
 from eventbus.errors import ConfigError
+from eventbus.messages import json_decoder
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.sessions.client_events import ClientEvents
+from eventbus_edge.sessions import ClientEvents
 
 __all__ = ["ContractDocument", "checked_events"]
+
+_decode_document: Final = json_decoder(dict[str, Any])
+
+
+_UNKNOWN_VERSION: Final = "1.0.0"
+"""As in documents of `eventbus schema export` without --api-version."""
 
 
 class ContractDocument:
@@ -28,16 +25,19 @@ class ContractDocument:
     def __init__(self, settings: EdgeSettings, namespace: str) -> None:
         """Raises ConfigError if the file cannot be read."""
         self._namespace = namespace
+        self._app = settings.app
         self._is_own = not settings.contract
         self._document = _read(settings.contract) if settings.contract else None
 
     def document(self) -> dict[str, Any] | None:
         """The document; None if there is no file and no event. Raises EventDefinitionError."""
         if self._document is None:
-            events = shared(catalogue())
+            events = channel_contracts(catalogue())
             if events:
+                module = self._app or events[0].cls.__module__
+                version = application_version(module) or _UNKNOWN_VERSION
                 self._document = asyncapi.document(
-                    events, version=_version(), servers=_servers("ws", "localhost:8080"),
+                    events, version=version, servers=_servers("ws", "localhost:8080"),
                     namespace=self._namespace,
                 )  # fmt: skip
         return self._document
@@ -72,11 +72,11 @@ def _read(path: str) -> dict[str, Any]:
     wanted = "a file of `eventbus schema export --format asyncapi`"
     try:
         text = Path(path).read_bytes()
-        document = msgspec.json.decode(text, type=dict[str, Any])
+        document = _decode_document(text)
         refuse_duplicate_keys(text)
     except OSError as exc:
         fault = exc.strerror or str(exc)
-    except (ValueError, RecursionError) as exc:
+    except ValueError as exc:
         fault = str(exc)
     else:
         if str(document.get("asyncapi", "")).startswith("3."):
@@ -94,10 +94,3 @@ def _servers(protocol: str, host: str) -> dict[str, asyncapi.Server]:
             protocol.replace("ws", "http"), host, "/api/broadcast/events"
         ),
     }  # fmt: skip
-
-
-def _version() -> str:
-    try:
-        return version("eventbus")
-    except PackageNotFoundError:  # run from a folder that is not installed
-        return "0"

@@ -7,9 +7,11 @@ import re
 from collections.abc import (
     Callable,
     Iterable,
+    Mapping,
     Sequence,
 )
 from http.client import responses
+from types import MappingProxyType
 from typing import (
     Any,
     Final,
@@ -32,7 +34,7 @@ Q = TypeVar("Q")
 B = TypeVar("B")
 
 _REF: Final = "#/components/schemas/{name}"
-_ALWAYS: Final = (400, 401, 403, 500)
+_ALWAYS: Final = (400, 401, 403, 414, 417, 429, 431, 500)
 _IN_PATH: Final = re.compile(r"\{(\w+)\}")
 
 
@@ -41,6 +43,7 @@ class Parameter(NamedTuple):
 
     name: str
     description: str
+    type: Any = str
 
 
 class Route(NamedTuple, Generic[Q, B]):
@@ -56,6 +59,8 @@ class Route(NamedTuple, Generic[Q, B]):
     problems: tuple[int, ...] = ()
     """Error statuses, in addition to those of every route."""
     headers: tuple[Parameter, ...] = ()
+    path_types: Mapping[str, Any] = MappingProxyType({})
+    """The types of the path's parameters, where they are not any string."""
 
 
 def describe(
@@ -121,7 +126,8 @@ def _first_line(type_: type[Any]) -> str:
 
 def _in_path(route: Route[Any, Any]) -> Iterable[dict[str, Any]]:
     for name in _IN_PATH.findall(route.path):
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        schema = _schema(route.path_types.get(name, str))
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _in_query(query: type[Any]) -> Iterable[dict[str, Any]]:
@@ -140,6 +146,11 @@ def _in_query(query: type[Any]) -> Iterable[dict[str, Any]]:
 
 
 def _in_header(headers: Iterable[Parameter]) -> Iterable[dict[str, Any]]:
-    for name, description in headers:
-        schema = {"type": "string"}
+    for name, description, type_ in headers:
+        schema = _schema(type_)
         yield {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+def _schema(type_: Any) -> dict[str, Any]:
+    (schema,), _ = msgspec.json.schema_components([type_], ref_template=_REF)
+    return schema

@@ -9,14 +9,17 @@ from typing import (
 
 import msgspec
 
-from eventbus.drivers.queues import QueueStore
+from eventbus.drivers import QueueStore
 from eventbus.queue import failed_jobs
 from eventbus_edge.problem import Problem
 
-__all__ = ["FailedJobs", "FailedQuery", "JobDone", "done", "failed_answer", "job_id"]
+__all__ = ["FailedJobs", "FailedQuery", "JobDone", "JobId", "done", "failed_answer", "job_id"]
 
 
-_JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
+_ID: Final = r"[A-Za-z0-9_-]{1,100}"
+_JOB_ID: Final = re.compile(_ID, re.ASCII)
+JobId = Annotated[str, msgspec.Meta(pattern=f"^{_ID}$")]
+"""An id in a path, as the API's description shows it; `job_id` checks it."""
 _MAX_FAILED: Final = 200
 
 

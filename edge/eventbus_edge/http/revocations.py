@@ -7,13 +7,9 @@ from typing import Annotated
 
 import msgspec
 
+from eventbus.cluster import MAX_LISTED, Revocation
 from eventbus.errors import InvalidChannel
-from eventbus_edge.access.revocation import (
-    Revocation,
-    Revocations,
-)
-from eventbus_edge.access.revoker import Revoker
-from eventbus_edge.cluster.answers import MAX_LISTED
+from eventbus_edge.access import Revocations, Revoker
 from eventbus_edge.problem import Problem
 
 __all__ = [
@@ -21,9 +17,9 @@ __all__ = [
     "Lifted",
     "RevocationList",
     "RevocationsQuery",
+    "active_revocation",
     "lift",
     "revocation_list",
-    "shown",
 ]
 
 
@@ -72,7 +68,7 @@ class Lifted(msgspec.Struct, frozen=True, kw_only=True):
     channel: str | None
 
 
-def shown(revocation: Revocation) -> ActiveRevocation:
+def active_revocation(revocation: Revocation) -> ActiveRevocation:
     """A revocation as the API shows it."""
     at, until = (
         datetime.datetime.fromtimestamp(seconds, datetime.UTC)
@@ -92,12 +88,14 @@ def revocation_list(known: Revocations, limit: int) -> RevocationList:
     now = time.time()
     holding = [revocation for revocation in known.all() if revocation.holds(now)]
     newest = heapq.nlargest(limit, holding, key=lambda revocation: revocation.at)
-    return RevocationList(revocations=[shown(each) for each in newest], count=len(holding))
+    return RevocationList(
+        revocations=[active_revocation(each) for each in newest], count=len(holding)
+    )
 
 
-async def lift(revoker: Revoker, asked: LiftQuery) -> Lifted:
+async def lift(revoker: Revoker, query: LiftQuery) -> Lifted:
     """Lift a revocation. Raises Problem for invalid ids, and if nothing is revoked."""
-    names = msgspec.structs.asdict(asked)
+    names = msgspec.structs.asdict(query)
     try:
         was_revoked = await revoker.lift(**names)
     except InvalidChannel:

@@ -11,8 +11,8 @@ from aiohttp.typedefs import (
     Middleware,
 )
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.errors import ConfigError
-from eventbus.ratelimit import RateLimitedLog
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.problem import Problem
 

@@ -2,20 +2,18 @@
 
 from typing import (
     Annotated,
-    Any,
 )
 
 import msgspec
 
-from eventbus_edge.cluster.answers import (
-    Channel,
-)
+from eventbus.cluster import Channel, ChannelStats, Member
+from eventbus.messages import MAX_DATA_DEPTH, MAX_EVENT_NAME, MAX_ID, check_depth
 
 __all__ = [
     "MAX_CHANNELS",
+    "ChannelState",
     "HistoryPage",
     "HistoryQuery",
-    "Member",
     "Members",
     "NoQuery",
     "Publish",
@@ -29,11 +27,21 @@ MAX_CHANNELS = 100
 MAX_HISTORY = 1000
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A user who is present, with one or more connections."""
+class ChannelState(ChannelStats, frozen=True, kw_only=True):
+    """One channel, on all nodes, and where its stream ends: all later messages follow that."""
 
-    user_id: str
-    info: Any
+    offset: Annotated[
+        int | None,
+        msgspec.Meta(
+            description="Where to resume from, after loading a state that was read later; null if "
+            "the driver has no stream."
+        ),
+    ]
+    epoch: str | None
+    mark: Annotated[
+        str | None,
+        msgspec.Meta(description="Opaque: pass it along with the offset to resume. May be null."),
+    ]
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +71,15 @@ class HistoryPage(msgspec.Struct, frozen=True, kw_only=True):
     ]
 
 
+ConnectionId = Annotated[
+    str,
+    # Described here, but checked by check_id.
+    msgspec.Meta(
+        extra_json_schema={"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": MAX_ID}
+    ),
+]
+
+
 class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One message for one or more channels. Either `channel` or `channels` is required."""
 
@@ -70,17 +87,32 @@ class Publish(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     channels: (
         Annotated[list[Channel], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)] | None
     ) = None
-    event: Annotated[str, msgspec.Meta(examples=["order.shipped"])]
+    event: Annotated[
+        str,
+        msgspec.Meta(
+            examples=["order.shipped"],
+            # Described here, but checked by validate_event_name.
+            extra_json_schema={
+                "pattern": r"^(?!eb:|pusher:|pusher_internal:|pong$)[^\x00-\x1f\x7f]+$",
+                "minLength": 1,
+                "maxLength": MAX_EVENT_NAME,
+            },
+        ),
+    ]
     data: Annotated[msgspec.Raw, msgspec.Meta(description="Any JSON.")]
     except_: Annotated[
-        str | None,
+        ConnectionId | None,
         msgspec.Meta(
-            description="The id of a connection that must not get it, usually the sender's."
+            description="The id of a connection that must not get it, usually the sender's.",
         ),
     ] = msgspec.field(name="except", default=None)
     volatile: Annotated[
         bool, msgspec.Meta(description="Delivered to current subscribers only, and not stored.")
     ] = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the data is nested too deeply."""
+        check_depth(self.data, MAX_DATA_DEPTH)
 
 
 class PublishedMessage(msgspec.Struct, frozen=True, kw_only=True):

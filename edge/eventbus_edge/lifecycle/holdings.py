@@ -20,6 +20,7 @@ from typing import (
 
 import msgspec
 
+from eventbus.messages import json_decoder
 from eventbus.webhooks import (
     LifecycleName,
     WebhookEvent,
@@ -122,7 +123,7 @@ class Announcement(msgspec.Struct, frozen=True):
     """Whether the event has been announced."""
 
 
-_decode_announcement: Final = msgspec.json.Decoder(Announcement).decode
+_decode_announcement: Final = json_decoder(Announcement)
 
 
 def encode_announcement(announcement: Announcement) -> bytes:
@@ -134,7 +135,7 @@ def decode_announcement(key: str, value: bytes) -> Announcement | None:
     """The value of a key of the ledger; None if no node could have written it."""
     try:
         found = _decode_announcement(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     kind, rest = kind_of(key)
     event = found.event
@@ -153,13 +154,13 @@ class _MemberEntry(msgspec.Struct):
     at: int
 
 
-_decode_member: Final = msgspec.json.Decoder(_MemberEntry).decode
+_decode_member: Final = json_decoder(_MemberEntry)
 
 
 def _read_member(value: bytes) -> _MemberEntry | None:
     try:
         return _decode_member(value)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

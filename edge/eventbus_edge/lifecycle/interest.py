@@ -8,18 +8,16 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.drivers.state import StateDriver
+from eventbus.drivers import StateDriver
+from eventbus.pacing import paced
 from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.lifecycle.holdings import (
     heartbeat_key,
     interest_filter,
     interest_key,
 )
-from eventbus_edge.presence.nodes import (
-    nobody_gone,
-    write_heartbeat,
-)
-from eventbus_edge.state.writer import EntryWriter
+from eventbus_edge.presence import drop_nothing, write_heartbeat
+from eventbus_edge.state import EntryWriter
 
 __all__ = ["OwnChannels"]
 
@@ -43,7 +41,7 @@ class OwnChannels:
         *,
         ttl_s: float,
         linger_s: float,
-        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
+        drop_gone: Callable[[], Awaitable[object]] = drop_nothing,
     ) -> None:
         """`drop_gone` drops connections whose client has closed them unnoticed by this node.
 
@@ -75,13 +73,13 @@ class OwnChannels:
             self._occupied.add(channel)
             self._writer.put(interest_key(self._node, channel), b"")
 
-    def tick(self, now: float) -> None:
+    async def tick(self, now: float) -> None:
         """Delete entries that have lingered long enough, and renew those about to expire."""
-        self._end_due(now)
-        self._writer.refresh(now)
+        await self._end_due(now)
+        await self._writer.refresh(now)
 
-    def _end_due(self, now: float) -> None:
-        for channel in self._lingering.due(now):
+    async def _end_due(self, now: float) -> None:
+        async for channel in paced(self._lingering.due(now)):
             self._occupied.discard(channel)
             self._writer.delete(interest_key(self._node, channel))
 
@@ -94,7 +92,7 @@ class OwnChannels:
         is_first = self._last_beat == float("-inf")
         if not is_first and time.monotonic() - self._last_beat >= self._ttl_s:
             await self._drop_gone()
-            self._end_due(float("inf"))
+            await self._end_due(float("inf"))
             if not await self._writer.flush(WRITTEN_S):
                 _log.warning("channels without subscribers may be occupied again for a moment")
         now = time.monotonic()
@@ -106,7 +104,7 @@ class OwnChannels:
     async def repair(self) -> None:
         """Write missing entries again after a loss. Raises a DriverError."""
         await self.beat()
-        self._writer.repair(await self._driver.state.entries(interest_filter(self._node)))
+        await self._writer.repair(await self._driver.state.entries(interest_filter(self._node)))
 
     async def aclose(self) -> None:
         """Stop; occupied channels stay so for the linger time. Raises a DriverError."""

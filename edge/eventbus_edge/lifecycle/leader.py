@@ -15,10 +15,11 @@ from typing import (
     Protocol,
 )
 
-from eventbus.backoff import Backoff
-from eventbus.drivers.state import StateDriver
+from eventbus.attempts import Backoff, OutageLog
+from eventbus.drivers import StateDriver, Subscription
 from eventbus.errors import EventBusError
 from eventbus.messages import new_id
+from eventbus.pacing import paced
 from eventbus.tasks import Tasks
 from eventbus.webhooks import (
     LifecycleName,
@@ -38,8 +39,7 @@ from eventbus_edge.lifecycle.holdings import (
     kind_of,
     pending_batches,
 )
-from eventbus_edge.state.mirror import Mirror
-from eventbus_edge.state.writer import EntryWriter
+from eventbus_edge.state import EntryWriter, Mirror
 
 __all__ = ["Announcer", "Confirm", "Leader", "LeaderOptions"]
 
@@ -52,6 +52,7 @@ _BATCH_BYTES: Final = 32 * 1024
 _PAUSE_S: Final = 0.5
 _MAX_PAUSE_S: Final = 5.0
 _IDLE_S: Final = 0.1
+_RESTORE_S: Final = 1.0
 
 Confirm = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
 """Gets channels that seem to be vacated; returns those that may still have subscribers."""
@@ -128,6 +129,10 @@ class Leader:
         self._sides = {kind: _Side(driver, kind, self._changed.set) for kind in kinds}
         self._tasks = Tasks()
         self._task: asyncio.Task[None] | None = None
+        self._watch: Subscription | None = None
+        self._changes: dict[str, bytes | None] = {}
+        """Unchecked changes of the ledger, by this node or another one."""
+        self._restore_at = 0.0
         self._is_ready = False
 
     @property
@@ -160,24 +165,30 @@ class Leader:
         for side in self._sides.values():
             await side.heartbeats.start()
             await side.entries.start()
+        self._watch = await state.watch(f"{LEDGER}>", self._on_ledger)
         is_lost = had_other_leader and not await state.entries(MARK)
         if is_lost:
             await asyncio.sleep(self._options.ttl_s)  # the nodes write their entries again
         found = await state.entries(f"{LEDGER}>")
-        for key, value in found.items():
+        async for key, value in paced(found.items()):
             if (announcement := decode_announcement(key, value)) is not None:
                 self._record(key, announcement)
             else:
                 _log.warning("%s is ignored: it is not an entry of the lifecycle ledger", key)
         if is_lost:
-            self._adopt()
+            await self._adopt()
         now = time.monotonic()
-        for key in self._ledger:
+        async for key in paced(list(self._ledger)):
             kind, rest = kind_of(key)
             if kind in self._sides:
                 self._sides[kind].holdings.dirty.setdefault(rest, now)
         await self._mark()
         self._is_ready = True
+
+    def _on_ledger(self, key: str, value: bytes | None) -> None:
+        """Record a change: late writes of an earlier leader may arrive after this one took over."""
+        if self._is_ready:
+            self._changes[key] = value
 
     async def synchronize(self, *, keep_missing: bool) -> None:
         """Write the ledger again after a loss, and read all entries. Raises a DriverError."""
@@ -186,32 +197,43 @@ class Leader:
         for side in self._sides.values():
             await side.heartbeats.read(keep_missing=keep_missing)
             await side.entries.read(keep_missing=keep_missing)
-        self._writer.repair(await self._driver.state.entries(f"{LEDGER}>"))
+        await self._writer.repair(await self._driver.state.entries(f"{LEDGER}>"))
         await self._mark()
 
     async def aclose(self) -> None:
         """Stop leading; the ledger stays on the bus."""
         await self._tasks.aclose()
         await self._writer.aclose()
-        for side in self._sides.values():
-            for mirror in (side.heartbeats, side.entries):
-                try:
-                    await mirror.aclose()
-                except EventBusError as exc:
-                    _log.warning("could not stop watching the nodes' entries: %s", exc)
+        watches = [
+            each for side in self._sides.values() for each in (side.heartbeats, side.entries)
+        ]
+        for watch in (*watches, self._watch):
+            try:
+                if watch is not None:
+                    await watch.aclose()
+            except EventBusError as exc:
+                _log.warning("could not stop watching the nodes' entries: %s", exc)
 
-    def refresh(self, now: float) -> None:
-        """Renew the ledger's entries before they expire."""
-        self._writer.refresh(now)
+    async def refresh(self, now: float) -> None:
+        """Renew the ledger's entries before they expire, and restore those that others changed.
 
-    def _adopt(self) -> None:
+        It restores at most once per _RESTORE_S: for a moment, two nodes may believe that they lead.
+        """
+        await self._writer.refresh(now)
+        if now >= self._restore_at:
+            self._restore_at = now + _RESTORE_S
+            changes, self._changes = self._changes, {}
+            async for key, value in paced(changes.items()):
+                self._writer.restore(key, value)
+
+    async def _adopt(self) -> None:
         _log.warning(
             "the bus has lost the lifecycle ledger: occupied channels and members count as "
             "announced"
         )
         batch = new_id()
         for side in self._sides.values():
-            for rest in side.holdings.items:
+            async for rest in paced(list(side.holdings.items)):
                 event = side.holdings.event(rest, side.kind.begins, new_id(), None)
                 if event is not None:
                     key = side.kind.ledger_key(rest)
@@ -219,7 +241,7 @@ class Leader:
 
     async def _mark(self) -> None:
         """Write the mark once the whole ledger is written."""
-        for key in self._ledger:
+        for key in tuple(self._ledger):  # it changes while this waits
             await self._written(key)
         await self._driver.state.put(MARK, self._node.encode())
 
@@ -268,7 +290,7 @@ class Leader:
         due: dict[str, Announcement] = {}
         size = 0
         for side in self._sides.values():
-            for rest, since in list(side.holdings.dirty.items()):
+            async for rest, since in paced(list(side.holdings.dirty.items())):
                 key = side.kind.ledger_key(rest)
                 before = self._ledger.get(key)
                 is_held = side.holdings.is_held(rest)
@@ -310,6 +332,7 @@ class Leader:
     async def _announce(self, batch: str, announcements: Mapping[str, Announcement]) -> None:
         """Announce a recorded batch, and retry until it is safe in the queue."""
         backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
+        outage = OutageLog(_log, "lifecycle events can be announced again")
         wanted = [
             announcement.event
             for announcement in announcements.values()
@@ -319,9 +342,10 @@ class Leader:
             try:
                 if self._may_lead():
                     await self._announcer.announce(batch, wanted)
+                    outage.ended()
                     break
             except EventBusError as exc:
-                _log.warning("lifecycle events cannot be announced yet: %s", exc)
+                outage.failed("lifecycle events cannot be announced yet: %s", exc)
             await asyncio.sleep(backoff.next())
         for key, announcement in announcements.items():
             kind, rest = kind_of(key)

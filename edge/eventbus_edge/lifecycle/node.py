@@ -1,6 +1,7 @@
 """A node's part in lifecycle events: it publishes its channels, and leads if it has the lease."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import (
@@ -16,21 +17,17 @@ from typing import (
 
 import msgspec
 
+from eventbus.attempts import OutageLog
 from eventbus.bus import EventBus
-from eventbus.drivers.base import (
-    Capability,
-    Subscription,
-)
-from eventbus.drivers.queues import QueueStore
-from eventbus.drivers.state import StateDriver
+from eventbus.cluster import Cluster, Question
+from eventbus.drivers import Capability, QueueStore, StateDriver, Subscription
 from eventbus.errors import (
     ConfigError,
     EventBusError,
 )
 from eventbus.queue import Worker
 from eventbus.tasks import Tasks
-from eventbus_edge.cluster.cluster import Cluster
-from eventbus_edge.cluster.gather import Question
+from eventbus.webhooks import LIFECYCLE_EVENTS, LifecycleName
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.lifecycle.holdings import (
     HEARTBEATS,
@@ -41,15 +38,17 @@ from eventbus_edge.lifecycle.leader import (
     Leader,
     LeaderOptions,
 )
+from eventbus_edge.lifecycle.receivers import Activity, Receiver, native_receivers
 from eventbus_edge.lifecycle.webhooks import (
-    QUEUE,
+    Activities,
     EventAnnouncer,
     Poster,
+    PostQueue,
     webhook_queue,
 )
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.presence.nodes import nobody_gone
-from eventbus_edge.state.mirror import Resync
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.presence import drop_nothing
+from eventbus_edge.state import Resync
 
 __all__ = ["Lifecycle"]
 
@@ -60,7 +59,7 @@ _TICK_S: Final = 0.1
 _CLOSE_S: Final = 5.0
 _GAUGE_S: Final = 5.0
 _FIRST_S: Final = 5.0
-"""How long, at least, other nodes wait after a loss until the old leader has claimed the lease."""
+"""How long, at least, other nodes wait after a loss, so that the old leader can claim the lease."""
 
 
 class _ChannelsInUse(msgspec.Struct, frozen=True):
@@ -80,14 +79,17 @@ class Lifecycle:
         settings: EdgeSettings,
         metrics: Metrics,
         *,
-        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
+        receivers: Sequence[Receiver] = (),
+        drop_gone: Callable[[], Awaitable[object]] = drop_nothing,
     ) -> None:
-        """For `drop_gone` see OwnChannels.
+        """`receivers` get webhooks beside that of the settings. For `drop_gone` see OwnChannels.
 
         Raises ConfigError for invalid settings, and for a driver without a state store.
         """
         settings.check_webhook()
-        self.is_on = bool(settings.lifecycle_events)
+        self._receivers = [*native_receivers(settings), *receivers]
+        self._events = _lifecycle_events(settings, receivers)
+        self.is_on = bool(self._events)
         self._bus = bus
         self._cluster = cluster
         self._settings = settings
@@ -96,7 +98,7 @@ class Lifecycle:
         self._ttl_s = settings.presence_ttl
         if self.is_on and Capability.PRESENCE not in bus.driver.capabilities:
             raise ConfigError(
-                "lifecycle events (BROADCAST_LIFECYCLE, BROADCAST_WEBHOOK_URL) need a driver with "
+                "lifecycle events (BROADCAST_LIFECYCLE, or a URL for webhooks) need a driver with "
                 f"a state store, and {bus.driver.name} has none; allowed: nats, redis, memory",
                 variable="BROADCAST_LIFECYCLE",
             )
@@ -111,8 +113,9 @@ class Lifecycle:
         self._leader: Leader | None = None
         self._announcer: EventAnnouncer | None = None
         self._store: QueueStore | None = None
-        self._poster: Poster | None = None
-        self._worker: Worker | None = None
+        self._activities: list[Activities] = []
+        self._posters: list[Poster] = []
+        self._workers: dict[str, Worker] = {}
         self._lease_until = float("-inf")
         self._hold_until = float("-inf")
         """Until this time, only the current leader claims the lease."""
@@ -126,45 +129,71 @@ class Lifecycle:
         self._watch: Subscription | None = None
         self._tasks = Tasks()
         self._posting = Tasks()
-        self._working: asyncio.Task[Any] | None = None
+        self._recording = Tasks()
+        self._working: list[asyncio.Task[Any]] = []
         cluster.answer(_IN_USE, self._in_use)
 
     async def prepare(self) -> None:
         """Open the queue for posts. Raises ConfigError if there is none, and DriverError."""
-        if self.is_on and self._settings.webhook_url:
+        if self._receivers:
             self._store = await webhook_queue(self._bus, self._settings)
 
     async def start(self) -> None:
         """Start. Raises a DriverError."""
+        queues = self._start_posting()
         if not self.is_on:
             return
-        settings = self._settings
-        if self._store is not None:
-            self._poster = Poster(settings, self._metrics)
-            self._working = self._posting.keep(self._post, "posting webhooks")
-        self._announcer = EventAnnouncer(self._bus, settings, self._store, self._metrics)
-        losses = self._repaired = self._driver.state.losses
+        self._announcer = EventAnnouncer(self._bus, queues, self._metrics)
+        state = self._driver.state
+        losses = self._repaired = state.losses
         await self._own.beat()
         self._watch = await self._driver.state.watch(LEADER, self._on_lease)
         resync = Resync(
-            self._driver, losses, self._synchronize, settle_s=self._ttl_s, what="lifecycle events"
+            lambda: state.losses,
+            losses,
+            self._synchronize,
+            settle_s=self._ttl_s,
+            what="lifecycle events",
         )
         self._tasks.keep(resync.run, "lifecycle: losses")
         self._tasks.keep(self._keep_time, "lifecycle: time")
         self._tasks.keep(self._campaign, "lifecycle: the lease")
+
+    def _start_posting(self) -> Sequence[PostQueue]:
+        if self._store is None:
+            return ()
+        settings, metrics = self._settings, self._metrics
+        queues = [PostQueue(each, settings, self._store, metrics) for each in self._receivers]
+        for queue in queues:
+            poster = Poster(queue.receiver, settings, metrics)
+            self._posters.append(poster)
+            post = functools.partial(self._post, queue.receiver.queue, poster)
+            if (task := self._posting.keep(post, "posting webhooks")) is not None:
+                self._working.append(task)
+            activities = Activities(queue, settings, metrics)
+            self._activities.append(activities)
+            self._recording.keep(activities.run, "queueing webhooks")
         self._tasks.keep(self._read_queue, "lifecycle: the queue's length")
+        return queues
+
+    def record(self, activity: Activity) -> None:
+        """Post what clients did, to the receivers that want it."""
+        for activities in self._activities:
+            activities.add(activity)
 
     async def aclose(self) -> None:
         """Stop. Channels stay occupied for the linger time; another node becomes the leader."""
-        if self._worker is not None:
-            self._worker.stop()
-            assert self._working is not None, "the task that runs the worker"
-            await asyncio.wait({self._working}, timeout=2 * _CLOSE_S)
+        await self._recording.aclose()
+        await self._flush_activities()
+        for worker in self._workers.values():
+            worker.stop()
+        if self._working:
+            await asyncio.wait(self._working, timeout=2 * _CLOSE_S)
         await self._posting.aclose()
         await self._tasks.aclose()
-        if self._poster is not None:
-            await self._poster.aclose()
-        led = self._leader is not None and self._may_lead()
+        for poster in self._posters:
+            await poster.aclose()
+        was_leader = self._leader is not None and self._may_lead()
         await self._resign()
         if not self.is_on:
             return
@@ -172,26 +201,34 @@ class Lifecycle:
             async with asyncio.timeout(_CLOSE_S):
                 if self._watch is not None:
                     await self._watch.aclose()
-                if led:
+                if was_leader:
                     await self._driver.state.delete(LEADER)
                 await self._own.aclose()
         except (TimeoutError, EventBusError) as exc:
             _log.warning("lifecycle events could not be closed cleanly: %s", exc)
 
-    async def _post(self) -> None:
-        """Run a worker for the webhook queue; after a failure, the task starts a new one."""
-        self._worker = Worker(
+    async def _flush_activities(self) -> None:
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                for activities in self._activities:
+                    await activities.flush()
+        except TimeoutError:
+            _log.warning("some webhook events of clients could not be queued, and are lost")
+
+    async def _post(self, queue: str, poster: Poster) -> None:
+        """Run a worker for a webhook queue; after a failure, the task starts a new one."""
+        worker = self._workers[queue] = Worker(
             self._bus,
-            queues=[QUEUE],
+            queues=[queue],
             concurrency=self._settings.webhook_concurrency,
             connection=self._settings.webhook_queue_connection or None,
             grace=_CLOSE_S,
-            processor=self._poster,
+            processor=poster,
         )
         try:
-            await self._worker.run()
+            await worker.run()
         finally:
-            self._worker = None
+            del self._workers[queue]
 
     # Channels of this node
 
@@ -200,8 +237,8 @@ class Lifecycle:
         if self.is_on:
             self._own.use(channel, is_used)
 
-    def _in_use(self, asked: _ChannelsInUse) -> Sequence[_ChannelsInUse]:
-        return [_ChannelsInUse([channel for channel in asked.channels if channel in self._own])]
+    async def _in_use(self, question: _ChannelsInUse) -> Sequence[_ChannelsInUse]:
+        return [_ChannelsInUse([channel for channel in question.channels if channel in self._own])]
 
     async def _confirm(self, channels: Sequence[str]) -> frozenset[str]:
         """The channels with subscribers on any node; all of them if a live node did not answer."""
@@ -213,9 +250,9 @@ class Lifecycle:
     async def _keep_time(self) -> None:
         while True:
             now = time.monotonic()
-            self._own.tick(now)
+            await self._own.tick(now)
             if self._leader is not None and self._may_lead():
-                self._leader.refresh(now)
+                await self._leader.refresh(now)
             self._metrics.lifecycle_pending.set(self._leader.pending if self._leader else 0)
             self._metrics.lifecycle_leader.set(self._leader is not None and self._may_lead())
             await asyncio.sleep(_TICK_S)
@@ -239,6 +276,7 @@ class Lifecycle:
     async def _campaign(self) -> None:
         """Write heartbeats, and claim or renew the lease, three times in the lifetime of each."""
         beat_at = 0.0
+        outage = OutageLog(_log, "this node takes part in lifecycle events again")
         while True:
             now = time.monotonic()
             try:
@@ -254,7 +292,9 @@ class Lifecycle:
                     self._claim_at = now + self._ttl_s / 3
                     await self._claim()
             except EventBusError as exc:
-                _log.warning("this node cannot take part in lifecycle events at present: %s", exc)
+                outage.failed("this node cannot take part in lifecycle events now: %s", exc)
+            else:
+                outage.ended()
             await asyncio.sleep(_TICK_S)
 
     def _on_lease(self, _key: str, value: bytes | None) -> None:
@@ -266,13 +306,13 @@ class Lifecycle:
             await self._claim_locked()
 
     async def _claim_locked(self) -> None:
-        asked = time.monotonic()
+        started = time.monotonic()
         if not await self._driver.state.claim(LEADER, self._node.encode(), ttl_s=self._ttl_s):
             self._had_other_leader = True
             self._lease_until = float("-inf")
             await self._resign()
-            if asked >= self._look_at:
-                self._look_at = asked + 2 * self._ttl_s
+            if started >= self._look_at:
+                self._look_at = started + 2 * self._ttl_s
                 await self._end_unknown_lease()
             return
         if self._leader is not None and not self._leader.is_running:
@@ -281,7 +321,7 @@ class Lifecycle:
         if self._leader is not None and not self._may_lead() and not await self._leader.is_last():
             self._had_other_leader = True
             await self._resign()
-        self._lease_until = asked + self._ttl_s
+        self._lease_until = started + self._ttl_s
         if self._leader is None:
             self._lead()
 
@@ -308,7 +348,7 @@ class Lifecycle:
         assert self._announcer is not None, "created at the start"
         settings = self._settings
         options = LeaderOptions(
-            settings.lifecycle_events,
+            self._events,
             settings.webhook_batch,
             settings.webhook_wait,
             self._ttl_s,
@@ -330,13 +370,25 @@ class Lifecycle:
             await leader.aclose()
 
     async def _read_queue(self) -> None:
+        queues = {receiver.queue for receiver in self._receivers}
         while self._store is not None:
             waiting = 0
             try:
                 for stats in await self._store.stats():
-                    if stats.queue == QUEUE:
-                        waiting = stats.ready + stats.taken + stats.delayed
+                    if stats.queue in queues:
+                        waiting += stats.ready + stats.taken + stats.delayed
                 self._metrics.webhook_queue.set(waiting)
             except EventBusError as exc:
                 _log.debug("the length of the webhook queue cannot be read: %s", exc)
             await asyncio.sleep(_GAUGE_S)
+
+
+def _lifecycle_events(
+    settings: EdgeSettings, receivers: Sequence[Receiver]
+) -> tuple[LifecycleName, ...]:
+    """The events to announce: those of the settings, and what receivers want."""
+    if settings.lifecycle == "off":
+        return ()
+    wanted = {name for receiver in receivers for name in receiver.lifecycle_events}
+    wanted.update(settings.lifecycle_events)
+    return tuple(name for name in LIFECYCLE_EVENTS if name in wanted)

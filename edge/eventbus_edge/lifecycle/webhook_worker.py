@@ -8,16 +8,19 @@ It reads the same settings as the nodes, from the environment.
 from eventbus.errors import ConfigError
 from eventbus.events import listen
 from eventbus_edge.config import EdgeSettings
+from eventbus_edge.lifecycle.receivers import NativeReceiver
 from eventbus_edge.lifecycle.webhooks import (
     Poster,
     WebhookBatch,
+    webhook_outage,
 )
-from eventbus_edge.metrics.metrics import Metrics
+from eventbus_edge.metrics import Metrics
 
 __all__ = ["post"]
 
 
 _settings = EdgeSettings.from_env()
+_outage = webhook_outage()
 _settings.check_webhook()
 if not _settings.webhook_url:
     raise ConfigError(
@@ -30,7 +33,7 @@ if not _settings.webhook_url:
 @listen(WebhookBatch)
 async def post(event: WebhookBatch) -> None:
     """Post one batch; see Poster.process."""
-    poster = Poster(_settings, Metrics())
+    poster = Poster(NativeReceiver(_settings), _settings, Metrics(), _outage)
     try:
         await poster.process(event)
     finally:

@@ -39,6 +39,18 @@ class Metrics:
         self.connections_opened = Counter(
             "eventbus_edge_connections_opened", "Client connections opened.", registry=registry
         )
+        self.protocol_connections = Gauge(
+            "eventbus_edge_protocol_connections",
+            "Open client connections, by the protocol that they speak.",
+            ["protocol"],
+            registry=registry,
+        )
+        self.protocol_messages_out = Counter(
+            "eventbus_edge_protocol_messages_out",
+            "Messages pushed to clients, by the protocol that they speak.",
+            ["protocol"],
+            registry=registry,
+        )
         self.closes = Counter(
             "eventbus_edge_closes",
             "Client connections closed, by close code.",
@@ -59,8 +71,9 @@ class Metrics:
         self.limits_reached = Counter(
             "eventbus_edge_limits_reached",
             "Refusals, delays and disconnections because of a limit, by limit: connections, "
-            "address, user, memory, sockets, requests, whispers, presence, joins, history, "
-            "questions, unsent. Limits of one connection are counted as its errors.",
+            "process, address, user, memory, sockets, requests, whispers, presence, joins, "
+            "history, questions, unsent, surplus. Limits of one connection are counted as its "
+            "errors.",
             ["limit"],
             registry=registry,
         )
@@ -174,7 +187,7 @@ class Metrics:
         )
         self.gaps = Counter(
             "eventbus_edge_gaps",
-            "How often messages of a channel or pattern were lost for good, and clients notified.",
+            "How often messages of a channel or pattern were lost, and clients were notified.",
             registry=registry,
         )
         self.resumes = Counter(
@@ -243,6 +256,12 @@ class Metrics:
             lambda: bus_counters().get("publish_retries", 0),
             registry=registry,
         )
+        self.bus_unsent = ReadCounter(
+            "eventbus_edge_bus_unsent_messages",
+            "Volatile messages that were not sent because the bus was unavailable (NATS only).",
+            lambda: bus_counters().get("unsent", 0),
+            registry=registry,
+        )
         self.bus_foreign = ReadCounter(
             "eventbus_edge_bus_foreign_data",
             "Foreign data found in the bus's keys and channels (redis driver only).",
@@ -302,7 +321,7 @@ class Metrics:
         )
         self.webhook_events = Counter(
             "eventbus_edge_webhook_events",
-            "Webhook events, by result: sent, dropped (too large for the queue).",
+            "Webhook events, by result: sent, dropped (too large for the queue, or too many wait).",
             ["result"],
             registry=registry,
         )

@@ -1,7 +1,7 @@
 """Counters of the hot path: plain numbers of one event loop, read at each scrape.
 
 A counter of prometheus-client takes a lock per addition, and a histogram costs more. All of these
-together cost less per message than two such counters (scripts/bench/counting.py).
+together cost less per message than two such counters (scripts/benchmark/parts/counting.py).
 """
 
 import bisect
@@ -17,7 +17,7 @@ LATENCY_BOUNDS: Final = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
 )  # fmt: skip
 """Upper bounds of the buckets, in seconds."""
-_MOST_S: Final = 3600.0
+_MAX_S: Final = 3600.0
 """Longer times count as this, because a publisher's wrong clock would spoil the sum."""
 _parse: Final = datetime.datetime.fromisoformat
 
@@ -44,8 +44,8 @@ class Latencies:
             seconds = time.time() - moment.timestamp()
         except (ValueError, OverflowError):
             return
-        if not 0.0 <= seconds <= _MOST_S:
-            seconds = 0.0 if seconds < 0.0 else _MOST_S
+        if not 0.0 <= seconds <= _MAX_S:
+            seconds = 0.0 if seconds < 0.0 else _MAX_S
         self.counts[bisect.bisect_left(LATENCY_BOUNDS, seconds)] += 1
         self.sum += seconds
 

@@ -20,7 +20,6 @@ from typing import (
 
 import msgspec
 from prometheus_client import (
-    CollectorRegistry,
     Counter,
     generate_latest,
 )
@@ -60,7 +59,7 @@ class WorkersMetrics:
 
     def __init__(
         self,
-        registry: CollectorRegistry,
+        registry: Collector,
         socket: Path,
         missing: Counter,
         *,

@@ -1,9 +1,10 @@
-"""Presence as connections use it: who comes and goes, and what the others hear of it."""
+"""Presence as connections use it: members join and leave, and the others are notified."""
 
 import datetime
 from collections.abc import (
     Awaitable,
     Callable,
+    Collection,
     Mapping,
 )
 from typing import (
@@ -11,27 +12,25 @@ from typing import (
     Final,
 )
 
-from eventbus.drivers.base import Driver
+from eventbus.drivers import Driver
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.delivery.hub import (
-    Backlog,
-    Hub,
-)
+from eventbus_edge.delivery import Backlog, Hub
 from eventbus_edge.presence.keeper import (
     PresenceKeeper,
     PresenceSettings,
 )
-from eventbus_edge.presence.members import Change
-from eventbus_edge.presence.nodes import nobody_gone
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.presence.members import Change, Entry
+from eventbus_edge.presence.nodes import drop_nothing
+from eventbus_edge.protocols import (
     Failed,
     Member,
+    Members,
     Presence,
     PresenceChanged,
     PresenceMembers,
     Reply,
 )
-from eventbus_edge.sessions.ports import PresenceRefused
+from eventbus_edge.sessions import PresenceRefused
 
 __all__ = ["PresenceChannels"]
 
@@ -50,7 +49,7 @@ class PresenceChannels:
         hub: Hub,
         may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
         *,
-        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
+        drop_gone: Callable[[], Awaitable[object]] = drop_nothing,
     ) -> None:
         """`node` is the node's id; for `may_join` and `drop_gone` see PresenceKeeper."""
         self._hub = hub
@@ -62,7 +61,9 @@ class PresenceChannels:
             max_info_bytes=settings.presence_max_info_bytes,
             max_list_bytes=max(settings.max_unsent_bytes - _ROOM_FOR_REST, _ROOM_FOR_REST // 2),
         )
-        self._keeper = PresenceKeeper(driver, node, own, self._tell, may_join, drop_gone=drop_gone)
+        self._keeper = PresenceKeeper(
+            driver, node, own, self._notify, may_join, drop_gone=drop_gone
+        )
 
     async def enter(
         self, channel: str, member: Member, more: Mapping[str, Any], connection_id: str
@@ -75,24 +76,32 @@ class PresenceChannels:
         await self._keeper.join(channel, member.user_id, info, connection_id)
 
     def leave(self, channel: str, member: Member | None, connection_id: str, *, lost: bool) -> None:
-        """A connection leaves; one that is lost may come back. Nothing for other channels."""
+        """A connection leaves; one that is lost may come back. Does nothing for other channels."""
         if member is not None:
             self._keeper.leave(channel, member.user_id, connection_id, lost=lost)
 
-    def begin(self, channel: str, backlog: Backlog) -> bytes:
-        """The members as JSON, and nothing in `backlog` that is older than they are."""
+    def begin(self, channel: str, backlog: Backlog) -> Members:
+        """The members; removes presence events that they include already from `backlog`."""
         backlog.messages[:] = [
             passed for passed in backlog.messages if not isinstance(passed, PresenceChanged)
         ]
-        return self._keeper.members(channel)[0]
-
-    def members(self, channel: str) -> tuple[bytes, int]:
-        """The members of a channel that clients here have joined: a JSON array, their number."""
         return self._keeper.members(channel)
 
-    async def look(self, channel: str) -> tuple[bytes, int]:
+    def members(self, channel: str) -> Members:
+        """The members of a channel that clients here have joined."""
+        return self._keeper.members(channel)
+
+    def count(self, channel: str) -> int:
+        """The number of members of a channel that clients here have joined."""
+        return self._keeper.count(channel)
+
+    async def fetch(self, channel: str) -> Members:
         """The same for any channel. Raises a DriverError when it cannot be read."""
-        return await self._keeper.look(channel)
+        return await self._keeper.fetch(channel)
+
+    def own(self, channel: str) -> list[Entry]:
+        """The entries of this node for its users who are members of the channel."""
+        return self._keeper.own(channel)
 
     def answer(self, command: Presence, member: Member, connection_id: str) -> Reply:
         """Carry out the action `presence` of a connection that is subscribed."""
@@ -101,17 +110,22 @@ class PresenceChannels:
                 self._keeper.update(command.channel, member.user_id, command.changes, connection_id)
             except PresenceRefused as exc:
                 return Failed(exc.code, str(exc), command.channel, command.ref)
-        members, count = self._keeper.members(command.channel)
-        return PresenceMembers(command.channel, members, count, command.ref)
+        members = self._keeper.members(command.channel)
+        return PresenceMembers(command.channel, members, command.ref)
 
     def counts(self) -> tuple[int, int]:
         """How many channels' members are known here, and how many members those have."""
         return self._keeper.counts()
 
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels that `counts` counts."""
+        return self._keeper.channels
+
     async def aclose(self) -> None:
         """Stop; see PresenceKeeper.aclose."""
         await self._keeper.aclose()
 
-    def _tell(self, channel: str, change: Change, exclude: str | None) -> None:
+    def _notify(self, channel: str, change: Change, exclude: str | None) -> None:
         now = datetime.datetime.now(datetime.UTC)
         self._hub.deliver(PresenceChanged(channel, *change, now, exclude))

@@ -6,6 +6,7 @@ import time
 from collections.abc import (
     Awaitable,
     Callable,
+    Collection,
     Mapping,
 )
 from typing import (
@@ -16,12 +17,10 @@ from typing import (
 
 import msgspec
 
-from eventbus.drivers.base import (
-    Capability,
-    Driver,
-)
-from eventbus.drivers.state import StateDriver
+from eventbus.attempts import SharedAttempt
+from eventbus.drivers import Capability, Driver, StateDriver
 from eventbus.errors import EventBusError
+from eventbus.pacing import paced
 from eventbus.tasks import Tasks
 from eventbus_edge.deadlines import Deadlines
 from eventbus_edge.presence.members import (
@@ -37,15 +36,15 @@ from eventbus_edge.presence.members import (
 )
 from eventbus_edge.presence.nodes import (
     LiveNodes,
-    nobody_gone,
+    drop_nothing,
 )
 from eventbus_edge.presence.watch import (
     WatchedRoom,
     read_room,
 )
-from eventbus_edge.sessions.ports import PresenceRefused
-from eventbus_edge.state.mirror import Resync
-from eventbus_edge.state.writer import EntryWriter
+from eventbus_edge.protocols import Members
+from eventbus_edge.sessions import PresenceRefused
+from eventbus_edge.state import EntryWriter, Resync
 
 __all__ = ["PresenceKeeper", "PresenceSettings"]
 
@@ -57,6 +56,7 @@ WRITTEN_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 _READS_AT_ONCE: Final = 16
 _TICK_S: Final = 0.1
+_NO_MEMBERS: Final = Members()
 
 Notify = Callable[[str, Change, str | None], None]
 """Gets a channel, a change for its subscribers, and the id of a connection to leave out."""
@@ -88,7 +88,7 @@ class PresenceKeeper:
         notify: Notify,
         may_join: Callable[[str, str], bool] = lambda _channel, _token: True,
         *,
-        drop_gone: Callable[[], Awaitable[object]] = nobody_gone,
+        drop_gone: Callable[[], Awaitable[object]] = drop_nothing,
     ) -> None:
         """`may_join` gets the channel and the token of each user about to become a member.
 
@@ -106,9 +106,11 @@ class PresenceKeeper:
         self._nodes = LiveNodes(
             self._driver, node, settings.ttl_s, self._on_node, self._before_return
         )
+        self._changed_nodes: dict[str, None] = {}
+        self._nodes_changed = asyncio.Event()
         self._watched: dict[str, WatchedRoom] = {}
         self._deadlines = Deadlines()
-        self._starting = asyncio.Lock()
+        self._starting = SharedAttempt()
         self._tasks = Tasks()
 
     # Requests of connections
@@ -143,7 +145,7 @@ class PresenceKeeper:
             return
         token, now = token_of(user_id), time.monotonic()
         grace = self._settings.grace_s if lost else 0.0
-        until = watched.stays.leave(token, connection_id, now=now, grace_s=grace)
+        until = watched.local.leave(token, connection_id, now=now, grace_s=grace)
         if until is None:
             return
         if until > now:
@@ -160,27 +162,42 @@ class PresenceKeeper:
         member = watched.room.member(token)
         assert member is not None, "the user of a subscribed connection is a member"
         merged = {**msgspec.json.decode(member.info), **changes}
-        kept = {name: value for name, value in merged.items() if value is not None}
-        info = encode_info(kept, self._settings.max_info_bytes)
+        remaining = {name: value for name, value in merged.items() if value is not None}
+        info = encode_info(remaining, self._settings.max_info_bytes)
         entry = Entry(user_id, info, max(_now(), member.at + 1))
         self._set(watched, token, entry, connection_id)
 
-    def members(self, channel: str) -> tuple[bytes, int]:
-        """A channel's members as a JSON array, and their number; needs a member on this node."""
+    def members(self, channel: str) -> Members:
+        """A channel's members; none are known without a member on this node."""
         watched = self._watched.get(channel)
-        return (watched.room.members, len(watched.room)) if watched is not None else (b"[]", 0)
+        return watched.room.members if watched is not None else _NO_MEMBERS
+
+    def count(self, channel: str) -> int:
+        """The number of `members`."""
+        watched = self._watched.get(channel)
+        return len(watched.room) if watched is not None else 0
+
+    def own(self, channel: str) -> list[Entry]:
+        """The entries of this node for the members of a channel."""
+        watched = self._watched.get(channel)
+        return [] if watched is None else watched.room.of_node(self._node)
 
     def counts(self) -> tuple[int, int]:
         """The number of channels whose members are known, and the number of those members."""
         return len(self._watched), sum(len(watched.room) for watched in self._watched.values())
 
-    async def look(self, channel: str) -> tuple[bytes, int]:
+    @property
+    def channels(self) -> Collection[str]:
+        """The channels whose members are known, also those whose members' connections are lost."""
+        return self._watched.keys()
+
+    async def fetch(self, channel: str) -> Members:
         """Like `members`, for any channel; reads the bus if needed. Raises a DriverError."""
         watched = self._watched.get(channel)
         if (watched is not None and watched.is_read) or not self._shares:
             return self.members(channel)
         room = await read_room(self._driver, await self._nodes.read_ids(), channel)
-        return room.members, len(room)
+        return room.members
 
     async def aclose(self) -> None:
         """Stop. Members stay for the grace time, because clients reconnect to another node."""
@@ -205,19 +222,23 @@ class PresenceKeeper:
         channel, limit = watched.channel, self._settings.max_members
         if known is None and len(watched.room) >= limit:
             raise PresenceRefused(
-                "limit_exceeded", f"{channel} has {limit} members, the most that are allowed"
+                "limit_exceeded",
+                f"{channel} has {limit} members: the node allows no more "
+                "(BROADCAST_PRESENCE_MAX_MEMBERS)",
             )
-        if len(watched.room.members) > self._settings.max_list_bytes:
+        if watched.room.size > self._settings.max_list_bytes:
             raise PresenceRefused(
                 "limit_exceeded",
-                f"the list of members of {channel} has {len(watched.room.members)} bytes, which is "
+                f"the list of members of {channel} has about {watched.room.size} bytes, which is "
                 "too large to be sent to a client",
             )
         if known is None and not self._may_join(channel, token):
             raise PresenceRefused(
-                "rate_limited", f"this user has joined {channel} too often: wait a moment"
+                "rate_limited",
+                f"this user has joined {channel} too often: wait a moment; the limit is "
+                "BROADCAST_MAX_JOINS_PER_MEMBER of the node",
             )
-        watched.stays.join(token, connection_id)
+        watched.local.join(token, connection_id)
         # Another tab, or a reload, must not undo later changes of the user's info.
         self._set(watched, token, known or entry, connection_id)
 
@@ -233,7 +254,7 @@ class PresenceKeeper:
 
     def _end(self, watched: WatchedRoom, token: str, now: float) -> None:
         """Remove this node's entry for a user who has no connection left."""
-        if not watched.stays.end(token, now):
+        if not watched.local.end(token, now):
             return
         changes = watched.room.remove(self._node, token)
         if self._shares:
@@ -252,15 +273,17 @@ class PresenceKeeper:
         """At the very first join: write a heartbeat, and learn which other nodes are alive."""
         if self._tasks:
             return
-        async with self._starting:
+        async with self._starting.turn():
             if self._tasks:
                 return
             if self._shares:
-                losses = self._driver.state.losses
+                state = self._driver.state
+                losses = state.losses
                 await self._nodes.start()
                 self._tasks.keep(self._nodes.keep_beating, "presence: heartbeats")
+                self._tasks.keep(self._follow_nodes, "presence: nodes that appear and die")
                 resync = Resync(
-                    self._driver,
+                    lambda: state.losses,
                     losses,
                     self._synchronize,
                     settle_s=self._settings.ttl_s,
@@ -270,8 +293,20 @@ class PresenceKeeper:
             self._tasks.keep(self._keep_time, "presence: time")
 
     def _on_node(self, node: str) -> None:
-        for watched in self._watched.values():
-            self._announce(watched, watched.room.refresh(node))
+        self._changed_nodes[node] = None
+        self._nodes_changed.set()
+
+    async def _follow_nodes(self) -> None:
+        """Update the members with the entries of nodes that have appeared or died."""
+        while True:
+            await self._nodes_changed.wait()
+            self._nodes_changed.clear()
+            while self._changed_nodes:
+                node = next(iter(self._changed_nodes))
+                del self._changed_nodes[node]
+                async for watched in paced(list(self._watched.values())):
+                    async for changes in paced(watched.room.refresh(node)):
+                        self._announce(watched, changes)
 
     async def _before_return(self) -> None:
         """Remove members without a connection: the other nodes have dropped this node's members.
@@ -280,9 +315,9 @@ class PresenceKeeper:
         """
         await self._drop_gone()
         now = time.monotonic()
-        for watched in list(self._watched.values()):
-            for token in watched.stays.lost():
-                watched.stays.returned(token)
+        async for watched in paced(list(self._watched.values())):
+            async for token in paced(watched.local.lost()):
+                watched.local.returned(token)
                 self._end(watched, token, now)
         if not await self._writer.flush(WRITTEN_S):
             _log.warning("members that have left may reappear for a moment")
@@ -309,7 +344,7 @@ class PresenceKeeper:
         if entry.at > own.at:  # the newer info must outlast the connection that set it
             self._set(watched, token, own._replace(info=entry.info, at=entry.at), None)
         if is_new:  # a user whose connection was lost here has come back there
-            watched.stays.returned(token)
+            watched.local.returned(token)
             self._end(watched, token, time.monotonic())
 
     def _announce(self, watched: WatchedRoom, changes: list[Change]) -> None:
@@ -323,7 +358,7 @@ class PresenceKeeper:
         """Write this node's entries again, and read those of the other nodes."""
         self._nodes.beat_now()
         own = await self._driver.state.entries(own_keys_of(self._node))
-        self._writer.repair(own)
+        await self._writer.repair(own)
         await self._nodes.read(keep_missing=keep_missing)
         turns = asyncio.Semaphore(_READS_AT_ONCE)
 
@@ -336,7 +371,7 @@ class PresenceKeeper:
     async def _keep_time(self) -> None:
         while True:
             now = time.monotonic()
-            for key in self._deadlines.due(now):
+            async for key in paced(self._deadlines.due(now)):
                 channel, _, token = key.partition(" ")
                 watched = self._watched.get(channel)
                 if watched is None:
@@ -345,13 +380,13 @@ class PresenceKeeper:
                     self._end(watched, token, now)
                 else:
                     await self._forget(watched)
-            self._writer.refresh(now)
+            await self._writer.refresh(now)
             await asyncio.sleep(_TICK_S)
 
     async def _forget(self, watched: WatchedRoom) -> None:
         if watched.is_in_use:
             return
-        async with watched.lock:  # it may be reading its entries
+        async with watched.attempt.alone():  # it may be reading its entries
             if not watched.is_in_use:
                 del self._watched[watched.channel]
                 await watched.aclose()

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import (
     Collection,
     Iterable,
+    Iterator,
     Mapping,
 )
 from typing import (
@@ -20,17 +21,16 @@ from typing import (
 
 import msgspec
 
-from eventbus_edge.access.tokens import (
-    MAX_INFO_DEPTH,
-    is_deeper,
-)
-from eventbus_edge.sessions.ports import PresenceRefused
+from eventbus.messages import json_decoder
+from eventbus_edge.access import MAX_INFO_DEPTH, is_deeper
+from eventbus_edge.protocols import Members, PresentMember
+from eventbus_edge.sessions import PresenceRefused
 
 __all__ = [
     "Change",
     "Entry",
+    "LocalMembers",
     "Room",
-    "Stays",
     "decode_entry",
     "encode_entry",
     "encode_info",
@@ -70,7 +70,7 @@ class _Wire(msgspec.Struct):
     at: int
 
 
-_decode: Final = msgspec.json.Decoder(_Wire).decode
+_decode: Final = json_decoder(_Wire)
 
 
 def token_of(user_id: str) -> str:
@@ -127,12 +127,8 @@ def decode_entry(token: str, value: bytes) -> Entry | None:
         if token_of(wire.user_id) != token or not 0 <= wire.at <= _MAX_AT:
             return None
         return Entry(wire.user_id, _encode(wire.info), wire.at)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError):
+    except (msgspec.MsgspecError, UnicodeError):
         return None
-
-
-def _member(user_id: str, info: bytes) -> bytes:
-    return b'{"user_id":%b,"info":%b}' % (_encode(user_id), info)
 
 
 class Room:
@@ -142,8 +138,10 @@ class Room:
         """`live` has the nodes whose entries count; call `refresh` after it has changed."""
         self._live = live
         self._entries: dict[str, dict[str, Entry]] = {}
-        self._members: dict[str, tuple[Entry, bytes]] = {}
-        self._list: bytes | None = None
+        self._members: dict[str, tuple[Entry, PresentMember]] = {}
+        self._list: Members | None = None
+        self.size = 0
+        """About how many bytes a list of all members takes."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -152,10 +150,10 @@ class Room:
         return token in self._members
 
     @property
-    def members(self) -> bytes:
-        """The members as a JSON array; it is cached, and so is each member's part of it."""
+    def members(self) -> Members:
+        """The members; the same object until they change."""
         if self._list is None:
-            self._list = b"[%b]" % b",".join(encoded for _, encoded in self._members.values())
+            self._list = Members(member for _, member in self._members.values())
         return self._list
 
     def member(self, token: str) -> Entry | None:
@@ -166,6 +164,10 @@ class Room:
     def entry(self, node: str, token: str) -> Entry | None:
         """A node's entry for a user."""
         return self._entries.get(token, {}).get(node)
+
+    def of_node(self, node: str) -> list[Entry]:
+        """A node's entries for all users."""
+        return [nodes[node] for nodes in self._entries.values() if node in nodes]
 
     def put(self, node: str, token: str, entry: Entry) -> list[Change]:
         """Set a node's entry for a user."""
@@ -181,10 +183,13 @@ class Room:
             del self._entries[token]
         return self._derive(token)
 
-    def refresh(self, node: str) -> list[Change]:
-        """Update the members with entries of a node that has appeared or died."""
+    def refresh(self, node: str) -> Iterator[list[Change]]:
+        """Update the members with entries of a node that has appeared or died, one by one.
+
+        The caller may pause between them, and change the room meanwhile.
+        """
         touched = [token for token, entries in self._entries.items() if node in entries]
-        return [change for token in touched for change in self._derive(token)]
+        return (self._derive(token) for token in touched)
 
     def keys(self) -> Iterable[tuple[str, str]]:
         """The node and token of each entry."""
@@ -197,8 +202,8 @@ class Room:
         if not entries:
             if before is None:
                 return []
-            del self._members[token]
             self._list = None
+            self.size -= self._members.pop(token)[1].size
             return [Change("left", before.user_id, before.info)]
         if before is not None:
             entries.append(before)  # the node with the newest info may have removed its entry
@@ -206,8 +211,12 @@ class Room:
         if before is not None and before.info == after.info:
             self._members[token] = after, self._members[token][1]
             return []
-        self._members[token] = after, _member(after.user_id, after.info)
+        if before is not None:
+            self.size -= self._members[token][1].size
+        member = PresentMember(after.user_id, after.info)
+        self._members[token] = after, member
         self._list = None
+        self.size += member.size
         return [Change("joined" if before is None else "updated", after.user_id, after.info)]
 
 
@@ -221,7 +230,7 @@ class _Stay:
         self.until = float("-inf")
 
 
-class Stays:
+class LocalMembers:
     """The connections of this node per member of a channel, and the members that may still return.
 
     A user stays a member while one connection is subscribed, and for a grace time after a

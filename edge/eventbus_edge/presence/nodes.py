@@ -10,14 +10,15 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.drivers.state import StateDriver
+from eventbus.attempts import OutageLog
+from eventbus.drivers import StateDriver
 from eventbus.errors import (
     EventBusError,
     PublishFailed,
 )
-from eventbus_edge.state.mirror import Mirror
+from eventbus_edge.state import Mirror
 
-__all__ = ["LiveNodes", "live_nodes", "nobody_gone", "write_heartbeat"]
+__all__ = ["LiveNodes", "drop_nothing", "live_nodes", "write_heartbeat"]
 
 
 _log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 _ROOT: Final = "node."
 
 
-async def nobody_gone() -> None:
+async def drop_nothing() -> None:
     """The default for `drop_gone`: there are no connections to check."""
 
 
@@ -101,6 +102,7 @@ class LiveNodes:
 
     async def keep_beating(self) -> None:
         """Write heartbeats until cancelled, three in the lifetime of one."""
+        outage = OutageLog(_log, "the heartbeat of this node is stored again")
         while True:
             self._beat_now.clear()
             with contextlib.suppress(TimeoutError):
@@ -109,7 +111,9 @@ class LiveNodes:
             try:
                 await self._beat()
             except EventBusError as exc:
-                _log.warning("the heartbeat of this node was not stored: %s", exc)
+                outage.failed("the heartbeat of this node was not stored: %s", exc)
+            else:
+                outage.ended()
 
     async def aclose(self, linger_s: float) -> None:
         """Stop watching; other nodes count this one as alive for `linger_s` more seconds.

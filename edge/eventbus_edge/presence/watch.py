@@ -1,26 +1,23 @@
 """One presence channel as the bus has it: its entries are watched, and read again after a loss."""
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import msgspec
-
-from eventbus.drivers.state import StateDriver
+from eventbus.attempts import SharedAttempt
+from eventbus.drivers import StateDriver
 from eventbus.errors import DriverError
+from eventbus.pacing import paced
 from eventbus_edge.presence.members import (
+    LocalMembers,
     Room,
-    Stays,
     decode_entry,
     keys_of,
     parts_of,
 )
-from eventbus_edge.presence.nodes import live_nodes
-from eventbus_edge.state.mirror import Mirror
+from eventbus_edge.state import Mirror
 
-__all__ = ["WatchedRoom", "read_members", "read_room"]
+__all__ = ["WatchedRoom", "read_room"]
 
 
 _log = logging.getLogger(__name__)
@@ -36,8 +33,9 @@ class WatchedRoom:
         """`on_entry` gets all entries of the channel and their changes; it must not await."""
         self.channel = channel
         self.room = room
-        self.stays = Stays()
-        self.lock = asyncio.Lock()
+        self.local = LocalMembers()
+        self.attempt = SharedAttempt()
+        """To watch or read the entries, or to stop."""
         self.is_read = False
         """Whether the entries of the other nodes are known."""
         self._on_entry = on_entry
@@ -47,7 +45,7 @@ class WatchedRoom:
     @property
     def is_in_use(self) -> bool:
         """Whether the channel has a member on this node, or one is joining."""
-        return bool(self.stays) or self._joining > 0
+        return bool(self.local) or self._joining > 0
 
     @contextlib.contextmanager
     def joining(self) -> Iterator[None]:
@@ -63,7 +61,7 @@ class WatchedRoom:
 
         Raises a DriverError, after which it can be called again.
         """
-        async with self.lock:
+        async with self.attempt.turn():
             if self.is_read:
                 return
             if driver is not None:
@@ -77,7 +75,7 @@ class WatchedRoom:
 
         Entries that are missing count as deleted, unless `keep_missing`.
         """
-        async with self.lock:
+        async with self.attempt.turn():
             if self.is_read and self._mirror is not None:
                 await self._mirror.read(keep_missing=keep_missing)
 
@@ -97,14 +95,8 @@ class WatchedRoom:
 async def read_room(driver: StateDriver, nodes: set[str], channel: str) -> Room:
     """A channel's members on the live `nodes`, as stored on the bus. Raises a DriverError."""
     room = Room(nodes)
-    for key, value in (await driver.state.entries(keys_of(channel))).items():
+    async for key, value in paced((await driver.state.entries(keys_of(channel))).items()):
         node, token = parts_of(key)
         if (entry := decode_entry(token, value)) is not None:
             room.put(node, token, entry)
     return room
-
-
-async def read_members(driver: StateDriver, channel: str) -> list[dict[str, Any]]:
-    """A channel's members, each with `user_id` and `info`. Raises a DriverError."""
-    room = await read_room(driver, await live_nodes(driver), channel)
-    return msgspec.json.decode(room.members, type=list[dict[str, Any]])

@@ -3,17 +3,17 @@
 import asyncio
 import logging
 import signal
-import ssl
 from typing import Final
 
 from aiohttp import web
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.errors import ConfigError
-from eventbus.ratelimit import RateLimitedLog
 from eventbus.tasks import Tasks
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.http.tls import tls_context
+from eventbus_edge.http import tls_context
 from eventbus_edge.keys import NODE
+from eventbus_edge.process.handshakes import TlsServer
 
 __all__ = ["Listener"]
 
@@ -37,14 +37,14 @@ class Listener:
         self._app = app
         self._tls_faults = RateLimitedLog(_log)
         self._tls = tls_context(settings, self._on_tls_fault)
-        self._servers: list[asyncio.Server] = []
+        self._server: asyncio.Server | None = None
+        self._tls_server: TlsServer | None = None
         self._renewing = asyncio.Lock()
         self._renewals = Tasks()
 
     async def open(self, server: web.Server | None) -> str:
         """Start listening; returns the address as a URL, possibly that of all interfaces."""
         assert server is not None, "set up the runner first"
-        self._factory = server
         async with self._renewing:
             return await self._open(server)
 
@@ -55,9 +55,9 @@ class Listener:
                 server,
                 settings.host,
                 settings.port,
-                ssl=self._tls,
                 backlog=BACKLOG,
                 reuse_port=settings.supervised or None,
+                start_serving=self._tls is None,
             )
         except OSError as exc:
             raise ConfigError(
@@ -65,8 +65,17 @@ class Listener:
                 f"{exc.strerror or exc}; allowed: a free port, or 0 to take one",
                 variable="BROADCAST_WEBSOCKET_PORT",
             ) from None
-        self._servers = [made]
         host, port = made.sockets[0].getsockname()[:2]
+        if self._tls is None:
+            self._server = made
+        else:
+            self._tls_server = TlsServer(server, self._tls, self._app[NODE].access.admission)
+            for each in made.sockets:
+                copy = each.dup()
+                copy.setblocking(False)
+                copy.listen(BACKLOG)
+                self._tls_server.listen(copy)
+            made.close()
         scheme = "https" if self._tls else "http"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -82,8 +91,10 @@ class Listener:
         """Stop listening; open connections are not affected."""
         async with self._renewing:  # a renewal in progress ends first
             await self._renewals.aclose()
-        for server in self._servers:
-            server.close()
+        if self._server is not None:
+            self._server.close()
+        if self._tls_server is not None:
+            await self._tls_server.aclose()
 
     def _on_tls_fault(self, reason: str) -> None:
         self._app[NODE].metrics.tls_faults.inc()
@@ -99,32 +110,13 @@ class Listener:
         async with self._renewing:
             try:
                 tls = tls_context(self._settings, self._on_tls_fault)
-                assert tls is not None, "the settings name a certificate"
-                await self._replace_servers(tls)
-                self._tls = tls
             except (ConfigError, OSError) as exc:
                 _log.error("the certificate was not reloaded, the old one stays in use: %s", exc)
-            else:
-                _log.info("reloaded the certificate from %s", self._settings.tls_cert)
-
-    async def _replace_servers(self, tls: ssl.SSLContext) -> None:
-        """Listen on the same sockets with a new TLS context. Raises OSError.
-
-        Connections that wait in the backlog are kept. The old context is not modified, because it
-        would still trust a CA that has been removed, and resume the sessions of its clients.
-        """
-        loop = asyncio.get_running_loop()
-        replaced, made = self._servers, list[asyncio.Server]()
-        try:
-            for sock in (each for server in replaced for each in server.sockets):
-                copy = sock.dup()
-                made.append(
-                    await loop.create_server(self._factory, sock=copy, ssl=tls, backlog=BACKLOG)
-                )
-        except OSError:
-            replaced, made = made, replaced
-            raise
-        finally:
-            self._servers = made
-            for server in replaced:
-                server.close()
+                return
+            # The old context is not modified, because it would still trust a CA that has been
+            # removed, and resume the sessions of its clients.
+            assert tls is not None, "the settings name a certificate"
+            self._tls = tls
+            if self._tls_server is not None:
+                self._tls_server.renew(tls)
+            _log.info("reloaded the certificate from %s", self._settings.tls_cert)

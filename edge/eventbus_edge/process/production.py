@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from eventbus.errors import ConfigError
 from eventbus.urls import is_web_address
-from eventbus_edge.access.hosts import is_loopback_host
+from eventbus_edge.access import is_loopback_host
 from eventbus_edge.config import EdgeSettings
 
 __all__ = ["Problems", "production_problems", "require_production", "weakness"]
@@ -59,11 +59,11 @@ def production_problems(settings: EdgeSettings) -> Problems:
             "no key to check tokens with is set; allowed: one of JWT_SECRET, JWT_PUBLIC_KEY and "
             "JWT_JWKS_URL"
         )
-    secrets = (
+    keys = [(variable, key, MIN_KEY_BYTES) for variable, key in settings.keys.items()]
+    for variable, secret, at_least in (
         ("JWT_SECRET", settings.jwt_secret, MIN_SECRET_BYTES),
-        ("BROADCAST_API_KEY", settings.api_key, MIN_KEY_BYTES),
-    )
-    for variable, secret, at_least in secrets:
+        *keys,
+    ):
         if secret and (weak := weakness(secret, at_least)):
             refusals[variable] = f"{variable} {weak}; {_HOW}"
     return Problems(tuple(refusals.values()), tuple(_warnings(settings)), next(iter(refusals), ""))

@@ -16,7 +16,7 @@ from eventbus_edge.app import (
     make_runner,
 )
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.keys import NODE
+from eventbus_edge.keys import NODE, all_nodes
 from eventbus_edge.process.listening import Listener
 from eventbus_edge.process.production import require_production
 
@@ -52,7 +52,7 @@ async def serve(
     listener.renew_on_hangup()
     try:
         # It may wait for the bus for up to BROADCAST_CONNECT_TIMEOUT.
-        await _either(asyncio.create_task(runner.setup()), stop)
+        await _wait_for_first(asyncio.create_task(runner.setup()), stop)
         if stop.is_set():
             _log.info("stopped before it was ready")
             return
@@ -64,17 +64,22 @@ async def serve(
             for warning in warnings:
                 _log.warning("%s", warning)
         address = await listener.open(runner.server)
-        app[NODE].listens_at(address)
+        for node in all_nodes(app):
+            node.listens_at(address)
         address = _local(address)
         _log.info("node %s listens on %s", app[NODE].id, address)
         if on_ready is not None:
             on_ready(address)
         await stop.wait()
-        drain = asyncio.create_task(app[NODE].connections.drain())
-        await _either(drain, _stop_event(supervised=False))
+        drain = asyncio.create_task(_drain(app))
+        await _wait_for_first(drain, _stop_event(supervised=False))
     finally:
         await listener.aclose()
         await runner.cleanup()
+
+
+async def _drain(app: web.Application) -> None:
+    await asyncio.gather(*(node.connections.drain() for node in all_nodes(app)))
 
 
 def _local(address: str) -> str:
@@ -99,7 +104,7 @@ def _stop_event(*, supervised: bool) -> asyncio.Event:
     return event
 
 
-async def _either(task: asyncio.Task[None], event: asyncio.Event) -> None:
+async def _wait_for_first(task: asyncio.Task[None], event: asyncio.Event) -> None:
     """Wait until a task ends or an event is set; in the latter case the task is cancelled."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)

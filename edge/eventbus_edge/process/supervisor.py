@@ -18,12 +18,13 @@ from collections.abc import (
 from pathlib import Path
 from typing import Final
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.config import Settings
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
 from eventbus.tasks import Tasks
+from eventbus_edge.child_output import pass_on
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.process.production import require_production
 
@@ -39,6 +40,8 @@ _MAX_PAUSE_S: Final = 30.0
 _HEALTHY_S: Final = 60.0
 """A worker that ran for so long is restarted without a longer pause when it dies."""
 _END_S: Final = 15.0
+_OUTPUT_S: Final = 2.0
+"""How long to wait for the rest of the output of a worker that has ended."""
 
 
 class Supervisor:
@@ -69,17 +72,14 @@ class Supervisor:
         """
         for warning in require_production(self._settings):
             _log.warning("%s", warning)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         with _reserve(self._settings) as reserved, _private_folder() as folder:
+            self._handle_signals()  # after _reserve, which refuses systems without loop handlers
             port = reserved.getsockname()[1]
-            server, tasks = None, Tasks()
+            server, url, tasks = None, "", Tasks()
             if self._bus.driver == "nats" and not self._bus.nats_url:
-                server = await self._start_server(tasks)
+                server, url = await self._start_server(tasks)
             try:
-                environ = _environment(port, server.url if server else "")
+                environ = _environment(port, url)
                 async with asyncio.TaskGroup() as group:
                     for index in range(self._settings.workers):
                         socket_path = {"EDGE_WORKER_SOCKET": f"{folder}/{index}"}
@@ -90,8 +90,11 @@ class Supervisor:
                     await server.stop()
         return self._failure
 
-    async def _start_server(self, tasks: Tasks) -> NatsServer:
-        """Start the embedded server; restart it when it dies, and after its disk was full."""
+    async def _start_server(self, tasks: Tasks) -> tuple[NatsServer, str]:
+        """Start the embedded server; restart it when it dies, and after its disk was full.
+
+        In development, use the one that another process runs. Returns the address, too.
+        """
         server = NatsServer(
             Path(self._bus.nats_data),
             port=self._bus.nats_port,
@@ -103,9 +106,20 @@ class Supervisor:
                 await server.wait_for_room()
                 await server.restart()
 
-        await server.start()
-        tasks.keep(watch_disk, "watching the disk of the nats-server")
-        return server
+        if self._bus.environment == "production":
+            await server.start()
+            url = server.url
+        else:
+            url = await server.join_or_start()
+        if server.is_running:
+            tasks.keep(watch_disk, "watching the disk of the nats-server")
+        return server, url
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -160,7 +174,9 @@ class Supervisor:
             if process.returncode is None:
                 process.kill()
             code = await process.wait()
-            await reading
+            # Its own child processes may hold its output open.
+            await asyncio.wait({reading}, timeout=_OUTPUT_S)
+            reading.cancel()
             self._listening.discard(index)
         return code
 
@@ -177,26 +193,19 @@ class Supervisor:
 
     async def _read(self, index: int, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readline()
-            except ValueError:  # longer than the buffer, and dropped by asyncio
-                _log.warning("worker %d printed a line that is too long to pass on", index)
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace")
-            if not text.startswith(READY):
-                sys.stdout.write(text)
-                continue
-            self._ready.add(index)
-            self._listening.add(index)
-            if index in self._unrenewed:
-                self._unrenewed.discard(index)
-                process.send_signal(signal.SIGHUP)
-            if len(self._ready) == self._settings.workers and not self._announced:
-                self._announced = True
-                self._on_ready(text[len(READY) :].split()[0])
+        await pass_on(
+            process.stdout, READY, lambda address: self._on_ready_line(index, process, address)
+        )
+
+    def _on_ready_line(self, index: int, process: asyncio.subprocess.Process, address: str) -> None:
+        self._ready.add(index)
+        self._listening.add(index)
+        if index in self._unrenewed:
+            self._unrenewed.discard(index)
+            process.send_signal(signal.SIGHUP)
+        if len(self._ready) == self._settings.workers and not self._announced:
+            self._announced = True
+            self._on_ready(address.split(maxsplit=1)[0])
 
     async def _wait(self, seconds: float) -> None:
         try:

@@ -25,14 +25,15 @@ def encode_envelope(
 
 
 def encode_message(message: ChannelMessage) -> bytes:
-    """A message's envelope as it came, with its place spliced in where it has one."""
+    """A message's envelope as received, with its position spliced in if it has one."""
     if message.position is None:
         return message.body
     offset, epoch = message.position
-    # The envelope is an object with members, whatever white space ends it: read_payload saw to it.
+    # The envelope is an object with members, whatever white space follows it: read_payload has
+    # checked that.
     body = message.body.rstrip()[:-1]
     if message.mark is None:
         return b'%b,"offset":%d,"epoch":"%b"}' % (body, offset, epoch.encode())
-    # Encoded, since on a live subject anyone may claim any time.
+    # Encoded, since anyone may publish any time on a live subject.
     mark = _encode(message.mark)
     return b'%b,"offset":%d,"epoch":"%b","mark":%b}' % (body, offset, epoch.encode(), mark)

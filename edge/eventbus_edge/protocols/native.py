@@ -13,11 +13,8 @@ from typing import (
 import msgspec
 
 from eventbus.channels import ChannelKind
-from eventbus.drivers.base import Position
-from eventbus.drivers.marks import (
-    MarkedPosition,
-    mark_of,
-)
+from eventbus.drivers import MarkedPosition, Position, mark_of
+from eventbus.messages import MAX_DATA_DEPTH, TooDeep, check_depth, json_decoder
 from eventbus_edge.protocols.base import (
     Liveness,
     Prove,
@@ -42,26 +39,32 @@ from eventbus_edge.protocols.vocabulary import (
     Connected,
     Failed,
     Malformed,
+    Members,
+    NothingStored,
     Notice,
     Ping,
     Pong,
     Presence,
     PresenceChanged,
     PresenceMembers,
+    PresentMember,
     ReadHistory,
     Ref,
     Reply,
     Returns,
+    SignedIn,
     StoredMessages,
     Subscribe,
     Subscribed,
     SubscribedPattern,
     SubscribePattern,
+    SubscriptionsCounted,
     TokenExpiring,
     Unsubscribe,
     Unsubscribed,
     UnsubscribedPattern,
     UnsubscribePattern,
+    UsersWatched,
     Whisper,
 )
 
@@ -86,6 +89,7 @@ CLOSE_CODES: Final[Mapping[CloseReason, int]] = {
     CloseReason.DISCONNECTED: 4003,
     CloseReason.REVOKED: 4003,
     CloseReason.TOO_MANY_ACTIONS: 4008,
+    CloseReason.TOO_MANY_WATCHED: 4008,
     CloseReason.UNEXPECTED_DATA: 4008,
     CloseReason.COME_BACK: 4200,
     CloseReason.DRAINING: 4200,
@@ -93,7 +97,7 @@ CLOSE_CODES: Final[Mapping[CloseReason, int]] = {
     CloseReason.TOKEN_EXPIRED: 4202,
     CloseReason.NO_HEARTBEAT: 4203,
 }
-"""Clients do not return after 4000 to 4099, and return at once after 4200 to 4299."""
+"""Clients do not reconnect after 4000 to 4099, and reconnect at once after 4200 to 4299."""
 
 ACTIONS: Final = (
     "ping",
@@ -143,31 +147,33 @@ class _HistoryData(msgspec.Struct):
     since: int | None = None
 
 
-_decode_history: Final = msgspec.json.Decoder(_HistoryData).decode
-_decode_frame: Final = msgspec.json.Decoder(_Frame).decode
-_decode_ref: Final = msgspec.json.Decoder(_RefOnly).decode
-_decode_auth: Final = msgspec.json.Decoder(_AuthData).decode
-_decode_subscribe: Final = msgspec.json.Decoder(_SubscribeData).decode
-_decode_info: Final = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_history: Final = json_decoder(_HistoryData)
+_decode_frame: Final = json_decoder(_Frame)
+_decode_ref: Final = json_decoder(_RefOnly)
+_decode_auth: Final = json_decoder(_AuthData)
+_decode_subscribe: Final = json_decoder(_SubscribeData)
+_decode_info: Final = json_decoder(dict[str, Any])
 _encode: Final = msgspec.json.Encoder().encode
 
 
 class _Refused(Exception):
-    """A frame of a known action that lacks something, or has it wrong."""
+    """A frame of a known action with a missing or invalid field."""
 
 
 def decode(text: str | bytes) -> Command:
-    """One frame as a command; whatever is wrong with it comes back as Malformed."""
+    """One frame as a command; an invalid one is returned as Malformed."""
     if isinstance(text, bytes):
         return Malformed("bad_request", "a binary frame: commands are JSON in text frames", None)
     try:
         frame = _decode_frame(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as exc:
-        return Malformed("bad_request", f"not a command: {_reason(exc)}", _ref_of(text))
+    except TooDeep as exc:  # its ref is not read either, since that would take as long
+        return Malformed("bad_request", f"not a command: {exc}", None)
+    except (msgspec.DecodeError, UnicodeError) as exc:
+        return Malformed("bad_request", f"not a command: {exc}", _ref_of(text))
     try:
         return _command(frame)
-    except (_Refused, msgspec.DecodeError, RecursionError) as exc:
-        message = f"action {frame.action}: {_reason(exc)}"
+    except (_Refused, msgspec.DecodeError) as exc:
+        message = f"action {frame.action}: {exc}"
         return Malformed("bad_request", message, frame.ref)
 
 
@@ -184,7 +190,9 @@ def _command(frame: _Frame) -> Command:
         case "whisper":
             if frame.event is None:
                 raise _Refused("the field event is missing: a string is needed")
-            return Whisper(_channel(frame), frame.event, bytes(_data(frame)), frame.ref)
+            data = bytes(_data(frame))
+            check_depth(data, MAX_DATA_DEPTH)
+            return Whisper(_channel(frame), frame.event, data, frame.ref)
         case "presence":
             changes = None if frame.data == _NO_DATA else _decode_info(frame.data)
             return Presence(_channel(frame), changes, frame.ref)
@@ -207,41 +215,41 @@ def _unsubscribe(frame: _Frame) -> Unsubscribe | UnsubscribePattern:
 
 
 def _subscribe(frame: _Frame) -> Subscribe | SubscribePattern:
-    if frame.pattern is not None:
-        if frame.data != _NO_DATA:
-            raise _Refused("a pattern has neither a history nor a place to resume: leave data out")
-        return SubscribePattern(_pattern(frame), frame.ref)
-    channel = _channel(frame)
-    asked = _SubscribeData() if frame.data == _NO_DATA else _decode_subscribe(frame.data)
-    if (asked.offset is None) != (asked.epoch is None):
+    name = _channel(frame) if frame.pattern is None else _pattern(frame)
+    data = _SubscribeData() if frame.data == _NO_DATA else _decode_subscribe(frame.data)
+    if (data.offset is None) != (data.epoch is None):
         raise _Refused("data.offset and data.epoch go together: give both to resume, or neither")
-    if asked.offset is not None and asked.offset < 0:
+    if data.offset is not None and data.offset < 0:
         raise _Refused("data.offset is negative: 0 or more is allowed")
-    if asked.history is not None and not 0 <= asked.history <= _MAX_HISTORY:
+    if data.history is not None and not 0 <= data.history <= _MAX_HISTORY:
         raise _Refused(f"data.history must be 0 to {_MAX_HISTORY}")
-    if asked.offset is not None and asked.history is not None:
-        raise _Refused("data has offset and history: either is allowed, not both")
+    if data.offset is not None and data.history is not None:
+        raise _Refused("data has offset and history: only one is allowed")
     resume = None
-    if asked.offset is not None and asked.epoch is not None:
-        resume = Position(asked.offset, asked.epoch)
-        if asked.mark:
-            resume = MarkedPosition(asked.offset, asked.epoch, asked.mark)
-    return Subscribe(channel, resume, asked.history or 0, frame.ref)
+    if data.offset is not None and data.epoch is not None:
+        resume = Position(data.offset, data.epoch)
+        if data.mark:
+            resume = MarkedPosition(data.offset, data.epoch, data.mark)
+    if frame.pattern is not None:
+        if data.history:
+            raise _Refused("data.history is for channels: a pattern resumes from an offset")
+        return SubscribePattern(name, frame.ref, resume)
+    return Subscribe(name, resume, data.history or 0, frame.ref)
 
 
 def _history(frame: _Frame) -> ReadHistory:
     channel = _channel(frame)
-    asked = _HistoryData() if frame.data == _NO_DATA else _decode_history(frame.data)
-    if not 1 <= asked.limit <= _MAX_HISTORY:
+    data = _HistoryData() if frame.data == _NO_DATA else _decode_history(frame.data)
+    if not 1 <= data.limit <= _MAX_HISTORY:
         raise _Refused(f"data.limit must be 1 to {_MAX_HISTORY}")
-    if asked.since is not None and not 0 <= asked.since <= _MAX_OFFSET:
+    if data.since is not None and not 0 <= data.since <= _MAX_OFFSET:
         raise _Refused(f"data.since must be 0 to {_MAX_OFFSET}")
-    return ReadHistory(channel, asked.since, asked.limit, frame.ref)
+    return ReadHistory(channel, data.since, data.limit, frame.ref)
 
 
 def _pattern(frame: _Frame) -> str:
     if frame.pattern is None or frame.channel is not None:
-        raise _Refused("there are channel and pattern: either is allowed, not both")
+        raise _Refused("channel and pattern are both given: only one is allowed")
     return frame.pattern
 
 
@@ -257,14 +265,10 @@ def _data(frame: _Frame) -> msgspec.Raw:
     return frame.data
 
 
-def _reason(exc: Exception) -> str:
-    return "its JSON is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-
-
 def _ref_of(text: str) -> Ref:
     try:
         return _decode_ref(text).ref
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
+    except (msgspec.DecodeError, UnicodeError):
         return None
 
 
@@ -288,7 +292,7 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
                 {"kind": kind.value, "offset": offset, "epoch": epoch},
                 mark=mark_of(position),
                 recovered=recovered,
-                members=None if members is None else msgspec.Raw(members),
+                members=None if members is None else msgspec.Raw(members.encoded(_encode_members)),
             )
             return channel, "eb:subscribed", data
         case SubscribedPattern() | UnsubscribedPattern():
@@ -299,6 +303,8 @@ def _system_event(reply: Reply) -> tuple[str | None, str, dict[str, Any]]:
             return None, "pong", {"timestamp": _now(), "echo_data": echo}
         case PresenceMembers() | StoredMessages() | ClusterStats():
             return _looked_up(reply)
+        case SignedIn() | NothingStored() | UsersWatched():
+            return None, "eb:ack", {}
         case Acknowledged(channel):
             return channel, "eb:ack", {}
         case TokenExpiring(expires_at, in_s):
@@ -313,8 +319,9 @@ def _looked_up(
     reply: PresenceMembers | StoredMessages | ClusterStats,
 ) -> tuple[str | None, str, dict[str, Any]]:
     match reply:
-        case PresenceMembers(channel, members, total):
-            return channel, "eb:presence", {"members": msgspec.Raw(members), "count": total}
+        case PresenceMembers(channel, members):
+            listed = msgspec.Raw(members.encoded(_encode_members))
+            return channel, "eb:presence", {"members": listed, "count": len(members)}
         case StoredMessages(channel, messages, position):
             offset, epoch = position or (None, None)
             raw = [msgspec.Raw(encode_message(message)) for message in messages]
@@ -323,19 +330,30 @@ def _looked_up(
             return None, "eb:stats", dict(stats)
 
 
+def _encode_members(members: Members) -> bytes:
+    return b"[%b]" % b",".join([member.encoded(_encode_member) for member in members])
+
+
+def _encode_member(member: PresentMember) -> bytes:
+    return _encode({"user_id": member.user_id, "info": msgspec.Raw(member.info)})
+
+
 def _of_pattern(
     reply: SubscribedPattern | UnsubscribedPattern,
 ) -> tuple[None, str, dict[str, Any]]:
     match reply:
-        case SubscribedPattern(pattern, recovered=recovered):
-            about: dict[str, Any] = {"pattern": pattern, "kind": ChannelKind.PRIVATE.value}
-            return None, "eb:subscribed", _with(about, recovered=recovered)
+        case SubscribedPattern(pattern, position=position, recovered=recovered):
+            offset, epoch = position or (None, None)
+            kind = ChannelKind.PRIVATE.value
+            about = {"pattern": pattern, "kind": kind, "offset": offset, "epoch": epoch}
+            data = _with(about, mark=mark_of(position), recovered=recovered)
+            return None, "eb:subscribed", data
         case UnsubscribedPattern(pattern, reason=reason):
             return None, "eb:unsubscribed", _with({"pattern": pattern}, reason=reason)
 
 
 def _with(data: dict[str, Any], **more: str | bool | msgspec.Raw | None) -> dict[str, Any]:
-    """The same, with those of the others that have a value."""
+    """The same, and those of the other fields that have a value."""
     return data | {name: value for name, value in more.items() if value is not None}
 
 
@@ -347,7 +365,7 @@ def _time(unix: float) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(unix, datetime.UTC)
 
 
-def encode_notice(notice: Notice) -> bytes:
+def encode_notice(notice: PresenceChanged | ClusterSampled) -> bytes:
     """A notice as an envelope of a reserved event, which no publisher can send."""
     match notice:
         case PresenceChanged(channel, change, user_id, info, at):
@@ -360,11 +378,16 @@ def encode_notice(notice: Notice) -> bytes:
 class Native:
     """The native protocol, for WebSockets and Server-Sent Events alike."""
 
+    name: Final = "native"
     liveness: Final = Liveness()
     subprotocols: Final = Subprotocols(PROTOCOL, BEARER_PREFIX)
     announces_close: Final = False
     refuse: Callable[[Failed], Closing] | None = None
     prove: Prove | None = None
+
+    def agree(self, _query: Mapping[str, str]) -> "Native":
+        """It has one form."""
+        return self
 
     def connection_id(self) -> str:
         """A random text."""
@@ -374,18 +397,20 @@ class Native:
         """See the function `decode`."""
         return decode(frame)
 
-    def message(self, message: ChannelMessage | Notice) -> bytes:
-        """An envelope."""
+    def message(self, message: ChannelMessage | Notice) -> bytes | None:
+        """An envelope; None for counts of subscriptions, which clients do not get."""
         if isinstance(message, ChannelMessage):
             return encode_message(message)
+        if isinstance(message, SubscriptionsCounted):
+            return None
         return encode_notice(message)
 
-    def reply(self, reply: Reply) -> bytes:
-        """A system event."""
-        return encode_reply(reply)
+    def reply(self, reply: Reply) -> bytes | None:
+        """A system event; None for what clients notice by receiving nothing."""
+        return None if isinstance(reply, NothingStored | UsersWatched) else encode_reply(reply)
 
     def closing(self, reason: CloseReason, text: str) -> Closing:
-        """The code, and what its band says about returning."""
+        """The code, and what its range says about reconnecting."""
         code = CLOSE_CODES[reason]
         returns = _RETURNS.get(code // 100, Returns.LATER)
         return Closing(code, text, returns)

@@ -7,11 +7,15 @@ bytes. A session turns commands into effects. Nothing here knows the bytes.
 import datetime
 import enum
 from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
 from typing import (
     Any,
+    Final,
     Literal,
     NamedTuple,
     TypeAlias,
@@ -20,8 +24,7 @@ from typing import (
 import msgspec
 
 from eventbus.channels import ChannelKind
-from eventbus.drivers.base import Position
-from eventbus.drivers.marks import MarkedPosition
+from eventbus.drivers import MarkedPosition, Position
 
 __all__ = [
     "Acknowledged",
@@ -29,6 +32,7 @@ __all__ = [
     "Authenticate",
     "Authenticated",
     "ChannelMessage",
+    "ClientEventSent",
     "CloseReason",
     "Closing",
     "ClusterSampled",
@@ -38,43 +42,106 @@ __all__ = [
     "Failed",
     "Malformed",
     "Member",
+    "Members",
+    "NothingStored",
     "Notice",
     "Ping",
     "Pong",
     "Presence",
     "PresenceChanged",
     "PresenceMembers",
+    "PresentMember",
     "ReadHistory",
     "Ref",
     "Reply",
     "Returns",
+    "SignIn",
     "SignOfLife",
+    "SignedIn",
     "StoredMessages",
     "Subscribe",
     "SubscribePattern",
     "Subscribed",
     "SubscribedPattern",
+    "SubscriptionsCounted",
     "TokenExpiring",
     "Unsubscribe",
     "UnsubscribePattern",
     "Unsubscribed",
     "UnsubscribedPattern",
+    "UsersWatched",
     "Whisper",
 ]
 
 
+_MEMBER_BYTES: Final = 24
+"""What an encoding adds to the data of each member, such as `{"user_id":"","info":},`."""
+
 Ref = str | int | None
-"""What a client gave with a command, to know its answer by."""
+"""A client's reference to a command, by which it recognizes the answer."""
 
 
 class Member(NamedTuple):
-    """Who a connection is in one channel, from its token or from data that signs the subscription.
+    """The user of a connection in one channel, from its token or the subscription's signed data.
 
     `info` is what the other members of a presence channel see.
     """
 
     user_id: str
     info: Mapping[str, Any]
+
+
+class PresentMember:
+    """A member of a presence channel, as the other members see it; `info` is a JSON object."""
+
+    __slots__ = ("_encoded", "info", "user_id")
+
+    def __init__(self, user_id: str, info: bytes) -> None:
+        self.user_id = user_id
+        self.info = info
+        self._encoded: tuple[Callable[[PresentMember], bytes], bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes in a list."""
+        return len(self.user_id.encode("utf-8", "surrogatepass")) + len(self.info) + _MEMBER_BYTES
+
+    def encoded(self, encode: "Callable[[PresentMember], bytes]") -> bytes:
+        """The result of `encode`. Only that of the last function is cached.
+
+        A channel has mostly clients of one protocol, and a node has very many members.
+        """
+        cached = self._encoded
+        if cached is None or cached[0] is not encode:
+            cached = self._encoded = encode, encode(self)
+        return cached[1]
+
+
+class Members:
+    """The members of a presence channel at one moment.
+
+    All clients that join until the next change get the same object. So each protocol encodes it
+    once, and not once per client.
+    """
+
+    __slots__ = ("_encoded", "_members")
+
+    def __init__(self, members: Iterable[PresentMember] = ()) -> None:
+        self._members = tuple(members)
+        self._encoded: dict[Callable[[Members], bytes], bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __iter__(self) -> Iterator[PresentMember]:
+        return iter(self._members)
+
+    def encoded(self, encode: "Callable[[Members], bytes]") -> bytes:
+        """The result of `encode`, cached for each function."""
+        found = self._encoded.get(encode)
+        if found is None:
+            found = self._encoded[encode] = encode(self)
+        return found
 
 
 class SignOfLife(NamedTuple):
@@ -98,7 +165,7 @@ class Authenticate(NamedTuple):
 
 
 class Subscribe(NamedTuple):
-    """Asks for a channel's messages, from `resume` on where it is given, or with the last few."""
+    """Asks for a channel's messages, from `resume` on if it is given, or with the last few."""
 
     channel: str
     resume: Position | None
@@ -109,21 +176,22 @@ class Subscribe(NamedTuple):
 
 
 class SubscribePattern(NamedTuple):
-    """Asks for the messages of all channels that a pattern matches."""
+    """Asks for the messages of all channels that a pattern matches, from `resume` on if given."""
 
     pattern: str
     ref: Ref
+    resume: Position | None = None
 
 
 class UnsubscribePattern(NamedTuple):
-    """Wants no more of a pattern."""
+    """Unsubscribes from a pattern."""
 
     pattern: str
     ref: Ref
 
 
 class Unsubscribe(NamedTuple):
-    """Wants no more of a channel."""
+    """Unsubscribes from a channel."""
 
     channel: str
     ref: Ref
@@ -146,6 +214,13 @@ class Presence(NamedTuple):
     ref: Ref
 
 
+class SignIn(NamedTuple):
+    """Says who the user of the connection is; `proof` is opaque to all but the protocol."""
+
+    proof: Any
+    ref: Ref = None
+
+
 class ReadHistory(NamedTuple):
     """Asks for stored messages: the first `limit` after the offset `since`, or the last ones."""
 
@@ -156,13 +231,13 @@ class ReadHistory(NamedTuple):
 
 
 class AskStats(NamedTuple):
-    """Asks what the whole cluster holds."""
+    """Asks for the statistics of the whole cluster."""
 
     ref: Ref
 
 
 class Malformed(NamedTuple):
-    """A frame that is no command: the error to answer it with."""
+    """A frame that is not a command: the error to answer it with."""
 
     code: str
     message: str
@@ -179,6 +254,7 @@ Command = (
     | UnsubscribePattern
     | Whisper
     | Presence
+    | SignIn
     | ReadHistory
     | AskStats
     | Malformed
@@ -186,7 +262,7 @@ Command = (
 
 
 class Connected(NamedTuple):
-    """The first thing a connection hears."""
+    """The first reply on every connection."""
 
     connection_id: str
     node: str
@@ -203,16 +279,23 @@ class Authenticated(NamedTuple):
     ref: Ref
 
 
+class SignedIn(NamedTuple):
+    """The proof of a user was accepted."""
+
+    proof: Any
+    ref: Ref
+
+
 class Subscribed(NamedTuple):
-    """A subscription stands; exactly the channel's messages after `position` follow."""
+    """A subscription is active; exactly the channel's messages after `position` follow."""
 
     channel: str
     kind: ChannelKind
     position: Position | None
     recovered: bool | None
     ref: Ref
-    members: bytes | None = None
-    """Of a presence channel: a JSON array."""
+    members: "Members | None" = None
+    """Of a presence channel."""
 
     @property
     def marked(self) -> Position | None:
@@ -220,14 +303,22 @@ class Subscribed(NamedTuple):
         return self.position
 
 
-class SubscribedPattern(NamedTuple):
-    """A subscription to a pattern stands; what is published from now on follows.
+class NothingStored(NamedTuple):
+    """There are no stored messages for a subscription; this follows its `Subscribed`."""
 
-    `recovered` is False in a repeated notice: messages may have been lost.
+    channel: str
+    ref: Ref
+
+
+class SubscribedPattern(NamedTuple):
+    """A subscription to a pattern is active; exactly the messages after `position` follow.
+
+    In a repeated notice `recovered` is False: messages before those may have been lost.
     """
 
     pattern: str
     ref: Ref
+    position: Position | None = None
     recovered: bool | None = None
 
 
@@ -255,19 +346,25 @@ class Pong(NamedTuple):
 
 
 class PresenceMembers(NamedTuple):
-    """Who is in a presence channel; `members` is a JSON array."""
+    """The members of a presence channel."""
 
     channel: str
-    members: bytes
-    total: int
+    members: "Members"
     ref: Ref
 
 
 class ClusterStats(NamedTuple):
-    """What the whole cluster holds: an object of JSON."""
+    """The statistics of the whole cluster: a JSON object."""
 
     stats: Mapping[str, Any]
     ref: Ref
+
+
+class UsersWatched(NamedTuple):
+    """Which users have come online or gone offline, by their inboxes, for one who watches them."""
+
+    online: Sequence[str]
+    offline: Sequence[str]
 
 
 class Acknowledged(NamedTuple):
@@ -285,7 +382,7 @@ class TokenExpiring(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A command was refused; the connection goes on."""
+    """A command was refused; the connection stays open."""
 
     code: str
     message: str
@@ -303,13 +400,13 @@ class ChannelMessage(NamedTuple):
     exclude: str | None
     """The id of the connection that must not receive it."""
     published: str | None = None
-    """When it was stored, or published where no stream has it, RFC 3339; None where nobody says."""
+    """When it was stored, or published if no stream stores it, RFC 3339; None if unknown."""
     mark: str | None = None
-    """Which message it is that stands at the position; see MarkedPosition."""
+    """Identifies the message at the position; see MarkedPosition."""
 
     @property
     def size(self) -> int:
-        """How many bytes its envelope has."""
+        """The size of its envelope in bytes."""
         return len(self.body)
 
     @property
@@ -361,12 +458,34 @@ class ClusterSampled(NamedTuple):
         return None
 
 
-Notice: TypeAlias = PresenceChanged | ClusterSampled
+class SubscriptionsCounted(NamedTuple):
+    """The number of connections of the whole cluster that are subscribed to a channel."""
+
+    channel: str
+    connections: int
+
+    @property
+    def marked(self) -> None:
+        """Notices are not stored."""
+        return None
+
+
+class ClientEventSent(NamedTuple):
+    """A connection has sent a client event, which was accepted; `data` is JSON."""
+
+    channel: str
+    event: str
+    data: bytes
+    connection_id: str
+    user_id: str | None
+
+
+Notice: TypeAlias = PresenceChanged | ClusterSampled | SubscriptionsCounted
 """What a node itself reports to the subscribers of a channel."""
 
 
 class StoredMessages(NamedTuple):
-    """Some of a channel's history; `position` is where its stream stands, None without one."""
+    """Some of a channel's history; `position` is the end of its stream, None without one."""
 
     channel: str
     messages: Sequence[ChannelMessage]
@@ -389,6 +508,8 @@ class CloseReason(enum.Enum):
     REVOKED = enum.auto()
     TOKEN_EXPIRED = enum.auto()
     TOO_MANY_ACTIONS = enum.auto()
+    TOO_MANY_WATCHED = enum.auto()
+    """A user who signs in asks to watch more users than are allowed."""
     TOO_SLOW = enum.auto()
     UNEXPECTED_DATA = enum.auto()
     """The client sent something where nothing may be sent."""
@@ -403,7 +524,7 @@ class Returns(enum.Enum):
 
 
 class Closing(NamedTuple):
-    """The end of a connection, as its protocol says it: `text` is for people."""
+    """The end of a connection, in the terms of its protocol; `text` is for people."""
 
     code: int
     text: str
@@ -413,7 +534,9 @@ class Closing(NamedTuple):
 Reply = (
     Connected
     | Authenticated
+    | SignedIn
     | Subscribed
+    | NothingStored
     | Unsubscribed
     | SubscribedPattern
     | UnsubscribedPattern
@@ -421,6 +544,7 @@ Reply = (
     | PresenceMembers
     | ClusterStats
     | StoredMessages
+    | UsersWatched
     | Acknowledged
     | TokenExpiring
     | Failed

@@ -1,8 +1,8 @@
-"""What clients send, checked against the schema of its channel and event. Pure.
+"""Checks client events against the schemas of their channels and events. Pure.
 
-Of an AsyncAPI document as `eventbus schema export` writes it: what the system receives is what
-clients send. Schemas are compiled once. The cost of a check is bounded: the size of what clients
-send is, and regular expressions run in linear time.
+The schemas are in an AsyncAPI document of `eventbus schema export`, where the system receives what
+clients send. They are compiled once. The cost of a check is bounded: so is the size of client
+events, and regular expressions run in linear time.
 """
 
 from collections.abc import (
@@ -16,10 +16,8 @@ from typing import (
     Protocol,
 )
 
-import msgspec
-
 from eventbus.errors import ConfigError
-from eventbus.messages import CLIENT_EVENT_PREFIX
+from eventbus.messages import CLIENT_EVENT_PREFIX, MAX_DATA_DEPTH, decode_json
 
 __all__ = ["ClientEvents"]
 
@@ -28,7 +26,7 @@ _MAX_SHOWN: Final = 200
 
 
 class _Validator(Protocol):
-    """What is used of jsonschema_rs.Draft7Validator."""
+    """The method of jsonschema_rs.Draft7Validator that is used."""
 
     def validate(self, instance: Any) -> None: ...
     def is_valid(self, instance: Any) -> bool: ...
@@ -59,13 +57,13 @@ class ClientEvents:
         except (LookupError, TypeError, AttributeError, ValueError) as exc:
             raise ConfigError(
                 "BROADCAST_CLIENT_EVENTS: the contract's client events cannot be read: "
-                f"{type(exc).__name__}: {str(exc)[:_MAX_SHOWN]}; allowed is an AsyncAPI 3.0 "
+                f"{type(exc).__name__}: {str(exc)[:_MAX_SHOWN]}; allowed: an AsyncAPI 3.0 "
                 "document of `eventbus schema export --format asyncapi`",
                 variable="BROADCAST_CONTRACT",
             ) from exc
 
     def fault(self, channel: str, event: str, data: bytes) -> str | None:
-        """What is wrong with an event that a client sends, for the client; None when nothing is.
+        """Why an event of a client is not valid, as a text for the client; None if it is.
 
         `event` has the prefix `client-`, and `data` are JSON.
         """
@@ -85,11 +83,11 @@ def _fault(event: str, validator: _Validator, data: bytes) -> str | None:
     from jsonschema_rs import ValidationError  # noqa: PLC0415 - an optional dependency
 
     try:
-        validator.validate(msgspec.json.decode(data))
+        validator.validate(decode_json(data, MAX_DATA_DEPTH))
     except ValidationError as exc:
-        place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in exc.instance_path)
-        return f"data of {event!r}: data{place[:_MAX_SHOWN]}: {exc.message[:_MAX_SHOWN]}"
-    except (ValueError, RecursionError) as exc:  # no JSON, nested too deeply, or no Unicode text
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in exc.instance_path)
+        return f"data of {event!r}: data{path[:_MAX_SHOWN]}: {exc.message[:_MAX_SHOWN]}"
+    except ValueError as exc:  # not JSON, nested too deeply, or not Unicode text
         return f"data of {event!r} cannot be checked: {str(exc)[:_MAX_SHOWN]}"
     return None
 
@@ -124,17 +122,17 @@ def _compile(schema: Mapping[str, Any], components: Mapping[str, Any]) -> _Valid
             "pip install 'eventbus[contracts]'",
             variable="BROADCAST_CLIENT_EVENTS",
         ) from exc
-    made: _Validator = jsonschema_rs.Draft7Validator(
+    validator: _Validator = jsonschema_rs.Draft7Validator(
         {"allOf": [schema], "components": components},
         validate_formats=True,
         ignore_unknown_formats=True,
         pattern_options=jsonschema_rs.RegexOptions(),
     )
-    return made
+    return validator
 
 
 def _resolved(value: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a reference within the document stands for (RFC 6901); a few steps at most."""
+    """Resolve a reference within the document (RFC 6901), in a few steps at most."""
     for _ in range(8):
         if "$ref" not in value:
             return value
@@ -142,4 +140,4 @@ def _resolved(value: Mapping[str, Any], document: Mapping[str, Any]) -> Mapping[
         for token in str(value["$ref"]).removeprefix("#/").split("/"):
             found = found[token.replace("~1", "/").replace("~0", "~")]
         value = found
-    raise ValueError("a reference goes in a circle")
+    raise ValueError("a reference is circular")

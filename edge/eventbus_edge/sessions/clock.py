@@ -12,10 +12,11 @@ from typing import (
     Protocol,
 )
 
+from eventbus.pacing import paced
 from eventbus.tasks import Tasks
 from eventbus.user_code import guarded
 from eventbus_edge.deadlines import Deadlines
-from eventbus_edge.protocols.vocabulary import CloseReason
+from eventbus_edge.protocols import CloseReason
 from eventbus_edge.sessions.session import Session
 
 __all__ = ["Clock", "Timed"]
@@ -35,7 +36,7 @@ class Timed(Protocol):
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Where to log what concerns the connection."""
+        """The logger for the connection."""
 
     def tick(self, now: float) -> None:
         """Do what is due."""
@@ -99,15 +100,17 @@ class Clock:
                     self._on_turn(now)
             except Exception:  # noqa: BLE001 - without a clock, dead connections would stay
                 _log.exception("a turn of the node's clock failed")
-            for connection_id in self._deadlines.due(now):
-                self._due.pop(connection_id, None)
-                connection = self._connections.get(connection_id)
-                if connection is not None and not connection.is_closing:
-                    self._tick(connection, now)
+            async for connection_id in paced(self._deadlines.due(now)):
+                self._tick(connection_id, now)
             await asyncio.sleep(self._turn_s)
             self._on_lag(max(0.0, time.monotonic() - now - self._turn_s))
 
-    def _tick(self, connection: Timed, now: float) -> None:
+    def _tick(self, connection_id: str, now: float) -> None:
+        # A method of its own: the variables of `_run` would keep the last connection alive.
+        self._due.pop(connection_id, None)
+        connection = self._connections.get(connection_id)
+        if connection is None or connection.is_closing:
+            return
         try:
             with guarded():
                 connection.tick(now)

@@ -4,38 +4,41 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import (
+    Callable,
+    Coroutine,
+    Iterable,
+)
 from typing import (
+    Any,
     Final,
     NamedTuple,
+    TypeAlias,
 )
 
 from eventbus.user_code import guarded
-from eventbus_edge.access.admission import (
+from eventbus_edge.access import (
     Admission,
-    Full,
-    Place,
-)
-from eventbus_edge.access.authenticator import Authenticator
-from eventbus_edge.access.authorizers import Authorizers
-from eventbus_edge.access.revoker import Revoker
-from eventbus_edge.access.rules import (
     Allowed,
     Ask,
-)
-from eventbus_edge.access.tokens import (
+    Authenticator,
+    Authorizers,
     Claims,
+    ConnectionLimitReached,
+    Revoker,
+    Slot,
     TokenRejected,
 )
-from eventbus_edge.delivery.outbox import Outbox
-from eventbus_edge.framing.frames import pong_frame
+from eventbus_edge.delivery import Outbox
 from eventbus_edge.logs import connection_logger
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.protocols import (
     Authenticate,
+    ClientEventSent,
     CloseReason,
     Command,
     Failed,
+    NothingStored,
     Presence,
     ReadHistory,
     Reply,
@@ -46,7 +49,9 @@ from eventbus_edge.protocols.vocabulary import (
 from eventbus_edge.sessions.client_events import ClientEvents
 from eventbus_edge.sessions.clock import Clock
 from eventbus_edge.sessions.effects import (
-    Attend,
+    AnswerPresence,
+    AnswerStats,
+    ClaimUser,
     Close,
     Consult,
     Effect,
@@ -57,10 +62,10 @@ from eventbus_edge.sessions.effects import (
     LeavePattern,
     Read,
     Recheck,
-    Restate,
     Send,
-    Survey,
+    UpdatePresence,
     Verify,
+    Watch,
     WhisperOut,
 )
 from eventbus_edge.sessions.joining import (
@@ -68,17 +73,25 @@ from eventbus_edge.sessions.joining import (
     Joiner,
 )
 from eventbus_edge.sessions.pauses import closed_by_peer
-from eventbus_edge.sessions.ports import Peer
+from eventbus_edge.sessions.ports import Peer, WatchersPort
 from eventbus_edge.sessions.queries import Queries
 from eventbus_edge.sessions.session import Session
 
-__all__ = ["Connection", "Parts", "fileno_of", "is_gone"]
+__all__ = ["Connection", "Parts", "Work", "fileno_of", "is_gone"]
 
 
 _log = logging.getLogger(__name__)
 
 _CLOSE_LEVELS: Final = {CloseReason.TOO_SLOW: logging.INFO}
 """Closes that an operator should see by default; all others are everyday events."""
+
+
+_SLICE_S: Final = 0.001
+"""How long the effects of one client may take before the event loop serves others."""
+
+
+Work: TypeAlias = Coroutine[Any, Any, None]
+"""The rest of a command, because it has to wait for something."""
 
 
 class Parts(NamedTuple):
@@ -95,79 +108,111 @@ class Parts(NamedTuple):
     client_events: ClientEvents | None
     """Checks the events that clients send, if given."""
     metrics: Metrics
+    record: Callable[[ClientEventSent | NothingStored], None]
+    """Gets what clients did, for receivers of webhooks."""
+    watchers: WatchersPort
 
 
 class Connection:
     """One session with its outbox and its peer.
 
-    `handle` is awaited for one command at a time. So a client's commands are answered in their
-    order, and a client that sends faster than it is served is slowed by its own socket.
+    A transport calls `receive` with one command at a time, and awaits what it returns before the
+    next one. So a client's commands are answered in their order, and a client that sends faster
+    than it is served is slowed by its own socket.
     """
 
     def __init__(
-        self, parts: Parts, session: Session, outbox: Outbox, peer: Peer, place: Place
+        self, parts: Parts, session: Session, outbox: Outbox, peer: Peer, slot: Slot
     ) -> None:
         self.id = session.connection_id
         self.session = session
         self.outbox = outbox
         self.is_closing = False
         self._may_return = True
-        self._ping: bytes | None = None
         self._parts = parts
         self._hub = parts.channels.hub
         self._peer = peer
-        self._place = place
+        self._slot = slot
         self._joiner = Joiner(
-            self, parts.channels, parts.admission, parts.revoker, parts.metrics.tally
+            self,
+            parts.channels,
+            parts.admission,
+            parts.revoker,
+            parts.metrics.tally,
+            record=parts.record,
         )
 
-    async def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> None:
+    def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> Work | None:
         """Greet the client, then join the channels of its URL, which are allowed already."""
         self.log.debug("opened")
-        await self._carry_out(self.session.open(self._parts.node_id))
+        effects = self.session.open(self._parts.node_id)
         for command, decision in subscribe:
-            await self._carry_out(self.session.consulted(command, decision))
+            effects += self.session.consulted(command, decision)
+        return self._begin(effects, "opening")
 
-    async def handle(self, command: Command, size: int = 0) -> None:
-        """Carry out one command of the client, a message of `size` bytes; none after the close."""
+    def receive(self, command: Command, size: int = 0) -> Work | None:
+        """Carry out one command of the client, a message of `size` bytes; none after the close.
+
+        Returns what has to be awaited, if anything.
+        """
         if self.is_closing:
-            return
+            return None
+        name, work = type(command).__name__, None
         try:
             with guarded():
-                await self._carry_out(self.session.receive(command, time.monotonic(), size))
-        except Exception:
-            self.log.exception("%s failed", type(command).__name__)
-            self.close(CloseReason.INTERNAL_ERROR, "an internal error")
+                work = self._begin(self.session.receive(command, time.monotonic(), size), name)
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must not end other connections
+            self._failed(name, exc)
+        if work is None:
+            self._parts.clock.expect(self)
+        return work
+
+    async def handle(self, command: Command, size: int = 0) -> None:
+        """Carry out one command to its end."""
+        if (work := self.receive(command, size)) is not None:
+            await work
+
+    def _begin(self, effects: list[Effect], name: str) -> Work | None:
+        """Carry out effects; returns the rest from the first one that has to wait."""
+        for number, effect in enumerate(effects):
+            if self.is_closing:
+                break
+            if not self._carry_out_now(effect):
+                return self._finish(effects[number:], name)
+        return None
+
+    async def _finish(self, effects: list[Effect], name: str) -> None:
+        try:
+            with guarded():
+                await self._carry_out(effects)
+        except Exception as exc:  # noqa: BLE001 - as above
+            self._failed(name, exc)
         self._parts.clock.expect(self)
+
+    def _failed(self, name: str, exc: Exception) -> None:
+        self.log.error("%s failed", name, exc_info=exc)
+        self.close(CloseReason.INTERNAL_ERROR, "an internal error")
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """Where to log what concerns this connection."""
+        """The logger for this connection."""
         return connection_logger(_log, self.id)
 
     @property
     def address(self) -> str:
-        """What the client's address counts as; see `eventbus_edge.access.addresses.group`."""
-        return self._place.address
+        """The client's key for limits; see `eventbus_edge.access.addresses.group`."""
+        return self._slot.address
 
-    def heard(self) -> None:
+    def keep_alive(self) -> None:
         """The client gave a sign of life that is not a command."""
-        self.session.time.heard(time.monotonic())
+        self.session.time.received(time.monotonic())
 
-    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
-        """Count frames that are not commands; `ping` is the payload of the newest ping.
-
-        One pong answers all pings of a read (RFC 6455, 5.5.3), after its last frames.
-        """
-        effects: list[Effect] = []
-        if frames:
-            is_served, effects = self.session.count(frames, time.monotonic())
-            if ping is not None and is_served:
-                self._ping = ping
-        if self._ping is not None and (is_last or effects):
-            self.write(pong_frame(self._ping))
-            self._ping = None
-        self._carry_out_now(effects)
+    def count(self, frames: int) -> bool:
+        """Count frames that are not commands; whether any of them was within the pace."""
+        is_served, effects = self.session.count(frames, time.monotonic())
+        for effect in effects:
+            self._carry_out_now(effect)
+        return is_served
 
     @property
     def user(self) -> Claims:
@@ -195,20 +240,27 @@ class Connection:
 
     def tick(self, now: float) -> None:
         """Do what is due at this time."""
-        self._carry_out_now(self.session.time.tick(now))
+        for effect in self.session.time.tick(now):
+            self._carry_out_now(effect)
 
-    def _carry_out_now(self, effects: list[Effect]) -> None:
-        """Carry out effects that need no await."""
-        for effect in effects:
-            match effect:
-                case Send(reply):
-                    self.send(reply)
-                case Heartbeat():
-                    self._peer.ping()
-                case Close(reason, text):
-                    self.close(reason, text)
-                case _:
-                    raise AssertionError(f"{effect} needs to be awaited")
+    def _carry_out_now(self, effect: Effect) -> bool:
+        """Carry out an effect, unless it has to wait for something: then return False."""
+        match effect:
+            case Send(reply):
+                self.send(reply)
+            case Close(reason, text):
+                self.close(reason, text)
+            case Leave() | LeavePattern():
+                self._leave(effect)
+            case AnswerPresence() | UpdatePresence():
+                self._update_presence(effect)
+            case Watch(inboxes):
+                self._parts.watchers.watch(self.outbox, inboxes)
+            case Heartbeat():
+                self._peer.ping()
+            case _:
+                return False
+        return True
 
     def close(self, reason: CloseReason, text: str) -> None:
         """Begin to close the connection, once; `text` is the reason for people."""
@@ -220,6 +272,7 @@ class Connection:
             level = _CLOSE_LEVELS.get(reason, logging.DEBUG)
             self.log.log(level, "closing: %d %s", closing.code, text)
             # What is pending goes first, and nothing follows a close frame (RFC 6455, 5.5.1).
+            self._hub.settle()
             self.outbox.flush()
             self.outbox.close()
             self._peer.close(closing)
@@ -229,9 +282,8 @@ class Connection:
 
         The client is notified, and the connection stays open.
         """
-        if self._joiner.revoke(channel):
-            return True
-        effects = self.session.revoke(channel)
+        is_joining = self._joiner.revoke(channel)
+        effects = [] if is_joining else self.session.revoke(channel)
         for pattern in self.session.patterns:
             if pattern.match(channel) is not None:
                 effects += self.session.patterns.revoke(pattern)
@@ -243,19 +295,23 @@ class Connection:
                     self._leave(effect)
                 case _:
                     raise AssertionError(f"revoking cannot ask for {effect}")
-        return bool(effects)
+        return is_joining or bool(effects)
 
     def ended(self, code: int | None) -> None:
         """The client closed it (None), or the transport's own checks did, with a code."""
         if not self.is_closing:
             self.is_closing = True
+            self._hub.settle()
+            self.outbox.flush()
+            self.outbox.close()
             self._parts.metrics.closes.labels("client" if code is None else str(code)).inc()
 
-    def gone(self) -> None:
+    def release(self) -> None:
         """The connection has ended: leave all channels and patterns."""
         self.is_closing = True
         self.outbox.close()
         self._parts.clock.forget(self)
+        self._parts.watchers.unwatch(self.id)
         for channel in self.session.channels:
             self._leave_channel(channel, lost=self._may_return)
         self.session.channels.clear()
@@ -265,32 +321,31 @@ class Connection:
 
     async def _carry_out(self, effects: list[Effect]) -> None:
         queue = collections.deque(effects)
+        begun = time.perf_counter()
         while queue and not self.is_closing:
-            match effect := queue.popleft():
-                case Send(reply):
-                    self.send(reply)
-                case Close(reason, text):
-                    self.close(reason, text)
+            effect = queue.popleft()
+            if self._carry_out_now(effect):
+                continue
+            match effect:
                 case Verify(token, ref):
                     queue.extend(await self._verify(Authenticate(token, ref)))
+                case ClaimUser():
+                    queue.extend(self._claim(effect))
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
                 case Join() | JoinPattern():
                     queue.extend(await self._joiner.enter(effect))
-                case Leave() | LeavePattern():
-                    self._leave(effect)
+                    if time.perf_counter() - begun > _SLICE_S:  # handshakes may name many channels
+                        await asyncio.sleep(0)
+                        begun = time.perf_counter()
                 case Recheck(channel, question, changes):
                     decision = await self._parts.authorizers.ask(question, self.user, self.id)
                     queue.extend(self.session.rechecked(channel, decision, changes))
                 case WhisperOut(command, event, user_id):
                     queue.extend(await self._whisper(command, event, user_id))
-                case Attend() | Restate():
-                    self._attend(effect)
-                case Read() | Survey():
+                case Read() | AnswerStats():
                     room = self.outbox.limit // 2
                     self.send(await self._parts.queries.answer(effect, room, self.address))
-                case Heartbeat():
-                    self._peer.ping()
 
     def _leave(self, effect: Leave | LeavePattern) -> None:
         match effect:
@@ -298,6 +353,7 @@ class Connection:
                 self._leave_channel(channel)
             case LeavePattern(pattern):
                 self._parts.channels.traffic.wildcards.leave(pattern, self.id)
+        self._joiner.left(effect)
 
     def _leave_channel(self, channel: str, *, lost: bool = False) -> None:
         member = self.session.member(channel)
@@ -315,41 +371,59 @@ class Connection:
             return self.session.token_rejected(exc.code, str(exc), command.ref)
         if self.session.claims is None:
             try:
-                self._parts.admission.claim(self._place, claims.user_id)
-            except Full as exc:
+                self._parts.admission.claim(self._slot, claims.user_id)
+            except ConnectionLimitReached as exc:
                 return self.session.refused("limit_exceeded", str(exc), None, command.ref)
         left = claims.exp - time.time()
         return self.session.verified(claims, left, command.ref, time.monotonic())
 
+    def _claim(self, effect: ClaimUser) -> list[Effect]:
+        try:
+            self._parts.admission.claim(self._slot, effect.user.user_id)
+        except ConnectionLimitReached as exc:
+            return self.session.refused("limit_exceeded", str(exc), None, effect.command.ref)
+        return self.session.signed_in(effect)
+
     async def _whisper(self, command: Whisper, event: str, user_id: str | None) -> list[Effect]:
         if not self._parts.admission.may_whisper(command.channel):
-            message = "too many client events on this channel: wait a moment"
+            message = (
+                "too many client events on this channel: wait a moment; the limit is "
+                "BROADCAST_MAX_WHISPERS_PER_CHANNEL of the node"
+            )
             return self.session.refused("rate_limited", message, command.channel, command.ref)
         checked = self._parts.client_events
         if checked and (fault := checked.fault(command.channel, event, command.data)):
             return self.session.refused("bad_request", fault, command.channel, command.ref)
         fault = await self._parts.channels.traffic.whisper(command, event, user_id, self.id)
+        if fault is None:
+            data = command.data
+            self._parts.record(ClientEventSent(command.channel, event, data, self.id, user_id))
         return self.session.whispered(command, fault)
 
-    def _attend(self, effect: Attend | Restate) -> None:
+    def _update_presence(self, effect: AnswerPresence | UpdatePresence) -> None:
         match effect:
-            case Attend(command):
+            case AnswerPresence(command):
                 self.send(self._presence(command))
-            case Restate(channel, changes) if channel in self.session.channels:
+            case UpdatePresence(channel, changes) if channel in self.session.channels:
                 answer = self._presence(Presence(channel, changes, None))
-                if isinstance(answer, Failed):  # the answer to the token has been given
+                if isinstance(answer, Failed):  # the token has been answered
                     self.send(answer)
 
     def _presence(self, command: Presence) -> Reply:
         channel, changes, ref = command
         if changes is not None and not self._parts.admission.may_update(channel):
-            message = "too many presence updates and client events on this channel: wait a moment"
+            message = (
+                "too many presence updates and client events on this channel: wait a moment; the "
+                "limit is BROADCAST_MAX_WHISPERS_PER_CHANNEL of the node"
+            )
             return Failed("rate_limited", message, channel, ref)
         member = self.session.member(channel)
         assert member is not None, "the member of a joined presence channel is known"
         return self._parts.channels.presence.answer(command, member, self.id)
 
-    async def _consult(self, command: Subscribe | ReadHistory, question: Ask) -> list[Effect]:
+    async def _consult(
+        self, command: Subscribe | ReadHistory | Presence, question: Ask
+    ) -> list[Effect]:
         decision = await self._parts.authorizers.ask(question, self.user, self.id)
         return self.session.consulted(command, decision)
 

@@ -1,27 +1,26 @@
 """All connections of a node: opened, drained, closed and counted."""
 
 import asyncio
+import collections
 import logging
 import time
 from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Final
+from typing import (
+    Final,
+    Protocol,
+)
 
-from eventbus_edge.access.admission import Place
-from eventbus_edge.access.revocation import Revocation
-from eventbus_edge.access.rules import ChannelRules
-from eventbus_edge.access.tokens import Claims
+from eventbus.cluster import Revocation
+from eventbus.pacing import paced
+from eventbus_edge.access import ChannelRules, Claims, Slot
 from eventbus_edge.background import Background
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.delivery.outbox import (
-    Outbox,
-    Sink,
-)
-from eventbus_edge.delivery.wire import Wire
-from eventbus_edge.metrics.metrics import Metrics
-from eventbus_edge.protocols.vocabulary import CloseReason
+from eventbus_edge.delivery import Outbox, Sink, Wire
+from eventbus_edge.metrics import Metrics
+from eventbus_edge.protocols import CloseReason
 from eventbus_edge.sessions.connection import (
     Connection,
     Parts,
@@ -40,14 +39,26 @@ _READ_S: Final = 0.25
 """How long a node that resumes reads from sockets before it reports which clients are present."""
 
 
+class Socket(Protocol):
+    """The socket of a connection, or of one that was refused."""
+
+    def abort(self) -> None:
+        """End it at once."""
+
+
 class Connections(Mapping[str, Connection]):
     """The open connections of a node by their ids."""
 
     def __init__(self, settings: EdgeSettings, metrics: Metrics) -> None:
         self.is_draining = False
-        self.closing = Background(settings.max_connections, metrics.background_dropped.inc)
-        """Tasks that close connections. A drain of many needs as many of them."""
+        self.commands = Background(settings.max_connections, metrics.background_dropped.inc)
+        """Commands that wait for something: at most one per connection."""
+        self.protocols: collections.Counter[str] = collections.Counter()
+        """The number of connections that speak each protocol, by its name."""
         self._open: dict[str, Connection] = {}
+        self._sockets: set[Socket] = set()
+        self._no_sockets = asyncio.Event()
+        self._no_sockets.set()
         self._drain_s = settings.drain_time
         self._leeway_s = settings.jwt_leeway
         self._metrics = metrics
@@ -66,16 +77,53 @@ class Connections(Mapping[str, Connection]):
         self._open[connection.id] = connection
         self._metrics.connections.inc()
         self._metrics.connections_opened.inc()
+        self._count(connection, 1)
 
     def remove(self, connection: Connection) -> None:
         """A connection has ended: release what it holds. Does nothing the second time."""
         if self._open.pop(connection.id, None) is not None:
-            connection.gone()
+            connection.release()
             if dropped := connection.outbox.dropped:
                 reason = "slow_client" if connection.outbox.was_too_slow else "closing"
                 self._metrics.dropped_frames.labels(reason).inc(dropped)
             self._metrics.connections.dec()
+            self._count(connection, -1)
             connection.log.debug("ended")
+
+    def _count(self, connection: Connection, change: int) -> None:
+        protocol = connection.outbox.format.protocol.name
+        self.protocols[protocol] += change
+        self._metrics.protocol_connections.labels(protocol).inc(change)
+
+    # Sockets, which outlive their connections while they close
+
+    def add_socket(self, socket: Socket) -> None:
+        """A socket was opened; the node waits for its end, or ends it."""
+        self._sockets.add(socket)
+        self._no_sockets.clear()
+
+    def remove_socket(self, socket: Socket) -> None:
+        """A socket has ended."""
+        self._sockets.discard(socket)
+        if not self._sockets:
+            self._no_sockets.set()
+
+    async def sockets_ended(self, within: float) -> None:
+        """Wait until all sockets have ended, at most `within` seconds; then end the others."""
+        try:
+            async with asyncio.timeout(within):
+                await self._no_sockets.wait()
+        except TimeoutError:
+            _log.warning("%d sockets did not close within %g s", len(self._sockets), within)
+            self._abort_sockets()
+
+    def note_surplus(self) -> None:
+        """Count a closed client that sent more than is read and dropped."""
+        self._metrics.limits_reached.labels("surplus").inc()
+
+    def _abort_sockets(self) -> None:
+        for socket in list(self._sockets):
+            socket.abort()
 
     # Draining
 
@@ -104,8 +152,9 @@ class Connections(Mapping[str, Connection]):
             _close_for_drain(connection)
 
     async def aclose(self) -> None:
-        """Cancel the closing of connections that is still under way."""
-        await self.closing.aclose()
+        """Cancel commands that are still under way, and end all sockets at once."""
+        await self.commands.aclose()
+        self._abort_sockets()
 
     # Slow clients
 
@@ -116,10 +165,10 @@ class Connections(Mapping[str, Connection]):
             connection.close(CloseReason.TOO_SLOW, "too slow: unsent bytes passed the bound")
 
     def close_slowest(self, outbox: Outbox) -> None:
-        """Close a connection because the unsent bytes of all exceed the limit of the node."""
-        self._metrics.limits_reached.labels("unsent").inc()
+        """Close a connection because the unsent bytes of all clients exceed the process's limit."""
         connection = self._open.get(outbox.connection_id)
         if connection is not None:
+            self._metrics.limits_reached.labels("unsent").inc()
             reason = "too slow: more bytes were unsent to all clients than the node may keep"
             connection.close(CloseReason.TOO_SLOW, reason)
 
@@ -145,28 +194,41 @@ class Connections(Mapping[str, Connection]):
         by_fileno.pop(-1, None)
         closed = closed_by_peer(by_fileno)
         for connection in list(self._open.values()):
-            # A transport may know the end already, and the connection's own task not yet.
+            # A transport may know of the end before the connection's own task does.
             if (fileno := connection.fileno()) == -1 or fileno in closed:
                 connection.ended(None)
                 self.remove(connection)
 
     # Revocations
 
-    def revoke(self, revocation: Revocation) -> None:
+    async def revoke(self, revocation: Revocation) -> None:
         """Close the connections, or end the subscriptions, that a revocation concerns."""
+        if revocation.connection_id is None:
+            connections = list(self._open.values())
+        else:
+            found = self._open.get(revocation.connection_id)
+            connections = [] if found is None else [found]
         count = 0
-        for connection in list(self._open.values()):
-            claims = connection.session.claims
-            if connection.is_closing:
-                continue
-            if not revocation.concerns(connection.id, claims, self._leeway_s):
-                continue
-            if revocation.channel is None:
-                connection.close(CloseReason.REVOKED, "revoked")
-            elif not connection.revoke(revocation.channel):
-                continue
-            count += 1
+        async for connection in paced(connections):
+            if not connection.is_closing:
+                count += self._revoke_for(connection, revocation)
         _log.info("a revocation has ended %d connections or subscriptions", count)
+
+    def _revoke_for(self, connection: Connection, revocation: Revocation) -> bool:
+        """Carry out a revocation for one connection; returns whether it ended anything."""
+        channel, session = revocation.channel, connection.session
+        if revocation.concerns(connection.id, session.identity, self._leeway_s):
+            if channel is None:
+                connection.close(CloseReason.REVOKED, "revoked")
+                return True
+            return connection.revoke(channel)
+        # The proof of a subscription may name another user than the token.
+        ended = [
+            connection.revoke(name)
+            for name, user in list(session.proven_users())
+            if channel in (None, name) and revocation.concerns(None, user, self._leeway_s)
+        ]
+        return any(ended)
 
 
 def _close_for_drain(connection: Connection) -> None:
@@ -200,11 +262,11 @@ class Acceptor:
         )
 
     def accept(
-        self, wire: Wire, sink: Sink, peer: Peer, claims: Claims | None, place: Place
+        self, wire: Wire, sink: Sink, peer: Peer, claims: Claims | None, slot: Slot
     ) -> Connection:
         """Add a new connection; the caller removes it from the connections when it has ended.
 
-        `place` counts it until then.
+        `slot` counts it until then.
         """
         connection_id = wire.protocol.connection_id()
         now = time.monotonic()
@@ -215,11 +277,12 @@ class Acceptor:
             now,
             liveness=wire.protocol.liveness,
             prove=wire.protocol.prove,
+            opened_at=time.time(),
         )
         if claims is not None:
             session.authenticate(claims, claims.exp - time.time(), now)
         outbox = Outbox(connection_id, wire, sink, self._max_unsent)
-        connection = Connection(self._parts, session, outbox, peer, place)
+        connection = Connection(self._parts, session, outbox, peer, slot)
         self._connections.add(connection)
         self._parts.clock.expect(connection)
         if claims is not None and self._parts.revoker.forbids_token(claims):

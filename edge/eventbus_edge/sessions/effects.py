@@ -1,6 +1,6 @@
 """What a session asks its connection to do: plain values, carried out in their order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import (
     Any,
@@ -9,11 +9,8 @@ from typing import (
 )
 
 from eventbus.channels import Pattern
-from eventbus_edge.access.rules import (
-    Ask,
-    Rule,
-)
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.access import Ask, Rule
+from eventbus_edge.protocols import (
     CloseReason,
     Failed,
     Member,
@@ -21,13 +18,16 @@ from eventbus_edge.protocols.vocabulary import (
     ReadHistory,
     Ref,
     Reply,
+    SignIn,
     Subscribe,
     SubscribePattern,
     Whisper,
 )
 
 __all__ = [
-    "Attend",
+    "AnswerPresence",
+    "AnswerStats",
+    "ClaimUser",
     "Close",
     "Consult",
     "Effect",
@@ -38,10 +38,10 @@ __all__ = [
     "LeavePattern",
     "Read",
     "Recheck",
-    "Restate",
     "Send",
-    "Survey",
+    "UpdatePresence",
     "Verify",
+    "Watch",
     "WhisperOut",
     "failed",
     "not_subscribed",
@@ -64,10 +64,20 @@ class Verify(NamedTuple):
     ref: Ref
 
 
+class ClaimUser(NamedTuple):
+    """Count the connection for a user who signs in, then call `signed_in` or `refused`."""
+
+    command: SignIn
+    join: "Join"
+    user: Member
+    watched: Sequence[str] = ()
+    """The inboxes of users to watch."""
+
+
 class Consult(NamedTuple):
     """Ask an authorizer of the application, then call `consulted`."""
 
-    command: Subscribe | ReadHistory
+    command: Subscribe | ReadHistory | Presence
     question: Ask
 
 
@@ -79,11 +89,14 @@ class Join(NamedTuple):
     info: Mapping[str, Any] = _NOTHING
     """What an authorizer adds to the presence info."""
     member: Member | None = None
-    """Who joins, from the proof of the subscription; None: the token says it."""
+    """The user who joins, from the subscription's proof; None if the token says it."""
 
 
 class JoinPattern(NamedTuple):
-    """Subscribe to the channels of a pattern, then call `patterns.joined`."""
+    """Subscribe to the channels of a pattern, then call `patterns.joined`.
+
+    The pattern may be joined already.
+    """
 
     command: SubscribePattern
     pattern: Pattern
@@ -110,7 +123,7 @@ class Recheck(NamedTuple):
     """Changes of the user's presence info that a new token brings."""
 
 
-class Restate(NamedTuple):
+class UpdatePresence(NamedTuple):
     """Change fields of the user's presence info in a channel; a None removes one."""
 
     channel: str
@@ -125,22 +138,31 @@ class WhisperOut(NamedTuple):
     user_id: str | None
 
 
-class Attend(NamedTuple):
-    """Answer the action `presence`, after changing the user's info if the command asks for it."""
+class AnswerPresence(NamedTuple):
+    """Answer the action `presence` about a joined channel.
+
+    The user's info is changed before, if the command asks for it.
+    """
 
     command: Presence
 
 
 class Read(NamedTuple):
-    """Read a channel's history, and answer with it."""
+    """Read a channel's history, or who is in one that is not joined, and answer with it."""
 
-    command: ReadHistory
+    command: ReadHistory | Presence
 
 
-class Survey(NamedTuple):
+class AnswerStats(NamedTuple):
     """Ask all nodes for their statistics, and answer with them."""
 
     ref: Ref
+
+
+class Watch(NamedTuple):
+    """Notify the client when the users of these inboxes come online or go offline."""
+
+    inboxes: Sequence[str]
 
 
 class Heartbeat(NamedTuple):
@@ -157,17 +179,19 @@ class Close(NamedTuple):
 Effect = (
     Send
     | Verify
+    | ClaimUser
     | Consult
     | Join
     | JoinPattern
     | Leave
     | LeavePattern
     | Recheck
-    | Restate
+    | UpdatePresence
     | WhisperOut
-    | Attend
+    | AnswerPresence
     | Read
-    | Survey
+    | AnswerStats
+    | Watch
     | Heartbeat
     | Close
 )

@@ -3,40 +3,46 @@
 import asyncio
 import functools
 import time
+from collections.abc import Callable, Sequence
 from typing import (
     Final,
     NamedTuple,
     Protocol,
 )
 
-from eventbus.channels import ChannelKind
-from eventbus.drivers.base import Position
+from eventbus.channels import ChannelKind, Pattern
+from eventbus.drivers import Position
 from eventbus.errors import EventBusError
-from eventbus_edge.access.admission import Admission
-from eventbus_edge.access.revoker import Revoker
-from eventbus_edge.access.rules import Rule
-from eventbus_edge.access.tokens import Claims
-from eventbus_edge.delivery.history import CaughtUp
-from eventbus_edge.delivery.hub import (
+from eventbus_edge.access import Admission, Claims, Revoker, Rule
+from eventbus_edge.delivery import (
     Backlog,
+    CaughtUp,
     Hub,
+    Outbox,
+    Passed,
+    Stored,
+    Traffic,
+    fault_for_client,
 )
-from eventbus_edge.delivery.outbox import Outbox
-from eventbus_edge.delivery.traffic import Traffic
-from eventbus_edge.metrics.tally import Tally
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.metrics import Tally
+from eventbus_edge.protocols import (
     ChannelMessage,
     CloseReason,
     Member,
+    NothingStored,
     PresenceChanged,
     Reply,
     Subscribe,
     Subscribed,
+    SubscribedPattern,
+    SubscribePattern,
 )
 from eventbus_edge.sessions.effects import (
     Effect,
     Join,
     JoinPattern,
+    Leave,
+    LeavePattern,
     Send,
 )
 from eventbus_edge.sessions.ports import (
@@ -51,8 +57,15 @@ __all__ = ["Channels", "Joiner", "Joining"]
 DRAIN_PATIENCE_S: Final = 10.0
 """How long a client that catches up may take to read half of its limit of unsent bytes."""
 _DRAIN_POLL_S: Final = 0.01
+MAX_JOINED_BYTES: Final = 256 * 1024
+"""Stored messages up to this size are joined once for all clients that get them."""
 MAX_HISTORY_WAIT_S: Final = 5.0
 """How long a client that resumes waits for its turn; our own clients wait 10 s for an answer."""
+_TOO_MUCH_HISTORY: Final = (
+    "too much history is being read, from this address or from all: wait a moment; the limit is "
+    "BROADCAST_MAX_HISTORY_PER_ADDRESS of the node"
+)
+_FELL_BEHIND: Final = "too slow: more passed than may wait while catching up"
 
 
 class Channels(NamedTuple):
@@ -104,16 +117,23 @@ class Joiner:
         admission: Admission,
         revoker: Revoker,
         tally: Tally,
+        *,
+        record: Callable[[NothingStored], None],
     ) -> None:
         self._traffic, self._hub, self._presence = channels
         self._admission = admission
         self._revoker = revoker
         self._tally = tally
+        self._record = record
         self._connection = connection
         self._id = connection.id
         self._session = connection.session
         self._outbox = connection.outbox
         self._address = connection.address
+        self._starts: dict[str, Position] = {}
+        """Where the subscriptions to channels began; of users who may join patterns."""
+        self._pattern_starts: dict[str, Position] = {}
+        """Where those to patterns began, by their filters."""
         self._joining: str | None = None
         self._is_revoked = False
 
@@ -125,6 +145,14 @@ class Joiner:
                 return [*await self._join(effect), *self._settle()]
             case JoinPattern():
                 return await self._join_pattern(effect)
+
+    def left(self, effect: Leave | LeavePattern) -> None:
+        """A channel or a pattern was left."""
+        match effect:
+            case Leave(channel):
+                self._starts.pop(channel, None)
+            case LeavePattern(pattern):
+                self._pattern_starts.pop(pattern.filter, None)
 
     def revoke(self, channel: str) -> bool:
         """Revoke a channel that is being joined; False if it is not."""
@@ -139,7 +167,7 @@ class Joiner:
         is_revoked, self._is_revoked = self._is_revoked, False
         if channel is None or channel not in self._session.channels:
             return []
-        if is_revoked or self._revoker.forbids(channel, self._session.claims):
+        if is_revoked or self._revoker.forbids(channel, self._session.bearer(channel)):
             return self._session.revoke(channel)
         return []
 
@@ -152,17 +180,19 @@ class Joiner:
         if channel in self._session.channels:
             position = traffic.position(channel)
             recovered = _recovered(command, position)
-            members = presence.members(channel)[0] if _has_members(rule) else None
+            members = presence.members(channel) if _has_members(rule) else None
             return self._session.joined(command, rule, position, recovered, members)
-        if not await self._may_read(command, rule):
-            message = "too much history is read, from this address or from all: wait a moment"
-            return self._session.refused("rate_limited", message, channel, command.ref)
+        reads = command.resume is not None or bool(command.history) or rule.retain
+        if reads and not await self._may_read():
+            return self._session.refused("rate_limited", _TOO_MUCH_HISTORY, channel, command.ref)
         try:
             position = await traffic.acquire(channel)
         except EventBusError as exc:
-            return self._session.not_joined(command, f"the bus cannot be listened to: {exc}")
+            message = fault_for_client("the channel could not be subscribed to", exc)
+            return self._session.not_joined(command, message)
         backlog = traffic.hold(channel)
-        traffic.wildcards.mute(channel, self._id)
+        traffic.wildcards.mute(channel, self._id, self._outbox.limit)
+        is_forbidden = False
         try:
             on_read = functools.partial(self._admission.charge_history, self._address)
             caught_up = await traffic.catch_up(command, rule, position, on_read)
@@ -170,28 +200,37 @@ class Joiner:
                 assert member is not None, "who joins a presence channel is known"
                 await presence.enter(channel, member, info, self._id)
                 await self._drained()  # a long list must not look like a slow client
+            is_forbidden = self._is_forbidden(effect)
+            if is_forbidden:
+                message = f"access to {channel!r} was revoked while it was joined"
+                return self._session.refused("forbidden", message, channel, command.ref)
             if not self._connection.is_closing:
                 await self._begin(effect, caught_up, backlog)
         except PresenceRefused as exc:
             return self._session.refused(exc.code, str(exc), channel, command.ref)
         except EventBusError as exc:
-            return self._session.not_joined(command, f"the bus cannot be read: {exc}")
+            message = fault_for_client("the channel could not be read", exc)
+            return self._session.not_joined(command, message)
         finally:
             self._hub.release(backlog)
-            traffic.wildcards.unmute(channel, self._id)
-            if channel not in self._session.channels:
-                presence.leave(channel, member, self._id, lost=True)
+            has_joined = channel in self._session.channels
+            traffic.wildcards.unmute(channel, self._id, has_joined=has_joined)
+            if not has_joined:
+                presence.leave(channel, member, self._id, lost=not is_forbidden)
                 traffic.release(channel)
         return []
 
-    async def _may_read(self, command: Subscribe, rule: Rule) -> bool:
-        """Wait until the client may read stored messages, if the command asks for any.
+    def _is_forbidden(self, join: Join) -> bool:
+        """Whether the channel was revoked since the join was allowed."""
+        channel, bearer = join.command.channel, self._session.bearer_of(join)
+        return self._is_revoked or self._revoker.forbids(channel, bearer)
+
+    async def _may_read(self) -> bool:
+        """Wait until the client may read stored messages; False if that takes too long.
 
         A client that reconnects after a fault must not be refused: it waits for its turn, as long
         as clients wait for an answer.
         """
-        if command.resume is None and not command.history and not rule.retain:
-            return True
         debt_s = self._admission.history_debt_s(self._address)
         if debt_s > MAX_HISTORY_WAIT_S:
             return False
@@ -201,18 +240,76 @@ class Joiner:
 
     async def _join_pattern(self, effect: JoinPattern) -> list[Effect]:
         command, pattern = effect
-        wildcards = self._traffic.wildcards
+        patterns, traffic = self._session.patterns, self._traffic
+        wildcards = traffic.wildcards
+        if pattern in patterns:
+            position = wildcards.position(pattern)
+            return patterns.joined(command, pattern, position, _recovered(command, position))
+        if command.resume is not None and not await self._may_read():
+            return self._session.refused("rate_limited", _TOO_MUCH_HISTORY, None, command.ref)
         try:
-            await wildcards.join(pattern, self._outbox)
+            position = await wildcards.join(pattern, self._outbox)
         except EventBusError as exc:
-            message = f"the bus cannot be listened to: {exc}"
+            message = fault_for_client("the pattern could not be subscribed to", exc)
             return self._session.refused("unavailable", message, None, command.ref)
-        is_forbidden = self._revoker.forbids_any(pattern, self._connection.user)
-        if self._connection.is_closing or is_forbidden:
-            wildcards.leave(pattern, self._id)
-            message = f"a channel of {pattern.text!r} has been revoked for this token"
-            return self._session.refused("forbidden", message, None, command.ref)
-        return self._session.patterns.joined(command, pattern)
+        backlog = traffic.hold_pattern(pattern, self._id)
+        try:
+            on_read = functools.partial(self._admission.charge_history, self._address)
+            caught_up = await traffic.catch_up_pattern(command, pattern, position, on_read)
+            if self._revoker.forbids_any(pattern, self._connection.user):
+                message = f"a channel of {pattern.text!r} has been revoked for this token"
+                return self._session.refused("forbidden", message, None, command.ref)
+            if not self._connection.is_closing:
+                await self._begin_pattern(effect, caught_up, backlog)
+        except EventBusError as exc:
+            message = fault_for_client("the pattern could not be read", exc)
+            return self._session.refused("unavailable", message, None, command.ref)
+        finally:
+            if pattern not in patterns:
+                wildcards.leave(pattern, self._id)
+        return []
+
+    async def _begin_pattern(
+        self, join: JoinPattern, caught_up: CaughtUp, backlog: Backlog
+    ) -> None:
+        """Answer, send what was missed, and deliver live messages from exactly there on."""
+        command, pattern = join
+        patterns, wildcards = self._session.patterns, self._traffic.wildcards
+        missed = self._uncovered(caught_up.messages, pattern)
+        start = caught_up.start
+        for effect in patterns.joined(command, pattern, start, caught_up.recovered):
+            assert isinstance(effect, Send)
+            self._connection.send(effect.reply)
+        if start is not None:
+            self._pattern_starts[pattern.filter] = start
+        await self._send_all(missed)
+        if pattern not in patterns:  # revoked meanwhile
+            return
+        if backlog.overflowed:
+            self._connection.close(CloseReason.TOO_SLOW, _FELL_BEHIND)
+            return
+        # No await from here on: the next live message must follow what is sent here.
+        live = wildcards.position(pattern)
+        self._send_passed(caught_up.live(backlog, live))
+        wildcards.follow(pattern, self._id, caught_up.ahead_of(live))
+
+    def _uncovered(self, messages: Stored, pattern: Pattern) -> Stored:
+        """The missed messages of a pattern without those that another subscription brings."""
+        others = [one for one in self._session.patterns if one.filter != pattern.filter]
+        if not messages or not (others or self._session.channels):
+            return messages
+        found = [one for one in messages if not self._is_covered(one, others)]
+        return messages if len(found) == len(messages) else Stored(found)
+
+    def _is_covered(self, message: ChannelMessage, patterns: Sequence[Pattern]) -> bool:
+        channel, position = message.channel, message.position
+        if channel in self._session.channels and _follows(position, self._starts.get(channel)):
+            return True
+        return any(
+            one.match(channel) is not None
+            and _follows(position, self._pattern_starts.get(one.filter))
+            for one in patterns
+        )
 
     async def _begin(self, join: Join, caught_up: CaughtUp, backlog: Backlog) -> None:
         """Answer, send what was missed, and let the hub deliver from exactly there on."""
@@ -226,29 +323,55 @@ class Joiner:
         ):
             assert isinstance(effect, Send)
             self._connection.send(effect.reply)
-        await self._give_all(caught_up.messages)
+        if command.history and not caught_up.messages:
+            nothing = NothingStored(command.channel, command.ref)
+            self._connection.send(nothing)
+            self._record(nothing)
+        claims = self._session.claims
+        if start is not None and claims is not None and claims.grants:
+            self._starts[command.channel] = start
+        await self._send_all(caught_up.messages)
+        if self._is_revoked:
+            return
         if backlog.overflowed:
-            reason = "too slow: more passed than may wait while catching up"
-            self._connection.close(CloseReason.TOO_SLOW, reason)
+            self._connection.close(CloseReason.TOO_SLOW, _FELL_BEHIND)
             return
         # No await from here on: the hub's next message must follow what is sent here.
-        for passed in caught_up.live(backlog):
-            if isinstance(passed, Subscribed):
-                self._hub.push(self._outbox, self._outbox.format.reply(passed))
-            elif passed.exclude != self._id:
-                self._give(passed)
         live = self._traffic.position(command.channel)
+        self._send_passed(caught_up.live(backlog, live))
         self._hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
 
-    async def _give_all(self, messages: list[ChannelMessage]) -> None:
+    def _send_passed(self, live: Sequence[Passed]) -> None:
+        """Send what passed while the client caught up."""
+        for passed in live:
+            if isinstance(passed, Subscribed | SubscribedPattern):
+                self._hub.push(self._outbox, self._outbox.format.reply(passed))
+            elif passed.exclude != self._id:
+                self._send(passed)
+
+    async def _send_all(self, messages: Stored) -> None:
         """Send stored messages as fast as the client reads; the rest counts as unsent meanwhile."""
-        with self._hub.unsent.holding(sum(len(message.body) for message in messages)):
+        outbox, wire = self._outbox, self._outbox.format
+        if not messages:
+            return
+        with self._hub.unsent.holding(messages.size):
+            if wire.is_shared and messages.size <= MAX_JOINED_BYTES:
+                data, frames = messages.joined(wire)
+                if len(data) <= outbox.limit // 2:
+                    await self._drained()
+                    self._hub.push(outbox, data, frames)
+                    wire.count(frames)
+                    self._tally.count_delivered(frames)
+                    return
             for message in messages:
-                self._give(message)
+                if self._is_revoked:
+                    return
+                self._send(message)
                 await self._drained()
 
-    def _give(self, message: ChannelMessage | PresenceChanged) -> None:
+    def _send(self, message: ChannelMessage | PresenceChanged) -> None:
         self._hub.push(self._outbox, self._outbox.format.message(message))
+        self._outbox.format.count(1)
         self._tally.count_delivered(1)
 
     async def _drained(self) -> None:
@@ -262,11 +385,18 @@ class Joiner:
             await asyncio.sleep(_DRAIN_POLL_S)
 
 
+def _follows(position: Position | None, start: Position | None) -> bool:
+    """Whether a message follows the start of a subscription, or is in a newer stream."""
+    if start is None or position is None:
+        return False
+    return position.epoch != start.epoch or position.offset > start.offset
+
+
 def _has_members(rule: Rule) -> bool:
     return rule.kind is ChannelKind.PRESENCE
 
 
-def _recovered(command: Subscribe, position: Position | None) -> bool | None:
+def _recovered(command: Subscribe | SubscribePattern, position: Position | None) -> bool | None:
     """Whether a client that resumes has missed nothing: its position is that of the stream."""
     if command.resume is None:
         return None

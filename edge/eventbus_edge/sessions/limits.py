@@ -9,7 +9,7 @@ from typing import (
     NamedTuple,
 )
 
-from eventbus_edge.access.admission import TokenBucket
+from eventbus_edge.access import TokenBucket
 
 __all__ = [
     "ANSWER_BYTES_PER_ACTION",

@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from eventbus.channels import Pattern
+from eventbus.channels import (
+    Pattern,
+    validate_pattern,
+)
+from eventbus.drivers import Position
 from eventbus.errors import InvalidPattern
-from eventbus_edge.access.tokens import Claims
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.access import Claims
+from eventbus_edge.protocols import (
     SubscribedPattern,
     SubscribePattern,
     UnsubscribedPattern,
@@ -21,10 +25,10 @@ from eventbus_edge.sessions.effects import (
     not_subscribed,
 )
 
-__all__ = ["Hindrance", "SessionPatterns"]
+__all__ = ["JoinRefusal", "SessionPatterns"]
 
 
-class Hindrance(NamedTuple):
+class JoinRefusal(NamedTuple):
     """Why a connection may join nothing more at the moment, as code and message of an error."""
 
     code: str
@@ -40,22 +44,25 @@ class SessionPatterns:
     def __len__(self) -> int:
         return len(self._joined)
 
+    def __contains__(self, pattern: Pattern) -> bool:
+        return pattern.filter in self._joined
+
     def __iter__(self) -> Iterator[Pattern]:
         return iter(list(self._joined.values()))
 
     def subscribe(
-        self, command: SubscribePattern, claims: Claims | None, hindrance: Hindrance | None
+        self, command: SubscribePattern, claims: Claims | None, refusal: JoinRefusal | None
     ) -> list[Effect]:
-        """Answer the command; `hindrance` is why nothing more may be joined at the moment."""
+        """Answer the command; `refusal` is why nothing more may be joined at the moment."""
         ref = command.ref
         try:
-            pattern = Pattern(command.pattern)
+            pattern = validate_pattern(command.pattern)
         except InvalidPattern as exc:
             return [failed("invalid_channel", str(exc), None, ref)]
         if pattern.filter in self._joined:
-            return [Send(SubscribedPattern(pattern.text, ref))]
-        if hindrance is not None:
-            return [failed(hindrance.code, hindrance.message, None, ref)]
+            return [JoinPattern(command, pattern)]
+        if refusal is not None:
+            return [failed(refusal.code, refusal.message, None, ref)]
         if claims is None:
             return [failed("unauthorized", "patterns need a token", None, ref)]
         if not claims.is_granted_all(pattern):
@@ -63,16 +70,22 @@ class SessionPatterns:
             return [failed("forbidden", message, None, ref)]
         return [JoinPattern(command, pattern)]
 
-    def joined(self, command: SubscribePattern, pattern: Pattern) -> list[Effect]:
-        """The pattern is joined."""
-        self._joined[pattern.filter] = pattern
-        return [Send(SubscribedPattern(pattern.text, command.ref))]
+    def joined(
+        self,
+        command: SubscribePattern,
+        pattern: Pattern,
+        position: Position | None,
+        recovered: bool | None,
+    ) -> list[Effect]:
+        """The pattern is joined: exactly its messages after `position` follow."""
+        self._joined.setdefault(pattern.filter, pattern)
+        return [Send(SubscribedPattern(pattern.text, command.ref, position, recovered))]
 
     def unsubscribe(self, command: UnsubscribePattern) -> list[Effect]:
         """Answer the command."""
         text, ref = command
         try:
-            pattern = Pattern(text)
+            pattern = validate_pattern(text)
         except InvalidPattern as exc:
             return [failed("invalid_channel", str(exc), None, ref)]
         if self._joined.pop(pattern.filter, None) is None:

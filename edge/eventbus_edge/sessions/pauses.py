@@ -19,7 +19,7 @@ class Pauses:
     def __init__(self, now: float) -> None:
         self._last = now
 
-    def look(self, now: float) -> float:
+    def check(self, now: float) -> float:
         """The length of the gap before this call; 0 if it was short."""
         gap, self._last = now - self._last, max(now, self._last)
         return gap if gap > PAUSE_S else 0.0

@@ -1,6 +1,6 @@
 """What sessions use of packages above them and of transports: interfaces, to import neither."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import (
     Any,
     Protocol,
@@ -8,15 +8,10 @@ from typing import (
 
 import msgspec
 
-from eventbus_edge.delivery.hub import Backlog
-from eventbus_edge.protocols.vocabulary import (
-    Closing,
-    Member,
-    Presence,
-    Reply,
-)
+from eventbus_edge.delivery import Backlog, Outbox
+from eventbus_edge.protocols import Closing, Member, Members, Presence, Reply
 
-__all__ = ["ClusterPort", "Peer", "PresencePort", "PresenceRefused"]
+__all__ = ["ClusterPort", "Peer", "PresencePort", "PresenceRefused", "WatchersPort"]
 
 
 class PresenceRefused(Exception):
@@ -38,11 +33,14 @@ class PresencePort(Protocol):
     def leave(self, channel: str, member: Member | None, connection_id: str, *, lost: bool) -> None:
         """Remove a connection; one that was lost may come back."""
 
-    def begin(self, channel: str, backlog: Backlog) -> bytes:
-        """The members as JSON; removes older presence events from `backlog`."""
+    def begin(self, channel: str, backlog: Backlog) -> Members:
+        """The members; removes older presence events from `backlog`."""
 
-    def members(self, channel: str) -> tuple[bytes, int]:
-        """The members of a channel that clients of this node have joined, and their number."""
+    def members(self, channel: str) -> Members:
+        """The members of a channel that clients of this node have joined."""
+
+    async def fetch(self, channel: str) -> Members:
+        """The members of any channel. Raises a DriverError when they cannot be read."""
 
     def answer(self, command: Presence, member: Member, connection_id: str) -> Reply:
         """Carry out the action `presence` of a subscribed connection."""
@@ -53,6 +51,16 @@ class ClusterPort(Protocol):
 
     async def stats(self) -> msgspec.Struct:
         """Nodes, channels and sums over all nodes. Raises an EventBusError."""
+
+
+class WatchersPort(Protocol):
+    """Connections that watch users; see `eventbus_edge.cluster.watchers`."""
+
+    def watch(self, outbox: Outbox, inboxes: Sequence[str]) -> None:
+        """Notify a connection when the users of these inboxes come online or go offline."""
+
+    def unwatch(self, connection_id: str) -> None:
+        """The connection has ended."""
 
 
 class Peer(Protocol):

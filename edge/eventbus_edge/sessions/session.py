@@ -5,7 +5,10 @@ The connection carries out effects in their order, and reports results through `
 are handled strictly one after another. Times are monotonic seconds, except a token's `exp`.
 """
 
-from collections.abc import Mapping
+from collections.abc import (
+    Iterator,
+    Mapping,
+)
 from typing import (
     Any,
     Final,
@@ -15,25 +18,15 @@ from eventbus.channels import (
     ChannelKind,
     validate_channel,
 )
-from eventbus.drivers.base import Position
+from eventbus.cluster import Bearer
+from eventbus.drivers import Position
 from eventbus.errors import (
     InvalidChannel,
     InvalidEventName,
 )
 from eventbus.messages import client_event_name
-from eventbus_edge.access.rules import (
-    Allowed,
-    Ask,
-    ChannelRules,
-    Denied,
-    Rule,
-)
-from eventbus_edge.access.tokens import Claims
-from eventbus_edge.protocols.base import (
-    Liveness,
-    Prove,
-)
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.access import Allowed, Ask, ChannelRules, Claims, Denied, ProvenUser, Rule
+from eventbus_edge.protocols import (
     Acknowledged,
     AskStats,
     Authenticate,
@@ -41,13 +34,18 @@ from eventbus_edge.protocols.vocabulary import (
     CloseReason,
     Command,
     Connected,
+    Liveness,
     Malformed,
     Member,
+    Members,
     Ping,
     Pong,
     Presence,
+    Prove,
     ReadHistory,
     Ref,
+    SignedIn,
+    SignIn,
     SignOfLife,
     Subscribe,
     Subscribed,
@@ -58,7 +56,9 @@ from eventbus_edge.protocols.vocabulary import (
     Whisper,
 )
 from eventbus_edge.sessions.effects import (
-    Attend,
+    AnswerPresence,
+    AnswerStats,
+    ClaimUser,
     Close,
     Consult,
     Effect,
@@ -66,10 +66,10 @@ from eventbus_edge.sessions.effects import (
     Leave,
     Read,
     Recheck,
-    Restate,
     Send,
-    Survey,
+    UpdatePresence,
     Verify,
+    Watch,
     WhisperOut,
     failed,
     not_subscribed,
@@ -83,7 +83,7 @@ from eventbus_edge.sessions.limits import (
     Verdict,
 )
 from eventbus_edge.sessions.patterns import (
-    Hindrance,
+    JoinRefusal,
     SessionPatterns,
 )
 from eventbus_edge.sessions.timing import SessionTime
@@ -113,8 +113,13 @@ class Session:
         *,
         liveness: Liveness = _LIVENESS,
         prove: Prove | None = None,
+        opened_at: float | None = None,
     ) -> None:
-        """`liveness` and `prove` are those of the connection's protocol."""
+        """`liveness` and `prove` are those of the connection's protocol.
+
+        `opened_at` is when the connection was opened, in seconds since 1970. Without it, no proof
+        lets a revoked user in.
+        """
         self.connection_id = connection_id
         self.claims: Claims | None = None
         self.channels: dict[str, Rule] = {}
@@ -124,10 +129,15 @@ class Session:
         self._limits = limits
         self._liveness = liveness
         self._prove = prove
+        self._opened_at = opened_at
         self._proven: set[str] = set()
         """Channels whose subscription was proven, rather than allowed by the token."""
+        self._user: Member | None = None
+        """The user who has signed in."""
+        self._inbox = ""
+        """The channel that this user receives."""
         self._members: dict[str, Member] = {}
-        """Who the client is in those, where its proof says it."""
+        """The users of those subscriptions whose proof names one."""
         self._bad_tokens = 0
         self._pace = Pace(limits.actions_per_s, limits.action_burst, now)
 
@@ -139,7 +149,7 @@ class Session:
 
     def receive(self, command: Command, now: float, size: int = 0) -> list[Effect]:
         """Answer one command, which came as a message of `size` bytes."""
-        self.time.heard(now)
+        self.time.received(now)
         cost = _PRICES.get(type(command), 1.0) + size // BYTES_PER_ACTION
         verdict = self._pace.judge(now, cost)
         if verdict is not Verdict.SERVE:
@@ -157,7 +167,7 @@ class Session:
         Returns whether any was within the pace, and one error for all others.
         """
         if self._liveness.control_frames:
-            self.time.heard(now)
+            self.time.received(now)
         is_served, verdict = False, Verdict.SERVE
         for _ in range(frames):
             verdict = self._pace.judge(now)
@@ -180,14 +190,14 @@ class Session:
                 return []
             case Ping(data, ref):
                 return [Send(Pong(data, ref))]
-            case Authenticate(token, ref):
-                return [Verify(token, ref)]
+            case Authenticate() | SignIn():
+                return self._identify(command)
             case Subscribe():
                 return self._subscribe(command, now)
             case Unsubscribe(channel, ref):
                 return self._unsubscribe(channel, ref)
             case SubscribePattern():
-                return self.patterns.subscribe(command, self.claims, self._hindrance(now))
+                return self.patterns.subscribe(command, self.claims, self._join_refusal(now))
             case UnsubscribePattern():
                 return self.patterns.unsubscribe(command)
             case Whisper():
@@ -213,7 +223,9 @@ class Session:
         )
         effects: list[Effect] = [failed("rate_limited", message, None, ref)]
         if is_last:
-            effects.append(Close(CloseReason.TOO_MANY_ACTIONS, f"{STRIKES} actions were too many"))
+            effects.append(
+                Close(CloseReason.TOO_MANY_ACTIONS, f"{STRIKES} actions above the limit")
+            )
         return effects
 
     # Tokens
@@ -226,7 +238,7 @@ class Session:
     def verified(self, claims: Claims, expires_in: float, ref: Ref, now: float) -> list[Effect]:
         """A token that the client sent in a command was accepted."""
         if self.claims is not None and self.claims.user_id != claims.user_id:
-            message = "the token is another user's: open a connection of its own for it"
+            message = "the token belongs to another user: open another connection for it"
             return [failed("forbidden", message, None, ref)]
         before = self.claims
         self.authenticate(claims, expires_in, now)
@@ -264,7 +276,7 @@ class Session:
         if rule is None or rule.kind is not ChannelKind.PRESENCE:
             return []
         changes = {**changes, **decision.info}
-        return [Restate(channel, changes)] if changes else []
+        return [UpdatePresence(channel, changes)] if changes else []
 
     def revoke(self, channel: str) -> list[Effect]:
         """Leave a channel, and notify the client; no effects if it is not joined."""
@@ -280,32 +292,109 @@ class Session:
             effects.append(Close(CloseReason.BAD_TOKENS, f"{BAD_TOKENS} tokens were refused"))
         return effects
 
+    # Users who sign in
+
+    @property
+    def identity(self) -> Bearer | None:
+        """The user of the connection: of its token, or who has signed in; None if anonymous."""
+        if self.claims is None and self._user is not None:
+            return ProvenUser(self._user.user_id, self._opened_at)
+        return self.claims
+
+    def _identify(self, command: Authenticate | SignIn) -> list[Effect]:
+        match command:
+            case Authenticate(token, ref):
+                return [Verify(token, ref)]
+            case SignIn():
+                return self._sign_in(command)
+
+    def _sign_in(self, command: SignIn) -> list[Effect]:
+        if self._prove is None:
+            return [failed("bad_request", "this protocol has no proofs", None, command.ref)]
+        proven = self._prove(self.connection_id, command, self._user)
+        user, error, inbox = proven.member, proven.error, proven.inbox
+        if error is not None and proven.closes is not None:
+            return [Close(proven.closes, error)]
+        if error is None and user is not None:
+            if self._user is None:
+                decision = self._rules.decide_inbox(inbox, user, at=self._opened_at)
+                match decision:
+                    case Allowed(rule):
+                        join = Join(Subscribe(inbox, None, 0, "", command.proof), rule, member=user)
+                        return [ClaimUser(command, join, user, proven.watched)]
+                    case Denied(message=message):
+                        error = message
+            elif self._user.user_id == user.user_id:
+                return [Send(SignedIn(command.proof, command.ref))]
+            else:
+                error = "another user has signed in: open another connection"
+        return [failed(proven.code, error or "the proof names no user", None, command.ref)]
+
+    def signed_in(self, effect: ClaimUser) -> list[Effect]:
+        """The connection was counted for the user, who now receives the inbox."""
+        self._user = effect.user
+        self._inbox = effect.join.command.channel
+        self.time.proved()
+        watch = [Watch(effect.watched)] if effect.watched else []
+        return [Send(SignedIn(effect.command.proof, effect.command.ref)), effect.join, *watch]
+
     # Channels
 
     def _subscribe(self, command: Subscribe, now: float) -> list[Effect]:
         channel = command.channel
         if channel in self.channels:
-            return self.consulted(command, Allowed(self.channels[channel]))
-        if (hindrance := self._hindrance(now)) is not None:
-            return [failed(hindrance.code, hindrance.message, channel, command.ref)]
+            return self._subscribe_again(command)
+        if (refusal := self._join_refusal(now)) is not None:
+            return [failed(refusal.code, refusal.message, channel, command.ref)]
         return self._decide(command)
 
-    def _hindrance(self, now: float) -> Hindrance | None:
+    def _subscribe_again(self, command: Subscribe) -> list[Effect]:
+        """Confirm a joined channel; the proof must be valid again, and for the same member."""
+        channel = command.channel
+        if self._prove is not None and command.proof is not None and channel != self._inbox:
+            proven = self._prove(self.connection_id, command, self._user)
+            if proven.error is not None:
+                return [failed(proven.code, proven.error, channel, command.ref)]
+            known = self._members.get(channel)
+            if known and proven.member and known.user_id != proven.member.user_id:
+                message = f"{channel} is joined as another user: unsubscribe first"
+                return [failed("forbidden", message, channel, command.ref)]
+        return self.consulted(command, Allowed(self.channels[channel]))
+
+    def _join_refusal(self, now: float) -> JoinRefusal | None:
         """Why nothing more may be joined at the moment; None if it may."""
         if self.time.has_expired(now):
-            return Hindrance("token_expired", _EXPIRED)
+            return JoinRefusal("token_expired", _EXPIRED)
         limit = self._limits.max_channels
         if len(self.channels) + len(self.patterns) >= limit:
             message = f"a connection may have {limit} channels: leave one first"
-            return Hindrance("limit_exceeded", message)
+            return JoinRefusal("limit_exceeded", message)
         return None
 
     def member(self, channel: str) -> Member | None:
-        """Who the client is in a channel; None for an anonymous client."""
+        """The user of the client in a channel; None for an anonymous client."""
         found = self._members.get(channel)
         if found is None and self.claims is not None:
             return Member(self.claims.user_id, self.claims.presence_info())
         return found
+
+    def bearer(self, channel: str) -> Bearer | None:
+        """The user of the subscription to a joined channel; None for an anonymous client."""
+        if channel not in self._proven:
+            return self.claims
+        member = self._members.get(channel)
+        return None if member is None else ProvenUser(member.user_id, self._opened_at)
+
+    def bearer_of(self, join: Join) -> Bearer | None:
+        """The user of a subscription that is being joined; None for an anonymous client."""
+        if join.command.proof is None:
+            return self.claims
+        return None if join.member is None else ProvenUser(join.member.user_id, self._opened_at)
+
+    def proven_users(self) -> Iterator[tuple[str, ProvenUser]]:
+        """The joined channels whose proof names a user."""
+        for channel, member in self._members.items():
+            yield channel, ProvenUser(member.user_id, self._opened_at)
 
     def left(self, channel: str) -> None:
         """Forget the proof and the member of a channel that was left."""
@@ -316,12 +405,13 @@ class Session:
         channel, ref = command.channel, command.ref
         if self._prove is None:
             return [failed("bad_request", "this protocol has no proofs", channel, ref)]
-        proven = self._prove(self.connection_id, command)
+        proven = self._prove(self.connection_id, command, self._user)
         if proven.error is not None:
-            return [failed("forbidden", proven.error, channel, ref)]
-        return self.consulted(command, self._rules.decide_proven(channel, proven.member))
+            return [failed(proven.code, proven.error, channel, ref)]
+        decision = self._rules.decide_proven(channel, proven.member, at=self._opened_at)
+        return self.consulted(command, decision)
 
-    def _decide(self, command: Subscribe | ReadHistory) -> list[Effect]:
+    def _decide(self, command: Subscribe | ReadHistory | Presence) -> list[Effect]:
         if isinstance(command, Subscribe) and command.proof is not None:
             return self._check_proof(command)
         match self._rules.decide(command.channel, self.claims):
@@ -331,7 +421,7 @@ class Session:
                 return self.consulted(command, decision)
 
     def consulted(
-        self, command: Subscribe | ReadHistory, decision: Allowed | Denied
+        self, command: Subscribe | ReadHistory | Presence, decision: Allowed | Denied
     ) -> list[Effect]:
         """The rules, or the application's authorizer, have decided about a command."""
         match decision:
@@ -340,7 +430,7 @@ class Session:
             case Allowed(rule) if rule.most_history == 0 and _asks_for_history(command):
                 message = f"the history of {command.channel} may not be read"
                 return [failed("forbidden", message, command.channel, command.ref)]
-            case Allowed() if isinstance(command, ReadHistory):
+            case Allowed() if not isinstance(command, Subscribe):
                 return [Read(command)]
             case Allowed(rule, info, member):
                 return [Join(command, rule, info, member)]
@@ -351,7 +441,7 @@ class Session:
         rule: Rule,
         position: Position | None,
         recovered: bool | None,
-        members: bytes | None = None,
+        members: Members | None = None,
         *,
         member: Member | None = None,
     ) -> list[Effect]:
@@ -362,6 +452,7 @@ class Session:
         channel = command.channel
         if command.proof is not None and channel not in self.channels:
             self._proven.add(channel)
+            self.time.proved()
             if member is not None:
                 self._members[channel] = member
         self.channels[channel] = rule
@@ -387,7 +478,7 @@ class Session:
         if not self.claims.is_admin:
             message = "stats need a token with the role or permission admin"
             return [failed("forbidden", message, None, ref)]
-        return [Survey(ref)]
+        return [AnswerStats(ref)]
 
     def _unsubscribe(self, channel: str, ref: Ref) -> list[Effect]:
         if self.channels.pop(channel, None) is None:
@@ -402,11 +493,12 @@ class Session:
                 f"{channel} is a {rule.kind.value} channel: only presence channels have members"
             )
             return [failed("bad_request", message, channel, ref)]
-        if channel not in self.channels:
+        is_joined = channel in self.channels
+        if changes is not None and not is_joined:
             return [failed("not_subscribed", not_subscribed(channel), channel, ref)]
-        if changes is not None and self.time.has_expired(now):
+        if self.time.has_expired(now) and (changes is not None or not is_joined):
             return [failed("token_expired", _EXPIRED, channel, ref)]
-        return [Attend(command)]
+        return [AnswerPresence(command)] if is_joined else self._decide(command)
 
     # Client events
 
@@ -437,5 +529,9 @@ class Session:
         return [] if command.ref is None else [Send(Acknowledged(command.channel, command.ref))]
 
 
-def _asks_for_history(command: Subscribe | ReadHistory) -> bool:
-    return isinstance(command, ReadHistory) or command.history > 0
+def _asks_for_history(command: Subscribe | ReadHistory | Presence) -> bool:
+    match command:
+        case Subscribe():
+            return command.history > 0
+        case _:
+            return isinstance(command, ReadHistory)

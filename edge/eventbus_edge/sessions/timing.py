@@ -5,11 +5,8 @@ Times are monotonic seconds, except a token's `exp`.
 
 from typing import Final
 
-from eventbus_edge.access.tokens import Claims
-from eventbus_edge.protocols.vocabulary import (
-    CloseReason,
-    TokenExpiring,
-)
+from eventbus_edge.access import Claims
+from eventbus_edge.protocols import CloseReason, TokenExpiring
 from eventbus_edge.sessions.effects import (
     Close,
     Effect,
@@ -33,11 +30,12 @@ class SessionTime:
         self._last_seen = now
         self._asked_at: float | None = None
         self._claims: Claims | None = None
+        self._has_proof = False
         self._exp: float | None = None
         self._expires: float | None = None
         self._notice: float | None = None
 
-    def heard(self, now: float) -> None:
+    def received(self, now: float) -> None:
         """A frame of any kind came from the client."""
         self._last_seen = now
         self._asked_at = None
@@ -55,14 +53,18 @@ class SessionTime:
         self._expires = self._exp + self._limits.token_leeway_s
         self._notice = self._exp - min(EXPIRY_NOTICE_S, max(expires_in, 0.0) / 2)
 
+    def proved(self) -> None:
+        """The client has shown who it is, or its right to a channel: it needs no token."""
+        self._has_proof = True
+
     def has_expired(self, now: float) -> bool:
         """Whether the connection has a token that has expired."""
         return self._expires is not None and now >= self._expires
 
     def deadline(self) -> float:
         """When to call `tick` next, unless something happens before."""
-        asked = self._asked_at if self._asked_at is not None else self._last_seen
-        times = [asked + self._limits.heartbeat_s]
+        since = self._asked_at if self._asked_at is not None else self._last_seen
+        times = [since + self._limits.heartbeat_s]
         if self._notice is not None:
             times.append(self._notice)
         elif self._expires is not None:
@@ -95,6 +97,6 @@ class SessionTime:
 
     @property
     def _token_is_late_at(self) -> float | None:
-        if self._limits.token_required and self._claims is None:
+        if self._limits.token_required and self._claims is None and not self._has_proof:
             return self._opened + self._limits.token_timeout_s
         return None

@@ -9,9 +9,10 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.drivers.base import Subscription
-from eventbus.drivers.state import StateDriver, StateStore
+from eventbus.attempts import OutageLog
+from eventbus.drivers import StateStore, Subscription
 from eventbus.errors import EventBusError
+from eventbus.pacing import paced
 
 __all__ = ["Mirror", "Resync"]
 
@@ -40,6 +41,7 @@ class Mirror:
         self._on_entry = on_entry
         self._keys: set[str] = set()
         self._watch: Subscription | None = None
+        self._reading = asyncio.Lock()
         self._changed: set[str] | None = None
         """The keys that changed since the current read began; None while nothing is read."""
 
@@ -57,17 +59,20 @@ class Mirror:
 
         Entries that were not found are reported as deleted, unless `keep_missing`.
         """
-        changed: set[str] = set()
-        self._changed = changed
-        try:
-            found = await self._state.entries(self._pattern)
-        finally:
-            self._changed = None
-        for key in found.keys() - changed:
-            self._set(key, found[key])
-        if not keep_missing:
-            for key in self._keys - found.keys() - changed:
-                self._set(key, None)
+        async with self._reading:
+            changed: set[str] = set()
+            self._changed = changed
+            try:
+                found = await self._state.entries(self._pattern)
+                async for key, value in paced(found.items()):
+                    if key not in changed:
+                        self._set(key, value)
+                if not keep_missing:
+                    async for key in paced(self._keys - found.keys()):
+                        if key not in changed:
+                            self._set(key, None)
+            finally:
+                self._changed = None
 
     async def aclose(self) -> None:
         """Stop watching. Raises a DriverError."""
@@ -88,43 +93,56 @@ class Mirror:
 
 
 class Resync:
-    """Synchronizes with the bus after each loss of state that the driver reports."""
+    """Synchronizes with the bus after each loss of state, and again soon after."""
 
     def __init__(
         self,
-        driver: StateDriver,
-        known_losses: int,
+        version: Callable[[], object],
+        known_version: object,
         synchronize: Callable[[bool], Awaitable[None]],
         *,
         settle_s: float,
         what: str,
+        every_s: float | None = None,
     ) -> None:
-        """After each loss beyond `known_losses`, `synchronize(True)` is called.
+        """When `version()` differs from the last known one, `synchronize(True)` is called.
 
-        `synchronize(False)` follows `settle_s` seconds later. The argument is `keep_missing`: the
-        other nodes may have suffered the same loss, so entries are stale rather than gone until
-        those nodes have had time to write theirs again. `what` names the entries in logs.
+        The version counts the losses that the driver reports. `synchronize(False)` follows
+        `settle_s` seconds later, and then every `every_s` seconds if that is given. The argument
+        is `keep_missing`: the other nodes may have suffered the same loss, so entries are stale
+        rather than gone until those nodes have had time to write theirs again. `what` names the
+        entries in logs.
         """
-        self._driver = driver
-        self._known_losses = known_losses
+        self._version = version
+        self._known_version = known_version
         self._synchronize = synchronize
         self._settle_s = settle_s
-        self._settled_at: float | None = None
+        self._every_s = every_s
+        # Also soon after the start: the first read may have happened just after a loss, before
+        # other nodes had written their entries again.
+        self._due_at = _after(None if every_s is None else min(settle_s, every_s))
         self._what = what
 
     async def run(self) -> None:
         """Check for losses until cancelled."""
+        outage = OutageLog(_log, "%s could be read again", self._what)
         while True:
             await asyncio.sleep(_CHECK_S)
             try:
-                losses = self._driver.state.losses
-                if losses != self._known_losses:
+                version = self._version()
+                if version != self._known_version:
                     await self._synchronize(True)
-                    self._known_losses = losses
-                    self._settled_at = time.monotonic() + self._settle_s
-                elif self._settled_at is not None and time.monotonic() >= self._settled_at:
+                    self._known_version = version
+                    self._due_at = _after(self._settle_s)
+                elif time.monotonic() >= self._due_at:
                     await self._synchronize(False)
-                    self._settled_at = None
+                    self._due_at = _after(self._every_s)
             except EventBusError as exc:
-                _log.warning("%s may be stale, the bus does not answer: %s", self._what, exc)
+                outage.failed("%s may be stale, the bus does not answer: %s", self._what, exc)
                 await asyncio.sleep(_RETRY_S)
+            else:
+                outage.ended()
+
+
+def _after(seconds: float | None) -> float:
+    return float("inf") if seconds is None else time.monotonic() + seconds

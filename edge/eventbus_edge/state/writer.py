@@ -11,9 +11,10 @@ from collections.abc import (
 )
 from typing import Final
 
-from eventbus.drivers.state import StateDriver
+from eventbus.attempts import Backoff, RateLimitedLog
+from eventbus.drivers import StateDriver
 from eventbus.errors import EventBusError
-from eventbus.ratelimit import RateLimitedLog
+from eventbus.pacing import paced
 from eventbus_edge.background import Background
 from eventbus_edge.deadlines import Deadlines
 
@@ -26,6 +27,7 @@ ENTRY_TTL_S: Final = 1800.0
 """Entries of a dead node do not count; after this time they are deleted too."""
 _MAX_WRITES: Final = 256
 _PAUSE_S: Final = 1.0
+_MAX_PAUSE_S: Final = 5.0
 
 
 class EntryWriter:
@@ -90,17 +92,22 @@ class EntryWriter:
                 return False
         return True
 
-    def refresh(self, now: float) -> None:
+    async def refresh(self, now: float) -> None:
         """Write entries again that would expire soon."""
-        for key in self._renewals.due(now):
+        async for key in paced(self._renewals.due(now)):
             if key in self._own:
                 self._write(key)
 
-    def repair(self, found: Mapping[str, bytes]) -> None:
+    async def repair(self, found: Mapping[str, bytes]) -> None:
         """Write entries that differ from those found on the bus, and delete unwanted ones."""
-        for key in (*self._own, *found):
+        async for key in paced((*self._own, *found)):
             if self._own.get(key) != found.get(key):
                 self._write(key)
+
+    def restore(self, key: str, found: bytes | None) -> None:
+        """Write an entry again if another process has changed it to what was `found`."""
+        if self._own.get(key) != found and key not in self._busy:
+            self._write(key)
 
     async def aclose(self) -> None:
         """Stop writing."""
@@ -120,6 +127,7 @@ class EntryWriter:
                 self._tasks.start(self._write_key(key), f"{self._what}: entry {key}")
 
     async def _write_key(self, key: str) -> None:
+        backoff = Backoff(_PAUSE_S, _MAX_PAUSE_S)
         try:
             while key in self._due and not self._closed:
                 if not self._may_write():
@@ -131,7 +139,7 @@ class EntryWriter:
                 except Exception as exc:  # noqa: BLE001 - retried, or the entry would be lost
                     self._due[key] = None
                     self._report(exc)
-                    await asyncio.sleep(_PAUSE_S * random.uniform(0.5, 1))  # noqa: S311 - no secret
+                    await asyncio.sleep(backoff.next())
             if (event := self._waiting.pop(key, None)) is not None:
                 event.set()
         finally:

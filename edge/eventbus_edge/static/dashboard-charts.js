@@ -1,6 +1,6 @@
 /** Line charts over time, drawn by uPlot with colours of the style sheet. */
 
-import { MOST_POINTS, Series } from "/static/dashboard-numbers.js";
+import { MOST_POINTS, Series } from "./dashboard-numbers.js";
 
 const HEIGHT = 190;
 const SHORTEST_S = 60;
@@ -26,6 +26,10 @@ export class Chart {
     this.series.add(seconds, ...values);
     this.#draw();
     if (seconds - this.#describedAt >= 5) this.#describe(seconds, values);
+  }
+
+  fill(points) {
+    this.series.fill(points);
   }
 
   pause(seconds) {

@@ -1,7 +1,9 @@
 /** Computes and formats the dashboard's numbers from samples of the nodes. Pure. */
 
-const WINDOW = 10; // samples per percentile
+const WINDOW = 10; // samples, one per second, of which percentiles are computed
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+const PARTS = [0.5, 0.95, 0.99];
 
 export const MOST_POINTS = 300;
 
@@ -17,6 +19,16 @@ export class Series {
       column.push(value ?? null);
       if (column.length > MOST_POINTS) column.shift();
     });
+  }
+
+  /** Add older points, and those that were missed: all that lie outside of the points so far. */
+  fill(points) {
+    const times = this.columns[0];
+    const isOlder = ([seconds]) => !times.length || seconds < times[0];
+    const isMissed = ([seconds]) => times.length && seconds > times.at(-1);
+    const own = times.map((_, i) => this.columns.map((column) => column[i]));
+    const all = [...points.filter(isOlder), ...own, ...points.filter(isMissed)];
+    this.columns = this.columns.map((_, i) => all.slice(-MOST_POINTS).map((point) => point[i]));
   }
 
   pause(seconds) {
@@ -57,7 +69,7 @@ export class Rates {
       in: sum("in"),
       out: sum("out"),
       bytes: sum("bytes"),
-      percentiles: [0.5, 0.95, 0.99].map((part) => percentile(counts, sample.bounds, part)),
+      percentiles: PARTS.map((part) => percentile(counts, sample.bounds, part)),
     };
   }
 
@@ -65,6 +77,21 @@ export class Rates {
     this.#before = new Map();
     this.#latencies = [];
   }
+}
+
+/** Points of the last minutes, up to the time `now`: `[seconds, connections, in, out, percentiles]`. */
+export function past({ history, bounds }, now) {
+  const { step_s: step, steps } = history;
+  const window = Math.round(WINDOW / step);
+  return steps.map(([connections, received, sent], i) => {
+    const latencies = steps.slice(Math.max(0, i + 1 - window), i + 1).map((each) => each[3]);
+    const counts = bounds
+      .map(() => 0)
+      .concat(0)
+      .map((_, bucket) => latencies.reduce((sum, each) => sum + (each[bucket] ?? 0), 0));
+    const percentiles = PARTS.map((part) => percentile(counts, bounds, part));
+    return [now - (steps.length - i) * step, connections, received / step, sent / step, percentiles];
+  });
 }
 
 /** Like Prometheus: linear within a bucket; values beyond the last bound count as that bound. */

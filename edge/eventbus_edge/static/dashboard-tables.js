@@ -1,7 +1,7 @@
 /** The panels of nodes, channels, presence and failed jobs. Foreign text is never parsed as HTML. */
 
-import { bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
-import { byId, make } from "/static/elements.js";
+import { bytes, duration, rate, several, whole } from "./dashboard-numbers.js";
+import { byId, make } from "./elements.js";
 
 const MOST_ROWS = 50;
 const MOST_MATCHES = 200;
@@ -67,7 +67,7 @@ export class Nodes {
     const rest = cells(...Array(7).fill("number"));
     const row = make("tr", {}, name, make("td", {}, badge), ...rest);
     const fill = ({ node, rates }) => {
-      write(name.lastChild, node ? node.address || node.host : "");
+      write(name.lastChild, node ? [node.address || node.host, ...protocolsOf(node)].join(" · ") : "");
       const [state, text] = stateOf(node);
       badge.dataset.state = state;
       write(badge, text);
@@ -91,6 +91,11 @@ export class Nodes {
     const items = sample.nodes.map((node) => [node.id, { node, rates: rates.nodes.get(node.id) }]);
     this.#rows.show([...items, ...sample.missing.map((id) => [id, { node: null }])]);
   }
+}
+
+/** What its connections speak, such as `["2 native", "1 pusher"]`. */
+function protocolsOf(node) {
+  return Object.entries(node.protocols ?? {}).map(([name, count]) => `${whole(count)} ${name}`);
 }
 
 function stateOf(node) {
@@ -188,7 +193,14 @@ export class Presence {
   #rows = new Rows(byId("members"), (user) => {
     const [info] = cells("info");
     const row = make("tr", {}, make("th", { scope: "row" }, plain(user)), info);
-    return { row, fill: (member) => write(info, shown(member.info)) };
+    let before = null;
+    const fill = (member) => {
+      const now = JSON.stringify(member.info);
+      if (now === before) return;
+      before = now;
+      info.replaceChildren(...fieldsOf(member.info));
+    };
+    return { row, fill };
   });
 
   /** `ask` sends requests to the HTTP API; `channels` is the panel of channels. */
@@ -211,7 +223,7 @@ export class Presence {
     const turn = ++this.#turn;
     if (!chosen) return this.#show([], "");
     try {
-      const path = `/api/broadcast/channels/${encodeURIComponent(chosen)}/members`;
+      const path = `api/broadcast/channels/${encodeURIComponent(chosen)}/members`;
       const { members, count } = await this.#ask(path);
       if (turn !== this.#turn) return;
       const more = count > MOST_MEMBERS ? `, the first ${MOST_MEMBERS} are shown` : "";
@@ -228,10 +240,15 @@ export class Presence {
   }
 }
 
-export const shown = (value) => {
-  const text = JSON.stringify(value) ?? "";
-  return text === "{}" ? "" : plain(text);
-};
+/** A member's info as fields, strings without quotes; other values as JSON. */
+function fieldsOf(info) {
+  const text = (value) => plain(typeof value === "string" ? value : JSON.stringify(value) ?? "");
+  if (typeof info !== "object" || info === null || Array.isArray(info)) return [text(info)];
+  const fields = Object.entries(info).map(([name, value]) =>
+    make("div", {}, make("dt", {}, plain(name)), make("dd", {}, text(value))),
+  );
+  return fields.length ? [make("dl", {}, ...fields)] : [];
+}
 
 export class Failed {
   #ask;
@@ -243,7 +260,7 @@ export class Failed {
 
   async refresh() {
     try {
-      this.#show(await this.#ask("/api/queue/failed?limit=50"));
+      this.#show(await this.#ask("api/queue/failed?limit=50"));
     } catch (error) {
       const text = error.status === 404 ? "" : `Cannot be loaded: ${error.message}`;
       write(byId("failed-fault"), text);
@@ -283,7 +300,7 @@ export class Failed {
       make("summary", {}, "Traceback"),
       make("pre", { tabindex: "0", "aria-label": `Traceback of ${job.event}` }, job.traceback),
     );
-    const path = `/api/queue/failed/${encodeURIComponent(job.id)}`;
+    const path = `api/queue/failed/${encodeURIComponent(job.id)}`;
     const actions = make(
       "div",
       { class: "actions" },

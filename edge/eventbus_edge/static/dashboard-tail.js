@@ -1,13 +1,14 @@
 /** The live tail of a channel, and the form to publish events. */
 
-import { several, whole } from "/static/dashboard-numbers.js";
-import { plain, write } from "/static/dashboard-tables.js";
-import { byId, make } from "/static/elements.js";
+import { several, whole } from "./dashboard-numbers.js";
+import { plain, write } from "./dashboard-tables.js";
+import { byId, make } from "./elements.js";
 
 const MOST_ROWS = 200;
 const MOST_TEXT = 2_000;
 const DRAW_MS = 200;
 const PATTERN = /[*>{]/;
+const STORED = 20; // messages that the tail of a channel begins with
 
 export class Tail {
   #ask;
@@ -16,6 +17,7 @@ export class Tail {
   #channel = "";
   #turn = 0;
   #waiting = [];
+  #later = null; // messages that came while stored ones are read
   #count = 0;
   #timer = null;
 
@@ -53,28 +55,48 @@ export class Tail {
       return;
     }
     if (turn !== this.#turn) return;
+    this.#later = joined === channel ? null : [];
     this.#subscription = this.#bus.subscribe(joined, {
       "*": (_, message) => {
         if (joined === channel || message.channel === channel) this.#take(message);
       },
       "eb:subscribed": ({ recovered }) => {
         if (turn !== this.#turn) return;
+        if (this.#later) return this.#takeStored(turn);
         if (this.#count === 0) this.#about("Waiting for the first message.");
         else if (recovered === false) this.#about("Reconnected; messages sent in the meantime are not shown.");
       },
       "eb:unsubscribed": () => this.#fail("access to the channel was revoked"),
       "eb:error": (error) => this.#fail(error.message),
-    });
+    }, PATTERN.test(joined) ? {} : { history: STORED });
   }
 
   /** Joining a presence channel would add a member, so a pattern that contains it is used instead. */
   async #unnoticed(channel) {
-    const { kind } = await this.#ask(`/api/broadcast/channels/${encodeURIComponent(channel)}`);
+    const { kind } = await this.#ask(`api/broadcast/channels/${encodeURIComponent(channel)}`);
     return kind === "presence" ? channel.replace(/[^.]+$/, "*") : channel;
+  }
+
+  /** A pattern has no history of its own, so that of the channel comes through the API. */
+  async #takeStored(turn) {
+    let stored = [];
+    try {
+      const path = `api/broadcast/channels/${encodeURIComponent(this.#channel)}/history`;
+      stored = (await this.#ask(`${path}?limit=${STORED}`)).messages;
+    } catch (error) {
+      if (error.status !== 403 && error.status !== 404) return turn === this.#turn && this.#fail(error.message);
+    }
+    if (turn !== this.#turn || !this.#later) return;
+    const later = this.#later;
+    const known = new Set(stored.map(({ id }) => id));
+    this.#later = null;
+    [...stored, ...later.filter(({ id }) => !known.has(id))].forEach((message) => this.#take(message));
+    if (this.#count === 0) this.#about("Waiting for the first message.");
   }
 
   stop() {
     this.#turn += 1;
+    this.#later = null;
     this.#subscription?.unsubscribe();
     this.#subscription = null;
     clearTimeout(this.#timer);
@@ -96,6 +118,11 @@ export class Tail {
   }
 
   #take(message) {
+    if (this.#later) {
+      this.#later.push(message);
+      if (this.#later.length > MOST_ROWS) this.#later.shift();
+      return;
+    }
     this.#count += 1;
     this.#waiting.push(message);
     if (this.#waiting.length > MOST_ROWS) this.#waiting.shift();
@@ -158,7 +185,7 @@ export function publishing(ask) {
     say("", "Publishing …");
     try {
       const body = JSON.stringify(asked);
-      const { messages } = await ask("/api/broadcast/events", { method: "POST", body });
+      const { messages } = await ask("api/broadcast/events", { method: "POST", body });
       const { offset } = messages[0];
       say("good", `Published to ${asked.channel}${offset === null ? "" : ` at offset ${offset}`}.`);
     } catch (error) {

@@ -1,11 +1,11 @@
 // The dashboard: signs in, subscribes to samples of the cluster, and passes them to the panels.
 
-import { connect } from "/static/eventbus.js";
-import { Chart } from "/static/dashboard-charts.js";
-import { Rates, bytes, duration, rate, several, whole } from "/static/dashboard-numbers.js";
-import { Channels, Failed, Nodes, Presence, write } from "/static/dashboard-tables.js";
-import { Tail, publishing } from "/static/dashboard-tail.js";
-import { byId } from "/static/elements.js";
+import { connect } from "./eventbus.js";
+import { Chart } from "./dashboard-charts.js";
+import { Rates, bytes, duration, past, rate, several, whole } from "./dashboard-numbers.js";
+import { Channels, Failed, Nodes, Presence, write } from "./dashboard-tables.js";
+import { Tail, publishing } from "./dashboard-tail.js";
+import { byId } from "./elements.js";
 
 const KEY = "eventbus-dashboard-key";
 const SILENT_MS = 6_000;
@@ -78,7 +78,7 @@ const charts = {
 
 async function ticket() {
   try {
-    const { token } = await ask("/dashboard/ticket", { method: "POST" });
+    const { token } = await ask("dashboard/ticket", { method: "POST" });
     if (byId("dashboard").hidden) showDashboard();
     return token;
   } catch (error) {
@@ -89,7 +89,7 @@ async function ticket() {
 
 function start() {
   become("connecting");
-  bus = connect({ url: "/ws", token: ticket, maxDelay: 5_000 });
+  bus = connect({ url: "ws", token: ticket, maxDelay: 5_000 });
   const own = bus;
   own.on("state", (detail) => own === bus && stateChanged(detail));
   own.on("error", (error) => own === bus && trouble(error.message));
@@ -147,7 +147,7 @@ function become(state) {
   write(byId("status-text"), STATES[state]);
 }
 
-function stateChanged({ state, reason }) {
+function stateChanged({ status: state, reason }) {
   become(state);
   const isLost = state === "waiting" || state === "offline" || state === "closed";
   if (state === "connected") {
@@ -172,7 +172,7 @@ function lostText(state, reason) {
 /** Show why a node that is up accepts no connections. */
 async function explain() {
   try {
-    await ask("/readyz");
+    await ask("readyz");
   } catch (error) {
     if (error.status && document.body.dataset.state !== "connected") {
       write(byId("lost"), `The edge accepts no connections: ${error.message}. Retrying.`);
@@ -219,12 +219,23 @@ function take(sample) {
       : "",
   );
   const now = Date.now() / 1000;
+  if (sample.history) {
+    fill(past(sample, now)); // rates need a second sample
+  } else {
+    charts.messages.add(now, current.in, current.out);
+    charts.latency.add(now, p50, p95, p99);
+  }
   charts.connections.add(now, connections);
-  charts.messages.add(now, current.in, current.out);
-  charts.latency.add(now, p50, p95, p99);
   nodes.show(sample, current);
   channels.take(sample);
   if (sample.whole) presence.refresh();
+}
+
+/** Draw the last minutes before the page was opened, or while it was disconnected. */
+function fill(points) {
+  charts.connections.fill(points.map(([at, connections]) => [at, connections]));
+  charts.messages.fill(points.map(([at, , received, sent]) => [at, received, sent]));
+  charts.latency.fill(points.map(([at, , , , percentiles]) => [at, ...percentiles]));
 }
 
 async function poll() {

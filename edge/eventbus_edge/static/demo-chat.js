@@ -1,12 +1,14 @@
 /**
  * The chat room. Browsers may not publish an application's events, so a guest's message is a whisper
- * to the other connections of the channel; the service's own messages are `ChatMessage` events. The
- * edge sets the `user_id` of a whisper to the authenticated sender, so names are derived from it.
+ * to the other connections of the presence channel; the service's own messages are `ChatMessage`
+ * events. The edge sets the `user_id` of a whisper to the authenticated sender, so names are derived
+ * from it.
  */
 
 import { byId, make } from "./elements.js";
 
 const MOST_MESSAGES = 200;
+const MOST_NAMES = 6;
 const TYPING_EVERY_MS = 2_000;
 const TYPING_ENDS_MS = 4_000;
 
@@ -19,7 +21,8 @@ export function guestName(userId) {
 }
 
 export class Chat {
-  #room;
+  #guests;
+  #members = new Set();
   #me = null;
   #log = byId("chat-log");
   #input = byId("chat-input");
@@ -27,14 +30,29 @@ export class Chat {
   #typists = new Map(); // user id -> the timer that removes it
   #lastTyping = 0;
 
-  /** `room` is the subscription to the channel. */
-  constructor(room) {
-    this.#room = room;
+  /** `room` has the service's messages; `guests` is the presence channel. */
+  constructor(room, guests) {
+    this.#guests = guests;
     room.on("ChatMessage", (data, { timestamp }) => this.#fromService(data, timestamp));
-    room.on("client-message", (data, message) => this.#fromGuest(data, message));
-    room.on("client-typing", (data, { user_id }) => this.#typing(user_id));
-    room.on("eb:subscribed", () => this.#ready(true));
-    room.on("eb:error", ({ message }) => this.#add({ kind: "fault", text: message }));
+    guests.on("client-message", (data, message) => this.#fromGuest(data, message));
+    guests.on("client-typing", (data, { user_id }) => this.#typing(user_id));
+    guests.on("eb:subscribed", ({ members }) => {
+      this.#members = new Set(members.map((member) => member.user_id));
+      this.#showMembers();
+      this.#ready(true);
+    });
+    guests.on("eb:presence.joined", ({ user_id: userId }) => {
+      this.#members.add(userId);
+      this.#showMembers();
+    });
+    guests.on("eb:presence.left", ({ user_id: userId }) => {
+      this.#members.delete(userId);
+      this.#showMembers();
+      this.#stopTyping(userId);
+    });
+    for (const channel of [room, guests]) {
+      channel.on("eb:error", ({ message }) => this.#add({ kind: "fault", text: message }));
+    }
     byId("chat-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#send();
@@ -54,6 +72,15 @@ export class Chat {
     for (const userId of [...this.#typists.keys()]) this.#stopTyping(userId);
   }
 
+  #showMembers() {
+    const others = [...this.#members].filter((userId) => userId !== this.#me).map(guestName);
+    const names = ["you", ...others.slice(0, MOST_NAMES)];
+    const more = others.length - MOST_NAMES;
+    if (more > 0) names.push(`${more} more`);
+    byId("chat-members").textContent = `Here now: ${names.join(", ")}`;
+    byId("chat-members").hidden = false;
+  }
+
   #ready(is) {
     this.#button.disabled = !is;
     this.#input.placeholder = is ? "Say something" : "Waiting for the connection";
@@ -61,11 +88,11 @@ export class Chat {
 
   async #send() {
     const text = this.#input.value.trim();
-    if (!text || !this.#room.active) return;
+    if (!text || !this.#guests.active) return;
     this.#input.value = "";
     this.#lastTyping = 0;
     try {
-      await this.#room.whisper("message", { text });
+      await this.#guests.whisper("message", { text });
       this.#add({ kind: "mine", name: "You", text, timestamp: Date.now() });
     } catch (error) {
       this.#add({ kind: "fault", text: `Not sent: ${error.message}` });
@@ -77,9 +104,9 @@ export class Chat {
   #sendTyping() {
     const now = Date.now();
     if (!this.#input.value || now - this.#lastTyping < TYPING_EVERY_MS) return;
-    if (!this.#room.active) return;
+    if (!this.#guests.active) return;
     this.#lastTyping = now;
-    this.#room.whisper("typing", {}).catch(() => (this.#lastTyping = 0)); // the next key press retries
+    this.#guests.whisper("typing", {}).catch(() => (this.#lastTyping = 0)); // the next key press retries
   }
 
   #fromService({ name, text }, timestamp) {
@@ -117,7 +144,7 @@ export class Chat {
     byId("chat-empty")?.remove();
     const log = this.#log;
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
-    const at = name ? ` ${time.format(new Date(timestamp))}` : "";
+    const at = name ? ` ${time.format(new Date(timestamp ?? Date.now()))}` : "";
     const who = name ? make("p", { class: "who" }, make("b", null, name), at) : null;
     log.append(make("div", { class: `message ${kind}` }, who, make("p", { class: "text" }, text)));
     while (log.children.length > MOST_MESSAGES) log.firstElementChild.remove();

@@ -41,9 +41,32 @@ async function token() {
   return given.token;
 }
 
-const bus = connect({ url: "ws", token });
+const isEcho = new URLSearchParams(location.search).get("client") === "echo";
+for (const link of document.querySelectorAll(".clients a")) {
+  if (link.search.includes("client=echo") === isEcho) link.setAttribute("aria-current", "page");
+}
+const bus = isEcho ? await connectEcho() : connect({ url: "ws", token });
+
+async function connectEcho() {
+  try {
+    return await (await import("./demo-echo.js")).connect(token);
+  } catch (error) {
+    document.body.dataset.state = "closed";
+    byId("status").textContent = "Not connected";
+    byId("chat-input").placeholder = "There is no connection";
+    document.querySelector("#chat-form button").disabled = true;
+    byId("lost-title").textContent = "This tab could not start.";
+    byId("lost-detail").textContent = error.message;
+    byId("retry").textContent = "Reload";
+    byId("retry").addEventListener("click", () => location.reload());
+    byId("lost").hidden = false;
+    return new Promise(() => {}); // the rest of the page has nothing to do
+  }
+}
+
 const room = bus.subscribe("chat.lobby", {}, { history: 20 });
-const chat = new Chat(room);
+const guests = bus.subscribe("presence.lobby");
+const chat = new Chat(room, guests);
 const metrics = bus.subscribe("public", {}, { history: 100 });
 const general = bus.subscribe("general");
 
@@ -66,7 +89,7 @@ function show(id, value, detail) {
 }
 
 metrics.on("DashboardMetrics", (data, { timestamp }) => {
-  const at = parseTime(timestamp);
+  const at = timestamp ? parseTime(timestamp) : now();
   charts.cpu.add(at, data.cpu_percent);
   charts.memory.add(at, data.memory_percent);
   charts.load.add(at, data.load.one);
@@ -92,7 +115,7 @@ function arrived(subscription) {
   subscription.on("eb:subscribed", () => (since = now()));
   subscription.on("*", (data, { channel, event, timestamp }) => {
     const sent = parseTime(timestamp);
-    const latency = sent < since ? null : Math.max(0, now() - sent);
+    const latency = !timestamp || sent < since ? null : Math.max(0, now() - sent);
     if (latency !== null) showLatency(sent, latency);
     if (event === "client-typing") return;
     count += 1;
@@ -103,13 +126,18 @@ function arrived(subscription) {
       null,
       make("b", null, event),
       make("span", null, channel),
-      make("span", null, latency === null ? "replayed" : milliseconds(latency)),
+      make("span", null, age(timestamp, latency)),
       make("span", { class: "data" }, JSON.stringify(data)?.slice(0, 300) ?? ""),
     );
     const tail = byId("tail");
     tail.prepend(row);
     while (tail.children.length > MOST_ROWS) tail.lastElementChild.remove();
   });
+}
+
+function age(timestamp, latency) {
+  if (!timestamp) return "";
+  return latency === null ? "replayed" : milliseconds(latency);
 }
 
 function showLatency(sent, latency) {
@@ -120,7 +148,11 @@ function showLatency(sent, latency) {
   show("latency", digits(latency), detail);
 }
 
-[metrics, room, general].forEach(arrived);
+[metrics, room, guests, general].forEach(arrived);
+if (isEcho) {
+  document.querySelector("#latency .unit").hidden = true;
+  show("latency", "–", "Not with Echo: its messages carry no time");
+}
 
 byId("copy").addEventListener("click", async ({ currentTarget: button }) => {
   try {
@@ -145,7 +177,7 @@ const WORDS = {
 let retryAt = 0;
 let countdown;
 
-bus.on("state", ({ state, code, reason, retryAt: at }) => {
+bus.onState(({ status: state, code, reason, retryAt: at }) => {
   document.body.dataset.state = state;
   byId("status").textContent = WORDS[state];
   clearInterval(countdown);
@@ -177,6 +209,6 @@ function showRetry() {
 }
 
 byId("retry").addEventListener("click", () => {
-  if (bus.state === "closed") location.reload();
+  if (bus.state.status === "closed") location.reload();
   else bus.reconnect();
 });

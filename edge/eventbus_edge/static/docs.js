@@ -1,8 +1,9 @@
-// The page of the contract: shows /api/asyncapi.json. Text is never parsed as HTML.
+// The page of the contract: shows asyncapi.json. Text is never parsed as HTML.
 
-import { byId, make } from "/static/elements.js";
+import { byId, make } from "./elements.js";
+import { markdown } from "./markdown.js";
 
-const SOURCE = "/api/asyncapi.json";
+const SOURCE = "asyncapi.json";
 const DEPTH = 4;
 
 async function load(key) {
@@ -31,8 +32,9 @@ function show(contract) {
   byId("title").textContent = contract.info.title;
   document.title = contract.info.title;
   const events = eventsOf(contract);
-  const about = [`version ${contract.info.version}`, `${events.length} events`];
-  byId("about").textContent = [...about, contract.info.description].filter(Boolean).join(" · ");
+  const count = events.length === 1 ? "1 event" : `${events.length} events`;
+  byId("about").textContent = `version ${contract.info.version} · ${count}`;
+  byId("description").replaceChildren(...markdown(contract.info.description ?? ""));
   const entries = events.map((event, position) => {
     const id = `event-${position}`;
     const link = make("a", { href: `#${id}` }, event.name);
@@ -103,7 +105,7 @@ function card(event, id, contract) {
     event["x-version"] > 1 ? make("span", { class: "tag" }, `version ${event["x-version"]}`) : null,
     make("span", { class: "tag" }, event["x-durable"] ? "durable" : "volatile"),
   );
-  const doc = flow([event.summary, event.description].filter(Boolean).join("\n\n"));
+  const doc = [event.summary, event.description].filter(Boolean).join("\n\n");
   const channels = event.channels.length
     ? event.channels.map((address) => make("li", {}, make("code", {}, address)))
     : [make("li", { class: "muted" }, "The channels are chosen when it is sent.")];
@@ -117,7 +119,7 @@ function card(event, id, contract) {
     "article",
     { class: "card", id },
     heading,
-    doc ? make("p", { class: "doc" }, doc) : null,
+    ...markdown(doc),
     make("ul", { class: "channels", "aria-label": "Channels" }, ...channels),
     ...tables(contract, data),
     make(
@@ -144,7 +146,7 @@ function tables(contract, data) {
       }
     }
     if (title) drawn.push(make("h3", {}, title));
-    if (title && schema.description) drawn.push(make("p", { class: "doc muted" }, flow(schema.description)));
+    if (title && schema.description) drawn.push(make("div", { class: "muted" }, ...markdown(schema.description)));
     drawn.push(schema.properties ? table(schema) : line(schema));
   }
   return drawn;
@@ -156,13 +158,13 @@ function line(schema) {
 
 function table(schema) {
   const rows = Object.entries(schema.properties).map(([name, field]) => {
-    const about = [field.description, facts(field)].filter(Boolean).join("\n");
+    const about = [...markdown(field.description ?? ""), make("p", { class: "facts" }, facts(field))];
     return make(
       "tr",
       {},
       make("td", {}, make("code", {}, name)),
       make("td", {}, typeOf(field) + (schema.required?.includes(name) ? "" : ", optional")),
-      make("td", { class: "doc" }, about),
+      make("td", {}, ...about.filter((each) => each.textContent)),
     );
   });
   const head = ["Field", "Type", "About"].map((title) => make("th", { scope: "col" }, title));
@@ -179,8 +181,6 @@ function refsIn(schema) {
   );
 }
 
-/** Join the lines of paragraphs, so that the page wraps them; lists stay unchanged. */
-const flow = (text) => text.replace(/(\S)\n(?=[^\s*-])/g, "$1 ");
 const nameOf = (ref) => ref.split("/").at(-1);
 const json = (value) => JSON.stringify(value);
 

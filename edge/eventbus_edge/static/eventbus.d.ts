@@ -1,23 +1,29 @@
-/** The types of eventbus.js; docs/browser-client.md describes its behaviour. */
+/** The types of eventbus.js; docs/browser-client.md describes its behavior. */
 
 /**
- * Open a bus, which connects at once and stays connected until `close()`.
+ * Open a bus, which connects at once and stays connected until `close()`. Where there is no page,
+ * as on a server that renders one, it connects when it is first used; a relative `url` never does.
  *
- * `Channels` maps channel patterns to their events, as `eventbus schema export --format typescript`
- * writes it; without it, nothing is checked.
+ * `Channels` maps channel patterns to their events, and `ClientEvents` to the events that clients
+ * may send, as `eventbus schema export --format typescript` writes them; without them, nothing is
+ * checked.
  *
- * @throws TypeError for an invalid URL.
+ * @throws TypeError for options of a wrong type, and for a URL that is not valid.
  */
-export function connect<Channels extends object = AnyChannels>(options: Options): Bus<Channels>;
+export function connect<
+  Channels extends object = AnyChannels,
+  ClientEvents extends object = AnyChannels,
+>(options: Options): Bus<Channels, ClientEvents>;
 
 export interface Options {
   /** The edge's WebSocket endpoint; may be relative to the page: `"/ws"`. */
   url: string | URL;
   /**
    * Returns a JWT, or nothing for an anonymous visitor. It is called when a token is needed: for the
-   * first connection, shortly before a token expires, and after one was refused.
+   * first connection, shortly before a token expires, and after one was refused. A string is one
+   * token that cannot be renewed.
    */
-  token?: () => Token | Promise<Token>;
+  token?: string | null | (() => Token | Promise<Token>);
   /** The edge's `POST /sse` endpoint; `false` disables this fallback. By default next to `url`. */
   sseUrl?: string | URL | false;
   /** Milliseconds before the first reconnect, doubled after each failed attempt. By default 500. */
@@ -29,29 +35,59 @@ export interface Options {
 export type Token = string | null | undefined | void;
 
 /** A connection that reconnects automatically, and its channels. */
-export interface Bus<Channels extends object = AnyChannels> {
-  readonly state: State["state"];
-  /** The transport while connected. With `"sse"`, only receiving works. */
-  readonly transport: "websocket" | "sse" | null;
+export interface Bus<
+  Channels extends object = AnyChannels,
+  ClientEvents extends object = AnyChannels,
+> {
+  /** The current state: a frozen object, replaced with each change. */
+  readonly state: State;
+  /** `state.transport`. */
+  readonly transport: State["transport"];
   /** The server's id of this connection; publishers can exclude it (`except`). */
   readonly connectionId: string | null;
+  /** How many frames could not be read, and were skipped. Each is also an `error`. */
+  readonly skipped: number;
 
   /**
    * Join a channel or a pattern (`orders.*`, `team.7.>`), now and after each reconnect.
    *
-   * A second call for the same channel adds its handlers to the same subscription.
+   * Each call returns a subscription of its own. The channel is joined once for all of them, and
+   * left a second after the last one has ended.
    *
    * @param handlers a function for every message, or functions by event name.
-   * @throws EventBusError with code `closed` if the bus is closed.
+   * @throws TypeError for arguments of a wrong type, EventBusError with code `closed` if the bus is
+   * closed.
    */
-  subscribe<const C extends string>(
+  subscribe<const C extends string, S = unknown>(
     channel: C & Known<Channels, C>,
     handlers?: Handlers<EventsOf<Channels, C>> | Handler<AnyOf<EventsOf<Channels, C>>>,
-    options?: SubscribeOptions,
-  ): Subscription<EventsOf<Channels, C>>;
+    options?: SubscribeOptions<S>,
+  ): Subscription<EventsOf<Channels, C>, SentOn<ClientEvents, C>>;
+
+  /**
+   * The members of a presence channel that one may join. This does not join it.
+   *
+   * Rejects with `unauthorized` where a token is needed, and `forbidden` if one may not join.
+   */
+  presence(channel: string): Promise<{ members: Member[]; count: number }>;
+
+  /** Stored messages of a channel that one may join: see `Subscription.history`. */
+  history<const C extends string>(
+    channel: C & Known<Channels, C>,
+    options?: HistoryOptions,
+  ): Promise<History<AnyOf<EventsOf<Channels, C>>>>;
+
+  /** Listen to changes of `state`; returns a function that removes the handler. */
+  onState(handler: (state: State) => unknown): () => void;
 
   /** Listen to the bus itself; returns a function that removes the handler. */
   on<E extends keyof BusEvents>(event: E, handler: (data: BusEvents[E]) => unknown): () => void;
+
+  /**
+   * Headers for the page's own requests to a service, so that its events can leave out this tab:
+   * `fetch("/ship", { method: "POST", headers: bus.headers() })`. Empty without a connection.
+   */
+  headers(): Record<string, string>;
 
   /** Connect now, without waiting for the delay. */
   reconnect(): void;
@@ -71,26 +107,69 @@ export interface BusEvents {
 }
 
 export type State =
-  | { state: "connecting" }
-  | { state: "connected"; transport: "websocket" | "sse" }
+  /** `error` is why the previous attempt failed. */
+  | { readonly status: "connecting"; readonly transport: null; readonly error: StateError | null }
+  /** With the transport `"sse"`, only receiving works. */
+  | { readonly status: "connected"; readonly transport: "websocket" | "sse"; readonly error: null }
   /** The next attempt is at `retryAt` (like Date.now()). */
-  | { state: "waiting" | "offline"; code: number; reason: string; retryAt: number }
-  /** For good: by `close()` (1000), or by the server (4000 to 4099). */
-  | { state: "closed"; code: number; reason: string };
+  | {
+      readonly status: "waiting" | "offline";
+      readonly transport: null;
+      readonly error: StateError;
+      readonly code: number;
+      readonly reason: string;
+      readonly retryAt: number;
+    }
+  /** For good: by `close()` (1000, without an error), by the server (4000 to 4099), or refused. */
+  | {
+      readonly status: "closed";
+      readonly transport: null;
+      readonly error: StateError | null;
+      readonly code: number;
+      readonly reason: string;
+    };
 
-export interface SubscribeOptions {
-  /** The maximum number of earlier messages to receive when joining for the first time. */
-  history?: number;
+/** Why there is no connection; `message` says what to change. */
+export interface StateError {
+  readonly code: ErrorCode;
+  readonly message: string;
 }
 
-/** One channel, or one pattern, of a bus. */
-export interface Subscription<Events = Record<string, any>> {
+export interface SubscribeOptions<S = unknown> {
+  /** The maximum number of earlier messages to receive first. Without effect with `state`. */
+  history?: number;
+  /**
+   * Loads what the page shows, with the position of the channel at which it was read. It is called
+   * when the channel is joined, and again after each gap. Then exactly the messages after that
+   * position are delivered.
+   */
+  state?: () => Loaded<S> | Promise<Loaded<S>>;
+  /** Receives the `data` of `state`, before the messages that follow it. */
+  onState?: (data: S) => unknown;
+}
+
+/** What `state` of a subscription returns. */
+export interface Loaded<S = unknown> {
+  data: S;
+  /** Null where the channel has no history: then messages may repeat what `data` contains. */
+  offset: number | null;
+  epoch: string | null;
+  mark?: string | null;
+}
+
+/** One caller's share of a channel, or of a pattern. */
+export interface Subscription<Events = Record<string, any>, Sent = Record<string, any>> {
   readonly channel: string;
   /** Whether the subscription currently receives messages. */
   readonly active: boolean;
   /** The position of the last message that was received. */
   readonly position: Position | null;
-  /** Resolves when first joined; rejects with an EventBusError if that was refused. */
+  /** The current members of a presence channel, in no particular order; null before it is joined. */
+  readonly members: Member[] | null;
+  /**
+   * Resolves when first joined; rejects with an EventBusError if that was refused, and with the code
+   * `unsubscribed` if the channel was left before the answer.
+   */
   readonly ready: Promise<Subscribed>;
 
   /** Listen to an event; returns a function that removes the handler. `"*"`: all application events. */
@@ -103,15 +182,15 @@ export interface Subscription<Events = Record<string, any>> {
   on(event: "*", handler: Handler<AnyOf<Events>>): () => void;
 
   /** Send an event to the channel's other connections, which receive it as `client-<event>`. */
-  whisper(event: string, data?: unknown): Promise<object>;
+  whisper<E extends keyof Sent & string>(event: E, ...data: DataOf<Sent[E]>): Promise<object>;
 
   /** The members of a presence channel; `changes` updates your own info first. */
   presence(changes?: Record<string, unknown>): Promise<{ members: Member[]; count: number }>;
 
   /** Stored messages: the first `limit` after the offset `since`, or the last. */
-  history(options?: { limit?: number; since?: number }): Promise<History<AnyOf<Events>>>;
+  history(options?: HistoryOptions): Promise<History<AnyOf<Events>>>;
 
-  /** Leave, for all handlers. */
+  /** End this subscription, and remove its handlers. Others on the channel continue. */
   unsubscribe(): void;
 }
 
@@ -127,6 +206,11 @@ export interface Member {
   info: any;
 }
 
+export interface HistoryOptions {
+  limit?: number;
+  since?: number;
+}
+
 export interface History<Data = any> {
   messages: Message<Data>[];
   offset: number | null;
@@ -140,8 +224,8 @@ export interface Subscribed {
   epoch?: string | null;
   mark?: string;
   /**
-   * Set if the channel was joined before. False if missed messages cannot be recovered, so that the
-   * page must reload its state.
+   * Set if the channel was joined before. False if missed messages cannot be recovered: load the
+   * state of the page again.
    */
   recovered?: boolean;
   /** Of presence channels. */
@@ -183,7 +267,9 @@ export type Handlers<Events> = {
     : E extends keyof SystemEvents
       ? Handler<SystemEvents[E], E>
       : Handler<AnyOf<Events>>;
-} & { [event: `client-${string}`]: Handler<any> };
+} & ([Extract<keyof Events, `client-${string}`>] extends [never]
+  ? { [event: `client-${string}`]: Handler<any> }
+  : {});
 
 /** A refusal; `code` is an error code of the wire protocol or of this client. */
 export class EventBusError extends Error {
@@ -207,8 +293,22 @@ export type ErrorCode =
   | "unavailable"
   /** There is no connection, or it was lost before the reply. */
   | "disconnected"
+  /** Of `state.error`: the browser is offline; nothing answers at `url`; no edge does. */
+  | "offline"
+  | "unreachable"
+  | `http_${number}`
+  /** Of `state.error`: nothing is served at `url`, or at `sseUrl`. */
+  | "not_found"
+  /** Of `state.error`: only Server-Sent Events are left, and `sseUrl` is false. */
+  | "upgrade_required"
+  | "websocket_disabled"
+  | "revoked"
+  /** The function `state` of a subscription failed. It is called again. */
+  | "state_failed"
   /** Server-Sent Events can only receive. */
   | "no_websocket"
+  /** A frame of the server could not be read, and was skipped. */
+  | "bad_frame"
   | "unsubscribed"
   | "closed"
   | (string & {});
@@ -237,6 +337,21 @@ export type PatternsFor<Channels, C extends string> = C extends keyof Channels
   ? C
   : { [P in keyof Channels & string]: Matches<C, P> extends true ? P : never }[keyof Channels &
       string];
+
+/** The events that clients may send on a channel: none if the contracts have none for it. */
+export type SentOn<ClientEvents, C extends string> = [ClientEvents, AnyChannels] extends [
+  AnyChannels,
+  ClientEvents,
+]
+  ? Record<string, any>
+  : EventsOf<ClientEvents, C>;
+
+/** Data that may be null or undefined may be left out. */
+type DataOf<Data> = null extends Data
+  ? [data?: Data]
+  : undefined extends Data
+    ? [data?: Data]
+    : [data: Data];
 
 type AnyOf<Events> = Events[keyof Events];
 

@@ -1,13 +1,21 @@
-/** eventbus.d.ts describes it. */
+/** The browser client: docs/browser-client.md describes it, eventbus.d.ts has its types. */
 
 const PROTOCOL = "eventbus.v1";
-const FAILED = 1006;
+const ABNORMAL_CLOSE = 1006;
 const HANDSHAKE_MS = 20_000;
-const STEADY_MS = 5_000;
-const ASK_MS = 5_000;
-const WEBSOCKET_AGAIN_MS = 60_000;
-const MOST = 1_000;
-const MOST_UNSENT_BYTES = 1_000_000;
+const ANSWER_MS = 5_000;
+const LEAVE_MS = 1_000;
+const WEBSOCKET_RETRY_MS = 60_000;
+const MAX_ITEMS = 1_000;
+const MAX_UNSENT_BYTES = 1_000_000;
+const MAX_MISSES = 2;
+const CLOSE_ERRORS = {
+  4001: "unauthorized",
+  4003: "revoked",
+  4008: "rate_limited",
+  4202: "token_expired",
+};
+const TRANSIENT = /disconnected|unavailable|rate_limited|token_expired/;
 
 export class EventBusError extends Error {
   constructor(code, message, channel = null) {
@@ -18,22 +26,51 @@ export class EventBusError extends Error {
 
 export const connect = (options) => new Bus(options);
 
+const page = globalThis.location; // none where a server renders pages
+const advice = (path) =>
+  `It must be ${path} of an edge with CORS_ALLOWED_ORIGINS=${page?.origin ?? "*"}`;
 const report = (error) => (globalThis.reportError ?? console.error)(error);
+const isOffline = () => globalThis.navigator?.onLine === false;
+const ignore = () => {};
 const jittered = (ms) => ms * (0.5 + Math.random() / 2);
+/** Without the query, which may contain a token. */
+const withoutQuery = (url) => url.split("?")[0];
+
+/** `types` are those of typeof; URL stands for its instances. */
+function check(name, value, ...types) {
+  const type = value instanceof URL ? "URL" : typeof value;
+  if (!types.includes(type)) throw new TypeError(`${name} must be of type ${types.join(" or ")}`);
+}
+
+/** A promise that is settled from outside, and whose rejection need not be handled. */
+function deferred() {
+  const settle = {};
+  const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+  promise.catch(() => {});
+  return { promise, ...settle };
+}
+
+const positionOf = ({ offset, epoch, mark }) => (epoch ? { offset, epoch, mark } : null);
+
+/** Whether a message is at or before a position. Offsets of two epochs cannot be compared. */
+const isBefore = (position, { offset, epoch }) =>
+  epoch && epoch === position?.epoch && offset <= position.offset;
 
 class Emitter {
   #handlers = new Map();
 
   on(event, handler) {
+    check(`handler of ${event}`, handler, "function");
     const handlers = this.#handlers.get(event) ?? new Set();
     this.#handlers.set(event, handlers.add(handler));
     return () => handlers.delete(handler);
   }
 
   _emit(event, data, message) {
-    const handlers = [...(this.#handlers.get(event) ?? [])];
-    if (!handlers[0] && event === "error") handlers.push(report);
-    for (const handler of handlers) {
+    const handlers = this.#handlers.get(event) ?? new Set();
+    if (!handlers.size && event === "error") report(data);
+    for (const handler of [...handlers]) {
+      if (!handlers.has(handler)) continue;
       try {
         handler(data, message);
       } catch (error) {
@@ -41,243 +78,534 @@ class Emitter {
       }
     }
   }
+
+  _off() {
+    for (const handlers of this.#handlers.values()) handlers.clear();
+  }
 }
 
-class Subscription extends Emitter {
+/** What `subscribe` returns: one caller's share of a channel. */
+class Handle extends Emitter {
   #bus;
-  #history;
-  #ready;
-  #refusals = 0;
-  #joined = false;
-  #asked = false;
-  #positions = new Map();
+  #source;
+  #state;
+  #ready = deferred();
+  #hasJoined = false;
+  #isEnded = false;
+  /** Messages up to here are part of what was loaded. */
+  #floor = null;
+  /** Messages that wait for what is being loaded: all after `#start`. */
+  #buffer = null;
+  #start = null;
+  #isLoading = false;
+  #isStale = false;
+  #loads = 0;
+  /** Loaded, but older than the subscription, which begins again from there. */
+  #older = null;
 
-  constructor(bus, channel, history) {
+  constructor(bus, source, handlers, { history = 0, state, onState }) {
     super();
     this.#bus = bus;
-    this.#history = history;
-    this.channel = channel;
-    this.active = false;
-    this.ready = new Promise((resolve, reject) => (this.#ready = { resolve, reject }));
-    this.ready.catch(() => {});
-    this._name = { channel };
-    if (/[*>{]/.test(channel)) {
-      this._name = { pattern: channel };
-      const tokens = channel.replaceAll(".", "\\.").replace(/\*|\{\w+\}/g, "[^.]+");
-      this._pattern = new RegExp(`^${tokens.replace(/>$/, ".+")}$`);
+    this.#source = source;
+    this.#state = state;
+    this.channel = source.name;
+    this._history = state || source.pattern ? 0 : history;
+    this.ready = this.#ready.promise;
+    const byEvent = typeof handlers === "function" ? { "*": handlers } : handlers;
+    for (const [event, handler] of Object.entries({ ...byEvent, "eb:state": onState })) {
+      if (handler) this.on(event, handler);
     }
+  }
+
+  get active() {
+    return !this.#isEnded && this.#source.isActive;
   }
 
   get position() {
-    return this.#positions.get(this.channel) ?? null;
+    return this.#source.position;
+  }
+
+  get members() {
+    return this.#source.members;
   }
 
   whisper(event, data = null) {
-    return this.#ask("whisper", { event, data });
+    return this.#bus._ask("whisper", this.channel, data, event);
   }
 
   presence(changes) {
-    return this.#ask("presence", { data: changes });
+    return this.#bus._ask("presence", this.channel, changes);
   }
 
   history(options) {
-    return this.#ask("history", { data: options });
+    return this.#bus.history(this.channel, options);
   }
 
   unsubscribe() {
-    this.#bus._leave(this);
+    this._end();
+    this.#ready.resolve(this.#source.answered);
+    this.#source.remove(this);
   }
 
-  #ask(action, frame) {
-    const asked = { action, channel: this.channel, ...frame };
-    return new Promise((resolve, reject) => this.#bus._request(asked, resolve, reject));
+  _end(error) {
+    this.#isEnded = true;
+    this._off();
+    if (error) this.#ready.reject(error);
   }
 
-  _join() {
-    if (this.#asked) return;
-    this.#asked = true;
-    const first = this.#history ? { history: this.#history } : undefined;
-    const data = this._pattern ? undefined : (this.position ?? first);
-    this.#bus._request(
-      { action: "subscribe", ...this._name, data },
-      (answer, message) => {
-        this.#asked = false;
-        if (this._left) return;
-        // Without a position, messages were missed.
-        if (this.#joined) answer.recovered ??= false;
-        const { offset, epoch, mark } = answer;
-        if (epoch) this.#positions.set(this.channel, { offset, epoch, mark });
-        else this.#positions.delete(this.channel);
-        this.#refusals = 0;
-        this.active = this.#joined = true;
-        this.#ready.resolve(answer);
-        this._emit("eb:subscribed", answer, message);
-      },
-      (error) => this.#refused(error),
-    );
-  }
-
-  #refused(error) {
-    this.#asked = false;
-    if (this._left || error.code === "disconnected") return;
-    if (/unavailable|rate_limited|token_expired/.test(error.code)) {
-      return this.#bus._rejoin(this, this.#refusals++);
-    }
-    this._end(error.code, error.message);
+  _refused(error) {
+    this.#ready.reject(error);
     this._emit("eb:error", error);
-    this.#bus._emit("error", error);
   }
 
-  _end(code, message = code) {
-    this.active = false;
-    this.#ready.reject(new EventBusError(code, message, this.channel));
+  /** The channel is joined, with `requested` earlier messages. */
+  _joined(answer, message, requested = 0) {
+    const { recovered, ...first } = answer;
+    const isFirst = !this.#hasJoined;
+    const isGap = !isFirst && recovered === false;
+    this.#hasJoined = true;
+    if (isFirst || isGap) this.#start = positionOf(answer);
+    if (isGap) this.#floor = null;
+    this.#ready.resolve(first);
+    this._emit("eb:subscribed", isFirst ? first : answer, message);
+    if (this.#isEnded) return;
+    const older = this.#older;
+    this.#older = null;
+    if (older && recovered && answer.offset <= older.offset) this.#show(older, answer.epoch);
+    else if (older || (isGap && this.#state)) this.#load(this.#bus._delay(this.#loads));
+    else if (isFirst && (this.#state || this._history > requested)) this.#load(0);
   }
 
   _receive(message) {
-    const { channel, event, data, offset, epoch, mark } = message;
-    if (!this.active) return;
-    this.active = event !== "eb:unsubscribed";
-    if (epoch) {
-      const last = this.#positions.get(channel);
-      if (epoch === last?.epoch && offset <= last.offset) return;
-      if (this.#positions.size >= MOST) this.#positions.clear();
-      this.#positions.set(channel, { offset, epoch, mark });
+    if (this.#isEnded || isBefore(this.#floor, message)) return;
+    const { event, data } = message;
+    if (event.startsWith("eb:")) return this._emit(event, data, message);
+    if (this.#buffer) {
+      this.#buffer.push(message);
+      if (this.#buffer.length <= MAX_ITEMS) return;
+      this.#start = positionOf(this.#buffer.shift()) ?? this.#start;
+    } else {
+      this._emit(event, data, message);
+      this._emit("*", data, message);
     }
-    this._emit(event, data, message);
-    if (!this._left && !event.startsWith("eb:")) this._emit("*", data, message);
+  }
+
+  /** Another handle makes the channel begin again from an earlier position. */
+  _skipTo(position) {
+    this.#floor = position ?? this.#floor;
+  }
+
+  async #load(delay) {
+    this.#buffer ??= [];
+    this.#isStale = true;
+    if (this.#isLoading) return;
+    this.#isLoading = true;
+    let loaded;
+    while (this.#isStale || !loaded) {
+      if (delay) await new Promise((resolve) => setTimeout(resolve, delay));
+      if (this.#isEnded) return;
+      delay = this.#bus._delay(this.#loads++);
+      this.#isStale = false;
+      loaded = await (this.#state ? this.#loadState() : this.#loadHistory());
+      if (this.#isEnded) return;
+    }
+    this.#isLoading = false;
+    const { offset, epoch } = loaded;
+    const isNewer = epoch === this.position?.epoch && offset >= this.#start?.offset;
+    if (!this.#start || !epoch || isNewer) return this.#show(loaded, epoch);
+    this.#older = loaded;
+    this.#buffer = [];
+    this.#source.rejoin(loaded, this);
+  }
+
+  async #loadState() {
+    try {
+      const state = await this.#state();
+      const isPlaced = !this.#start || (state?.epoch && state.offset >= 0);
+      if (state?.data !== undefined && isPlaced) return state;
+      throw new TypeError("it must be {data, offset, epoch}");
+    } catch (error) {
+      if (this.#isEnded) return;
+      const text = `the state of ${this.channel} could not be loaded: ${error?.message}`;
+      const failed = new EventBusError("state_failed", text, this.channel);
+      this._emit("eb:error", failed);
+      this.#bus._emit("error", failed);
+    }
+  }
+
+  /** The earlier messages of a channel that was joined without them. */
+  async #loadHistory() {
+    try {
+      const { messages, offset, epoch } = await this.history({ limit: this._history });
+      return { messages, offset: Math.max(offset, messages.at(-1)?.offset ?? 0), epoch };
+    } catch (error) {
+      if (TRANSIENT.test(error.code)) return;
+      this.#bus._emit("error", error);
+      return {};
+    }
+  }
+
+  #show(loaded, epoch) {
+    const waiting = this.#buffer;
+    this.#buffer = null;
+    this.#loads = 0;
+    this.#floor = null;
+    if (this.#state) this._emit("eb:state", loaded.data);
+    for (const message of loaded.messages ?? []) this._receive(message);
+    this.#floor = positionOf({ offset: loaded.offset, epoch });
+    for (const message of waiting) this._receive(message);
+  }
+}
+
+/** A channel or a pattern that the bus joins once for all its handles. */
+class Channel {
+  handles = new Set();
+  isActive = false;
+  /** The join that awaits its answer. */
+  joining = null;
+  /** That of the last message, to resume from. */
+  position = null;
+  /** Where the subscription begins. */
+  start = null;
+  #bus;
+  #answer = null;
+  #members = null;
+  #refusals = 0;
+  #answered = deferred();
+  /** Of patterns: the last position in each channel, the one heard last at the end. */
+  #seen = new Map();
+  /** Of patterns: the last position in channels that are no longer in `#seen`. */
+  #floor = null;
+  /** Of patterns: the server leaves out what channels bring, even before the pattern resumes. */
+  #resumes;
+
+  constructor(bus, name) {
+    this.#bus = bus;
+    this.name = name;
+    this.answered = this.#answered.promise;
+    this.address = { channel: name };
+    if (!/[*>{]/.test(name)) return;
+    this.address = { pattern: name };
+    const tokens = name.replaceAll(".", "\\.").replace(/\*|\{\w+\}/g, "[^.]+");
+    this.pattern = new RegExp(`^${tokens.replace(/>$/, ".+")}$`);
+  }
+
+  get members() {
+    return this.#members && [...this.#members.values()];
+  }
+
+  add(handle) {
+    this.handles.add(handle);
+    if (!this.isActive) return;
+    queueMicrotask(() => {
+      if (!this.isActive) return;
+      const members = this.#members && { members: this.members };
+      handle._joined({ ...this.#answer, ...this.position, ...members });
+    });
+  }
+
+  remove(handle) {
+    if (this.handles.delete(handle) && !this.handles.size) this.#bus._leaveLater(this);
+  }
+
+  /** The channel is left, or the bus closed. */
+  end(error) {
+    this.joining = null;
+    this.isActive = false;
+    this.#answered.reject(error);
+    for (const handle of this.handles) handle._end(error);
+    this.handles.clear();
+  }
+
+  join() {
+    if (this.joining) return;
+    const attempt = (this.joining = {});
+    // What channels have brought since a pattern ended would be left out of what it missed.
+    if (this.pattern && !this.#resumes) this.position = null;
+    const [history, ...others] = new Set([...this.handles].map((each) => each._history));
+    const requested = this.position || others.length ? 0 : history;
+    const data = this.position ?? (requested ? { history: requested } : undefined);
+    this.#bus._request(
+      { action: "subscribe", ...this.address, data },
+      (answer, message) => {
+        if (attempt !== this.joining) return;
+        this.joining = null;
+        // Without a position, messages were missed.
+        if (this.#answer) answer.recovered ??= false;
+        this.#refusals = 0;
+        this.#bus._joined(this);
+        this.#begin(answer, message, requested);
+      },
+      (error) => attempt === this.joining && this.#refused(error),
+    );
+  }
+
+  /** Join again from an earlier position, for one handle. */
+  rejoin(position, handle) {
+    for (const other of this.handles) if (other !== handle) other._skipTo(this.position);
+    this.position = positionOf(position);
+    this.isActive = this.#resumes = false;
+    this.joining = null; // of an answer that is on its way, nothing is left after this
+    this.#bus._request({ action: "unsubscribe", ...this.address });
+    this.join();
+  }
+
+  #begin(answer, message, requested) {
+    const { offset, epoch, mark, recovered, members, ...about } = answer;
+    this.#answer = about;
+    // A stream that went back assigns the same offsets again.
+    if (recovered === false) {
+      this.#seen.clear();
+      this.#floor = null;
+    }
+    this.position = this.start = positionOf(answer);
+    if (members) this.#members = new Map(members.map((each) => [each.user_id, each]));
+    this.isActive = true;
+    this.#resumes = this.pattern;
+    this.#answered.resolve(answer);
+    for (const handle of [...this.handles]) handle._joined(answer, message, requested);
+  }
+
+  #see(channel, position) {
+    this.#seen.delete(channel);
+    this.#seen.set(channel, position);
+    if (this.#seen.size <= MAX_ITEMS) return;
+    const [[oldest, last]] = this.#seen;
+    this.#seen.delete(oldest);
+    // Never beyond the pattern's own position: what follows that is still to come.
+    if (isBefore(this.position, last)) this.#floor = last;
+  }
+
+  #refused(error) {
+    this.joining = null;
+    if (error.code === "disconnected") return;
+    if (TRANSIENT.test(error.code)) return this.#bus._later(this, this.#refusals++);
+    this.#resumes = false;
+    this.#answered.reject(error);
+    for (const handle of [...this.handles]) handle._refused(error);
+    this.#bus._emit("error", error);
+  }
+
+  /** Whether the message is for this subscription; that of a channel and patterns overlap. */
+  covers({ channel, offset, epoch }) {
+    const matches = this.pattern?.test(channel) ?? channel === this.name;
+    return (this.isActive || this.#resumes) && matches && !isBefore(this.start, { offset, epoch });
+  }
+
+  /** `isOwn`: the server sent it for this subscription, whose position it becomes. */
+  receive(message, isOwn = true) {
+    const { channel, event, data, epoch } = message;
+    if (!this.isActive && (isOwn || !this.#resumes)) return;
+    if (event === "eb:subscribed") return this.#begin({ ...this.#answer, ...data }, message);
+    if (event === "eb:unsubscribed") this.isActive = this.#resumes = false;
+    if (epoch) {
+      const last = this.pattern ? (this.#seen.get(channel) ?? this.#floor) : this.position;
+      if (isBefore(last, message)) return;
+      if (this.pattern) this.#see(channel, positionOf(message));
+      if (isOwn && (this.position || !this.pattern)) this.position = positionOf(message);
+    }
+    if (event === "eb:presence.left") this.#members?.delete(data.user_id);
+    else if (event.startsWith("eb:presence.")) this.#members?.set(data.user_id, data);
+    for (const handle of [...this.handles]) handle._receive(message);
   }
 }
 
 class Bus extends Emitter {
-  #url;
+  #httpUrl;
   #sseUrl;
   #getToken;
   #token;
   #minDelay;
   #maxDelay;
+  #canOpen;
   #socket = null;
   #trial = null;
   #stream = null;
   #frames = null;
-  #subscriptions = new Map();
+  #channels = new Map();
   #requests = new Map();
   #ref = 0;
   #timers = new Map();
   #attempt = 0;
   #failures = 0;
-  #misses = 2; // without a greeting; the first counts as the third
-  #heard = false;
+  #misses = MAX_MISSES; // WebSockets in a row without a greeting
+  #wasConnected = false;
+  #hasWarned = false;
+  #hasHeard = false;
   #heartbeat = 25_000;
   #pace = {};
-  #life = new AbortController();
+  #pageEvents = new AbortController();
 
-  constructor({ url, token, sseUrl = "sse", minDelay = 500, maxDelay = 30_000 }) {
+  constructor(options) {
     super();
-    this.#url = new URL(url, globalThis.location?.href).href.replace(/^http/, "ws");
-    this.#sseUrl = sseUrl && new URL(sseUrl, this.#url.replace(/^ws/, "http"));
-    this.#getToken = token;
+    const { url, token, sseUrl = "sse", minDelay = 500, maxDelay = 30_000 } = options;
+    check("url", url, "string", "URL");
+    if (sseUrl !== false) check("sseUrl", sseUrl, "string", "URL");
+    check("token", token ?? "", "function", "string");
+    for (const delay of [minDelay, maxDelay]) {
+      if (delay > 0 && delay < 2 ** 31) continue;
+      throw new TypeError("minDelay and maxDelay must be positive milliseconds");
+    }
+    // Where there is no page, nothing connects before it is used: servers render pages, too.
+    this.#canOpen = page || /^[a-z]+:/i.test(url);
+    const { href } = new URL(url, page?.href ?? "http://localhost");
+    this.#httpUrl = new URL(href.replace(/^ws/, "http"));
+    this.#httpUrl.hash = "";
+    if (!/^http/.test(this.#httpUrl)) throw new TypeError("url must start with ws: or http:");
+    this.#sseUrl = sseUrl && new URL(sseUrl, this.#httpUrl);
+    this.#getToken = typeof token === "string" ? () => token : token;
     this.#minDelay = minDelay;
     this.#maxDelay = maxDelay;
-    this.state = "connecting";
-    this.transport = this.connectionId = null;
-    const hear = ({ type }) => {
-      if (type === "offline" || type === "pagehide") this.#lost(FAILED, type);
+    this.#setState("connecting");
+    this.connectionId = null;
+    this.skipped = 0;
+    const onPageEvent = ({ type }) => {
+      if (/offline|pagehide/.test(type)) this.#retry(ABNORMAL_CLOSE, new EventBusError(type, type));
       else this.#wake();
     };
-    // The browser's Back keeps pages without connections.
+    // Back restores a page without its connections.
     for (const event of ["pageshow", "pagehide", "online", "offline", "resume", "visibilitychange"]) {
-      globalThis.addEventListener?.(event, hear, this.#life);
+      globalThis.addEventListener?.(event, onPageEvent, this.#pageEvents);
     }
-    this.#open();
+    if (page) this.#open();
   }
 
-  subscribe(channel, handlers = {}, { history } = {}) {
-    if (this.state === "closed") throw new EventBusError("closed", "it is closed");
-    let subscription = this.#subscriptions.get(channel);
-    const isNew = !subscription;
-    if (isNew) {
-      subscription = new Subscription(this, channel, history);
-      this.#subscriptions.set(channel, subscription);
-    }
-    const named = typeof handlers === "function" ? { "*": handlers } : handlers;
-    for (const event in named) subscription.on(event, named[event]);
-    if (isNew && (this.#stream || this.state === "connected")) subscription._join();
-    return subscription;
+  get transport() {
+    return this.state.transport;
+  }
+
+  onState(handler) {
+    return this.on("state", handler);
+  }
+
+  subscribe(name, handlers = {}, options = {}) {
+    check("channel", name, "string");
+    check("state", options.state ?? check, "function");
+    check("onState", options.onState ?? check, "function");
+    if (this.state.status === "closed") throw new EventBusError("closed", "the bus is closed", name);
+    const channel = this.#channels.get(name) ?? new Channel(this, name);
+    const handle = new Handle(this, channel, handlers, options);
+    this.#channels.set(name, channel);
+    this.#clearTimer(channel);
+    channel.add(handle);
+    if (!channel.isActive && (this.#stream || this.state.status === "connected")) channel.join();
+    else if (!this.#attempt && this.#canOpen) this.#open();
+    return handle;
   }
 
   reconnect() {
-    if (this.state === "waiting" || this.state === "offline") this.#open();
+    if (/waiting|offline/.test(this.state.status)) this.#open();
+  }
+
+  headers() {
+    return this.connectionId ? { "X-Eventbus-Connection": this.connectionId } : {};
   }
 
   close() {
-    this.#close(1000, "closed");
+    this.#close(1000, new EventBusError("closed", "the bus is closed"));
   }
 
-  _request(frame, done, failed) {
+  presence(channel) {
+    return this._ask("presence", channel);
+  }
+
+  history(channel, options) {
+    return this._ask("history", channel, options);
+  }
+
+  _ask(action, channel, data, event) {
+    return new Promise((resolve, reject) =>
+      this._request({ action, channel, event, data }, resolve, reject),
+    );
+  }
+
+  _request(frame, done = ignore, failed = ignore) {
     const fail = (code, message) => failed(new EventBusError(code, message, frame.channel));
-    const socket = this.#socket;
     const pace = this.#pace;
     const now = Date.now();
-    const asked = { ...frame, ref: ++this.#ref };
+    const request = { ...frame, ref: ++this.#ref };
     if (this.#frames) {
-      this.#frames.push(asked);
+      this.#frames.push(request);
     } else if (this.#stream) {
       if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "no WebSocket");
-      this.#after("stream", 0, () => this.#open(true));
-      return fail("disconnected", "asked again");
+      this.#setTimer("stream", 0, () => this.#open(true));
+      return fail("disconnected", "no connection");
     } else if (!this.connectionId) {
       return fail("disconnected", "no connection");
-    } else if (this.#requests.size >= MOST || socket.bufferedAmount > MOST_UNSENT_BYTES) {
-      return fail("limit_exceeded", "too much unanswered");
+    } else if (this.#requests.size >= MAX_ITEMS || this.#socket.bufferedAmount > MAX_UNSENT_BYTES) {
+      return fail("limit_exceeded", "too many actions");
     } else if (pace.due > now + pace.gap * pace.burst) {
       return fail("rate_limited", "too many actions");
     } else {
       pace.due = Math.max(now, pace.due) + pace.gap;
-      socket.send(JSON.stringify(asked));
+      this.#socket.send(JSON.stringify(request));
     }
     this.#requests.set(this.#ref, [done, fail]);
   }
 
-  _rejoin(subscription, refusals) {
-    this.#after(subscription, this.#delay(refusals + 2), () => subscription._join());
+  _later(channel, refusals) {
+    this.#setTimer(channel, this._delay(refusals + 2), () => channel.join());
   }
 
-  _leave(subscription) {
-    const { channel, _name: name } = subscription;
-    if (this.#subscriptions.get(channel) !== subscription) return;
-    this.#subscriptions.delete(channel);
-    this.#cancel(subscription);
-    subscription._left = true;
-    subscription._end("unsubscribed");
+  /** The server decides by the order of joining which pattern an overlapping message is for. */
+  _joined(channel) {
+    this.#channels.delete(channel.name);
+    this.#channels.set(channel.name, channel);
+  }
+
+  _leaveLater(channel) {
+    this.#setTimer(channel, LEAVE_MS, () => this.#leave(channel));
+  }
+
+  #leave(channel) {
+    const { name, address } = channel;
+    const isKnown = channel.isActive || channel.joining;
+    this.#forget(channel);
     const leave = () => {
-      if (this.#subscriptions.has(channel)) return;
-      this._request({ action: "unsubscribe", ...name }, () => {}, ({ code }) => {
-        if (code === "rate_limited") this.#after(subscription, 1_000, leave);
+      if (!isKnown || this.#channels.has(name)) return;
+      this._request({ action: "unsubscribe", ...address }, ignore, ({ code }) => {
+        if (code === "rate_limited") this.#setTimer(channel, LEAVE_MS, leave);
       });
     };
     leave();
+  }
+
+  #all() {
+    return [...this.#channels.values()];
+  }
+
+  #forget(channel) {
+    this.#channels.delete(channel.name);
+    channel.end(new EventBusError("unsubscribed", "the channel was left", channel.name));
   }
 
   async #open(byStream = false) {
     this.#drop("reconnecting");
     const attempt = this.#attempt;
     if (byStream) this.#stream = new AbortController();
-    else this.#become("connecting");
-    this.#after("handshake", HANDSHAKE_MS, () => this.#lost(FAILED, "no answer"));
+    else this.#setState("connecting", this.state.error);
+    this.#setTimer("handshake", HANDSHAKE_MS, () => this.#lost(ABNORMAL_CLOSE, "no answer"));
     try {
-      this.#token ??= await this.#getToken?.();
+      await this.#fetchToken();
       if (attempt !== this.#attempt) return;
       if (byStream) await this.#read(attempt);
-      else this.#socket = this.#dial(attempt, (data) => this.#receive(data), this.#lost);
+      else this.#socket = this.#dial(attempt, this.#onFrame, this.#lost);
     } catch (error) {
-      if (attempt === this.#attempt) this.#lost(FAILED, error?.message);
+      if (attempt === this.#attempt) this.#failed(error);
     }
   }
 
-  #dial(attempt, onmessage, onclose) {
-    const socket = new WebSocket(this.#url, PROTOCOL);
-    socket.onmessage = ({ data }) => attempt === this.#attempt && onmessage(JSON.parse(data));
-    socket.onclose = ({ code, reason }) => attempt === this.#attempt && onclose?.(code, reason);
+  async #fetchToken() {
+    const token = (this.#token ??= await this.#getToken?.());
+    if (typeof (token ?? "") === "string") return;
+    this.#token = null;
+    throw new EventBusError("unauthorized", "token() must return a string");
+  }
+
+  #dial(attempt, onMessage, onClose) {
+    const socket = new WebSocket(this.#httpUrl.href.replace(/^http/, "ws"), PROTOCOL);
+    socket.onmessage = ({ data }) => attempt === this.#attempt && onMessage(data);
+    socket.onclose = ({ code, reason }) => attempt === this.#attempt && onClose?.(code, reason);
     return socket;
   }
 
@@ -289,30 +617,40 @@ class Bus extends Emitter {
     this.#frames = null;
     const headers = { "Content-Type": "application/json" };
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
-    const options = { method: "POST", headers, body, signal: this.#stream.signal };
-    const answer = await fetch(this.#sseUrl, options);
+    const { signal } = this.#stream;
+    const answer = await fetch(this.#sseUrl, { method: "POST", headers, body, signal });
     if (!answer.ok) {
       if (answer.status === 401) this.#token = null;
-      throw new Error(`${answer.status} ${await answer.text()}`);
+      throw await this.#refusal(answer);
     }
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) throw new Error("the stream has ended");
-      this.#heard = true;
+      if (done) throw new Error("disconnected");
+      this.#hasHeard = true;
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {
-        const data = event.split("\n").filter((line) => line.startsWith("data:"));
         if (attempt !== this.#attempt) return;
-        if (data[0]) this.#receive(JSON.parse(data.map((line) => line.slice(5)).join("\n")));
+        const data = event.match(/^data:[^\n]*/gm);
+        if (data) this.#onFrame(data.map((line) => line.slice(5)).join("\n"));
       }
     }
   }
 
+  /** Skips what it cannot read: a resume would bring it again. */
+  #onFrame = (text) => {
+    this.#hasHeard = true;
+    try {
+      this.#receive(JSON.parse(text));
+    } catch (error) {
+      this.skipped += 1;
+      this._emit("error", new EventBusError("bad_frame", error.message));
+    }
+  };
+
   #receive(message) {
-    this.#heard = true;
     const { channel, event, data } = message;
     const isSystem = event.startsWith("eb:");
     const request = isSystem && this.#requests.get(data.ref);
@@ -324,18 +662,23 @@ class Bus extends Emitter {
     } else if (channel === null) {
       this.#control(event, data, message);
       this._emit(event, data, message);
+    } else if (isSystem) {
+      this.#channels.get(channel)?.receive(message);
     } else {
-      this.#subscriptions.get(channel)?._receive(message);
-      for (const subscription of this.#subscriptions.values()) {
-        if (!isSystem && subscription._pattern?.test(channel)) subscription._receive(message);
-      }
+      const patterns = this.#all().filter((each) => each.pattern);
+      const covering = [this.#channels.get(channel), ...patterns].filter((each) =>
+        each?.covers(message),
+      );
+      const own = covering.find((each) => each.isActive);
+      for (const each of covering) each.receive(message, each === own);
     }
   }
 
   #control(event, data, message) {
-    this.#subscriptions.get(data.pattern)?._receive(message); // a gap
+    this.#channels.get(data.pattern)?.receive(message); // a gap
     switch (event) {
       case "eb:connected":
+        this.#wasConnected = true;
         this.connectionId = data.connection_id;
         this.#heartbeat = data.heartbeat_s * 1000;
         // With 10% to spare: a network may bunch messages.
@@ -358,22 +701,27 @@ class Bus extends Emitter {
   }
 
   #ready() {
-    this.#cancel("handshake");
-    this.#after("steady", STEADY_MS, () => (this.#failures = 0));
-    this.transport = this.#socket ? "websocket" : "sse";
-    if (this.state === "connecting") this.#become("connected", { transport: this.transport });
+    this.#clearTimer("handshake");
+    this.#setTimer("steady", ANSWER_MS, () => (this.#failures = 0));
+    const transport = this.#socket ? "websocket" : "sse";
+    if (this.state.status === "connecting") this.#setState("connected", null, { transport });
     if (this.#socket) this.#join();
     else this.#tryWebSocket();
   }
 
+  /**
+   * Patterns after channels that resume: the server leaves out of them what those bring. New channels
+   * last: what comes before they begin is for the patterns, and has to arrive first.
+   */
   #join() {
-    for (const subscription of this.#subscriptions.values()) {
-      if (!subscription.active) subscription._join();
-    }
+    const channels = this.#all().filter((each) => each.handles.size);
+    const rank = ({ pattern, position }) => (pattern ? 1 : position ? 0 : 2);
+    channels.sort((one, other) => rank(one) - rank(other));
+    for (const channel of channels) if (!channel.isActive) channel.join();
   }
 
   #tryWebSocket() {
-    this.#after("trial", jittered(WEBSOCKET_AGAIN_MS), () => {
+    this.#setTimer("trial", jittered(WEBSOCKET_RETRY_MS), () => {
       this.#trial?.close();
       try {
         this.#trial = this.#dial(this.#attempt, () => this.#open());
@@ -393,7 +741,7 @@ class Bus extends Emitter {
       if (!isLast && /unauthorized|token_expired/.test(code)) return this.#refresh(true);
       this._emit("error", error);
       if (!/unavailable|rate_limited/.test(code)) this.#ready();
-      else this.#after("token", ASK_MS, () => this.#refresh());
+      else this.#setTimer("token", ANSWER_MS, () => this.#refresh());
     });
   }
 
@@ -401,11 +749,11 @@ class Bus extends Emitter {
     const attempt = this.#attempt;
     this.#token = null;
     try {
-      this.#token ??= await this.#getToken?.();
+      await this.#fetchToken();
     } catch (error) {
       if (attempt !== this.#attempt) return;
       this._emit("error", new EventBusError("unauthorized", `no token: ${error?.message}`));
-      return this.#after("token", ASK_MS, () => this.#refresh());
+      return this.#setTimer("token", ANSWER_MS, () => this.#refresh());
     }
     if (attempt !== this.#attempt) return;
     if (this.#stream) this.#open(true);
@@ -414,79 +762,151 @@ class Bus extends Emitter {
   }
 
   /** Pages do not see the server's pings. */
-  #listen(asked = 0) {
-    this.#heard = false;
-    if (asked) this.#socket?.send('{"action":"ping"}');
-    this.#after("silence", asked ? ASK_MS : this.#heartbeat, () => {
+  #listen(pings = 0) {
+    this.#hasHeard = false;
+    if (pings) this.#socket?.send('{"action":"ping"}');
+    this.#setTimer("silence", pings ? ANSWER_MS : this.#heartbeat, () => {
       // Twice: a busy page's timer may run before the answer.
-      if (this.#heard) this.#listen();
-      else if (asked < 2) this.#listen(asked + 1);
-      else this.#lost(FAILED, "the server fell silent");
+      if (this.#hasHeard) this.#listen();
+      else if (pings < 2) this.#listen(pings + 1);
+      else this.#lost(ABNORMAL_CLOSE, "no answer");
     });
   }
 
   #wake() {
     if (globalThis.document?.visibilityState === "hidden") return;
-    if (this.state === "connected") {
+    const { status } = this.state;
+    if (status === "connected") {
       if (this.#socket) this.#listen(1);
-    } else if (this.state !== "connecting") {
-      this.#after("retry", Math.random() * this.#minDelay, () => this.reconnect());
+    } else if (status !== "connecting") {
+      this.#setTimer("retry", Math.random() * this.#minDelay, () => this.reconnect());
     }
   }
 
+  /** The connection has ended. 40xx: stay away; 41xx: come back later; 42xx: at once. */
   #lost = (code, reason) => {
-    const isMiss = this.#socket && !this.connectionId;
-    // 40xx: stay away; 41xx: come back later; 42xx: at once.
-    if (code >= 4000 && code < 4100) return this.#close(code, reason);
+    const text = reason || `no connection (${code})`;
+    const error = new EventBusError(CLOSE_ERRORS[code] ?? "disconnected", text);
+    if (/^40/.test(code)) return this.#close(code, error);
     if (code === 4202) this.#token = null;
-    const isOffline = globalThis.navigator?.onLine === false;
-    if (isMiss && ++this.#misses > 2 && this.#sseUrl && !isOffline) return this.#open(true);
-    this.#drop(reason);
-    const atOnce = code >= 4200 && code < 4300 && this.#failures === 0;
-    let delay = atOnce ? Math.random() * this.#minDelay : this.#delay(this.#failures);
-    if (isOffline) delay = this.#maxDelay;
-    this.#failures += 1;
-    this.#after("retry", delay, () => this.#open());
-    this.#become(isOffline ? "offline" : "waiting", { code, reason, retryAt: Date.now() + delay });
+    if (this.#socket && !this.connectionId) this.#missed(code, error);
+    else this.#retry(code, error);
   };
 
-  #delay(times) {
+  /** An attempt has failed with an exception. */
+  #failed(reason) {
+    let error = reason;
+    if (!(error instanceof EventBusError)) {
+      error = new EventBusError("disconnected", error?.message ?? "no token");
+    }
+    if (error.isFinal) this.#close(ABNORMAL_CLOSE, error);
+    else this.#retry(ABNORMAL_CLOSE, error);
+  }
+
+  /** A WebSocket has ended without a greeting. Browsers do not say why, so ask by HTTP. */
+  async #missed(code, error) {
+    this.#misses += 1;
+    if (this.#misses <= MAX_MISSES || isOffline()) return this.#retry(code, error);
+    this.#drop(error.message);
+    const attempt = this.#attempt;
+    const reason = await this.#diagnose();
+    if (attempt !== this.#attempt) return;
+    if (reason) this.#failed(reason);
+    else this.#open(true);
+  }
+
+  /** Why the WebSocket failed; null if only Server-Sent Events are left. */
+  async #diagnose() {
+    let answer;
+    try {
+      answer = await fetch(this.#httpUrl, { signal: AbortSignal.timeout(HANDSHAKE_MS) });
+    } catch {
+      const where = withoutQuery(this.#httpUrl.href);
+      return new EventBusError("unreachable", `${where} cannot be reached. ${advice("/ws")}`);
+    }
+    const error = await this.#refusal(answer);
+    const isBlocked = /upgrade_required|websocket_disabled/.test(error.code);
+    return isBlocked && this.#sseUrl ? null : error;
+  }
+
+  /** What an HTTP answer that is no success says, in problem JSON (RFC 9457) from an edge. */
+  async #refusal(answer) {
+    const { status, url } = answer;
+    // Another server's answer may be no JSON.
+    const problem = (await answer.json().catch(ignore)) ?? {};
+    const { code = `http_${status}`, detail = advice(this.#stream ? "/sse" : "/ws") } = problem;
+    const error = new EventBusError(code, `${withoutQuery(url)} answered ${status}: ${detail}`);
+    // Once connected, it was right: a proxy may have lost its edges for a moment.
+    error.isFinal = /40[034]/.test(status) && (problem.code || !this.#wasConnected);
+    return error;
+  }
+
+  #retry(code, error) {
+    const { message: reason } = error;
+    this.#drop(reason);
+    const atOnce = /^42/.test(code) && !this.#failures;
+    let delay = atOnce ? Math.random() * this.#minDelay : this._delay(this.#failures);
+    let status = "waiting";
+    if (isOffline()) {
+      status = "offline";
+      delay = this.#maxDelay;
+    } else if (!this.#wasConnected) this.#warn(reason);
+    this.#failures += 1;
+    this.#setTimer("retry", delay, () => this.#open());
+    this.#setState(status, error, { code, reason, retryAt: Date.now() + delay });
+  }
+
+  /** Once, and only to developers. */
+  #warn(message) {
+    const isDevelopment = /localhost$|^127\.|^\[::1/.test(page?.hostname);
+    if (isDevelopment && !this.#hasWarned) console.warn(`eventbus cannot connect: ${message}`);
+    this.#hasWarned = true;
+  }
+
+  _delay(times) {
     return jittered(Math.min(this.#maxDelay, this.#minDelay * 2 ** times));
   }
 
-  #close(code, reason) {
-    if (this.state === "closed") return;
-    this.#life.abort();
+  #close(code, error) {
+    if (this.state.status === "closed") return;
+    const { message: reason } = error;
+    this.#pageEvents.abort();
     this.#drop(reason);
-    for (const each of this.#subscriptions.values()) each._end("closed", reason);
-    this.#become("closed", { code, reason });
+    for (const channel of this.#channels.values()) channel.end(error);
+    const isWanted = error.code === "closed";
+    if (!isWanted) this.#warn(reason);
+    this.#setState("closed", isWanted ? null : error, { code, reason });
   }
 
   #drop(reason) {
     this.#attempt += 1;
-    for (const timer of [...this.#timers.keys()]) this.#cancel(timer);
+    for (const timer of this.#timers.keys()) this.#clearTimer(timer);
     this.#socket?.close();
     this.#trial?.close();
     this.#stream?.abort();
-    this.#socket = this.#trial = this.#stream = this.transport = this.connectionId = null;
-    for (const each of this.#subscriptions.values()) each.active = false;
+    this.#socket = this.#trial = this.#stream = this.connectionId = null;
+    for (const channel of this.#all()) {
+      channel.isActive = false;
+      if (!channel.handles.size) this.#forget(channel);
+    }
     const requests = this.#requests;
     this.#requests = new Map();
     for (const [, fail] of requests.values()) fail("disconnected", reason);
   }
 
-  #become(state, detail = {}) {
-    this.state = state;
-    this._emit("state", { state, ...detail });
+  #setState(status, error = null, detail = {}) {
+    const why = error && { code: error.code, message: error.message };
+    this.state = Object.freeze({ status, transport: null, error: why, ...detail });
+    this._emit("state", this.state);
   }
 
-  #after(name, ms, callback) {
-    this.#cancel(name);
-    if (this.state === "closed") return;
+  #setTimer(name, ms, callback) {
+    this.#clearTimer(name);
+    if (this.state.status === "closed") return;
     this.#timers.set(name, setTimeout(callback, ms));
   }
 
-  #cancel(name) {
+  #clearTimer(name) {
     clearTimeout(this.#timers.get(name));
     this.#timers.delete(name);
   }

@@ -1,39 +1,31 @@
-"""The handshake of any transport: read the request, authenticate, decide, be ready to open.
+"""The handshake of any transport: read the request, authenticate, decide, prepare to open.
 
 The transport then opens the connection: see `Acceptor.accept` and `Connection.open`.
 """
 
-import contextlib
-import re
 from collections.abc import (
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
 from typing import (
     Final,
     NamedTuple,
+    Self,
 )
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
+from multidict import CIMultiDictProxy
 
+from eventbus import tracing
 from eventbus.channels import (
     MAX_CHANNEL_BYTES,
     validate_channel,
 )
 from eventbus.errors import InvalidChannel
-from eventbus_edge.access.admission import Place
-from eventbus_edge.access.rules import (
-    Allowed,
-    Denied,
-)
-from eventbus_edge.access.tokens import (
-    Claims,
-    TokenRejected,
-)
-from eventbus_edge.http.traces import handshake
+from eventbus_edge.access import Allowed, Claims, Denied, Slot, TokenRejected, bearer_token
+from eventbus_edge.http import route_of
 from eventbus_edge.node import (
     Access,
     Node,
@@ -42,24 +34,41 @@ from eventbus_edge.problem import (
     Problem,
     bad_token,
 )
-from eventbus_edge.protocols.base import (
-    Subprotocols,
-    WireProtocol,
-)
-from eventbus_edge.protocols.vocabulary import Subscribe
+from eventbus_edge.protocols import Subprotocols, Subscribe, WireProtocol
 
 __all__ = [
     "MAX_PARAMETERS_BYTES",
     "Admitted",
     "Handshake",
+    "Request",
     "admit",
-    "arrival",
+    "arrive",
+    "offered_protocols",
     "read_handshake",
+    "require_upgrade",
 ]
 
 
 MAX_PARAMETERS_BYTES: Final = 32 * 1024
 """The total of all query parameters: enough for a token and a hundred of the longest names."""
+
+
+def require_upgrade(headers: CIMultiDictProxy[str]) -> None:
+    """Raise Problem, 426, for a request that asks for no upgrade at all (RFC 9110 §15.5.22).
+
+    Usually a proxy has dropped the header, or somebody has opened the address as a page.
+    """
+    connection = ",".join(headers.getall("Connection", ())).lower().split(",")
+    if "Upgrade" in headers and "upgrade" in (option.strip() for option in connection):
+        return
+    raise Problem(
+        "upgrade_required",
+        "this address takes WebSockets, and the request lacks the headers Upgrade: websocket and "
+        "Connection: Upgrade. If the client sent them, a proxy in front of this node has dropped "
+        "them; nginx passes them on with: proxy_http_version 1.1; proxy_set_header Upgrade "
+        '$http_upgrade; proxy_set_header Connection "upgrade";',
+        headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+    )
 
 
 class Handshake(NamedTuple):
@@ -108,33 +117,31 @@ def read_handshake(
     return Handshake(channels, token, subprotocol)
 
 
-_BEARER: Final = re.compile(r"Bearer +(\S+) *", re.ASCII | re.IGNORECASE)  # RFC 6750 §2.1
-
-
 def _values(headers: Mapping[str, str], lower_name: str) -> list[str]:
     return [value for name, value in headers.items() if name.lower() == lower_name]
 
 
 def _at_most_one(values: Sequence[str], what: str) -> str | None:
     if len(values) > 1:
-        raise Problem("bad_request", f"{what} is given {len(values)} times; allowed is once")
+        raise Problem("bad_request", f"{what} is given {len(values)} times: only once is allowed")
     return values[0] if values else None
 
 
 def _unquote(raw: str) -> str:
-    """Decode percent-encoding. What is not ASCII then stays as it came, and is no channel name."""
+    """Decode percent-encoding. Other than ASCII stays as it is, and is not a channel name."""
     if len(raw) > 3 * MAX_CHANNEL_BYTES:
         return raw
     decoded = unquote_to_bytes(raw.encode("utf-8", "surrogatepass"))
     return decoded.decode("ascii") if decoded.isascii() else raw
 
 
-def _read_channels(asked: Iterable[str], max_channels: int) -> tuple[str, ...]:
-    channels = dict.fromkeys(asked)
+def _read_channels(names: Iterable[str], max_channels: int) -> tuple[str, ...]:
+    channels = dict.fromkeys(names)
     if len(channels) > max_channels:
         raise Problem(
             "limit_exceeded",
-            f"{len(channels)} channels are asked for; allowed are {max_channels} on a connection",
+            f"the request names {len(channels)} channels: at most {max_channels} per connection "
+            "are allowed",
         )
     try:
         return tuple(validate_channel(name) for name in channels)
@@ -142,16 +149,20 @@ def _read_channels(asked: Iterable[str], max_channels: int) -> tuple[str, ...]:
         raise Problem("invalid_channel", str(exc)) from None
 
 
+def offered_protocols(headers: Iterable[str]) -> list[str]:
+    """The subprotocols that a client offers: several headers are one list (RFC 6455, 11.3.4)."""
+    return [protocol.strip(" \t") for protocol in ",".join(headers).split(",")]
+
+
 def _read_protocols(
     headers: Sequence[str], known: Subprotocols | None
 ) -> tuple[str | None, str | None]:
-    """The subprotocol to select and the token offered beside it. No text shows what was offered."""
+    """The subprotocol to select, and the token offered with it. Errors do not quote the offers."""
     if known is None:
         return None, None
-    header = _at_most_one(headers, "the header Sec-WebSocket-Protocol")
-    if header is None:
+    if not headers:
         return None, None
-    offered = [protocol.strip(" \t") for protocol in header.split(",")]
+    offered = offered_protocols(headers)
     tokens = [
         protocol[len(known.bearer_prefix) :]
         for protocol in offered
@@ -172,12 +183,12 @@ def _read_authorization(headers: Sequence[str]) -> str | None:
     header = _at_most_one(headers, "the header Authorization")
     if header is None:
         return None
-    match = _BEARER.fullmatch(header)
-    if match is None:
+    token = bearer_token(header)
+    if token is None:
         raise bad_token(
             "unauthorized", "the header Authorization is not of the form: Bearer <token>"
         )
-    return match[1]
+    return token
 
 
 class Admitted(NamedTuple):
@@ -187,46 +198,72 @@ class Admitted(NamedTuple):
     channels: list[tuple[Subscribe, Allowed]]
 
 
-@contextlib.contextmanager
-def arrival(node: Node, request: web.Request) -> Iterator[Place]:
-    """A place for one more connection, from its handshake to its end. Raises Problem."""
-    node.require_ready()
-    with node.access.admission.arrival(request.remote, request.headers) as place:
-        yield place
+class Request(NamedTuple):
+    """What a handshake reads of an HTTP request."""
 
+    method: str
+    route: str
+    """The template of its path."""
+    remote: str | None
+    """The other end of the socket; None if it has no address."""
+    host: str
+    headers: CIMultiDictProxy[str]
+    query: Sequence[tuple[str, str]]
+    """The decoded parameters."""
+    raw_channel: str | None = None
+    """The channel in the path, percent-encoded as received; None without one."""
 
-async def admit(
-    node: Node,
-    request: web.Request,
-    place: Place,
-    raw_path_channel: str | None,
-    protocol: WireProtocol,
-) -> Admitted:
-    """Check origin, token and channels of a request, and count it for its user. Raises Problem.
-
-    `raw_path_channel` is the channel in the path, percent-encoded as received; None without one.
-    """
-    access = node.access
-    with handshake(request):  # one span around all of it
-        access.origins.require(request.headers.get("Origin"), request.host)
-        asked = read_handshake(
-            raw_path_channel=raw_path_channel,
-            query=list(request.query.items()),
-            headers=request.headers,
-            max_channels=node.settings.max_channels_per_connection,
-            subprotocols=protocol.subprotocols,
+    @classmethod
+    def of(cls, request: web.Request, raw_channel: str | None = None) -> Self:
+        """The same of a request of aiohttp."""
+        return cls(
+            request.method,
+            route_of(request),
+            request.remote,
+            request.host,
+            request.headers,
+            list(request.query.items()),
+            raw_channel,
         )
-        access.admission.charge_channels(place.address, len(asked.channels))
-        claims = await _authenticate(access, asked.token, place)
-        channels = [
-            (Subscribe(channel, None, 0, None), await _decide(access, channel, claims))
-            for channel in asked.channels
-        ]
-        node.require_ready()  # draining may have begun meanwhile
-        return Admitted(claims, channels)
 
 
-async def _authenticate(access: Access, token: str | None, place: Place) -> Claims | None:
+def arrive(node: Node, request: Request) -> Slot:
+    """Reserve a slot for one more connection; the caller must release it. Raises Problem."""
+    node.require_ready()
+    return node.access.admission.arrive(request.remote, request.headers)
+
+
+async def admit(node: Node, request: Request, slot: Slot, protocol: WireProtocol) -> Admitted:
+    """Check origin, token and channels of a request, and count it for its user. Raises Problem."""
+    with tracing.serving(request.method, request.route, request.headers) as answered:
+        try:
+            return await _admit(node, request, slot, protocol)
+        except Problem as problem:
+            answered(problem.status)
+            raise
+
+
+async def _admit(node: Node, request: Request, slot: Slot, protocol: WireProtocol) -> Admitted:
+    access, headers = node.access, request.headers
+    access.origins.require(headers.get("Origin"), request.host)
+    handshake = read_handshake(
+        raw_path_channel=request.raw_channel,
+        query=request.query,
+        headers=headers,
+        max_channels=node.settings.max_channels_per_connection,
+        subprotocols=protocol.subprotocols,
+    )
+    access.admission.charge_channels(slot.address, len(handshake.channels))
+    claims = await _authenticate(access, handshake.token, slot)
+    channels = [
+        (Subscribe(channel, None, 0, None), await _decide(access, channel, claims))
+        for channel in handshake.channels
+    ]
+    node.require_ready()  # draining may have begun meanwhile
+    return Admitted(claims, channels)
+
+
+async def _authenticate(access: Access, token: str | None, slot: Slot) -> Claims | None:
     """The claims of the token, if there is one; counts the connection for its user."""
     if token is None:
         return None
@@ -234,7 +271,7 @@ async def _authenticate(access: Access, token: str | None, place: Place) -> Clai
         claims = await access.authenticator.verify(token)
     except TokenRejected as exc:
         raise bad_token(exc.code, str(exc)) from None
-    access.admission.claim_early(place, claims.user_id)
+    access.admission.claim_early(slot, claims.user_id)
     return claims
 
 

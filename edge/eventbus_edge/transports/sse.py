@@ -1,17 +1,18 @@
-"""GET and POST /sse: Server-Sent Events for whatever WebSockets may do but send.
+"""GET and POST /sse: Server-Sent Events, with everything that WebSockets offer except sending.
 
-Events are written past aiohttp's writer, as frames are to WebSockets, so that an event made once
-serves every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's own are.
+Events bypass aiohttp's writer, as frames of WebSockets do, so that an event encoded once serves
+every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's own are.
 """
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import (
     Awaitable,
     Callable,
 )
 from typing import (
-    Any,
     Final,
     cast,
 )
@@ -22,41 +23,29 @@ from aiohttp import (
     web,
 )
 
-from eventbus.drivers.base import Position
-from eventbus_edge.delivery.outbox import Sink
-from eventbus_edge.delivery.wire import Wire
-from eventbus_edge.framing.sse import (
-    COMMENT,
-    NOWHERE,
-    ONE_CHANNEL,
-    WITHOUT_CURSOR,
-    ManyChannels,
-    closing as last_event,
-    decode_cursor,
-)
-from eventbus_edge.http.body import read_json_text
-from eventbus_edge.http.endpoints import cors_headers
+from eventbus.drivers import Position
+from eventbus.messages import json_decoder
+from eventbus_edge.delivery import Sink, Wire
+from eventbus_edge.framing import sse
+from eventbus_edge.http import give_input, read_json_text
 from eventbus_edge.keys import NODE
 from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
-from eventbus_edge.protocols.base import WireProtocol
-from eventbus_edge.protocols.vocabulary import (
+from eventbus_edge.protocols import (
     CloseReason,
     Closing,
     Malformed,
     Returns,
     Subscribe,
     SubscribePattern,
+    WireProtocol,
 )
-from eventbus_edge.sessions.connection import (
-    Connection,
-    fileno_of,
-    is_gone,
-)
+from eventbus_edge.sessions import Connection, fileno_of, is_gone
 from eventbus_edge.transports.handshake import (
     Admitted,
+    Request,
     admit,
-    arrival,
+    arrive,
 )
 
 __all__ = ["add_sse"]
@@ -66,15 +55,16 @@ _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a peer may take for what is unsent when its stream has ended."""
+_UNREACHABLE_AFTER: Final = 2.0
+"""After how many heartbeats without an acknowledgement a client counts as gone."""
 MAX_SURPLUS: Final = 64 * 1024
 """Bytes that a client may send after its request; a proxy might send some."""
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back
+    "X-Accel-Buffering": "no",  # nginx would buffer events
     "Connection": "close",
 }
-_MAX_AGE_S: Final = 600
 
 
 _Begin = Callable[[Connection], Awaitable[None]]
@@ -87,7 +77,7 @@ _Read = Callable[[Node, web.Request, Admitted, WireProtocol], Awaitable[tuple[Wi
 def add_sse(app: web.Application, path: str, protocol: WireProtocol) -> None:
     """Answer requests for `path` with streams of a protocol.
 
-    What is wrong before a stream begins is raised as a Problem.
+    An error before the stream begins is raised as a Problem.
     """
 
     async def server_sent_events(request: web.Request) -> web.StreamResponse:
@@ -98,42 +88,38 @@ def add_sse(app: web.Application, path: str, protocol: WireProtocol) -> None:
         """POST /sse: the body's commands are answered in the stream, as over WebSockets."""
         return await _answer(request, protocol, _by_body)
 
-    app.router.add_get(path, server_sent_events, allow_head=False)
+    app.router.add_get(path, server_sent_events)
     app.router.add_post(path, streamed_commands)
-    app.router.add_options(path, preflight)
 
 
 async def _answer(request: web.Request, protocol: WireProtocol, read: _Read) -> web.StreamResponse:
     node = request.app[NODE]
-    cors = cors_headers(request)
-    try:
-        with arrival(node, request) as place:
-            admitted = await admit(node, request, place, None, protocol)
-            _check(node, admitted)
-            wire, begin = await read(node, request, admitted, protocol)
-            response = web.StreamResponse(headers=_HEADERS | cors)
-            response.force_close()  # else its end would leave the socket open
-            await response.prepare(request)
-            transport = request.transport
-            if transport is None or is_gone(transport):  # the client has left meanwhile
-                return response
-            stream = _Stream(transport, chunked=request.version >= HttpVersion11)
-            # aiohttp reports the end of a connection only to its reader.
-            request.protocol.set_parser(cast(Any, stream))
-            connection = node.acceptor.accept(
-                wire, cast(Sink, stream), stream, admitted.claims, place
-            )
-            stream.connection = connection
-            try:
-                await begin(connection)
-                await stream.ended.wait()
-                connection.ended(None)
-            finally:
-                node.connections.remove(connection)
-                stream.finish()
-    except Problem as problem:
-        problem.headers.update(cors)
-        raise
+    asked = Request.of(request)
+    with arrive(node, asked) as slot:
+        admitted = await admit(node, asked, slot, protocol)
+        _check(node, admitted)
+        wire, begin = await read(node, request, admitted, protocol)
+        response = web.StreamResponse(headers=_HEADERS)
+        response.force_close()  # else its end would leave the socket open
+        if request.method == "HEAD":  # what GET would answer, without a stream
+            return response
+        await response.prepare(request)
+        transport = request.transport
+        if transport is None or is_gone(transport):  # the client has left meanwhile
+            return response
+        _end_if_unreachable(transport, _UNREACHABLE_AFTER * node.settings.heartbeat)
+        stream = _Stream(request.protocol, transport, chunked=request.version >= HttpVersion11)
+        # aiohttp reports the end of a connection only to its reader.
+        give_input(request, stream)
+        connection = node.acceptor.accept(wire, cast(Sink, stream), stream, admitted.claims, slot)
+        stream.connection = connection
+        try:
+            await begin(connection)
+            await stream.ended.wait()
+            connection.ended(None)
+        finally:
+            node.connections.remove(connection)
+            stream.finish()
     return response
 
 
@@ -148,21 +134,22 @@ async def _by_url(
 ) -> tuple[Wire, _Begin]:
     if admitted.claims is None and "Origin" not in request.headers:
         node.access.origins.require_host(request.host)
-    asked = admitted.channels
-    names = [command.channel for command, _ in asked]
+    channels = admitted.channels
+    names = [command.channel for command, _ in channels]
     if not names:
-        raise Problem("bad_request", "no channel is asked for: give one or more as channel=")
+        raise Problem("bad_request", "the request names no channel: give one or more as channel=")
     positions = _positions(request, names)
     if positions is not None:
-        resumed = ((c, positions.get(c.channel, NOWHERE), a) for c, a in asked)
-        asked = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
+        resumed = ((c, positions.get(c.channel, sse.NOWHERE), a) for c, a in channels)
+        channels = [(c._replace(resume=at), allowed) for c, at, allowed in resumed]
     if len(names) == 1:
-        wire = node.wires.shared(protocol, ONE_CHANNEL)
+        wire = node.wires.shared(protocol, sse.ONE_CHANNEL)
     else:
-        wire = node.wires.own(protocol, ManyChannels(names, positions or {}))
+        wire = node.wires.own(protocol, sse.ManyChannels(names, positions or {}))
 
     async def begin(connection: Connection) -> None:
-        await connection.open(asked)
+        if (work := connection.open(channels)) is not None:
+            await work
 
     return wire, begin
 
@@ -176,15 +163,15 @@ async def _by_body(
     node.require_ready()  # it may have begun to drain while the body came
 
     async def begin(connection: Connection) -> None:
-        await connection.open(())
+        connection.open(())
         node.access.admission.charge_channels(connection.address, len(commands))
         for command in commands:
             await connection.handle(command)
 
-    return node.wires.shared(protocol, WITHOUT_CURSOR), begin
+    return node.wires.shared(protocol, sse.WITHOUT_CURSOR), begin
 
 
-_decode_frames: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_frames: Final = json_decoder(list[msgspec.Raw])
 
 
 async def _commands(
@@ -200,8 +187,6 @@ async def _commands(
         frames = _decode_frames(body)
     except (msgspec.DecodeError, UnicodeError) as exc:
         raise _bad_body(f"it is not a JSON array of commands: {exc}") from None
-    except RecursionError:
-        raise _bad_body("its JSON is nested too deeply") from None
     most = node.settings.max_channels_per_connection
     if len(frames) > most:
         raise _bad_body(f"it has {len(frames)} commands: at most {most} are allowed")
@@ -209,7 +194,7 @@ async def _commands(
     for number, frame in enumerate(frames):
         command = protocol.decode(bytes(frame).decode())
         if not isinstance(command, Subscribe | SubscribePattern | Malformed):
-            raise _bad_body(f"command {number} is no subscribe: only those are allowed here")
+            raise _bad_body(f"command {number} is not a subscribe: only those are allowed here")
         commands.append(command)
     return commands
 
@@ -218,41 +203,52 @@ def _bad_body(what: str) -> Problem:
     return Problem("bad_request", f"the body is not valid: {what}")
 
 
-async def preflight(request: web.Request) -> web.Response:
-    """OPTIONS /sse: what a page of an allowed origin may ask for (fetch.spec.whatwg.org)."""
-    cors = cors_headers(request)
-    if "Access-Control-Allow-Origin" not in cors:
-        raise Problem("forbidden", "the request's origin is not allowed", headers=cors)
-    allowed = {
-        "Access-Control-Allow-Methods": "GET, POST",
-        "Access-Control-Allow-Headers": (
-            "Authorization, Cache-Control, Content-Type, Last-Event-ID"
-        ),
-        "Access-Control-Max-Age": str(_MAX_AGE_S),
-    }
-    return web.Response(status=204, headers=cors | allowed)
-
-
 def _positions(request: web.Request, channels: list[str]) -> dict[str, Position] | None:
-    """Where the client stands in each channel; None when it does not resume."""
-    # The header is newer: a browser sends it when it comes again to a URL with the parameter.
+    """The client's position in each channel; None when it does not resume."""
+    # The header is newer: a browser sends it when it reconnects to a URL with the parameter.
     text = request.headers.get("Last-Event-ID") or request.query.get("last_event_id")
     if not text:
         return None
-    return decode_cursor(text, channels) or {}
+    return sse.decode_cursor(text, channels) or {}
+
+
+def _end_if_unreachable(transport: asyncio.Transport, seconds: float) -> None:
+    """Let the kernel end a connection whose client acknowledges nothing for that long.
+
+    A client of a stream sends nothing, so a machine that has vanished would remain present until
+    TCP gives up, which takes some 15 minutes. The comments between events make TCP notice it. This
+    is an option of Linux (RFC 5482; tcp(7)).
+    """
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    fileno = fileno_of(transport)
+    if option is None or fileno == -1:
+        return
+    # A copy of the descriptor: event loops do not allow setting options of their own sockets.
+    with socket.socket(fileno=os.dup(fileno)) as copy:
+        if copy.family in (socket.AF_INET, socket.AF_INET6):
+            copy.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
 class _Stream:
     """The sink that an outbox writes to, the peer that a connection ends, the reader of its end."""
 
-    def __init__(self, transport: asyncio.Transport, *, chunked: bool) -> None:
+    def __init__(
+        self, protocol: web.RequestHandler, transport: asyncio.Transport, *, chunked: bool
+    ) -> None:
         self.ended = asyncio.Event()
         self.connection: Connection | None = None
+        self._protocol = protocol
         self._transport = transport
+        transport.set_write_buffer_limits(high=1, low=0)
         self._chunked = chunked
         self._surplus = 0
 
     # Sink
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether bytes are unsent."""
+        return self._protocol.writing_paused
 
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():
@@ -269,8 +265,8 @@ class _Stream:
     def ping(self) -> None:
         """Keep proxies from closing a silent stream. There is no answer to wait for."""
         if self.connection is not None:
-            self.connection.write(COMMENT)
-            self.connection.heard()
+            self.connection.write(sse.COMMENT)
+            self.connection.keep_alive()
 
     def fileno(self) -> int:
         return fileno_of(self._transport)
@@ -281,13 +277,13 @@ class _Stream:
         payload = self.connection.outbox.format.protocol.reply(closing)
         if payload is not None:
             returns_at_once = closing.returns is Returns.AT_ONCE
-            self.write(last_event(payload, returns_at_once=returns_at_once))
+            self.write(sse.closing(payload, returns_at_once=returns_at_once))
         self.ended.set()
 
-    # What aiohttp calls, having been given this as a parser
+    # Called by aiohttp, which uses this as a parser
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Drop what is sent into a stream, for nothing is asked for; much of it ends the stream."""
+        """Drop what the client sends, which should be nothing; too much of it ends the stream."""
         self._surplus += len(data)
         if self._surplus > MAX_SURPLUS:
             if self.connection is not None:

@@ -1,307 +1,420 @@
-"""WebSockets: aiohttp reads and closes, the outbox writes its ready frames to the transport.
+"""The socket of a WebSocket after its upgrade, by RFC 6455: frames in, frames out, and the close.
 
-Frames are written past aiohttp's writer, so that one frame made once serves every connection. That
-is sound because each write, aiohttp's own included, is one whole frame, and because what is
-deflated follows from nothing before it: `server_no_context_takeover` is agreed on. aiohttp inflates
-what clients deflate, and bounds it, inflated, as it bounds plain frames.
+One object of ours is the protocol of the transport: nothing of HTTP and no task stay alive for an
+idle connection. A command that has to wait for something runs in a task, while nothing more is read
+from its client.
 """
 
 import asyncio
-import itertools
-import logging
-import zlib
-from typing import (
-    Any,
-    Final,
+import enum
+from collections.abc import (
+    Callable,
+    Iterable,
 )
+from typing import Final
 
-from aiohttp import (
-    HttpVersion11,
-    WebSocketError,
-    WSCloseCode,
-    WSMsgType,
-    web,
-)
-
-from eventbus_edge.delivery.wire import Wire
-from eventbus_edge.framing.extensions import (
-    Deflate,
-    InvalidExtensions,
-    agree,
-)
-from eventbus_edge.framing.frames import (
+from eventbus_edge.access import Allowed, Slot
+from eventbus_edge.delivery import Wire
+from eventbus_edge.framing import (
+    BINARY,
+    CLOSE,
     PING,
+    PING_FRAME,
     TEXT,
+    Fault,
+    FrameReader,
+    close_frame,
     close_reason,
+    pong_frame,
 )
-from eventbus_edge.http.frame_gate import FrameGate
-from eventbus_edge.http.server import put_gate
-from eventbus_edge.keys import NODE
-from eventbus_edge.node import Node
-from eventbus_edge.problem import Problem
-from eventbus_edge.protocols.base import WireProtocol
-from eventbus_edge.protocols.vocabulary import (
-    Closing,
-    Failed,
-)
-from eventbus_edge.sessions.connection import (
-    Connection,
-    fileno_of,
-    is_gone,
-)
-from eventbus_edge.transports.handshake import (
-    admit,
-    arrival,
-)
+from eventbus_edge.http import Detached
+from eventbus_edge.lingering import LINGER_S, MAX_SURPLUS, Linger
+from eventbus_edge.protocols import Closing, Failed, Subscribe
+from eventbus_edge.sessions import Connection, Connections, Work, fileno_of
 
-__all__ = ["add_websocket", "answer_extensions"]
+__all__ = ["MAX_CLOSE_S", "WebSocket"]
 
 
-_log = logging.getLogger(__name__)
-
+FRAMES_PER_TURN: Final = 128
+"""Frames of one client that are handled before the event loop serves other clients."""
+MESSAGE: Final = 8
+"""How many frames a message counts as."""
+DROPPED_FRAMES: Final = 4096
+"""How many frames are searched for the answer to a close frame: tiny ones cost time, not bytes."""
 CLOSE_TIMEOUT_S: Final = 3.0
-"""How long a peer may take to answer a close frame before its socket is cut."""
-_AGREED: Final = web.ResponseKey("AGREED", Deflate)
-_TURN: Final = 16
-"""Messages of one client that are handled before the event loop serves the others."""
+"""How long a client may take to answer a close frame."""
+_MESSAGES: Final = frozenset({TEXT, BINARY})
+MAX_CLOSE_S: Final = CLOSE_TIMEOUT_S + LINGER_S
 
 
-def add_websocket(app: web.Application, path: str, protocol: WireProtocol) -> None:
-    """Take WebSockets of a protocol at `path`, which may end with a `{channel}` to subscribe."""
+class State(enum.Enum):
+    """The state of a socket; data frames are written and handled only in the first one."""
 
-    async def websocket(request: web.Request) -> web.StreamResponse:
-        try:
-            return await _connect(request, protocol)
-        except Problem as problem:
-            if protocol.refuse is None:
-                raise
-            failed = Failed(problem.code, problem.detail, None, None)
-            return await _refuse(request, protocol, failed, protocol.refuse(failed))
-
-    app.router.add_get(path, websocket, allow_head=False)  # HEAD has no upgrade (RFC 6455, 4.1)
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    """The node has sent a close frame, and awaits the client's."""
+    ENDING = enum.auto()
+    """No more frames are read or written: a Linger closes the socket."""
 
 
-async def _connect(request: web.Request, protocol: WireProtocol) -> web.StreamResponse:
-    """Open a connection and serve it; what is wrong before the upgrade is raised as a Problem."""
-    node = request.app[NODE]
-    with arrival(node, request) as place:
-        channel = _raw_channel(request)
-        claims, channels = await admit(node, request, place, channel, protocol)
-        ws, socket = await _upgrade(node, request, protocol)
-        if socket is None:  # the client has left during the handshake
-            return ws
-        connection = node.acceptor.accept(socket.wire, socket, socket, claims, place)
-        try:
-            await connection.open(channels)
-            await _serve(ws, connection, socket.gate)
-        finally:
-            node.connections.remove(connection)
-        await socket.closed()
-    return ws
+_OPEN: Final = State.OPEN  # looking up an enum's attribute is slower
 
 
-async def _refuse(
-    request: web.Request, protocol: WireProtocol, failed: Failed, closing: Closing
-) -> web.StreamResponse:
-    """Upgrade, send the error and close, for protocols whose clients read errors in the socket.
-
-    Raises Problem where there can be no upgrade.
-    """
-    node = request.app[NODE]
-    ws, socket = await _upgrade(node, request, protocol)
-    if socket is not None:
-        node.metrics.errors.labels(failed.code).inc()
-        node.metrics.closes.labels(str(closing.code)).inc()
-        socket.write(socket.wire.reply(failed) or b"")
-        socket.close(closing)
-        socket.gate.open(_Refused())
-        await socket.closed()
-    return ws
-
-
-class _Refused:
-    """What a gate has in place of a connection, to look for the client's close frame."""
-
-    is_closing: Final = True
-
-    def count(self, frames: int, ping: bytes | None, *, is_last: bool) -> None:
-        """Nothing is served."""
-
-
-async def _upgrade(
-    node: Node, request: web.Request, protocol: WireProtocol
-) -> "tuple[web.WebSocketResponse, _Socket | None]":
-    agreed = _agree(node, request)
-    subprotocols = protocol.subprotocols
-    ws = _WebSocket(
-        protocols=() if subprotocols is None else (subprotocols.name,),
-        max_msg_size=node.settings.max_frame_bytes + 1,  # aiohttp refuses what reaches it
-        timeout=CLOSE_TIMEOUT_S,
-        autoping=False,
-        compress=agreed is not None,
-    )
-    if agreed is not None:
-        ws[_AGREED] = agreed
-    if request.version < HttpVersion11 or not ws.can_prepare(request).ok:
-        raise Problem("bad_request", "this address takes WebSocket connections only")
-    gate = put_gate(request, deflates=agreed is not None)
-    await ws.prepare(request)
-    transport = request.transport
-    return ws, None if transport is None or is_gone(transport) else _Socket(
-        node, ws, transport, gate, _wire(node, ws, protocol)
-    )
-
-
-def _agree(node: Node, request: web.Request) -> Deflate | None:
-    if node.wires.deflated is None:
-        return None
-    try:
-        return agree(", ".join(request.headers.getall("Sec-WebSocket-Extensions", ())))
-    except InvalidExtensions as exc:
-        raise Problem("bad_request", f"the header Sec-WebSocket-Extensions: {exc}") from None
-
-
-async def answer_extensions(_request: web.Request, response: web.StreamResponse) -> None:
-    """Put what was agreed on into the handshake's answer.
-
-    aiohttp's own answer lacks what was not asked for, and what is as it would be anyway. An offer
-    that it does not understand, for its quotes or spaces, comes to nothing: there it has none.
-    """
-    if (agreed := response.get(_AGREED)) is not None:
-        if "Sec-WebSocket-Extensions" in response.headers:
-            response.headers["Sec-WebSocket-Extensions"] = agreed.answer
-        else:
-            del response[_AGREED]
-
-
-def _wire(node: Node, ws: web.WebSocketResponse, protocol: WireProtocol) -> Wire:
-    agreed = ws.get(_AGREED)
-    if agreed is None or node.wires.deflated is None:
-        return node.wires.shared(protocol, TEXT)
-    return node.wires.shared(protocol, node.wires.deflated.framing(agreed.window_bits))
-
-
-def _raw_channel(request: web.Request) -> str | None:
-    """The path's channel as it came, percent-encoding included; None for the plain form."""
-    if "channel" not in request.match_info:
-        return None
-    resource = request.match_info.route.resource
-    assert resource is not None, "a request for a path has a resource"
-    depth = resource.canonical.partition("{channel}")[0].count("/")
-    return request.rel_url.raw_path.split("/", depth)[depth]
-
-
-async def _serve(ws: web.WebSocketResponse, connection: Connection, gate: FrameGate) -> None:
-    gate.open(connection)
-    decode = connection.outbox.format.protocol.decode
-    turns = itertools.cycle(range(_TURN))
-    async for message in ws:
-        gate.took()
-        match message.type:
-            case WSMsgType.TEXT | WSMsgType.BINARY:
-                await connection.handle(decode(message.data), len(message.data))
-            case WSMsgType.ERROR:
-                # aiohttp has closed: 1007 for text that is not UTF-8, 1009 for a large frame.
-                connection.ended(_code_of(message.data))
-        if next(turns) == 0:
-            await asyncio.sleep(0)  # what was read already is handled without a wait
-    connection.ended(None)
-
-
-def _code_of(fault: BaseException) -> int:
-    """The code of the close frame that was sent for a fault."""
-    if isinstance(fault, WebSocketError):
-        return fault.code
-    return WSCloseCode.PROTOCOL_ERROR if isinstance(fault, zlib.error) else 1006
-
-
-class _WebSocket(web.WebSocketResponse):
-    """Closes with 1002 for data that cannot be inflated, where aiohttp has 1000 for it.
-
-    And waits for the client's close frame where aiohttp, while it is receiving, does not.
-    """
-
-    async def receive(self, timeout: float | None = None) -> Any:  # noqa: ASYNC109 - aiohttp's
-        message = await super().receive(timeout)
-        if message.type is WSMsgType.CLOSING:
-            self._closing = False  # by the node; `close` goes on once this has returned
-        return message
-
-    async def close(
-        self,
-        *,
-        code: int = WSCloseCode.OK,
-        message: bytes = b"",
-        drain: bool = True,
-    ) -> bool:
-        if isinstance(self.exception(), zlib.error):
-            code, message = WSCloseCode.PROTOCOL_ERROR, b"a frame cannot be inflated"
-        return await super().close(code=code, message=message, drain=drain)
-
-
-class _Socket:
+class WebSocket(asyncio.Protocol):
     """The sink that an outbox writes to, and the peer that a connection ends."""
+
+    __slots__ = (
+        "_connection",
+        "_connections",
+        "_drops",
+        "_ended",
+        "_head",
+        "_is_at_end",
+        "_is_due",
+        "_is_held",
+        "_ping",
+        "_reader",
+        "_room",
+        "_slot",
+        "_state",
+        "_timer",
+        "_transport",
+        "_work",
+        "is_behind",
+        "wire",
+    )  # fmt: skip
 
     def __init__(
         self,
-        node: Node,
-        ws: web.WebSocketResponse,
-        transport: asyncio.Transport,
-        gate: FrameGate,
+        detached: Detached,
+        head: bytes,
         wire: Wire,
+        reader: FrameReader,
+        *,
+        connections: Connections,
+        slot: Slot | None,
     ) -> None:
-        self.gate = gate
+        """`head` is the answer to the handshake, which goes before all frames.
+
+        `slot` is released when the socket ends; None for a client that is refused.
+        """
         self.wire = wire
-        self._node = node
-        self._ws = ws
-        self._transport = transport
-        self._closed: asyncio.Event | None = None
+        self._head = head
+        self._transport = detached.transport
+        self._ended = detached.ended
+        self._reader = reader
+        self._connections = connections
+        self._connection: Connection | None = None
+        self._slot = slot
+        self._state = State.OPEN
+        self._work: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping: bytes | None = None
+        """The payload of the newest ping that was not answered yet."""
+        self._is_at_end = False
+        """Whether the client has closed its side: nothing more will be received."""
+        self._is_held = False
+        """Whether reading from the socket is paused."""
+        self._is_due = False
+        """Whether `_read` will be called in the next turn of the event loop."""
+        self._room = MAX_SURPLUS
+        """Bytes that the client may send after the node's close frame."""
+        self._drops = DROPPED_FRAMES
+        """Frames that the client may send after it."""
+        self.is_behind = self._transport.get_write_buffer_size() > 0
+        """Whether bytes are unsent."""
+        connections.add_socket(self)
+        reader.feed(detached.received)
+        self._transport.set_write_buffer_limits(high=1, low=0)
+        self._transport.set_protocol(self)
+
+    async def open(
+        self, connection: Connection, channels: Iterable[tuple[Subscribe, Allowed]]
+    ) -> None:
+        """Answer the handshake, join the channels, and serve the client from then on.
+
+        Where joining need not wait, all of the answers share one write.
+        """
+        self._connection = connection
+        connection.write(self._take_head())
+        work = connection.open(channels)
+        if work is not None:
+            self._work = asyncio.current_task()
+            try:
+                await work
+            finally:
+                self._worked(None)
+        elif not self._is_due:
+            self._read()
+
+    def refuse(self, failed: Failed, closing: Closing) -> None:
+        """Answer the handshake, send an error, and close.
+
+        Where the close is announced, that is the error.
+        """
+        if not self.wire.protocol.announces_close:
+            self.write(self._take_head() + (self.wire.reply(failed) or b""))
+        self.close(closing)
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head, b""
+        return head
+
+    # Sink
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
+        """Write whole frames; nothing follows a close frame (RFC 6455, 5.5.1)."""
+        if self._state is _OPEN and not self._transport.is_closing():
             self._transport.write(data)
 
     def unsent(self) -> int:
-        return self._transport.get_write_buffer_size()
+        """Bytes written that the system has not accepted yet."""
+        return self._transport.get_write_buffer_size() if self.is_behind else 0
 
     def abort(self) -> None:
+        """End the socket at once."""
         self._transport.abort()
 
+    # Peer
+
     def ping(self) -> None:
-        self.write(self.wire.heartbeat() or PING)
+        """Ask for a sign of life."""
+        self.write(self.wire.heartbeat() or PING_FRAME)
 
     def fileno(self) -> int:
+        """The socket's file descriptor; -1 when it is closed."""
         return fileno_of(self._transport)
 
     def close(self, closing: Closing) -> None:
+        """Begin to close: send a close frame, and wait for the client's, for some time."""
+        self.write(self._take_head())  # it is closed before it was opened, if there is one
         if self.wire.protocol.announces_close:
             self.write(self.wire.reply(closing) or b"")
-        self._closed = asyncio.Event()
-        self.gate.closing()
-        if not self._node.connections.closing.start(self._close(closing), "closing a connection"):
-            self._closed.set()
-            self._transport.abort()
+        self.write(close_frame(closing.code.to_bytes(2) + close_reason(closing.text)))
+        if self._state is State.OPEN:
+            self._state = State.CLOSING
+            self._wait(CLOSE_TIMEOUT_S, self._give_up)
+            self._schedule()
 
-    async def closed(self) -> None:
-        """Wait for the end of a close that the node has begun.
+    # What the transport calls
 
-        A socket that is closed while its client still sends is reset, and the client may not get
-        to read why (RFC 6455, 7.1.1).
-        """
-        if self._closed is not None:
-            await self._closed.wait()
+    def data_received(self, data: bytes) -> None:
+        """Data has come from the client."""
+        if self._state is State.ENDING:
+            return
+        if self._state is State.CLOSING:
+            self._room -= len(data)
+            if self._room < 0:
+                self._give_up()
+                return
+        self._reader.feed(data)
+        if self._is_busy:
+            self._hold()
+        else:
+            self._read()
 
-    async def _close(self, closing: Closing) -> None:
-        message = close_reason(closing.text)
+    def eof_received(self) -> bool:
+        """The client has closed its side; what it sent before is handled first."""
+        self._is_at_end = True
+        if self._state is State.ENDING:
+            return False
+        if not self._is_busy:
+            self._read()
+        return self._transport.can_write_eof()  # with TLS, both sides end together
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """The socket has ended."""
+        self._is_at_end = True
+        self._wait(0.0, None)
+        self._end_socket()
+        if self._connection is None and self._state is State.OPEN:  # opening it has failed
+            self._state = State.ENDING
+        if not self._is_busy:
+            self._read()
+
+    def _end_socket(self, _: object = None) -> None:
+        self._ended()
+        self._connections.remove_socket(self)
+        if self._slot is not None:
+            self._slot.release()
+
+    def pause_writing(self) -> None:
+        """Bytes are unsent."""
+        self.is_behind = True
+
+    def resume_writing(self) -> None:
+        """All bytes are sent."""
+        self.is_behind = False
+
+    # Reading
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether `_read` is called later, when it may go on."""
+        return self._is_due or (self._work is not None and self._state is State.OPEN)
+
+    def _read(self) -> None:
+        """Handle received data; only a part of it if there is much."""
+        self._is_due = False
+        if self._state is not State.OPEN:
+            self._let_go()
+            if self._state is State.ENDING:
+                return
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._ws.close(code=closing.code, message=message, drain=False)
-        except TimeoutError:
-            pass
-        finally:
-            # A peer that is behind gets the time to read the rest; one that does not read would
-            # keep its unsent bytes alive.
-            assert self._closed is not None, "the close has begun"
-            self._closed.set()
-            if self._transport.get_write_buffer_size():
-                asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+            may_be_more = self._serve() if self._state is State.OPEN else self._look_for_close()
+        except Fault as fault:
+            self._fail(fault)
+            return
+        if may_be_more:
+            if not self._is_busy:
+                self._hold()
+                self._schedule()
+        elif self._is_at_end:
+            self._finish()
+        else:
+            self._release()
+
+    def _serve(self) -> bool:
+        """Handle frames in their order; False if all that were received are handled."""
+        connection, reader = self._connection, self._reader
+        assert connection is not None, "a client is served once it is connected"
+        decode = self.wire.protocol.decode
+        room, frames = FRAMES_PER_TURN, 0
+        while room > 0:
+            frame = reader.read()
+            if frame is None:
+                self._count(connection, frames)
+                self._answer_ping(connection)
+                return False
+            opcode, payload, text = frame
+            if opcode in _MESSAGES:
+                self._count(connection, frames)
+                if self._ping is not None:
+                    self._answer_ping(connection)
+                frames, room = 0, room - MESSAGE
+                work = connection.receive(decode(text if opcode == TEXT else payload), len(payload))
+                if work is not None:
+                    self._start(work)
+                    return True
+                if connection.is_closing:
+                    return True
+            elif opcode == CLOSE:
+                self._count(connection, frames)
+                self._answer_ping(connection)
+                self._answer_close(connection, payload)
+                return False
+            else:
+                frames, room = frames + 1, room - 1
+                if opcode == PING:
+                    self._ping = payload
+        self._count(connection, frames)
+        return True
+
+    def _look_for_close(self) -> bool:
+        """Read on until the client's close frame, and drop the rest; False if nothing is left."""
+        dropped = 0
+        while dropped < FRAMES_PER_TURN and (frame := self._reader.read(drop=True)) is not None:
+            if frame.opcode == CLOSE:
+                self._finish()
+                return False
+            dropped += 1
+        self._drops -= dropped
+        if self._drops <= 0:
+            self._give_up()
+            return False
+        return dropped == FRAMES_PER_TURN
+
+    def _count(self, connection: Connection, frames: int) -> None:
+        """Count frames that are not messages; a ping beyond the pace is not answered."""
+        if frames and not connection.count(frames):
+            self._ping = None
+
+    def _answer_ping(self, connection: Connection) -> None:
+        """Send one pong for all pings since the last message of a read (RFC 6455, 5.5.3)."""
+        if self._ping is not None:
+            connection.write(pong_frame(self._ping))
+            self._ping = None
+
+    def _schedule(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._read)
+
+    def _hold(self) -> None:
+        if not (self._is_held or self._is_at_end or self._transport.is_closing()):
+            self._is_held = True
+            self._transport.pause_reading()
+
+    def _release(self) -> None:
+        if self._is_held and not (self._is_at_end or self._transport.is_closing()):
+            self._is_held = False
+            self._transport.resume_reading()
+
+    # Commands that have to wait
+
+    def _start(self, work: Work) -> None:
+        self._work = self._connections.commands.start(work, "a command of a client")
+        if self._work is None:  # the node has closed
+            self.abort()
+        else:
+            self._work.add_done_callback(self._worked)
+
+    def _worked(self, _: object) -> None:
+        self._work = None
+        if not self._is_due:
+            self._read()
+
+    # The end
+
+    def _answer_close(self, connection: Connection, code: bytes) -> None:
+        connection.ended(None)
+        self.write(close_frame(code))
+        self._finish()
+
+    def _fail(self, fault: Fault) -> None:
+        """Fail the connection (RFC 6455, 7.1.7): nothing more of the client is read."""
+        if self._connection is not None and self._state is State.OPEN:
+            self._answer_ping(self._connection)
+            self._connection.ended(fault.code)
+        self.write(close_frame(fault.code.to_bytes(2) + close_reason(str(fault))))
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End without an answer to the close frame: the client has exceeded its time or bytes."""
+        self._finish(is_answered=False)
+
+    def _finish(self, *, is_answered: bool = True) -> None:
+        """End the socket when the client does, or after some time.
+
+        `is_answered`: the client has closed, too.
+        """
+        if self._connection is not None:
+            self._connection.ended(None)
+        self._state = State.ENDING
+        self._wait(0.0, None)
+        transport = self._transport
+        if not transport.is_closing():
+            self._release()
+            # TLS cannot be closed in one direction only.
+            is_whole = is_answered and not (transport.can_write_eof() or self._reader.has_more)
+            Linger(
+                transport,
+                self._end_socket,
+                self._connections.note_surplus,
+                room=self._room,
+                is_done=self._is_at_end or is_whole,
+            )
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Remove the connection from the node, once its last command has ended."""
+        connection = self._connection
+        if connection is not None and self._work is None:
+            self._connection = None
+            self._connections.remove(connection)
+
+    def _wait(self, seconds: float, then: Callable[[], object] | None) -> None:
+        """Call `then` after some time, instead of the previous callback."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if then is None else asyncio.get_running_loop().call_later(seconds, then)

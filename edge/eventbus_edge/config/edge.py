@@ -3,165 +3,23 @@
 from collections.abc import Mapping
 from typing import (
     Annotated,
-    Final,
     Literal,
 )
 
 import msgspec
 
+from eventbus.config import Environment
 from eventbus.environment import (
     Count,
     Port,
     Positive,
-    SettingsStruct,
     Var,
     load,
 )
-from eventbus.errors import ConfigError
-from eventbus.urls import (
-    is_web_address,
-    mask_url,
-)
-from eventbus.webhooks import (
-    LIFECYCLE_EVENTS,
-    LifecycleName,
-)
+from eventbus_edge.config.lifecycle import LifecycleSettings
 from eventbus_edge.logs import LogFormat
 
-__all__ = ["EdgeSettings", "LifecycleSettings"]
-
-
-MIN_SECRET: Final = 16
-
-
-class LifecycleSettings(SettingsStruct, frozen=True, kw_only=True):
-    """The settings of lifecycle events and webhooks, a part of EdgeSettings."""
-
-    lifecycle: Annotated[
-        Literal["auto", "on", "off"],
-        Var(
-            "BROADCAST_LIFECYCLE",
-            "whether nodes announce when channels are occupied and vacated, and members join and "
-            "leave; auto: if BROADCAST_WEBHOOK_URL is set",
-            "auto, on or off",
-        ),
-    ] = "auto"
-    lifecycle_linger: Annotated[
-        Annotated[float, msgspec.Meta(ge=0, le=3600)],
-        Var(
-            "BROADCAST_LIFECYCLE_LINGER",
-            "how long a channel counts as occupied after its last subscriber on a node has left",
-            "0 to 3600",
-        ),
-    ] = 15.0
-    webhook_url: Annotated[
-        str,
-        Var(
-            "BROADCAST_WEBHOOK_URL",
-            "the URL that lifecycle events are posted to; empty: none are posted",
-            "an http:// or https:// address",
-            secret=True,
-        ),
-    ] = ""
-    webhook_secret: Annotated[
-        str,
-        Var(
-            "BROADCAST_WEBHOOK_SECRET",
-            "the secret that signs webhooks; required with a URL",
-            "16 characters or more",
-            secret=True,
-        ),
-    ] = ""
-    webhook_events: Annotated[
-        tuple[LifecycleName, ...],
-        Var(
-            "BROADCAST_WEBHOOK_EVENTS",
-            "the events that are posted",
-            "channel_occupied, channel_vacated, member_joined or member_left, separated by commas",
-        ),
-    ] = LIFECYCLE_EVENTS
-    webhook_timeout: Annotated[
-        Annotated[float, msgspec.Meta(gt=0, le=300)],
-        Var("BROADCAST_WEBHOOK_TIMEOUT", "the timeout of one post", "above 0, at most 300"),
-    ] = 10.0
-    webhook_batch: Annotated[
-        Annotated[int, msgspec.Meta(ge=1, le=1000)],
-        Var("BROADCAST_WEBHOOK_BATCH", "the maximum number of events per post", "1 to 1000"),
-    ] = 100
-    webhook_wait: Annotated[
-        Annotated[float, msgspec.Meta(ge=0, le=60)],
-        Var(
-            "BROADCAST_WEBHOOK_WAIT",
-            "how long an event may wait for others, to be posted together",
-            "0 to 60",
-        ),
-    ] = 0.2
-    webhook_concurrency: Annotated[
-        Annotated[int, msgspec.Meta(ge=1, le=100)],
-        Var(
-            "BROADCAST_WEBHOOK_CONCURRENCY",
-            "the maximum number of concurrent posts of this node",
-            "1 to 100",
-        ),
-    ] = 4
-    webhook_tries: Annotated[
-        Annotated[int, msgspec.Meta(ge=1, le=1000)],
-        Var(
-            "BROADCAST_WEBHOOK_TRIES",
-            "attempts to post before a post is moved to the failed jobs",
-            "1 to 1000",
-        ),
-    ] = 10
-    webhook_backoff: Annotated[
-        Annotated[
-            tuple[Annotated[float, msgspec.Meta(ge=0, le=86_400)], ...],
-            msgspec.Meta(min_length=1, max_length=100),
-        ],
-        Var(
-            "BROADCAST_WEBHOOK_BACKOFF",
-            "the pauses after each attempt; the last one repeats",
-            "0 to 86400, separated by commas",
-        ),
-    ] = (1.0, 5.0, 30.0, 120.0, 600.0)
-    webhook_queue_connection: Annotated[
-        str,
-        Var(
-            "BROADCAST_WEBHOOK_QUEUE_CONNECTION",
-            "the driver whose queue holds the posts, if the bus's own driver has no queues",
-            "empty for the bus's own, or the name of a driver with queues, such as nats",
-        ),
-    ] = ""
-
-    @property
-    def lifecycle_events(self) -> tuple[LifecycleName, ...]:
-        """The events that are announced."""
-        if self.lifecycle == "on":
-            return LIFECYCLE_EVENTS
-        if self.lifecycle == "off" or not self.webhook_url:
-            return ()
-        return self.webhook_events
-
-    def check_webhook(self) -> None:
-        """Check the webhook settings. Raises ConfigError for an invalid URL or a missing secret."""
-        if not self.webhook_url:
-            return
-        shown = f"BROADCAST_WEBHOOK_URL={mask_url(self.webhook_url)!r}"
-        if self.lifecycle == "off":
-            raise ConfigError(
-                f"{shown} with BROADCAST_LIFECYCLE=off would post nothing; set it to auto",
-                variable="BROADCAST_LIFECYCLE",
-            )
-        if not is_web_address(self.webhook_url):
-            raise ConfigError(
-                f"{shown}: allowed: an http:// or https:// address with a host",
-                variable="BROADCAST_WEBHOOK_URL",
-            )
-        if len(self.webhook_secret) < MIN_SECRET:
-            raise ConfigError(
-                f"{shown} needs BROADCAST_WEBHOOK_SECRET, which has {len(self.webhook_secret)} "
-                f"characters; allowed: {MIN_SECRET} or more, such as from `openssl rand -hex 32`",
-                variable="BROADCAST_WEBHOOK_SECRET",
-            )
+__all__ = ["EdgeSettings"]
 
 
 Algorithm = Literal[
@@ -174,7 +32,7 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     """The settings of an edge node, in addition to the bus's `eventbus.config.Settings`."""
 
     environment: Annotated[
-        Literal["development", "production"],
+        Environment,
         Var(
             "BROADCAST_ENVIRONMENT",
             "in production, a node refuses to start without a key for tokens, or with a secret for "
@@ -287,7 +145,8 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
         Var(
             "CORS_ALLOWED_ORIGINS",
             "origins that browsers may connect from, in addition to the node's own",
-            "origins such as https://example.com, separated by commas; * for any",
+            "origins such as https://example.com, https://*.example.com for all subdomains or "
+            "http://localhost:* for all ports, separated by commas; * for any",
         ),
     ] = ()
     allowed_hosts: Annotated[
@@ -328,16 +187,22 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     ] = ""
     jwt_public_key: Annotated[
         str,
-        Var("JWT_PUBLIC_KEY", "the public key of signed tokens", "the path of a PEM file"),
+        Var(
+            "JWT_PUBLIC_KEY",
+            "the public key of signed tokens",
+            "the path of a PEM file, or the text of a PEM, whose line breaks may be written as \\n",
+            secret=True,
+        ),
     ] = ""
     jwt_algorithms: Annotated[
         tuple[Algorithm, ...],
         Var(
             "JWT_ALGORITHMS",
-            "the algorithms that tokens may be signed with, all of one family",
+            "the algorithms that tokens may be signed with, all of one family; empty: HS256 with a "
+            "secret, or else all that fit the public keys",
             "HS256, HS384, HS512, RS256, RS384, RS512, ES256, ES384, ES512 or EdDSA",
         ),
-    ] = ("HS256",)
+    ] = ()
     jwt_jwks_url: Annotated[
         str,
         Var(
@@ -381,6 +246,98 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "0 or more",
         ),
     ] = 5.0
+    pusher_app_id: Annotated[
+        str,
+        Var(
+            "PUSHER_APP_ID",
+            "the id of the app for clients of the Pusher protocol, such as Laravel Echo; empty: "
+            "the node speaks it only for the apps of PUSHER_APPS, if any",
+            "1 to 20 digits, since some server libraries allow nothing else",
+        ),
+    ] = ""
+    pusher_app_key: Annotated[
+        str,
+        Var(
+            "PUSHER_APP_KEY",
+            "the key of that app, which its clients connect with",
+            "1 to 64 letters, digits, _ and -",
+        ),
+    ] = ""
+    pusher_app_secret: Annotated[
+        str,
+        Var(
+            "PUSHER_APP_SECRET",
+            "the secret of that app, which signs its subscriptions",
+            "8 characters or more",
+            secret=True,
+        ),
+    ] = ""
+    pusher_apps: Annotated[
+        str,
+        Var(
+            "PUSHER_APPS",
+            "a file with more apps, each in a namespace of its own",
+            "the path of a TOML file",
+        ),
+    ] = ""
+    pusher_encryption_key: Annotated[
+        str,
+        Var(
+            "PUSHER_ENCRYPTION_KEY",
+            "the master key of encrypted channels, for /broadcasting/auth; publishers have the "
+            "same. Empty: your application gives clients the keys of channels",
+            "32 bytes in Base64, such as from `openssl rand -base64 32`",
+            secret=True,
+        ),
+    ] = ""
+    pusher_auth_cookie: Annotated[
+        str,
+        Var(
+            "PUSHER_AUTH_COOKIE",
+            "the cookie whose value is a user's token, for /broadcasting/auth; empty: only the "
+            "header Authorization is read",
+            "the name of a cookie",
+        ),
+    ] = ""
+    pusher_subscription_counts: Annotated[
+        bool,
+        Var(
+            "PUSHER_SUBSCRIPTION_COUNTS",
+            "whether clients of the Pusher protocol are notified how many connections are "
+            "subscribed to their channels, on all nodes; never on presence channels",
+            "true or false",
+        ),
+    ] = False
+    pusher_webhook_url: Annotated[
+        str,
+        Var(
+            "PUSHER_WEBHOOK_URL",
+            "the URL that webhooks in the form of the Pusher protocol are posted to, signed with "
+            "the app's secret, beside those of BROADCAST_WEBHOOK_URL; empty: none are posted",
+            "an http:// or https:// address",
+            secret=True,
+        ),
+    ] = ""
+    pusher_webhook_events: Annotated[
+        tuple[
+            Literal[
+                "channel_occupied",
+                "channel_vacated",
+                "member_added",
+                "member_removed",
+                "cache_miss",
+                "client_event",
+                "subscription_count",
+            ],
+            ...,
+        ],
+        Var(
+            "PUSHER_WEBHOOK_EVENTS",
+            "the events that are posted there",
+            "channel_occupied, channel_vacated, member_added, member_removed, cache_miss, "
+            "client_event or subscription_count, separated by commas",
+        ),
+    ] = ("channel_occupied", "channel_vacated", "member_added", "member_removed", "cache_miss")
     auth_required: Annotated[
         bool,
         Var("BROADCAST_AUTH_REQUIRED", "whether connections need a token", "true or false"),
@@ -639,6 +596,15 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
             "0 or more",
         ),
     ] = 10.0
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """The secrets that authenticate callers or the node, by variable; empty if not set."""
+        return {
+            "BROADCAST_API_KEY": self.api_key,
+            "BROADCAST_WEBHOOK_SECRET": self.webhook_secret,
+            "PUSHER_APP_SECRET": self.pusher_app_secret,
+        }
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> "EdgeSettings":
