@@ -11,13 +11,17 @@
 ARG PYTHON=python:3.13-slim-trixie
 
 FROM ${PYTHON} AS build
-ENV PIP_PYTHON=/opt/eventbus/bin/python
 WORKDIR /src
 COPY . .
+# The lock files have the hash of every download, the build tool's too (scripts/audit lock).
 # Downloads are cached for the next build. Only the installed packages go into the image.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv --without-pip /opt/eventbus \
-    && pip install "/src[contracts,otel,redis]"
+    pip install --require-hashes --requirement requirements-build.lock \
+    && pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && python -m venv --without-pip /opt/eventbus \
+    && export PIP_PYTHON=/opt/eventbus/bin/python \
+    && pip install --require-hashes --requirement requirements.lock \
+    && pip install --no-index --no-deps /wheels/*.whl
 
 FROM ${PYTHON}
 # Modules are compiled in the build, so the root file system can be read-only.

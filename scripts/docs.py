@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
-from eventbus.cli.app import app
+from eventbus.cli.app import all_commands
 from eventbus.cli.reference import reference
 from eventbus.config import Settings
 from eventbus.environment import variables
+from eventbus.tokens import TokenIssuer
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.metrics.readers import ReadMetric
@@ -56,8 +57,9 @@ def _cell(text: str) -> str:
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {
     "settings-bus": lambda: settings_table(Settings),
     "settings-edge": lambda: settings_table(EdgeSettings),
+    "settings-tokens": lambda: settings_table(TokenIssuer),
     "metrics": metrics_table,
-    "cli": lambda: reference(app),
+    "cli": lambda: reference(all_commands()),
 }
 
 

@@ -27,12 +27,16 @@ EDGE_PORT: Final = 8080
 NATS_PORT: Final = 4222
 DRAIN_S: Final = 0.2
 REMARK_EVERY_S: Final = 60.0
+PRESENCE_GRACE_S: Final = 2.0  # shorter than the default, so that a closed tab soon shows
+APP_ID: Final = "1"
+APP_KEY: Final = "demo"  # static/demo-echo.js has it as well
 
 BANNER: Final = """
-  The page      {address}
+  The page      {address}/demo
+  Laravel Echo  {address}/demo?client=echo
   NATS          {nats}
 
-  Open the page in two tabs and chat. Publish from any NATS client:
+  Open the pages in two tabs and chat. Publish from any NATS client:
 
     nats pub -s {nats} eb.event.general '{{"hello": "world"}}'
 
@@ -118,7 +122,14 @@ async def _run(options: argparse.Namespace) -> None:
             ready: asyncio.Future[str] = loop.create_future()
             node = serve(
                 EdgeSettings(
-                    host=HOST, port=_edge_port(options), jwt_secret=secret, drain_time=DRAIN_S
+                    host=HOST,
+                    port=_edge_port(options),
+                    jwt_secret=secret,
+                    drain_time=DRAIN_S,
+                    presence_grace=PRESENCE_GRACE_S,
+                    pusher_app_id=APP_ID,
+                    pusher_app_key=APP_KEY,
+                    pusher_app_secret=secrets.token_hex(20),
                 ),
                 settings,
                 on_ready=ready.set_result,

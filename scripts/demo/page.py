@@ -1,4 +1,4 @@
-"""The demo's routes on the edge: its page, and tokens for everybody.
+"""The demo's routes on the edge: its page, scripts of other authors, and tokens for everybody.
 
 They exist only in the demo, which listens on loopback. A production edge issues no tokens.
 """
@@ -7,11 +7,12 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from aiohttp import web
 
-from eventbus.cli.tokens.commands import issue_token
+from eventbus.tokens import issue_token
 from eventbus_edge.http.pages import page
 
 __all__ = ["extend", "guest_token", "new_guest"]
@@ -24,6 +25,13 @@ _ANIMALS: Final = (
     "badger", "beaver", "crane", "dolphin", "falcon", "finch", "fox", "gecko", "hare", "heron",
     "ibis", "koala", "lynx", "marten", "otter", "owl", "panda", "puffin", "raven", "seal",
 )  # fmt: skip
+_HERE: Final = Path(__file__).parent
+_ECHO: Final = {
+    "laravel-echo.js": _HERE / "node_modules" / "laravel-echo" / "dist" / "echo.js",
+    "pusher.js": _HERE / "node_modules" / "pusher-js" / "dist" / "web" / "pusher.min.js",
+    "resume.js": _HERE.parents[1] / "npm" / "echo" / "resume.js",
+}
+"""What the tab on Laravel Echo loads; `scripts/demo/packages` installs it."""
 _GUEST: Final = re.compile(r"[a-z]{2,12}-[a-z]{2,12}-[0-9]{4}", re.ASCII)
 
 
@@ -35,14 +43,11 @@ def new_guest() -> str:
 
 def guest_token(secret: str, user_id: str) -> str:
     """A development token for a guest."""
-    return issue_token(secret, user_id, name=" ".join(user_id.split("-")[:2]).title())
+    return issue_token(user_id, secret=secret, name=" ".join(user_id.split("-")[:2]).title())
 
 
 def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
     """Return a function that adds the demo's routes to an edge with the JWT secret `secret`."""
-
-    async def demo(_: web.Request) -> web.FileResponse:
-        return page("demo.html")
 
     async def token(request: web.Request) -> web.Response:
         guest = request.query.get("guest") or new_guest()
@@ -56,8 +61,16 @@ def extend(secret: str, nats_url: str) -> Callable[[web.Application], None]:
         }
         return web.json_response(about, headers={"Cache-Control": "no-store"})
 
+    async def echo(request: web.Request) -> web.StreamResponse:
+        path = _ECHO.get(request.match_info["name"])
+        if path is None or not path.is_file():
+            raise web.HTTPNotFound(reason="not installed: run scripts/demo/packages")
+        headers = {"Content-Type": "text/javascript", "Cache-Control": "no-cache"}
+        return web.FileResponse(path, headers=headers)
+
     def add(app: web.Application) -> None:
-        app.router.add_get("/", demo)
+        app.router.add_get("/demo", page("demo.html"))
         app.router.add_get("/demo/token", token)
+        app.router.add_get("/demo/echo/{name}", echo)
 
     return add

@@ -1,0 +1,1 @@
+"""Long load: thousands of connections that come, go, join and leave, and what is left of them."""
