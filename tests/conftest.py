@@ -5,9 +5,10 @@ its process, or into what a child process writes to stderr.
 """
 
 import asyncio
+import base64
 import contextlib
+import gc
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,17 +16,24 @@ import runpy
 import secrets
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+import hypothesis
 import pytest
 import pytest_asyncio
 
 from eventbus.client.sockets import Sockets
 from eventbus.config import Settings
 from eventbus.server import NatsServer
+from tests import commands, packages
+
+# What a test may take is the business of pytest-timeout: a busy machine is no fault of the code.
+hypothesis.settings.register_profile("eventbus", deadline=None)
+hypothesis.settings.load_profile("eventbus")
 
 MAX_PAYLOAD = 65_536
 
@@ -52,6 +60,26 @@ def settings(nats_server: NatsServer, namespace: str) -> Settings:
 
 
 @pytest.fixture(scope="session")
+def node_modules(pytestconfig: pytest.Config) -> Path:
+    """What tests/npm/package-lock.json names, installed once into pytest's cache folder."""
+    return packages.install(Path(__file__).parent / "npm", pytestconfig.cache.mkdir("npm"))
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The packages in npm/ as `npm pack` makes them, by the names of their folders."""
+    return packages.pack(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="session")
+def program(
+    tmp_path_factory: pytest.TempPathFactory, archives: dict[str, Path], node_modules: Path
+) -> Path:
+    """The folder of a program in which those packages are installed."""
+    return packages.make_program(tmp_path_factory.mktemp("program"), archives, node_modules)
+
+
+@pytest.fixture(scope="session")
 def new_operator() -> Any:
     """Makes an operator of NATS, whose users have JWTs: see nats_operator.py."""
     return runpy.run_path(str(Path(__file__).parent / "nats_operator.py"))["Operator"]
@@ -65,14 +93,11 @@ def operator(new_operator: Any) -> Any:
 
 @pytest_asyncio.fixture
 async def jwt_server(operator: Any, tmp_path: Path) -> AsyncIterator[Any]:
-    """A nats-server of that operator; `reload()` gives it what the operator says by now."""
+    """A nats-server of that operator; `renew()` gives it what the operator says by now."""
 
     class JwtServer(NatsServer):
-        def reload(self) -> None:
-            file = tmp_path / "jwt-nats" / "nats-server.json"
-            config = json.loads(file.read_text(encoding="utf-8"))
-            file.write_text(json.dumps(config | operator.config()), encoding="utf-8")
-            os.kill(self.pid, signal.SIGHUP)
+        def renew(self) -> None:
+            self.reload(operator.config())
 
     async with JwtServer(tmp_path / "jwt-nats", config=operator.config()) as server:
         yield server
@@ -107,7 +132,7 @@ class Leaks(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look at the message, and at the exceptions' own."""
-        if record.name.startswith("websockets.client"):  # the tests' client tells what it sends
+        if record.name.startswith("websockets.client"):  # the tests' client shows what it sends
             return
         self.look(f"a record of {record.name}", record.getMessage())
         cause = record.exc_info[1] if record.exc_info else None
@@ -147,7 +172,7 @@ def _watch_for_secrets() -> None:
     logging.getLogger().addHandler(_leaks)
     for package in ("eventbus_edge", "eventbus"):
         logging.getLogger(package).setLevel(logging.DEBUG)
-    # Every fixture and test that reads a child's output does it by one of these.
+    # Fixtures and tests read a child's output by one of these, or by the fixture `run_command`.
     run, run_async = subprocess.Popen.communicate, asyncio.subprocess.Process.communicate
 
     def communicate(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -165,10 +190,27 @@ def _watch_for_secrets() -> None:
 
 
 LONGEST_ID = 120
+ROOT = Path(__file__).parent
+SERVER_FIXTURES = {
+    "jwt_server", "nats_server", "own_nats_server", "redis_server", "run_command", "start_redis",
+}  # fmt: skip
+PROGRAMS = ("browser", "fuse", "nginx", "npm", "postgres", "redis")
+"""Marks of tests that need these programs."""
+SERVER_FOLDERS = {
+    "browser",
+    "cli",
+    "conformance",
+    "deployment",
+    "docs",
+    "npm_package",
+    "scripts",
+    "server",
+    "typing",
+}
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Shorten a long value: tests' ids stand in the environment of every child process.
+    """Shorten a long value: tests' ids are in the environment of every child process.
 
     One entry there holds 128 KiB at most (execve(2), MAX_ARG_STRLEN).
     """
@@ -179,11 +221,43 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Start two workers per core for `-n auto`: most tests wait for processes and for deadlines.
+
+    Those without servers do not wait, and each worker has to import all tests.
+    """
+    are_quick = "not server" in config.option.markexpr
+    return (1 if are_quick else 2) * (os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse ids that explicit `ids` made long."""
+    """Start the longest tests first, so that no worker has one left when the others are done.
+
+    Mark the tests that start servers or programs. Refuse ids that explicit `ids` made long.
+    """
+    items.sort(key=_time_limit, reverse=True)
     for item in items:
+        folders = item.path.relative_to(ROOT).parts[:-1]
+        if (
+            SERVER_FIXTURES & set(getattr(item, "fixturenames", ()))
+            or SERVER_FOLDERS & {*folders}
+            or any(item.get_closest_marker(name) for name in PROGRAMS)
+        ):
+            item.add_marker(pytest.mark.server)
         if len(item.nodeid) > 10 * LONGEST_ID:
             raise pytest.UsageError(f"an id of {len(item.nodeid)} characters: {item.nodeid:.200}…")
+
+
+def pytest_collection_finish() -> None:
+    """Hide the collected tests from the garbage collector, which would visit all of them often."""
+    gc.collect()
+    gc.freeze()
+
+
+def _time_limit(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 @pytest.hookimpl(wrapper=True)
@@ -195,6 +269,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} has logged secrets:\n" + "\n".join(found)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_write_no_bytecode() -> Iterator[None]:
+    """Keep the programs of tests from caching modules which the tests may change within a second.
+
+    Python notices changes by the size and the second. What pytest has cached is still read.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `eventbus` to its end: `run_command("token", "issue", env=…, cwd=…, input="…")`."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        done = commands.run_command(*arguments, **options)
+        _leaks.look(f"stderr of {arguments!r:.80}", done.stderr)
+        return done
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -210,3 +307,77 @@ def http_session():
         await sockets.aclose()
 
     return begin
+
+
+class HttpProxy:
+    """A small HTTP proxy (RFC 9110 §7.6 and §9.3.6), which finds every host name at 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.targets: list[str] = []
+        """`METHOD authority` of each request that it has passed on."""
+        self.credentials = ""
+        """`user:password` that it requires; empty for none."""
+        self._server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Its host and port."""
+        assert self._server is not None
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            method, target, _ = head.split(" ", 2)
+            wanted = base64.b64encode(self.credentials.encode()).decode()
+            if self.credentials and f"Proxy-Authorization: Basic {wanted}" not in head:
+                writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nConnection: close\r\n")
+                writer.write(b"Content-Length: 0\r\n\r\n")
+            else:
+                await self._pass(method, target, head, reader, writer)
+        writer.close()
+
+    async def _pass(
+        self,
+        method: str,
+        target: str,
+        head: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        url = urlsplit(target if "://" in target else f"//{target}")
+        self.targets.append(f"{method} {url.netloc}")
+        upstream_reader, upstream = await asyncio.open_connection("127.0.0.1", url.port)
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            upstream.write(head.replace(target, url.path, 1).encode("latin-1"))
+        await asyncio.gather(_pour(reader, upstream), _pour(upstream_reader, writer))
+
+
+async def _pour(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(65_536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()
+
+
+@pytest_asyncio.fixture
+async def http_proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HttpProxy]:
+    """A proxy; a test names it in HTTP_PROXY or HTTPS_PROXY."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    proxy = HttpProxy()
+    await proxy.start()
+    yield proxy
+    await proxy.stop()

@@ -38,7 +38,7 @@ class Operator:
         self._own = _Key(nkeys.PREFIX_BYTE_OPERATOR)
         self._system = _Key(nkeys.PREFIX_BYTE_ACCOUNT)
         self._account = _Key(nkeys.PREFIX_BYTE_ACCOUNT)
-        # Which operator it is a server cannot be told anew.
+        # A server cannot change its operator while it runs.
         self._token = self._own.token(
             self._own, "operator", {"type": "operator", "system_account": self._system.public}
         )
@@ -66,10 +66,13 @@ class Operator:
             },
         }
 
-    def user(self, role, name="", **claims):
-        """Credentials of a new user, which are the text of a file; `admin` may do everything."""
+    def user(self, role, name="", *, payload=-1, **claims):
+        """Credentials of a new user, which are the text of a file; `admin` may do everything.
+
+        `payload` limits the size of its messages.
+        """
         key = _Key(nkeys.PREFIX_BYTE_USER)
-        nats = {"type": "user", "subs": -1, "data": -1, "payload": -1, **self.rights(role)}
+        nats = {"type": "user", "subs": -1, "data": -1, "payload": payload, **self.rights(role)}
         return creds(self._account.token(key, name or role, nats, **claims), key.seed.decode())
 
     @staticmethod
@@ -89,7 +92,7 @@ class Operator:
         return rights
 
     def revoke_all(self):
-        """What has been issued until now is no longer good, once the server has the new config."""
+        """Anything issued until now is invalid, once the server has the new config."""
         self._revoked = {"*": int(time.time()) - NOW_S}
 
     def renewed(self, role):

@@ -1,6 +1,6 @@
 """Every YAML, JSON and TOML file of the repository, and every such block of its pages.
 
-A key that stands twice in one mapping is refused: Go's YAML, which Docker Compose, Kubernetes,
+A duplicate key in a mapping is refused: Go's YAML, which Docker Compose, Kubernetes,
 Prometheus and Grafana read with, refuses it too, where PyYAML silently keeps the last.
 """
 
@@ -77,7 +77,7 @@ def found():
 
 
 @pytest.mark.parametrize(("kind", "text"), list(found()))
-def test_no_key_stands_twice_in_one_mapping(kind, text):
+def test_no_key_appears_twice_in_one_mapping(kind, text):
     CHECKS[kind](text)
 
 
@@ -86,7 +86,7 @@ def test_files_and_blocks_of_all_kinds_are_found():
     assert ids >= {
         "compose/compose.yaml", "compose/grafana/dashboards/eventbus.json",
         "compose/prometheus/alerts.yml", "deploy/kubernetes/gateway/kustomization.yaml",
-        "docs/operating.md", "docs/access.md", "docs/history.md", "npm/package.json",
+        "docs/operating.md", "docs/access.md", "docs/history.md", "npm/client/package.json",
         "pyproject.toml", "schemas/schemas.lock.json",
     }  # fmt: skip
 
@@ -104,6 +104,6 @@ def test_files_and_blocks_of_all_kinds_are_found():
         ("toml", "a = 1\na = 2"),
     ],
 )
-def test_a_key_that_stands_twice_is_found(kind, text):
+def test_a_key_that_appears_twice_is_found(kind, text):
     with pytest.raises((AssertionError, tomllib.TOMLDecodeError)):
         CHECKS[kind](text)

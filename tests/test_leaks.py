@@ -46,7 +46,7 @@ def test_secret_in_a_log_fails_the_test_by_name(run, leak):
     assert JWT not in result.stdout.str().partition("has logged secrets:")[2].partition("----")[0]
 
 
-def test_stderr_of_a_process_of_asyncio_is_looked_at(run):
+def test_stderr_of_a_process_of_asyncio_is_checked(run):
     result = run("""
 async def child():
     process = await asyncio.create_subprocess_exec(
@@ -60,13 +60,13 @@ def test_one():
     result.assert_outcomes(failed=1)
 
 
-def test_workers_of_xdist_tell_it_too(run):
+def test_workers_of_xdist_report_it_too(run):
     result = run("def test_one(): log.warning(JWT)\n", "-n", "2")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*test_one has logged secrets:*"])
 
 
-def test_what_is_masked_or_no_secret_passes(run):
+def test_masked_secrets_and_other_text_pass(run):
     result = run("""
 def test_one():
     log.warning("refused <token>, at nats://user:***@127.0.0.1:4222, see http://[::1]:80/a@b")

@@ -5,31 +5,52 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from playwright.async_api import Browser, Page, async_playwright
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
+from eventbus.tokens import issue_token
+from eventbus_edge.app import STATIC
+from tests.browser import scripted
 
 ROOT = Path(__file__).parents[2]
 ARTIFACTS = ROOT / "tests" / "artifacts"
 CHROMIUM_ARGS = [
+    "--headless",
+    "--remote-debugging-port=0",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
+    "--no-default-browser-check",
     "--disable-background-networking",
     "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-dev-shm-usage",
+    "--disable-extensions",
     "--disable-sync",
+    # As Playwright does: pages that nobody looks at are as quick as others.
+    "--disable-background-timer-throttling",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-hang-monitor",
+    "--disable-ipc-flooding-protection",
+    "--disable-renderer-backgrounding",
+    "--force-color-profile=srgb",
+    "--hide-scrollbars",
+    "--password-store=basic",
 ]
+PATIENCE_S = 30.0
 
 SCRIPT = """
 import { connect } from "/static/eventbus.js";
@@ -57,6 +78,7 @@ class Demo:
 
     def __init__(self) -> None:
         self.url = ""
+        self.page = ""
         self.nats_url = ""
         self._port = "0"
         self._process: asyncio.subprocess.Process | None = None
@@ -68,14 +90,15 @@ class Demo:
             stdout=asyncio.subprocess.PIPE,
         )
         assert self._process.stdout is not None
-        said = ""
+        output = ""
         async with asyncio.timeout(20):
-            while "Ctrl-C" not in said:
+            while "Ctrl-C" not in output:
                 line = await self._process.stdout.readline()
                 assert line, "the demo has ended"
-                said += line.decode()
-        self.url = re.search(r"http://\S+", said)[0]
-        self.nats_url = re.search(r"nats://\S+", said)[0]
+                output += line.decode()
+        self.page = re.search(r"http://\S+/demo", output)[0]
+        self.url = self.page.removesuffix("/demo")
+        self.nats_url = re.search(r"nats://\S+", output)[0]
         self._port = self.url.rpartition(":")[2]
 
     async def stop(self) -> None:
@@ -95,14 +118,52 @@ async def demo() -> AsyncIterator[Demo]:
     await demo.stop()
 
 
+class Chromium:
+    """A Chromium of Debian. It is started when it is needed, and again if it has died."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def address(self) -> str:
+        """Where it listens for the DevTools protocol."""
+        found = self._folder / "DevToolsActivePort"
+        if self._process is None or self._process.poll() is not None:
+            path = shutil.which("chromium")
+            assert path is not None, "these tests need Debian's package chromium"
+            found.unlink(missing_ok=True)
+            self._process = subprocess.Popen(
+                [path, *CHROMIUM_ARGS, f"--user-data-dir={self._folder}", "about:blank"],
+                stderr=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + PATIENCE_S
+        while not found.exists() or not (lines := found.read_text().split()):
+            assert self._process.poll() is None, "chromium has ended"
+            assert time.monotonic() < deadline, "chromium does not listen"
+            time.sleep(0.02)
+        return f"http://127.0.0.1:{lines[0]}"
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE_S)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """One for all tests of a worker."""
+    started = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.stop()
+
+
 @pytest_asyncio.fixture
-async def browser() -> AsyncIterator[Browser]:
-    path = shutil.which("chromium")
-    assert path is not None, "these tests need Debian's package chromium"
+async def browser(chromium: Chromium) -> AsyncIterator[Browser]:
+    """A connection to it. Contexts made here are new profiles, which end with the test."""
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        browser = await playwright.chromium.connect_over_cdp(chromium.address())
         yield browser
-        await browser.close()
+        await browser.close()  # and the contexts; Chromium goes on
 
 
 @pytest_asyncio.fixture
@@ -125,6 +186,16 @@ async def open_tab(browser: Browser) -> AsyncIterator[OpenTab]:
 
     yield open_tab
     assert faults == []
+
+
+@pytest.fixture(scope="session")
+def echo_packages() -> Path:
+    """Laravel Echo and pusher-js, where the demo loads them from. Needs npm."""
+    done = subprocess.run(
+        [ROOT / "scripts" / "demo" / "packages"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return ROOT / "scripts" / "demo" / "node_modules"
 
 
 @pytest.fixture
@@ -184,7 +255,7 @@ class Gate:
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def stall(self) -> None:
-        """From now on nothing of what is connected gets through, and nothing tells so."""
+        """From now on, connected clients get nothing, and no error either."""
         for link in self._links:
             link.is_stalled = True
 
@@ -213,7 +284,7 @@ class Gate:
                     task.cancel()
                 await asyncio.gather(*passing, return_exceptions=True)
         except ConnectionError:
-            writer.transport.abort()  # nobody listens there
+            writer.transport.abort()  # no server listens there
         finally:
             self._links.discard(link)
             for end in ends:
@@ -311,7 +382,7 @@ class ClientPage:
         self.user = "7"
 
     def token(self, **claims: Any) -> str:
-        return issue_token(SECRET, self.user, **claims)
+        return issue_token(self.user, secret=SECRET, **claims)
 
     async def start(self, options: str = "{}") -> None:
         """Connect; gives way when the channel is joined."""
@@ -321,8 +392,8 @@ class ClientPage:
         await self.page.wait_for_function(condition, timeout=20_000)
 
     async def has_been(self, state: str) -> dict[str, Any]:
-        """Wait for a state, and forget what was before it; gives it with its details."""
-        found = f"states.findIndex((each) => each.state === '{state}')"
+        """Wait for a state, and forget earlier ones; returns it with its details."""
+        found = f"states.findIndex((each) => each.status === '{state}')"
         await self.until(f"{found} >= 0")
         return await self.evaluate(f"states.splice(0, {found} + 1).at(-1)")
 
@@ -332,7 +403,7 @@ class ClientPage:
         await self.until(f"got.length >= {numbers.count}")
         assert await self.evaluate("got") == list(range(numbers.count))
         assert False not in await self.evaluate("recovered")
-        assert await self.evaluate("[bus.state, bus.transport]") == ["connected", transport]
+        assert await self.evaluate("[bus.state.status, bus.transport]") == ["connected", transport]
 
 
 @pytest_asyncio.fixture
@@ -343,7 +414,7 @@ async def bus(settings: Settings) -> AsyncIterator[EventBus]:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """With a history that holds what is missed in a few seconds."""
+    """With a history of a few seconds."""
     return msgspec.structs.replace(settings, history_messages=5000, history_bytes=8 * 1024**2)
 
 
@@ -374,7 +445,7 @@ async def client(gate: Gate, open_tab: OpenTab) -> OpenClient:
 @pytest.fixture
 def client_token() -> str:
     """For a client that is no page."""
-    return issue_token(SECRET, "7")
+    return issue_token("7", secret=SECRET)
 
 
 @pytest_asyncio.fixture
@@ -389,3 +460,44 @@ async def numbers(bus: EventBus) -> AsyncIterator[Callable[[], Numbers]]:
     yield begin
     for each in begun:
         await each.stop()
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncIterator[scripted.Server]:
+    server = scripted.Server()
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=scripted.PAGE, content_type="text/html")
+
+    async def script(_: web.Request) -> web.Response:
+        return web.Response(text=scripted.SCRIPT, content_type="text/javascript")
+
+    async def stores(_: web.Request) -> web.FileResponse:
+        return web.FileResponse(ROOT / "npm" / "client" / "stores.js")
+
+    app = web.Application()
+    app.router.add_get("/", page)
+    app.router.add_get("/page.js", script)
+    app.router.add_get("/ws", server.socket)
+    app.router.add_get("/static/stores.js", stores)
+    app.router.add_static("/static", STATIC)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield server
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture
+async def loaded(server, open_tab) -> Page:
+    """A page that has the client, and has not called it."""
+    page = await open_tab(server.url, ready="")
+    await page.wait_for_function("document.title === 'ready'")
+    return page
+
+
+@pytest_asyncio.fixture
+async def page(loaded) -> Page:
+    await loaded.evaluate("start()")
+    return loaded

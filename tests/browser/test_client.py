@@ -1,149 +1,15 @@
 """eventbus.js against a real edge, and against a server that misbehaves as no edge would."""
 
 import asyncio
-import gzip
-import json
-from collections.abc import AsyncIterator
-from typing import Any
+import shutil
 
 import pytest
-import pytest_asyncio
-from aiohttp import WSMsgType, web
-from playwright.async_api import Page
+from playwright.async_api import async_playwright
 
-from eventbus_edge.app import STATIC
+from tests.browser.conftest import CHROMIUM_ARGS
+from tests.browser.scripted import received, state
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
-
-PAGE = '<!doctype html><title>client</title><script type="module" src="/page.js"></script>'
-SCRIPT = """
-import { connect } from "/static/eventbus.js";
-globalThis.states = [];
-globalThis.got = [];
-globalThis.start = () => {
-  let tokens = 0;
-  globalThis.bus = connect({ url: "/ws", token: async () => `token-${++tokens}` });
-  bus.on("state", (state) => states.push(state));
-  globalThis.room = bus.subscribe("orders.1", (data) => got.push(data), { history: 5 });
-};
-document.title = "ready";
-"""
-
-
-class Server:
-    """A server of the wire protocol whose every frame the test decides."""
-
-    def __init__(self) -> None:
-        self.url = ""
-        self.heartbeat_s = 25.0
-        self.pace: dict[str, float] = {}
-        self.connections: asyncio.Queue[web.WebSocketResponse] = asyncio.Queue()
-        self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    async def socket(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(protocols=("eventbus.v1",))
-        await socket.prepare(request)
-        about = {"connection_id": "c", "node": "n", "heartbeat_s": self.heartbeat_s}
-        about |= self.pace
-        await self.say(socket, "eb:connected", about)
-        self.connections.put_nowait(socket)
-        async for message in socket:
-            if message.type is WSMsgType.TEXT:
-                self.received.put_nowait(json.loads(message.data))
-        return socket
-
-    async def say(
-        self,
-        socket: web.WebSocketResponse,
-        event: str,
-        data: Any,
-        channel: str | None = None,
-        **more,
-    ) -> None:
-        frame = {
-            "channel": channel,
-            "event": event,
-            "data": data,
-            "timestamp": "2026-01-01T00:00:00Z",
-        }
-        await socket.send_json(frame | more)
-
-    async def authenticate(self, socket: web.WebSocketResponse) -> dict[str, Any]:
-        """Let the client in; gives its action."""
-        asked = await self.next(self.received)
-        assert asked["action"] == "auth"
-        about = {"user_id": "7", "expires_at": "2030-01-01", "ref": asked["ref"]}
-        await self.say(socket, "eb:authenticated", about)
-        return asked
-
-    async def refuse(self, socket: web.WebSocketResponse, asked: dict[str, Any], code: str) -> None:
-        about = {"code": code, "message": "so be it", "ref": asked["ref"]}
-        await self.say(socket, "eb:error", about, asked.get("channel"))
-
-    async def message(self, socket: web.WebSocketResponse, offset: int, epoch: str = "e") -> None:
-        await self.say(socket, "Shipped", offset, "orders.1", offset=offset, epoch=epoch)
-
-    async def next(self, queue: asyncio.Queue[Any]) -> Any:
-        async with asyncio.timeout(10):
-            return await queue.get()
-
-    async def joined(self, offset: int, **more: object) -> web.WebSocketResponse:
-        """Let the next connection in, and answer its subscription."""
-        socket = await self.next(self.connections)
-        await self.authenticate(socket)
-        self.asked = await self.next(self.received)
-        assert self.asked["action"] == "subscribe"
-        data = {"kind": "private", "offset": offset, "epoch": "e", "ref": self.asked["ref"]} | more
-        await self.say(socket, "eb:subscribed", data, "orders.1")
-        return socket
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncIterator[Server]:
-    server = Server()
-
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
-
-    async def script(_: web.Request) -> web.Response:
-        return web.Response(text=SCRIPT, content_type="text/javascript")
-
-    app = web.Application()
-    app.router.add_get("/", page)
-    app.router.add_get("/page.js", script)
-    app.router.add_get("/ws", server.socket)
-    app.router.add_static("/static", STATIC)
-    runner = web.AppRunner(app, shutdown_timeout=1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield server
-    await runner.cleanup()
-
-
-@pytest_asyncio.fixture
-async def loaded(server, open_tab) -> Page:
-    """A page that has the client, and has not called it."""
-    page = await open_tab(server.url, ready="")
-    await page.wait_for_function("document.title === 'ready'")
-    return page
-
-
-@pytest_asyncio.fixture
-async def page(loaded) -> Page:
-    await loaded.evaluate("start()")
-    return loaded
-
-
-async def state(page: Page, name: str) -> dict[str, Any]:
-    """Wait for a state, and give it with its details."""
-    await page.wait_for_function(f"states.some((each) => each.state === '{name}')")
-    return await page.evaluate(f"states.findLast((each) => each.state === '{name}')")
-
-
-async def received(page: Page, expected: list[object]) -> None:
-    await page.wait_for_function(f"got.length >= {len(expected)}")
-    assert await page.evaluate("got") == expected
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser-client")]
 
 
 async def test_token_goes_by_the_auth_action_and_subscriptions_follow_it(server, page):
@@ -180,7 +46,7 @@ async def test_reconnect_gives_back_the_mark_of_the_last_message(server, page):
     assert server.asked["data"] == place
 
 
-async def test_gap_that_the_edge_tells_of_reaches_a_channel_and_a_pattern(server, page):
+async def test_gap_that_the_edge_reports_reaches_a_channel_and_a_pattern(server, page):
     socket = await server.joined(0)
     await page.wait_for_function("room.active")
     await page.evaluate(
@@ -196,18 +62,21 @@ async def test_gap_that_the_edge_tells_of_reaches_a_channel_and_a_pattern(server
     await server.say(socket, "eb:subscribed", about | {"ref": asked["ref"]})
     await received(page, [["orders.*", None]])
     await server.say(socket, "eb:subscribed", about | {"recovered": False})
-    told = {"kind": "private", "offset": 7, "epoch": "e", "recovered": False}
-    await server.say(socket, "eb:subscribed", told, "orders.1")
+    reported = {"kind": "private", "offset": 7, "epoch": "e", "recovered": False}
+    await server.say(socket, "eb:subscribed", reported, "orders.1")
     await server.message(socket, 8)
     await received(page, [["orders.*", None], ["orders.*", False], ["orders.1", False], 8])
 
 
-@pytest.mark.parametrize("code", [4001, 4003, 4008])
-async def test_code_that_says_stay_away_ends_it_for_good(server, page, code):
+@pytest.mark.parametrize(
+    ("code", "name"), [(4001, "unauthorized"), (4003, "revoked"), (4008, "rate_limited")]
+)
+async def test_code_that_says_stay_away_ends_it_for_good(server, page, code, name):
     socket = await server.joined(0)
     await socket.close(code=code, message=b"so be it")
     closed = await state(page, "closed")
     assert (closed["code"], closed["reason"]) == (code, "so be it")
+    assert closed["error"] == {"code": name, "message": "so be it"}
     await page.evaluate("bus.reconnect(); dispatchEvent(new Event('online'))")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(1.5):
@@ -221,13 +90,13 @@ async def test_code_that_says_come_back_sets_the_delay(server, page, code, short
     socket = await server.joined(0)
     before = await page.evaluate("Date.now()")
     await page.evaluate(
-        "void bus.on('state', (state) => { state.in = state.retryAt - Date.now(); })"
+        "void bus.onState(({ retryAt }) => { globalThis.in_ms ??= retryAt - Date.now(); })"
     )
     await socket.close(code=code)
     lost = await state(page, "waiting")
     assert lost["code"] == code
     assert lost["retryAt"] > before
-    assert shortest_ms <= lost["in"] <= longest_ms
+    assert shortest_ms <= await page.evaluate("in_ms") <= longest_ms
     await server.joined(0)
 
 
@@ -250,7 +119,7 @@ async def test_silent_server_is_asked_twice_and_then_given_up(server, loaded):
     await loaded.evaluate("start()")
     await server.joined(0)
     lost = await state(loaded, "waiting")
-    assert lost["reason"] == "the server fell silent"
+    assert lost["reason"] == "no answer"
     asked = []
     while not server.received.empty():
         asked.append(server.received.get_nowait()["action"])
@@ -271,7 +140,7 @@ async def test_expiring_token_is_refreshed_in_place(server, page):
     assert (await server.authenticate(socket))["data"] == {"token": "token-2"}
 
 
-async def test_token_is_kept_over_reconnects_and_asked_for_anew_when_it_has_expired(server, page):
+async def test_token_is_kept_over_reconnects_and_asked_for_again_when_it_has_expired(server, page):
     await (await server.joined(0)).close(code=4200)
     again = await server.next(server.connections)
     assert (await server.authenticate(again))["data"] == {"token": "token-1"}
@@ -311,7 +180,7 @@ async def test_token_function_that_fails_is_asked_again(server, loaded):
 
 
 @pytest.mark.parametrize("code", ["unavailable", "rate_limited", "token_expired"])
-async def test_subscription_refused_for_the_moment_is_asked_for_again(server, page, code):
+async def test_subscription_refused_for_the_moment_is_requested_again(server, page, code):
     socket = await server.next(server.connections)
     await server.authenticate(socket)
     asked = await server.next(server.received)
@@ -320,7 +189,7 @@ async def test_subscription_refused_for_the_moment_is_asked_for_again(server, pa
     assert (await server.next(server.received))["action"] == "subscribe"
 
 
-async def test_refused_subscription_is_told_everywhere_and_asked_for_on_the_next_connection(
+async def test_refused_subscription_is_reported_everywhere_and_asked_for_on_the_next_connection(
     server, page
 ):
     await page.evaluate(
@@ -352,7 +221,7 @@ async def test_error_that_nobody_listens_to_is_reported(server, page):
     await received(page, ["forbidden"])
 
 
-async def test_answers_go_to_who_asked_and_errors_reject(server, page):
+async def test_answers_go_to_their_requests_and_errors_reject(server, page):
     socket = await server.joined(0)
     await page.evaluate(
         "void Promise.allSettled("
@@ -365,11 +234,27 @@ async def test_answers_go_to_who_asked_and_errors_reject(server, page):
     assert (history["action"], history["data"]) == ("history", {"limit": 2})
     about = {"messages": [], "offset": 1, "epoch": "e"}
     await server.say(socket, "eb:history", about | {"ref": history["ref"]}, "orders.1")
-    # An application's message is no answer, whatever stands in it.
+    # An application's message is never an answer, whatever it contains.
     await server.say(socket, "Shipped", {"ref": whisper["ref"]}, "orders.1")
     await server.refuse(socket, whisper, "forbidden")
     await server.say(socket, "eb:presence", {"count": 0, "ref": presence["ref"]}, "orders.1")
     await received(page, [{"ref": whisper["ref"]}, "forbidden", {"count": 0}, about])
+
+
+async def test_members_and_history_are_answered_without_joining(server, page):
+    socket = await server.joined(0)
+    await page.evaluate(
+        "void Promise.allSettled([bus.presence('presence.lobby'), bus.history('logs', { limit: 1 })"
+        "]).then((all) => got.push(...all.map(({ value, reason }) => value ?? reason.code)))"
+    )
+    presence, history = await server.asks("presence"), await server.asks("history")
+    assert (presence["channel"], "data" in presence) == ("presence.lobby", False)
+    assert (history["channel"], history["data"]) == ("logs", {"limit": 1})
+    about = {"members": [], "count": 0}
+    await server.say(socket, "eb:presence", about | {"ref": presence["ref"]}, "presence.lobby")
+    await server.refuse(socket, history, "unauthorized")
+    await received(page, [about, "unauthorized"])
+    assert server.received.empty()
 
 
 async def test_requests_under_way_are_rejected_when_the_connection_is_lost(server, page):
@@ -411,7 +296,7 @@ async def test_two_buses_of_a_page_have_nothing_in_common(server, page):
     await page.evaluate("other.close()")
     await server.message(first, 1)
     await received(page, ["other 1", 1])
-    assert await page.evaluate("[bus.state, other.state]") == ["connected", "closed"]
+    assert await page.evaluate("[bus.state.status, other.state.status]") == ["connected", "closed"]
 
 
 async def test_handler_that_throws_keeps_no_message_from_the_others(server, page):
@@ -439,31 +324,32 @@ async def test_unsubscribe_is_said_once_and_not_undone_by_a_reconnect(server, pa
     socket = await server.joined(0)
     await page.wait_for_function("room.active")
     await page.evaluate("room.unsubscribe(); room.unsubscribe()")
-    said = await server.next(server.received)
-    assert (said["action"], said["channel"]) == ("unsubscribe", "orders.1")
+    output = await server.next(server.received)
+    assert (output["action"], output["channel"]) == ("unsubscribe", "orders.1")
     await socket.close(code=4200)
     await server.authenticate(await server.next(server.connections))
-    await page.wait_for_function("bus.state === 'connected'")
+    await page.wait_for_function("bus.state.status === 'connected'")
     assert server.received.empty()
 
 
-async def test_messages_of_a_channel_that_was_left_and_joined_anew_wait_for_the_answer(
+async def test_messages_of_a_channel_that_was_left_and_joined_again_wait_for_the_answer(
     server, page
 ):
     socket = await server.joined(0)
     await page.wait_for_function("room.active")
+    await page.evaluate("room.unsubscribe()")
+    left = await server.next(server.received)
     await page.evaluate(
-        "room.unsubscribe();"
-        "globalThis.room = bus.subscribe('orders.1', (data) => got.push(`anew ${data}`));"
+        "globalThis.room = bus.subscribe('orders.1', (data) => got.push(`again ${data}`));"
         "void room.on('eb:unsubscribed', () => got.push('unsubscribed'))"
     )
-    left, joined = [await server.next(server.received) for _ in "12"]
+    joined = await server.next(server.received)
     await server.message(socket, 1)  # of the earlier subscription
     await server.say(socket, "eb:unsubscribed", {"ref": left["ref"]}, "orders.1")
     about = {"kind": "private", "offset": 1, "epoch": "e", "ref": joined["ref"]}
     await server.say(socket, "eb:subscribed", about, "orders.1")
     await server.message(socket, 2)
-    await received(page, ["anew 2"])
+    await received(page, ["again 2"])
 
 
 async def test_closed_bus_takes_no_more_subscriptions(server, page):
@@ -477,10 +363,10 @@ async def test_closed_bus_takes_no_more_subscriptions(server, page):
 
 
 @pytest.mark.parametrize("last", ["connecting", "connected", "waiting"])
-async def test_bus_that_its_own_listener_closes_stays_closed(server, loaded, last):
+async def test_bus_closed_by_its_own_listener_stays_closed(server, loaded, last):
     await loaded.clock.install()
     await loaded.evaluate(
-        f"start(); void bus.on('state', ({{ state }}) => {{"
+        f"start(); void bus.on('state', ({{ status: state }}) => {{"
         f" if (state === 'waiting') setTimeout(() => bus.reconnect());"
         f" if (state === '{last}') bus.close(); }})"
     )
@@ -489,15 +375,15 @@ async def test_bus_that_its_own_listener_closes_stays_closed(server, loaded, las
     if last != "connected":
         await socket.close(code=4100)
     await loaded.clock.run_for(100)
-    await loaded.wait_for_function("bus.state === 'closed'")
+    await loaded.wait_for_function("bus.state.status === 'closed'")
     await loaded.clock.run_for(120_000)  # beyond every delay there is
-    assert await loaded.evaluate("bus.state") == "closed"
+    assert await loaded.evaluate("bus.state.status") == "closed"
     assert server.connections.empty()
 
 
-async def test_channel_is_asked_for_once_by_who_subscribes_when_connected(server, loaded):
+async def test_channel_is_requested_once_when_subscribing_while_connected(server, loaded):
     await loaded.evaluate(
-        """start(); void bus.on("state", ({ state }) => {
+        """start(); void bus.on("state", ({ status: state }) => {
           if (state !== "connected") return;
           bus.subscribe("orders.2", { "eb:subscribed": ({ recovered }) => got.push(recovered) });
         })"""
@@ -508,7 +394,7 @@ async def test_channel_is_asked_for_once_by_who_subscribes_when_connected(server
     assert {first["channel"], other["channel"]} == {"orders.1", "orders.2"}
     about = {"kind": "private", "offset": 0, "epoch": "e", "ref": first["ref"]}
     await server.say(socket, "eb:subscribed", about, first["channel"])
-    # What is asked for once more meanwhile, after a new token, is not asked for twice either.
+    # A channel requested again meanwhile, after a new token, is not requested twice either.
     await server.say(socket, "eb:token.expiring", {"expires_at": "2030-01-01", "in_s": 60})
     await server.authenticate(socket)
     await loaded.evaluate("void room.whisper('last').catch(() => {})")
@@ -516,7 +402,7 @@ async def test_channel_is_asked_for_once_by_who_subscribes_when_connected(server
     assert await loaded.evaluate("got") == [None]
 
 
-async def test_subscription_that_was_left_before_its_answer_hears_nothing(server, page):
+async def test_subscription_that_was_left_before_its_answer_receives_nothing(server, page):
     await page.evaluate(
         "room.on('eb:subscribed', () => got.push('subscribed'));"
         "void bus.on('eb:note', () => got.push('note'))"
@@ -529,7 +415,7 @@ async def test_subscription_that_was_left_before_its_answer_hears_nothing(server
     about = {"kind": "private", "offset": 0, "epoch": "e", "ref": asked["ref"]}
     await server.say(socket, "eb:subscribed", about, "orders.1")
     await server.message(socket, 1)
-    await server.say(socket, "eb:note", {}, None)  # after which all before it has been heard
+    await server.say(socket, "eb:note", {}, None)  # after which everything before it has arrived
     await received(page, ["note"])
     assert await page.evaluate("room.active") is False
 
@@ -558,7 +444,7 @@ async def test_subscription_that_was_left_before_its_refusal_is_not_asked_for_ag
     assert (await server.next(server.received))["channel"] == "orders.2"
 
 
-async def test_subscription_that_a_handler_leaves_hears_no_more_of_that_message(server, page):
+async def test_subscription_that_a_handler_leaves_gets_no_more_of_that_message(server, page):
     await page.evaluate("void room.on('Shipped', () => { room.unsubscribe(); got.push('left'); })")
     socket = await server.joined(0)
     await page.wait_for_function("room.active")
@@ -588,7 +474,7 @@ async def test_page_never_acts_faster_than_the_server_allows(server, loaded):
     for _ in range(17):  # of 20, a tenth is left to spare
         await server.next(server.received)
     assert server.received.empty()
-    # A new connection begins anew.
+    # A new connection starts over.
     await socket.close(code=4200)
     await server.joined(0)
 
@@ -648,5 +534,44 @@ async def test_network_that_may_have_changed_is_tried_at_once(server, page):
     assert (await server.next(server.received))["action"] == "ping"
 
 
-def test_client_stays_small():
-    assert len(gzip.compress((STATIC / "eventbus.js").read_bytes(), 9)) < 5_000
+UNREADABLE = [
+    "nonsense", "", "7", "null", "[]", "{}", '{"event":7,"data":{}}', "[" * 100_000, b"binary",
+    '{"event":"eb:news","channel":null}',
+]  # fmt: skip
+
+
+async def test_frames_that_cannot_be_read_are_skipped_counted_and_reported(server, page):
+    await page.evaluate(
+        "globalThis.errors = [];bus.on('error', ({ name, code }) => errors.push([name, code]));null"
+    )
+    socket = await server.joined(3)
+    for frame in UNREADABLE:
+        await (socket.send_str if isinstance(frame, str) else socket.send_bytes)(frame)
+    await server.message(socket, 4)
+    await received(page, [4])
+    assert await page.evaluate("bus.skipped") == len(UNREADABLE)
+    assert await page.evaluate("errors") == [["EventBusError", "bad_frame"]] * len(UNREADABLE)
+    assert await page.evaluate("bus.state.status") == "connected"
+    assert server.connections.empty()
+
+
+async def test_page_that_back_restores_from_the_cache_resumes(server):
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=CHROMIUM_ARGS,
+            ignore_default_args=["--disable-back-forward-cache"],
+        )
+        page = await browser.new_page()
+        await page.goto(server.url)
+        await page.wait_for_function("document.title === 'ready'")
+        await page.evaluate("start()")
+        socket = await server.joined(3)
+        await server.message(socket, 4)
+        await received(page, [4])
+        await page.goto(f"{server.url}/page.js")
+        await page.go_back(wait_until="commit")  # a restored page is not loaded
+        # A page that was loaded again would not call start().
+        await server.joined(4, recovered=True)
+        assert server.asked["data"] == {"offset": 4, "epoch": "e"}
+        await browser.close()

@@ -68,10 +68,10 @@ async def test_chromium_agrees_on_it_and_reads_and_writes(
     assert agreed == "permessage-deflate; server_no_context_takeover"
     for number in range(3):
         await bus.publish("general", "news", {"number": number, "text": LONG})
-    heard = await page.evaluate(
+    received = await page.evaluate(
         "async () => { await probe.until(5); return probe.got.slice(2).map((m) => m.data); }"
     )
-    assert heard == [{"number": number, "text": LONG} for number in range(3)]
+    assert received == [{"number": number, "text": LONG} for number in range(3)]
     stages = runner.app[NODE].metrics.deflated_bytes
     before, after = (stages.labels(stage)._value.get() for stage in ("before", "after"))
     assert before > 3 * len(LONG)

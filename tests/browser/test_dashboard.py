@@ -2,11 +2,14 @@
 
 import re
 import signal
+import time
 
+import jwt
 import pytest
 from playwright.async_api import expect
 
-from eventbus.cli.tokens.commands import issue_token
+from eventbus.tokens import issue_token
+from tests.edge.conftest import expired
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -113,8 +116,8 @@ async def test_signing_in_is_refused_and_accepted(dashboard, keep):
     for wrong, why in (
         ("not the key", "without spaces"),
         ("not-the-key", "neither the API key nor a valid token"),
-        (issue_token(SECRET, "7"), "neither the role nor the permission"),
-        (issue_token(SECRET, "7", roles=["admin"], lifetime_s=-600), "that token has expired"),
+        (issue_token("7", secret=SECRET), "neither the role nor the permission"),
+        (expired(roles=["admin"]), "that token has expired"),
     ):
         await page.fill("#secret", wrong)
         await page.press("#secret", "Enter")
@@ -135,7 +138,7 @@ async def test_signing_in_is_refused_and_accepted(dashboard, keep):
 
 async def test_administrators_token_is_accepted(dashboard):
     _, page = await dashboard(ready="signed-out", environ={"BROADCAST_API_KEY": KEY})
-    await page.fill("#secret", issue_token(SECRET, "7", roles=["admin"]))
+    await page.fill("#secret", issue_token("7", secret=SECRET, roles=["admin"]))
     await page.press("#secret", "Enter")
     await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
 
@@ -220,3 +223,110 @@ async def test_page_asks_nobody_else(dashboard, gate, browser):
     await expect(page.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
     assert [url for url in urls if not url.startswith(f"{gate.url}/") or "ticket-" in url] == []
     assert faults == []
+
+
+async def test_member_whose_connection_is_lost_is_shown_with_its_info_while_it_is_counted(
+    dashboard, http_session
+):
+    node, page = await dashboard(environ={"BROADCAST_PRESENCE_GRACE": "60"})
+    claims = {"sub": "7", "aud": "websocket", "exp": time.time() + 600, "name": "Ada"}
+    info = {"status": "away <b>", "level": 3}
+    token = jwt.encode({**claims, "info": info}, SECRET, "HS256")
+    async with (
+        http_session() as http,
+        http.ws_connect(
+            f"http://127.0.0.1:{node.port}/ws/presence.room",
+            headers={"Authorization": f"Bearer {token}"},
+        ) as socket,
+    ):
+        await socket.receive()
+        await socket.receive()
+        socket._response.connection.transport.abort()  # lost, not closed
+    await expect(page.locator("#now-present")).to_have_text("1", timeout=PATIENCE_MS)
+    row = page.locator("#members tr")
+    await expect(row.locator("dt")).to_have_text(["status", "level", "name"], timeout=PATIENCE_MS)
+    await expect(row.locator("dd")).to_have_text(["away <b>", "3", "Ada"])
+    await expect(page.locator("#presence-empty")).to_be_hidden()
+    channel = page.locator("#channels tr", has_text="presence.room")
+    await expect(channel.locator(".number").first).to_have_text("0")
+
+
+async def test_tail_begins_with_stored_messages_newest_first(dashboard, bus):
+    _, page = await dashboard()
+    for count in range(30):
+        await bus.publish("general", "Said", count)
+    await page.fill("#tail-channel", "general")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail .tail-data")).to_have_text(
+        [str(count) for count in range(29, 9, -1)], timeout=PATIENCE_MS
+    )
+    await bus.publish("general", "Said", 30)
+    await expect(page.locator("#tail .tail-data").first).to_have_text("30")
+
+
+async def test_tail_of_a_presence_channel_begins_with_its_stored_messages(dashboard, bus):
+    _, page = await dashboard()
+    for count in range(30):
+        await bus.publish("presence.room", "Said", count)
+    await bus.publish("presence.other", "Said", "another channel's")
+    await page.fill("#tail-channel", "presence.room")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail .tail-data")).to_have_text(
+        [str(count) for count in range(29, 9, -1)], timeout=PATIENCE_MS
+    )
+    await bus.publish("presence.room", "Said", 30)
+    await expect(page.locator("#tail .tail-data").first).to_have_text("30")
+    await expect(page.locator("#now-present")).to_have_text("0")
+
+
+async def test_charts_begin_with_the_last_minutes(dashboard, gate, open_tab, bus):
+    _, page = await dashboard()
+    await page.fill("#tail-channel", "general")
+    await page.click("#tail-start")
+    await expect(page.locator("#tail-about")).to_have_text(re.compile("Waiting for the first"))
+    for count in range(10):
+        await bus.publish("general", "Said", count)
+    await expect(page.locator("#tail li")).to_have_count(10)
+    later = await open_tab(f"{gate.url}/dashboard")
+    await expect(later.locator("#now-nodes")).to_have_text("1", timeout=PATIENCE_MS)
+    # The node notes its numbers every two seconds.
+    drawn = await later.evaluate(
+        """async () => {
+          const { past } = await import("./static/dashboard-numbers.js");
+          const { connect } = await import("./static/eventbus.js");
+          const { token } = await (await fetch("dashboard/ticket", { method: "POST" })).json();
+          for (;;) {
+            const bus = connect({ url: "ws", token: async () => token });
+            const sample = await new Promise((resolve) =>
+              bus.subscribe("admin.stats", { "eb:stats": resolve }));
+            bus.close();
+            const points = past(sample, 1000);
+            if (points.reduce((sum, point) => sum + point[2] * 2, 0) >= 9.9) return points;
+          }
+        }"""
+    )
+    times = [at for at, *_ in drawn]
+    assert times == [1000 - 2 * steps for steps in range(len(times), 0, -1)]
+    assert any(percentiles[0] is not None for *_, percentiles in drawn)
+
+
+async def test_chart_takes_the_points_that_it_does_not_have(dashboard):
+    _, page = await dashboard()
+    columns = await page.evaluate(
+        """async () => {
+          const { Series, MOST_POINTS } = await import("./static/dashboard-numbers.js");
+          const series = new Series(1);
+          series.fill([[1, 10], [3, 30]]); // of the time before the page was opened
+          series.add(5, 50);
+          series.add(6, 60);
+          series.pause(7);
+          series.fill([[1, 0], [5.5, 0], [9, 90]]); // after a reconnect
+          series.add(10, 100);
+          const few = series.columns.map((column) => [...column]);
+          series.fill(Array.from({ length: 1000 }, (_, i) => [11 + i, i]));
+          return [few, series.columns.map((column) => [column.length, column.at(-1)]), MOST_POINTS];
+        }"""
+    )
+    few, many, most = columns
+    assert few == [[1, 3, 5, 6, 7, 9, 10], [10, 30, 50, 60, None, 90, 100]]
+    assert many == [[most, 1010], [most, 999]]

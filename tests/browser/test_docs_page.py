@@ -1,5 +1,7 @@
 """The contract's page in Chromium: it shows the events, asks for a key, and finds events."""
 
+import re
+
 import pytest
 from aiohttp import web
 from playwright.async_api import expect
@@ -77,6 +79,49 @@ async def test_page_shows_events_and_finds_them(start, page):
     await expect(shipped).to_be_hidden()
     await page.get_by_label("Find an event or a channel").fill("nothing")
     await expect(page.get_by_text("No event matches.")).to_be_visible()
+
+
+DOCSTRING = """A summary.
+
+    Several things, on
+    two lines: **bold**, *slanted*, `code <b>`, and snake_case_names.
+
+    - one
+      that goes on
+    - [two](https://example.com/a?b=1), not [three](javascript:alert(1))
+
+    1. first
+    2. second
+
+    ```python
+    print("<b>")
+    ```
+
+    > quoted
+    """
+
+
+async def test_docstrings_are_shown_as_markdown_and_never_as_html(start, page, monkeypatch):
+    monkeypatch.setattr(events, "_types", {})
+    cls = type("Noted", (Event, ShouldBroadcast), {"__doc__": DOCSTRING}, channel="notes")
+    assert cls.__doc__
+    await page.goto(await start())
+    await expect(page.locator("#about")).to_have_text(re.compile("· 1 event$"))
+    card = page.locator("main article")
+    await expect(card.locator("> p.doc").nth(1)).to_have_text(
+        "Several things, on two lines: bold, slanted, code <b>, and snake_case_names."
+    )
+    await expect(card.locator("ul.doc li")).to_have_text(
+        ["one that goes on", "two, not [three](javascript:alert(1))"]
+    )
+    await expect(card.locator("ol.doc li")).to_have_text(["first", "second"])
+    await expect(card.locator("strong")).to_have_text("bold")
+    await expect(card.locator("em")).to_have_text("slanted")
+    await expect(card.locator("> pre code")).to_have_text('print("<b>")')
+    await expect(card.locator("blockquote")).to_have_text("quoted")
+    links = await card.locator("a").evaluate_all("all => all.map((each) => each.href)")
+    assert links == ["https://example.com/a?b=1"]
+    assert await card.locator("b").count() == 0
 
 
 async def test_page_asks_for_the_key(start, page):

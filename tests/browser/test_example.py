@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
+
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
@@ -18,16 +19,14 @@ PATIENCE_MS = 20_000
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
 async def start_app(settings, gate, port):
     started = []
 
-    async def start():
+    async def start(**environ):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-u", str(APP)),
             stdout=asyncio.subprocess.PIPE,
@@ -38,7 +37,8 @@ async def start_app(settings, gate, port):
                 "JWT_SECRET": SECRET,
                 "NATS_URL": settings.nats_url,
                 "BROADCAST_CHANNELS_PREFIX": settings.namespace,
-            },
+            }
+            | environ,
         )
         started.append(process)
         async with asyncio.timeout(30):
@@ -65,7 +65,7 @@ async def test_page_of_another_origin_shows_what_the_service_dispatches(
     await first.click("button")
     rows = first.locator("#places li")
     await expect(rows).to_have_count(1, timeout=PATIENCE_MS)
-    await expect(rows.first).to_contain_text("<b>Hamburg</b>,")
+    await expect(rows.first).to_have_text("<b>Hamburg</b>")
 
     second = await open_tab(origin, ready="")  # comes later, and sees what was
     await expect(second.locator("#places li")).to_have_count(1, timeout=PATIENCE_MS)
@@ -75,3 +75,16 @@ async def test_page_of_another_origin_shows_what_the_service_dispatches(
     await node.start()
     await expect(rows).to_have_count(2, timeout=PATIENCE_MS)
     await expect(second.locator("#places li")).to_have_count(2, timeout=PATIENCE_MS)
+
+
+async def test_page_shows_that_the_service_could_not_publish(
+    edge_process, start_app, open_tab, own_nats_server, port
+):
+    origin = f"http://127.0.0.1:{port}"
+    await edge_process(CORS_ALLOWED_ORIGINS=origin, NATS_URL=own_nats_server.url)
+    await start_app(NATS_URL=own_nats_server.url)
+    page = await open_tab(origin, ready="")
+    await expect(page.locator("#state")).to_have_text("connected", timeout=PATIENCE_MS)
+    await own_nats_server.stop()
+    await page.click("button")
+    await expect(page.locator("#error")).to_contain_text("503: ", timeout=PATIENCE_MS)

@@ -4,13 +4,11 @@ Certificates and keys are made here; hosts become 127.0.0.1 with free ports, and
 folder.
 """
 
-import contextlib
 import functools
 import os
 import re
 import runpy
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,6 +23,8 @@ import yaml
 
 from eventbus.config import Settings
 from eventbus.server import find_binary
+from tests.ports import free_ports
+from tests.processes import kill_group
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -59,14 +59,6 @@ def _joined(one, other):
     return [*one, *other] if isinstance(one, list) else other
 
 
-def _free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class Process:
     """A child process whose output goes to a file."""
 
@@ -81,8 +73,9 @@ class Process:
     def start(self):
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environ, cwd=self._folder, stdout=log, stderr=log
-            )
+                self._command, env=self._environ, cwd=self._folder, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
     def send(self, number):
         self._process.send_signal(number)
@@ -94,9 +87,12 @@ class Process:
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             raise AssertionError(f"{self.name} did not end:\n{self.tail()}") from None
+
+    def kill(self):
+        """Kill it and all that it has started."""
+        kill_group(self._process)
 
     @property
     def is_running(self):
@@ -132,15 +128,13 @@ class Deployment:
         self.compose = read_compose(*overrides)
         self.processes = {}
         self.nats_ports, self.cluster_ports, self.monitor_ports = (
-            dict(zip(SERVERS, _free_ports(3), strict=True)) for _ in range(3)
+            dict(zip(SERVERS, free_ports(3), strict=True)) for _ in range(3)
         )
         self.authority = trustme.CA()
         self._make_certificates()
         self._make_logins()
 
-    @staticmethod
-    def free_ports(count):
-        return _free_ports(count)
+    free_ports = staticmethod(free_ports)
 
     # Secrets
 
@@ -287,7 +281,7 @@ class Deployment:
             **changes,
         }
         edge = self.start(name, [sys.executable, "-m", "eventbus_edge"], environ)
-        # As `eventbus_edge.health` asks: whoever has started it knows whom it asks.
+        # As `eventbus_edge.health` asks: its caller knows which node it asks.
         anyone = ssl.create_default_context()
         anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
         url = f"https://127.0.0.1:{port}/readyz"
@@ -335,8 +329,7 @@ class Deployment:
 
     def stop(self):
         for process in reversed(self.processes.values()):
-            process.send(signal.SIGKILL)
-            process.stop()
+            process.kill()
 
 
 @pytest.fixture(scope="session")

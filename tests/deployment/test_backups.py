@@ -65,7 +65,7 @@ async def test_backup_is_restored_to_another_server_where_clients_start_over(
         assert [message.position.offset for message in page.messages] == [
             receipt.position.offset for receipt in sent
         ]
-        # Whoever resumes by the old epoch is told that it is another stream.
+        # A client that resumes with the old epoch learns that it is another stream.
         assert page.position.epoch != sent[0].position.epoch
         following = await bus.driver.publish(bus.subjects.event("backed.up"), b"3")
         assert following.position.offset > sent[-1].position.offset

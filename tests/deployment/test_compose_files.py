@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,8 @@ from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.metrics.readers import ReadMetric
 from eventbus_edge.process.listening import BACKLOG
+from tests.ports import free_ports
+from tests.processes import kill_group
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -31,7 +32,7 @@ PROMETHEUS = COMPOSE / "prometheus"
 GRAFANA = COMPOSE / "grafana"
 FILES = sorted(path.name for path in COMPOSE.glob("compose*.yaml"))
 WHOLE = ["compose.yaml", "compose.dev.yaml"]
-"""Those that stand alone; others are added to one of them."""
+"""Those that work alone; others are added to one of them."""
 
 OF_PROMETHEUS = {"job", "instance", "le"}
 """Labels beside a metric's own."""
@@ -85,7 +86,7 @@ def test_the_specification_refuses_what_is_misspelt(specification):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_mounted_from_here_exists_and_cannot_be_changed(name):
+def test_mounted_files_exist_and_are_read_only(name):
     for source, _ in mounts(name):
         assert source.exists(), source
     for _, service in services(name):
@@ -120,8 +121,8 @@ def test_a_file_that_a_service_looks_for_among_its_secrets_is_given_to_it(name):
             secret if isinstance(secret, str) else secret["target"]
             for secret in service.get("secrets", ())
         }
-        told = [*service.get("environment", {}).values(), *service.get("command", ())]
-        wanted = {re.sub("^/run/secrets/", "", text) for text in told if "/run/secrets/" in text}
+        body = [*service.get("environment", {}).values(), *service.get("command", ())]
+        wanted = {re.sub("^/run/secrets/", "", text) for text in body if "/run/secrets/" in text}
         assert wanted <= given, service_name
 
 
@@ -151,13 +152,13 @@ def test_every_variable_of_eventbus_is_a_setting(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_values_of_variables_are_text(name):
-    """YAML would read true and 1e3 otherwise than they stand there."""
+    """YAML would read true and 1e3 differently."""
     for _, service in services(name):
         assert all(isinstance(value, str) for value in service.get("environment", {}).values())
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_who_waits_for_a_healthy_service_waits_for_one_with_a_health_check(name):
+def test_services_only_depend_on_the_health_of_services_with_a_health_check(name):
     # What one file adds to is in compose.yaml.
     known = read(COMPOSE / "compose.yaml")["services"] | dict(services(name))
     waits = 0
@@ -169,7 +170,7 @@ def test_who_waits_for_a_healthy_service_waits_for_one_with_a_health_check(name)
                 assert check.get("test"), other
             else:
                 assert known[other]["restart"].startswith("on-failure"), "it must come to an end"
-    assert waits
+    assert waits or name not in WHOLE
 
 
 CONFINED = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges:true"]}
@@ -204,14 +205,6 @@ def test_connections_have_descriptors_enough():
 # The file for development
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def wait_for(address, process, log):
     deadline = time.monotonic() + 40
     while True:
@@ -233,22 +226,21 @@ def start(tmp_path):
         path = tmp_path / f"{name}.log"
         environ = {"PATH": os.environ["PATH"], **(environ or {})}
         with path.open("wb") as log:
-            process = subprocess.Popen(command, env=environ, cwd=tmp_path, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, env=environ, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            )
         processes.append(process)
         return process, path
 
     yield begin
     for process in reversed(processes):
-        process.kill()
-        process.wait()
+        kill_group(process)
 
 
 EVENTBUS = [sys.executable, "-c", "from eventbus.cli.app import main; main()"]
 
 
-def test_edge_of_development_runs_on_a_nats_server_with_the_arguments_that_stand_there(
-    start, tmp_path
-):
+def test_edge_of_development_runs_on_a_nats_server_with_the_documented_arguments(start, tmp_path):
     parts = dict(services("compose.dev.yaml"))
     port, monitor, edge_port = free_ports(3)
     moved = {"/data": str(tmp_path / "data"), "8222": str(monitor)}
@@ -267,7 +259,7 @@ def test_edge_of_development_runs_on_a_nats_server_with_the_arguments_that_stand
         assert b"eventbus_edge_bus_connected 1.0" in response.read()
 
 
-def test_what_development_uses_is_refused_in_production():
+def test_development_settings_are_refused_in_production():
     environ = dict(services("compose.dev.yaml"))["edge"]["environment"]
     done = subprocess.run(
         [*EVENTBUS, "edge", "run"],

@@ -58,14 +58,14 @@ async def test_publisher_logs_in_by_credentials_and_cannot_read(login):
 
 
 @pytest.mark.usefixtures("streams")
-async def test_edge_logs_in_by_credentials_hears_reads_and_cannot_publish_events(login):
-    heard = asyncio.Queue()
+async def test_edge_logs_in_by_credentials_subscribes_reads_and_cannot_publish_events(login):
+    received = asyncio.Queue()
     async with EventBus(login("edge")) as edge, EventBus(login("publisher")) as publisher:
         live = edge.subjects.live("orders.1")
-        await edge.driver.subscribe(live, heard.put_nowait)
+        await edge.driver.subscribe(live, received.put_nowait)
         await published(publisher, "orders.1")
         async with asyncio.timeout(10):
-            assert (await heard.get()).payload == MESSAGE
+            assert (await received.get()).payload == MESSAGE
         assert len((await edge.driver.read(live, after=None, limit=1)).messages) == 1
         with pytest.raises(PublishFailed, match=r"no permission to publish to eb\.event\.orders"):
             await published(edge, "orders.1")
@@ -110,11 +110,11 @@ def test_commands_of_nsc_grant_what_permissions_conf_does(namespace):
     permissions = made["read_permissions"](text, namespace)
     assert tuple(permissions) == ROLES
     printed = [shlex.split(line) for line in made["commands"](permissions, "ACME")]
-    told = {line[line.index("--name") + 1]: line for line in printed}
-    assert set(told) == {*ROLES, "admin"}
-    assert "--allow-pub" not in told["admin"]
+    reported = {line[line.index("--name") + 1]: line for line in printed}
+    assert set(reported) == {*ROLES, "admin"}
+    assert "--allow-pub" not in reported["admin"]
     for role in ROLES:
-        line = told[role]
+        line = reported[role]
         for flag, rights in (("--allow-pub", "publish"), ("--allow-sub", "subscribe")):
             allowed = permissions[role][rights]["allow"]
             assert line[line.index(flag) + 1].split(",") == allowed

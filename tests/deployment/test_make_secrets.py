@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import socket
 import ssl
 import stat
 import subprocess
@@ -18,6 +17,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
 from eventbus.server import find_binary
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -31,12 +31,6 @@ def make(folder, *arguments):
         check=False,
         timeout=60,
     )
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -134,17 +128,17 @@ def test_force_replaces_everything(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--host", "not a host"], "allowed: a host name"),
         (["--days", "0"], "allowed: 1 to 3650 days"),
         (["--renew"], "there is no CA to renew certificates with"),
     ],
 )
-def test_what_cannot_be_is_refused_with_a_reason(tmp_path, arguments, told):
+def test_invalid_arguments_are_refused_with_a_reason(tmp_path, arguments, expected):
     done = make(tmp_path / "none", *arguments)
     assert done.returncode != 0
-    assert told in done.stderr
+    assert expected in done.stderr
     assert not (tmp_path / "none").exists()
 
 
@@ -287,18 +281,18 @@ def redis_cli(server, *arguments, user="eventbus", password="any"):
 
 @pytest.mark.redis
 async def test_services_do_all_that_the_driver_can_on_redis(redis):
-    heard, ended = asyncio.Queue(), asyncio.Queue()
+    received, ended = asyncio.Queue(), asyncio.Queue()
     async with (
         EventBus(redis_settings(redis)) as edge,
         EventBus(redis_settings(redis, "publisher")) as publisher,
     ):
         live = edge.subjects.live("orders.1")
-        await edge.driver.subscribe(live, heard.put_nowait)
-        await edge.driver.subscribe("eb.live.orders.*", heard.put_nowait)
+        await edge.driver.subscribe(live, received.put_nowait)
+        await edge.driver.subscribe("eb.live.orders.*", received.put_nowait)
         await publisher.driver.publish(publisher.subjects.event("orders.1"), b"1")
         await publisher.driver.publish(live, b"2")  # volatile
         async with asyncio.timeout(10):
-            assert sorted([(await heard.get()).payload for _ in range(4)]) == [
+            assert sorted([(await received.get()).payload for _ in range(4)]) == [
                 b"1", b"1", b"2", b"2",
             ]  # fmt: skip
         page = await edge.driver.read(live, after=0, limit=9)
@@ -317,7 +311,7 @@ async def test_services_do_all_that_the_driver_can_on_redis(redis):
 
 
 @pytest.mark.redis
-async def test_publisher_on_redis_hears_nothing_and_sees_no_presence(redis):
+async def test_publisher_on_redis_receives_nothing_and_sees_no_presence(redis):
     async with EventBus(redis_settings(redis, "publisher")) as bus:
         with pytest.raises(EventBusError, match=r"(?i)permission"):
             await bus.driver.state.entries(">")
@@ -325,7 +319,7 @@ async def test_publisher_on_redis_hears_nothing_and_sees_no_presence(redis):
 
 
 @pytest.mark.redis
-async def test_what_no_service_needs_is_forbidden_on_redis(redis):
+async def test_commands_that_no_service_needs_are_forbidden_on_redis(redis):
     for command in (
         ["flushall"], ["config", "get", "*"], ["keys", "*"], ["acl", "list"], ["shutdown"],
         ["get", "another:key"], ["set", "another:key", "1"], ["monitor"],

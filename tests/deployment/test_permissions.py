@@ -11,12 +11,9 @@ from aiohttp import web
 
 from eventbus.bus import EventBus
 from eventbus.client import connect
+from eventbus.cluster.announcing import announce_revocation, stored_revocations
+from eventbus.cluster.revocation import Revocation
 from eventbus.errors import ConnectionFailed, EventBusError, PublishFailed
-from eventbus_edge.access.revocation import Revocation
-from eventbus_edge.access.revoker import (
-    announce,
-    read_kept,
-)
 
 pytestmark = pytest.mark.xdist_group("deployment")
 
@@ -40,15 +37,15 @@ async def test_publisher_publishes_and_cannot_read(deployment):
             await bus.driver.read(bus.subjects.live("general"), after=None, limit=1)
 
 
-async def test_edge_hears_and_reads_and_cannot_publish_events(deployment):
+async def test_edge_subscribes_and_reads_and_cannot_publish_events(deployment):
     settings = deployment.settings("edge")
-    heard = asyncio.Queue()
+    received = asyncio.Queue()
     async with EventBus(settings) as edge, EventBus(deployment.settings("publisher")) as publisher:
         live = edge.subjects.live("orders.1")
-        await edge.driver.subscribe(live, heard.put_nowait)
+        await edge.driver.subscribe(live, received.put_nowait)
         await published(publisher, "orders.1")
         async with asyncio.timeout(10):
-            assert (await heard.get()).payload == b'{"event":"x","data":1}'
+            assert (await received.get()).payload == b'{"event":"x","data":1}'
         page = await edge.driver.read(live, after=None, limit=1)
         assert len(page.messages) == 1
         with pytest.raises(PublishFailed, match=r"no permission to publish to eb\.event\.orders"):
@@ -60,11 +57,11 @@ async def test_edge_and_command_line_revoke_and_nobody_else_can(deployment):
     for user in ("edge", "cli"):
         revocation = Revocation(at=now, until=now + 60, user_id=f"revoked by {user}")
         async with EventBus(deployment.settings(user)) as bus:
-            await announce(bus.driver, bus.subjects, revocation)
-            assert revocation.key in await read_kept(bus.driver)
+            await announce_revocation(bus.driver, bus.subjects, revocation)
+            assert revocation.key in await stored_revocations(bus.driver)
     async with EventBus(deployment.settings("worker")) as bus:
         with pytest.raises(EventBusError, match="no permission"):
-            await announce(
+            await announce_revocation(
                 bus.driver, bus.subjects, Revocation(at=now, until=now + 60, user_id="7")
             )
 
@@ -93,10 +90,10 @@ async def test_publisher_queues_nothing_it_could_take_back(deployment):
 
 
 async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
-    told = asyncio.Queue()
+    received = asyncio.Queue()
 
     async def receive(request):
-        told.put_nowait(await request.json())
+        received.put_nowait(await request.json())
         return web.Response()
 
     app = web.Application()
@@ -115,7 +112,7 @@ async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
         async with connect(f"wss://127.0.0.1:{port}/ws", tls=deployment.client_tls) as client:
             await client.subscribe("general")
             async with asyncio.timeout(20):
-                assert "channel_occupied" in str(await told.get())
+                assert "channel_occupied" in str(await received.get())
         assert not [line for line in edge.lines() if "permissions violation" in line.lower()]
     finally:
         await loop.run_in_executor(None, edge.stop)
@@ -134,11 +131,11 @@ async def test_certificate_of_another_authority_is_refused_at_once(deployment, t
     certificate = trustme.CA().issue_cert("edge.eventbus")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "stranger.pem")
     path = str(tmp_path / "stranger.pem")
-    said = await refusal(deployment.settings("edge", NATS_CERT=path, NATS_KEY=path))
-    assert "NATS_CERT" in said
+    message = await refusal(deployment.settings("edge", NATS_CERT=path, NATS_KEY=path))
+    assert "NATS_CERT" in message
 
 
-async def test_certificate_alone_lets_nobody_in(deployment):
+async def test_certificate_alone_admits_nobody(deployment):
     assert "NATS_NKEY" in await refusal(deployment.settings("edge", NATS_NKEY=""))
 
 
@@ -150,7 +147,7 @@ async def test_key_of_another_kind_of_user_is_not_another_right(deployment):
 
 
 def test_edge_with_wrong_credentials_ends_and_says_why(deployment, tmp_path):
-    """No endless retry: whoever starts it sees the reason, and its exit code."""
+    """No endless retry: the operator sees the reason, and its exit code."""
     wrong = tmp_path / "wrong.nk"
     wrong.write_bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
     environ = deployment.environment("edge", NATS_NKEY=str(wrong), BROADCAST_WORKERS="1")

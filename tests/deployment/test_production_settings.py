@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,8 @@ import yaml
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from eventbus.cli.tokens.commands import issue_token
+from eventbus.tokens import issue_token
+from tests.ports import free_port
 
 pytestmark = [
     pytest.mark.redis,
@@ -43,11 +43,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def free_port():
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +138,8 @@ def client(port, token=None, origin=ORIGIN):
 
 
 async def subscribed(stack, port):
-    """A client of user.7, once it hears what is published there."""
-    opened = await stack.enter_async_context(client(port, issue_token(JWT_SECRET, "7")))
+    """A client of user.7, once it receives messages published there."""
+    opened = await stack.enter_async_context(client(port, issue_token("7", secret=JWT_SECRET)))
     async with asyncio.timeout(15):
         while json.loads(await opened.recv())["event"] != "eb:subscribed":
             pass
@@ -190,7 +185,7 @@ async def test_other_prefix_on_the_same_redis_is_another_deployment(environ, edg
 
 @pytest.mark.parametrize("is_forged", [True, False])
 async def test_without_a_good_token_there_is_401(edges, is_forged):
-    token = issue_token(secrets.token_urlsafe(32), "7") if is_forged else None
+    token = issue_token("7", secret=secrets.token_urlsafe(32)) if is_forged else None
     with pytest.raises(InvalidStatus) as refused:
         await client(edges[0], token)
     assert refused.value.response.status_code == 401
@@ -199,12 +194,12 @@ async def test_without_a_good_token_there_is_401(edges, is_forged):
 async def test_page_of_another_origin_gets_403(edges):
     for port in edges:
         with pytest.raises(InvalidStatus) as refused:
-            await client(port, issue_token(JWT_SECRET, "7"), origin="https://evil.example")
+            await client(port, issue_token("7", secret=JWT_SECRET), origin="https://evil.example")
         assert refused.value.response.status_code == 403
 
 
 async def test_page_of_an_origin_that_is_named_may_read_events_and_others_may_not(edges):
-    headers = {"Authorization": f"Bearer {issue_token(JWT_SECRET, '7')}"}
+    headers = {"Authorization": f"Bearer {issue_token('7', secret=JWT_SECRET)}"}
     for port in edges:
         url = f"http://127.0.0.1:{port}/sse?channel=user.7"
         async with aiohttp.ClientSession(headers=headers) as session:

@@ -16,10 +16,10 @@ import urllib.request
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
 from eventbus.errors import PublishFailed
 from eventbus.server import find_binary
+from eventbus.tokens import issue_token
 
 pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
 PATIENCE_S = 60
@@ -108,7 +108,8 @@ class Regions:
         self._start_edge("site", self.ports["site"], NATS_NKEY=str(self._site_seed))
 
     async def _move(self):
-        """Server by server, to home.conf; gives what was published meanwhile, and what arrived."""
+        """Server by server, to home.conf; returns the messages published meanwhile, and those that
+        arrived."""
         sent, got = itertools.count(), []
         async with self.publisher() as publish, self.connect("home") as client:
             chat = await client.subscribe("chat.moved", got.append)
@@ -190,7 +191,7 @@ class Regions:
 
     def connect(self, where, user="7"):
         url = f"wss://127.0.0.1:{self.edge_ports[where]}/ws"
-        token = issue_token(self.home.jwt_secret, user)
+        token = issue_token(user, secret=self.home.jwt_secret)
         return connect(url, tls=self.home.client_tls, token=token)
 
     @contextlib.asynccontextmanager
@@ -244,7 +245,7 @@ def test_cluster_becomes_a_home_region_server_by_server_and_nothing_is_lost(regi
     assert gaps == 0
 
 
-def test_site_may_what_an_edge_may_by_the_domain_of_the_home_region(regions):
+def test_site_may_do_what_an_edge_may_by_the_domain_of_the_home_region(regions):
     folder = regions.home.files / "nats"
     edge = subjects_of("EDGE", folder / "permissions.conf")
     by_domain = {"$JS.API.": "$JS.home.API.", "$KV.": "$JS.home.API.$KV."}
@@ -304,21 +305,21 @@ async def test_event_reaches_clients_of_region_and_site_and_stands_in_their_hist
 
 
 async def test_whispers_and_presence_pass_between_regions(regions):
-    heard = asyncio.Queue()
+    received = asyncio.Queue()
     async with regions.connect("region", "near") as near, regions.connect("site", "far") as far:
         hall = [await client.subscribe("presence.hall") for client in (near, far)]
         for each in hall:
             async with asyncio.timeout(PATIENCE_S):
                 while {member.user_id for member in await each.presence()} != {"near", "far"}:  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0.05)
-        await near.subscribe("chat.whispers", heard.put_nowait)
+        await near.subscribe("chat.whispers", received.put_nowait)
         whispering = await far.subscribe("chat.whispers")
         await whispering.whisper("typing", 1)
         async with asyncio.timeout(PATIENCE_S):
-            assert await heard.get() == 1
+            assert await received.get() == 1
 
 
-async def test_what_a_site_missed_while_its_line_was_cut_comes_before_what_follows(regions):
+async def test_messages_that_a_site_missed_during_an_outage_arrive_before_later_ones(regions):
     async with regions.publisher() as publish, regions.connect("site") as client:
         chat = await client.subscribe("chat.cut")
         states = []
@@ -375,7 +376,7 @@ async def test_site_publishes_no_events_where_the_home_region_grants_it_none(reg
         assert len((await home.driver.read(live, after=None, limit=9)).messages) == 1
 
 
-async def test_home_region_goes_on_without_the_other_whose_clients_miss_nothing(regions):
+async def test_home_region_continues_without_the_other_whose_clients_miss_nothing(regions):
     async with regions.publisher() as publish, regions.connect("region") as client:
         chat = await client.subscribe("chat.alone")
         await publish("chat.alone", 0)

@@ -1,4 +1,4 @@
-"""The examples of docs/drivers.md run as they stand, and pass the type checker."""
+"""The examples of docs/drivers.md run unchanged, and pass the type checker."""
 
 import re
 import subprocess
@@ -37,6 +37,7 @@ def test_example_runs(tmp_path, number):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.xdist_group("type checker")
 def test_examples_pass_the_type_checker(tmp_path):
     for number, example in enumerate(EXAMPLES):
         (tmp_path / f"example_{number}.py").write_text(example, encoding="utf-8")

@@ -11,6 +11,7 @@ beside this one: test_<page>_page.py.
 
 import ast
 import asyncio
+import builtins
 import inspect
 import re
 import subprocess
@@ -22,6 +23,7 @@ from typing import NamedTuple
 
 import pytest
 
+from eventbus import sync
 from eventbus.events import (
     current,
     event as events,
@@ -30,12 +32,6 @@ from eventbus.events import (
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PAGES = sorted(
-    page
-    for page in (ROOT / "docs").glob("*.md")
-    if "```python" in page.read_text("utf-8")
-    and not (HERE / f"test_{page.stem.replace('-', '_')}_page.py").exists()
-)
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \S.*-->\n\Z")
 
@@ -52,10 +48,19 @@ def blocks_of(text):
             yield Block(text[: match.start(1)].count("\n") + 1, match[1])
 
 
+PAGES = sorted(
+    page
+    for page in (ROOT / "docs").glob("*.md")
+    if any(blocks_of(page.read_text("utf-8")))
+    and not (HERE / f"test_{page.stem.replace('-', '_')}_page.py").exists()
+)
+
+
 def run_page(page, name):
     """Run a page as the module `name`; errors bear the page's own line numbers."""
     module = types.ModuleType(name)
     module.__file__ = str(page)
+    module.__builtins__ = builtins  # as modules have that are imported; SQLAlchemy reads them
     sys.modules[name] = module  # where msgspec looks up annotations
     try:
         with asyncio.Runner() as runner:
@@ -77,6 +82,7 @@ def _leave_nothing_behind(monkeypatch):
     monkeypatch.setattr(current, "_entries", [])
     with listeners.isolated():
         yield
+    sync.close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -88,11 +94,12 @@ def test_examples_of_the_page_run(page, nats_server, namespace, monkeypatch, tmp
     run_page(page, f"docs_{page.stem.replace('-', '_')}")
 
 
+@pytest.mark.xdist_group("type checker")  # which shares its cache with no other process
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_of_the_page_pass_the_type_checker(page, tmp_path):
     code = "".join(block.code for block in blocks_of(page.read_text("utf-8")))
     module = tmp_path / f"{page.stem.replace('-', '_')}.py"
-    module.write_text("async def page() -> None:\n" + textwrap.indent(code, "    "))
+    module.write_text("async def page() -> None:\n" + textwrap.indent(code or "pass\n", "    "))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(module)],
         cwd=ROOT, capture_output=True, text=True, timeout=55, check=False,

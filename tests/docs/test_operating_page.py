@@ -33,20 +33,20 @@ def metrics():
     return found
 
 
-def told(sample):
+def reported(sample):
     """The name of a sample's metric as tables have it."""
     return re.sub(r"_(bucket|sum|count)$", "", sample)
 
 
 def test_every_metric_is_explained_and_none_that_does_not_exist():
     table = PAGE.partition("## Metrics")[2].partition("### Alerts")[0]
-    assert set(_NAME.findall(table)) == {told(sample) for sample in metrics()}
+    assert set(_NAME.findall(table)) == {reported(sample) for sample in metrics()}
 
 
 def test_every_metric_that_the_page_names_anywhere_exists():
     known = metrics()
     named = set(_NAME.findall(PAGE))
-    assert named <= known.keys() | {told(sample) for sample in known}
+    assert named <= known.keys() | {reported(sample) for sample in known}
 
 
 @pytest.mark.parametrize("expression", ALERTS)

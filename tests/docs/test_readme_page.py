@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The README's examples run unchanged."""
 
 import ast
 import asyncio
@@ -13,7 +13,7 @@ from eventbus.events import event_types
 from eventbus_edge.access.rules import channels
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"(?<!-->\n)^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PUBLISH, BROADCAST, LISTEN, TEST, AUTHORIZE = BLOCKS
 
 pytest_plugins = ["pytester"]
@@ -27,18 +27,18 @@ async def test_publishing_example_runs_as_a_script(settings, tmp_path):
         "BROADCAST_CHANNELS_PREFIX": settings.namespace,
         "BROADCAST_HISTORY_BYTES": str(settings.history_bytes),
     }
-    heard = []
+    received = []
     async with EventBus(settings) as bus:
-        await bus.driver.subscribe(f"{settings.namespace}.live.>", heard.append)
+        await bus.driver.subscribe(f"{settings.namespace}.live.>", received.append)
         command = [sys.executable, "service.py"]
         done = await asyncio.to_thread(
             subprocess.run, command, cwd=tmp_path, env=environ, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
         async with asyncio.timeout(10):
-            while len(heard) < 2:  # noqa: ASYNC110 - the driver calls, and sets no event
+            while len(received) < 2:  # noqa: ASYNC110 - the driver calls, and sets no event
                 await asyncio.sleep(0.01)
-    assert [delivery.subject.partition(".live.")[2] for delivery in heard] == [
+    assert [delivery.subject.partition(".live.")[2] for delivery in received] == [
         "orders.42",
         "general",
     ]

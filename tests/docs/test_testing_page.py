@@ -62,6 +62,7 @@ async def test_failure(event_fake):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.xdist_group("type checker")
 def test_the_examples_pass_the_type_checker(project):
     done = _run(ROOT, "mypy", "--strict", "--follow-imports=silent", str(project))
     assert done.returncode == 0, done.stdout + done.stderr

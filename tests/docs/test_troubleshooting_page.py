@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: every case is tried on real servers, and what is quoted is what is said.
+"""docs/troubleshooting.md: every case is tried on real servers, and quotes are exact.
 
 A block under `<!-- seen: name -->` quotes the test that calls `seen(name, …)`: each of its lines is
 there, `…` standing for what differs each time.
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.server import NatsServer
+from eventbus.tokens import issue_token
+from tests.edge.conftest import expired
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-EVENTBUS = [sys.executable, "-c", "from eventbus.cli.app import main; main()"]
 PATIENCE_S = 30
 QUOTED = dict(
     re.findall(
@@ -48,7 +49,7 @@ def collapsed(text):
 
 
 def seen(name, text):
-    """What stands in the page under that name is in the text."""
+    """The text contains what the page quotes under that name."""
     assert name in QUOTED, f"not in the page: {name}:\n{text}"
     for line in QUOTED[name].splitlines():
         if not line.startswith("$ "):
@@ -79,11 +80,6 @@ class Edge:
             assert time.monotonic() < deadline, f"{text!r} is not in:\n{self.log}"
             time.sleep(0.05)
         return self.log
-
-
-def free_port():
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -129,23 +125,15 @@ def start(environ, tmp_path):
 
 
 @pytest.fixture
-def run(environ, tmp_path):
+def run(run_command, environ, tmp_path):
     """Run a command to its end; gives all that it writes."""
 
-    def run_command(*arguments, text="", **changes):
-        done = subprocess.run(
-            [*EVENTBUS, *arguments],
-            env={"BROADCAST_WEBSOCKET_PORT": "0"} | environ | changes,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            input=text,
-            timeout=60,
-            check=False,
-        )
+    def run(*arguments, text="", **changes):
+        env = {"BROADCAST_WEBSOCKET_PORT": "0"} | environ | changes
+        done = run_command(*arguments, env=env, cwd=tmp_path, input=text)
         return f"{done.stdout}{done.stderr}(exit code {done.returncode})"
 
-    return run_command
+    return run
 
 
 def curl(url, *arguments):
@@ -181,10 +169,10 @@ def test_edge_without_a_key_refuses_all_tokens(start, run):
 def test_token_that_is_wrong_or_expired(start, run):
     edge = start()
     seen("401", curl(f"{edge.url}/ws/user.7", *UPGRADE))
-    old = issue_token(SECRET, "7", lifetime_s=-3600)
+    old = expired()
     answer = curl(f"{edge.url}/ws/user.7", *UPGRADE, "-H", f"Authorization: Bearer {old}")
     seen("401-expired", answer)
-    other = issue_token(SECRET[::-1], "7")
+    other = issue_token("7", secret=SECRET[::-1])
     seen("401-inspect", run("token", "inspect", text=other))
     curl(f"{edge.url}/ws/user.7", *UPGRADE, "-H", f"Authorization: Bearer {other}")
     seen("401-metric", metrics(edge))
@@ -201,7 +189,7 @@ def test_origin_that_is_not_allowed(start, run):
 
 def test_channel_that_the_token_does_not_allow(start):
     edge = start()
-    token = issue_token(SECRET, "7")
+    token = issue_token("7", secret=SECRET)
     seen(
         "forbidden",
         curl(f"{edge.url}/sse?channel=user.8", "-H", f"Authorization: Bearer {token}"),
@@ -217,7 +205,7 @@ def test_http_api_without_a_key_answers_loopback_only(start):
 # Dispatched, and not received
 
 
-def test_edge_with_another_prefix_hears_nothing(start, run, namespace):
+def test_edge_with_another_prefix_receives_nothing(start, run, namespace):
     edge = start(BROADCAST_CHANNELS_PREFIX=f"{namespace}-b")
     seen("test-other-prefix", run("broadcast", "test", "--url", edge.url))
     run("setup")
@@ -229,21 +217,21 @@ def test_way_of_a_message_that_works(start, run):
     seen("test-well", run("broadcast", "test"))
 
 
-async def test_payload_that_is_no_message_is_quarantined(start, nats_server, namespace, environ):
+async def test_payload_that_is_not_a_message_is_quarantined(start, nats_server, namespace, environ):
     import nats  # noqa: PLC0415
 
     edge = await asyncio.to_thread(start)
     bus = await nats.connect(nats_server.url)
-    heard = await bus.subscribe(f"{namespace}.quarantine.>")
+    received = await bus.subscribe(f"{namespace}.quarantine.>")
     reader = await asyncio.create_subprocess_exec(
         "curl", "-sN", f"{edge.url}/sse?channel=general", stdout=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(PATIENCE_S):
-            while b"eb:subscribed" not in await reader.stdout.readline():
-                pass
+            while b"eb:subscribed" not in (line := await reader.stdout.readline()):
+                assert line, "curl has ended"
         await bus.publish(f"{namespace}.event.general", b"not JSON")
-        message = await heard.next_msg(PATIENCE_S)
+        message = await received.next_msg(PATIENCE_S)
         lines = [f"Subject: eb{message.subject.removeprefix(namespace)}"]
         lines += [f"{name}: {value}" for name, value in message.headers.items()]
         seen("quarantine-tail", "\n".join(lines))
@@ -275,14 +263,14 @@ async def test_slow_client_is_cut_at_its_bound(start, nats_server, namespace):
             b"GET /ws/general HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
-        heard = b""
-        while b"eb:subscribed" not in heard:
-            heard += await asyncio.to_thread(slow.recv, 4096)
+        received = b""
+        while b"eb:subscribed" not in received:
+            received += await asyncio.to_thread(slow.recv, 4096)
         bus = await nats.connect(nats_server.url)
         body = json.dumps({"event": "e", "data": "x" * 30_000}).encode()
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while 'closes_total{code="4201"}' not in (told := await asyncio.to_thread(
+                while 'closes_total{code="4201"}' not in (output := await asyncio.to_thread(
                     metrics, edge
                 )):  # fmt: skip
                     for _ in range(50):
@@ -290,7 +278,7 @@ async def test_slow_client_is_cut_at_its_bound(start, nats_server, namespace):
                     await bus.flush()
         finally:
             await bus.close()
-    seen("slow-metric", told)
+    seen("slow-metric", output)
 
 
 # Redis refuses
@@ -403,11 +391,11 @@ async def test_nats_that_does_not_permit_to_publish(run, own_server):
     may = {"publish": {"deny": ["eb.event.>"]}}
     user = {"user": "ada", "password": "right", "permissions": may}
     server = await own_server(authorization={"users": [user]})
-    told = await asyncio.to_thread(
+    output = await asyncio.to_thread(
         run, "subjects", "publish", "orders.1", "shipped", "{}",
         NATS_URL=server.url.replace("//", "//ada:right@"), BROADCAST_CHANNELS_PREFIX="eb",
     )  # fmt: skip
-    seen("nats-permission", told)
+    seen("nats-permission", output)
 
 
 async def test_http_api_of_an_edge_that_may_not_publish(start, own_server):
@@ -438,5 +426,5 @@ async def test_nats_credentials_that_are_no_longer_good(start, run, jwt_server, 
     creds.write_text(operator.user("admin", name="edge"), encoding="utf-8")
     edge = await asyncio.to_thread(start, **given)
     operator.revoke_all()
-    jwt_server.reload()
+    jwt_server.renew()
     seen("nats-creds-running", await asyncio.to_thread(edge.wait_for, "refuses the credentials"))

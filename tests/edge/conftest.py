@@ -6,19 +6,20 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 
+import jwt
 import msgspec
 import pytest
 from aiohttp import web
 from websockets.asyncio.client import ClientConnection, connect as ws_connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidStatus
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
+from eventbus.tokens import issue_token
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.app import (
     WEBSOCKETS,
@@ -28,6 +29,7 @@ from eventbus_edge.app import (
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.delivery import bus_health
 from eventbus_edge.keys import NODE
+from tests.ports import free_port
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 PATIENCE_S = 10.0
@@ -65,7 +67,7 @@ class Client:
         assert answer["data"]["message"]
         return answer["data"]["code"]
 
-    async def hears_nothing(self):
+    async def receives_nothing(self):
         """Whether nothing is on its way: the next frame is the answer to a ping sent now."""
         return (await self.ask("ping", ref="nothing"))["data"].get("ref") == "nothing"
 
@@ -118,6 +120,16 @@ async def open_client(port, path="/ws", *, token=None, **options) -> AsyncIterat
         **{"compression": None} | options,
     ) as socket:
         yield Client(socket)
+        await _close(socket)
+
+
+async def _close(socket: ClientConnection) -> None:
+    """Close, and read what is left: a full queue would keep the answer to the close waiting."""
+    closing = asyncio.create_task(socket.close())
+    with contextlib.suppress(ConnectionClosed, ConcurrencyError):  # when it is read elsewhere
+        while True:
+            await socket.recv()
+    await closing
 
 
 class EdgeProcess:
@@ -138,12 +150,24 @@ class EdgeProcess:
         return self.process.returncode, (out + err).decode()
 
 
+def sign(user="7", secret=SECRET, **claims):
+    """A token that `issue_token` would not make: expired, or with claims of the test's own."""
+    now = int(time.time())
+    made = {"sub": user, "aud": "websocket", "iat": now, "exp": now + 3600} | claims
+    return jwt.encode({name: value for name, value in made.items() if value is not None}, secret)
+
+
+def expired(user="7", **claims):
+    """A token that expired ten minutes ago."""
+    return sign(user, exp=int(time.time()) - 600, **claims)
+
+
 @pytest.fixture
 def token():
     """Make a token: the user's id, then what `issue_token` takes."""
 
     def issue(user="7", **claims):
-        return issue_token(SECRET, user, **claims)
+        return issue_token(user, secret=SECRET, **claims)
 
     return issue
 
@@ -171,40 +195,45 @@ def no_probes(monkeypatch):
 
 
 @pytest.fixture
-async def start_edge(settings, clients):
-    """Start nodes: `await start_edge(bus, rules=…, heartbeat=1.0, …)`; each ends with the test."""
-    async with contextlib.AsyncExitStack() as nodes:
-
-        async def start(
-            bus: EventBus | Settings | None = None,
-            rules=None,
-            websockets=WEBSOCKETS,
-            **edge_settings,
-        ) -> Edge:
-            made = EdgeSettings(
-                **{"jwt_secret": SECRET, "drain_time": 0.0, "unsubscribe_after": 0.05}
-                | edge_settings
-            )
-            app = create_app(
-                made,
-                settings if bus is None else bus,
-                rules=rules or ChannelRules(),
-                websockets=websockets,
-            )
-            runner = make_runner(app, made.request_timeout)
-            await runner.setup()
-            nodes.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            return Edge(runner, clients)
-
-        yield start
-        # Clients first: a node does not wait for one that does not read.
+async def runners(clients):
+    """The nodes of this test. They end before their buses, and their clients before them."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
+        # A node does not wait for a client that does not read.
         await clients.aclose()
 
 
 @pytest.fixture
-def acquainted():
-    """Wait until nodes know each other: `await acquainted(one, other)`; hellos take a moment."""
+async def start_edge(settings, clients, runners):
+    """Start nodes: `await start_edge(bus, rules=…, heartbeat=1.0, …)`; each ends with the test."""
+
+    async def start(
+        bus: EventBus | Settings | None = None,
+        rules=None,
+        websockets=WEBSOCKETS,
+        **edge_settings,
+    ) -> Edge:
+        made = EdgeSettings(
+            **{"jwt_secret": SECRET, "drain_time": 0.0, "unsubscribe_after": 0.05} | edge_settings
+        )
+        app = create_app(
+            made,
+            settings if bus is None else bus,
+            rules=rules or ChannelRules(),
+            websockets=websockets,
+        )
+        runner = make_runner(app, made.request_timeout)
+        await runner.setup()
+        runners.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return Edge(runner, clients)
+
+    return start
+
+
+@pytest.fixture
+def know_each_other():
+    """Wait until nodes know each other, which takes a moment: `await know_each_other(a, b)`."""
 
     async def wait(*edges):
         ids = {edge.node.id for edge in edges}
@@ -218,20 +247,21 @@ def acquainted():
 
 
 @pytest.fixture
-async def bus(settings):
+async def bus(settings, clients, runners):
     """An open bus over the real server, in this test's namespace."""
     async with EventBus(settings) as opened:
         yield opened
+        await clients.aclose()
+        await runners.aclose()
 
 
 @pytest.fixture
-async def start_redis(tmp_path, namespace):
+async def start_redis(tmp_path, namespace, clients, runners):
     """Start a redis-server of this test's own: `await start_redis()` gives settings for it."""
     started = []
 
     async def start() -> Settings:
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         folder = ["--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
         process = await asyncio.create_subprocess_exec(
             "redis-server", "--port", str(port), *folder, stdout=asyncio.subprocess.DEVNULL
@@ -240,6 +270,8 @@ async def start_redis(tmp_path, namespace):
         return Settings(driver="redis", redis_port=port, namespace=namespace)
 
     yield start
+    await clients.aclose()
+    await runners.aclose()
     for process in started:
         process.kill()
         await process.wait()
@@ -273,6 +305,7 @@ async def start_process(nats_server, namespace):
             "eventbus_edge",
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            limit=4 * 1024**2,
             env={
                 "PATH": os.environ["PATH"],
                 "NATS_URL": nats_server.url,
@@ -285,12 +318,14 @@ async def start_process(nats_server, namespace):
             | environ,
         )
         started.append(process)
+        printed, address = "", None
         async with asyncio.timeout(20):
-            line = (await process.stdout.readline()).decode()
-        address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
+            while address is None and (line := (await process.stdout.readline()).decode()):
+                printed += line
+                address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
         if address is None:
             out, err = await process.communicate()
-            raise AssertionError(f"the edge did not start: {line}{out.decode()}{err.decode()}")
+            raise AssertionError(f"the edge did not start: {printed}{out.decode()}{err.decode()}")
         return EdgeProcess(process, int(address[1]))
 
     yield start
@@ -301,7 +336,7 @@ async def start_process(nats_server, namespace):
 
 
 @pytest.fixture(params=["memory", "nats", pytest.param("redis", marks=pytest.mark.redis)])
-async def each_bus(request, settings, start_redis):
+async def each_bus(request, settings, start_redis, clients, runners):
     """A bus over memory, NATS and Redis, one after another."""
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
@@ -309,3 +344,5 @@ async def each_bus(request, settings, start_redis):
         settings = await start_redis()
     async with EventBus(settings) as opened:
         yield opened
+        await clients.aclose()
+        await runners.aclose()

@@ -97,4 +97,4 @@ async def test_closing_cancels_what_runs_and_waits_for_its_end(dropped, caplog):
     await asyncio.sleep(0)
     await background.aclose()
     assert ended == [True]
-    assert caplog.records == []  # being cancelled is no fault
+    assert caplog.records == []  # being cancelled is not a fault

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 
 import aiohttp
 import msgspec
@@ -14,6 +13,7 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.server import NatsServer
+from tests.ports import free_port
 
 KEY = "the-api-key-of-bus-away"
 EVENTS = "/api/broadcast/events"
@@ -51,8 +51,7 @@ class Redis:
     """A redis-server that keeps what it has acknowledged."""
 
     def __init__(self, folder, namespace):
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self._folder = folder
         self.settings = Settings(
             driver="redis", redis_port=self._port, namespace=namespace, history_messages=500
@@ -163,7 +162,7 @@ async def test_while_its_bus_is_away_a_node_says_so_and_keeps_its_streams(broker
     assert await stream.data(1) == [0]
     await broker.kill()
     await clients.until("/readyz", 503)
-    assert (await clients.ask("GET", "/healthz"))[0] == 200  # a restart would help nobody
+    assert (await clients.ask("GET", "/healthz"))[0] == 200  # a restart would not help
     for method, path, body in (
         ("GET", "/sse?channel=general", None),
         ("POST", EVENTS, event("lost")),
@@ -193,6 +192,35 @@ async def test_while_its_bus_is_away_a_node_says_so_and_keeps_its_streams(broker
     assert await stream.data(1) == await other.data(1) == [2]
 
 
+async def test_errors_do_not_name_the_broker(broker, start_edge, token):
+    own = msgspec.structs.replace(broker.settings, publish_timeout=1.0, connect_timeout=1.0)
+    async with EventBus(own) as bus:
+        edge = await start_edge(bus)
+        client = await edge.connect(token=token("7", roles=["admin"], channels=["orders.>"]))
+        await client.subscribe("chat.1")
+        await broker.kill()
+        async with asyncio.timeout(PATIENCE_S):
+            while bus.driver.is_connected:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.05)
+        await client.send("history", channel="chat.1", ref="history")
+        await client.send("subscribe", channel="chat.1", ref="again")
+        await client.send("subscribe", channel="chat.2", ref="subscribe")
+        await client.send("subscribe", pattern="orders.*", ref="pattern")
+        await client.send("whisper", channel="chat.1", event="e", data=1, ref="whisper")
+        await client.send("stats", ref="stats")
+        failed = {}
+        async with asyncio.timeout(2 * PATIENCE_S):
+            for _ in range(6):
+                answer = json.loads(await client.socket.recv())
+                if answer["event"] == "eb:error":
+                    failed[answer["data"]["ref"]] = answer["data"]
+    assert failed.keys() >= {"history", "subscribe", "stats"}
+    for error in failed.values():
+        assert error["code"] == "unavailable"
+        for secret in ("127.0.0.1", "://", "EVENTS", "redis", "nats", broker.settings.namespace):
+            assert secret.lower() not in error["message"].lower(), error
+
+
 async def test_streams_see_no_gap_when_the_broker_is_killed_and_comes_back(broker, clients_of):
     clients = await clients_of(broker.settings)
     stays, _ = await clients.listen()
@@ -214,8 +242,8 @@ async def test_streams_see_no_gap_when_the_broker_is_killed_and_comes_back(broke
         await clients.until("/readyz", 503)
         await broker.start()
         await clients.until("/readyz", 200)
-        back, told = await clients.listen(leaves.cursor)
-        assert told["data"]["recovered"] is True
+        back, reported = await clients.listen(leaves.cursor)
+        assert reported["data"]["recovered"] is True
         await publishing
         assert await stays.data(100) == list(range(20, 120))
         assert await back.data(90) == list(range(30, 120))

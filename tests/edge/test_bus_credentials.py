@@ -1,4 +1,4 @@
-"""An edge whose NATS user is no longer good: it says so, is not ready, and heals."""
+"""An edge whose NATS user is no longer valid: it says so, is not ready, and recovers."""
 
 import asyncio
 
@@ -47,7 +47,7 @@ async def test_edge_whose_user_is_revoked_is_not_ready_counts_it_and_heals_with_
         await becomes(session, url, 200)
         assert await sample(session, url, REFUSED) == 0
         operator.revoke_all()
-        jwt_server.reload()
+        jwt_server.renew()
         await becomes(session, url, 503)
         async with asyncio.timeout(30):
             while not await sample(session, url, REFUSED):  # noqa: ASYNC110 - no event tells

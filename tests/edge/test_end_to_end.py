@@ -19,15 +19,15 @@ async def test_the_first_frame_greets_with_id_node_heartbeat_and_protocol(edge):
     assert set(greeting) == {"channel", "event", "data", "timestamp"}
     assert greeting["channel"] is None
     assert greeting["timestamp"].endswith("Z")
-    told = {"connection_id", "node", "heartbeat_s", "actions_per_s", "action_burst", "protocol"}
-    assert set(greeting["data"]) == told
+    reported = {"connection_id", "node", "heartbeat_s", "actions_per_s", "action_burst", "protocol"}
+    assert set(greeting["data"]) == reported
     assert greeting["data"]["node"] == edge.node.id
     assert greeting["data"]["protocol"] == "eventbus.v1"
     assert greeting["data"]["heartbeat_s"] == 25
     assert (greeting["data"]["actions_per_s"], greeting["data"]["action_burst"]) == (50, 100)
 
 
-async def test_what_python_publishes_reaches_a_client_as_its_envelope(edge, bus):
+async def test_message_published_in_python_reaches_a_client_as_its_envelope(edge, bus):
     client = await edge.connect("/ws?channel=general")
     subscribed = await client.next()
     assert subscribed["data"]["kind"] == "public"
@@ -112,7 +112,7 @@ QUARANTINED = [
 
 
 @pytest.mark.parametrize(("payload", "reason"), QUARANTINED)
-async def test_a_payload_that_is_no_message_is_quarantined_and_harms_nobody(
+async def test_a_payload_that_is_not_a_message_is_quarantined_and_harms_nobody(
     edge, nats, namespace, payload, reason
 ):
     client = await edge.connect("/ws/general")
@@ -133,15 +133,15 @@ async def test_a_thousand_messages_arrive_whole_and_in_order(edge, bus):
     for client in clients:
         await client.next()
 
-    async def hear(client):
+    async def receive(client):
         return [(await client.next())["data"] for _ in range(1000)]
 
-    hearing = [asyncio.create_task(hear(client)) for client in clients]
+    receiving = [asyncio.create_task(receive(client)) for client in clients]
     for start in range(0, 1000, 100):
         batch = (bus.publish("general", "n", n) for n in range(start, start + 100))
         await asyncio.gather(*batch)
-    for heard in await asyncio.gather(*hearing):
-        assert heard == list(range(1000))
+    for received in await asyncio.gather(*receiving):
+        assert received == list(range(1000))
 
 
 async def test_nothing_of_a_channel_comes_before_its_subscribed(edge, bus):
@@ -176,7 +176,7 @@ async def test_unsubscribing_stops_delivery(edge, bus):
     await bus.publish("general", "e", 1)
     await bus.publish("public", "e", 2)
     assert (await client.next())["data"] == 2
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_subscribing_twice_is_answered_twice_and_delivers_once(edge, bus):
@@ -185,7 +185,7 @@ async def test_subscribing_twice_is_answered_twice_and_delivers_once(edge, bus):
     await client.subscribe("general", ref=2)
     await bus.publish("general", "e", 1)
     assert (await client.next())["data"] == 1
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_a_ping_that_names_a_channel_is_answered_to_its_sender_only(edge):
@@ -196,7 +196,7 @@ async def test_a_ping_that_names_a_channel_is_answered_to_its_sender_only(edge):
     assert (answer["channel"], answer["event"]) == (None, "pong")
     assert answer["data"]["echo_data"] == {"a": [1, 2]}
     assert answer["data"]["ref"] == "r"
-    assert await other.hears_nothing()
+    assert await other.receives_nothing()
 
 
 async def test_a_whisper_reaches_the_others_and_not_its_sender(edge, token):
@@ -207,17 +207,17 @@ async def test_a_whisper_reaches_the_others_and_not_its_sender(edge, token):
         await client.next()
     answer = await alice.ask("whisper", channel="chat.1", event="typing", data={"on": 1}, ref=5)
     assert (answer["event"], answer["data"]) == ("eb:ack", {"ref": 5})
-    heard = await bob.next()
-    assert heard.pop("timestamp").endswith("Z")
-    assert heard == {
+    frame = await bob.next()
+    assert frame.pop("timestamp").endswith("Z")
+    assert frame == {
         "channel": "chat.1",
         "event": "client-typing",
         "data": {"on": 1},
         "user_id": "alice",
     }
-    assert await alice.hears_nothing()
-    assert await bob.hears_nothing()
-    assert await eve.hears_nothing()
+    assert await alice.receives_nothing()
+    assert await bob.receives_nothing()
+    assert await eve.receives_nothing()
 
 
 async def test_a_whisper_cannot_give_itself_another_sender(edge, token):
@@ -226,9 +226,9 @@ async def test_a_whisper_cannot_give_itself_another_sender(edge, token):
     await alice.next()
     await bob.next()
     await alice.send("whisper", channel="chat.1", event="e", data=1, user_id="bob", id="x")
-    heard = await bob.next()
-    assert heard["user_id"] == "alice"
-    assert "id" not in heard
+    frame = await bob.next()
+    assert frame["user_id"] == "alice"
+    assert "id" not in frame
 
 
 async def test_a_message_that_excludes_a_connection_reaches_all_others(edge, bus):
@@ -238,10 +238,10 @@ async def test_a_message_that_excludes_a_connection_reaches_all_others(edge, bus
     excluded = first.greeting["data"]["connection_id"]
     await bus.publish("general", "e", 1, except_connection=excluded)
     assert (await second.next())["data"] == 1
-    assert await first.hears_nothing()
+    assert await first.receives_nothing()
 
 
-async def test_a_resume_tells_whether_anything_was_missed(edge, bus):
+async def test_a_resume_shows_whether_anything_was_missed(edge, bus):
     client = await edge.connect()
     here = await client.subscribe("general")
     cursor = {"offset": here["offset"], "epoch": here["epoch"]}

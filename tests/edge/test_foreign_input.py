@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from eventbus.bus import EventBus
+from eventbus.cluster.answers import ListQuery
 from eventbus.tasks import fault_count
 from eventbus.webhooks import listen_lifecycle
-from eventbus_edge.cluster.answers import ListQuery
 
 FAST = {
     "lifecycle": "on",
@@ -53,7 +53,7 @@ def encode(*values):
     return [json.dumps(value).encode() for value in values]
 
 
-def told(event, channel, **more):
+def reported(event, channel, **more):
     """An entry of the lifecycle ledger."""
     body = {"id": "x", "event": event, "channel": channel, "timestamp": NOW, **more}
     return {"event": body, "batch": "b", "is_told": False}
@@ -82,10 +82,10 @@ REVOKE = encode(
     {"at": 0, "until": time.time() + 60, "connection_id": "none", "lifted": True},
 )
 LEDGER = encode(
-    told("channel_occupied", "elsewhere"),
-    told("member_left", "general"),
-    told("channel_vacated", "not a channel"),
-    told("no such event", "general"),
+    reported("channel_occupied", "elsewhere"),
+    reported("member_left", "general"),
+    reported("channel_vacated", "not a channel"),
+    reported("no such event", "general"),
 )
 KINDS = {
     "control of nodes": ("{ns}.control.nodes", NODES),
@@ -117,7 +117,7 @@ KINDS = {
 
 
 async def joined(client, user):
-    """Wait until a client hears that a user has joined."""
+    """Wait until a client is notified that a user has joined."""
     while True:
         frame = await client.next()
         if frame["event"] == "eb:presence.joined" and frame["data"]["user_id"] == user:
@@ -125,7 +125,7 @@ async def joined(client, user):
 
 
 @pytest.fixture
-async def told_events(bus):
+async def announced_events(bus):
     events = asyncio.Queue()
     await listen_lifecycle(bus, events.put_nowait)
     return events
@@ -133,7 +133,7 @@ async def told_events(bus):
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_no_task_of_a_node_ends_by_what_others_write_to_the_bus(
-    kind, start_edge, bus, settings, namespace, nats, token, told_events, caplog
+    kind, start_edge, bus, settings, namespace, nats, token, announced_events, caplog
 ):
     node = await start_edge(bus, **FAST)
     early = await node.connect(token=token("1"))
@@ -160,7 +160,7 @@ async def test_no_task_of_a_node_ends_by_what_others_write_to_the_bus(
             await joined(early, "2")
             await other.node.census.stats(ListQuery(limit=1))
             await late.subscribe("announcements")
-            while (event := await told_events.get()).channel != "announcements":
+            while (event := await announced_events.get()).channel != "announcements":
                 pass
         assert event.event == "channel_occupied"
         # Revocations made on one node still end connections of the other.

@@ -44,55 +44,57 @@ def own(server):
     return Settings(nats_url=server.url, history_bytes=4 * 1024**2, history_messages=200)
 
 
-async def test_client_that_comes_back_to_a_restored_store_is_told_what_nobody_saw(
-    start_edge, own_nats_server, tmp_path
-):
+async def client_of_what_is_lost(start_edge, bus):
+    """A client of a new edge, and the frames that it got, which the copy of the store lacks."""
+    edge = await start_edge(bus)
+    client = await edge.connect("/ws/general")
+    await client.next()
+    for each in LOST:
+        await bus.publish("general", "tick", each)
+    return edge, client, await receive(client, len(LOST))
+
+
+@pytest.fixture
+async def copied(own_nats_server, tmp_path):
+    """A server with some messages, of whose store there is a copy."""
     await publish(own(own_nats_server), OLD)
     await keep_copy(own_nats_server, tmp_path)
-    async with EventBus(own(own_nats_server)) as bus:
-        edge = await start_edge(bus)
-        client = await edge.connect("/ws/general")
-        await client.next()
-        for each in LOST:
-            await bus.publish("general", "tick", each)
-        frames = await receive(client, len(LOST))
+    return own_nats_server
+
+
+async def test_client_that_resumes_on_a_restored_store_is_not_recovered(
+    start_edge, copied, tmp_path
+):
+    async with EventBus(own(copied)) as bus:
+        _, _, frames = await client_of_what_is_lost(start_edge, bus)
         assert frames[-1]["offset"] == 100
-    await go_back(own_nats_server, tmp_path)
-    await publish(own(own_nats_server), NEW)
-    async with EventBus(own(own_nats_server)) as bus:
+    await go_back(copied, tmp_path)
+    await publish(own(copied), NEW)
+    async with EventBus(own(copied)) as bus:
         edge = await start_edge(bus)
         client = await edge.connect()
-        told = await client.subscribe("general", data=place(frames[-1]))
-        assert told["recovered"] is False
-        assert told["offset"] == 110
+        answer = await client.subscribe("general", data=place(frames[-1]))
+        assert answer["recovered"] is False
+        assert answer["offset"] == 110
         await bus.publish("general", "tick", "live")
         assert (await client.next())["data"] == "live"
 
 
-async def test_clients_that_stay_connected_get_all_that_is_new_and_are_told(
-    start_edge, own_nats_server, tmp_path
-):
-    await publish(own(own_nats_server), OLD)
-    await keep_copy(own_nats_server, tmp_path)
-    async with EventBus(own(own_nats_server)) as bus:
-        edge = await start_edge(bus)
-        client = await edge.connect("/ws/general")
-        await client.next()
-        for each in LOST:
-            await bus.publish("general", "tick", each)
-        before = await receive(client, len(LOST))
+async def test_connected_clients_get_all_new_messages_and_a_notice(start_edge, copied, tmp_path):
+    async with EventBus(own(copied)) as bus:
+        edge, client, before = await client_of_what_is_lost(start_edge, bus)
         got, gaps = [], []
         async with connect(f"ws://127.0.0.1:{edge.port}/ws") as python:
             subscription = await python.subscribe("general")
             subscription.on("tick", lambda data, message: got.append((data, message.after_gap)))
             subscription.on("eb:subscribed", gaps.append)
-            await go_back(own_nats_server, tmp_path)
-            await publish(own(own_nats_server), NEW)
-            told = await client.next()
-            assert told["event"] == "eb:subscribed"
-            assert told["data"]["recovered"] is False
-            assert told["data"]["offset"] == 80
-            assert told["data"]["epoch"] != before[-1]["epoch"]
+            await go_back(copied, tmp_path)
+            await publish(own(copied), NEW)
+            notice = await client.next()
+            assert notice["event"] == "eb:subscribed"
+            assert notice["data"]["recovered"] is False
+            assert notice["data"]["offset"] == 80
+            assert notice["data"]["epoch"] != before[-1]["epoch"]
             after = await receive(client, len(NEW))
             assert [frame["data"] for frame in after] == NEW
             assert [frame["offset"] for frame in after] == list(range(81, 111))

@@ -106,7 +106,7 @@ class LightClient(asyncio.Protocol):
 
 
 class Listener:
-    """Hears a channel; comes back where it was let go, and resumes."""
+    """Receives a channel; reconnects after its node drains, and resumes."""
 
     def __init__(self, ports, turn):
         self.heard = []
@@ -184,7 +184,7 @@ def room_for_sockets():
 
 @pytest.fixture
 async def listen():
-    """Connect many that hear `general`: `await listen(ports, count)`."""
+    """Connect many that subscribe to `general`: `await listen(ports, count)`."""
     listeners = []
 
     async def start(ports, count):
@@ -300,5 +300,5 @@ async def test_a_restart_under_load_leaves_every_list_whole(
     wrong = [one for one in clients if one.heard != list(range(count))]
     assert not wrong, f"{len(wrong)} lists are not whole, such as {wrong[0].heard}"
     assert sum(one.unrecovered for one in clients) == 0
-    let_go = sum((one.codes for one in clients), collections.Counter())
-    assert let_go == {4200: MANY // 2}
+    close_codes = sum((one.codes for one in clients), collections.Counter())
+    assert close_codes == {4200: MANY // 2}

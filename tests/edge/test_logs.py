@@ -1,10 +1,11 @@
 import io
 import json
 import logging
+import sys
 
 import pytest
 
-from eventbus.cli.tokens.commands import issue_token
+from eventbus.tokens import issue_token
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.logs import (
     ConsoleFormatter,
@@ -64,7 +65,7 @@ def test_exception_is_one_json_line_and_a_traceback_on_the_console(log):
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()])
 def test_token_is_hidden_in_message_and_in_traceback(log, formatter):
-    token = issue_token(SECRET, "7")
+    token = issue_token("7", secret=SECRET)
     logger, stream = log(formatter)
     logger.warning("GET /ws?auth_token=%s", token)
     try:
@@ -77,7 +78,7 @@ def test_token_is_hidden_in_message_and_in_traceback(log, formatter):
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()])
-def test_what_a_message_quotes_cannot_pass_for_a_line_of_its_own(formatter):
+def test_quoted_text_cannot_pass_for_a_separate_line(formatter):
     # Made by hand: no other handler of the test run should have to write such a text.
     forged = "a\r\n12:00:00 ERROR forged \ud800"
     record = logging.LogRecord("edge", logging.WARNING, "", 0, "channel %s", (forged,), None)
@@ -110,7 +111,7 @@ def test_configure_takes_the_place_of_what_was_configured_before():
         root.setLevel(level)
 
 
-async def test_what_concerns_a_connection_names_it_in_the_log(start_edge, bus, token, caplog):
+async def test_log_records_about_a_connection_name_it(start_edge, bus, token, caplog):
     rules = ChannelRules()
 
     @rules.authorize("team.{team_id}")
@@ -123,14 +124,14 @@ async def test_what_concerns_a_connection_names_it_in_the_log(start_edge, bus, t
     assert await client.error("subscribe", channel="team.7") == "forbidden"
     edge.node.connections[connection_id].close(CloseReason.TOO_SLOW, "too slow: says the test")
     assert await client.closed() == 4201
-    told = [r for r in caplog.records if getattr(r, "connection", None) == connection_id]
-    names = {record.name for record in told}
+    records = [r for r in caplog.records if getattr(r, "connection", None) == connection_id]
+    names = {record.name for record in records}
     assert {"eventbus_edge.access.authorizers", "eventbus_edge.sessions.connection"} <= names
-    for record in told:
+    for record in records:
         line = json.loads(JsonFormatter().format(record))
         assert line["connection"] == connection_id
         assert f"[connection={connection_id}]" in ConsoleFormatter().format(record)
-    assert [r.levelname for r in told if "closing: 4201" in r.getMessage()] == ["INFO"]
+    assert [r.levelname for r in records if "closing: 4201" in r.getMessage()] == ["INFO"]
 
 
 async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_its_id(
@@ -143,7 +144,7 @@ async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_i
     )
     await client.send("ping")
     assert await client.closed() == 1011
-    assert await other.hears_nothing()
+    assert await other.receives_nothing()
     [record] = [r for r in caplog.records if r.exc_info]
     assert (record.connection, record.name) == (connection_id, "eventbus_edge.sessions.connection")
 
@@ -163,3 +164,15 @@ def test_exception_that_cannot_be_shown_does_not_cost_the_record(formatter, exc)
     assert "it failed" in written
     assert type(exc).__name__ in written
     assert written.encode()
+
+
+def test_control_characters_of_others_do_not_reach_the_console(log):
+    logger, stream = log(ConsoleFormatter())
+    try:
+        sys.exit("a\x1b[2J\u202eb\x9bc")
+    except SystemExit:
+        logger.exception("channel %s", "\x1b[31m\x9b\u2066")
+    written = stream.getvalue()
+    assert r"channel \x1b[31m\x9b\u2066" in written
+    assert r"SystemExit: a\x1b[2J\u202eb\x9bc" in written
+    assert all(char.isprintable() or char == "\n" for char in written)

@@ -1,47 +1,15 @@
-"""The structure of a node: few parts, and none of them is changed from outside."""
+"""A node: few parts, which start and close together."""
 
-import ast
-from pathlib import Path
+import asyncio
+
+import pytest
 
 from eventbus.bus import EventBus
 from eventbus.config import Settings
+from eventbus.errors import BusStateError
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.node import Node
-
-SOURCES = Path(__file__).parents[2] / "edge/eventbus_edge"
-ALLOWED = {
-    # Rows of a table, and objects that a class makes of itself.
-    "access/rules.py": {
-        "made._authorizers", "made._before", "made._is_revoked", "made._own",
-    },
-    "delivery/interest.py": {
-        "entry.holders", "entry.is_expiring", "entry.left_at", "entry.mark", "entry.position",
-        "entry.subscription",
-        "subscription.on_gap",  # the interface of drivers
-    },
-    "presence/members.py": {"stay.until"},
-    # Counted off the outbox in the hot path, without a call per client.
-    "delivery/hub.py": {"outbox.written"},
-    # Options of objects of the standard library.
-    "health.py": {"tls.check_hostname", "tls.verify_mode"},
-    "http/tls.py": {"context.sslobject_class", "context.verify_mode"},
-    "transports/sse.py": {"stream.connection"},
-}  # fmt: skip
-
-
-def assigned(path):
-    """The attributes of other objects that a module assigns."""
-    targets = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Assign):
-            targets += node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets.append(node.target)
-    flat = [each for target in targets for each in getattr(target, "elts", [target])]
-    attributes = {ast.unparse(each) for each in flat if isinstance(each, ast.Attribute)}
-    own = ("self", "cls")
-    return {name for name in attributes if name.count(".") > 1 or name.split(".")[0] not in own}
 
 
 async def test_node_has_at_most_a_dozen_public_parts():
@@ -50,12 +18,38 @@ async def test_node_has_at_most_a_dozen_public_parts():
         assert len([name for name in vars(node) if not name.startswith("_")]) <= 12
 
 
-def test_no_module_assigns_attributes_of_another_object():
-    found = {
-        str(path.relative_to(SOURCES)): names
-        for path in SOURCES.rglob("*.py")
-        if (names := assigned(path))
-    }
-    assert {
-        name: extra for name, names in found.items() if (extra := names - ALLOWED.get(name, set()))
-    } == {}
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 20])
+async def test_close_during_the_start_of_a_node_ends_both_and_leaves_nothing(turns):
+    async with EventBus(Settings(driver="memory")) as bus:
+        before = asyncio.all_tasks()
+        node = Node(bus, EdgeSettings(lifecycle="on"), ChannelRules(), None)
+        starting = asyncio.create_task(node.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing = [asyncio.create_task(node.aclose()) for _ in range(2)]
+        await asyncio.sleep(0)
+        closing[0].cancel()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*closing, return_exceptions=True)
+            (result,) = await asyncio.gather(starting, return_exceptions=True)
+            await node.aclose()
+        assert result is None or isinstance(result, BusStateError)
+        assert asyncio.all_tasks() == before
+        with pytest.raises(BusStateError, match="closed"):
+            await node.start()
+
+
+async def test_every_part_of_a_node_is_closed_although_one_fails(monkeypatch):
+    async with EventBus(Settings(driver="memory")) as bus:
+        before = asyncio.all_tasks()
+        node = Node(bus, EdgeSettings(lifecycle="on"), ChannelRules(), None)
+        await node.start()
+
+        async def fail():
+            raise OSError("broken")
+
+        monkeypatch.setattr(node._watch, "aclose", fail)
+        with pytest.raises(OSError, match="broken"):
+            await node.aclose()
+        left = {task.get_name() for task in asyncio.all_tasks() - before}
+        assert all("dashboards" in name for name in left), "only the part that failed is left"

@@ -1,9 +1,7 @@
 """An edge whose whole backbone is Redis: the same as over NATS."""
 
 import asyncio
-import contextlib
 import shutil
-import socket
 
 import pytest
 
@@ -14,6 +12,7 @@ from eventbus_edge.access.rules import (
     ChannelRules,
     Rule,
 )
+from tests.ports import free_port
 
 pytestmark = pytest.mark.redis
 
@@ -23,8 +22,7 @@ class Redis:
 
     def __init__(self, folder):
         self.folder = folder
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
 
     async def start(self):
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder)]
@@ -60,9 +58,9 @@ async def data_of(client, count):
 async def test_event_reaches_clients_of_two_nodes_with_its_offset(start_edge, bus, settings):
     edges = [await start_edge(bus), await start_edge(settings)]
     clients = [await edge.connect("/ws/general") for edge in edges]
-    told = [(await client.next())["data"] for client in clients]
+    frame = [(await client.next())["data"] for client in clients]
     receipt = await bus.publish("general", "greeting", {"hello": 1})
-    for client, start in zip(clients, told, strict=True):
+    for client, start in zip(clients, frame, strict=True):
         message = await client.next()
         assert (message["event"], message["data"]) == ("greeting", {"hello": 1})
         assert (message["offset"], message["epoch"]) == (receipt.offset, receipt.epoch)
@@ -99,7 +97,7 @@ async def test_whisper_reaches_the_other_node_and_not_its_sender(start_edge, bus
         await client.next()
     await clients[0].send("whisper", channel="chat.lobby", event="typing", data={"on": True})
     assert (await clients[1].next())["event"] == "client-typing"
-    assert await clients[0].hears_nothing()
+    assert await clients[0].receives_nothing()
 
 
 async def test_resuming_client_gets_what_it_missed(edge, bus):
@@ -129,10 +127,10 @@ async def test_clients_see_no_gap_when_redis_is_killed_and_comes_back(
     await redis.start()
     await publishing
     assert await data_of(client, 150) == list(range(50, 200))
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
-async def test_clients_of_a_quiet_channel_hear_at_once_that_its_history_is_another(
+async def test_clients_of_a_quiet_channel_learn_at_once_that_its_history_was_replaced(
     start_edge, bus, settings, redis
 ):
     edge = await start_edge(settings)
@@ -144,12 +142,12 @@ async def test_clients_of_a_quiet_channel_hear_at_once_that_its_history_is_anoth
     shutil.rmtree(redis.folder)
     redis.folder.mkdir()
     await redis.start()
-    told = await client.next()
-    assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
-    assert told["data"]["epoch"] != receipt.epoch
+    frame = await client.next()
+    assert (frame["event"], frame["data"]["recovered"]) == ("eb:subscribed", False)
+    assert frame["data"]["epoch"] != receipt.epoch
     after = await bus.publish("general", "tick", 2)
     message = await client.next()
-    assert (message["data"], message["epoch"]) == (2, told["data"]["epoch"])
+    assert (message["data"], message["epoch"]) == (2, frame["data"]["epoch"])
     assert message["offset"] == after.offset
     late = await edge.connect()
     cursor = {"offset": receipt.offset, "epoch": receipt.epoch}
@@ -159,11 +157,11 @@ async def test_clients_of_a_quiet_channel_hear_at_once_that_its_history_is_anoth
 async def test_members_of_two_nodes_see_each_other_come_and_go(start_edge, bus, settings, token):
     edges = [await start_edge(bus), await start_edge(settings)]
     ann = await edges[0].connect(token=token("ann", name="Ann"))
-    told = await ann.subscribe("presence.room")
-    assert [member["user_id"] for member in told["members"]] == ["ann"]
+    answer = await ann.subscribe("presence.room")
+    assert [member["user_id"] for member in answer["members"]] == ["ann"]
     bob = await edges[1].connect(token=token("bob", name="Bob"))
-    told = await bob.subscribe("presence.room")
-    assert sorted(member["user_id"] for member in told["members"]) == ["ann", "bob"]
+    answer = await bob.subscribe("presence.room")
+    assert sorted(member["user_id"] for member in answer["members"]) == ["ann", "bob"]
     joined = await ann.next()
     assert (joined["event"], joined["data"]["user_id"]) == ("eb:presence.joined", "bob")
     await bob.ask("unsubscribe", channel="presence.room")

@@ -1,20 +1,33 @@
 """The grammar of channels, patterns and subjects."""
 
 import asyncio
+import enum
 import itertools
 import re
 import string
+import uuid
 
 import nats
 import pytest
 from hypothesis import example, given, strategies as st
 
-from eventbus.channels import MAX_CHANNEL_BYTES, Pattern, Subjects, validate_channel
+from eventbus.broadcasting import Broadcast, broadcast
+from eventbus.channels import (
+    MAX_CHANNEL_BYTES,
+    Pattern,
+    Subjects,
+    decode_token,
+    encode_token,
+    user_channel,
+    validate_channel,
+)
 from eventbus.errors import ConfigError, InvalidChannel, InvalidPattern
 
 TOKEN_CHARS = string.ascii_letters + string.digits + "_=@,;-"
 tokens = st.text(TOKEN_CHARS, min_size=1, max_size=12)
 channels = st.lists(tokens, min_size=1, max_size=6).map(".".join)
+# Short enough for a channel when every character is escaped.
+ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=14)
 namespaces = st.text(string.ascii_lowercase + string.digits + "_-", min_size=1, max_size=32)
 # Text that is nearly a channel: its letters, and what the traps are made of.
 hostile = st.text(st.sampled_from([*"ab.*>{} \t\r\n/\\é", "\0", "\x0b", "\x0c", "\x7f", "\ud800"]))
@@ -69,7 +82,7 @@ def test_name_that_a_broker_would_mishandle_is_refused_everywhere(name):
 
 
 @pytest.mark.parametrize("value", [None, 7, b"general", ["general"], True], ids=repr)
-def test_value_that_is_no_string_is_no_channel(value):
+def test_value_that_is_not_a_string_is_not_a_channel(value):
     with pytest.raises(InvalidChannel, match=f"a value of type {type(value).__name__}"):
         validate_channel(value)
 
@@ -100,7 +113,7 @@ def test_accepted_name_never_yields_a_subject_that_harms(name):
         subject = Subjects().event(name)
     except InvalidChannel:
         return
-    assert re.fullmatch(rb"[A-Za-z0-9_=@,;.-]{1,209}", subject.encode())
+    assert re.fullmatch(rb"[A-Za-z0-9_=@,;.~-]{1,209}", subject.encode())
     assert all(subject.split("."))
 
 
@@ -111,7 +124,7 @@ def test_different_channels_never_share_a_subject(one, other):
     assert subjects.event(one) != subjects.live(other)
 
 
-def test_subjects_of_another_namespace_or_root_are_no_channels():
+def test_subjects_of_another_namespace_or_root_are_not_channels():
     subjects = Subjects("eb")
     for subject in ("other.live.general", "eb.control.x", "eb.livegeneral", "eb.live.", "live.a"):
         with pytest.raises(InvalidChannel):
@@ -201,8 +214,8 @@ def _enumerate(alphabet, longest):
             yield ".".join(parts)
 
 
-# Tokens a and b stand in patterns; c does not, and so stands for every other token. A pattern of
-# up to three tokens is told apart from another by channels of up to four.
+# Tokens a and b stand in patterns; c does not, and so represents every other token. A pattern of
+# up to three tokens is distinguished from another by channels of up to four.
 CHANNELS = list(_enumerate("abc", 4))
 PATTERNS = [p for p in _enumerate(["a", "b", "*", ">"], 3) if ">" not in p[:-1]]
 
@@ -230,7 +243,7 @@ def test_filled_template_is_matched_by_it_and_captures_the_values(data):
     names = data.draw(
         st.lists(st.sampled_from(["a", "b", "user_id", "_x"]), unique=True, min_size=1)
     )
-    values = {name: data.draw(tokens) for name in names}
+    values = {name: data.draw(ids) for name in names}
     text = ".".join(
         data.draw(st.permutations([f"{{{name}}}" for name in names] + data.draw(st.lists(tokens))))
     )
@@ -238,15 +251,102 @@ def test_filled_template_is_matched_by_it_and_captures_the_values(data):
     try:
         channel = pattern.fill(values)
     except InvalidChannel:
-        assert len(text) > 100  # only the whole name's length can be wrong
+        encoded = sum(len(encode_token(value)) for value in values.values())
+        assert len(text) + encoded > 100  # only the whole name's length can be wrong
         return
     assert pattern.match(channel) == {name: values[name] for name in pattern.names}
 
 
-@pytest.mark.parametrize("value", ["", "a.b", "*", ">", "a b", "é", "\n", "a\n", "a" * 201])
-def test_template_is_not_filled_with_what_breaks_the_grammar(value):
-    with pytest.raises(InvalidChannel):
-        Pattern("orders.{order_id}").fill({"order_id": value})
+class Level(enum.Enum):
+    HIGH = "high.est"
+    NONE = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "\ud800", "a" * 201, "é" * 40, None, True, False, 1.5, float("nan"), b"a", [1], object(),
+     Level.NONE, Level, 10**5000],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_value_that_cannot_be_a_token_is_refused_wherever_a_channel_is_made_of_it(value):
+    makers = (
+        encode_token,
+        user_channel,
+        lambda value: Pattern("orders.{order_id}").fill({"order_id": value}),
+        broadcast().to_user,
+        broadcast().to_team,
+        broadcast().to_organization,
+        Broadcast.to_user,
+    )
+    for make in makers:
+        with pytest.raises(InvalidChannel) as caught:
+            make(value)
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("value", "token"),
+    [
+        ("42", "42"),
+        (42, "42"),
+        (-1, "-1"),
+        (uuid.UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        (Level.HIGH, "high~2eest"),
+        ("auth0|507f", "auth0~7c507f"),
+        ("ada@example.com", "ada@example~2ecom"),
+        ("ada+news@example.com", "ada~2bnews@example~2ecom"),
+        ("a b", "a~20b"),
+        ("~", "~7e"),
+        ("a~2eb", "a~7e2eb"),
+        ("Zoë", "Zo~c3~ab"),
+        ("😀", "~f0~9f~98~80"),
+        ("\n\0", "~0a~00"),
+        ("*", "~2a"),
+        (">", "~3e"),
+    ],
+)
+def test_id_is_escaped_as_documented(value, token):
+    assert encode_token(value) == token
+    plain = value.value if isinstance(value, enum.Enum) else value
+    assert decode_token(token) == str(plain)
+    assert user_channel(value) == f"user.{token}"
+    assert Pattern("user.{user_id}").match(f"user.{token}") == {"user_id": str(plain)}
+
+
+@given(st.one_of(ids, tokens))
+def test_id_comes_back_from_its_token_which_is_one_token_of_a_channel(value):
+    token = encode_token(value)
+    assert decode_token(token) == value
+    assert validate_channel(token) == token
+    assert "." not in token
+
+
+@given(tokens)
+def test_id_that_needs_no_escapes_is_its_own_token(value):
+    assert encode_token(value) == value
+
+
+@given(st.one_of(ids, st.text(st.sampled_from("~27e.aé|"), min_size=1, max_size=8)), ids)
+def test_two_ids_never_share_a_channel(one, other):
+    assert (encode_token(one) == encode_token(other)) == (one == other)
+
+
+@given(st.text(st.sampled_from("~0123456789abcdefAF.xé"), max_size=12))
+@example("~61")
+@example("~ff")
+@example("~C3~AB")
+@example("~c3")
+@example("~2")
+@example("a~")
+@example("~ed~a0~80")
+def test_channel_has_one_spelling(name):
+    try:
+        validate_channel(name)
+    except InvalidChannel:
+        with pytest.raises(InvalidPattern):
+            Pattern(f"{name}.>")
+        return
+    assert ".".join(encode_token(decode_token(token)) for token in name.split(".")) == name
 
 
 def test_filling_without_a_value_is_a_key_error():
@@ -299,7 +399,7 @@ async def test_matching_agrees_with_what_a_nats_server_delivers(nats_server, nam
 
 
 async def test_names_that_are_refused_are_mishandled_by_nats(nats_server, namespace):
-    """Why the grammar is ours to check: the server takes these and delivers them to nobody."""
+    """Why we check the grammar: the server accepts these and delivers them to nobody."""
     client = await nats.connect(nats_server.url)
     try:
         got = asyncio.Queue()

@@ -33,7 +33,10 @@ class Raw:
         async with asyncio.timeout(10):
             while (line := await self.reader.readline()) != b"PONG\r\n":
                 assert line, "the server has closed the connection"
-                lines.append(line)
+                if line == b"PING\r\n":  # the server's own, which may come at any time
+                    await self.send(b"PONG\r\n")
+                elif not line.startswith(b"INFO "):
+                    lines.append(line)
         return lines
 
 

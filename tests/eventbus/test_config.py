@@ -45,6 +45,7 @@ def test_settings_show_no_secret(struct):
 
 GOOD = {
     "BROADCAST_DRIVER": ("memory", "driver", "memory"),
+    "BROADCAST_ENVIRONMENT": ("production", "environment", "production"),
     "BROADCAST_CHANNELS_PREFIX": ("my-app_1", "namespace", "my-app_1"),
     "NATS_URL": ("nats://a:1,nats://b:2", "nats_url", "nats://a:1,nats://b:2"),
     "NATS_CREDS": ("/x.creds", "nats_creds", "/x.creds"),
@@ -62,6 +63,8 @@ GOOD = {
     "BROADCAST_HISTORY_BYTES": ("1048576", "history_bytes", 1_048_576),
     "BROADCAST_HISTORY_REPLICAS": ("3", "history_replicas", 3),
     "BROADCAST_RETENTION": ("a.>:9/1h b:1/7d", "retention", "a.>:9/1h b:1/7d"),
+    "BROADCAST_HISTORY_DURABILITY": ("disk", "history_durability", "disk"),
+    "BROADCAST_QUEUE_DURABILITY": ("disk", "queue_durability", "disk"),
     "BROADCAST_QUEUE_LEASE": ("12.5", "queue_lease", 12.5),
     "BROADCAST_QUEUE_NO_LISTENER": ("fail", "queue_no_listener", "fail"),
     "BROADCAST_QUEUE_BYTES": ("2097152", "queue_bytes", 2_097_152),
@@ -110,6 +113,33 @@ def test_websocket_is_another_name_of_nats():
     assert Settings.from_env({"BROADCAST_DRIVER": "websocket"}).driver == "nats"
 
 
+DISK = [
+    {"history_durability": "disk"},
+    {"queue_durability": "disk"},
+    {"retention": "a:1/1h b:1/1h/disk"},
+]
+
+
+@pytest.mark.parametrize("asked", DISK)
+def test_any_setting_may_ask_for_disk(asked):
+    assert Settings(**asked).durability == "disk"
+    assert Settings(**asked, driver="stack", stack=("log", "nats")).durability == "disk"
+    assert Settings().durability == "process"
+
+
+@pytest.mark.parametrize("asked", DISK)
+def test_driver_without_a_disk_may_stand_in_for_nats_in_tests(asked):
+    assert msgspec.structs.replace(Settings(**asked), driver="memory").durability == "disk"
+
+
+@pytest.mark.parametrize("asked", DISK)
+@pytest.mark.parametrize("driver", ["redis", "stack"])
+def test_driver_that_cannot_promise_disk_is_refused(asked, driver):
+    with pytest.raises(ConfigError, match="only the driver nats has the durability disk") as caught:
+        Settings(**asked, driver=driver, stack=("redis", "log"))
+    assert caught.value.variable == "BROADCAST_DRIVER"
+
+
 BAD = [
     ("BROADCAST_CHANNELS_PREFIX", "a.b"),
     ("BROADCAST_CHANNELS_PREFIX", "Eb"),
@@ -126,6 +156,8 @@ BAD = [
       for value in ("0", "-5", "many", "1.5", "1_000")),
     *(("BROADCAST_RETENTION", value)
       for value in ("x", "a:1", "a:1/1w", "a:0/1h", "a:1/1h,b:1/1h", "a..b:1/1h", "a:1/1h a:2/1h")),
+    *((name, value) for name in ("BROADCAST_HISTORY_DURABILITY", "BROADCAST_QUEUE_DURABILITY")
+      for value in ("yes", "Disk", "process disk")),
     *(("BROADCAST_HISTORY_REPLICAS", value) for value in ("0", "2", "7", "three")),
     *(("BROADCAST_REDIS_DATABASE", value) for value in ("-1", "x", "1.5")),
 ]  # fmt: skip
@@ -139,3 +171,70 @@ def test_bad_value_is_refused_naming_variable_value_and_what_is_allowed(name, va
     assert caught.value.variable == name
     assert f"{name}={value!r}" in message
     assert "allowed" in message
+
+
+@pytest.mark.parametrize("struct", [Settings, EdgeSettings])
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_around_a_url_are_named_without_quoting_it(struct, quote):
+    names = [each.name for each in variables(struct) if each.name.endswith("_URL")]
+    assert len(names) >= 2
+    for name in names:
+        with pytest.raises(ConfigError, match="the value is in quotes") as caught:
+            struct.from_env({name: f"{quote}nats://app:S3cr3t@h{quote}"})
+        assert name in str(caught.value)
+        assert "S3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize("struct", [Settings, EdgeSettings])
+def test_value_of_another_type_in_code_is_refused_naming_field_variable_and_what_is_allowed(struct):
+    for variable in variables(struct):
+        with pytest.raises(ConfigError) as caught:
+            struct(**{variable.field: object()})
+        message = str(caught.value)
+        assert message.startswith(f"{struct.__name__}({variable.field}=…), {variable.name}=")
+        assert variable.allowed in message
+        assert caught.value.variable == variable.name
+        assert ("<object" in message) is not variable.secret
+
+
+@pytest.mark.parametrize(
+    ("struct", "field", "values"),
+    [
+        (Settings, "history_bytes", [0, -1, 1.5, "1", True, None, 2**63]),
+        (Settings, "history_seconds", [0, -1.0, float("nan"), float("inf"), "1"]),
+        (Settings, "publish_timeout", [0.0, float("nan"), 1e9]),
+        (Settings, "history_replicas", [0, 2, 7]),
+        (Settings, "namespace", ["", "a.b", "A", "a" * 33]),
+        (Settings, "retention", ["orders", "a:0/1h", "a:1/1h/1KiB"]),
+        (Settings, "nats_port", [-1, 65536]),
+        (Settings, "queue_lease", [0.5, 3601]),
+        (Settings, "queue_no_listener", ["ignore"]),
+        (Settings, "nats_inbox_prefix", ["a.", "*"]),
+        (Settings, "stack", ["nats", [1]]),
+        (EdgeSettings, "heartbeat", [0, float("nan")]),
+        (EdgeSettings, "workers", [0, -1, 1.5]),
+        (EdgeSettings, "port", [65536]),
+        (EdgeSettings, "drain_time", [-1, float("inf"), float("nan")]),
+    ],
+)
+def test_value_that_the_environment_may_not_have_is_refused_in_code_too(struct, field, values):
+    name = next(each.name for each in variables(struct) if each.field == field)
+    for value in values:
+        with pytest.raises(ConfigError, match=name):
+            struct(**{field: value})
+        with pytest.raises(ConfigError, match=name):
+            msgspec.structs.replace(struct(), **{field: value})
+
+
+def test_secret_in_code_is_not_in_its_error():
+    for field, value in [("redis_password", b"hunter2"), ("log_path", b"redis://u:hunter2@h")]:
+        with pytest.raises(ConfigError) as caught:
+            Settings(**{field: value})
+        assert "hunter2" not in str(caught.value)
+
+
+def test_list_and_path_in_code_are_accepted(tmp_path):
+    settings = Settings(stack=["nats", "log"], nats_data=tmp_path, history_seconds=60)
+    assert settings.stack == ("nats", "log")
+    assert settings.nats_data == str(tmp_path)
+    assert isinstance(settings.history_seconds, float)

@@ -1,5 +1,6 @@
 """How settings are read: from variables and files, each checked, and secrets never shown."""
 
+import os
 import subprocess
 import sys
 from typing import Annotated
@@ -12,7 +13,7 @@ from eventbus.environment import MASK, Var, load, variables
 from eventbus.errors import ConfigError
 
 
-def test_secret_may_stand_in_a_file(tmp_path):
+def test_secret_may_be_in_a_file(tmp_path):
     (tmp_path / "password").write_text(" p4ss\n")
     environ = {"BROADCAST_REDIS_PASSWORD_FILE": str(tmp_path / "password")}
     assert Settings.from_env(environ) == msgspec.structs.replace(Settings(), redis_password="p4ss")
@@ -37,6 +38,23 @@ def test_secret_and_its_file_are_not_both_given(tmp_path):
     }
     with pytest.raises(ConfigError, match="both set"):
         Settings.from_env(both)
+
+
+@pytest.mark.parametrize(
+    "name", ["BROADCAST_DRIVER", "BROADCAST_REDIS_PASSWORD", "BROADCAST_HISTORY_SECONDS"]
+)
+def test_value_that_is_not_utf_8_is_refused_without_quoting_it(name):
+    value = os.fsdecode(b"p4ss\xff")
+    with pytest.raises(ConfigError, match="is not UTF-8; allowed: ") as caught:
+        Settings.from_env({name: value})
+    assert caught.value.variable == name
+    assert "p4ss" not in str(caught.value)
+    assert not isinstance(caught.value.__context__, UnicodeEncodeError)  # it has the value
+
+
+def test_value_in_code_that_is_not_unicode_is_refused():
+    with pytest.raises(ConfigError, match="BROADCAST_LOG_LEVEL"):
+        Settings(log_level="\udcff")
 
 
 def test_only_secrets_are_read_from_files(tmp_path):
@@ -87,7 +105,7 @@ def test_secret_never_stands_in_an_error():
     "value", ["redis://u:S3cr3t@h", "nats://u:S3cr3t#1@h", "a,http://S3cr3t@h"]
 )
 @pytest.mark.parametrize("name", ["FLAG", "NAMES", "PORTS"])
-def test_a_url_with_credentials_in_a_variable_that_is_no_secret_is_not_quoted(name, value):
+def test_a_url_with_credentials_in_a_variable_that_is_not_a_secret_is_not_quoted(name, value):
     with pytest.raises(
         ConfigError, match=rf"{name}=\*\*\*: the value has a URL with credentials"
     ) as caught:

@@ -70,7 +70,7 @@ def span_of(exporter, name):
     return span
 
 
-async def heard(bus, subject):
+async def received(bus, subject):
     """What the bus carries on a subject, as deliveries."""
     queue = asyncio.Queue()
     await bus.driver.subscribe(subject, queue.put_nowait)
@@ -86,7 +86,7 @@ async def heard(bus, subject):
 async def test_publish_is_a_producers_span_whose_context_is_in_the_headers(
     bus, tracer, exporter, volatile
 ):
-    take = await heard(bus, bus.subjects.live("general"))
+    take = await received(bus, bus.subjects.live("general"))
     with tracer.start_as_current_span("caller") as caller:
         receipt = await bus.publish("general", "news", {}, volatile=volatile)
     span = span_of(exporter, "publish")
@@ -107,7 +107,7 @@ async def test_publish_is_a_producers_span_whose_context_is_in_the_headers(
 
 
 async def test_publishers_own_context_is_not_changed(bus, tracer, exporter):
-    take = await heard(bus, bus.subjects.live("general"))
+    take = await received(bus, bus.subjects.live("general"))
     await bus.publish("general", "news", {}, headers={"traceparent": TRACEPARENT})
     assert (await take()).headers.get("traceparent") == TRACEPARENT
 
@@ -177,7 +177,7 @@ async def test_plain_path_adds_no_header_and_no_field(bus, monkeypatch, is_insta
     if not is_installed:
         monkeypatch.setattr(tracing._State, "tracing", None)
     assert tracing.is_loaded() is is_installed
-    take = await heard(bus, bus.subjects.live("general"))
+    take = await received(bus, bus.subjects.live("general"))
     await bus.publish("general", "news", {}, volatile=True)
     assert dict((await take()).headers) == {}
     await InvoiceTraced(order_id=7).dispatch()

@@ -5,6 +5,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given, strategies as st
 
+from eventbus.errors import ConfigError
 from eventbus.urls import (
     BrokerAddress,
     fault_text,
@@ -12,6 +13,7 @@ from eventbus.urls import (
     mask_url,
     parse_broker_address,
     parse_host,
+    proxy_for,
 )
 
 SECRET = "S3cr3t"
@@ -20,7 +22,7 @@ PASSWORDS = [
     "S3cr3t%1", "S3cr3t%", "100%S3cr3t", "S3cr3t://1", "S3cr3t[1", "S3cr3t]", "S3cr3t\\1",
     "S3cr3t 1", "S3cr3tä", "S3cr3t℀", "S3cr3t✓", "S3cr3t&=+;'\"<>{}|^`~$", "#@/?:%S3cr3t",
 ]  # fmt: skip
-"""As they stand in an address; none has a % before two hexadecimal digits."""
+"""As in an address; none has a % before two hexadecimal digits."""
 SCHEMES = ("nats", "tls")
 
 
@@ -70,8 +72,27 @@ BROKEN = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('"nats://app:S3cr3t@h"', "it is in quotes: remove them"),
+        ("'nats://app:S3cr3t@h'", "it is in quotes: remove them"),
+        ("nats://app:S3cr3t@h:1;nats://app:S3cr3t@i:1", "addresses are separated by commas"),
+        ("nats://h:1;nats://i:1", "addresses are separated by commas"),
+        ("nats://h:1 nats://i:1", "addresses are separated by commas"),
+        ("http://app:S3cr3t@h", "its scheme is http://, not one of nats, "),
+        ("S3cr3t://h", "its scheme is not one of nats, "),
+    ],
+)
+def test_common_mistakes_are_named(text, problem):
+    with pytest.raises(ValueError, match="it") as caught:
+        parse_broker_address(text, ["nats", "tls"])
+    assert problem in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", BROKEN)
-def test_what_is_no_address_is_refused_without_being_quoted(text):
+def test_invalid_address_is_refused_without_being_quoted(text):
     with pytest.raises(ValueError, match="it") as caught:
         parse_broker_address(text, SCHEMES)
     assert SECRET not in str(caught.value)
@@ -97,7 +118,7 @@ def test_host_and_port_are_read(text, expected):
 @pytest.mark.parametrize(
     "text", ["", ":1", "u:S3cr3t@h", "h/x", "h?x", "h#x", "h:x", "a b", "[::1"]
 )
-def test_what_is_no_host_is_not_quoted(text):
+def test_invalid_host_is_not_quoted(text):
     with pytest.raises(ValueError, match="a port of 1 to 65535") as caught:
         parse_host(text)
     assert SECRET not in str(caught.value)
@@ -148,3 +169,88 @@ def test_an_error_that_may_quote_a_url_is_shown_by_its_type():
     assert fault_text(OSError("Connect call failed ('127.0.0.1', 1)")).startswith("Connect call")
     assert fault_text(ValueError("http://u:S3cr3t@h")) == "ValueError"
     assert fault_text(ValueError("")) == "ValueError"
+
+
+# Proxies
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    def change(**variables):
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [
+        ("http://a.example", "http://plain:3128"),
+        ("https://a.example/keys", "http://tls:3128"),
+        ("wss://a.example/ws", "http://tls:3128"),
+        ("ws://a.example/ws", None),
+        ("http://localhost:8080", None),
+        ("https://LOCALHOST", None),
+        ("http://127.0.0.1:8080", None),
+        ("http://[::1]:8080", None),
+        ("wss://127.8.8.8", None),
+        ("http://10.0.0.7", "http://plain:3128"),
+        ("http://localhost.example", "http://plain:3128"),
+    ],
+)
+def test_the_proxy_is_that_of_the_scheme_and_none_for_this_machine(environ, url, proxy):
+    environ(HTTP_PROXY="http://plain:3128", HTTPS_PROXY="tls:3128")
+    assert proxy_for(url) == proxy
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "url", "is_direct"),
+    [
+        ("*", "https://a.example", True),
+        ("*", "https://10.0.0.7", True),
+        ("a.example", "https://a.example", True),
+        ("A.example", "https://a.EXAMPLE", True),
+        ("example", "https://a.example", True),
+        (".example", "https://a.example", True),
+        ("b.example, .a.example", "https://x.a.example", True),
+        ("a.example", "https://xa.example", False),
+        ("a.example:8443", "https://a.example:8443", True),
+        ("a.example:443", "https://a.example", True),
+        ("a.example:8443", "https://a.example", False),
+        ("10.0.0.7", "https://10.0.0.7", True),
+        ("10.0.0.7:443", "https://10.0.0.7", True),
+        ("10.0.0.7:8443", "https://10.0.0.7", False),
+        ("10.0.0.0/8,.svc", "https://10.9.8.7", True),
+        ("10.0.0.0/8,.svc", "https://keys.auth.svc:8443", True),
+        ("10.0.0.0/8", "https://11.0.0.1", False),
+        ("fd00::/8", "https://[fd00::1]", True),
+        ("[fd00::1]", "https://[fd00::1]", True),
+        ("[fd00::1]:443", "https://[fd00::1]", True),
+        ("fd00::1", "https://[fd00::2]", False),
+        ("", "https://a.example", False),
+    ],
+)
+def test_hosts_in_no_proxy_are_reached_directly(environ, no_proxy, url, is_direct):
+    environ(HTTPS_PROXY="http://tls:3128", NO_PROXY=no_proxy)
+    assert (proxy_for(url) is None) is is_direct
+
+
+def test_a_proxy_for_all_is_used_where_there_is_no_other(environ):
+    environ(ALL_PROXY="http://all:3128", https_proxy="https://tls:3128")
+    assert proxy_for("http://a.example") == "http://all:3128"
+    assert proxy_for("https://a.example") == "https://tls:3128"
+    environ()
+    assert proxy_for("https://a.example") is None
+
+
+@pytest.mark.parametrize("proxy", ["socks5://app:S3cr3t@h:1080", "http://", "http://h:x", "//h"])
+def test_a_proxy_that_cannot_be_used_is_refused_without_its_credentials(environ, proxy):
+    environ(HTTPS_PROXY=proxy)
+    with pytest.raises(ConfigError, match="HTTPS_PROXY") as refused:
+        proxy_for("https://a.example")
+    assert SECRET not in str(refused.value)
+    assert "allowed: " in str(refused.value)

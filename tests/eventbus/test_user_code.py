@@ -1,9 +1,11 @@
 """What the application's code raises: contained wherever it is called, and always shown."""
 
 import asyncio
+import functools
 import gc
 import signal
 import threading
+from typing import Any
 
 import pytest
 import uvloop
@@ -14,13 +16,14 @@ from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.drivers.registry import unregister
 from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
-from eventbus.events import Event, Listeners, ShouldBroadcast
+from eventbus.events import Event, EventContext, Listeners, ShouldBroadcast
 from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
     call_apart,
     call_guarded,
     guarded,
     only_cause,
+    takes_context,
     text_of,
     traceback_of,
     type_name,
@@ -64,7 +67,7 @@ async def await_cancelled_task() -> None:
 
 @leaks
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_what_is_not_an_exception_becomes_one_with_its_cause(leak, is_async):
+async def test_base_exception_becomes_an_exception_with_its_cause(leak, is_async):
     raised = leak()
 
     def plain() -> None:
@@ -92,7 +95,7 @@ async def test_exceptions_and_answers_pass_unchanged():
     assert await call_guarded(lambda: 7) == 7
 
 
-async def test_leaked_cancellation_is_told_from_the_tasks_own():
+async def test_leaked_cancellation_is_distinguished_from_the_tasks_own():
     with pytest.raises(CallbackFailed):
         await call_guarded(await_cancelled_task)
     begun = asyncio.Event()
@@ -116,14 +119,14 @@ async def cancel_oneself() -> None:
 
 
 async def swallow_a_cancellation() -> None:
-    """As time limits of older libraries do: the task goes on, and counts as cancelled."""
+    """As time limits of older libraries do: the task continues, and counts as cancelled."""
     try:
         await cancel_oneself()
     except asyncio.CancelledError:
         raise TimeoutError from None
 
 
-async def test_leak_is_told_from_the_tasks_own_end_after_a_cancellation_was_swallowed():
+async def test_leak_is_distinguished_from_the_tasks_own_end_after_a_swallowed_cancellation():
     async def one_after_the_other() -> None:
         with pytest.raises(TimeoutError):
             await call_guarded(swallow_a_cancellation)
@@ -251,7 +254,7 @@ class Unshowable(Exception):
 
 
 @pytest.mark.parametrize("fault", [ValueError("x"), *[leak() for leak in LEAKS]])
-def test_exception_whose_text_raises_is_shown_all_the_same(fault):
+def test_exception_whose_text_raises_is_shown_anyway(fault):
     exc = Unshowable(fault)
     assert type(fault).__name__ in text_of(exc)
     assert "Unshowable" in traceback_of(exc)
@@ -303,7 +306,7 @@ def test_only_cause_is_what_the_application_raised():
 
 @leaks
 async def test_listener_that_leaks_is_reported_and_the_others_run(leak, caplog):
-    heard = []
+    received = []
 
     async def leaking(_event: Heard) -> None:
         await asyncio.sleep(0)
@@ -311,31 +314,31 @@ async def test_listener_that_leaks_is_reported_and_the_others_run(leak, caplog):
 
     async with EventBus(MEMORY, listeners=Listeners()) as bus:
         bus.listen(Heard)(leaking)
-        bus.listen(Heard)(heard.append)
+        bus.listen(Heard)(received.append)
         event = Heard()
         assert await bus.dispatch(event) == ()
-        assert heard == [event]
+        assert received == [event]
         assert bus.listeners.errors == 1
         assert "leaking failed" in caplog.text
         with pytest.raises(ExceptionGroup) as caught:
             await bus.dispatch(event, raise_errors=True)
         assert type(only_cause(caught.value)) is type(leak())
         assert await bus.until(event) is None
-        assert heard == [event, event, event]
+        assert received == [event, event, event]
 
 
 async def test_listener_that_awaits_a_cancelled_task_does_not_cancel_the_dispatch():
-    heard = []
+    received = []
     async with EventBus(MEMORY, listeners=Listeners()) as bus:
         bus.listen(Heard)(lambda _event: await_cancelled_task())
-        bus.listen(Heard)(heard.append)
+        bus.listen(Heard)(received.append)
         await bus.dispatch(Heard())
-    assert len(heard) == 1
+    assert len(received) == 1
 
 
 @leaks
 @pytest.mark.parametrize("options", [{}, {"group": "g"}, {"group": "g", "durable": True}])
-async def test_subscription_whose_handler_leaks_counts_it_and_goes_on(leak, options):
+async def test_subscription_whose_handler_leaks_counts_it_and_continues(leak, options):
     async with EventBus(MEMORY, listeners=Listeners()) as bus:
         handled: asyncio.Queue[int] = asyncio.Queue()
         attempts = []
@@ -358,7 +361,7 @@ async def test_subscription_whose_handler_leaks_counts_it_and_goes_on(leak, opti
 
 
 @pytest.mark.parametrize("options", [{}, {"group": "g", "durable": True}])
-async def test_subscription_whose_handler_cancels_its_own_task_counts_it_and_goes_on(options):
+async def test_subscription_whose_handler_cancels_its_own_task_counts_it_and_continues(options):
     async with EventBus(MEMORY, listeners=Listeners()) as bus:
         handled: asyncio.Queue[int] = asyncio.Queue()
         times: list[float] = []
@@ -436,7 +439,7 @@ async def test_handler_of_a_driver_that_leaks_keeps_no_message_from_others(leak,
 
 
 @leaks
-async def test_work_of_a_pool_that_leaks_leaves_its_place_to_the_next(leak, caplog):
+async def test_work_of_a_pool_that_leaks_frees_its_slot_for_the_next(leak, caplog):
     done = asyncio.Event()
 
     async def leaking() -> None:
@@ -465,3 +468,102 @@ def test_driver_factory_that_leaks_is_a_wrong_setting(leak):
             EventBus(Settings(driver="leaking"))
     finally:
         unregister("leaking")  # the registry is the process's, and outlives the test
+
+
+# Which callables are handlers
+
+
+class Callables:
+    async def method(self, event):
+        """Take an event."""
+
+    async def generator(self, event):
+        yield event
+
+
+class Called:
+    async def __call__(self, event):
+        """Take an event."""
+
+
+class CalledGenerator:
+    async def __call__(self, event):
+        yield event
+
+
+def generator(event):
+    yield event
+
+
+async def async_generator(event):
+    yield event
+
+
+@pytest.mark.parametrize(
+    ("handler", "expected"),
+    [
+        (lambda event: None, False),
+        (lambda event, context: None, True),
+        (lambda event, number=7: None, False),
+        (lambda event, context=None: None, True),
+        (lambda event, message=None: None, True),
+        (lambda *events: None, False),
+        (lambda event, **options: None, False),
+        (lambda event, *, context=None: None, False),
+        (Callables().method, False),
+        (Called(), False),
+        (functools.partial(lambda number, event: None, 7), False),
+        (functools.partial(lambda event, context: None, context=7), False),
+        (print, False),
+        (dict, False),
+    ],
+)
+def test_handler_takes_the_context_if_it_has_a_parameter_for_it(handler, expected):
+    assert takes_context(handler) is expected
+
+
+def test_defaulted_parameter_takes_the_context_by_its_type():
+    def by_type(event: Any, info: "EventContext | None" = None) -> None: ...
+    def by_class(event: Any, info: EventContext | None = None) -> None: ...
+    def other(event: Any, info: int | None = None) -> None: ...
+
+    assert [takes_context(each) for each in (by_type, by_class, other)] == [True, True, False]
+
+
+REFUSED = [
+    None,
+    7,
+    "handler",
+    lambda: None,
+    lambda event, context, more: None,
+    lambda event, *, key: None,
+    generator,
+    async_generator,
+    Callables().generator,
+    CalledGenerator(),
+    functools.partial(async_generator),
+]
+
+
+class NeverHeard(Event, ShouldBroadcast, channel="general", name="user_code.never_heard"):
+    n: int
+
+
+@pytest.mark.parametrize("handler", REFUSED)
+def test_callable_that_could_never_run_is_refused_where_it_is_registered(handler):
+    bus = EventBus(Settings(driver="null"))
+    registrations: list[Any] = [
+        lambda: takes_context(handler),
+        lambda: bus.subscribe(NeverHeard)(handler),
+        lambda: Listeners().listen(NeverHeard)(handler),
+        lambda: Listeners().listen("user_code.*")(handler),
+    ]
+    for register in registrations:
+        with pytest.raises(TypeError):
+            register()
+
+
+async def test_generator_from_a_wrapper_is_an_error_and_not_silently_ignored():
+    for made in (generator, async_generator):
+        with pytest.raises(TypeError, match="is a generator: its code would not run"):
+            await call_guarded(lambda event, made=made: made(event), 7)

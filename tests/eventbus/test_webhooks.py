@@ -1,6 +1,7 @@
-"""What a receiver of webhooks checks, and what a service on the bus hears."""
+"""What a receiver of webhooks checks, and what a service on the bus receives."""
 
 import asyncio
+import contextlib
 import datetime
 import hashlib
 import hmac
@@ -13,6 +14,7 @@ from hypothesis import given, strategies as st
 
 from eventbus.bus import EventBus
 from eventbus.channels import Subjects
+from eventbus.config import Settings
 from eventbus.errors import InvalidWebhook
 from eventbus.webhooks import (
     LIFECYCLE_EVENTS,
@@ -46,7 +48,7 @@ def reason(headers, body, secret=SECRET, **options):
     return caught.value.reason
 
 
-def test_events_of_a_signed_request_are_given():
+def test_events_of_a_signed_request_are_returned():
     assert verify(*request(), SECRET) == [OCCUPIED, JOINED]
 
 
@@ -91,7 +93,7 @@ def test_another_secret_or_time_is_refused():
 @pytest.mark.parametrize(
     "value", ["", "v1=", "v0=abc", "abc", "v1=ä", "v1=\ud800", ",,,", "v1=" * 9]
 )
-def test_what_is_no_signature_is_refused(value):
+def test_invalid_signature_is_refused(value):
     headers, body = request()
     assert reason(headers | {"Eventbus-Signature": value}, body) == "signature"
 
@@ -103,7 +105,7 @@ def test_one_good_signature_among_several_is_enough():
 
 
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "²", "9" * 30, " 1"])
-def test_what_is_no_time_is_refused(value):
+def test_invalid_time_is_refused(value):
     headers, body = request()
     assert reason(headers | {"Eventbus-Timestamp": value}, body) == "headers"
 
@@ -132,7 +134,46 @@ def test_signed_body_without_events_is_refused(body):
     assert reason(*request(body)) == "body"
 
 
-def test_an_empty_secret_is_no_secret():
+@pytest.mark.parametrize("stamp", ["0" * 5000, "9" * 5000, "1" * 13, "1\n", "١٢", "-1", "1e3"])
+def test_time_of_any_length_or_form_is_judged_and_raises_nothing_else(stamp):
+    headers, body = request()
+    assert reason({**headers, "Eventbus-Timestamp": stamp}, body) == "headers"
+
+
+@given(st.text(), st.text(), st.binary(), st.text(st.characters(codec="utf-8"), min_size=1))
+def test_verifying_anything_raises_only_the_documented_error(stamp, signature, body, secret):
+    with pytest.raises(InvalidWebhook):
+        verify({"Eventbus-Timestamp": stamp, "Eventbus-Signature": signature}, body, secret)
+    signed, _ = request(body, secret)
+    assert reason(signed, body, secret) == "body"
+
+
+webhook_keys = st.sampled_from(["events", "id", "event", "timestamp", "info", "channel"])
+json_values = st.recursive(
+    st.none() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(webhook_keys, inner),
+)
+
+
+@given(json_values.filter(lambda value: not (isinstance(value, dict) and "events" in value)))
+def test_signed_json_of_another_shape_is_the_documented_error(value):
+    assert reason(*request(json.dumps(value).encode())) == "body"
+
+
+@given(json_values)
+def test_signed_event_of_any_shape_is_an_event_or_the_documented_error(value):
+    signed, body = request(json.dumps({"events": [value]}).encode())
+    with contextlib.suppress(InvalidWebhook):
+        assert [event.channel for event in verify(signed, body, SECRET)] == [value["channel"]]
+
+
+def test_signed_body_nested_too_deeply_is_refused():
+    for levels in (200, 100_000):
+        deep = b'{"events":[{"info":' + b"[" * levels + b"]" * levels + b"}]}"
+        assert reason(*request(deep)) == "body"
+
+
+def test_an_empty_secret_is_not_a_secret():
     with pytest.raises(ValueError, match="empty secret"):
         verify(*request(secret=""), "")
 
@@ -143,14 +184,14 @@ def test_fields_of_a_newer_node_are_ignored():
 
 
 @pytest.mark.parametrize("driver", ["memory", "nats"])
-async def test_services_hear_the_events_they_ask_for(settings, driver, caplog):
+async def test_services_receive_the_events_they_ask_for(settings, driver, caplog):
     async with EventBus(msgspec.structs.replace(settings, driver=driver)) as bus:
-        heard: list[WebhookEvent] = []
+        received: list[WebhookEvent] = []
         came = asyncio.Event()
         members: list[WebhookEvent] = []
 
         def take(event):
-            heard.append(event)
+            received.append(event)
             came.set()
 
         await listen_lifecycle(bus, members.append, events=["member_joined", "member_left"])
@@ -158,15 +199,15 @@ async def test_services_hear_the_events_they_ask_for(settings, driver, caplog):
         subject = lifecycle_subject(bus.subjects, "channel_occupied")
         for payload in (b"x", b"{}", b"\xff", b"[" * 10_000):
             await bus.driver.publish(subject, payload)
-        for event in (OCCUPIED, OCCUPIED, JOINED):  # the first one comes again
+        for event in (OCCUPIED, OCCUPIED, JOINED):  # the first one arrives again
             await bus.driver.publish(
                 lifecycle_subject(bus.subjects, event.event), encode_event(event)
             )
         async with asyncio.timeout(5):
-            while len(heard) < 2:
+            while len(received) < 2:
                 came.clear()
                 await came.wait()
-        assert heard == [OCCUPIED, JOINED]
+        assert received == [OCCUPIED, JOINED]
         assert members == [JOINED]
         assert "not an event" in caplog.text
         await subscription.aclose()
@@ -176,3 +217,13 @@ def test_each_event_has_a_control_subject_of_its_own():
     subjects = [lifecycle_subject(Subjects("eb"), event) for event in LIFECYCLE_EVENTS]
     assert subjects[0] == "eb.control.lifecycle.channel_occupied"
     assert len(set(subjects)) == 4
+
+
+async def test_async_listener_of_lifecycle_events_is_refused():
+    async def handler(event):
+        """Nothing would await this."""
+
+    async with EventBus(Settings(driver="memory")) as bus:
+        for wrong in (handler, lambda: None, None):
+            with pytest.raises(TypeError, match="a handler"):
+                await listen_lifecycle(bus, wrong)

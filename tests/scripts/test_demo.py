@@ -49,18 +49,18 @@ async def end(process: Process) -> None:
 async def running() -> AsyncIterator[tuple[Process, str, list[psutil.Process]]]:
     """A demo that serves: the process, what it said, and its descendants."""
     process = await start("--port", "0")
-    said = ""
+    output = ""
     try:
         async with asyncio.timeout(20):
-            while "Ctrl-C" not in said:
+            while "Ctrl-C" not in output:
                 line = await process.stdout.readline()
                 assert line, (await process.stderr.read()).decode()
-                said += line.decode()
+                output += line.decode()
     except BaseException:
         await end(process)
         raise
     children = psutil.Process(process.pid).children(recursive=True)
-    yield process, said, children
+    yield process, output, children
     await end(process)
 
 
@@ -113,7 +113,7 @@ async def test_once_names_the_types_that_came():
         (("--twice",), "unrecognized arguments: --twice"),
     ],
 )
-async def test_option_that_cannot_be_is_refused_before_anything_starts(options, complaint):
+async def test_invalid_option_is_refused_before_anything_starts(options, complaint):
     code, out, err = await run(*options)
     assert (code, out) == (2, "")
     assert complaint in err
@@ -156,7 +156,7 @@ async def test_port_that_is_taken_is_named():
 
 
 async def test_two_demos_run_beside_each_other(running):
-    _, said, _ = running
+    _, output, _ = running
     other = await start()
     try:
         line = b""
@@ -164,7 +164,7 @@ async def test_two_demos_run_beside_each_other(running):
             while b"http://" not in line:
                 line = await other.stdout.readline()
                 assert line, (await other.stderr.read()).decode()
-        assert line.decode().split()[-1] not in said
+        assert line.decode().split()[-1] not in output
     finally:
         other.terminate()
         await other.communicate()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.sizing.__main__ import MEASUREMENTS, parser
-from scripts.bench.sizing.table import Table, figure
+from scripts.benchmark.sizing.__main__ import MEASUREMENTS, parser
+from scripts.benchmark.sizing.table import Table, figure
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--clients", "3", "--messages", "1", "--seconds", "0.01", "--processes", "2")
@@ -17,7 +17,7 @@ TINY = ("--clients", "3", "--messages", "1", "--seconds", "0.01", "--processes",
 
 def run(*options):
     return subprocess.run(
-        [sys.executable, "-m", "scripts.bench.sizing", *options],
+        [sys.executable, "-m", "scripts.benchmark.sizing", *options],
         cwd=ROOT, capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ def test_it_measures_deliveries_and_a_node_that_ends():
         (("--driver", "log"), "invalid choice: 'log'"),
     ],
 )
-def test_option_that_cannot_be_is_refused(options, complaint, capsys):
+def test_invalid_option_is_refused(options, complaint, capsys):
     with pytest.raises(SystemExit) as ended:
         parser().parse_args(options)
     assert ended.value.code == 2
@@ -53,7 +53,7 @@ def test_option_that_cannot_be_is_refused(options, complaint, capsys):
 
 def test_page_on_deployment_has_figures_of_each_measurement():
     page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    assert "python -m scripts.bench.sizing" in page
+    assert "python -m scripts.benchmark.sizing" in page
     (named,) = re.findall(r"`--only` takes ([^.]*)\.", page)
     assert re.findall(r"`(\w+)`", named) == list(MEASUREMENTS)
 

@@ -35,25 +35,25 @@ def cache(tmp_path_factory):
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", sorted((HERE / "accepted").glob("*.py")), ids=lambda p: p.stem)
 def test_documented_code_passes_strict(path, cache):
-    errors, said = _mypy(path, cache)
-    assert (errors, said) == ([], "")
+    errors, output = _mypy(path, cache)
+    assert (errors, output) == ([], "")
 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("path", sorted((HERE / "rejected").glob("*.py")), ids=lambda p: p.stem)
-def test_each_mistake_is_found_and_nothing_else(path, cache):
+def test_each_mistake_is_found_and_nothing_more(path, cache):
     expected = [
         (number, match[1])
         for number, line in enumerate(path.read_text().splitlines(), 1)
         if (match := re.search(r"# expect: ([a-z-]+)$", line))
     ]
-    errors, said = _mypy(path, cache)
+    errors, output = _mypy(path, cache)
     assert expected
-    assert errors == expected, said
+    assert errors == expected, output
 
 
 async def test_accepted_code_also_runs(monkeypatch):
-    """The examples are no mere types."""
+    """The examples are more than types."""
     monkeypatch.setattr(events, "_types", dict(events._types))
     for path in sorted((HERE / "accepted").glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"accepted_{path.stem}", path)

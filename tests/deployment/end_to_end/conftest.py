@@ -10,9 +10,9 @@ import subprocess
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
 from eventbus.config import Settings
+from eventbus.tokens import issue_token
 
 
 class Front:
@@ -43,7 +43,7 @@ class Front:
         return connect(f"wss://localhost:{self.port}/ws", tls=self.tls, **options)
 
     def token(self, user="7", **claims):
-        return issue_token(self.deployment.jwt_secret, user, **claims)
+        return issue_token(user, secret=self.deployment.jwt_secret, **claims)
 
     def session(self, **options):
         return self._http_session(self.tls, self.url, **options)

@@ -88,7 +88,7 @@ async def test_real_addresses_arrive_and_cannot_be_forged(deployment, front, htt
                     statuses.append(101)
                 except aiohttp.WSServerHandshakeError as exc:
                     statuses.append(exc.status)
-            # From this machine, not through nginx, somebody trusted may tell another address.
+            # From this machine, not through nginx, a trusted peer may report another address.
             async with (
                 http_session(deployment.client_tls) as session,
                 session.ws_connect(
@@ -254,8 +254,8 @@ async def test_nothing_is_lost_when_the_server_that_leads_the_stream_is_killed(
             await asyncio.gather(*(numbers.more() for numbers in each_numbers))
             for numbers in each_numbers:
                 numbers.stop()
-        for heard, numbers in zip(listeners, each_numbers, strict=True):
-            assert await in_disorder(heard, numbers.count) == []
+        for received, numbers in zip(listeners, each_numbers, strict=True):
+            assert await in_disorder(received, numbers.count) == []
 
 
 def test_no_edge_was_refused_anything_but_publishing_events(deployment, front):

@@ -65,11 +65,11 @@ async def test_server_sent_events_pass_as_they_come(front, publish):
         assert response.status == 200
         lines = response.content
         async with asyncio.timeout(PATIENCE_S):
-            while b"eb:subscribed" not in await lines.readline():
-                pass
+            while b"eb:subscribed" not in (line := await lines.readline()):
+                assert line, "the stream has ended"
             await publish("general", 2)
             while b"tick" not in (line := await lines.readline()):
-                pass
+                assert line, "the stream has ended"
         assert json.loads(line.removeprefix(b"data:"))["data"] == 2
         # aiohttp cuts a stream that goes on; over TLS, Python 3.11 would warn of an open socket.
         transport = response.connection.transport
@@ -107,16 +107,16 @@ async def test_presence_is_the_same_on_all_edges(front):
 
 async def test_whisper_reaches_the_clients_of_both_edges_and_not_its_sender(front):
     async with contextlib.AsyncExitStack() as stack:
-        heard = asyncio.Queue()
+        received = asyncio.Queue()
         chats = []
         for user in range(6):
             client = await stack.enter_async_context(front.connect(token=front.token(f"u{user}")))
-            take = functools.partial(lambda user, data: heard.put_nowait((user, data)), user)
+            take = functools.partial(lambda user, data: received.put_nowait((user, data)), user)
             chats.append(await client.subscribe("chat.whispers", take))
         for user in (0, 1):
             await chats[user].whisper("typing", user)
             async with asyncio.timeout(PATIENCE_S):
-                got = [await heard.get() for _ in range(5)]
+                got = [await received.get() for _ in range(5)]
             assert sorted(got) == [(other, user) for other in range(6) if other != user]
 
 

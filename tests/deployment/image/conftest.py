@@ -22,6 +22,7 @@ import aiohttp
 import pytest
 
 from eventbus.server import find_binary
+from tests.processes import kill_group
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -46,16 +47,16 @@ def recipe():
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", "")
     last = text[text.rindex("\nFROM ") :]
 
-    def said(instruction):
+    def output(instruction):
         return re.search(rf"^{instruction}\s+(.+)$", last, re.MULTILINE)[1]
 
     return Recipe(
-        dict(word.split("=", 1) for word in shlex.split(said("ENV"))),
-        int(said("USER")),
-        said("WORKDIR"),
-        json.loads(said("ENTRYPOINT")),
-        json.loads(said("CMD")),
-        json.loads(said("HEALTHCHECK .* CMD")),
+        dict(word.split("=", 1) for word in shlex.split(output("ENV"))),
+        int(output("USER")),
+        output("WORKDIR"),
+        json.loads(output("ENTRYPOINT")),
+        json.loads(output("CMD")),
+        json.loads(output("HEALTHCHECK .* CMD")),
     )
 
 
@@ -116,8 +117,9 @@ class Container:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [str(word) for word in command], env=environ, cwd=workdir, stdout=log, stderr=log
-            )
+                [str(word) for word in command], env=environ, cwd=workdir, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
         self._is_confined = is_confined
 
     @property
@@ -148,8 +150,11 @@ class Container:
             time.sleep(0.02)
 
     def kill(self):
-        self._process.kill()
-        self._process.wait()
+        """Kill it and all that it has started.
+
+        `unshare --kill-child` does not: the kernel drops that when the process changes its user.
+        """
+        kill_group(self._process)
 
 
 class Engine:
@@ -212,8 +217,8 @@ class Engine:
         (folder / "mounts").write_text("\n".join(lines) + "\n")
         own = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         root = [folder / "root", self.recipe.user, self.recipe.workdir, folder / "mounts"]
-        told = [f"{name}={value}" for name, value in environ.items()]
-        made = [*own, "sh", HERE / "container.sh", *root, *told, *command]
+        reported = [f"{name}={value}" for name, value in environ.items()]
+        made = [*own, "sh", HERE / "container.sh", *root, *reported, *command]
         return made, {"PATH": os.environ["PATH"]}, folder, folder
 
     def _plain(self, folder, command, environ, secrets, mounts):

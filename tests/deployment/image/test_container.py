@@ -4,14 +4,16 @@ import asyncio
 import json
 import signal
 import ssl
+import time
 from pathlib import Path
 
 import aiohttp
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import connect
+from eventbus.tokens import issue_token
+from tests.deployment.image.conftest import PATIENCE_S
 
 pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]
 
@@ -88,13 +90,13 @@ def test_compose_runs_the_image_as_it_runs_by_itself(deployment, recipe):
 
 def test_streams_are_made_by_a_container(engine, deployment):
     command = deployment.compose["services"]["setup"]["command"]
-    code, said = engine.run(
+    code, output = engine.run(
         *engine.recipe.entrypoint, *command,
         environ=environment_of(deployment, "setup", BROADCAST_HISTORY_BYTES=str(16 * 1024**2)),
         secrets=secrets_of(deployment, "setup"),
     )  # fmt: skip
-    assert code == 0, said
-    assert "ready: EB_EVENTS" in said
+    assert code == 0, output
+    assert "ready: EB_EVENTS" in output
 
 
 def status_of(pid):
@@ -116,8 +118,8 @@ def test_process_has_no_rights_and_is_process_1(engine, node, recipe):
         }  # fmt: skip
         assert status["NoNewPrivs"] == ["1"]
     assert status_of(pid)["NSpid"][-1] == "1"
-    code, said = node.run("python", "-c", "open('/opt/eventbus/x', 'w')")
-    assert (code, "Read-only file system" in said) == (1, True)
+    code, output = node.run("python", "-c", "open('/opt/eventbus/x', 'w')")
+    assert (code, "Read-only file system" in output) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ async def test_all_that_a_node_serves_is_there(node, path):
 
 
 def client_of(node, user="7"):
-    token = issue_token(node.deployment.jwt_secret, user)
+    token = issue_token(user, secret=node.deployment.jwt_secret)
     url = f"wss://localhost:{node.port}/ws"
     return connect(url, token=token, tls=node.deployment.client_tls)
 
@@ -161,8 +163,8 @@ async def test_event_of_a_service_reaches_a_client(deployment, node):
 
 def test_doctor_has_no_objection_in_the_container(engine, deployment, node):
     kept = {k: v for k, v in deployment.role("edge").items() if k.startswith("BROADCAST_HISTORY_")}
-    code, said = node.run(*engine.recipe.entrypoint, "doctor", "--json", **kept)
-    findings = {each["check"]: each for each in json.loads(said)["findings"]}
+    code, output = node.run(*engine.recipe.entrypoint, "doctor", "--json", **kept)
+    findings = {each["check"]: each for each in json.loads(output)["findings"]}
     # An engine sets the limit that compose.yaml asks for.
     assert {check for check, each in findings.items() if each["status"] != "ok"} <= {"open files"}
     assert {"settings", "production", "JWT keys", "JetStream", "stream", "edge nodes"} <= set(
@@ -226,11 +228,11 @@ def test_sigterm_while_nats_is_away_ends_it(start_node, deployment):
 def test_without_a_place_for_temporary_files_workers_are_refused(engine, deployment):
     if not engine.is_confined:
         pytest.skip("there is always one here")
-    code, said = engine.run(
+    code, output = engine.run(
         *engine.recipe.entrypoint, *engine.recipe.command,
         environ=environment_of(deployment, "edge"), secrets=secrets_of(deployment, "edge"),
     )  # fmt: skip
-    assert (code, "TMPDIR" in said) == (2, True), said
+    assert (code, "TMPDIR" in output) == (2, True), output
 
 
 # By itself: docker run eventbus
@@ -254,6 +256,18 @@ def test_image_alone_runs_a_node_with_a_nats_server_of_its_own(engine, deploymen
 def test_image_alone_says_that_it_may_not_write_its_data(engine):
     if not engine.is_confined:
         pytest.skip("the superuser may write everywhere")
-    code, said = engine.run(*engine.recipe.entrypoint, *engine.recipe.command)
+    code, output = engine.run(*engine.recipe.entrypoint, *engine.recipe.command)
     assert code == 1
-    assert "BROADCAST_NATS_DATA" in said, said
+    assert "BROADCAST_NATS_DATA" in output, output
+
+
+def test_killed_container_takes_its_process_along(engine):
+    container = engine.start("python", "-c", "import time; time.sleep(1000)")
+    pid = container.pid
+    if engine.is_confined:
+        container.wait_until(lambda: status_of(pid)["Uid"][0] == str(engine.recipe.user))
+    container.kill()
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists()

@@ -48,25 +48,25 @@ def test_wheel_says_what_it_needs_and_what_it_offers(files):
 
 
 def test_programs_run_from_the_wheel_and_not_from_these_sources(engine, recipe):
-    code, said = engine.run(
+    code, output = engine.run(
         "python", "-c",
         "import sys, eventbus, eventbus_edge\n"
         "for each in eventbus, eventbus_edge: assert each.__file__.startswith(sys.prefix), each\n"
         "print(sys.prefix)",
     )  # fmt: skip
-    assert (code, str(ROOT) in said) == (0, False), said
+    assert (code, str(ROOT) in output) == (0, False), output
     if engine.is_confined:
-        assert said.strip() == str(Path(recipe.environ["PATH"].split(":")[0]).parent)
+        assert output.strip() == str(Path(recipe.environ["PATH"].split(":")[0]).parent)
 
 
 def test_command_line_works_in_a_container(engine, recipe):
-    code, said = engine.run(*recipe.entrypoint, "--version")
-    assert (code, said.split()[0]) == (0, "eventbus"), said
+    code, output = engine.run(*recipe.entrypoint, "--version")
+    assert (code, output.split()[0]) == (0, "eventbus"), output
     arguments = ("schema", "export", "--format", "asyncapi", "--app", "eventbus.notifications")
-    code, said = engine.run(*recipe.entrypoint, *arguments)
-    assert code == 0, said
-    assert json.loads(said)["asyncapi"] == "3.0.0"
+    code, output = engine.run(*recipe.entrypoint, *arguments)
+    assert code == 0, output
+    assert json.loads(output)["asyncapi"] == "3.0.0"
     environ = {"BROADCAST_DRIVER": "memory", "BROADCAST_WEBSOCKET_PORT": "0"}
-    code, said = engine.run(*recipe.entrypoint, "doctor", "--json", environ=environ)
-    assert code == 0, said
-    assert {"settings", "driver"} <= {each["check"] for each in json.loads(said)["findings"]}
+    code, output = engine.run(*recipe.entrypoint, "doctor", "--json", environ=environ)
+    assert code == 0, output
+    assert {"settings", "driver"} <= {each["check"] for each in json.loads(output)["findings"]}

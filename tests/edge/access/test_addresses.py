@@ -1,4 +1,4 @@
-"""The client's address behind proxies: nobody may write it but those who are trusted."""
+"""The client's address behind proxies: only trusted proxies may set it."""
 
 import ipaddress
 
@@ -34,7 +34,7 @@ def test_forwarded_headers_of_a_client_that_is_not_a_proxy_are_ignored():
     ("value", "client"),
     [
         ("1.2.3.4", "1.2.3.4"),
-        ("9.9.9.9, 1.2.3.4", "1.2.3.4"),  # what the client itself had written stands before
+        ("9.9.9.9, 1.2.3.4", "1.2.3.4"),  # preceded by what the client itself had written
         ("9.9.9.9, 1.2.3.4, 10.1.1.1", "1.2.3.4"),
         ("10.2.2.2, 10.1.1.1", "10.2.2.2"),  # trusted all the way: the farthest
         ("1.2.3.4:567", "1.2.3.4"),
@@ -88,13 +88,13 @@ def test_a_peer_without_an_address_is_one_and_the_same():
 
 
 @given(st.text(max_size=200), st.sampled_from([BEHIND, BEHIND_RFC7239]))
-def test_whatever_stands_in_the_header_an_address_comes_out(value, addresses):
+def test_any_header_gives_an_address(value, addresses):
     name = "Forwarded" if addresses is BEHIND_RFC7239 else "X-Forwarded-For"
     ipaddress.ip_address(addresses.of(PROXY, {name: value}))
 
 
 @given(st.lists(st.ip_addresses(), max_size=5), st.ip_addresses(v=4))
-def test_what_a_client_writes_before_never_counts(written, real):
+def test_addresses_that_a_client_puts_in_front_never_count(written, real):
     if real in ipaddress.ip_network("10.0.0.0/8"):
         return
     claimed = ", ".join([*map(str, written), str(real)])

@@ -16,6 +16,10 @@ from eventbus_edge.access.tokens import (
 from tests.edge.conftest import SECRET
 
 
+async def end_nothing(revocation):
+    pass
+
+
 @pytest.fixture
 async def bus():
     async with EventBus(Settings(driver="memory")) as opened:
@@ -24,7 +28,7 @@ async def bus():
 
 @pytest.fixture
 async def revoker(bus):
-    made = Revoker(bus.driver, bus.subjects, lambda _: None, lifetime_s=60.0)
+    made = Revoker(bus.driver, bus.subjects, end_nothing, lifetime_s=60.0)
     await made.start()
     yield made
     await made.aclose()
@@ -55,7 +59,7 @@ async def refused(authenticator, token, **options):
     return caught.value.code
 
 
-async def test_token_and_ticket_give_their_claims_after_a_look_at_pauses(make, token, calls):
+async def test_token_and_ticket_give_their_claims_after_a_check_for_pauses(make, token, calls):
     authenticator = make()
     claims = await authenticator.verify(token("7"))
     assert claims.user_id == "7"
@@ -95,7 +99,7 @@ async def test_only_present_clients_are_accepted_while_revocations_cannot_be_rea
         raise ConnectionFailed("the bus does not answer", driver="memory")
 
     monkeypatch.setattr(revoker, "resync", fail)
-    revoker.doubt()
+    revoker.invalidate()
     assert await refused(make(), token("7")) == "unavailable"
     assert calls == ["before", "revocations_unavailable"]
     assert "a token cannot be accepted before revocations are read" in caplog.text

@@ -46,7 +46,7 @@ async def test_mapping_allows_and_adds_presence_info():
     assert isinstance(await put(lambda user, team_id: {}), Allowed)
 
 
-async def test_false_denies_and_is_no_fault(caplog):
+async def test_false_denies_and_is_not_a_fault(caplog):
     answer = await put(lambda user, team_id: False)
     assert (answer.code, answer.fault) == ("forbidden", None)
     assert not caplog.records
@@ -133,7 +133,7 @@ async def test_authorizer_that_cancels_its_own_task_denies_and_cancels_nobody(ca
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_cancelling_the_question_cancels_the_authorizer_and_is_no_denial(caplog):
+async def test_cancelling_the_question_cancels_the_authorizer_and_is_not_a_denial(caplog):
     started = asyncio.Event()
 
     async def hang(user, team_id):

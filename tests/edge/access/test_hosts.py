@@ -15,6 +15,7 @@ from eventbus_edge.access.hosts import (
     is_loopback_host,
 )
 from eventbus_edge.config import EdgeSettings
+from tests.ports import free_port
 
 STATS = "/api/broadcast/stats"
 EVIL = "evil.example:8080"
@@ -166,7 +167,7 @@ def test_a_setting_that_names_no_host_stops_the_start(text):
 
 
 async def raw(port, text):
-    """The status and body of the answer to a request that is written as it stands."""
+    """The status and body of the answer to a request sent byte for byte."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(text.replace("\n", "\r\n").encode())
@@ -229,7 +230,7 @@ async def test_an_edge_on_all_interfaces_knows_ipv4_clients_of_this_machine(star
     assert (await raw(port, f"GET {STATS} HTTP/1.1\nHost: localhost\n\n"))[0] == 200
 
 
-async def test_in_production_nobody_uses_the_api_without_a_key(start_edge, bus, token):
+async def test_in_production_the_api_always_needs_a_key(start_edge, bus, token):
     edge = await start_edge(bus, environment="production")
     admin = f"Authorization: Bearer {token('7', roles=['admin'])}"
     for begin in GUARDED.values():
@@ -258,7 +259,7 @@ UPGRADE = (
 
 
 async def begin(port, text):
-    """The status of an answer that may go on."""
+    """The status of an answer that may continue."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(text.replace("\n", "\r\n").encode())
@@ -345,8 +346,7 @@ async def start_nginx(tmp_path):
     started = []
 
     async def start(port, options):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            own = free.getsockname()[1]
+        own = free_port()
         temp = " ".join(
             f"{kind}_temp_path {tmp_path}/{kind};"
             for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")

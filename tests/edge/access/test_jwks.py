@@ -1,12 +1,17 @@
-"""Keys from a URL: rotation, outages, answers that are no keys, and floods of made-up tokens."""
+"""Keys from a URL: rotation, outages, answers without keys, and floods of made-up tokens."""
 
 import asyncio
 import hmac
 import json
+import os
+import ssl
+import sys
 import time
+from urllib.parse import urlsplit
 
 import jwt
 import pytest
+import trustme
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -285,7 +290,7 @@ async def test_waiting_clients_share_one_fetch_that_none_of_them_cancels(provide
 
 
 async def test_without_any_keys_tokens_are_not_called_bad_and_the_keys_are_sought_again(
-    provider, open_verifier
+    provider, open_verifier, caplog
 ):
     provider.status = 503
     verifier = await open_verifier()
@@ -293,6 +298,7 @@ async def test_without_any_keys_tokens_are_not_called_bad_and_the_keys_are_sough
     provider.status = 200
     await after_the_cooldown()
     assert (await verifier.verify(sign())).user_id == "7"
+    assert "can be read again, after " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -377,4 +383,67 @@ async def test_a_node_without_keys_starts_answers_503_and_blames_no_client(
     await client.next()
     for _ in range(5):
         assert await client.error("auth", data={"token": sign()}) == "unavailable"
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
+
+
+@pytest.mark.parametrize("algorithm", MAKERS)
+async def test_a_url_alone_is_enough_for_tokens_of_the_algorithms_of_its_keys(
+    start_edge, bus, provider, algorithm
+):
+    provider.answer = key_set(jwk(algorithm))
+    edge = await start_edge(bus, jwt_secret="", jwt_jwks_url=provider.url)
+    client = await edge.connect("/ws/user.7", token=sign(algorithm))
+    assert (await client.next())["event"] == "eb:subscribed"
+    secret = jwt.encode({"sub": "7"}, pem().decode().encode().hex(), "HS256", {"kid": "k1"})
+    assert (await edge.refusal(token=secret))[0] == 401
+
+
+async def test_keys_are_fetched_through_the_proxy_of_the_environment(
+    provider, http_proxy, monkeypatch
+):
+    monkeypatch.setenv("HTTP_PROXY", http_proxy.address)
+    url = provider.url.replace("127.0.0.1", "keys.test")
+    keys = Jwks(url, ALL)
+    results = []
+    await keys.open(results.append)
+    await keys.aclose()
+    assert results == ["ok"]
+    assert keys.algorithms == ("ES256",)
+    assert http_proxy.targets == [f"GET {urlsplit(url).netloc}"]
+
+
+async def test_keys_of_a_tls_url_are_fetched_through_a_tunnel(
+    provider, http_proxy, monkeypatch, tmp_path
+):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("keys.test").configure_cert(tls)
+    app = web.Application()
+    app.router.add_get("/jwks", provider.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    host = f"keys.test:{runner.addresses[0][1]}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from eventbus.cli.app import main; main()", "token", "inspect"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            "HTTPS_PROXY": http_proxy.address,
+            "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+            "JWT_JWKS_URL": f"https://{host}/jwks",
+        },
+    )
+    out, _ = await process.communicate(sign().encode())
+    await runner.cleanup()
+    assert b"valid for another" in out
+    assert http_proxy.targets == [f"CONNECT {host}"]
+
+
+def test_a_proxy_that_cannot_be_used_stops_the_start(monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
+    with pytest.raises(ConfigError, match="HTTPS_PROXY"):
+        Jwks("https://keys.test", ALL)

@@ -8,10 +8,10 @@ from hypothesis import given, strategies as st
 from websockets.exceptions import ConnectionClosed
 
 from eventbus_edge.access.admission import (
-    Full,
+    ConnectionLimitReached,
     Paces,
-    PlaceLimits,
-    Places,
+    SlotLimits,
+    Slots,
     TokenBucket,
 )
 from eventbus_edge.sessions.limits import (
@@ -55,7 +55,7 @@ def test_a_bucket_passes_at_most_its_burst_and_its_rate_over_any_time(rate, burs
     assert passed <= burst + rate * now + 1e-6
 
 
-def test_who_is_refused_again_and_again_without_a_rest_is_ended():
+def test_client_that_is_refused_repeatedly_without_a_rest_is_closed():
     pace = Pace(50.0, 10, 0.0)
     verdicts = [pace.judge(0.0) for _ in range(10 + STRIKES)]
     assert verdicts[:10] == [Verdict.SERVE] * 10
@@ -63,7 +63,7 @@ def test_who_is_refused_again_and_again_without_a_rest_is_ended():
     assert verdicts[-1] is Verdict.END
 
 
-def test_a_little_over_the_rate_is_ended_too_though_most_is_served():
+def test_a_little_over_the_rate_is_ended_too_although_most_is_served():
     pace, now, verdict, served = Pace(50.0, 10, 0.0), 0.0, Verdict.SERVE, 0
     while verdict is not Verdict.END and now < 60:
         now += 1 / 60
@@ -73,7 +73,7 @@ def test_a_little_over_the_rate_is_ended_too_though_most_is_served():
     assert served / now > 45
 
 
-def test_a_rest_forgives():
+def test_refusals_are_forgiven_after_a_rest():
     pace, now = Pace(50.0, 10, 0.0), 0.0
     for _ in range(20):
         verdicts = [pace.judge(now) for _ in range(10 + STRIKES - 1)]
@@ -93,14 +93,14 @@ def test_buckets_of_keys_are_apart_and_forgotten_when_they_have_rested():
     assert len(paces) == 0
 
 
-def test_what_costs_several_tokens_takes_them_at_once_or_none():
+def test_cost_of_several_tokens_is_taken_at_once_or_not_at_all():
     bucket = TokenBucket(10.0, 5, 0.0)
     assert bucket.take(0.0, 3)
     assert not bucket.take(0.0, 3)
     assert bucket.take(0.0, 2)
 
 
-def test_what_costs_more_than_a_bucket_holds_needs_a_full_one_and_leaves_a_debt():
+def test_cost_above_the_burst_needs_a_full_bucket_and_leaves_a_debt():
     bucket = TokenBucket(10.0, 5, 0.0)
     assert bucket.take(0.0, 8)
     assert bucket.debt_s(0.0) == pytest.approx(0.3)
@@ -118,7 +118,7 @@ def test_a_charge_is_never_refused_and_is_paid_with_time():
     assert bucket.debt_s(9.0) == 0.0
 
 
-def test_what_is_given_back_does_not_overfill_a_bucket():
+def test_returned_tokens_do_not_overfill_a_bucket():
     bucket = TokenBucket(10.0, 2, 0.0)
     bucket.charge(0.0, -5)
     assert [bucket.take(0.0) for _ in range(3)] == [True, True, False]
@@ -132,7 +132,7 @@ def test_an_expensive_action_costs_a_connection_several_of_its_pace():
     assert pace.judge(4.1) is Verdict.SERVE
 
 
-def test_the_keys_of_paces_are_bounded_and_it_is_told_when_one_is_forgotten_too_early():
+def test_the_keys_of_paces_are_bounded_and_keys_forgotten_too_early_are_counted():
     paces = Paces(1.0, 1, most_keys=3)
     assert all(paces.take(key, 0.0) for key in "abc")
     assert not paces.take("a", 0.0)
@@ -142,44 +142,64 @@ def test_the_keys_of_paces_are_bounded_and_it_is_told_when_one_is_forgotten_too_
     assert [paces.take_overflows() for _ in "12"] == [2, 0]
 
 
-def places(**limits):
-    return Places(PlaceLimits(**limits))
+def slots(**limits):
+    return Slots(SlotLimits(**limits))
 
 
-def test_places_are_bounded_in_all_for_an_address_and_for_a_user():
-    full = places(connections=3, per_address=2, per_user=1)
+def test_slots_are_bounded_in_all_for_an_address_and_for_a_user():
+    full = slots(connections=3, per_address=2, per_user=1)
     first, second = full.enter("a"), full.enter("a")
-    with pytest.raises(Full, match="address") as caught:
+    with pytest.raises(ConnectionLimitReached, match="address") as caught:
         full.enter("a")
     assert caught.value.limit == "address"
     third = full.enter("b")
-    with pytest.raises(Full) as caught:
+    with pytest.raises(ConnectionLimitReached) as caught:
         full.enter("c")
     assert caught.value.limit == "connections"
     first.claim("7")
     first.claim("7")  # as once
-    with pytest.raises(Full) as caught:
+    with pytest.raises(ConnectionLimitReached) as caught:
         second.claim("7")
     assert caught.value.limit == "user"
-    first.leave()
+    first.release()
     second.claim("7")
     third.claim("8")
 
 
+def test_slots_within_others_count_in_both_and_leave_both():
+    process = slots(connections=3, per_address=2)
+    one, other = [Slots(SlotLimits(connections=2), process) for _ in range(2)]
+    held = [one.enter("a"), one.enter("b")]
+    with pytest.raises(ConnectionLimitReached, match="max_connections of the app") as caught:
+        one.enter("c")
+    assert caught.value.limit == "connections"
+    held.append(other.enter("a"))
+    for address, limit in (("a", "process"), ("c", "process")):
+        with pytest.raises(ConnectionLimitReached) as caught:
+            other.enter(address)
+        assert caught.value.limit == limit
+    assert (len(one), len(other), len(process)) == (2, 1, 3)
+    for slot in held:
+        slot.release()
+        slot.release()
+    assert (len(one), len(other), len(process)) == (0, 0, 0)
+    assert not process._addresses
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz "), st.booleans())))
-def test_whoever_leaves_leaves_nothing_behind(visits):
-    it = places()
+def test_leaving_client_leaves_nothing_behind(visits):
+    it = slots()
     held = []
     for address, user, twice in visits:
-        place = it.enter(address)
+        slot = it.enter(address)
         if user != " ":
-            place.claim(user)
-        held.append((place, twice))
+            slot.claim(user)
+        held.append((slot, twice))
     assert len(it) == len(visits)
-    for place, twice in held:
-        place.leave()
+    for slot, twice in held:
+        slot.release()
         if twice:
-            place.leave()
+            slot.release()
     assert len(it) == 0
     assert not it._addresses
     assert not it._users
@@ -232,7 +252,7 @@ async def test_one_user_has_its_number_of_connections_by_url_and_by_action(start
     assert reached(edge, "user") == 2
 
 
-async def test_a_refused_handshake_gives_its_place_back(start_edge, bus, token):
+async def test_a_refused_handshake_releases_its_slot(start_edge, bus, token):
     edge = await start_edge(bus, max_connections=1, max_connections_per_user=1)
     for _ in range(3):
         assert (await edge.refusal("/ws/user.8", token=token("7")))[0] == 403
@@ -259,7 +279,7 @@ async def test_above_the_memory_bound_new_connections_are_refused_and_old_ones_s
 # Actions and whispers
 
 
-async def test_too_many_actions_are_refused_and_the_connection_goes_on(start_edge, bus):
+async def test_too_many_actions_are_refused_and_the_connection_continues(start_edge, bus):
     edge = await start_edge(bus, max_actions_per_second=20.0, action_burst=5)
     client = await edge.connect()
     for n in range(8):
@@ -282,7 +302,7 @@ async def test_malformed_frames_count_as_actions(start_edge, bus):
     assert codes == ["bad_request"] * 3 + ["rate_limited"]
 
 
-async def test_who_breaks_the_limit_again_and_again_is_closed_with_4008_and_others_not(
+async def test_client_that_keeps_exceeding_the_limit_is_closed_with_4008_and_others_are_not(
     start_edge, bus
 ):
     edge = await start_edge(bus, max_actions_per_second=1.0, action_burst=5)
@@ -295,7 +315,7 @@ async def test_who_breaks_the_limit_again_and_again_is_closed_with_4008_and_othe
     assert 5 <= served < 10
     assert edge.node.metrics.closes.labels("4008")._value.get() == 1
     assert edge.node.metrics.errors.labels("rate_limited")._value.get() == STRIKES
-    assert await other.hears_nothing()
+    assert await other.receives_nothing()
 
 
 async def test_one_channel_takes_its_number_of_whispers_from_all_who_send(start_edge, bus, token):
@@ -309,14 +329,14 @@ async def test_one_channel_takes_its_number_of_whispers_from_all_who_send(start_
         assert (await second.next())["event"] == "client-typing"
     assert await second.error("whisper", channel="chat.1", **whisper) == "rate_limited"
     assert reached(edge, "whispers") == 1
-    assert await first.hears_nothing()
+    assert await first.receives_nothing()
     assert (await second.ask("whisper", channel="chat.2", **whisper))["event"] == "eb:ack"
 
 
 # Requests that never end
 
 
-async def test_a_request_that_is_sent_by_halves_is_cut_though_it_trickles(start_edge, bus):
+async def test_a_request_that_is_sent_in_pieces_is_cut_although_it_trickles(start_edge, bus):
     edge = await start_edge(bus, request_timeout=0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
     writer.write(b"GET /ws HTTP/1.1\r\nHost: a\r\n")
@@ -336,7 +356,7 @@ async def test_a_silent_socket_is_cut_and_a_websocket_outlives_the_request_timeo
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 @pytest.mark.parametrize(
@@ -349,5 +369,5 @@ async def test_a_head_that_is_too_large_is_refused(start_edge, bus, head):
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n")
     async with asyncio.timeout(5):
-        assert b" 400 " in await reader.readline()
+        assert b" 431 " in await reader.readline()
     writer.close()

@@ -1,10 +1,15 @@
-"""Pages of other origins: what the log says about refused ones."""
+"""Pages of other origins: which settings are allowed, and what refused pages and the log read."""
 
 import logging
 
 import pytest
 
+from eventbus.config import Settings
+from eventbus.environment import load
+from eventbus.errors import ConfigError
 from eventbus_edge.access.hosts import Hosts, Origins
+from eventbus_edge.app import create_app
+from eventbus_edge.config import EdgeSettings
 from eventbus_edge.problem import Problem
 
 OWN = "edge.example"
@@ -43,14 +48,14 @@ def test_many_refused_origins_are_one_line_until_some_time_has_passed(refuse, no
 
 
 def test_an_origin_in_the_log_is_short_and_cannot_break_a_line(refuse):
-    [told] = refuse("x\n\x1b[2J\udc80é" + "y" * 10_000)
-    assert told.isascii()
-    assert told.isprintable()
-    assert len(told) < 400
+    [message] = refuse("x\n\x1b[2J\udc80é" + "y" * 10_000)
+    assert message.isascii()
+    assert message.isprintable()
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize("origin", [None, "https://app.example", f"https://{OWN}"])
-def test_what_is_allowed_is_not_logged(origin, caplog):
+def test_allowed_origin_is_not_logged(origin, caplog):
     Origins(("https://app.example",), HOSTS).require(origin, OWN)
     assert not caplog.records
 
@@ -80,3 +85,54 @@ def test_a_host_whose_pages_are_allowed_is_allowed_without_an_origin(allowed):
     Origins(allowed, Hosts()).require_host("any.example:8080")
     with pytest.raises(Problem):
         Origins(("https://app.example",), Hosts()).require_host("any.example:8080")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://app.example.com/",
+        "https://app.example.com/path",
+        '"https://app.example.com"',
+        "'https://app.example.com'",
+        '["https://app.example.com"]',
+        '["https://a.example.com", "https://b.example.com"]',
+        "https://a.example.com https://b.example.com",
+        "https://a.example.com;https://b.example.com",
+        "https://*",
+        "https://*example.com",
+        "https://app.*.com",
+        "https://*.*.example.com",
+        "https://*.192.168.1.1",
+        "https://*.[::1]",
+        "http://localhost:5173:*",
+        "http://localhost:**",
+        "http://localhost:",
+        "https://app.example.com?x=1",
+        "http*://app.example.com",
+        "//app.example.com",
+        "https://",
+        "https://bücher.example",
+        "**",
+    ],
+)
+def test_an_entry_that_no_origin_can_match_stops_the_start_and_names_what_is_allowed(text):
+    settings = load(EdgeSettings, {"CORS_ALLOWED_ORIGINS": text})
+    with pytest.raises(ConfigError, match="CORS_ALLOWED_ORIGINS has") as refused:
+        create_app(settings, Settings(driver="memory"))
+    assert refused.value.variable == "CORS_ALLOWED_ORIGINS"
+    assert "allowed: scheme://host[:port]" in str(refused.value)
+
+
+def test_every_form_that_the_error_allows_is_allowed():
+    text = (
+        "https://app.example.com, https://*.example.com,http://localhost:*, app.example.com,"
+        "app.example.com:3000,*.example.com,*,null,capacitor://localhost,http://[::1]:8080,"
+    )
+    create_app(load(EdgeSettings, {"CORS_ALLOWED_ORIGINS": text}), Settings(driver="memory"))
+
+
+def test_a_refused_page_reads_its_origin_and_the_remedy():
+    with pytest.raises(Problem) as refused:
+        Origins((), HOSTS).require("https://other.example\n", OWN)
+    assert "'https://other.example\\n' is not allowed" in refused.value.detail
+    assert "CORS_ALLOWED_ORIGINS" in refused.value.detail

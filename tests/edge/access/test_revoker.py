@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
 
 import aiohttp
@@ -13,17 +12,21 @@ import msgspec
 import pytest
 
 from eventbus.bus import EventBus
+from eventbus.cluster.announcing import announce_revocation, stored_revocations
+from eventbus.cluster.revocation import Revocation
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.server import NatsServer
-from eventbus_edge.access.revocation import Revocation
 from eventbus_edge.access.revoker import (
     Revoker,
-    announce,
-    read_kept,
 )
 from eventbus_edge.access.tokens import Claims
+from tests.ports import free_port
 
 KEY = "the-api-key-of-restarts"
+
+
+async def end_nothing(revocation):
+    pass
 
 
 async def revoke_over_http(edge, **body):
@@ -88,8 +91,7 @@ class Redis:
     """A redis-server with an append-only file."""
 
     def __init__(self, folder, namespace):
-        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self._folder = folder
 
     async def start(self):
@@ -137,7 +139,7 @@ async def test_revocations_outlive_the_broker_and_all_edges_together(
         await broker.kill()
 
 
-async def test_what_nodes_of_before_kept_in_memory_is_taken_over_to_where_it_lasts(
+async def test_revocations_of_older_nodes_move_to_the_durable_store(
     start_edge, settings, bus, token
 ):
     old, now = token("7"), time.time()
@@ -146,15 +148,17 @@ async def test_what_nodes_of_before_kept_in_memory_is_taken_over_to_where_it_las
     await bus.driver.state.put(key, msgspec.json.encode(kept), ttl_s=600)
     edge = await start_edge(settings)
     assert (await edge.refusal(token=old))[0] == 401
-    assert await read_kept(bus.driver) == {kept.key: kept}
+    assert await stored_revocations(bus.driver) == {kept.key: kept}
 
 
-async def test_a_lift_is_not_undone_by_what_nodes_of_before_kept(start_edge, settings, bus, token):
+async def test_a_lift_is_not_undone_by_what_nodes_of_older_versions_stored(
+    start_edge, settings, bus, token
+):
     old, now = token("7"), time.time()
     kept = Revocation(at=now, until=now + 600, user_id="7")
     key = f"revocation.{kept.key}"
     await bus.driver.state.put(key, msgspec.json.encode(kept), ttl_s=600)
-    await announce(bus.driver, bus.subjects, kept.lift(now + 1))
+    await announce_revocation(bus.driver, bus.subjects, kept.lift(now + 1))
     edge = await start_edge(settings)
     await (await edge.connect(token=old)).subscribe("user.7")
 
@@ -168,13 +172,13 @@ async def test_a_lift_outlives_the_broker_too(tmp_path, settings):
     for last in (revocation, revocation.lift(now + 1)):
         settings = msgspec.structs.replace(settings, nats_url=server.url)
         async with EventBus(settings) as bus:
-            await announce(bus.driver, bus.subjects, last)
+            await announce_revocation(bus.driver, bus.subjects, last)
         os.kill(server.pid, signal.SIGKILL)
         await server.stop()
         await server.start()
         settings = msgspec.structs.replace(settings, nats_url=server.url)
         async with EventBus(settings) as bus:
-            revoker = Revoker(bus.driver, bus.subjects, lambda _: None)
+            revoker = Revoker(bus.driver, bus.subjects, end_nothing)
             await revoker.start()
             assert revoker.forbids_token(claims) == (not last.lifted)
             await revoker.aclose()
@@ -197,7 +201,7 @@ async def test_revocations_lie_on_disk_and_what_nodes_can_report_again_in_memory
 
 async def test_more_revocations_than_a_node_keeps_are_logged(settings, caplog, monkeypatch):
     async with EventBus(msgspec.structs.replace(settings, driver="memory")) as bus:
-        revoker = Revoker(bus.driver, bus.subjects, lambda _: None)
+        revoker = Revoker(bus.driver, bus.subjects, end_nothing)
         monkeypatch.setattr(revoker.known, "_limit", 2)
         await revoker.start()
         now = time.time()
@@ -206,7 +210,7 @@ async def test_more_revocations_than_a_node_keeps_are_logged(settings, caplog, m
         await revoker.resync()
         [record] = caplog.records
         assert record.levelname == "WARNING"
-        assert "revocations hold" in record.getMessage()
+        assert "revocations are in force" in record.getMessage()
         await revoker.aclose()
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from eventbus.channels import ChannelKind, Pattern
-from eventbus.errors import InvalidPattern
+from eventbus.channels import ChannelKind, Pattern, encode_token, user_channel
+from eventbus.errors import InvalidChannel, InvalidPattern
 from eventbus_edge.access.rules import (
     ANYONE,
     AUTHENTICATED,
@@ -104,10 +104,39 @@ def test_admin_channels_want_the_role_admin_or_the_permission(channel, claims, e
 
 
 @pytest.mark.parametrize("sub", ["a.b", "*", ">", "{user_id}", "a b", "é", "4 2", "user_id", "\0"])
-def test_user_id_that_is_not_a_valid_channel_token_owns_no_channel(sub):
+def test_user_id_with_other_characters_owns_its_escaped_channel_and_no_other(sub):
     rules = ChannelRules()
     for channel in ("user.a", "user.a.b", "user.b", "user.42", "user.4", "user.2"):
         assert outcome(rules.decide(channel, user(sub))) == "forbidden"
+    own = user_channel(sub)
+    assert outcome(rules.decide(own, user(sub))) == "allowed"
+    for other in (own.removeprefix("user."), "a", sub + "~"):
+        assert outcome(rules.decide(own, user(other))) == (
+            "allowed" if other == sub else "forbidden"
+        )
+
+
+def test_id_that_is_too_long_for_a_channel_owns_none():
+    longest = "é" * 32
+    assert outcome(ChannelRules().decide(user_channel(longest), user(longest))) == "allowed"
+    with pytest.raises(InvalidChannel):
+        user_channel(longest + "éé")
+
+
+def test_authorizer_and_own_rule_get_the_value_that_was_escaped():
+    rules = ChannelRules([rule("shop.{owner}.{n}", join=Who(user="owner"))])
+    rules.authorize("team.{team_id}")(lambda user, team_id: True)
+    asked = rules.decide(f"team.{encode_token('a.b|ü')}", user())
+    assert isinstance(asked, Ask)
+    assert asked.captures == {"team_id": "a.b|ü"}
+    for sub, expected in (("a.b", "allowed"), ("a~2eb", "forbidden")):
+        assert outcome(rules.decide(f"shop.{encode_token('a.b')}.7", user(sub))) == expected
+
+
+def test_grant_may_name_an_escaped_channel():
+    own = user_channel("auth0|7")
+    assert outcome(ChannelRules().decide(own, user("7", grants=[own]))) == "allowed"
+    assert outcome(ChannelRules().decide("user.auth0~7c8", user("7", grants=[own]))) == "forbidden"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +158,7 @@ def test_grants_let_in_beyond_the_rules_and_only_where_they_match(grant, channel
     assert outcome(ChannelRules().decide(channel, user(grants=[grant]))) == expected
 
 
-def test_grant_to_join_is_none_to_whisper():
+def test_grant_to_join_does_not_allow_whispers():
     assert outcome(ChannelRules().decide_whisper("team.7", user(grants=[">"]))) == "forbidden"
 
 
@@ -281,7 +310,7 @@ def test_authorizer_that_takes_the_names_of_its_pattern_is_registered(check):
 @pytest.mark.parametrize(
     "check", [without_capture, with_other_name, with_one_too_many, without_user]
 )
-def test_authorizer_that_cannot_be_called_is_refused_where_it_stands(check):
+def test_authorizer_that_cannot_be_called_is_refused_where_it_is_written(check):
     with pytest.raises(AuthorizerError) as caught:
         ChannelRules().authorize("team.{team_id}")(check)
     for part in (check.__name__, "'team.{team_id}'", "(user, team_id)"):
@@ -344,3 +373,21 @@ def test_user_with_the_id_registered_does_not_receive_registrations():
 def test_rule_with_a_plain_string_for_its_pattern_is_refused_at_once():
     with pytest.raises(TypeError, match="give Pattern"):
         Rule("orders.*")
+
+
+def test_rule_or_authorizer_that_is_added_later_applies_to_channels_that_were_asked_about_before():
+    rules = ChannelRules()
+    copy = rules.preceded_by([])
+    for asked in (rules, copy):
+        assert isinstance(asked.decide("orders.7", None), Denied)
+    rules.add(Rule(Pattern("orders.{id}"), ChannelKind.PUBLIC, ANYONE))
+    for asked in (rules, copy):
+        assert isinstance(asked.decide("orders.7", None), Allowed)
+        assert asked.explain("team.7")[1] is None
+
+    @rules.authorize("team.{team_id}")
+    def may_join(user, team_id):
+        return True
+
+    for asked in (rules, copy):
+        assert asked.explain("team.7")[1].check is may_join

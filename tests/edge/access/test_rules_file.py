@@ -88,6 +88,7 @@ BAD = [
     ("[[rule]", "line 1"),
     ("x = 1", "unknown field `x`"),
     ("rule = 3", "Expected `array`"),
+    ("rule = " + "9" * 5000, "digits"),
     ("rule = [3]", "number 1"),
     ('[[rule]]\nkind = "public"', "missing required field `pattern`"),
     ('[[rule]]\npattern = "a"\njion = "anyone"', "unknown field `jion`"),
@@ -111,13 +112,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "told"), BAD)
-def test_fault_is_reported_with_file_table_and_what_is_allowed(text, told):
+@pytest.mark.parametrize(("text", "expected"), BAD)
+def test_fault_is_reported_with_file_table_and_what_is_allowed(text, expected):
     with pytest.raises(ConfigError) as caught:
         parse_rules(text, "conf/rules.toml")
     message = str(caught.value)
     assert message.startswith("BROADCAST_RULES=conf/rules.toml: ")
-    assert told in message
+    assert expected in message
     assert "allowed: " in message
     if "[[rule]]\n" in text:
         assert f"[[rule]] number {text.count('[[rule]]')}" in message

@@ -1,14 +1,17 @@
 """Tokens: which are accepted, and that every attack gets its code and never a crash."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
 import random
+import time
 import warnings
 
 import jwt
 import pytest
+import trustme
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -18,17 +21,22 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from eventbus.channels import Pattern
+from eventbus.environment import load
 from eventbus.errors import ConfigError
 from eventbus_edge.access.token_keys import (
     TokenPolicy,
     read_public_key,
 )
 from eventbus_edge.access.tokens import (
+    MAX_CACHED,
+    MAX_CACHED_BYTES,
     MAX_TOKEN_BYTES,
     Claims,
     TokenRejected,
     TokenVerifier,
 )
+from eventbus_edge.access.verifiers import make_verifier
+from eventbus_edge.config import EdgeSettings
 
 SECRET = "a-secret-of-64-bytes-for-the-tests-0123456789-0123456789-0123456"
 NOW = 1_800_000_000.0
@@ -39,12 +47,13 @@ def public_pem(key):
     return key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def private_pem(key):
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+def private_pem(key, form=PrivateFormat.PKCS8):
+    return key.private_bytes(Encoding.PEM, form, NoEncryption()).decode()
 
 
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 P256 = ec.generate_private_key(ec.SECP256R1())
+OTHER_P256 = ec.generate_private_key(ec.SECP256R1())
 P384 = ec.generate_private_key(ec.SECP384R1())
 ED25519 = ed25519.Ed25519PrivateKey.generate()
 
@@ -204,18 +213,18 @@ ATTACKS = {
     ),
     "info nested": (craft(claims(info={"a": json.loads("[" * 17 + "]" * 17)})), "nested more than"),
     "no sub": (craft(claims(sub=...)), "`sub`"),
-    "sub null": (craft(claims(sub=None)), "$.sub"),
+    "sub null": (craft(claims(sub=None)), "`sub`"),
     "sub empty": (craft(claims(sub="")), "$.sub"),
     "sub a number": (craft(claims(sub=42)), "$.sub"),
     "sub long": (craft(claims(sub="x" * 256)), "$.sub"),
     "no exp": (craft(claims(exp=...)), "`exp`"),
-    "exp null": (craft(claims(exp=None)), "$.exp"),
+    "exp null": (craft(claims(exp=None)), "`exp`"),
     "exp a string": (craft(claims(exp="1900000000")), "$.exp"),
     "exp true": (craft(claims(exp=True)), "$.exp"),
     "exp NaN": (craft(claims(exp=float("nan"))), "claims are not valid"),
     "exp Infinity": (craft(claims(exp=float("inf"))), "claims are not valid"),
     "exp huge": (craft(claims(exp=1e300)), "$.exp"),
-    "exp past 9999": (craft(claims(exp=253_402_300_800)), "$.exp"),
+    "exp past 9999": (craft(claims(exp=253_402_300_800)), "milliseconds"),
     "exp of 1000 digits": (craft(b'{"sub":"1","exp":%s}' % (b"9" * 1000)), "$.exp"),
     "nbf in the future": (craft(claims(nbf=NOW + 6)), "not valid yet"),
     "iat beyond the leeway": (craft(claims(iat=NOW + 5.5)), "iat is in the future"),
@@ -308,7 +317,49 @@ async def test_random_changes_of_a_token_never_crash_and_never_pass():
             await rejection(changed, checker)
 
 
-async def test_verifier_goes_on_after_bad_tokens():
+async def test_signature_of_a_token_is_checked_once_and_its_times_each_time():
+    times = iter([NOW, NOW, NOW + 600])
+    checker = TokenVerifier(TokenPolicy(secret=SECRET), clock=lambda: next(times))
+    token = craft()
+    first, second = await checker.verify(token), await checker.verify(token)
+    assert first == second
+    assert first.info is not second.info  # an application may change what it gets
+    first.info["more"] = 1
+    assert second.info == {}
+    assert checker._cached_claims.cache_info()[:2] == (1, 1)  # hits, misses
+    assert (await rejection(token, checker)).code == "token_expired"
+
+
+async def test_long_and_bad_tokens_are_not_kept():
+    checker = verifier()
+    for token in (craft(claims(name="x" * MAX_CACHED_BYTES)), craft(secret="another")):
+        with contextlib.suppress(TokenRejected):
+            await checker.verify(token)
+    assert checker._cached_claims.cache_info().currsize == 0
+    assert checker._cached_claims.cache_info().maxsize == MAX_CACHED
+
+
+async def test_key_of_the_same_id_that_is_another_key_is_checked_again():
+    keys = [jwt.PyJWK.from_dict(jwk(key), "ES256") for key in (P256, OTHER_P256)]
+
+    class Source:
+        async def find(self, _kid, _algorithm):
+            return keys[0]
+
+    policy = TokenPolicy(algorithms=("ES256",))
+    checker = TokenVerifier(policy, keys=Source(), clock=lambda: NOW)
+    token = jwt.encode(CLAIMS, private_pem(P256), "ES256", headers={"kid": "1"})
+    for _ in range(2):
+        assert (await checker.verify(token)).sub == "42"
+    keys.reverse()
+    assert (await rejection(token, checker)).reason == "signature"
+
+
+def jwk(key):
+    return jwt.algorithms.ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+
+
+async def test_verifier_continues_after_bad_tokens():
     checker = verifier()
     for token, _ in ATTACKS.values():
         await rejection(token, checker)
@@ -393,6 +444,90 @@ def test_public_key_comes_from_a_file(tmp_path):
     file = tmp_path / "key.pem"
     file.write_text(public_pem(ED25519))
     assert read_public_key(str(file)) == public_pem(ED25519)
+
+
+@pytest.mark.parametrize("key", [RSA, P256, ED25519], ids=["RSA", "P-256", "Ed25519"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: text,
+        lambda text: text.strip(),
+        lambda text: text.replace("\n", "\\n"),
+        lambda text: text.replace("\n", "\\r\\n"),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", " "),
+        lambda text: f'"{text.replace(chr(10), chr(92) + "n")}"',
+        lambda text: f"# the key\n{text}\n",
+    ],
+    ids=["lines", "stripped", "n", "rn", "CRLF", "spaces", "quoted", "a comment"],
+)
+async def test_public_key_may_be_a_text_and_verifies_by_its_own_algorithms(key, written):
+    settings = load(EdgeSettings, {"JWT_PUBLIC_KEY": written(public_pem(key))})
+    checker = make_verifier(settings, None)
+    for algorithm in checker.algorithms:
+        token = jwt.encode(CLAIMS | {"exp": time.time() + 60}, key, algorithm=algorithm)
+        assert (await checker.verify(token)).user_id == "42"
+    forged = jwt.encode(CLAIMS, SECRET, algorithm="HS256")
+    assert (await rejection(forged, checker)).reason == "algorithm"
+
+
+def certificate():
+    return trustme.CA().cert_pem.bytes().decode()
+
+
+WRONG_KEYS = {
+    "a certificate": (certificate(), "is a certificate"),
+    "a chain": (certificate() + certificate(), "is a certificate"),
+    "a private key": (private_pem(RSA), "is a private key"),
+    "a private key of EC": (private_pem(P256, PrivateFormat.TraditionalOpenSSL), "private key"),
+    "a private key in one line": (private_pem(RSA).replace("\n", "\\n"), "is a private key"),
+    "both keys": (public_pem(RSA) + private_pem(RSA), "is a private key"),
+    "a request": (
+        "-----BEGIN CERTIFICATE REQUEST-----\nS3cr3t\n-----END CERTIFICATE REQUEST-----",
+        "'CERTIFICATE REQUEST'",
+    ),
+    "a damaged key": (public_pem(RSA).replace("A", "!"), "damaged"),
+    "half a key": (public_pem(RSA)[:200], "not a public key in PEM"),
+    "base64 alone": ("".join(private_pem(RSA).splitlines()[1:-1]), "neither the text of a PEM"),
+    "short base64": ("".join(private_pem(ED25519).splitlines()[1:-1]), "neither the text of a PEM"),
+    "a JWK": (json.dumps({"kty": "oct", "k": "S3cr3t"}), "neither the text of a PEM"),
+    "SSH": ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI a@b", "neither the text of a PEM"),
+}
+
+
+@pytest.mark.parametrize("given", ["as a text", "in a file"])
+@pytest.mark.parametrize("name", WRONG_KEYS)
+def test_text_other_than_a_public_key_is_recognized_and_never_quoted(tmp_path, name, given):
+    text, words = WRONG_KEYS[name]
+    value = text
+    if given == "in a file":
+        (tmp_path / "key.pem").write_text(text)
+        value = str(tmp_path / "key.pem")
+        words = words.replace("neither the text of a PEM", "JWT_PUBLIC_KEY is")
+    settings = EdgeSettings(jwt_public_key=value)
+    with pytest.raises(ConfigError) as refused:
+        make_verifier(settings, None)
+    assert refused.value.variable == "JWT_PUBLIC_KEY"
+    assert words in str(refused.value)
+    for part in text.replace("\\n", "\n").split():
+        assert len(part) < 16 or part.startswith("-----") or part not in str(refused.value)
+    assert "S3cr3t" not in str(refused.value)
+    assert text[:40] not in repr(settings)
+
+
+@pytest.mark.parametrize("name", ["roles", "permissions", "info", "channels", "name", "jti", "iat",
+                                  "nbf", "iss"])  # fmt: skip
+async def test_null_claim_counts_as_absent(name):
+    got = await verifier().verify(craft(claims(**{name: None})))
+    assert got == await verifier().verify(craft(claims(**{name: ...})))
+
+
+@pytest.mark.parametrize("name", ["exp", "iat", "nbf"])
+@pytest.mark.parametrize("value", [NOW * 1000, int(NOW * 1000)])
+async def test_times_in_milliseconds_are_named_as_such(name, value):
+    refused = await rejection(craft(claims(**{name: value})))
+    assert refused.reason == "claims"
+    assert str(refused).startswith(f"the token's {name} is in milliseconds")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])

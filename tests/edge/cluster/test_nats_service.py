@@ -107,13 +107,13 @@ async def test_node_answers_once_through_a_client_that_took_the_place_of_another
         assert [answer["id"] for answer in answers] == [edge.node.id]
 
 
-async def test_on_other_drivers_nodes_start_all_the_same(start_edge):
+async def test_on_other_drivers_nodes_start_anyway(start_edge):
     edge = await start_edge(Settings(driver="memory"))
     client = await edge.connect()
     await client.subscribe("general")
 
 
-async def test_node_without_the_right_to_be_a_service_works_all_the_same(
+async def test_node_without_the_right_to_be_a_service_works_anyway(
     start_edge, namespace, tmp_path, caplog
 ):
     permissions = {"publish": ">", "subscribe": {"allow": ">", "deny": "$SRV.>"}}
@@ -125,6 +125,6 @@ async def test_node_without_the_right_to_be_a_service_works_all_the_same(
         client = await edge.connect()
         await client.subscribe("general")
         await until(lambda: "permissions violation" in caplog.text.lower())
-        assert await client.hears_nothing()
+        assert await client.receives_nothing()
         await client.socket.close()
         await edge.runner.cleanup()

@@ -21,7 +21,7 @@ def test_silent_channel_is_forgotten():
     assert rates.read(60.0) == {}
 
 
-def test_more_channels_than_the_bound_are_not_counted_and_told():
+def test_more_channels_than_the_bound_are_not_counted_and_reported():
     rates = ChannelRates(0.0)
     for number in range(MAX_COUNTED):
         rates.count(f"c.{number}")

@@ -2,12 +2,17 @@
 
 from hypothesis import given, strategies as st
 
-from eventbus_edge.delivery.hub import Hub
+from eventbus.channels import ChannelKind
+from eventbus.drivers import Position
+from eventbus_edge.delivery.hub import (
+    MAX_RUN_BYTES,
+    Hub,
+)
 from eventbus_edge.delivery.outbox import (
     Outbox,
     State,
 )
-from eventbus_edge.protocols.vocabulary import ChannelMessage
+from eventbus_edge.protocols.vocabulary import ChannelMessage, Subscribed
 
 
 class Format:
@@ -16,6 +21,10 @@ class Format:
     def __init__(self, name="f"):
         self.name = name
         self.encoded = 0
+        self.sent = 0
+
+    def count(self, sent):
+        self.sent += sent
 
     def message(self, message):
         self.encoded += 1
@@ -29,6 +38,7 @@ class Sink:
     def __init__(self, *, stuck=False):
         self.writes = []
         self.stuck = stuck
+        self.is_behind = stuck
 
     def write(self, data):
         self.writes.append(data)
@@ -92,7 +102,7 @@ def test_a_message_is_encoded_once_for_each_wire_format():
     assert [sink.writes for sink in sinks] == [[b"f:m;"], [b"g:m;"]] * 5
 
 
-def test_what_a_protocol_does_not_have_is_asked_for_once_and_sent_to_nobody():
+def test_message_unknown_to_a_protocol_is_encoded_once_and_sent_to_nobody():
     class Without(Format):
         def message(self, message):
             self.encoded += 1
@@ -105,7 +115,18 @@ def test_what_a_protocol_does_not_have_is_asked_for_once_and_sent_to_nobody():
     assert [sink.writes for sink in sinks] == [[b"f:m;"], []] * 5
 
 
-def test_a_message_that_nobody_hears_is_not_encoded():
+def test_message_unknown_to_the_protocol_of_the_only_subscriber_is_not_sent():
+    class Without(Format):
+        def message(self, message):
+            return b"" if message.body == b"empty" else None
+
+    edge = Edge()
+    _, sink = edge.client("c1", "a", wire=Without())
+    assert (edge.send("a"), edge.send("a", b"empty")) == (0, 0)
+    assert (edge.turn.scheduled, sink.writes) == ([], [])
+
+
+def test_a_message_that_nobody_receives_is_not_encoded():
     edge = Edge()
     edge.client("c1", "b")
     assert edge.send("a") == 0
@@ -144,12 +165,104 @@ def test_replies_and_messages_of_one_turn_keep_their_order():
     assert sink.writes == [b"subscribed;f:1;pong;"]
 
 
+def test_messages_that_follow_each_other_are_joined_once_for_all_subscribers():
+    edge = Edge()
+    other = Format("g")
+    sinks = [edge.client(f"c{i}", "a", wire=[edge.format, other][i % 2])[1] for i in range(10)]
+    for body in (b"1", b"2", b"3"):
+        assert edge.send("a", body) == 10
+    edge.turn.end()
+    assert [sink.writes for sink in sinks] == [[b"f:1;f:2;f:3;"], [b"g:1;g:2;g:3;"]] * 5
+    assert len({id(sink.writes[0]) for sink in sinks}) == 2
+    assert (edge.format.encoded, other.encoded) == (3, 3)
+
+
+def test_joined_messages_stay_in_order_with_replies_and_other_channels():
+    edge = Edge()
+    boxes = [edge.client(f"c{i}", "a", "b") for i in range(3)]
+    edge.send("a", b"1")
+    edge.send("a", b"2")
+    edge.hub.push(boxes[0][0], b"pong;")
+    edge.send("a", b"3")
+    edge.send("b", b"4")
+    edge.send("b", b"5", exclude="c1")
+    edge.send("a", b"6")
+    edge.turn.end()
+    assert [sink.writes for _, sink in boxes] == [
+        [b"f:1;f:2;pong;f:3;f:4;f:5;f:6;"], [b"f:1;f:2;f:3;f:4;f:6;"],
+        [b"f:1;f:2;f:3;f:4;f:5;f:6;"],
+    ]  # fmt: skip
+
+
+def test_who_joins_or_leaves_within_a_turn_gets_the_messages_in_between():
+    edge = Edge()
+    (_, first), (_, second) = edge.client("c1", "a"), edge.client("c2", "a")
+    edge.send("a", b"1")
+    _, third = edge.client("c3", "a")
+    edge.send("a", b"2")
+    edge.hub.remove("a", "c2")
+    edge.send("a", b"3")
+    edge.turn.end()
+    assert [sink.writes for sink in (first, second, third)] == [
+        [b"f:1;f:2;f:3;"], [b"f:1;f:2;"], [b"f:2;f:3;"],
+    ]  # fmt: skip
+
+
+def test_a_message_reaches_a_connection_that_closes_later_in_the_turn():
+    edge = Edge()
+    (box, sink), (_, other) = edge.client("c1", "a"), edge.client("c2", "a")
+    edge.send("a")
+    edge.hub.settle()
+    box.flush()
+    box.close()
+    edge.turn.end()
+    assert (sink.writes, other.writes) == ([b"f:m;"], [b"f:m;"])
+
+
+def test_messages_of_a_turn_are_joined_up_to_a_limit():
+    edge = Edge()
+    boxes = [edge.client(f"c{i}", "a", limit=10**9) for i in range(2)]
+    for _ in range(10):
+        edge.send("a", b"x" * (MAX_RUN_BYTES // 4))
+    assert all(box.waiting >= MAX_RUN_BYTES for box, _ in boxes)
+    edge.turn.end()
+    for _, sink in boxes:
+        assert b"".join(sink.writes).count(b";") == 10
+
+
+def test_a_slow_connection_drops_every_joined_message():
+    edge = Edge()
+    (slow, _), _ = edge.client("slow", "a", stuck=True, limit=1), edge.client("well", "a")
+    edge.send("a")
+    edge.turn.end()
+    assert (edge.too_slow, slow.dropped) == ([slow], 0)
+    for _ in range(3):
+        edge.send("a")
+    edge.turn.end()
+    assert slow.dropped == 3
+
+
 def test_the_excluded_connection_gets_nothing_and_all_others_do():
     edge = Edge()
     sinks = {name: edge.client(name, "a")[1] for name in ("c1", "c2", "c3")}
     assert edge.send("a", exclude="c2") == 2
     edge.turn.end()
     assert {name: len(sink.writes) for name, sink in sinks.items()} == {"c1": 1, "c2": 0, "c3": 1}
+
+
+def test_messages_are_counted_by_wire_however_many_receive_them():
+    edge, other = Edge(), Format("g")
+    edge.client("c1", "a")
+    edge.client("alone", "b", wire=other)
+    for channel in ("a", "b"):
+        edge.send(channel)
+    edge.client("c2", "a", wire=other)
+    edge.client("c3", "a", wire=other)
+    for _ in range(3):
+        edge.send("a")
+    edge.send("a", exclude="c3")
+    edge.turn.end()
+    assert (edge.format.sent, other.sent) == (1 + 3 + 1, 1 + 6 + 1)
 
 
 def test_adding_a_connection_twice_delivers_once():
@@ -185,7 +298,7 @@ def test_a_connection_that_passes_its_bound_within_one_turn_is_reported_at_its_e
     assert edge.too_slow == [slow]
 
 
-def test_who_is_reported_as_slow_may_be_removed_from_within_the_report():
+def test_slow_outbox_may_be_removed_by_its_report():
     turn, reported = Turn(), []
 
     def cut(outbox):
@@ -247,3 +360,16 @@ def test_first_and_last_subscriber_of_a_channel_are_reported():
         hub.remove("general", box.connection_id)
         hub.remove("general", box.connection_id)
     assert uses == [("general", True), ("general", False)]
+
+
+def test_gap_is_reported_to_those_without_the_messages_behind_it_only():
+    edge = Edge()
+    edge.format.reply = lambda _gap: b"gap;"
+    sinks = {}
+    for name, ahead in (("behind", None), ("ahead", Position(9, "e")), ("level", Position(5, "e"))):
+        outbox, sinks[name] = edge.client(name)
+        edge.hub.add("c", outbox, ahead=ahead)
+    gap = Subscribed("c", ChannelKind.PUBLIC, Position(5, "e"), recovered=False, ref=None)
+    edge.hub.announce_gap(gap)
+    edge.turn.end()
+    assert [name for name, sink in sinks.items() if sink.writes] == ["behind", "level"]

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from eventbus.channels import Subjects
-from eventbus.drivers.base import Position
+from eventbus.drivers import mark_of
+from eventbus.drivers.base import Delivery, Position
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 from eventbus.errors import ConnectionFailed
 from eventbus_edge.delivery.interest import Interest
@@ -15,7 +16,7 @@ LINGER_S = 0.05
 
 
 class Watched(MemoryDriver):
-    """The memory driver; it tells what was subscribed, and can be held up or made to fail."""
+    """The memory driver; it records subscriptions, and can be held up or made to fail."""
 
     def __init__(self, broker):
         super().__init__(broker)
@@ -88,7 +89,7 @@ async def publish(driver, payload=b"1", channel="a"):
 
 
 async def gone(interest):
-    """Wait until what is being let go has gone, and see that nothing is left."""
+    """Wait until released subscriptions have ended, and check that none is left."""
     await interest._tasks.join(5)
     assert len(interest) == 0
 
@@ -150,7 +151,7 @@ async def test_the_linger_counts_from_the_last_leaving():
     await driver.aclose()
 
 
-async def test_those_who_come_at_once_subscribe_once_and_all_wait_for_it(driver, interest):
+async def test_concurrent_holders_subscribe_once_and_all_wait_for_it(driver, interest):
     driver.may_subscribe.clear()
     tasks = [asyncio.create_task(interest.acquire("a")) for _ in range(20)]
     await driver.until("subscribe")
@@ -172,6 +173,19 @@ async def test_a_subscription_that_fails_leaves_nothing_and_the_next_one_works(
     interest.release("a")
     await driver.until("subscribe", "subscribe", "close")
     await gone(interest)
+
+
+async def test_holders_that_wait_for_a_failing_subscription_fail_with_it(driver, interest):
+    driver.may_subscribe.clear()
+    driver.faults = [ConnectionFailed("down", driver="memory")]
+    tasks = [asyncio.create_task(interest.acquire("a")) for _ in range(20)]
+    await driver.until("subscribe")
+    driver.may_subscribe.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["down"] * 20
+    assert driver.log == ["subscribe"]
+    await interest.acquire("a")  # the next one tries again
+    assert driver.log == ["subscribe", "subscribe"]
 
 
 async def test_a_subscription_that_fails_is_forgotten(driver, interest):
@@ -197,7 +211,7 @@ async def test_one_that_is_cancelled_while_it_waits_does_not_hold_the_channel(dr
     await gone(interest)
 
 
-async def test_the_position_is_where_whoever_listens_now_goes_on(driver, interest):
+async def test_the_position_is_where_a_new_listener_continues(driver, interest):
     await publish(driver)
     assert await interest.acquire("a") == Position(1, driver.broker.epoch)
     await publish(driver)
@@ -230,7 +244,7 @@ async def test_messages_that_come_while_subscribing_move_the_position(driver, in
     await early.aclose()
 
 
-async def test_coming_while_the_old_subscription_is_closed_subscribes_anew(
+async def test_coming_while_the_old_subscription_is_closed_subscribes_again(
     driver, interest, received
 ):
     await interest.acquire("a")
@@ -253,14 +267,14 @@ async def test_the_position_of_the_new_subscription_is_not_that_of_the_old_one(d
     interest.release("a")
     driver.may_close.clear()
     await driver.until("subscribe", "close")
-    await publish(driver)  # the old subscription still hears this one
+    await publish(driver)  # the old subscription still receives this one
     coming = asyncio.create_task(interest.acquire("a"))
     await asyncio.sleep(0)
     driver.may_subscribe.clear()
     driver.may_close.set()
     await driver.until("subscribe", "close", "subscribe")
     for _ in range(3):
-        await publish(driver)  # nobody hears these
+        await publish(driver)  # nobody receives these
     driver.may_subscribe.set()
     assert await coming == Position(4, driver.broker.epoch)
 
@@ -284,7 +298,7 @@ async def test_leaving_after_the_end_is_harmless(driver, interest):
     assert len(interest) == 0
 
 
-async def test_a_driver_that_cannot_unsubscribe_is_logged_and_the_channel_is_let_go(
+async def test_a_driver_that_cannot_unsubscribe_is_logged_and_the_channel_is_released(
     driver, interest, caplog
 ):
     class Stubborn(Closing):
@@ -300,3 +314,50 @@ async def test_a_driver_that_cannot_unsubscribe_is_logged_and_the_channel_is_let
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     await interest.acquire("a")
     assert driver.log == ["subscribe", "close", "subscribe"]
+
+
+class Replaceable:
+    """A driver whose only subscription may belong to another history."""
+
+    def __init__(self):
+        self.position = Position(7, "first")
+        self.on_gap = None
+
+    async def subscribe(self, _subject, handler):
+        self.deliver = handler
+        return self
+
+    async def aclose(self):
+        pass
+
+
+async def test_new_history_is_reported_once_the_driver_knows_where_it_continues():
+    driver, gaps = Replaceable(), []
+    interest = Interest(
+        driver, SUBJECTS, lambda *_: None, LINGER_S, on_gap=lambda _channel, at: gaps.append(at)
+    )
+    await interest.acquire("a")
+    driver.on_gap()
+    driver.deliver(Delivery("t.live.a", b"", position=Position(9, "second"), previous=0))
+    driver.on_gap()  # its own position is still that of the first history
+    assert gaps == [Position(8, "second")]
+    driver.position = Position(3, "third")
+    driver.on_gap()
+    assert gaps[1:] == [Position(3, "third")]
+    assert interest.position("a") == Position(3, "third")
+    await interest.aclose()
+
+
+@pytest.mark.parametrize(("offset", "mark"), [(3, None), (7, "2026-01-01T00:00:07Z")])
+async def test_mark_of_a_lost_message_does_not_name_a_position_in_the_new_history(offset, mark):
+    driver = Replaceable()
+    interest = Interest(driver, SUBJECTS, lambda *_: None, LINGER_S, on_gap=lambda *_: None)
+    await interest.acquire("a")
+    at, time = Position(7, "first"), "2026-01-01T00:00:07Z"
+    driver.deliver(Delivery("t.live.a", b"", position=at, previous=6, time=time))
+    assert mark_of(interest.position("a")) == time
+    driver.position = Position(offset, "second")
+    driver.on_gap()
+    assert interest.position("a") == Position(offset, "second")
+    assert mark_of(interest.position("a")) == mark
+    await interest.aclose()

@@ -17,6 +17,10 @@ class Sink:
         self.accepts = accepts
         self.writes = []
 
+    @property
+    def is_behind(self):
+        return self.unsent() > 0
+
     def write(self, data):
         self.writes.append(data)
 
@@ -92,7 +96,7 @@ def test_a_closed_outbox_takes_nothing_and_drops_what_was_pending():
 
 
 @given(frames=st.lists(st.binary(min_size=1, max_size=60), max_size=100), limit=st.integers(1, 200))
-def test_what_one_turn_adds_costs_at_most_the_bound_and_one_frame(frames, limit):
+def test_one_turn_adds_at_most_the_bound_and_one_frame(frames, limit):
     sink = Sink(accepts=0)
     box = outbox(sink, limit)
     for frame in frames:
@@ -124,7 +128,7 @@ def test_the_unsent_bytes_of_all_are_summed_and_those_that_were_sent_are_taken_o
     first, second = behind(unsent, 100, 200)
     assert unsent.total == 300
     first._sink.accepts = 60
-    assert unsent.total == 300  # nobody has looked
+    assert unsent.total == 300  # nobody has checked
     assert unsent.measure() == 240
     first._sink.accepts = second._sink.accepts = 10**6
     second.push(b"x")
@@ -153,6 +157,15 @@ def test_above_the_limit_those_with_most_are_cut_until_there_is_room_again():
     assert cut == [boxes[2]]
 
 
+def test_hubs_that_share_a_limit_are_all_notified_of_who_is_cut():
+    own, others = [], []
+    unsent = Unsent(1000, own.append)
+    assert unsent.share(others.append) is unsent
+    boxes = behind(unsent, 900, 200)
+    unsent.relieve()
+    assert own == others == [boxes[0]]
+
+
 def test_nobody_is_cut_for_bytes_that_have_been_sent_meanwhile():
     cut = []
     unsent = Unsent(1000, cut.append)
@@ -174,3 +187,32 @@ def test_stored_messages_count_as_unsent_until_they_are_given_to_their_client():
     with pytest.raises(OSError, match="fails"):
         read()
     assert (unsent.held, unsent.is_over) == (0, False)
+
+
+def test_sink_that_has_sent_all_is_not_asked_for_what_is_unsent():
+    asked = []
+
+    class Ready(Sink):
+        is_behind = False
+
+        def unsent(self):
+            asked.append(self)
+            return 0
+
+    box = outbox(Ready())
+    box.push(b"a")
+    box.flush()
+    assert asked == []
+    assert box.unsent == 0
+
+
+def test_sink_that_was_behind_is_asked_again_when_it_has_sent_all():
+    sink = Sink(accepts=10)
+    box = outbox(sink)
+    box.push(b"a" * 30)
+    box.flush()
+    assert box.unsent == 20
+    sink.accepts = 10**6
+    box.push(b"a")
+    box.flush()
+    assert box.unsent == 0

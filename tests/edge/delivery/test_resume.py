@@ -1,4 +1,4 @@
-"""History and resume: exactly what was missed, in order, then live; or a plain word that not."""
+"""History and resume: exactly the missed messages, in order, then live ones; or a clear refusal."""
 
 import asyncio
 import os
@@ -8,7 +8,7 @@ import signal
 import msgspec
 import pytest
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import NO_HEADERS, Delivery, Position
@@ -19,7 +19,7 @@ from eventbus_edge.delivery.history import History
 from eventbus_edge.delivery.traffic import to_message
 from eventbus_edge.protocols.vocabulary import Subscribe
 
-RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
+RECONNECT = "eventbus.drivers.nats.connection.connection._SERVER_BACKOFF"
 
 
 @pytest.fixture
@@ -55,34 +55,36 @@ async def test_resuming_client_gets_what_it_missed_in_order_then_live_messages(e
     cursor = await publish(bus, [0])
     await publish(bus, range(1, 51))
     client = await edge.connect()
-    told = await client.subscribe("general", data={"offset": cursor.offset, "epoch": cursor.epoch})
-    assert told["recovered"] is True
-    assert told["offset"] == cursor.offset
+    answer = await client.subscribe(
+        "general", data={"offset": cursor.offset, "epoch": cursor.epoch}
+    )
+    assert answer["recovered"] is True
+    assert answer["offset"] == cursor.offset
     await publish(bus, [51])
     frames = await messages(client, 51)
     assert data_of(frames) == list(range(1, 52))
     offsets = [frame["offset"] for frame in frames]
     assert offsets == sorted(set(offsets))
     assert {frame["epoch"] for frame in frames} == {cursor.epoch}
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_client_that_missed_nothing_is_recovered_with_nothing(edge, bus):
     cursor = await publish(bus, [0])
     await publish(bus, [1], channel="announcements")
     client = await edge.connect()
-    told = await client.subscribe("general", data=cursor._asdict())
-    assert told["recovered"] is True
-    assert await client.hears_nothing()
+    answer = await client.subscribe("general", data=cursor._asdict())
+    assert answer["recovered"] is True
+    assert await client.receives_nothing()
 
 
-async def test_evicted_messages_are_told_as_not_recovered_and_live_goes_on(edge, bus):
+async def test_evicted_messages_are_reported_as_not_recovered_and_live_continues(edge, bus):
     cursor = await publish(bus, [0])
     last = await publish(bus, range(1, 150))
     client = await edge.connect()
-    told = await client.subscribe("general", data=cursor._asdict())
-    assert told["recovered"] is False
-    assert (told["offset"], told["epoch"]) == last
+    answer = await client.subscribe("general", data=cursor._asdict())
+    assert answer["recovered"] is False
+    assert (answer["offset"], answer["epoch"]) == last
     await publish(bus, [150])
     assert (await client.next())["data"] == 150
 
@@ -92,27 +94,27 @@ async def test_foreign_epoch_or_offset_is_not_recovered(edge, bus, change):
     cursor = await publish(bus, [0])
     await publish(bus, [1])
     client = await edge.connect()
-    told = await client.subscribe("general", data=cursor._asdict() | change)
-    assert told["recovered"] is False
-    assert await client.hears_nothing()
+    answer = await client.subscribe("general", data=cursor._asdict() | change)
+    assert answer["recovered"] is False
+    assert await client.receives_nothing()
 
 
 async def test_history_gives_the_last_few_then_live_messages(edge, bus):
     await publish(bus, range(10))
     client = await edge.connect()
-    told = await client.subscribe("general", data={"history": 3})
-    assert "recovered" not in told
+    answer = await client.subscribe("general", data={"history": 3})
+    assert "recovered" not in answer
     await publish(bus, [10])
     frames = await messages(client, 4)
     assert data_of(frames) == [7, 8, 9, 10]
-    assert told["offset"] < frames[0]["offset"]
+    assert answer["offset"] < frames[0]["offset"]
 
 
 async def test_history_of_an_empty_channel_is_empty(edge, bus):
     client = await edge.connect()
-    told = await client.subscribe("general", data={"history": 5})
-    assert told["kind"] == "public"
-    assert await client.hears_nothing()
+    answer = await client.subscribe("general", data={"history": 5})
+    assert answer["kind"] == "public"
+    assert await client.receives_nothing()
 
 
 async def test_payload_in_quarantine_is_not_replayed(edge, bus):
@@ -122,7 +124,7 @@ async def test_payload_in_quarantine_is_not_replayed(edge, bus):
     client = await edge.connect()
     await client.subscribe("general", data=cursor._asdict())
     assert data_of(await messages(client, 1)) == [1]
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(start_edge, bus):
@@ -131,13 +133,13 @@ async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(st
     for _ in range(40):
         await bus.publish("general", "tick", "x" * 4000)
     client = await edge.connect()
-    told = await client.subscribe("general", data=cursor._asdict())
-    assert told["recovered"] is True
+    answer = await client.subscribe("general", data=cursor._asdict())
+    assert answer["recovered"] is True
     assert len(await messages(client, 40)) == 40
 
 
 @pytest.mark.parametrize("kept", [1200])
-async def test_many_random_disconnects_leave_no_gap_and_no_double(edge, bus, kept):
+async def test_many_random_disconnects_leave_no_gap_and_no_duplicate(edge, bus, kept):
     total, clients, rounds = kept, 10, 20
 
     async def feed():
@@ -148,31 +150,31 @@ async def test_many_random_disconnects_leave_no_gap_and_no_double(edge, bus, kep
 
     async def follow(seed):
         rng = random.Random(seed)
-        heard, cursor = [], None
+        received, cursor = [], None
         for turn in range(rounds):
             client = await edge.connect()
             asked = {} if cursor is None else {"data": cursor}
-            told = await client.subscribe("general", **asked)
-            assert told.get("recovered", True), f"{seed} was {len(heard)} in at turn {turn}"
-            cursor = {"offset": told["offset"], "epoch": told["epoch"]}
+            answer = await client.subscribe("general", **asked)
+            assert answer.get("recovered", True), f"{seed} was {len(received)} in at turn {turn}"
+            cursor = {"offset": answer["offset"], "epoch": answer["epoch"]}
             for _ in range(rng.randrange(50)):
                 if cursor["offset"] == total:  # offsets begin at 1 and are this channel's alone
                     break
                 frame = await client.next()
-                heard.append(frame["data"])
+                received.append(frame["data"])
                 cursor = {"offset": frame["offset"], "epoch": frame["epoch"]}
             client.socket.transport.abort()  # a disconnect, not a goodbye
-        return heard
+        return received
 
     lists, _ = await asyncio.gather(
         asyncio.gather(*(follow(seed) for seed in range(clients))), feed()
     )
-    for heard in lists:
-        assert heard
-        assert heard == list(range(heard[0], heard[0] + len(heard)))
+    for received in lists:
+        assert received
+        assert received == list(range(received[0], received[0] + len(received)))
 
 
-async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_edge):
+async def test_message_that_history_has_before_the_bus_delivers_it_arrives_once(start_edge):
     held = []
 
     class Lagging(MemoryDriver):
@@ -210,7 +212,7 @@ async def test_what_is_in_the_history_before_the_bus_brings_it_comes_once(start_
         assert data_of(await messages(live, 4)) == [1, 2, 3, 4]
         for client in (resumed, with_history):
             assert data_of(await messages(client, 1)) == [4]
-            assert await client.hears_nothing()
+            assert await client.receives_nothing()
         assert edge.node._hub._ahead == {}
 
 
@@ -234,7 +236,154 @@ async def test_reads_for_clients_that_come_together_are_shared():
     assert len(reads) <= 2
 
 
-async def test_client_that_missed_more_than_a_node_keeps_in_memory_begins_anew(monkeypatch):
+class CountingReads(MemoryDriver):
+    """Counts its reads."""
+
+    reads = 0
+
+    async def read(self, subject, *, after, limit):
+        self.reads += 1
+        return await super().read(subject, after=after, limit=limit)
+
+
+async def resume(history, since, at):
+    return await history.catch_up(Subscribe("general", since, 0, None), at)
+
+
+async def test_client_that_comes_a_moment_later_shares_the_read_if_nothing_was_delivered():
+    driver = CountingReads()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, [1])
+        history = History(driver, bus.subjects, to_message)
+        first, second = [await resume(history, cursor, end) for _ in range(2)]
+        assert second.messages is first.messages
+        assert driver.reads == 1
+        await publish(bus, [2])
+        third = await resume(history, cursor, end)  # it will be delivered
+        assert third.messages is first.messages
+        # The channel's position has moved, or its mark has: a stream may go back to an offset.
+        marked = MarkedPosition(*end, "2026-01-01T00:00:00Z")
+        for at in (await publish(bus, [3]), marked):
+            later = await resume(history, cursor, at)
+            assert len(later.messages) == 3
+        await history.catch_up(Subscribe("general", None, 2, None), end)
+        assert driver.reads == 4
+
+
+async def test_shared_read_is_forgotten_after_a_moment(monkeypatch):
+    monkeypatch.setattr("eventbus_edge.delivery.history.FRESH_S", 0.01)
+    driver = CountingReads()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, [1])
+        history = History(driver, bus.subjects, to_message)
+        await resume(history, cursor, end)
+        async with asyncio.timeout(10):
+            while driver.reads < 2:
+                await asyncio.sleep(0.005)
+                await resume(history, cursor, end)
+            while history._fresh:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.005)
+        assert history._fresh_bytes == 0
+
+
+@pytest.mark.parametrize(("most", "most_bytes"), [(2, 10_000), (1000, 400)])
+async def test_shared_reads_are_bounded_in_number_and_bytes(monkeypatch, most, most_bytes):
+    monkeypatch.setattr("eventbus_edge.delivery.history.MAX_FRESH", most)
+    monkeypatch.setattr("eventbus_edge.delivery.history.MAX_FRESH_BYTES", most_bytes)
+    driver = CountingReads()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursors = [await publish(bus, [number]) for number in range(5)]
+        history = History(driver, bus.subjects, to_message)
+        for cursor in cursors:
+            caught_up = await resume(history, cursor, cursors[-1])
+            assert caught_up.recovered is True
+        assert 0 < len(history._fresh) < 5
+        assert len(history._fresh) <= most
+        assert history._fresh_bytes <= most_bytes
+
+
+async def test_client_that_resumes_does_not_wait_for_those_that_read_much_history():
+    may_go_on = asyncio.Event()
+    reading = []
+
+    class Held(MemoryDriver):
+        """Holds the pages that were asked for."""
+
+        async def read(self, subject, *, after, limit):
+            if limit == 1000:
+                reading.append(subject)
+                await may_go_on.wait()
+            return await super().read(subject, after=after, limit=limit)
+
+    driver = Held()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, [1])
+        history = History(driver, bus.subjects, to_message)
+        greedy = [
+            asyncio.create_task(history.page(f"user.{number}", None, 1000)) for number in range(50)
+        ]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            assert (await resume(history, cursor, end)).recovered is True
+        assert 1 <= len(reading) <= history_module.QUERIES
+        may_go_on.set()
+        await asyncio.gather(*greedy)
+        assert len(reading) == 50
+
+
+async def test_clients_that_share_a_read_share_its_messages_and_frames():
+    checked, encoded = [], []
+
+    class Slow(MemoryDriver):
+        async def read(self, subject, *, after, limit):
+            await asyncio.sleep(0.01)
+            return await super().read(subject, after=after, limit=limit)
+
+    class Counting:
+        is_shared = True
+
+        def message(self, message):
+            encoded.append(message)
+            return None if message.event == "unknown" else message.body + b";"
+
+    def check(channel, delivery):
+        checked.append(delivery)
+        return to_message(channel, delivery)
+
+    driver = Slow()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        cursor = await publish(bus, [0])
+        end = await publish(bus, range(1, 51))
+        history = History(driver, bus.subjects, check)
+        command = Subscribe("general", cursor, 0, None)
+        results = await asyncio.gather(*(history.catch_up(command, end) for _ in range(100)))
+    one, other = Counting(), Counting()
+    joined = [result.messages.joined(wire) for wire in (one, other) for result in results]
+    assert {len(result.messages) for result in results} == {50}
+    assert joined[0] == (b"".join(m.body + b";" for m in results[0].messages), 50)
+    assert set(joined) == {joined[0]}
+    assert len(checked) <= 2 * 50
+    assert len(encoded) <= 2 * 2 * 50
+
+
+@pytest.mark.parametrize("most", [16 * 1024, 1024 * 1024])
+async def test_missed_messages_come_whole_whatever_may_be_unsent(start_edge, most):
+    async with EventBus(Settings(driver="memory")) as bus:
+        edge = await start_edge(bus, max_unsent_bytes=most)
+        cursor = await publish(bus, [0])
+        texts = [f"{number}" + "x" * 500 for number in range(60)]
+        await publish(bus, texts)
+        client = await edge.connect()
+        answer = await client.subscribe("general", data=cursor._asdict())
+        assert answer["recovered"] is True
+        assert data_of(await messages(client, 60)) == texts
+        assert await client.receives_nothing()
+
+
+async def test_client_that_missed_more_than_a_node_keeps_in_memory_starts_over(monkeypatch):
     driver = MemoryDriver()
     async with EventBus(Settings(driver="memory"), driver) as bus:
         cursor = await publish(bus, [0])
@@ -248,8 +397,8 @@ async def test_client_that_missed_more_than_a_node_keeps_in_memory_begins_anew(m
         monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size)
         assert await history.catch_up(command, end) == whole
         monkeypatch.setattr(history_module, "MAX_CATCH_UP_BYTES", size - 1)
-        anew = await history.catch_up(command, end)
-    assert (anew.start, anew.recovered, anew.messages) == (end, False, [])
+        fresh = await history.catch_up(command, end)
+    assert (fresh.start, fresh.recovered, fresh.messages) == (end, False, [])
 
 
 async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge, own_nats_server):
@@ -268,10 +417,10 @@ async def test_clients_see_no_gap_when_nats_is_killed_and_comes_back(start_edge,
         await own_nats_server.start()
         await publishing
         assert data_of(await messages(client, 240)) == list(range(60, 300))
-        assert await client.hears_nothing()
+        assert await client.receives_nothing()
 
 
-async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
+async def test_client_is_notified_of_messages_that_the_edge_missed_for_good(
     start_edge, own_nats_server, monkeypatch
 ):
     monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
@@ -284,9 +433,9 @@ async def test_client_is_told_of_messages_that_the_edge_missed_for_good(
         assert (await client.next())["data"] == 0
         await away.driver._connection.client.force_reconnect()
         last = await publish(bus, range(1, 11))
-        told = await client.next()
-        assert told["event"] == "eb:subscribed"
-        assert told["data"] == {
+        frame = await client.next()
+        assert frame["event"] == "eb:subscribed"
+        assert frame["data"] == {
             "kind": "public",
             "offset": last.offset - 3,
             "epoch": last.epoch,
@@ -319,11 +468,12 @@ async def test_eviction_between_the_pages_of_a_resume_is_not_recovered(monkeypat
         whole = await history.catch_up(command, end)
         assert (whole.recovered, len(whole.messages)) == (True, 8)
         evicting.set()
+        history = History(driver, bus.subjects, to_message)  # it has no fresh read
         broken = await history.catch_up(command, end)
     assert (broken.recovered, broken.messages) == (False, [])
 
 
-async def test_gap_while_a_client_catches_up_is_told_to_it_too(start_edge):
+async def test_gap_while_a_client_catches_up_is_reported_to_it_too(start_edge):
     reading, go_on = asyncio.Event(), asyncio.Event()
 
     handlers = []
@@ -353,9 +503,9 @@ async def test_gap_while_a_client_catches_up_is_told_to_it_too(start_edge):
             handler(Delivery(bus.subjects.live("general"), body, NO_HEADERS, position, previous=3))
         go_on.set()
         assert (await joining)["recovered"] is True  # up to here
-        told = await client.next()
-        assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
-        assert told["data"]["offset"] == 3
+        frame = await client.next()
+        assert (frame["event"], frame["data"]["recovered"]) == ("eb:subscribed", False)
+        assert frame["data"]["offset"] == 3
         assert (await client.next())["data"] == "after"
 
 
@@ -369,9 +519,9 @@ async def test_resume_with_marks_is_recovered_and_with_the_mark_of_another_messa
     for number in range(3):
         place = {key: frames[number][key] for key in ("offset", "epoch", "mark")}
         other = await edge.connect()
-        told = await other.subscribe("general", data=place)
-        assert told["recovered"] is True
-        assert {key: told[key] for key in place} == place
+        answer = await other.subscribe("general", data=place)
+        assert answer["recovered"] is True
+        assert {key: answer[key] for key in place} == place
         assert data_of(await messages(other, 2 - number)) == list(range(number + 1, 3))
         wrong = place | {"mark": marks[number - 1]}
         other = await edge.connect()
@@ -387,13 +537,13 @@ async def test_mark_that_nobody_has_given_does_no_harm(edge, bus, mark):
     cursor = await publish(bus, [0])
     await publish(bus, [1])
     client = await edge.connect()
-    told = await client.subscribe("general", data=cursor._asdict() | {"mark": mark})
-    assert told["recovered"] in {True, False}
+    answer = await client.subscribe("general", data=cursor._asdict() | {"mark": mark})
+    assert answer["recovered"] in {True, False}
     await publish(bus, [2])
-    assert data_of(await messages(client, 1 + told["recovered"]))[-1] == 2
+    assert data_of(await messages(client, 1 + answer["recovered"]))[-1] == 2
 
 
-async def test_quiet_channel_is_told_of_no_gap_when_the_bus_is_lost_twice(
+async def test_quiet_channel_gets_no_notice_of_a_gap_when_the_bus_is_lost_twice(
     start_edge, own_nats_server, monkeypatch
 ):
     monkeypatch.setattr(RECONNECT, Backoff(0.5, 0.5, jitter=0))
@@ -467,12 +617,12 @@ async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(ed
         frame = seen[-(40 + number % 62)]
         client = await edge.connect()
         place = {key: frame[key] for key in ("offset", "epoch", "mark")}
-        told = await client.subscribe("general", data=place)
-        if told["recovered"]:
+        answer = await client.subscribe("general", data=place)
+        if answer["recovered"]:
             offsets = [each["offset"] for each in await messages(client, 110)]
             assert offsets == list(range(frame["offset"] + 1, frame["offset"] + 111))
         await client.socket.close()
-        return told["recovered"]
+        return answer["recovered"]
 
     tasks = [asyncio.create_task(feed()), asyncio.create_task(watch())]
     try:

@@ -38,7 +38,7 @@ async def ask(client, **data):
     return await client.ask("subscribe", channel="price.btc", data=data or None, ref=1)
 
 
-async def heard(client, count):
+async def received(client, count):
     return [(await client.next())["data"] for _ in range(count)]
 
 
@@ -46,14 +46,14 @@ async def test_plain_subscription_gets_the_last_message_and_then_live_ones(start
     edge = await start_edge(bus, rules=rules(retain=True))
     receipts = await publish(bus, range(3))
     client = await edge.connect()
-    told = (await ask(client))["data"]
-    assert told["offset"] < receipts[-1].offset
-    assert "recovered" not in told
+    answer = (await ask(client))["data"]
+    assert answer["offset"] < receipts[-1].offset
+    assert "recovered" not in answer
     message = await client.next()
     assert (message["data"], message["offset"]) == (2, receipts[-1].offset)
     await publish(bus, [3])
-    assert await heard(client, 1) == [3]
-    assert await client.hears_nothing()
+    assert await received(client, 1) == [3]
+    assert await client.receives_nothing()
 
 
 async def test_subscription_by_url_gets_it_too(start_edge, bus):
@@ -61,13 +61,13 @@ async def test_subscription_by_url_gets_it_too(start_edge, bus):
     await publish(bus, range(3))
     client = await edge.connect("/ws/price.btc")
     assert (await client.next())["event"] == "eb:subscribed"
-    assert await heard(client, 1) == [2]
+    assert await received(client, 1) == [2]
 
 
 async def test_server_sent_events_have_it_after_the_answer(start_edge, bus):
     edge = await start_edge(bus, rules=rules(retain=True))
     receipts = await publish(bus, range(3))
-    heard, cursors = [], []
+    received, cursors = [], []
     async with (
         aiohttp.ClientSession() as http,
         http.get(f"{edge.url}/sse", params={"channel": "price.btc"}) as stream,
@@ -76,18 +76,18 @@ async def test_server_sent_events_have_it_after_the_answer(start_edge, bus):
             if line.startswith(b"id:"):
                 cursors.append(line[3:].strip().decode())
             if line.startswith(b"data:"):
-                heard.append(json.loads(line[5:]))
-                if len(heard) == 3:
+                received.append(json.loads(line[5:]))
+                if len(received) == 3:
                     break
-    assert [one["event"] for one in heard] == ["eb:connected", "eb:subscribed", "changed"]
-    assert (heard[2]["data"], heard[2]["offset"]) == (2, receipts[-1].offset)
+    assert [one["event"] for one in received] == ["eb:connected", "eb:subscribed", "changed"]
+    assert (received[2]["data"], received[2]["offset"]) == (2, receipts[-1].offset)
 
 
 async def test_channel_without_messages_has_nothing_to_retain(start_edge, bus):
     edge = await start_edge(bus, rules=rules(retain=True))
     client = await edge.connect()
     assert (await ask(client))["event"] == "eb:subscribed"
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_channel_that_does_not_retain_gives_nothing_of_its_past(start_edge, bus):
@@ -95,30 +95,30 @@ async def test_channel_that_does_not_retain_gives_nothing_of_its_past(start_edge
     await publish(bus, range(3))
     client = await edge.connect()
     assert (await ask(client))["event"] == "eb:subscribed"
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
-async def test_who_resumes_gets_what_it_missed_and_nothing_twice(start_edge, bus):
+async def test_resuming_client_gets_missed_messages_and_nothing_twice(start_edge, bus):
     edge = await start_edge(bus, rules=rules(retain=True))
     receipts = await publish(bus, range(5))
     client = await edge.connect()
     assert (await ask(client, **place(receipts[1])))["data"]["recovered"] is True
-    assert await heard(client, 3) == [2, 3, 4]
-    assert await client.hears_nothing()
+    assert await received(client, 3) == [2, 3, 4]
+    assert await client.receives_nothing()
     other = await edge.connect()
     assert (await ask(other, **place(receipts[-1])))["data"]["recovered"] is True
-    assert await other.hears_nothing()  # it has the last message already
+    assert await other.receives_nothing()  # it has the last message already
 
 
-async def test_who_cannot_resume_begins_again_with_the_last_message(start_edge, bus):
+async def test_client_that_cannot_resume_starts_over_with_the_last_message(start_edge, bus):
     edge = await start_edge(bus, rules=rules(retain=True))
     receipts = await publish(bus, range(3))
     client = await edge.connect()
-    told = (await ask(client, offset=receipts[0].offset, epoch="another"))["data"]
-    assert told["recovered"] is False
-    assert told["offset"] < receipts[-1].offset
-    assert await heard(client, 1) == [2]
-    assert await client.hears_nothing()
+    answer = (await ask(client, offset=receipts[0].offset, epoch="another"))["data"]
+    assert answer["recovered"] is False
+    assert answer["offset"] < receipts[-1].offset
+    assert await received(client, 1) == [2]
+    assert await client.receives_nothing()
 
 
 async def test_history_that_is_asked_for_has_the_retained_message_once(start_edge, bus):
@@ -126,8 +126,8 @@ async def test_history_that_is_asked_for_has_the_retained_message_once(start_edg
     await publish(bus, range(5))
     client = await edge.connect()
     await ask(client, history=3)
-    assert await heard(client, 3) == [2, 3, 4]
-    assert await client.hears_nothing()
+    assert await received(client, 3) == [2, 3, 4]
+    assert await client.receives_nothing()
 
 
 async def test_history_that_may_not_be_read_is_refused(start_edge, bus, token):
@@ -140,13 +140,13 @@ async def test_history_that_may_not_be_read_is_refused(start_edge, bus, token):
     ):
         assert (answer["event"], answer["data"]["code"]) == ("eb:error", "forbidden")
         assert "history" in answer["data"]["message"]
-    told = await ask(client, **place(receipts[0]))
-    assert (told["event"], told["data"]["recovered"]) == ("eb:subscribed", False)
-    assert told["data"]["offset"] == receipts[-1].offset
+    reply = await ask(client, **place(receipts[0]))
+    assert (reply["event"], reply["data"]["recovered"]) == ("eb:subscribed", False)
+    assert reply["data"]["offset"] == receipts[-1].offset
     answer = await client.ask("history", channel="price.btc", ref=1)
     assert answer["data"]["code"] == "forbidden"  # a subscription does not change it
     await publish(bus, [3])
-    assert await heard(client, 1) == [3]
+    assert await received(client, 1) == [3]
     async with (
         aiohttp.ClientSession(headers={"Authorization": "Bearer key"}) as http,
         http.get(f"{edge.url}/api/broadcast/channels/price.btc/history") as response,
@@ -160,8 +160,8 @@ async def test_the_last_message_may_be_retained_where_history_may_not_be_read(st
     await publish(bus, range(3))
     client = await edge.connect()
     assert (await ask(client))["event"] == "eb:subscribed"
-    assert await heard(client, 1) == [2]
-    assert await client.hears_nothing()
+    assert await received(client, 1) == [2]
+    assert await client.receives_nothing()
 
 
 async def test_history_of_a_rule_caps_what_is_read(start_edge, bus):
@@ -179,19 +179,21 @@ async def test_history_of_a_rule_caps_what_is_read(start_edge, bus):
     assert await read(since=receipts[7].offset) == [8, 9]
     assert await read(since=receipts[0].offset, limit=1) == [7]
     await ask(client, history=100)
-    assert await heard(client, 3) == [7, 8, 9]
+    assert await received(client, 3) == [7, 8, 9]
 
 
 @pytest.mark.parametrize(("missed", "recovered"), [(3, True), (4, False)])
-async def test_who_has_missed_more_than_may_be_read_is_told_so(start_edge, bus, missed, recovered):
+async def test_client_that_missed_more_than_it_may_read_is_not_recovered(
+    start_edge, bus, missed, recovered
+):
     edge = await start_edge(bus, rules=rules(history=3))
     receipts = await publish(bus, range(10))
     client = await edge.connect()
-    told = await ask(client, **place(receipts[-1 - missed]))
-    assert told["data"]["recovered"] is recovered
+    answer = await ask(client, **place(receipts[-1 - missed]))
+    assert answer["data"]["recovered"] is recovered
     if recovered:
-        assert await heard(client, missed) == [7, 8, 9]
-    assert await client.hears_nothing()
+        assert await received(client, missed) == [7, 8, 9]
+    assert await client.receives_nothing()
 
 
 async def test_retention_class_reaches_clients(start_edge, settings):
@@ -201,11 +203,11 @@ async def test_retention_class_reaches_clients(start_edge, settings):
         receipts = await publish(bus, range(5))
         client, resumed = await edge.connect(), await edge.connect()
         await ask(client, history=100)
-        assert await heard(client, 2) == [3, 4]
+        assert await received(client, 2) == [3, 4]
         assert (await ask(resumed, **place(receipts[0])))["data"]["recovered"] is False
         other = await edge.connect()
         assert (await ask(other, **place(receipts[2])))["data"]["recovered"] is True
-        assert await heard(other, 2) == [3, 4]
+        assert await received(other, 2) == [3, 4]
 
 
 def test_an_authorizers_channel_retains_too():

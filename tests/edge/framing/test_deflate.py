@@ -9,14 +9,14 @@ from eventbus.drivers.base import Position
 from eventbus_edge.delivery.wire import Wires
 from eventbus_edge.framing import deflate
 from eventbus_edge.framing.deflate import DeflatedFramings
-from eventbus_edge.framing.frames import TEXT
+from eventbus_edge.framing.frames import TEXT_FRAMES
 from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
     ChannelMessage,
     Pong,
 )
 
-PLAIN = Wires().shared(NATIVE, TEXT)
+PLAIN = Wires().shared(NATIVE, TEXT_FRAMES)
 DEFLATED = 0xC1
 """FIN, RSV1, text."""
 
@@ -75,7 +75,7 @@ def test_a_message_is_deflated_and_reads_as_the_plain_one(formats, calls):
 
 
 @given(st.lists(st.text(max_size=2000), min_size=1, max_size=8), st.integers(9, 15))
-def test_each_message_can_be_read_by_whoever_saw_none_before_it(texts, bits):
+def test_each_message_can_be_read_without_any_earlier_one(texts, bits):
     wire = Formats(min_bytes=1, level=6, on_deflated=lambda *_: None).format(bits)
     for text in [*texts, *texts]:
         frame = wire.message(message(text))
@@ -111,7 +111,7 @@ def test_an_answer_to_one_client_goes_plain(formats, calls):
     assert calls == []
 
 
-def test_the_same_message_is_deflated_once_for_all_who_ask(formats, calls):
+def test_the_same_message_is_deflated_once_for_all_clients(formats, calls):
     frames = {formats.format(15).message(message("word " * 100, offset=7)) for _ in range(100)}
     assert len(frames) == len(calls) == 1
     formats.format(15).message(message("word " * 100, offset=8))

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from eventbus_edge.framing.extensions import (
     InvalidExtensions,
-    agree,
+    negotiate_extensions,
 )
 
 OURS = "permessage-deflate; server_no_context_takeover"
@@ -31,7 +31,7 @@ OURS = "permessage-deflate; server_no_context_takeover"
             10,
             f"{OURS}; server_max_window_bits=10",
         ),
-        # The first that can be kept, whatever stands before it.
+        # The first acceptable one, whatever precedes it.
         (
             "permessage-deflate; server_max_window_bits=8, permessage-deflate",
             15,
@@ -41,7 +41,7 @@ OURS = "permessage-deflate; server_no_context_takeover"
     ],
 )
 def test_an_offer_that_can_be_kept_is_accepted(offer, bits, answer):
-    assert agree(offer) == (bits, answer)
+    assert negotiate_extensions(offer) == (bits, answer)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_offer_that_can_be_kept_is_accepted(offer, bits, answer):
     ],
 )
 def test_an_offer_that_cannot_be_kept_is_declined(offer):
-    assert agree(offer) is None
+    assert negotiate_extensions(offer) is None
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,17 @@ def test_an_offer_that_cannot_be_kept_is_declined(offer):
 )
 def test_a_header_outside_the_grammar_is_an_error(header):
     with pytest.raises(InvalidExtensions):
-        agree(header)
+        negotiate_extensions(header)
 
 
 @given(st.text(st.sampled_from('permessage-deflate;,="\\ \t1') | st.characters(), max_size=200))
-def test_whatever_a_header_holds_there_is_an_answer_or_an_error(header):
+def test_any_header_gives_an_answer_or_an_error(header):
     with contextlib.suppress(InvalidExtensions):
-        agreed = agree(header)
+        agreed = negotiate_extensions(header)
         assert agreed is None or 9 <= agreed.window_bits <= 15
 
 
 def test_a_long_header_of_the_worst_kind_is_read_at_once():
     header = "permessage-deflate" + "; a" * 10_000 + '; b="' + "\\x" * 10_000
     with pytest.raises(InvalidExtensions):
-        agree(header)
+        negotiate_extensions(header)

@@ -9,7 +9,7 @@ from websockets.uri import parse_uri
 
 from eventbus_edge.framing.frames import (
     MAX_CLOSE_REASON,
-    PING,
+    PING_FRAME,
     close_reason,
     pong_frame,
     text_frame,
@@ -58,7 +58,7 @@ def test_frames_joined_into_one_write_are_read_as_the_frames_they_were(texts):
 
 
 def test_a_ping_is_an_empty_control_frame():
-    (frame,) = read(PING)
+    (frame,) = read(PING_FRAME)
     assert (frame.opcode, bytes(frame.data)) == (Opcode.PING, b"")
 
 

@@ -10,8 +10,10 @@ from eventbus.drivers.base import Position
 from eventbus.drivers.marks import (
     MarkedPosition,
     mark_of,
+    nanoseconds,
 )
 from eventbus_edge.delivery.wire import Wires
+from eventbus_edge.framing import sse
 from eventbus_edge.framing.sse import (
     MAX_CURSOR,
     ManyChannels,
@@ -125,6 +127,55 @@ def test_a_cursor_can_be_a_header_and_a_parameter():
         assert text.replace("-", "").replace("_", "").isalnum()
 
 
+def test_the_cursor_of_a_stream_follows_every_message_and_answer():
+    rng = random.Random(7)
+    channels = [f"c{n}" for n in range(20)]
+    wire = native(ManyChannels(channels, {}))
+    expected: dict[str, Position] = {}
+    for step in range(2000):
+        channel = rng.choice([*channels, "of another pattern"])
+        offset = max(0, step + rng.choice([0, 0, 0, 10_000, -50, 2**63]))
+        position = Position(offset, rng.choice([EPOCH, EPOCH, EPOCH, f"new-{step // 100}"]))
+        mark = rng.choice([None, f"2026-11-30T18:{step % 60:02}:02.{step + 1:09}Z"])
+        if rng.random() < 0.1:
+            answered = None if rng.random() < 0.5 else position
+            event = wire.reply(Subscribed(channel, ChannelKind.PUBLIC, answered, None, None))
+            position, mark = answered, None
+        else:
+            event = wire.message(message(channel, 7)._replace(position=position, mark=mark))
+        if channel in channels:
+            expected.pop(channel, None)
+            if position is not None:
+                expected[channel] = position if mark is None else MarkedPosition(*position, mark)
+        found = decode_cursor(parse(event)["id"], channels)
+        assert found == expected
+        assert [mark_of(each) for each in found.values()] == [
+            mark_of(expected[name]) and mark_of(expected[name]).rstrip("Z").rstrip("0") + "Z"
+            for name in found
+        ]
+
+
+def test_the_places_of_other_channels_are_not_computed_for_each_message(monkeypatch):
+    parsed = []
+    monkeypatch.setattr(sse, "nanoseconds", lambda text: parsed.append(text) or nanoseconds(text))
+    channels = [f"c{n}" for n in range(100)]
+    start = MarkedPosition(1000, EPOCH, "2026-11-30T18:55:02Z")
+    wire = native(ManyChannels(channels, dict.fromkeys(channels, start)))
+    del parsed[:]
+    for number in range(500):
+        mark = f"2026-11-30T18:55:02.{number + 1:09}Z"
+        wire.message(message(f"c{number % 100}", 1001 + number)._replace(mark=mark))
+    assert len(parsed) == 500
+
+
+def test_a_time_that_no_stream_can_have_leaves_the_other_channels_in_the_cursor():
+    wire = native(ManyChannels(["a", "b"], {"a": Position(5, EPOCH)}))
+    event = parse(wire.message(message("b", 7)._replace(mark="9999-01-01T00:00:00Z")))
+    assert decode_cursor(event["id"], ["a", "b"]) == {
+        "a": Position(5, EPOCH), "b": Position(7, EPOCH),
+    }  # fmt: skip
+
+
 GOOD = encode_cursor(["a"], {"a": Position(5, "x")}).decode()
 
 
@@ -134,11 +185,11 @@ GOOD = encode_cursor(["a"], {"a": Position(5, "x")}).decode()
      "A" * (MAX_CURSOR + 1), encode_cursor(["b"], {"b": Position(5, "x")}).decode(),
      encode_cursor(["a", "b"], {}).decode()],
 )  # fmt: skip
-def test_what_is_no_cursor_of_these_channels_is_none(text):
+def test_cursor_of_other_channels_is_not_read(text):
     assert decode_cursor(text, ["a"]) is None
 
 
-def test_damaged_cursors_never_raise_and_never_tell_an_impossible_position():
+def test_damaged_cursors_never_raise_and_never_give_an_impossible_position():
     rng = random.Random(7)
     for _ in range(3000):
         damaged = list(GOOD)
@@ -173,9 +224,9 @@ def test_volatile_messages_and_other_system_events_leave_the_cursor_as_it_is():
 
 def test_a_cursor_of_several_channels_keeps_where_the_others_stand():
     wire = native(ManyChannels(["b", "a"], {"a": Position(3, EPOCH), "b": Position(4, EPOCH)}))
-    told = Subscribed("a", ChannelKind.PUBLIC, Position(3, EPOCH), recovered=True, ref=None)
+    reported = Subscribed("a", ChannelKind.PUBLIC, Position(3, EPOCH), recovered=True, ref=None)
     for event, expected in (
-        (wire.reply(told), {"a": 3, "b": 4}),
+        (wire.reply(reported), {"a": 3, "b": 4}),
         (wire.message(message("a", 9)), {"a": 9, "b": 4}),
         (wire.message(message("b", 10)), {"a": 9, "b": 10}),
     ):
@@ -194,8 +245,18 @@ def test_streams_of_several_channels_do_not_share_their_cursors():
 
 def test_the_last_event_says_why_and_when_to_return():
     event = parse(closing(CloseReason.DRAINING, "the node is draining"))
-    told = json.loads(event["data"])
-    assert (told["event"], told["channel"]) == ("eb:closing", None)
-    assert told["data"] == {"code": 4200, "reason": "the node is draining"}
+    body = json.loads(event["data"])
+    assert (body["event"], body["channel"]) == ("eb:closing", None)
+    assert body["data"] == {"code": 4200, "reason": "the node is draining"}
     assert "id" not in event
     assert int(event["retry"]) < int(parse(closing(CloseReason.REVOKED, "revoked"))["retry"])
+
+
+def test_cursor_in_the_alphabet_that_is_not_for_urls_is_not_read():
+    cursors = (
+        encode_cursor(["general"], {"general": Position(offset, EPOCH)}).decode()
+        for offset in range(10_000)
+    )
+    cursor = next(each for each in cursors if {"-", "_"} & set(each))
+    assert decode_cursor(cursor, ["general"]) is not None
+    assert decode_cursor(cursor.replace("-", "+").replace("_", "/"), ["general"]) is None

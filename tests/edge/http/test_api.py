@@ -1,4 +1,4 @@
-"""The HTTP API: what it does on every node, whom it lets in, and how it says no."""
+"""The HTTP API: what it does on every node, who may use it, and how it refuses."""
 
 import asyncio
 import contextlib
@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from eventbus.bus import EventBus
+from eventbus.channels import user_channel
 from eventbus.config import Settings
+from eventbus.messages import MAX_DATA_DEPTH
 from eventbus.server import NatsServer
 from eventbus_edge.delivery.outbox import Outbox
 from eventbus_edge.http.api import MAX_KEY
-from tests.edge.conftest import SECRET
+from tests.edge.conftest import SECRET, expired
 
 KEY = "the-key-of-this-test"
 BASE = "/api/broadcast"
@@ -66,7 +68,7 @@ async def http():
 
 
 @pytest.fixture(params=["nats", "memory", pytest.param("redis", marks=pytest.mark.redis)])
-async def nodes(request, start_edge, start_redis, settings, http, acquainted):
+async def nodes(request, start_edge, start_redis, settings, http, know_each_other):
     """Two nodes of one cluster, on buses of their own where processes would have their own."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
@@ -77,7 +79,7 @@ async def nodes(request, start_edge, start_redis, settings, http, acquainted):
             if request.param == "redis":
                 settings = await start_redis()
             edges = [await start_edge(settings, api_key=KEY) for _ in range(2)]
-        await acquainted(*edges)
+        await know_each_other(*edges)
         yield [Api(http, edge) for edge in edges]
 
 
@@ -96,10 +98,10 @@ async def joined(edge, *channels, **options):
     return client
 
 
-# What it tells
+# What it reports
 
 
-async def test_stats_are_those_of_the_whole_cluster_whichever_node_is_asked(nodes, token):
+async def test_stats_are_those_of_the_whole_cluster_on_any_node(nodes, token):
     first = await joined(nodes[0].edge, "general", "chat.1", token=token("a"))
     await joined(nodes[1].edge, "general")
     await nodes[0].post("/events", {"channel": "general", "event": "e", "data": 1})
@@ -119,12 +121,34 @@ async def test_stats_are_those_of_the_whole_cluster_whichever_node_is_asked(node
     assert sum(node["messages_in"] for node in stats["nodes"]) == stats["messages_in"]
 
 
+async def test_lists_and_stats_count_the_members_of_presence_channels_once(nodes, token):
+    await joined(nodes[0].edge, "presence.a", "general", token=token("a"))
+    await joined(nodes[0].edge, "presence.a", token=token("b"))
+    await joined(nodes[1].edge, "presence.a", token=token("b"))
+    expected = [
+        {"channel": "presence.a", "kind": "presence", "connections": 3, "members": 2},
+        {"channel": "general", "kind": "public", "connections": 1},
+    ]
+    for api in nodes:
+        assert (await api.get("/stats"))["channels"] == expected
+        assert (await api.get("/channels"))["channels"] == expected
+        assert (await api.get("/channels/presence.a")).items() >= expected[0].items()
+
+
+async def test_uptime_does_not_follow_the_clock(nodes, monkeypatch):
+    real = time.time
+    for shift in (-3600.0, 3600.0):
+        monkeypatch.setattr(time, "time", lambda shift=shift: real() + shift)
+        stats = await nodes[0].edge.node.census.stats()
+        assert all(0 <= node.uptime_s < 60 for node in stats.nodes)
+
+
 async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
     start_edge, start_process, settings, http
 ):
     nodes = [Api(http, await start_edge(settings, api_key=KEY)) for _ in range(2)]
     process = await start_process(BROADCAST_API_KEY=KEY)
-    async with asyncio.timeout(20):  # until each node has heard of the third
+    async with asyncio.timeout(20):  # until each node knows of the third
         for api in nodes:
             while len((stats := await api.get("/stats"))["nodes"]) < 3:
                 pass
@@ -156,17 +180,34 @@ async def test_channels_can_be_filtered_and_limited(nodes, token):
 
 async def test_one_channel_is_shown_even_without_subscribers(nodes):
     await joined(nodes[0].edge, "general")
-    told = await nodes[1].get("/channels/general")
-    assert told == {"channel": "general", "kind": "public", "connections": 1}
+    body = await nodes[1].get("/channels/general")
+    assert body.items() >= {"channel": "general", "kind": "public", "connections": 1}.items()
+    assert "members" not in body
     assert (await nodes[1].get("/channels/user.7"))["connections"] == 0
 
 
+async def test_position_of_a_channel_that_nobody_hears_can_be_resumed_from(nodes):
+    bus = nodes[0].edge.node.bus
+    for channel in ("announcements", "general"):
+        body = await nodes[1].get(f"/channels/{channel}")
+        position = {name: body[name] for name in ("offset", "epoch", "mark") if body[name]}
+        position.setdefault("offset", 0)
+        receipt = await bus.publish(channel, "e", channel)
+        assert (receipt.epoch, receipt.offset > position["offset"]) == (body["epoch"], True)
+        client = await nodes[0].edge.connect()
+        start = await client.subscribe(channel, data=position)
+        assert (start["recovered"], start["offset"]) == (True, position["offset"])
+        assert (await client.next())["data"] == channel
+        after = await nodes[0].get(f"/channels/{channel}")
+        assert after["offset"] >= receipt.offset
+
+
 async def test_ten_thousand_channels_of_another_node_fit_into_messages_of_64_kib(
-    start_edge, settings, http, acquainted
+    start_edge, settings, http, know_each_other
 ):
     """Which is all that the broker of these tests takes."""
     one, other = [await start_edge(settings, api_key=KEY) for _ in range(2)]
-    await acquainted(one, other)
+    await know_each_other(one, other)
     cluster = one.node.census._cluster
     cluster._patience_s, cluster._settled_at = 30.0, 0.0  # what fits is asked, not how quickly
     outbox = Outbox("x", None, None, 0)
@@ -202,11 +243,11 @@ async def test_every_node_lists_each_member_once(nodes, token):
     for api, user in ((nodes[0], "a"), (nodes[1], "a"), (nodes[1], "b")):
         await joined(api.edge, "presence.room", token=token(user, name=user.upper()))
     for api in nodes:
-        async with asyncio.timeout(10):  # a node hears of other nodes' members soon, not at once
-            while (told := await api.get("/channels/presence.room/members"))["count"] < 2:
+        async with asyncio.timeout(10):  # a node learns of other nodes' members soon, not at once
+            while (body := await api.get("/channels/presence.room/members"))["count"] < 2:
                 pass
-        assert (told["channel"], told["count"]) == ("presence.room", 2)
-        members = {member["user_id"]: member["info"] for member in told["members"]}
+        assert (body["channel"], body["count"]) == ("presence.room", 2)
+        members = {member["user_id"]: member["info"] for member in body["members"]}
         assert members == {"a": {"name": "A"}, "b": {"name": "B"}}
         channel = await api.get("/channels/presence.room")
         assert (channel["connections"], channel["members"]) == (3, 2)
@@ -216,14 +257,39 @@ async def test_every_node_lists_each_member_once(nodes, token):
 # Publishing
 
 
+async def test_channel_of_an_escaped_id_is_a_channel_like_any_other(api, token):
+    channel = user_channel("ada+news@example.com")
+    client = await joined(api.edge, channel, token=token("ada+news@example.com"))
+    await api.post("/events", {"channel": channel, "event": "e", "data": 1})
+    assert (await client.next())["channel"] == channel
+    history = await api.get(f"/channels/{channel}/history")
+    assert [message["channel"] for message in history["messages"]] == [channel]
+    for wrong in ("user.ada+news", "user.a~2E", "user.~61"):
+        body = {"channel": wrong, "event": "e", "data": 1}
+        assert await api.refusal("POST", f"{BASE}/events", json=body) == (400, "invalid_channel")
+
+
+@pytest.mark.parametrize(
+    ("levels", "status"), [(MAX_DATA_DEPTH, 200), (MAX_DATA_DEPTH + 1, 400), (1200, 400)]
+)
+async def test_data_is_nested_as_deep_as_every_node_accepts(api, levels, status):
+    text = '{"channel":"general","event":"e","data":' + "[" * levels + "]" * levels + "}"
+    headers = {"Content-Type": "application/json"}
+    given, body, _ = await api.ask("POST", f"{BASE}/events", data=text, headers=headers)
+    assert given == status
+    if status == 400:
+        assert body["code"] == "bad_request"
+        assert "nested too deeply" in body["detail"]
+
+
 async def test_published_message_reaches_clients_of_all_nodes(nodes):
     clients = [await joined(api.edge, "general") for api in nodes]
     data = {"text": "grüße", "n": 1.50}
     answer = await nodes[0].post("/events", {"channel": "general", "event": "e", "data": data})
     for client in clients:
-        heard = await client.next()
-        assert (heard["event"], heard["data"]) == ("e", data)
-        assert {key: heard[key] for key in ("channel", "id", "offset", "epoch")} == answer[
+        frame = await client.next()
+        assert (frame["event"], frame["data"]) == ("e", data)
+        assert {key: frame[key] for key in ("channel", "id", "offset", "epoch")} == answer[
             "messages"
         ][0]
 
@@ -244,10 +310,10 @@ async def test_message_for_several_channels_and_not_for_its_sender(api, token):
     assert {(await other.next())["channel"], (await other.next())["channel"]} == {
         "general", "chat.1",
     }  # fmt: skip
-    assert await sender.hears_nothing()
+    assert await sender.receives_nothing()
 
 
-async def test_volatile_message_is_heard_and_not_stored(api):
+async def test_volatile_message_reaches_listeners_and_is_not_stored(api):
     client = await joined(api.edge, "general")
     body = {"channel": "general", "event": "e", "data": 1, "volatile": True}
     answer = await api.post("/events", body)
@@ -256,7 +322,7 @@ async def test_volatile_message_is_heard_and_not_stored(api):
     assert (await api.get("/channels/general/history"))["messages"] == []
 
 
-async def test_the_same_idempotency_key_stores_once_on_whichever_node(nodes):
+async def test_the_same_idempotency_key_stores_once_on_any_node(nodes):
     client = await joined(nodes[0].edge, "general")
     body = {"channel": "general", "event": "e", "data": 1}
     headers = {"Idempotency-Key": "order-17 ü"}
@@ -299,7 +365,7 @@ async def test_bad_events_are_refused_and_nothing_is_sent(api):
     for body, code in BAD_EVENTS:
         answer = await api.refusal("POST", f"{BASE}/events", data=body, headers=headers)
         assert answer == (400, code), body
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 @pytest.mark.parametrize("key", ["", "x" * (MAX_KEY + 1)])
@@ -341,8 +407,8 @@ async def test_user_is_disconnected_on_all_nodes_and_nobody_else(nodes, token):
     answer = await nodes[0].post("/disconnect", {"user_id": "7"})
     assert answer == {"count": 4, "missing": []}
     assert [await client.closed() for client in gone] == [4003] * 4
-    assert await stays.hears_nothing()
-    assert await anonymous.hears_nothing()
+    assert await stays.receives_nothing()
+    assert await anonymous.receives_nothing()
 
 
 async def test_older_tokens_of_a_user_are_disconnected_and_a_new_one_is_good_at_once(nodes, token):
@@ -357,17 +423,17 @@ async def test_older_tokens_of_a_user_are_disconnected_and_a_new_one_is_good_at_
     assert await nodes[0].post("/disconnect", body) == {"count": 2, "missing": []}
     assert [await client.closed() for client in gone] == [4003] * 2
     for client in stays:
-        assert await client.hears_nothing()
+        assert await client.receives_nothing()
     assert await nodes[0].refusal("GET", "/ws", key=old) == (401, "unauthorized")
     await joined(nodes[0].edge, "general", token=new)
 
 
 async def test_one_connection_is_asked_to_reconnect(nodes):
     client, other = [await joined(api.edge, "general") for api in nodes]
-    whom = {"connection_id": client.greeting["data"]["connection_id"], "reconnect": True}
-    assert (await nodes[1].post("/disconnect", whom))["count"] == 1
+    target = {"connection_id": client.greeting["data"]["connection_id"], "reconnect": True}
+    assert (await nodes[1].post("/disconnect", target))["count"] == 1
     assert await client.closed() == 4200
-    assert await other.hears_nothing()
+    assert await other.receives_nothing()
 
 
 async def test_connections_of_one_token_are_disconnected(api, token):
@@ -376,21 +442,21 @@ async def test_connections_of_one_token_are_disconnected(api, token):
     session = api.edge.node.connections[first.greeting["data"]["connection_id"]].session
     assert (await api.post("/disconnect", {"jti": session.claims.jti}))["count"] == 1
     assert await first.closed() == 4003
-    assert await second.hears_nothing()
+    assert await second.receives_nothing()
 
 
 async def test_revoked_channel_ends_and_the_connections_stay(nodes, token):
     clients = [await joined(api.edge, "general", "chat.1", token=token("a")) for api in nodes]
     assert (await nodes[0].post("/disconnect", {"channel": "chat.1"}))["count"] == 2
     for client in clients:
-        told = await client.next()
-        assert (told["event"], told["channel"]) == ("eb:unsubscribed", "chat.1")
-        assert told["data"] == {"reason": "revoked"}
+        frame = await client.next()
+        assert (frame["event"], frame["channel"]) == ("eb:unsubscribed", "chat.1")
+        assert frame["data"] == {"reason": "revoked"}
     for channel in ("chat.1", "general"):
         await nodes[1].post("/events", {"channel": channel, "event": "e", "data": channel})
     for client in clients:
         assert (await client.next())["data"] == "general"
-        assert await client.hears_nothing()
+        assert await client.receives_nothing()
 
 
 async def until_revoked(api, count):
@@ -399,7 +465,7 @@ async def until_revoked(api, count):
             await asyncio.sleep(0.01)
 
 
-async def test_revocations_are_listed_and_given_back(nodes, token):
+async def test_revocations_are_listed_and_lifted(nodes, token):
     old = token("7")
     await nodes[0].post("/disconnect", {"user_id": "7"})
     await nodes[0].post("/disconnect", {"channel": "chat.1"})
@@ -428,7 +494,7 @@ async def test_revocations_are_listed_and_given_back(nodes, token):
         ("user_id=7", (404, "not_found")),
     ],
 )
-async def test_what_is_not_revoked_cannot_be_given_back(api, query, answer):
+async def test_lift_without_a_revocation_is_not_found(api, query, answer):
     assert await api.refusal("DELETE", f"{BASE}/revocations?{query}") == answer
 
 
@@ -441,10 +507,10 @@ async def test_what_is_not_revoked_cannot_be_given_back(api, query, answer):
      {"user_id": "7", "issued_before": True}, {"user_id": "7", "issued_before": 1e300},
      {"user_id": "7", "issued_before": 1, "reconnect": True}],
 )  # fmt: skip
-async def test_disconnect_that_does_not_say_whom_disconnects_nobody(api, body):
+async def test_disconnect_without_ids_disconnects_nobody(api, body):
     client = await joined(api.edge, "general")
     assert await api.refusal("POST", f"{BASE}/disconnect", json=body) == (400, "bad_request")
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 # Whom it lets in
@@ -452,7 +518,7 @@ async def test_disconnect_that_does_not_say_whom_disconnects_nobody(api, body):
 
 @pytest.mark.parametrize("path", [f"{BASE}/stats", f"{BASE}/channels", "/api/openapi.json"])
 async def test_only_the_key_or_an_admins_token_lets_in(api, token, path):
-    for key in (None, "", "wrong", KEY + "x", "a.b.c", token("7", lifetime_s=-60)):
+    for key in (None, "", "wrong", KEY + "x", "a.b.c", expired()):
         status, code = await api.refusal("GET", path, key=key)
         assert status == 401, key
         assert code in {"unauthorized", "token_expired"}
@@ -469,7 +535,7 @@ async def test_the_metrics_let_an_admins_token_in_too(api, token):
             assert response.status == status
 
 
-async def test_without_a_key_loopback_clients_are_let_in_and_proxied_ones_are_not(
+async def test_without_a_key_loopback_clients_are_admitted_and_proxied_ones_are_not(
     start_edge, bus, http, token
 ):
     api = Api(http, await start_edge(bus))
@@ -480,7 +546,7 @@ async def test_without_a_key_loopback_clients_are_let_in_and_proxied_ones_are_no
         assert await refused == (403, "forbidden")
 
 
-async def test_page_of_another_origin_is_refused_though_its_browser_is_on_loopback(
+async def test_page_of_another_origin_is_refused_although_its_browser_is_on_loopback(
     start_edge, bus, http
 ):
     api = Api(http, await start_edge(bus))
@@ -503,6 +569,7 @@ async def test_errors_are_problems_with_codes(api):
         ("GET", f"{BASE}/stats?limit=1&limit=2", (400, "bad_request")),
         ("GET", f"{BASE}/stats?limt=1", (400, "bad_request")),
         ("GET", f"{BASE}/channels?pattern=a..b", (400, "bad_request")),
+        ("GET", f"{BASE}/channels?pattern={'x' * 201}", (400, "bad_request")),
         ("GET", f"{BASE}/channels/a%20b", (400, "invalid_channel")),
         ("GET", f"{BASE}/channels/a%2Fb", (400, "invalid_channel")),
         ("GET", f"{BASE}/channels/%ff", (400, "invalid_channel")),
@@ -525,7 +592,7 @@ async def test_unexpected_exception_is_a_problem_without_its_text(api, monkeypat
     assert any("secret" in str(record.exc_info) for record in caplog.records)
 
 
-async def test_what_the_bus_does_not_permit_is_forbidden_and_not_to_be_tried_again(
+async def test_publish_without_permission_is_forbidden_and_not_to_be_retried(
     start_edge, tmp_path, http
 ):
     may = {"publish": {"deny": ["eb.event.secret.>", "eb.event.closed"]}}

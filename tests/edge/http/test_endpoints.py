@@ -72,7 +72,7 @@ async def test_the_metrics_can_be_opened_to_all(start_edge, bus):
     assert (await get(edge, "/metrics"))[0] == 200
 
 
-async def test_what_is_not_there_is_a_problem_too(edge):
+async def test_missing_file_is_a_problem_too(edge):
     assert (await problem(edge, "/nothing"))[:2] == (404, "not_found")
     status, _, headers = await problem(edge, "/healthz", "POST")
     assert status == 405
@@ -93,9 +93,10 @@ async def test_nothing_outside_the_static_folder_is_served(edge, path):
         assert b"EdgeSettings" not in await response.read()
 
 
-async def test_a_node_without_websockets_has_no_such_route(start_edge, bus):
+async def test_a_node_without_websockets_says_so_at_their_path(start_edge, bus):
     edge = await start_edge(bus, websocket_enabled=False)
-    assert (await problem(edge, "/ws"))[:2] == (404, "not_found")
+    assert (await problem(edge, "/ws"))[:2] == (404, "websocket_disabled")
+    assert (await problem(edge, "/wss"))[:2] == (404, "not_found")
     assert (await get(edge, "/readyz"))[0] == 200
 
 
@@ -107,3 +108,10 @@ async def test_no_response_contains_the_versions_of_the_server(edge, path):
 async def test_an_upgrade_does_not_contain_them_either(edge):
     client = await edge.connect()
     assert client.socket.response.headers["Server"] == "eventbus"
+
+
+@pytest.mark.parametrize("path", ["/ws", "/ws/general", "/nowhere"])
+async def test_pages_of_every_origin_may_read_why_they_cannot_open_a_websocket(edge, path):
+    _, code, headers = await problem(edge, path, Origin="https://shop.example")
+    assert code in {"forbidden", "not_found", "upgrade_required"}
+    assert headers["Access-Control-Allow-Origin"] == "*"

@@ -88,13 +88,13 @@ REFUSED = {
     "a URL": ([b"GET http://[s3cret/ HTTP/1.1\r\n" + HOST + b"\r\n"], 400, "bad_request"),
     "a long header": (
         [b"GET / HTTP/1.1\r\n" + HOST + b"X: s3cret" + b"x" * 9000 + b"\r\n\r\n"],
-        400,
+        431,
         "bad_request",
     ),
     "a length that is none": ([PUBLISH + b"Content-Length: -1\r\n\r\n"], 400, "bad_request"),
     "two lengths": ([PUBLISH + TWO + CHUNKED + b"0\r\n\r\n"], 400, "bad_request"),
     "a chunk that is none": ([PUBLISH + CHUNKED + b"zz\r\n\r\n"], 400, "bad_request"),
-    "a later chunk": ([PUBLISH + CHUNKED + b"1\r\n{\r\n", b"zz\r\n\r\n"], 408, "bad_request"),
+    "a later chunk": ([PUBLISH + CHUNKED + b"1\r\n{\r\n", b"zz\r\n\r\n"], 400, "bad_request"),
     "a deflated body": (
         [PUBLISH + TWO + b"Content-Encoding: gzip\r\n\r\n{}"],
         415,
@@ -112,7 +112,7 @@ REFUSED = {
         404,
         "not_found",
     ),
-    "a folder": ([b"GET /static/ HTTP/1.1\r\n" + HOST + b"\r\n"], 403, "forbidden"),
+    "a folder": ([b"GET /static/ HTTP/1.1\r\n" + HOST + b"\r\n"], 404, "not_found"),
     "another method": (
         [b"POST /ws HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n\r\n"],
         405,

@@ -20,7 +20,7 @@ async def test_pages_of_every_origin_may_import_the_client(edge, http, path):
 
 
 async def test_nothing_else_is_opened_to_other_origins_by_that(edge, http):
-    for path in ("/healthz", "/dashboard", "/api/broadcast/stats", "/static"):
+    for path in ("/healthz", "/dashboard", "/api/broadcast/stats", "/metrics"):
         headers = {"Origin": "https://shop.example"}
         async with http.get(edge.url + path, headers=headers) as response:
             assert "Access-Control-Allow-Origin" not in response.headers

@@ -101,7 +101,7 @@ async def test_api_request_is_a_span_and_the_message_it_publishes_belongs_to_it(
     assert spans("GET /healthz") == []
 
 
-async def test_connection_that_lives_on_has_no_span_that_does(edge, spans):
+async def test_connection_that_stays_open_has_no_span_that_does(edge, spans):
     client = await edge.connect()
     assert len(spans("GET /ws")) == 1
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()

@@ -1,9 +1,7 @@
 """Lifecycle events of a cluster: each once, whatever happens to whichever node."""
 
 import asyncio
-import contextlib
 import random
-import socket
 
 import msgspec
 import pytest
@@ -24,7 +22,7 @@ ROOM = "presence.room"
 
 
 class Told:
-    """What has been told on the control subjects, in order."""
+    """What was announced on the control subjects, in order."""
 
     def __init__(self):
         self.events = []
@@ -39,7 +37,7 @@ class Told:
         return [(e.event.partition("_")[2], e.user_id or e.channel) for e in self.events]
 
     async def until(self, *words, seconds=10):
-        """Wait for these, in whatever order, and see that there was nothing else; then forget."""
+        """Wait for these, in any order, and check that there was nothing else; then forget."""
         try:
             async with asyncio.timeout(seconds):
                 while len(self.events) < len(words):
@@ -53,19 +51,19 @@ class Told:
         return events
 
     async def nothing(self, seconds):
-        """See that nothing is told in that time, which is longer than it would take."""
+        """Check that nothing is announced in that time, which is longer than it would take."""
         await asyncio.sleep(seconds)
         assert self.words == []
 
 
 async def listening(bus):
-    told = Told()
-    await listen_lifecycle(bus, told.take)
-    return told
+    received = Told()
+    await listen_lifecycle(bus, received.take)
+    return received
 
 
 @pytest.fixture
-async def told(bus):
+async def received(bus):
     return await listening(bus)
 
 
@@ -79,7 +77,7 @@ async def leave(*clients):
         await client.socket.close()
 
 
-async def test_first_of_the_cluster_occupies_and_the_last_of_the_cluster_vacates(nodes, told):
+async def test_first_of_the_cluster_occupies_and_the_last_of_the_cluster_vacates(nodes, received):
     clients = []
     for node in nodes:
         for path in ("/ws/general", "/ws"):
@@ -88,41 +86,41 @@ async def test_first_of_the_cluster_occupies_and_the_last_of_the_cluster_vacates
                 await client.subscribe("general")
             clients.append(client)
             if len(clients) == 1:
-                [event] = await told.until(("occupied", "general"))
+                [event] = await received.until(("occupied", "general"))
                 assert (event.event, event.user_id) == ("channel_occupied", None)
     for client in clients[:-1]:
         await leave(client)
-    await told.nothing(2)
+    await received.nothing(2)
     await leave(clients[-1])
-    await told.until(("vacated", "general"))
-    await told.nothing(0.5)
+    await received.until(("vacated", "general"))
+    await received.nothing(0.5)
 
 
-async def test_two_nodes_that_join_in_the_same_instant_occupy_once(nodes, told):
+async def test_two_nodes_that_join_in_the_same_instant_occupy_once(nodes, received):
     names = ["public", "general", "announcements"]
     clients = await asyncio.gather(*(node.connect() for node in nodes for _ in range(3)))
     await asyncio.gather(
         *(client.subscribe(name) for client in clients for name in names[:1]),
     )
-    await told.until(("occupied", "public"))
+    await received.until(("occupied", "public"))
     for name in names[1:]:
         await asyncio.gather(*(client.subscribe(name) for client in clients))
-    await told.until(("occupied", "general"), ("occupied", "announcements"))
-    await told.nothing(1)
+    await received.until(("occupied", "general"), ("occupied", "announcements"))
+    await received.nothing(1)
 
 
-async def test_a_reload_is_silent_also_on_another_node(nodes, told):
+async def test_a_reload_is_silent_also_on_another_node(nodes, received):
     client = await nodes[0].connect("/ws/general")
-    await told.until(("occupied", "general"))
+    await received.until(("occupied", "general"))
     for turn in range(6):
         await leave(client)
         client = await nodes[turn % 2].connect("/ws/general")
-    await told.nothing(2)
+    await received.nothing(2)
     await leave(client)
-    await told.until(("vacated", "general"))
+    await received.until(("vacated", "general"))
 
 
-async def test_patterns_occupy_nothing_and_sse_does(nodes, told, token):
+async def test_patterns_occupy_nothing_and_sse_does(nodes, received, token):
     import aiohttp  # noqa: PLC0415 - of this test alone
 
     granted = token("7", channels=["orders.>"])
@@ -131,27 +129,27 @@ async def test_patterns_occupy_nothing_and_sse_does(nodes, told, token):
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {granted}"}) as http:
         async with http.get(f"{nodes[1].url}/sse?channel=orders.1") as response:
             assert response.status == 200
-            await told.until(("occupied", "orders.1"))
-        await told.until(("vacated", "orders.1"))
-    await told.nothing(0.5)
+            await received.until(("occupied", "orders.1"))
+        await received.until(("vacated", "orders.1"))
+    await received.nothing(0.5)
 
 
-async def test_members_join_once_and_leave_with_their_last_tab(nodes, told, token):
+async def test_members_join_once_and_leave_with_their_last_tab(nodes, received, token):
     tabs = [await node.connect(token=token("ann", name="Ann")) for node in nodes for _ in range(2)]
     for tab in tabs:
         await tab.subscribe(ROOM)
-    _, joined = sorted(await told.until(("occupied", ROOM), ("joined", "ann")), key=_name)
+    _, joined = sorted(await received.until(("occupied", ROOM), ("joined", "ann")), key=_name)
     assert (joined.channel, joined.info) == (ROOM, {"name": "Ann"})
     bob = await nodes[1].connect(token=token("bob"))
     await bob.subscribe(ROOM)
-    await told.until(("joined", "bob"))
+    await received.until(("joined", "bob"))
     await leave(*tabs[:3])
-    await told.nothing(2)
+    await received.nothing(2)
     await leave(tabs[3])
-    [left] = await told.until(("left", "ann"))
+    [left] = await received.until(("left", "ann"))
     assert (left.channel, left.info) == (ROOM, {"name": "Ann"})
     await bob.ask("unsubscribe", channel=ROOM)
-    await told.until(("left", "bob"), ("vacated", ROOM))
+    await received.until(("left", "bob"), ("vacated", ROOM))
 
 
 def _name(event):
@@ -175,91 +173,91 @@ async def start_other(start_process):
 
 @pytest.mark.parametrize("leads", [True, False], ids=["that leads", "that follows"])
 async def test_a_node_killed_vacates_within_the_ttl_what_no_other_holds(
-    start_edge, start_other, bus, told, connect, token, leads
+    start_edge, start_other, bus, received, connect, token, leads
 ):
     if leads:
         process = await start_other()
         probe = await connect(process.port, "/ws/general")
-        await told.until(("occupied", "general"))
+        await received.until(("occupied", "general"))
         edge = await start_edge(bus, **FAST)
     else:
         edge = await start_edge(bus, **FAST)
         probe = await edge.connect("/ws/general")
-        await told.until(("occupied", "general"))
+        await received.until(("occupied", "general"))
         process = await start_other()
     there = await connect(process.port, token=token("ann"))
     await there.next()
     for channel in ("public", "announcements", ROOM):
         await there.subscribe(channel)
     here = await edge.connect("/ws/public")
-    await told.until(
+    await received.until(
         ("occupied", "public"), ("occupied", "announcements"), ("occupied", ROOM), ("joined", "ann")
     )
     process.process.kill()
     start = asyncio.get_running_loop().time()
     gone = [("vacated", "announcements"), ("vacated", ROOM), ("left", "ann")]
-    await told.until(*gone, *([("vacated", "general")] if leads else []))
+    await received.until(*gone, *([("vacated", "general")] if leads else []))
     assert asyncio.get_running_loop().time() - start < 5
-    await told.nothing(1)
+    await received.nothing(1)
     assert here.socket.state.name == "OPEN"
     assert probe
 
 
 async def test_a_restarted_node_announces_nothing_again(
-    start_edge, start_other, bus, told, connect
+    start_edge, start_other, bus, received, connect
 ):
     process = await start_other(BROADCAST_DRAIN_TIME="0")
     there = await connect(process.port, "/ws/general")
-    await told.until(("occupied", "general"))
+    await received.until(("occupied", "general"))
     edge = await start_edge(bus, **FAST)
     here = await edge.connect("/ws/general")
     process.terminate()
     await process.end()
     again = await start_other()
     back = await connect(again.port, "/ws/general")
-    await told.nothing(4)
+    await received.nothing(4)
     await leave(here, back)
-    await told.until(("vacated", "general"))
+    await received.until(("vacated", "general"))
     assert there
 
 
 async def test_one_node_alone_that_is_killed_is_silent_when_its_clients_are_back_in_time(
-    start_other, told, connect
+    start_other, received, connect
 ):
     process = await start_other()
     await connect(process.port, "/ws/general")
     await connect(process.port, "/ws/public")
-    await told.until(("occupied", "general"), ("occupied", "public"))
+    await received.until(("occupied", "general"), ("occupied", "public"))
     process.process.kill()
     process = await start_other()
     client = await connect(process.port, "/ws/general")
-    await told.until(("vacated", "public"))
-    await told.nothing(1.5)
+    await received.until(("vacated", "public"))
+    await received.nothing(1.5)
     await leave(client)
-    await told.until(("vacated", "general"))
+    await received.until(("vacated", "general"))
 
 
 async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, start_edge, token):
     settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)
     nodes = [await start_edge(settings, **FAST) for _ in range(2)]
     async with EventBus(settings) as bus:
-        told = await listening(bus)
+        received = await listening(bus)
         clients = [await nodes[i % 2].connect(token=token(f"u{i}")) for i in range(4)]
         for client in clients:
             await client.subscribe(ROOM)
         stays = await nodes[1].connect("/ws/general")
         users = [f"u{i}" for i in range(4)]
-        await told.until(
+        await received.until(
             ("occupied", ROOM), ("occupied", "general"), *(("joined", user) for user in users)
         )
         await own_nats_server.stop()
         await asyncio.sleep(2)  # longer than leases and signs of life last
         await own_nats_server.start()
-        await told.nothing(8)
+        await received.nothing(8)
         late = await nodes[0].connect("/ws/public")
-        await told.until(("occupied", "public"))
+        await received.until(("occupied", "public"))
         await leave(late, stays)
-        await told.until(("vacated", "public"), ("vacated", "general"))
+        await received.until(("vacated", "public"), ("vacated", "general"))
 
 
 async def test_when_nats_loses_its_memory_and_the_leader_dies_current_items_count_as_announced(
@@ -269,30 +267,30 @@ async def test_when_nats_loses_its_memory_and_the_leader_dies_current_items_coun
     environ = {"NATS_URL": own_nats_server.url, "BROADCAST_CHANNELS_PREFIX": "eb"}
     process = await start_other(**environ, BROADCAST_HISTORY_BYTES=str(2**22))
     async with EventBus(settings) as bus:
-        told = await listening(bus)
+        received = await listening(bus)
         there = await connect(process.port, "/ws/public")
-        await told.until(("occupied", "public"))
+        await received.until(("occupied", "public"))
         edge = await start_edge(settings, **FAST)
         here = await edge.connect("/ws/general")
-        await told.until(("occupied", "general"))
+        await received.until(("occupied", "general"))
         await own_nats_server.stop()
         process.process.kill()
         await own_nats_server.start()
-        await told.nothing(10)  # longer than another node waits before it leads
+        await received.nothing(10)  # longer than another node waits before it leads
         late = await edge.connect("/ws/announcements")
-        await told.until(("occupied", "announcements"))
+        await received.until(("occupied", "announcements"))
         await leave(here, late)
-        await told.until(("vacated", "general"), ("vacated", "announcements"))
+        await received.until(("vacated", "general"), ("vacated", "announcements"))
         assert there
 
 
 @pytest.mark.parametrize("seed", range(2))
-async def test_whatever_happens_vacated_is_never_false_and_all_adds_up(nodes, told, seed, bus):
+async def test_whatever_happens_vacated_is_never_false_and_all_adds_up(nodes, received, seed, bus):
     """Clients of two nodes come, go and vanish at random; each channel's events alternate."""
     chance = random.Random(seed)
     names = ["general", "public", "announcements"]
     held = {name: [] for name in names}
-    """Who certainly hears it: from the answer on, until it is about to leave."""
+    """The clients that certainly receive it: from the answer on, until they are about to leave."""
     false = []
 
     def look(event):
@@ -322,69 +320,61 @@ async def test_whatever_happens_vacated_is_never_false_and_all_adds_up(nodes, to
             await leave(*(held[name].pop() for name in names for _ in list(held[name])))
         expected = {name for name in names if held[name]}
         async with asyncio.timeout(10):
-            while occupied(told) != expected:  # noqa: ASYNC110 - of an event that may never come
+            while occupied(received) != expected:  # noqa: ASYNC110 - of an event that may never come
                 await asyncio.sleep(0.1)
     for name in names:
-        words = [event.event for event in told.events if event.channel == name]
+        words = [event.event for event in received.events if event.channel == name]
         assert words == (["channel_occupied", "channel_vacated"] * len(words))[: len(words)]
     assert false == []
-    assert {event.channel for event in told.events} == set(names), "each was vacated in the end"
+    assert {event.channel for event in received.events} == set(names), "each was vacated in the end"
 
 
-def occupied(told):
-    """The channels that are occupied, as their last events tell."""
-    last = {event.channel: event.event for event in told.events}
+def occupied(received):
+    """The channels that are occupied, according to their last events."""
+    last = {event.channel: event.event for event in received.events}
     return {channel for channel, event in last.items() if event == "channel_occupied"}
 
 
 async def test_memory_announces_the_same_events(start_edge, settings, token):
     own = msgspec.structs.replace(settings, driver="memory")
     async with EventBus(own) as bus:
-        told = await listening(bus)
+        received = await listening(bus)
         nodes = [await start_edge(bus, **FAST) for _ in range(2)]
         clients = [await node.connect(token=token("ann")) for node in nodes]
         for client in clients:
             await client.subscribe(ROOM)
-        await told.until(("occupied", ROOM), ("joined", "ann"))
+        await received.until(("occupied", ROOM), ("joined", "ann"))
         await leave(clients[0])
-        await told.nothing(1.5)
+        await received.nothing(1.5)
         await leave(clients[1])
-        await told.until(("vacated", ROOM), ("left", "ann"))
+        await received.until(("vacated", ROOM), ("left", "ann"))
 
 
 @pytest.mark.redis
-async def test_redis_announces_the_same_events(start_edge, namespace, tmp_path, token):
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    server = await asyncio.create_subprocess_exec(
-        "redis-server", "--port", str(port), "--dir", str(tmp_path), "--save", "",
-        stdout=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        settings = Settings(driver="redis", redis_port=port, namespace=namespace)
-        async with EventBus(settings) as bus:
-            told = await listening(bus)
-            nodes = [await start_edge(bus, **FAST), await start_edge(settings, **FAST)]
-            clients = [await node.connect(token=token("ann")) for node in nodes]
-            await asyncio.gather(*(client.subscribe(ROOM) for client in clients))
-            await told.until(("occupied", ROOM), ("joined", "ann"))
-            await leave(clients[0])
-            await told.nothing(1.5)
-            await leave(clients[1])
-            await told.until(("vacated", ROOM), ("left", "ann"))
-            await nodes[0].runner.cleanup()  # whichever leads: the other goes on
-            client = await nodes[1].connect("/ws/general")
-            await told.until(("occupied", "general"))
-            await leave(client)
-            await told.until(("vacated", "general"))
-    finally:
-        server.terminate()
-        await server.wait()
+async def test_redis_announces_the_same_events(start_edge, start_redis, token):
+    settings = await start_redis()
+    async with EventBus(settings) as bus:
+        received = await listening(bus)
+        nodes = [await start_edge(bus, **FAST), await start_edge(settings, **FAST)]
+        clients = [await node.connect(token=token("ann")) for node in nodes]
+        await asyncio.gather(*(client.subscribe(ROOM) for client in clients))
+        await received.until(("occupied", ROOM), ("joined", "ann"))
+        await leave(clients[0])
+        await received.nothing(1.5)
+        await leave(clients[1])
+        await received.until(("vacated", ROOM), ("left", "ann"))
+        await nodes[0].runner.cleanup()  # whichever leads: the other continues
+        client = await nodes[1].connect("/ws/general")
+        await received.until(("occupied", "general"))
+        await leave(client)
+        await received.until(("vacated", "general"))
 
 
-async def test_nothing_is_announced_or_stored_unless_lifecycle_events_are_enabled(edge, told, bus):
+async def test_nothing_is_announced_or_stored_unless_lifecycle_events_are_enabled(
+    edge, received, bus
+):
     client = await edge.connect("/ws/general")
-    await told.nothing(1)
+    await received.nothing(1)
     assert await bus.driver.state.entries("interest.>") == {}
     assert await bus.driver.state.entries("lifecycle.>") == {}
     assert client
@@ -397,14 +387,14 @@ async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
         await start_edge(own, lifecycle="on")
 
 
-async def test_thousands_of_channels_are_announced_once_each(nodes, told):
+async def test_thousands_of_channels_are_announced_once_each(nodes, received):
     lifecycles = [node.node._lifecycle for node in nodes]
     names = [f"many.{i}" for i in range(3000)]
     for name in names:
         for lifecycle in lifecycles:
             lifecycle.use(name, True)
-    await told.until(*(("occupied", name) for name in names), seconds=30)
+    await received.until(*(("occupied", name) for name in names), seconds=30)
     for name in names:
         for lifecycle in lifecycles:
             lifecycle.use(name, False)
-    await told.until(*(("vacated", name) for name in names), seconds=30)
+    await received.until(*(("vacated", name) for name in names), seconds=30)

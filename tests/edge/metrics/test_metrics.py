@@ -10,11 +10,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
+from eventbus.tokens import issue_token
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.protocols.vocabulary import CloseReason
+from tests.edge.conftest import expired
 
 PATIENCE_S = 10.0
 
@@ -64,7 +65,9 @@ async def test_messages_and_bytes_are_counted_in_and_out(edge, bus):
 
 
 @pytest.mark.parametrize("volatile", [False, True])
-async def test_latency_is_observed_once_for_a_message_whatever_its_clients(edge, bus, volatile):
+async def test_latency_is_observed_once_for_a_message_however_many_clients_it_has(
+    edge, bus, volatile
+):
     clients = [await edge.connect() for _ in range(3)]
     for client in clients:
         await client.subscribe("general")
@@ -107,12 +110,12 @@ async def test_message_that_matches_a_channel_and_a_pattern_has_one_latency(edge
 async def test_rejected_tokens_are_counted_by_reason(edge, token):
     good = token()
     head, body, _ = good.split(".")
-    other = issue_token("another-secret-that-is-32-bytes-long", "7").rpartition(".")[2]
+    other = issue_token("7", secret="another-secret-that-is-32-bytes-long").rpartition(".")[2]
     bad = {
         "malformed": "no-token",
         "unsigned": f"{head}.{body}.",
         "signature": f"{head}.{body}.{other}",
-        "expired": token(lifetime_s=-3600),
+        "expired": expired(),
         "audience": token(audience="others"),
     }
     for each in bad.values():
@@ -197,8 +200,8 @@ async def test_joins_and_resumes_are_counted(edge, bus):
     at = await bus.publish("general", "tick", 0)
     for epoch, recovered in ((at.epoch, True), (at.epoch, True), ("another", False)):
         client = await edge.connect()
-        told = await client.subscribe("general", data={"offset": at.offset, "epoch": epoch})
-        assert told["recovered"] is recovered
+        answer = await client.subscribe("general", data={"offset": at.offset, "epoch": epoch})
+        assert answer["recovered"] is recovered
     await (await edge.connect()).subscribe("general")
     samples = await scrape(edge)
     assert samples["eventbus_edge_resumes_total true"] == 2
@@ -210,12 +213,12 @@ async def test_frames_that_a_slow_client_does_not_get_are_counted_apart(start_ed
     edge = await start_edge(bus, max_unsent_bytes=64 * 1024)
     slow, closing = [await edge.connect() for _ in "12"]
     node = edge.node
-    cut, let_go = (node.connections[c.greeting["data"]["connection_id"]] for c in (slow, closing))
+    cut, drained = (node.connections[c.greeting["data"]["connection_id"]] for c in (slow, closing))
     frame = bytes((0x82, 126)) + (60_000).to_bytes(2) + bytes(60_000)
     for _ in range(400):  # in one turn, so that nobody reads meanwhile: more than a socket takes
         cut.write(frame)
-    let_go.close(CloseReason.DRAINING, "for the test")
-    let_go.write(b"after the close")
+    drained.close(CloseReason.DRAINING, "for the test")
+    drained.write(b"after the close")
     slow.socket.transport.abort()
     assert await closing.closed() == 4200
     samples = await scraped(edge, "eventbus_edge_connections", lambda open_: open_ == 0)

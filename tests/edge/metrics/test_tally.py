@@ -2,7 +2,7 @@ import datetime
 
 import pytest
 
-from eventbus_edge.cluster.cluster import BusLag
+from eventbus.cluster.cluster import BusLag
 from eventbus_edge.metrics.tally import (
     LATENCY_BOUNDS,
     Latencies,
@@ -49,18 +49,18 @@ def test_invalid_times_and_times_without_a_zone_are_ignored(text):
     assert sum(latencies.counts) == 0
 
 
-def test_lag_is_what_the_last_word_took():
+def test_lag_is_the_round_trip_of_the_last_hello():
     lag = BusLag()
     assert lag.seconds(5.0) == 0.0
     lag.sent(10.0)
-    lag.heard(10.25)
+    lag.received(10.25)
     assert lag.seconds(99.0) == 0.25
 
 
-def test_lag_grows_while_a_word_is_under_way_also_when_others_follow_it():
+def test_lag_grows_while_a_hello_is_under_way_even_if_others_follow():
     lag = BusLag()
     lag.sent(10.0)
     lag.sent(12.0)
     assert lag.seconds(13.0) == 3.0
-    lag.heard(14.0)
+    lag.received(14.0)
     assert lag.seconds(20.0) == 4.0

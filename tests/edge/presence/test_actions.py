@@ -16,16 +16,19 @@ from eventbus_edge.protocols.native import (
 )
 from eventbus_edge.protocols.vocabulary import (
     Malformed,
+    Members,
     Presence,
     PresenceMembers,
+    PresentMember,
     Subscribe,
     Subscribed,
     Unsubscribe,
 )
+from eventbus_edge.sessions.effects import Read
 from eventbus_edge.sessions.limits import SessionLimits
 from eventbus_edge.sessions.session import Session
 
-MEMBERS = b'[{"user_id":"7","info":{}}]'
+MEMBERS = Members([PresentMember("7", b"{}")])
 ROOM = "presence.room"
 
 
@@ -46,9 +49,9 @@ def failure(effects):
     return effect.reply.code, effect.reply.channel, effect.reply.ref
 
 
-def test_who_has_joined_may_ask_and_change(session):
-    [told] = join(session, ROOM)
-    assert told.reply.members == MEMBERS
+def test_member_may_ask_for_presence_and_change_it(session):
+    [reported] = join(session, ROOM)
+    assert reported.reply.members == MEMBERS
     for changes in (None, {}, {"status": "away"}):
         [effect] = session.receive(Presence(ROOM, changes, 1), 0.0)
         assert effect == (Presence(ROOM, changes, 1),)
@@ -57,15 +60,26 @@ def test_who_has_joined_may_ask_and_change(session):
 @pytest.mark.parametrize(
     ("channel", "code", "named"),
     [
-        (ROOM, "not_subscribed", ROOM),
         ("general", "bad_request", "general"),
         ("a b", "invalid_channel", None),
         ("presence.*", "invalid_channel", None),
     ],
 )
 @pytest.mark.parametrize("changes", [None, {"a": 1}])
-def test_others_are_told_why_they_may_not(session, channel, code, named, changes):
+def test_others_learn_why_they_may_not(session, channel, code, named, changes):
     assert failure(session.receive(Presence(channel, changes, "r"), 0.0)) == (code, named, "r")
+
+
+def test_changes_need_a_joined_channel(session):
+    changed = session.receive(Presence(ROOM, {"a": 1}, "r"), 0.0)
+    assert failure(changed) == ("not_subscribed", ROOM, "r")
+
+
+def test_members_of_a_channel_that_one_may_join_are_read_without_joining_it(session):
+    assert session.receive(Presence(ROOM, None, 1), 0.0) == [Read(Presence(ROOM, None, 1))]
+    assert ROOM not in session.channels
+    nobody = Session("c2", ChannelRules(), SessionLimits(), 0.0)
+    assert failure(nobody.receive(Presence(ROOM, None, 1), 0.0)) == ("unauthorized", ROOM, 1)
 
 
 def test_a_joined_channel_of_another_kind_has_no_members(session):
@@ -73,10 +87,10 @@ def test_a_joined_channel_of_another_kind_has_no_members(session):
     assert failure(session.receive(Presence("general", None, 1), 0.0))[0] == "bad_request"
 
 
-def test_who_has_left_may_not_ask(session):
+def test_client_that_left_may_not_change_its_info(session):
     join(session, ROOM)
     session.receive(Unsubscribe(ROOM, None), 0.0)
-    assert failure(session.receive(Presence(ROOM, None, 1), 0.0))[0] == "not_subscribed"
+    assert failure(session.receive(Presence(ROOM, {}, 1), 0.0))[0] == "not_subscribed"
 
 
 def test_an_expired_token_lets_ask_and_not_change(session):
@@ -86,7 +100,7 @@ def test_an_expired_token_lets_ask_and_not_change(session):
     assert effect == (Presence(ROOM, None, 1),)
 
 
-def test_what_an_authorizer_adds_comes_with_the_join(session):
+def test_info_of_an_authorizer_is_part_of_the_join(session):
     rule = ChannelRules().find(ROOM)
     [effect] = session.consulted(Subscribe(ROOM, None, 0, None), Allowed(rule, {"role": "owner"}))
     assert effect.info == {"role": "owner"}
@@ -109,7 +123,7 @@ def test_a_frame_is_decoded_to_its_command(text, command):
 
 
 @pytest.mark.parametrize("data", ["1", '"x"', "[]", "true", '{"a":' * 3000 + "1" + "}" * 3000])
-def test_changes_that_are_no_object_are_malformed(data):
+def test_changes_that_are_not_an_object_are_malformed(data):
     command = decode('{"action":"presence","channel":"c","ref":5,"data":' + data + "}")
     assert isinstance(command, Malformed)
     assert command.code == "bad_request"
@@ -119,16 +133,20 @@ def test_a_channel_is_needed():
     assert decode('{"action":"presence"}').code == "bad_request"
 
 
-def test_members_go_out_as_they_were_encoded():
-    reply = Subscribed(ROOM, ChannelKind.PRESENCE, None, None, 3, MEMBERS)
+def test_members_are_sent_as_an_array_with_unchanged_info():
+    members = Members([PresentMember("7", b"{}"), PresentMember('\u00e9"', b'{"n":1.50}')])
+    listed = [{"user_id": "7", "info": {}}, {"user_id": '\u00e9"', "info": {"n": 1.5}}]
+    reply = Subscribed(ROOM, ChannelKind.PRESENCE, None, None, 3, members)
     frame = json.loads(encode_reply(reply))
     assert (frame["event"], frame["channel"]) == ("eb:subscribed", ROOM)
     assert frame["data"] == {
-        "kind": "presence", "offset": None, "epoch": None, "members": json.loads(MEMBERS), "ref": 3,
+        "kind": "presence", "offset": None, "epoch": None, "members": listed, "ref": 3,
     }  # fmt: skip
-    frame = json.loads(encode_reply(PresenceMembers(ROOM, MEMBERS, 1, "r")))
+    payload = encode_reply(PresenceMembers(ROOM, members, "r"))
+    assert b'{"n":1.50}' in payload
+    frame = json.loads(payload)
     assert (frame["event"], frame["channel"]) == ("eb:presence", ROOM)
-    assert frame["data"] == {"members": json.loads(MEMBERS), "count": 1, "ref": "r"}
+    assert frame["data"] == {"members": listed, "count": 2, "ref": "r"}
 
 
 def test_a_channel_without_members_says_nothing_of_them():

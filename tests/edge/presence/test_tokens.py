@@ -17,7 +17,7 @@ ROOM = "presence.room"
 
 @pytest.fixture
 def token():
-    """Make a token with whatever claims."""
+    """Make a token with any claims."""
 
     def issue(user, **claims):
         times = {"aud": "websocket", "exp": int(time.time()) + 600}
@@ -28,7 +28,7 @@ def token():
 
 @pytest.fixture
 async def two(start_edge, bus, settings, token):
-    """Alice on one node, Bob on another, both in the room; Bob has heard of both."""
+    """Alice on one node, Bob on another, both in the room; Bob knows of both."""
     edges = [await start_edge(bus), await start_edge(settings)]
     alice = await edges[0].connect(token=token("alice", name="Alice", info={"desk": 1}))
     await alice.subscribe(ROOM)
@@ -55,24 +55,24 @@ async def test_others_see_what_the_new_token_says(two, token):
     assert await updated(bob) == {"user_id": "alice", "info": info}
     members = (await bob.ask("presence", channel=ROOM))["data"]["members"]
     assert {"user_id": "alice", "info": info} in members
-    assert await alice.hears_nothing()
+    assert await alice.receives_nothing()
 
 
-async def test_what_the_user_has_said_since_stays(two, token):
+async def test_later_changes_of_the_user_stay(two, token):
     alice, bob = two
     await alice.ask("presence", channel=ROOM, data={"status": "away", "desk": 9})
     await updated(bob)
     await refresh(alice, token("alice", name="Al", info={"desk": 1}))
-    told = await updated(bob)
-    assert told["info"] == {"name": "Al", "desk": 9, "status": "away"}
+    reported = await updated(bob)
+    assert reported["info"] == {"name": "Al", "desk": 9, "status": "away"}
 
 
 @pytest.mark.parametrize("more", [{}, {"roles": ["editor"]}])
 async def test_a_token_that_says_the_same_of_its_user_is_not_announced(two, token, more):
     alice, bob = two
     await refresh(alice, token("alice", name="Alice", info={"desk": 1}, **more))
-    assert await bob.hears_nothing()
-    assert await alice.hears_nothing()
+    assert await bob.receives_nothing()
+    assert await alice.receives_nothing()
 
 
 async def test_an_info_that_is_too_large_is_refused_and_the_old_one_stays(two, token):
@@ -81,7 +81,7 @@ async def test_an_info_that_is_too_large_is_refused_and_the_old_one_stays(two, t
     error = await alice.next()
     assert (error["event"], error["channel"]) == ("eb:error", ROOM)
     assert error["data"]["code"] == "payload_too_large"
-    assert await bob.hears_nothing()
+    assert await bob.receives_nothing()
     members = (await bob.ask("presence", channel=ROOM))["data"]["members"]
     assert {"user_id": "alice", "info": {"name": "Alice", "desk": 1}} in members
 
@@ -100,5 +100,5 @@ async def test_an_authorizer_decides_and_is_called_again(start_edge, bus, token)
         await client.subscribe("presence.team.7")
     await alice.next()
     await refresh(alice, token("alice", name="Alice", roles=["captain"]))
-    told = await updated(bob, "presence.team.7")
-    assert told["info"] == {"name": "Alice", "role": "captain"}
+    reported = await updated(bob, "presence.team.7")
+    assert reported["info"] == {"name": "Alice", "role": "captain"}

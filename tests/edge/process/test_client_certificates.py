@@ -149,8 +149,8 @@ async def health(**environ):
         env={"PATH": os.environ["PATH"], "http_proxy": "http://127.0.0.1:9", **environ},
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, said = await process.communicate()
-    return process.returncode, said.decode()
+    _, output = await process.communicate()
+    return process.returncode, output.decode()
 
 
 async def test_health_check_follows_the_nodes_port_and_tls(start_process, house):
@@ -161,8 +161,8 @@ async def test_health_check_follows_the_nodes_port_and_tls(start_process, house)
     assert await health(**environ) == (0, "")
     edge.terminate()
     await edge.end()
-    code, said = await health(**environ)
-    assert (code, "refused" in said) == (1, True)
+    code, output = await health(**environ)
+    assert (code, "refused" in output) == (1, True)
 
 
 async def test_health_check_says_what_a_node_lacks(start_process, own_nats_server):

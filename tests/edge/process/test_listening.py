@@ -36,7 +36,7 @@ def crowd():
 
 
 def waiting(clients, port):
-    """How many are let in to wait; the kernel drops the first packet of who finds no room."""
+    """How many may wait; the kernel drops the first packet of further ones."""
     with selectors.DefaultSelector() as selector:
         for client in clients:
             with contextlib.suppress(BlockingIOError):
@@ -72,8 +72,8 @@ async def test_as_many_may_wait_after_its_certificate_was_renewed(crowd, start_p
     edge = await start_process(BROADCAST_TLS_CERT=str(path))
     edge.process.send_signal(signal.SIGHUP)
     async with asyncio.timeout(20):
-        while b"reloaded the certificate" not in await edge.process.stderr.readline():
-            pass
+        while b"reloaded the certificate" not in (line := await edge.process.stderr.readline()):
+            assert line, "the node has ended"
     await stop(edge)
     assert waiting(crowd, edge.port) == len(crowd)
 

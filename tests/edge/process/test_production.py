@@ -64,12 +64,12 @@ def test_secret_that_could_be_guessed_is_refused_with_the_reason(secret, why):
     assert why in (weakness(secret) or "")
     with pytest.raises(ConfigError) as caught:
         require_production(production(jwt_secret=secret))
-    said = str(caught.value)
-    assert said.startswith("BROADCAST_ENVIRONMENT=production: JWT_SECRET ")
-    assert why in said
-    assert "openssl rand -base64 48" in said
+    message = str(caught.value)
+    assert message.startswith("BROADCAST_ENVIRONMENT=production: JWT_SECRET ")
+    assert why in message
+    assert "openssl rand -base64 48" in message
     assert caught.value.variable == "JWT_SECRET"
-    assert secret not in said
+    assert secret not in message
 
 
 @pytest.mark.parametrize("secret", documented_secrets())
@@ -94,7 +94,7 @@ def test_pattern_is_found_wherever_it_begins(data):
     ],
 )
 def test_random_secrets_are_not_refused(make):
-    assert [told for told in (weakness(make()) for _ in range(2000)) if told] == []
+    assert [received for received in (weakness(make()) for _ in range(2000)) if received] == []
 
 
 def test_without_any_key_for_tokens_production_is_refused():
@@ -112,6 +112,22 @@ def test_a_public_key_or_its_address_is_enough(key):
     assert require_production(production(jwt_secret="", **key)) == ()
 
 
+@pytest.mark.parametrize(
+    ("field", "variable"),
+    [
+        ("api_key", "BROADCAST_API_KEY"),
+        ("webhook_secret", "BROADCAST_WEBHOOK_SECRET"),
+        ("pusher_app_secret", "PUSHER_APP_SECRET"),
+    ],
+)
+def test_every_secret_that_proves_something_to_the_node_or_by_it_is_checked(field, variable):
+    for weak in ("password-of-the-shop", "a" * 40, "short"):
+        with pytest.raises(ConfigError, match=f"production: {variable} ") as caught:
+            require_production(production(**{field: weak}))
+        assert weak not in str(caught.value)
+    assert require_production(production(**{field: secrets.token_hex(16)})) == ()
+
+
 def test_all_reasons_are_reported_together():
     with pytest.raises(ConfigError) as caught:
         require_production(production(jwt_secret="a" * 40, api_key="key"))
@@ -120,7 +136,7 @@ def test_all_reasons_are_reported_together():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({}, ()),
         ({"cors_allowed_origins": ("https://app.example",)}, ()),
@@ -131,12 +147,12 @@ def test_all_reasons_are_reported_together():
         ({"jwt_secret": "", "jwt_jwks_url": "http://localhost/keys"}, ()),
     ],
 )
-def test_what_may_be_meant_is_only_warned_of(changes, told):
+def test_possibly_intended_settings_only_cause_warnings(changes, expected):
     warnings = require_production(production(**changes))
-    assert len(warnings) == len(told)
-    assert all(warning.startswith(begin) for warning, begin in zip(warnings, told, strict=True)), (
-        warnings
-    )
+    assert len(warnings) == len(expected)
+    assert all(
+        warning.startswith(begin) for warning, begin in zip(warnings, expected, strict=True)
+    ), warnings
 
 
 def test_development_has_nothing_to_object():
@@ -211,7 +227,7 @@ def test_secret_that_eventbus_makes_for_development_is_refused(run, tmp_path):
     assert copied not in done.stderr
 
 
-def test_environment_that_is_none_is_refused(run):
+def test_invalid_environment_is_refused(run):
     done = run(*COMMAND, "edge", "run", BROADCAST_ENVIRONMENT="prod", JWT_SECRET=GOOD)
     assert done.returncode == 2
     assert "BROADCAST_ENVIRONMENT='prod'" in done.stderr

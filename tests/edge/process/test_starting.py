@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import ssl
 import sys
 
@@ -13,6 +12,9 @@ import trustme
 
 from eventbus.server import NatsServer
 from eventbus_edge.process.supervisor import READY
+from tests.ports import free_port
+
+pytestmark = pytest.mark.server
 
 PATIENCE_S = 30
 
@@ -20,8 +22,7 @@ PATIENCE_S = 30
 @pytest.fixture
 def nobodys_port():
     """A port on which nothing listens until a test puts something there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from eventbus.config import Settings
+from eventbus.errors import ConfigError
+from eventbus_edge.config import EdgeSettings
+from eventbus_edge.process.supervisor import Supervisor
+from tests.ports import free_port
+
 PATIENCE_S = 20.0
 
 
@@ -49,6 +55,52 @@ async def test_workers_share_the_port_and_see_each_others_messages(start_process
     await bus.publish("general", "tick", 1)
     for client in clients:
         assert (await client.next())["data"] == 1
+
+
+TALKATIVE = """
+import subprocess, sys
+print("x" * 200_000)
+print("loading...", end=" ", flush=True)
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stdin=subprocess.DEVNULL)
+"""
+
+
+async def test_worker_that_prints_long_lines_and_starts_children_gets_ready_and_is_replaced(
+    start_process, connect, tmp_path
+):
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    edge = await start_process(
+        BROADCAST_WORKERS="2", EDGE_APP="talkative", PYTHONPATH=str(tmp_path)
+    )
+    before = children_of(edge.process.pid)
+    left = [child for worker in before for child in children_of(worker)]
+    try:
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)  # its child still holds its output open
+        await until(lambda: len(children_of(edge.process.pid) - {victim}) == 2)
+        assert await node_of(connect, edge.port)
+        left += [c for worker in children_of(edge.process.pid) for c in children_of(worker)]
+        edge.terminate()
+        await until(lambda: is_gone(edge.process.pid))
+    finally:
+        for child in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+    code, _ = await edge.end()
+    assert code == 0
+
+
+async def test_system_that_cannot_share_a_port_is_named_before_signals_are_handled(monkeypatch):
+    """Windows has neither SO_REUSEPORT nor signal handlers of event loops."""
+
+    def add_signal_handler(*_):
+        raise NotImplementedError
+
+    monkeypatch.delattr(socket, "SO_REUSEPORT")
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", add_signal_handler)
+    supervisor = Supervisor(EdgeSettings(workers=2), Settings(), on_ready=print)
+    with pytest.raises(ConfigError, match=r"BROADCAST_WORKERS=2: .* allowed here: 1"):
+        await supervisor.run()
 
 
 async def test_worker_that_is_killed_is_replaced(start_process, connect):
@@ -122,8 +174,7 @@ async def test_embedded_nats_server_of_workers_is_started_again_when_it_dies(
 
 
 async def test_workers_that_cannot_start_end_the_supervisor_with_their_code(start_process):
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as nobody:
-        port = nobody.getsockname()[1]
+    port = free_port()
     with pytest.raises(AssertionError, match=r"could not start \(exit code 1\)"):
         await start_process(
             BROADCAST_WORKERS="2",

@@ -6,11 +6,13 @@ import hmac
 import itertools
 import json
 
+import aiohttp
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from eventbus.bus import EventBus
+from eventbus.cluster.answers import Disconnect
 from eventbus.config import Settings
 from eventbus_edge.app import WEBSOCKETS
 from eventbus_edge.protocols.base import Liveness, Proven
@@ -48,6 +50,7 @@ class Lines:
     """
 
     subprotocols = None
+    name = "lines"
     announces_close = True
     liveness = Liveness(heartbeat=b"THERE?", control_frames=False)
 
@@ -101,9 +104,13 @@ class Lines:
         return Closing(CODES.get(reason, 4900), text, Returns.LATER)
 
     def refuse(self, failed):
-        return Closing(4910 if failed.code == "unauthorized" else 4911, "refused", Returns.NEVER)
+        code = 4910 if failed.code == "unauthorized" else 4911
+        return Closing(code, failed.code, Returns.NEVER)
 
-    def prove(self, connection_id, command):
+    def agree(self, _query):
+        return self
+
+    def prove(self, connection_id, command, _user):
         user, signature = command.proof
         if not hmac.compare_digest(signature, sign(connection_id, command.channel, user)):
             return Proven(None, "the signature is wrong")
@@ -163,7 +170,7 @@ async def connect(edge, path="/lines", **options):
     return made
 
 
-async def test_clients_of_both_protocols_hear_the_same_channel(line_edge, memory_bus, lines):
+async def test_clients_of_both_protocols_receive_the_same_channel(line_edge, memory_bus, lines):
     one, other = await connect(line_edge, "/lines/general"), await connect(line_edge)
     native = await line_edge.connect()
     assert one.id != other.id
@@ -232,8 +239,8 @@ async def test_whispers_cross_from_one_protocol_to_the_other(line_edge, token):
     await line.ask(f"SUB presence.a ann {sign(line.id, 'presence.a', 'ann')}")
     assert (await native.next())["event"] == "eb:presence.joined"
     await line.socket.send('SAY presence.a typing {"on":true}')
-    heard = await native.next()
-    assert (heard["event"], heard["data"], heard["user_id"]) == (
+    frame = await native.next()
+    assert (frame["event"], frame["data"], frame["user_id"]) == (
         "client-typing",
         {"on": True},
         "ann",
@@ -251,6 +258,63 @@ async def test_a_new_token_leaves_what_was_proven_and_a_revocation_takes_it(line
     assert await line.ask("SUB general") == "IN general"  # and no OUT before
     line_edge.node.connections[line.id].revoke("presence.a")
     assert await line.next() == "OUT presence.a"
+
+
+async def prove(client, channel, user):
+    return await client.ask(f"SUB {channel} {user} {sign(client.id, channel, user)}")
+
+
+@pytest.mark.parametrize("channel", [None, "presence.a"])
+async def test_revoked_user_leaves_what_was_joined_by_proof_and_stays_out(
+    start_edge, memory_bus, lines, token, channel
+):
+    edge = await start_edge(
+        memory_bus, websockets={**WEBSOCKETS, "/lines": lines}, jwt_leeway=0.0, presence_grace=0.0
+    )
+    edge.extensions = None
+    watcher = await edge.connect(token=token("7"))
+    await watcher.subscribe("presence.a")
+    line = await connect(edge)
+    for joined, user in (("presence.a", "ann"), ("presence.b", "ann"), ("presence.c", "bob")):
+        assert await prove(line, joined, user) == f"IN {joined}"
+    assert (await watcher.next())["event"] == "eb:presence.joined"
+    await edge.node.access.revoker.revoke(user_id="ann", channel=channel)
+    left = await watcher.next()
+    assert (left["event"], left["data"]["user_id"]) == ("eb:presence.left", "ann")
+    assert await line.next() == "OUT presence.a"
+    if channel is None:
+        assert await line.next() == "OUT presence.b"
+        assert await prove(line, "presence.d", "ann") == "NO forbidden presence.d"
+    assert await prove(line, "presence.a", "ann") == "NO forbidden presence.a"
+    assert await prove(line, "presence.e", "bob") == "IN presence.e"
+    # A proof of a later connection is newer than the revocation, as a newer token is.
+    assert await prove(await connect(edge), "presence.a", "ann") == "IN presence.a"
+
+
+async def test_user_who_is_revoked_while_joining_by_proof_does_not_stay(line_edge, monkeypatch):
+    line = await connect(line_edge)
+    channels = line_edge.node.presence
+    enter = channels.enter
+
+    async def enter_late(*args):
+        await line_edge.node.access.revoker.revoke(user_id="ann")
+        await enter(*args)
+
+    monkeypatch.setattr(channels, "enter", enter_late)
+    assert await prove(line, "presence.a", "ann") == "NO forbidden presence.a"
+    assert channels.count("presence.a") == 0
+
+
+async def test_disconnecting_a_user_ends_what_was_joined_by_proof(line_edge):
+    line = await connect(line_edge)
+    for channel, user in (("presence.a", "ann"), ("presence.b", "bob")):
+        assert await prove(line, channel, user) == f"IN {channel}"
+    census = line_edge.node.census
+    assert (await census.disconnect(Disconnect(user_id="eve"))).count == 0
+    assert (await census.disconnect(Disconnect(user_id="ann"))).count == 1
+    assert await line.next() == "OUT presence.a"
+    assert (await census.disconnect(Disconnect(user_id="bob", reconnect=True))).count == 1
+    assert (await line.next()).startswith("BYE 4900 ")
 
 
 async def test_the_reason_of_a_close_has_the_protocols_own_code_and_last_words(line_edge):
@@ -272,8 +336,11 @@ async def test_a_heartbeat_is_a_message_of_the_protocol(start_edge, memory_bus, 
         assert await line.next() == "THERE?"
         await line.socket.send("HERE")
     pings = asyncio.create_task(_keep_pinging(line.socket))
-    heard = [await line.next(), await line.next()]
-    assert heard == ["THERE?", "BYE 4901 no answer to the heartbeat"]  # pings are no signs of life
+    received = [await line.next(), await line.next()]
+    assert received == [
+        "THERE?",
+        "BYE 4901 no answer to the heartbeat",
+    ]  # pings are not signs of life
     assert await line.ended() == 4901
     pings.cancel()
 
@@ -288,9 +355,9 @@ async def _keep_pinging(socket):
 @pytest.mark.parametrize(
     ("path", "error", "code"),
     [
-        ("/lines?auth_token=nonsense", "NO unauthorized None", 4910),
-        ("/lines/user.9", "NO unauthorized None", 4910),
-        ("/lines?channel=a%20b", "NO invalid_channel None", 4911),
+        ("/lines?auth_token=nonsense", "BYE 4910 unauthorized", 4910),
+        ("/lines/user.9", "BYE 4910 unauthorized", 4910),
+        ("/lines?channel=a%20b", "BYE 4911 invalid_channel", 4911),
     ],
 )
 async def test_errors_of_the_handshake_are_given_in_the_socket(line_edge, path, error, code):
@@ -299,7 +366,7 @@ async def test_errors_of_the_handshake_are_given_in_the_socket(line_edge, path, 
     assert await line.next() == error
     assert await line.ended() == code
     assert not line_edge.node.connections
-    assert len(line_edge.node.access.admission.places) == 0
+    assert len(line_edge.node.access.admission.slots) == 0
 
 
 async def test_the_native_protocol_gives_them_outside_beside_it(line_edge):
@@ -311,10 +378,34 @@ async def test_an_overloaded_or_draining_node_says_so_in_the_socket(line_edge):
     line_edge.node.connections.is_draining = True
     client = await line_edge.connect("/lines", greeted=False, extensions=line_edge.extensions)
     line = LineClient(client.socket)
-    assert await line.next() == "NO unavailable None"
+    assert await line.next() == "BYE 4911 unavailable"
     assert await line.ended() == 4911
     with pytest.raises(InvalidStatus):
         await line_edge.connect("/ws")
+
+
+async def test_rate_limit_and_the_price_of_wrong_tokens_hold_in_the_socket_too(
+    start_edge, memory_bus, lines
+):
+    edge = await start_edge(
+        memory_bus,
+        websockets={**WEBSOCKETS, "/lines": lines},
+        max_requests_per_address=0.01,
+        max_connections_per_address=3,
+    )
+    answers = []
+    for _ in range(4):  # six requests at once
+        client = await edge.connect("/lines?auth_token=nonsense", greeted=False)
+        line = LineClient(client.socket)
+        answers.append(await line.next())
+        assert await line.ended() in {4910, 4911}
+    # A wrong token counts twice.
+    assert answers == ["BYE 4910 unauthorized"] * 3 + ["BYE 4911 rate_limited"]
+    status, _, problem = await edge.refusal("/ws")  # the native protocol has it outside
+    assert (status, problem["code"]) == (429, "rate_limited")
+    async with aiohttp.ClientSession() as http, http.get(f"{edge.url}/lines") as response:
+        assert response.status == 429  # a request that cannot be upgraded
+    assert not edge.node.connections
 
 
 async def test_offers_of_subprotocols_are_ignored_by_a_protocol_without_any(line_edge):

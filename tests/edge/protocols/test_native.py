@@ -13,7 +13,7 @@ from eventbus.drivers.base import Position
 from eventbus.drivers.marks import mark_of
 from eventbus_edge.delivery.wire import Wires
 from eventbus_edge.framing.frames import (
-    TEXT,
+    TEXT_FRAMES,
     text_frame,
 )
 from eventbus_edge.framing.sse import WITHOUT_CURSOR
@@ -151,7 +151,7 @@ MALFORMED = [
     (
         '{"action":"join","channel":"c","data":{"history":1,"offset":1,"epoch":"e"},"ref":1}',
         1,
-        "not both",
+        "only one is allowed",
     ),
     ('{"action":"unsubscribe","ref":1}', 1, "channel is missing"),
     ('{"action":"leave","channel":{},"ref":1}', 1, "channel"),
@@ -162,17 +162,17 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "ref", "told"), MALFORMED)
-def test_a_malformed_frame_is_answered_with_what_is_wrong_and_its_ref(text, ref, told):
+@pytest.mark.parametrize(("text", "ref", "expected"), MALFORMED)
+def test_a_malformed_frame_is_answered_with_what_is_wrong_and_its_ref(text, ref, expected):
     command = decode(text)
     assert isinstance(command, Malformed)
     assert command.code == "bad_request"
-    assert told in command.message
+    assert expected in command.message
     assert command.ref == ref
 
 
 @pytest.mark.parametrize("action", ["", "Ping", "publish", "eb:connected", "x" * 10_000])
-def test_an_unknown_action_is_told_which_there_are(action):
+def test_an_unknown_action_is_answered_with_the_known_ones(action):
     command = decode(json.dumps({"action": action, "ref": 9}))
     assert isinstance(command, Malformed)
     assert (command.code, command.ref) == ("unknown_action", 9)
@@ -187,12 +187,12 @@ def test_the_text_of_a_malformed_token_frame_does_not_show_the_token():
 
 
 @given(st.text())
-def test_no_text_whatever_raises(text):
+def test_no_text_raises(text):
     decode(text)
 
 
 @given(JSON)
-def test_no_json_whatever_raises(value):
+def test_no_json_raises(value):
     decode(json.dumps(value))
 
 
@@ -337,7 +337,7 @@ def test_a_message_without_a_position_is_the_very_bytes_that_came():
 
 
 def test_the_websocket_format_wraps_replies_and_messages_in_text_frames():
-    wire = Wires().shared(NATIVE, TEXT)
+    wire = Wires().shared(NATIVE, TEXT_FRAMES)
     message = ChannelMessage("c", "e", b'{"channel":"c"}', None, None)
     assert wire.message(message) == text_frame(b'{"channel":"c"}')
     assert wire.reply(Unsubscribed("c", None))[:1] == text_frame(b"")[:1]
@@ -349,8 +349,8 @@ def test_mark_of_a_position_is_read_and_written():
     assert command.resume == Position(3, "e1")
     assert mark_of(command.resume) == place["mark"]
     answer = Subscribed("a", ChannelKind.PUBLIC, command.resume, True, None)
-    told = json.loads(encode_reply(answer))["data"]
-    assert {key: told[key] for key in place} == place
+    body = json.loads(encode_reply(answer))["data"]
+    assert {key: body[key] for key in place} == place
 
 
 def test_time_that_somebody_has_forged_stays_within_its_string():
@@ -360,7 +360,7 @@ def test_time_that_somebody_has_forged_stays_within_its_string():
     }  # fmt: skip
 
 
-def test_every_reason_to_close_has_a_code_and_its_band_says_who_returns():
+def test_every_reason_to_close_has_a_code_whose_range_says_who_reconnects():
     ends = {reason: NATIVE.closing(reason, "why") for reason in CloseReason}
     assert all(end.text == "why" for end in ends.values())
     for end in ends.values():
@@ -386,8 +386,8 @@ def test_message_is_encoded_once_for_all_framings_of_a_protocol():
             return super().message(message)
 
     protocol, wires = Counting(), Wires()
-    pair = wires.shared(protocol, TEXT), wires.shared(protocol, WITHOUT_CURSOR)
-    assert pair[0] is wires.shared(protocol, TEXT)
+    pair = wires.shared(protocol, TEXT_FRAMES), wires.shared(protocol, WITHOUT_CURSOR)
+    assert pair[0] is wires.shared(protocol, TEXT_FRAMES)
     for number in range(3):
         message = ChannelMessage("c", "e", b'{"n":%d}' % number, None, None)
         assert [wire.message(message) for wire in pair for _ in "12"] == [

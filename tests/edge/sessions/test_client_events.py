@@ -68,13 +68,13 @@ def fault(event, data, channel="chat.7", *, strict=False):
         ("client-moved", "presence.a.b", b'{"x":1}'),
     ],
 )
-def test_what_fits_is_let_through(event, channel, data):
+def test_valid_data_is_accepted(event, channel, data):
     assert fault(event, data, channel) is None
     assert fault(event, data, channel, strict=True) is None
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "expected"),
     [
         (b"{}", 'data: "is_typing" is a required property'),
         (b'{"is_typing":1}', 'data.is_typing: 1 is not of type "boolean"'),
@@ -83,11 +83,11 @@ def test_what_fits_is_let_through(event, channel, data):
         (b'"' + b"a" * 9000 + b'"', 'data: "aaaa'),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_with_its_place(data, told):
-    said = fault("client-typing", data)
-    assert told in said
-    assert "'typing'" in said
-    assert len(said) < 500
+def test_invalid_data_is_reported_with_its_path(data, expected):
+    message = fault("client-typing", data)
+    assert expected in message
+    assert "'typing'" in message
+    assert len(message) < 500
 
 
 @pytest.mark.parametrize("inside", [b"%s", b'{"is_typing":true,"strokes":%s}'])
@@ -96,12 +96,12 @@ def test_deep_nesting_is_a_fault_and_no_crash(inside, depth):
     assert fault("client-typing", inside % (b"[" * depth + b"]" * depth))
 
 
-def test_what_is_not_declared_is_let_through_unless_strict():
+def test_undeclared_event_is_accepted_unless_strict():
     assert fault("client-other", b"1") is None
     assert "it is not declared" in fault("client-other", b"1", strict=True)
     assert fault("client-typing", b"1", "presence.x") is None
-    said = fault("client-typing", b"1", "presence.x", strict=True)
-    assert "it may be sent on chat.{room_id}" in said
+    message = fault("client-typing", b"1", "presence.x", strict=True)
+    assert "it may be sent on chat.{room_id}" in message
     assert fault("client-order.shipped", b"{}", "orders.7", strict=True)  # services send that
 
 
@@ -140,7 +140,7 @@ def test_contract_that_cannot_be_read_stops_the_start(break_it):
         b'{"asyncapi":"3.0.0","channels":{"a":{},"a":{}}}',
     ],
 )  # fmt: skip
-def test_file_that_is_no_contract_stops_the_start(tmp_path, content):
+def test_file_that_is_not_a_contract_stops_the_start(tmp_path, content):
     path = tmp_path / "contract.json"
     if content is not None:
         path.write_bytes(content)
@@ -174,7 +174,7 @@ async def test_client_event_that_does_not_fit_reaches_nobody(start_edge, contrac
     assert answer["data"]["message"].startswith("data of 'typing': data.is_typing: ")
     assert answer["data"]["ref"] == 1
     assert await alice.error("whisper", channel="chat.7", event="client-typing") == "bad_request"
-    assert await bob.hears_nothing()
+    assert await bob.receives_nothing()
 
     await alice.send("whisper", channel="chat.7", event="typing", data={"is_typing": True})
     assert (await bob.next())["event"] == "client-typing"
@@ -218,8 +218,8 @@ async def test_contract_is_made_of_the_types_there_are(start_edge, settings):
     ]
     assert made["servers"]["edge"]["host"] == f"127.0.0.1:{edge.port}"
     assert made["servers"]["edge"]["protocol"] == "ws"
-    told = made["channels"]["orders.order_id"]["description"]
-    assert f"`{settings.namespace}.event.orders.*`" in told
+    reported = made["channels"]["orders.order_id"]["description"]
+    assert f"`{settings.namespace}.event.orders.*`" in reported
 
 
 async def test_node_without_events_says_so(start_edge, monkeypatch):

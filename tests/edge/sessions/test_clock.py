@@ -1,8 +1,10 @@
 """The node's clock: who is looked at, and when."""
 
 import asyncio
+import gc
 import logging
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +72,7 @@ class Node:
         async with asyncio.timeout(PATIENCE_S):
             while await self._turns.get() < begin:
                 pass
+            await self._turns.get()  # the next one begins, so that one is over
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ async def node():
     await made.clock.aclose()
 
 
-async def test_connection_is_looked_at_once_it_is_due_and_not_before(node):
+async def test_connection_is_checked_once_it_is_due_and_not_before(node):
     due, later = node.add("a", time.monotonic()), node.add("b", time.monotonic() + 3600)
     await node.turn()
     await node.turn()
@@ -96,7 +99,7 @@ async def test_nearer_deadline_replaces_the_one_that_is_set(node):
     assert connection.ticks == 1
 
 
-async def test_connection_that_ended_or_closes_is_not_looked_at(node):
+async def test_connection_that_ended_or_closes_is_not_checked(node):
     gone, closing = node.add("a", 0.0), node.add("b", 0.0)
     node.clock.forget(gone)
     closing.is_closing = True
@@ -119,3 +122,12 @@ async def test_fault_of_the_node_itself_does_not_stop_its_clock(node, caplog):
     await node.turn()
     assert connection.ticks == 1
     assert "a turn of the node's clock failed" in caplog.text
+
+
+async def test_clock_keeps_no_connection_that_has_ended(node):
+    gone = weakref.ref(node.add("a", time.monotonic()))
+    await node.turn()
+    assert gone().ticks == 1
+    del node.connections["a"]
+    gc.collect()  # it refers to itself
+    assert gone() is None

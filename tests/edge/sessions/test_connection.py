@@ -1,4 +1,4 @@
-"""A connection on its node: what it holds and lets go, whenever it ends."""
+"""A connection on its node: what it holds and releases, whenever it ends."""
 
 import asyncio
 
@@ -8,11 +8,12 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
-from eventbus_edge.framing.frames import TEXT
+from eventbus_edge.framing.frames import TEXT_FRAMES
 from eventbus_edge.node import Node
 from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.vocabulary import (
     Authenticate,
+    ChannelMessage,
     CloseReason,
     Ping,
     Subscribe,
@@ -22,6 +23,8 @@ from eventbus_edge.protocols.vocabulary import (
 
 class Socket:
     """A sink and peer that remembers, in order."""
+
+    is_behind = False
 
     def __init__(self):
         self.log = []
@@ -56,10 +59,10 @@ async def node(bus):
 
 async def connect(node, *channels):
     socket = Socket()
-    place = node.access.admission.places.enter("a")
-    wire = node.wires.shared(NATIVE, TEXT)
-    connection = node.acceptor.accept(wire, socket, socket, None, place)
-    await connection.open([])
+    slot = node.access.admission.slots.enter("a")
+    wire = node.wires.shared(NATIVE, TEXT_FRAMES)
+    connection = node.acceptor.accept(wire, socket, socket, None, slot)
+    assert connection.open([]) is None
     for channel in channels:
         await connection.handle(Subscribe(channel, None, 0, None))
     await turn()
@@ -71,7 +74,7 @@ async def turn():
     await asyncio.sleep(0)
 
 
-async def test_what_was_written_before_the_close_comes_before_it_and_nothing_after(node, bus):
+async def test_earlier_frames_precede_the_close_and_nothing_follows_it(node, bus):
     connection, socket = await connect(node, "general")
     del socket.log[:]
     node._hub.push(connection.outbox, b"pending")
@@ -79,6 +82,19 @@ async def test_what_was_written_before_the_close_comes_before_it_and_nothing_aft
     await bus.publish("general", "e", 1)
     await turn()
     assert socket.log == [b"pending", 4200]  # RFC 6455, 5.5.1: no data after a close frame
+
+
+async def test_a_message_that_was_delivered_before_the_close_is_sent_before_it(node):
+    connection, socket = await connect(node, "general")
+    other, _ = await connect(node, "general")
+    del socket.log[:]
+    message = ChannelMessage("general", "e", b"{}", None, None)
+    assert node._hub.deliver(message) == 2
+    connection.close(CloseReason.DRAINING, "draining")
+    await turn()
+    frame = connection.outbox.format.message(message)
+    assert socket.log == [frame, 4200]
+    assert not other.is_closing
 
 
 async def test_the_answer_to_the_third_bad_token_comes_before_the_close(node):

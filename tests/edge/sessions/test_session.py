@@ -111,7 +111,7 @@ def test_a_malformed_command_is_answered_and_changes_nothing():
 # The pace
 
 
-def test_frames_that_are_no_commands_are_counted_and_refused_with_one_error():
+def test_frames_that_are_not_commands_are_counted_and_refused_with_one_error():
     it = session(actions_per_s=1.0, action_burst=10)
     assert it.count(6, 0.0) == (True, [])
     is_served, effects = it.count(6, 0.0)
@@ -123,7 +123,7 @@ def test_frames_that_are_no_commands_are_counted_and_refused_with_one_error():
     assert code_of(it.receive(Ping(None, None), 0.0)) == "rate_limited"
 
 
-def test_frames_that_are_no_commands_end_the_connection_when_they_are_too_many():
+def test_frames_that_are_not_commands_end_the_connection_when_they_are_too_many():
     it = session(actions_per_s=1.0, action_burst=10)
     _, (error, end) = it.count(10_000, 0.0)
     assert code_of([error]) == "rate_limited"
@@ -205,7 +205,7 @@ def test_the_third_bad_token_closes_with_4001_after_its_answer():
     assert CLOSE_CODES[close.reason] == 4001
 
 
-def test_a_good_token_between_bad_ones_makes_them_count_anew():
+def test_a_good_token_between_bad_ones_makes_them_count_from_zero():
     it = session()
     for _ in range(2):
         it.token_rejected("unauthorized", "bad", None)
@@ -224,8 +224,8 @@ def test_a_token_of_the_same_user_is_a_refresh():
     newer = claims(roles=frozenset({"admin"}))
     assert it.verified(newer, 3600.0, None, 15.0) == [Send(Authenticated("7", EXP, None))]
     assert it.claims is newer
-    it.time.heard(40.0)
-    assert it.time.tick(40.0) == []  # the first token's end is no more
+    it.time.received(40.0)
+    assert it.time.tick(40.0) == []  # the first token's end no longer applies
 
 
 @pytest.mark.parametrize(
@@ -309,13 +309,13 @@ def test_no_token_is_asked_for_where_none_is_required():
 # Subscriptions
 
 
-def test_a_channel_that_is_allowed_is_joined_and_only_then_told():
+def test_a_channel_that_is_allowed_is_joined_and_only_then_answered():
     it = session()
     (effect,) = it.receive(subscribe("general", 4), 0.0)
     assert isinstance(effect, Join)
     assert it.channels == {}
-    told = it.joined(effect.command, effect.rule, AT, recovered=None)
-    assert told == [Send(Subscribed("general", ChannelKind.PUBLIC, AT, None, 4))]
+    answer = it.joined(effect.command, effect.rule, AT, recovered=None)
+    assert answer == [Send(Subscribed("general", ChannelKind.PUBLIC, AT, None, 4))]
     assert list(it.channels) == ["general"]
 
 
@@ -364,12 +364,12 @@ BAD_CHANNELS = [
     ],
     ids=["subscribe", "unsubscribe", "whisper", "presence", "history"],
 )
-def test_a_name_that_is_no_channel_is_refused_and_not_sent_back_as_a_channel(channel, command):
+def test_a_name_that_is_not_a_channel_is_refused_and_not_sent_back_as_a_channel(channel, command):
     (effect,) = session(user="7").receive(command(channel), 0.0)
     assert (effect.reply.code, effect.reply.channel) == ("invalid_channel", None)
 
 
-def test_the_authorizer_is_asked_and_its_word_holds():
+def test_the_authorizer_is_asked_and_its_decision_applies():
     it = session(user="7")
     (effect,) = it.receive(subscribe("team.1", 1), 0.0)
     assert isinstance(effect, Consult)
@@ -381,7 +381,7 @@ def test_the_authorizer_is_asked_and_its_word_holds():
     assert it.channels == {}
 
 
-def test_a_second_subscription_is_answered_again_and_is_not_doubled():
+def test_a_second_subscription_is_answered_again_and_is_not_duplicated():
     it = session()
     join(it, "general")
     assert join(it, "general") == [Send(Subscribed("general", ChannelKind.PUBLIC, AT, None, None))]
@@ -522,7 +522,7 @@ def test_a_silent_client_is_asked_and_then_closed_with_4203():
 @pytest.mark.parametrize(
     "sign",
     [
-        lambda it: it.time.heard(30.0),
+        lambda it: it.time.received(30.0),
         lambda it: it.receive(Ping(None, None), 30.0),
         lambda it: it.receive(Malformed("bad_request", "no", None), 30.0),
     ],
@@ -561,13 +561,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.asked_at = None
         self.closed = False
 
-    def hear(self, command):
+    def command(self, command):
         self.last_seen, self.asked_at = self.now, None
         return self.session.receive(command, self.now)
 
     @step(channel=st.sampled_from(["general", "chat.1", "chat.2", "user.7", "user.8", "a b"]))
     def subscribe(self, channel):
-        (effect,) = self.hear(subscribe(channel))
+        (effect,) = self.command(subscribe(channel))
         allowed = {"general"} | ({"chat.1", "chat.2", f"user.{self.user}"} if self.user else set())
         expired = self.expires is not None and self.now >= self.expires
         full = len(self.joined) >= 2 and channel not in self.joined
@@ -580,7 +580,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @step(channel=st.sampled_from(["general", "chat.1", "user.8"]))
     def unsubscribe(self, channel):
-        effects = self.hear(Unsubscribe(channel, None))
+        effects = self.command(Unsubscribe(channel, None))
         assert (effects[0] == Leave(channel)) == (channel in self.joined)
         self.joined.discard(channel)
 
@@ -595,7 +595,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @step(channel=st.sampled_from(["general", "chat.1", "user.7"]))
     def whisper(self, channel):
-        (effect,) = self.hear(Whisper(channel, "e", b"1", None))
+        (effect,) = self.command(Whisper(channel, "e", b"1", None))
         expired = self.expires is not None and self.now >= self.expires
         due = channel == "chat.1" and channel in self.joined and not expired
         assert isinstance(effect, WhisperOut) == due
@@ -603,7 +603,7 @@ class AnyOrder(RuleBasedStateMachine):
     @step()
     def pong(self):
         self.last_seen, self.asked_at = self.now, None
-        self.session.time.heard(self.now)
+        self.session.time.received(self.now)
 
     @step(seconds=st.floats(0.1, 30.0))
     def pass_time(self, seconds):
@@ -626,7 +626,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.closed = bool(codes)
 
     @invariant()
-    def has_just_the_channels_that_it_was_told(self):
+    def channels_match_the_replies(self):
         assert set(self.session.channels) == self.joined
 
     @invariant()

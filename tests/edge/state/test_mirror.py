@@ -131,7 +131,7 @@ async def test_each_loss_is_synchronized_twice_and_a_failed_one_is_retried(monke
         if not keep_missing:
             done.set()
 
-    resync = Resync(driver, 1, synchronize, settle_s=0.02, what="test")
+    resync = Resync(lambda: driver.state.losses, 1, synchronize, settle_s=0.02, what="test")
     task = asyncio.create_task(resync.run())
     for losses in (2, 3):
         driver.state.losses = losses

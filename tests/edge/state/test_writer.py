@@ -62,7 +62,7 @@ async def writer(state):
     await writer.aclose()
 
 
-async def test_the_last_word_gets_there_and_one_write_of_a_key_is_under_way_at_once(writer, state):
+async def test_the_latest_value_is_written_with_one_write_per_key_at_a_time(writer, state):
     state.open.clear()
     writer.put("k", b"1")
     await asyncio.sleep(0)
@@ -109,12 +109,12 @@ async def test_thousands_are_written_some_hundred_at_once(writer, state):
     assert 1 < state.most_at_once <= 256
 
 
-async def test_what_is_missing_is_put_back_and_what_is_not_ours_ended(writer, state):
+async def test_missing_entries_are_written_again_and_unwanted_ones_deleted(writer, state):
     for key in ("same", "lost", "changed"):
         writer.put(key, b"1")
         assert await writer.written(key, 5)
     state.writes.clear()
-    writer.repair({"same": b"1", "changed": b"0", "left over": b"1"})
+    await writer.repair({"same": b"1", "changed": b"0", "left over": b"1"})
     for key in ("lost", "changed", "left over"):
         assert await writer.written(key, 5)
     assert sorted(state.writes, key=str) == [
@@ -130,8 +130,8 @@ async def test_entries_are_written_again_before_their_time_is_over(writer, state
     assert await writer.written("ended", 5)
     state.writes.clear()
     now = asyncio.get_running_loop().time()
-    writer.refresh(now + 1)
-    writer.refresh(now + presence_writer.ENTRY_TTL_S / 2)
+    await writer.refresh(now + 1)
+    await writer.refresh(now + presence_writer.ENTRY_TTL_S / 2)
     assert await writer.written("kept", 5)
     assert state.writes == [("kept", b"1")]
 

@@ -8,6 +8,7 @@ import jwt
 import pytest
 
 from eventbus_edge.access.rules import ChannelRules
+from tests.edge.conftest import expired
 
 BY = {
     "header": lambda token: {"headers": {"Authorization": f"Bearer {token}"}},
@@ -54,7 +55,7 @@ async def test_several_channels_of_the_url_are_joined_in_their_order(edge, token
     client = await edge.connect(path, token=token("7"))
     channels = [(await client.next())["channel"] for _ in range(3)]
     assert channels == ["chat.1", "general", "user.7"]
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 def forged(**claims):
@@ -74,7 +75,7 @@ async def test_a_forged_token_is_refused_before_the_upgrade_even_on_public_chann
 
 
 async def test_no_expired_token_and_none_for_another_audience_connects(edge, token):
-    status, headers, problem = await edge.refusal("/ws", token=token(lifetime_s=-60))
+    status, headers, problem = await edge.refusal("/ws", token=expired())
     assert (status, problem["code"]) == (401, "token_expired")
     assert 'error="invalid_token"' in headers["WWW-Authenticate"]
     status, _, problem = await edge.refusal("/ws", token=token(audience="another"))
@@ -128,7 +129,7 @@ async def test_an_authorizer_decides_by_url_and_by_action(start_edge, bus, token
     assert (status, problem["code"]) == (403, "forbidden")
 
 
-async def test_an_authorizer_that_fails_denies_and_the_connection_goes_on(start_edge, bus, token):
+async def test_an_authorizer_that_fails_denies_and_the_connection_continues(start_edge, bus, token):
     rules = ChannelRules()
 
     @rules.authorize("team.{team_id}")
@@ -145,8 +146,8 @@ async def test_a_bad_token_by_action_leaves_the_connection_as_it_was(edge, token
     client = await edge.connect("/ws/user.7", token=token("7"))
     await client.next()
     assert await client.error("auth", data={"token": "nonsense"}) == "unauthorized"
-    expired = token("7", lifetime_s=-60)
-    assert await client.error("auth", data={"token": expired}) == "token_expired"
+    old = expired()
+    assert await client.error("auth", data={"token": old}) == "token_expired"
     assert await client.error("auth", data={"token": token("8")}) == "forbidden"
     await client.subscribe("chat.1")
 
@@ -165,14 +166,14 @@ async def test_a_connection_without_the_token_that_is_required_is_closed_with_40
     without, with_token = await edge.connect(), await edge.connect()
     await with_token.ask("auth", data={"token": token()})
     assert await without.closed() == 4001
-    assert await with_token.hears_nothing()
+    assert await with_token.receives_nothing()
 
 
 async def test_an_expiring_token_is_announced_then_refused_then_closed_with_4202(
     start_edge, bus, token
 ):
     edge = await start_edge(bus, token_grace=1.0, jwt_leeway=0.0)
-    client = await edge.connect("/ws/user.7", token=token("7", lifetime_s=3))
+    client = await edge.connect("/ws/user.7", token=token("7", lifetime=3))
     await client.next()
     notice = await client.next()
     assert notice["event"] == "eb:token.expiring"
@@ -186,12 +187,12 @@ async def test_an_expiring_token_is_announced_then_refused_then_closed_with_4202
 
 async def test_a_token_refreshed_in_time_keeps_the_connection(start_edge, bus, token):
     edge = await start_edge(bus, token_grace=0.2, jwt_leeway=0.0)
-    client = await edge.connect("/ws/user.7", token=token("7", lifetime_s=2))
+    client = await edge.connect("/ws/user.7", token=token("7", lifetime=2))
     await client.next()
     assert (await client.next())["event"] == "eb:token.expiring"
     assert (await client.ask("auth", data={"token": token("7")}))["event"] == "eb:authenticated"
     await asyncio.sleep(1.6)  # past the first token's end and grace
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
 
 
 async def test_no_token_and_no_secret_is_in_any_log(start_edge, bus, token, caplog):
@@ -216,11 +217,11 @@ async def test_no_token_and_no_secret_is_in_any_log(start_edge, bus, token, capl
     await client.send("auth", data={"token": good}, ref=good)
     # The client's own log is of no interest here.
     ours = [r for r in caplog.records if not r.name.startswith("websockets")]
-    told = "\n".join(map(logging.Formatter().format, ours))
-    assert told  # something was logged at all
+    reported = "\n".join(map(logging.Formatter().format, ours))
+    assert reported  # something was logged at all
     for secret in (good, bad, good.split(".")[2], bad.split(".")[1], "the-api-key-of-this-test"):
-        assert secret not in told
-    assert edge.node.settings.jwt_secret not in told
+        assert secret not in reported
+    assert edge.node.settings.jwt_secret not in reported
 
 
 # A token that is refreshed
@@ -255,9 +256,9 @@ async def test_an_authorizer_is_asked_again_only_when_the_token_says_something_e
     edge = await start_edge(bus, rules)
     client = await edge.connect("/ws/team.1", token=token("7", roles=["member"]))
     await client.next()
-    same = token("7", roles=["member"], lifetime_s=7200)
+    same = token("7", roles=["member"], lifetime=7200)
     assert (await client.ask("auth", data={"token": same}))["event"] == "eb:authenticated"
-    assert await client.hears_nothing()
+    assert await client.receives_nothing()
     assert asked == ["1"]
     assert (await client.ask("auth", data={"token": token("7")}))["event"] == "eb:authenticated"
     dropped = await client.next()
@@ -265,11 +266,9 @@ async def test_an_authorizer_is_asked_again_only_when_the_token_says_something_e
     assert asked == ["1", "1"]
 
 
-async def test_a_channel_that_one_has_is_answered_again_in_the_tokens_grace_time(
-    start_edge, bus, token
-):
+async def test_a_joined_channel_is_answered_again_in_the_tokens_grace_time(start_edge, bus, token):
     edge = await start_edge(bus, token_grace=5.0, jwt_leeway=0.0)
-    client = await edge.connect("/ws/user.7", token=token("7", lifetime_s=2))
+    client = await edge.connect("/ws/user.7", token=token("7", lifetime=2))
     await client.next()
     notice = await client.next()
     await asyncio.sleep(notice["data"]["in_s"] + 0.05)

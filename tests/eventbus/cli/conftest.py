@@ -1,23 +1,23 @@
 """The real command as a process, and real edge nodes beside it."""
 
 import contextlib
+import functools
 import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.config import Settings
+from eventbus.tokens import issue_token
+from tests.commands import COMMAND
 
 ROOT = Path(__file__).parents[3]
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -36,22 +36,41 @@ def cli_environment(settings: Settings) -> dict[str, str]:
 
 
 @pytest.fixture
-def eventbus(cli_environment, tmp_path) -> Run:
+def eventbus(run_command, cli_environment, tmp_path) -> Run:
     """Run a command to its end: `eventbus("broadcast", "test", input="…")`."""
+    return functools.partial(run_command, env=cli_environment, cwd=tmp_path)
 
-    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-        options = {"env": cli_environment, "cwd": tmp_path, **options}
-        return subprocess.run(
-            [*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=60,
-            **options,
-        )  # fmt: skip
+
+@pytest.fixture
+def on_terminal(cli_environment, tmp_path) -> Callable[..., str]:
+    """Run a command to its end on a terminal: `on_terminal(80, "queue", "failed")`.
+
+    Returns the text, without the codes for colours.
+    """
+    pty = pytest.importorskip("pty")
+
+    def run(columns: int, *arguments: str, env: dict[str, str] | None = None) -> str:
+        ours, terminal = pty.openpty()
+        with subprocess.Popen(
+            [*COMMAND, *arguments],
+            env={**(env or cli_environment), "COLUMNS": str(columns), "TERM": "xterm"},
+            cwd=tmp_path, stdin=terminal, stdout=terminal, stderr=terminal,
+        ) as process:  # fmt: skip
+            os.close(terminal)
+            written = b""
+            with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+                while read := os.read(ours, 65_536):
+                    written += read
+            os.close(ours)
+            assert process.wait(30) in {0, 1}
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode()).replace("\r\n", "\n")
 
     return run
 
 
 @pytest.fixture
 def start_command(cli_environment, tmp_path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a command that goes on; it is killed with the test."""
+    """Start a command that keeps running; it is killed with the test."""
     with contextlib.ExitStack() as stack:
 
         def start(*arguments: str, **options) -> subprocess.Popen[str]:
@@ -87,7 +106,7 @@ def start_node(start_command, cli_environment) -> Callable[..., str]:
 
 @pytest.fixture
 def cli_token() -> Callable[..., str]:
-    return lambda user="7", **claims: issue_token(SECRET, user, **claims)
+    return lambda user="7", **claims: issue_token(user, secret=SECRET, **claims)
 
 
 @pytest.fixture

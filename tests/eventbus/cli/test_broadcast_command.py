@@ -1,5 +1,6 @@
 """`eventbus broadcast`: what its commands print, against real edge nodes."""
 
+import asyncio
 import json
 import os
 import pty
@@ -12,6 +13,7 @@ import termios
 import time
 from fcntl import ioctl
 
+import nats
 import pytest
 
 from eventbus.cli.broadcast.monitor import sparkline
@@ -44,10 +46,14 @@ def test_message_is_delivered_by_an_edge_that_the_cluster_reports(
     offset = last_offset("general")
     assert re.fullmatch(rf"published test on general: offset {offset}, in \d+\.\d ms", first)
     assert re.fullmatch(rf"delivered by {address} after \d+\.\d ms", second)
-    told = json.loads(eventbus("broadcast", "test", "--json", "--url", address).stdout)
-    assert told["offset"] > offset
-    assert (told["offset"], told["edge"], told["why"]) == (last_offset("general"), address, None)
-    assert told["delivery_ms"] > 0
+    output = json.loads(eventbus("broadcast", "test", "--json", "--url", address).stdout)
+    assert output["offset"] > offset
+    assert (output["offset"], output["edge"], output["why"]) == (
+        last_offset("general"),
+        address,
+        None,
+    )
+    assert output["delivery_ms"] > 0
 
 
 def test_private_channel_needs_a_token_and_nothing_is_published_without(
@@ -67,7 +73,7 @@ def test_private_channel_needs_a_token_and_nothing_is_published_without(
     assert stored["messages"] == 1  # that of the second command
 
 
-def test_without_an_edge_the_bus_is_said_to_have_taken_it(eventbus):
+def test_without_an_edge_the_publish_is_reported(eventbus):
     shown = eventbus("broadcast", "test")
     assert shown.returncode == 0, shown.stderr
     assert "offset 1," in shown.stdout
@@ -86,26 +92,35 @@ def test_stats_and_channels_are_those_of_all_nodes(eventbus, start_node, start_c
     shown = eventbus("broadcast", "stats")
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
-    assert lines[0].split() == ["node", "address", "up", "connections", "channels", "in", "out"]
+    assert lines[0].split() == [
+        "node",
+        "address",
+        "protocols",
+        "up",
+        "connections",
+        "channels",
+        "in",
+        "out",
+    ]
     assert {line.split()[1] for line in lines[1:3]} == {one, two}
     assert lines[-1].startswith("nats: 2 nodes, 0 connections, 0 channels")
-    told = json.loads(eventbus("broadcast", "stats", "--json").stdout)
-    assert {node["address"] for node in told["nodes"]} == {one, two}
+    output = json.loads(eventbus("broadcast", "stats", "--json").stdout)
+    assert {node["address"] for node in output["nodes"]} == {one, two}
     assert eventbus("broadcast", "channels").stdout == "no clients are subscribed to a channel\n"
 
 
-def test_channels_that_clients_of_an_edge_hear_are_listed(eventbus, start_node, join):
+def test_channels_that_clients_of_an_edge_subscribe_to_are_listed(eventbus, start_node, join):
     address = start_node()
     for channel in ("general", "general", "public"):
         join(address, channel)
     shown = eventbus("broadcast", "channels")
     assert shown.stdout == (
-        "channel  kind    connections\ngeneral  public            2\npublic   public            1\n"
+        "channel  connections  kind\ngeneral            2  public\npublic             1  public\n"
     )
-    told = eventbus("broadcast", "channels", "--pattern", "other", "--json")
-    assert json.loads(told.stdout)["channels"] == []
-    told = json.loads(eventbus("broadcast", "channels", "--pattern", "public", "--json").stdout)
-    assert told["channels"] == [{"channel": "public", "kind": "public", "connections": 1}]
+    output = eventbus("broadcast", "channels", "--pattern", "other", "--json")
+    assert json.loads(output.stdout)["channels"] == []
+    output = json.loads(eventbus("broadcast", "channels", "--pattern", "public", "--json").stdout)
+    assert output["channels"] == [{"channel": "public", "kind": "public", "connections": 1}]
 
 
 @pytest.mark.parametrize("command", ["stats", "channels", "monitor"])
@@ -145,8 +160,10 @@ def test_notification_and_alert_match_their_event_types(eventbus):
     shown = eventbus("broadcast", "notify:user", "42", "Shipped", "On its way",
                      "--action-url", "https://shop/42")  # fmt: skip
     assert shown.stdout.startswith("published on user.42: offset 1, id "), shown.stderr
-    told = eventbus("broadcast", "system:alert", "critical", "Disk", "--action-required", "--json")
-    assert json.loads(told.stdout)["channel"] == "system"
+    output = eventbus(
+        "broadcast", "system:alert", "critical", "Disk", "--action-required", "--json"
+    )
+    assert json.loads(output.stdout)["channel"] == "system"
     tail = eventbus("subjects", "tail", ">", "--last", "2", "--count", "2", "--json",
                     "--decode", "--app", "eventbus.notifications")  # fmt: skip
     notice, alert = map(json.loads, tail.stdout.splitlines())
@@ -160,9 +177,9 @@ def test_notification_and_alert_match_their_event_types(eventbus):
 def test_monitor_prints_lines_where_there_is_no_terminal(eventbus, start_node, start_command):
     start_node()
     process = start_command("broadcast", "monitor", "--duration", "0")
-    told = "1 node, 0 connections, 0 channels, 0 in/s, 0 out/s\n"
-    assert process.stdout.readline() == told
-    assert any(line == told for line in process.stdout)  # and on; one may tell of a slow node
+    reported = "1 node, 0 connections, 0 channels, 0 in/s, 0 out/s\n"
+    assert process.stdout.readline() == reported
+    assert any(line == reported for line in process.stdout)  # and on; one may tell of a slow node
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
@@ -202,7 +219,7 @@ def test_monitor_is_a_live_table_on_a_terminal(
     environment = {**cli_environment, "TERM": "xterm-256color"}
     del environment["COLUMNS"]
     command = [*cli_command, "broadcast", "monitor", "--duration", "0"]
-    # Two bars stand there when it has been drawn three times.
+    # Two bars are shown when it has been drawn three times.
     code, wrote = _in_terminal(command, environment, tmp_path, columns, until="▁▁")
     assert code == 0, wrote
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", wrote)
@@ -221,22 +238,23 @@ def test_sparkline_is_as_wide_as_asked_and_reaches_the_top():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["test", "--data", "{nope"], "--data: invalid JSON"),
         (["test", "--channel", "a b"], "'a b' is not a channel name"),
         (["test", "--event", "eb:x"], "eb:x"),
         (["ping", "--channel", "a..b"], "'a..b' is not a channel name"),
         (["ping", "--interval", "0"], "interval"),
-        (["notify:user", "a.b", "T", "M"], "a.b"),
+        (["test", "--data", "[" * 101 + "]" * 101], "nested too deeply"),
+        (["notify:user", "", "T", "M"], "user_id"),
         (["notify:user", "7"], "Missing argument"),
         (["system:alert", "loud", "M"], "loud"),
     ],
 )
-def test_wrong_usage_is_reported_with_exit_code_2(eventbus, arguments, told):
+def test_wrong_usage_is_reported_with_exit_code_2(eventbus, arguments, expected):
     shown = eventbus("broadcast", *arguments)
     assert shown.returncode == 2, shown.stdout + shown.stderr
-    assert told in " ".join(shown.stderr.split())
+    assert expected in " ".join(shown.stderr.split())
     assert "Traceback" not in shown.stderr
 
 
@@ -258,8 +276,8 @@ def test_no_embedded_server_is_started_and_that_of_a_node_is_found(
     assert "eventbus dev" in alone.stderr
     assert not (tmp_path / ".eventbus").exists()
     address = start_node(NATS_URL="", BROADCAST_NATS_PORT="0")
-    told = json.loads(eventbus("broadcast", "stats", "--json", env=embedded).stdout)
-    assert [node["address"] for node in told["nodes"]] == [address]
+    output = json.loads(eventbus("broadcast", "stats", "--json", env=embedded).stdout)
+    assert [node["address"] for node in output["nodes"]] == [address]
     assert "delivered by" in eventbus("broadcast", "test", env=embedded).stdout
 
 
@@ -273,3 +291,47 @@ def test_driver_that_reaches_nobody_is_refused(eventbus, cli_environment):
                                      "notify:user", "system:alert", "monitor"])  # fmt: skip
 def test_help_has_an_example(eventbus, command):
     assert f"eventbus broadcast {command}" in eventbus("broadcast", command, "--help").stdout
+
+
+def test_broadcast_test_is_not_disturbed_by_the_messages_of_others(
+    eventbus, start_node, start_command, settings
+):
+    start_node()
+
+    async def disturb(done):
+        nc = await nats.connect(settings.nats_url)
+        while not done.is_set():
+            await nc.publish(f"{settings.namespace}.live.general", b'{"event":"x","data":1e999}')
+            await asyncio.sleep(0.005)
+        await nc.close()
+
+    async def main():
+        done = asyncio.Event()
+        disturbing = asyncio.create_task(disturb(done))
+        shown = await asyncio.to_thread(eventbus, "broadcast", "test")
+        done.set()
+        await disturbing
+        return shown
+
+    shown = asyncio.run(main())
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "delivered by" in shown.stdout
+
+
+LONG = "x" * 200
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_monitor_and_stats_keep_their_counts_beside_a_long_channel(
+    on_terminal, start_node, join, cli_token, columns
+):
+    address = start_node()
+    token = cli_token("7", channels=[LONG])
+    join(address, LONG, token)
+    join(address, LONG, token)
+    for command in (("monitor", "--duration", "100ms"), ("channels",)):
+        shown = on_terminal(columns, "broadcast", *command)
+        assert re.search(r"x{20,} +2 ", shown), shown
+    stats = on_terminal(columns, "broadcast", "stats")
+    assert address.rpartition(":")[2] in stats
+    assert "2 connections, 1 channel," in stats

@@ -9,13 +9,14 @@ import time
 
 import pytest
 
+from tests.ports import free_port
+
 pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
 def redis_port(tmp_path):
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
         ends = time.monotonic() + 30

@@ -8,11 +8,14 @@ import re
 import signal
 import socket
 import sys
+import urllib.error
 import urllib.request
 
 import pytest
 
+from eventbus.bus import EventBus
 from eventbus.client import ClientOptions, connect
+from eventbus.config import Settings
 from eventbus.server import NatsServer
 
 RULES = """
@@ -91,6 +94,29 @@ async def test_it_prints_where_everything_is_and_ends_at_ctrl_c(dev, tmp_path):
     assert (tmp_path / ".eventbus" / "dev-secret").exists()
 
 
+async def test_pages_of_this_machine_may_connect_from_any_port_and_others_may_not(dev):
+    running = await dev("--no-reload", CORS_ALLOWED_ORIGINS="https://app.example")
+    url = (await running.until(r"edge ready on (\S+)"))[1]
+
+    def status(origin):
+        request = urllib.request.Request(f"{url}/sse?channel=general", method="HEAD")
+        request.add_header("Origin", origin)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status
+        except urllib.error.HTTPError as exc:
+            return exc.code
+
+    for origin in (
+        "http://localhost:5173", "https://localhost:5173", "http://localhost", "http://127.0.0.1:1",
+        "http://[::1]:3000", "http://shop.localhost:3000", "https://app.example",
+    ):  # fmt: skip
+        assert await asyncio.to_thread(status, origin) == 200, origin
+    for origin in ("http://localhost.evil.example:5173", "https://evil.example", "null"):
+        assert await asyncio.to_thread(status, origin) == 403, origin
+    assert await running.end() == 0
+
+
 async def test_the_login_of_a_given_server_is_used_and_not_printed(dev, tmp_path):
     user = {"user": "app", "password": "S3cr3t#@/1"}
     config = {"authorization": {"users": [user]}}
@@ -102,7 +128,7 @@ async def test_the_login_of_a_given_server_is_used_and_not_printed(dev, tmp_path
     assert "S3cr3t" not in "".join(running.said)
 
 
-async def test_reload_keeps_history_and_clients_go_on_where_they_were(dev, tmp_path):
+async def test_reload_keeps_history_and_clients_continue_where_they_were(dev, tmp_path):
     app = tmp_path / "rules_app.py"
     app.write_text("")
     running = await dev("--app", "rules_app")
@@ -212,3 +238,44 @@ async def test_killed_it_leaves_no_process_behind(dev):
                 break
             writer.close()
             await asyncio.sleep(0.05)
+
+
+async def test_second_dev_in_a_folder_says_where_the_first_one_is(dev):
+    running = await dev("--no-reload")
+    url = (await running.until(r"open +(\S+)/$"))[1]
+    await running.until("token +valid")
+    for options in ((), ("--port", "0"), ("--port", url.rpartition(":")[2])):
+        second = await dev("--no-reload", *options)
+        await second.until(f"already running in this folder: open {url}/ ")
+        async with asyncio.timeout(30):
+            assert await second.process.wait() == 1
+    assert await running.end() == 0
+    third = await dev("--no-reload")
+    await third.until("edge ready on")
+    assert await third.end() == 0
+
+
+async def test_a_killed_dev_does_not_keep_the_next_one_from_starting(dev):
+    running = await dev("--no-reload")
+    await running.until("token +valid")
+    running.process.kill()
+    await running.process.wait()
+    following = await dev("--no-reload")
+    await following.until("edge ready on")
+    assert await following.end() == 0
+
+
+async def test_dev_uses_the_server_that_an_application_of_the_folder_runs(dev, tmp_path):
+    settings = Settings(nats_data=str(tmp_path / ".eventbus/nats"), nats_port=0)
+    async with EventBus(settings) as bus:
+        running = await dev("--no-reload")
+        url = (await running.until(r"edge ready on (\S+)"))[1]
+        await running.until("NATS +nats://127")
+        token = (await running.until(r"^(\S+\.\S+\.\S+)$"))[1]
+        async with connect(url, token=token) as client:
+            messages = aiter(await client.subscribe("general"))
+            await bus.publish("general", "hello", {"n": 1})
+            async with asyncio.timeout(30):
+                assert (await anext(messages)).data == {"n": 1}
+        assert await running.end() == 0
+        await bus.publish("general", "hello", {"n": 2})

@@ -17,11 +17,11 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.cli.doctor import brokers as checks_bus
 from eventbus.config import Settings
-from eventbus.drivers.nats.state import bucket
+from eventbus.drivers.nats.state import bucket_stream
 from eventbus.server import NatsServer, find_binary
+from tests.ports import free_port
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "doctor"]
 
 
 @pytest.fixture
@@ -43,15 +43,12 @@ def environ(settings):
 
 
 @pytest.fixture
-def doctor(environ, tmp_path):
+def doctor(run_command, environ, tmp_path):
     """Run it: its findings by their check, and the exit code."""
 
     def examine(*arguments, **changes):
         env = {k: v for k, v in {**environ, **changes}.items() if v is not None}
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=env,
-        )  # fmt: skip
+        return run_command("doctor", *arguments, cwd=tmp_path, env=env)
 
     return examine
 
@@ -61,10 +58,10 @@ def findings(doctor):
     def examine(**changes):
         done = doctor("--json", **changes)
         assert done.stdout, done.stderr
-        told = json.loads(done.stdout)
-        assert done.returncode == (0 if told["ok"] else 1)
+        output = json.loads(done.stdout)
+        assert done.returncode == (0 if output["ok"] else 1)
         found = {}
-        for each in told["findings"]:
+        for each in output["findings"]:
             found.setdefault(each["check"], []).append(each)
         return found
 
@@ -86,7 +83,7 @@ def make_stream(settings, **changes):
     asyncio.run(main())
 
 
-def test_all_is_well(doctor, findings, settings):
+def test_healthy_setup_has_no_findings(doctor, findings, settings):
     make_stream(settings)
     found = findings()
     statuses = {check: {each["status"] for each in several} for check, several in found.items()}
@@ -98,7 +95,7 @@ def test_all_is_well(doctor, findings, settings):
     shown = doctor()
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
-    assert lines[-1] == "10 ok, 2 warnings, 0 failed"
+    assert lines[-1] == "11 ok, 2 warnings, 0 failed"
     assert any(line.startswith("✓ JetStream   ") for line in lines)
     assert all(len(line) <= 100 for line in lines)
     assert shown.stderr == ""
@@ -167,7 +164,7 @@ def test_bucket_of_revocations(findings, settings, nats_server):
 
 def test_bucket_of_revocations_in_memory_is_a_fault(findings, settings):
     async def make():
-        config = dict(bucket(None, settings, "durable").config) | {"storage": "memory"}
+        config = dict(bucket_stream(None, settings, "durable").config) | {"storage": "memory"}
         client = await nats.connect(settings.nats_url)
         api = f"$JS.API.STREAM.CREATE.{config['name']}"
         await client.request(api, json.dumps(config).encode())
@@ -235,16 +232,16 @@ def test_every_wrong_variable_is_named_and_unknown_ones_with_the_nearest(finding
         BROADCAST_HISTORY_SECONDS="soon", BROADCAST_WORKERS="0", BROADCAST_HISTROY_BYTES="1",
         JWT_SECERT="x", JWT_WHATEVER="others", NATS_CONTEXT="others", EDGE_NONSENSE="1",
     )["settings"]  # fmt: skip
-    told = {each["found"].split("=")[0].split(" ")[0]: each for each in found}
-    assert told.keys() == {
+    reported = {each["found"].split("=")[0].split(" ")[0]: each for each in found}
+    assert reported.keys() == {
         "BROADCAST_HISTORY_SECONDS", "BROADCAST_WORKERS", "BROADCAST_HISTROY_BYTES", "JWT_SECERT",
         "EDGE_NONSENSE",
     }  # fmt: skip
-    assert told["BROADCAST_WORKERS"]["status"] == "failed"
-    assert told["BROADCAST_WORKERS"]["change"] == "set it to: 1 to 256"
-    assert told["BROADCAST_HISTROY_BYTES"]["status"] == "warning"
-    assert "BROADCAST_HISTORY_BYTES" in told["BROADCAST_HISTROY_BYTES"]["change"]
-    assert "JWT_SECRET" in told["JWT_SECERT"]["change"]
+    assert reported["BROADCAST_WORKERS"]["status"] == "failed"
+    assert reported["BROADCAST_WORKERS"]["change"] == "set it to: 1 to 256"
+    assert reported["BROADCAST_HISTROY_BYTES"]["status"] == "warning"
+    assert "BROADCAST_HISTORY_BYTES" in reported["BROADCAST_HISTROY_BYTES"]["change"]
+    assert "JWT_SECRET" in reported["JWT_SECERT"]["change"]
 
 
 def test_secret_in_a_file_is_one_that_is_set(findings, tmp_path):
@@ -318,16 +315,54 @@ def test_redis_with_a_wrong_password_and_one_that_forgets(findings, tmp_path):
     assert gone["status"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("options", "status", "words"),
+    [
+        (("--maxmemory", "1gb", "--maxmemory-policy", "allkeys-lru"), "warning", "may evict"),
+        (("--maxmemory", "1gb", "--maxmemory-policy", "volatile-ttl"), "warning", "may evict"),
+        (("--maxmemory", "1gb", "--maxmemory-policy", "noeviction"), "ok", "never evicted"),
+        (("--maxmemory", "1"), "failed", "its memory is full"),
+        (("--min-replicas-to-write", "1"), "failed", "min-replicas-to-write"),
+    ],
+)
+def test_redis_that_evicts_or_stores_nothing(findings, tmp_path, options, status, words):
+    with redis(tmp_path, "--appendonly", "yes", *options) as port:
+        found = findings(BROADCAST_DRIVER="redis", BROADCAST_REDIS_PORT=str(port))
+    data = only(found, "Redis data")
+    assert (data["status"], words in data["found"]) == (status, True), data
+
+
 def test_embedded_server_is_not_started(findings, tmp_path):
     nats = only(findings(NATS_URL=None), "NATS")
     assert nats["status"] == "ok"
     assert not (tmp_path / ".eventbus").exists()
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def test_embedded_server_that_cannot_have_its_folder_is_a_failure(findings, tmp_path):
+    (tmp_path / ".eventbus").write_text("a file")
+    found = only(findings(NATS_URL=None), "NATS")
+    assert found["status"] == "failed"
+    assert f"{tmp_path / '.eventbus'} is not a folder" in found["found"]
+    assert "BROADCAST_NATS_DATA" in found["change"]
+
+
+@pytest.mark.parametrize("folder", ["/proc/eventbus/nats", "a" * 300, "/dev/null/nats"])
+def test_folder_that_even_root_cannot_make_is_a_failure(findings, folder):
+    found = only(findings(NATS_URL=None, BROADCAST_NATS_DATA=folder), "NATS")
+    assert found["status"] == "failed"
+    assert folder in found["found"]
+
+
+async def test_embedded_server_of_the_folder_is_checked_like_any_other(
+    findings, settings, tmp_path
+):
+    own = msgspec.structs.replace(
+        settings, nats_url="", nats_data=str(tmp_path / ".eventbus/nats"), nats_port=0
+    )
+    async with EventBus(own):
+        found = await asyncio.to_thread(findings, NATS_URL=None)
+    assert "embedded server on .eventbus/nats" in only(found, "NATS")["found"]
+    assert [only(found, check)["status"] for check in ("NATS", "JetStream", "stream")] == ["ok"] * 3
 
 
 def wait_for(port):

@@ -2,9 +2,11 @@
 
 import asyncio
 import datetime
+import functools
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,16 +42,8 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(environment) -> Run:
-    def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "queue"]
-        options = {"env": environment, "cwd": APPS, **options}
-        return subprocess.run(
-            [*command, *arguments], check=False, capture_output=True, text=True, timeout=60,
-            **options,
-        )  # fmt: skip
-
-    return run
+def run(run_command, environment) -> Run:
+    return functools.partial(run_command, "queue", env=environment, cwd=APPS)
 
 
 @pytest.fixture
@@ -85,7 +79,7 @@ async def _fail(store: QueueStore, *failed: FailedJob) -> None:
     reader = store.reader("invoices")
     for each in failed:
         await store.push("invoices", each.id, b"{}", 0)
-        # A fetch may come before the consumer has heard of the job, or give up on a busy machine.
+        # A fetch may come before the consumer knows of the job, or give up on a busy machine.
         async with asyncio.timeout(60):
             while (taken := await reader.wait()) is None:
                 pass
@@ -110,9 +104,9 @@ def test_stats_show_each_queue_and_the_failures(run, with_queues):
         "invoices           0      0        0\n"
         "failed: 1\n"
     )
-    told = json.loads(run("stats", "--json").stdout)
-    assert told["failed"] == 1
-    assert {"queue": "default", "ready": 1, "taken": 0, "delayed": 1} in told["queues"]
+    output = json.loads(run("stats", "--json").stdout)
+    assert output["failed"] == 1
+    assert {"queue": "default", "ready": 1, "taken": 0, "delayed": 1} in output["queues"]
 
 
 def test_stats_of_no_queues(run):
@@ -126,30 +120,31 @@ def test_failed_jobs_are_listed_in_a_table_and_as_json(run, with_queues):
     assert shown.returncode == 0, shown.stderr
     header, first, second = shown.stdout.splitlines()
     assert header.split("  ")[0] == "id"
-    assert first == (
-        "job-1  invoices  SendInvoice  3         2026-01-02 03:04:05Z  ValueError: no such order"
-    )
-    assert second.startswith("job-2  invoices  ?            3         2026-01-02 03:04:05Z  ")
-    assert second.endswith("…")
+    assert re.split("  +", first) == [
+        "job-1", "SendInvoice", "ValueError: no such order", "invoices", "3",
+        "2026-01-02 03:04:05Z",
+    ]  # fmt: skip
+    assert re.match(r"job-2  \?            mod\.Odd: line break \\x1b\[31mx+…  invoices ", second)
     assert "\x1b" not in shown.stdout
 
-    told = json.loads(run("failed", "--json", "--limit", "1").stdout)
-    assert [each["id"] for each in told] == ["job-1"]
-    assert told[0]["traceback"] == "Traceback …"
+    output = json.loads(run("failed", "--json", "--limit", "1").stdout)
+    assert [each["id"] for each in output] == ["job-1"]
+    assert output[0]["traceback"] == "Traceback …"
 
 
 def test_failed_job_is_queued_again_by_its_id(run, with_queues):
     with_queues(lambda store: _fail(store, _failed(1), _failed(2)))
     shown = run("retry", "job-1")
     assert (shown.returncode, shown.stdout) == (0, "retried job-1\n")
-    told = json.loads(run("stats", "--json").stdout)
-    assert told == {
+    output = json.loads(run("stats", "--json").stdout)
+    assert output == {
         "queues": [{"queue": "invoices", "ready": 1, "taken": 0, "delayed": 0}],
         "failed": 1,
     }
     assert json.loads(run("retry", "--all", "--json").stdout) == {
         "retried": ["job-2"],
         "unknown": [],
+        "ambiguous": {},
     }
 
 
@@ -160,6 +155,49 @@ def test_failed_jobs_are_forgotten_and_flushed(run, with_queues):
     assert json.loads(run("stats", "--json").stdout)["failed"] == 2
     assert run("flush", "--yes").stdout == "deleted 2 failed jobs\n"
     assert json.loads(run("flush", "--yes", "--json").stdout) == {"flushed": 0}
+
+
+IDS = [f"01a209d5-bb7d-74f2-a426-{end}" for end in ("e7fa10d2806d", "f00000000000")]
+
+
+@pytest.mark.parametrize("command", ["retry", "forget"])
+def test_the_start_of_an_id_is_enough_if_it_is_unique(run, with_queues, command):
+    ids = [*IDS, "01b00000-0000-7000-8000-000000000000"]
+    with_queues(lambda store: _fail(store, *(_failed(0, id=each) for each in ids)))
+    shown = run(command, "01a2", "01b0")
+    assert shown.returncode == 1
+    assert f"01a2 is the start of 2 ids: {', '.join(IDS)}" in shown.stderr
+    assert ids[2] in shown.stdout
+    shown = run(command, IDS[0][:25])
+    assert (shown.returncode, shown.stdout.split()[1]) == (0, IDS[0])
+    for too_short in ("01a", ""):
+        shown = run(command, too_short, "--json")
+        assert shown.returncode == 1
+        assert json.loads(shown.stdout)["unknown"] == [too_short]
+    assert [each["id"] for each in json.loads(run("failed", "--json").stdout)] == [IDS[1]]
+
+
+def test_ids_of_failed_jobs_are_whole_on_a_narrow_terminal(on_terminal, with_queues, environment):
+    with_queues(lambda store: _fail(store, *(_failed(0, id=each) for each in IDS)))
+    for columns in (40, 80):
+        shown = on_terminal(columns, "queue", "failed", env=environment)
+        assert all(each in shown for each in IDS)
+        assert all(len(line) <= columns for line in shown.splitlines()[:-1])
+    assert shown.splitlines()[-1] == "not shown in this width: attempts, failed at (see --json)"
+    assert "ValueError" in shown
+
+
+def test_queues_of_failed_jobs_are_folded_before_ids_and_never_cut(
+    on_terminal, with_queues, environment
+):
+    queue = "invoices-of-all-the-customers-abroad"
+    with_queues(lambda store: _fail(store, _failed(0, id=IDS[0], queue=queue)))
+    for columns in (60, 80):
+        shown = on_terminal(columns, "queue", "failed", env=environment)
+        rows = [line for line in shown.splitlines() if not line.startswith("not shown")]
+        assert any(IDS[0] in line for line in rows)
+        assert queue in "".join(line[len(IDS[0]) :].strip() for line in rows[1:])
+        assert "…" not in "".join(rows)
 
 
 @pytest.mark.parametrize("command", ["retry", "forget"])
@@ -173,7 +211,7 @@ def test_unknown_id_is_reported_and_the_others_are_done(run, with_queues, comman
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["retry"], "or give --all"),
         (["retry", "--all", "job-1"], "or give --all"),
@@ -185,10 +223,10 @@ def test_unknown_id_is_reported_and_the_others_are_done(run, with_queues, comman
         (["stats", "--connection", "nonsense"], "'nonsense' is not a driver"),
     ],
 )
-def test_wrong_usage_is_reported_with_exit_code_2(run, arguments, told):
+def test_wrong_usage_is_reported_with_exit_code_2(run, arguments, expected):
     shown = run(*arguments)
     assert shown.returncode == 2
-    assert told in " ".join(shown.stderr.split())
+    assert expected in " ".join(shown.stderr.split())
     assert "Traceback" not in shown.stderr
 
 

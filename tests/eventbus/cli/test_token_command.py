@@ -4,26 +4,20 @@ import base64
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 
 import jwt
 import pytest
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-COMMAND = [sys.executable, "-c", "from eventbus.cli.app import main; main()", "token"]
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(run_command, tmp_path):
     def run(*arguments, stdin="", **environ):
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("JWT_", "BROADCAST_"))}
-        return subprocess.run(
-            [*COMMAND, *arguments],
-            check=False, capture_output=True, text=True, timeout=60, input=stdin, cwd=tmp_path,
-            env={**plain, "NO_COLOR": "1", **environ},
-        )  # fmt: skip
+        env = {**plain, "NO_COLOR": "1", **environ}
+        return run_command("token", *arguments, input=stdin, cwd=tmp_path, env=env)
 
     return run
 
@@ -72,13 +66,13 @@ def test_refusal_is_explained_with_exit_code_1(run, claims, secret, reason, word
     assert shown.returncode == 1
     assert words in shown.stdout.splitlines()[-1]
     assert shown.stdout.splitlines()[-1].startswith("✗ refused: ")
-    told = json.loads(run("inspect", "--json", token, JWT_SECRET=SECRET).stdout)
-    assert told["verdict"]["reason"] == reason
-    assert told["claims"]["aud"] in ("websocket", "other")
+    output = json.loads(run("inspect", "--json", token, JWT_SECRET=SECRET).stdout)
+    assert output["verdict"]["reason"] == reason
+    assert output["claims"]["aud"] in ("websocket", "other")
 
 
 @pytest.mark.parametrize("token", ["nonsense", "a.b.c", "..", "\x1b[31m.x.y"])
-def test_what_is_no_token_is_refused_and_moves_no_terminal(run, token):
+def test_invalid_token_is_refused_without_control_characters(run, token):
     shown = run("inspect", stdin=token, JWT_SECRET=SECRET)
     assert shown.returncode == 1, shown.stderr
     assert "✗ refused: the token is not a JWT" in shown.stdout
@@ -88,7 +82,7 @@ def test_what_is_no_token_is_refused_and_moves_no_terminal(run, token):
 def test_control_characters_in_claims_are_not_written(run):
     shown = run("inspect", sign({"name": "\x1b[2J\nsub  root"}), JWT_SECRET=SECRET)
     assert "\x1b" not in shown.stdout
-    assert "name  [2J sub root" in shown.stdout
+    assert r"name  \x1b[2J sub root" in shown.stdout
 
 
 def test_times_that_no_calendar_has_are_shown_as_they_are(run):
@@ -136,7 +130,7 @@ def test_secret_of_development_is_used_only_when_asked_for(run, tmp_path):
     ("arguments", "secret", "words"),
     [
         (["issue", "alice"], "short", "at least 32 bytes"),
-        (["issue", ""], SECRET, "user's id is empty"),
+        (["issue", ""], SECRET, "a user id has 1 to 255 characters"),
         (
             ["issue", "alice", "--channel", "a b"],
             SECRET,

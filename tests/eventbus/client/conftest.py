@@ -4,14 +4,14 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import sys
 
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.cli.tokens.commands import issue_token
 from eventbus.client import ClientOptions
+from eventbus.tokens import issue_token
+from tests.ports import free_port
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
@@ -20,9 +20,7 @@ class EdgeAt:
     """`python -m eventbus_edge`; started again, it listens where it did."""
 
     def __init__(self, environ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}/ws"
         self.environ = environ | {"BROADCAST_WEBSOCKET_PORT": str(self.port)}
         self.process = None
@@ -92,7 +90,7 @@ async def publisher(settings):
 @pytest.fixture
 def token():
     def issue(user="7", **claims):
-        return issue_token(SECRET, user, **{"channels": ["orders.>"]} | claims)
+        return issue_token(user, secret=SECRET, **{"channels": ["orders.>"]} | claims)
 
     return issue
 

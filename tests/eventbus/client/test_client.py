@@ -6,6 +6,7 @@ import logging
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from eventbus import (
     BusStateError,
@@ -53,7 +54,7 @@ async def first(subscription, count):
         return [await anext(messages) for _ in range(count)]
 
 
-async def test_messages_come_in_order_with_their_place(client, publisher):
+async def test_messages_arrive_in_order_with_their_positions(client, publisher):
     orders = await client.subscribe("orders.1")
     assert orders.is_active
     sent = [await publisher.publish("orders.1", "Paid", {"n": n}) for n in range(20)]
@@ -111,7 +112,7 @@ class Panic(BaseException):
 
 
 @pytest.mark.parametrize("leak", [asyncio.CancelledError, SystemExit, GeneratorExit, Panic])
-async def test_handler_that_leaks_what_is_no_exception_is_counted_and_stops_nothing(
+async def test_handler_that_leaks_something_other_than_an_exception_is_counted_and_stops_nothing(
     client, publisher, caplog, leak
 ):
     got = asyncio.Queue()
@@ -188,28 +189,28 @@ async def test_history_is_replayed_and_read(client, publisher):
 
 
 async def test_presence_and_whispers_between_two_clients(edge, token, quick, client):
-    heard = asyncio.Queue()
+    received = asyncio.Queue()
     room = await client.subscribe(
         "presence.room",
         {
-            "eb:presence.joined": lambda data: heard.put(("joined", data["user_id"])),
-            "eb:presence.left": lambda data: heard.put(("left", data["user_id"])),
-            "client-typing": lambda data, message: heard.put((data, message.user_id)),
+            "eb:presence.joined": lambda data: received.put(("joined", data["user_id"])),
+            "eb:presence.left": lambda data: received.put(("left", data["user_id"])),
+            "client-typing": lambda data, message: received.put((data, message.user_id)),
         },
     )
     async with connect(edge.url, token=token("8", name="Bo"), options=quick) as other, patience():
         there = await other.subscribe("presence.room")
-        assert await heard.get() == ("joined", "8")
+        assert await received.get() == ("joined", "8")
         assert {member.user_id for member in await room.presence()} == {"7", "8"}
         members = await there.presence({"mood": "fine"})
         assert {"name": "Bo", "mood": "fine"} in [member.info for member in members]
         await there.whisper("typing", {"on": True})
-        assert await heard.get() == ({"on": True}, "8")
+        assert await received.get() == ({"on": True}, "8")
         await there.unsubscribe()
-        assert await heard.get() == ("left", "8")
+        assert await received.get() == ("left", "8")
 
 
-async def test_handlers_of_the_edges_events_keep_no_message_from_who_iterates_later(
+async def test_handlers_of_the_edges_events_keep_no_message_from_a_later_iteration(
     client, publisher
 ):
     orders = await client.subscribe("orders.1", {"eb:unsubscribed": print})
@@ -249,7 +250,7 @@ async def test_names_outside_the_grammar_are_refused_before_they_are_sent(client
         await client.subscribe(channel)
 
 
-async def test_what_the_edge_refuses_is_raised_with_its_code(client):
+async def test_refusal_of_the_edge_is_raised_with_its_code(client):
     with pytest.raises(ClientRefused, match=r"subscribe admin: .*\(forbidden\)") as caught:
         await client.subscribe("admin")
     assert (caught.value.code, caught.value.channel) == ("forbidden", "admin")
@@ -265,7 +266,9 @@ async def test_what_the_edge_refuses_is_raised_with_its_code(client):
     assert client.state is ClientState.CONNECTED
 
 
-async def test_static_token_that_is_refused_is_told_at_once_and_never_shown(edge, quick, caplog):
+async def test_static_token_that_is_refused_is_reported_at_once_and_never_shown(
+    edge, quick, caplog
+):
     caplog.set_level(logging.DEBUG)
     bad = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl"
     with pytest.raises(ClientRefused, match="signature does not verify") as caught:
@@ -304,7 +307,7 @@ async def test_token_function_that_fails_is_tried_again_and_its_words_are_not_lo
     assert "hunter2" not in caplog.text
 
 
-async def test_without_a_token_public_channels_are_heard(edge, publisher, quick):
+async def test_without_a_token_public_channels_are_received(edge, publisher, quick):
     async with connect(f"http://127.0.0.1:{edge.port}", options=quick) as client:
         general = await client.subscribe("general")
         await publisher.publish("general", "Hello", 1)
@@ -325,7 +328,7 @@ async def test_no_edge_at_the_address(edge, quick):
     assert caught.value.code == "http_404"
 
 
-def test_what_is_given_to_connect_is_checked():
+def test_arguments_of_connect_are_checked():
     with pytest.raises(ValueError, match="not the address of an edge"):
         connect("ftp://x/ws")
     with pytest.raises(ValueError, match="buffer=0"):
@@ -411,3 +414,116 @@ async def test_cancelled_open_and_subscribe_leave_nothing(edge, token, quick):
             await joining
         again = await client.subscribe("orders.1")
         assert again.is_active
+
+
+# Several subscriptions to one channel
+
+
+async def test_subscriptions_to_one_channel_are_independent_and_join_it_once(client, publisher):
+    got = asyncio.Queue()
+    one = await client.subscribe("orders.1", lambda data: got.put_nowait(("one", data)))
+    two = await client.subscribe("orders.1", {"e": lambda data: got.put_nowait(("two", data))})
+    three = await client.subscribe("orders.1")
+    assert len({id(each) for each in (one, two, three)}) == 3
+    await publisher.publish("orders.1", "e", 1)
+    assert [message.data for message in await first(three, 1)] == [1]
+    async with patience():
+        assert sorted([await got.get(), await got.get()]) == [("one", 1), ("two", 1)]
+    await two.unsubscribe()
+    await two.unsubscribe()
+    assert not two.is_active
+    assert one.is_active
+    assert one.error is two.error is None
+    await publisher.publish("orders.1", "e", 2)
+    assert [message.data for message in await first(three, 1)] == [2]
+    async with patience():
+        assert await got.get() == ("one", 2)
+    assert got.empty()
+    await one.unsubscribe()
+    await three.unsubscribe()
+    # The last one has left the channel: the edge has no subscription to it.
+    with pytest.raises(ClientRefused) as caught:
+        await client.ask("unsubscribe", channel="orders.1")
+    assert caught.value.code == "not_subscribed"
+    again = await client.subscribe("orders.1")
+    await publisher.publish("orders.1", "e", 3)
+    assert [message.data for message in await first(again, 1)] == [3]
+
+
+async def test_refused_channel_refuses_all_who_wait_for_it_and_cancelling_one_spares_others(
+    client, publisher
+):
+    results = await asyncio.gather(
+        *(client.subscribe("secret.1") for _ in range(3)), return_exceptions=True
+    )
+    assert [(type(each), each.code) for each in results] == [(ClientRefused, "forbidden")] * 3
+    waiting = [asyncio.create_task(client.subscribe("orders.9")) for _ in range(2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    async with patience():
+        stays = await waiting[1]
+    await publisher.publish("orders.9", "e", 1)
+    assert [message.data for message in await first(stays, 1)] == [1]
+
+
+async def test_bad_handler_does_not_end_another_subscription(client, publisher):
+    orders = await client.subscribe("orders.1")
+    with pytest.raises(TypeError):
+        await client.subscribe("orders.1", {"e": "not a function"})
+    await publisher.publish("orders.1", "e", 1)
+    assert [message.data for message in await first(orders, 1)] == [1]
+
+
+# Without joining
+
+
+async def test_members_and_history_are_read_without_joining(edge, token, quick, client, publisher):
+    await publisher.publish("orders.5", "e", {"n": 5})
+    page = await client.history("orders.5", 10)
+    assert [message.data for message in page.messages] == [{"n": 5}]
+    assert await client.presence("presence.room") == []
+    async with connect(edge.url, token=token("8", name="Ada"), options=quick) as other:
+        await other.subscribe("presence.room")
+        [member] = await client.presence("presence.room")
+        assert (member.user_id, member.info) == ("8", {"name": "Ada"})
+        assert len(await other.presence("presence.room")) == 1, "nobody has joined by asking"
+    async with connect(edge.url, options=quick) as nobody:
+        for request in (nobody.presence("presence.room"), nobody.history("orders.5")):
+            with pytest.raises(ClientRefused) as caught:
+                await request
+            assert caught.value.code == "unauthorized"
+    for wrong in ("a b", "presence.*", 7):
+        with pytest.raises(InvalidChannel):
+            await client.presence(wrong)
+
+
+# The handshake
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(400, "Upgrade"), (401, "proxy"), (403, "BROADCAST_ALLOWED_HOSTS"), (404, "/ws by default")],
+)
+async def test_final_refusal_of_the_handshake_says_what_to_change(quick, status, remedy):
+    async def refuse(_request):
+        return web.Response(status=status)
+
+    app = web.Application()
+    app.router.add_get("/wss", refuse)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"ws://me:hunter2@127.0.0.1:{runner.addresses[0][1]}/wss?key=hunter2"
+        with pytest.raises(ClientRefused, match=remedy) as caught:
+            await connect(address, options=quick).open()
+        assert caught.value.code == f"http_{status}"
+        assert "/wss" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+    finally:
+        await runner.cleanup()
+
+
+async def test_wrong_path_of_an_edge_is_named(edge, quick):
+    with pytest.raises(ClientRefused, match=r"/wss was answered by HTTP 404: .* /ws by default"):
+        await connect(edge.url.replace("/ws", "/wss"), options=quick).open()

@@ -1,4 +1,5 @@
-"""A cursor against a model of an edge and its stream: each message once, in order, gaps told."""
+"""A cursor against a model of an edge and its stream: each message once, in order, gaps
+reported."""
 
 from hypothesis import given, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -75,8 +76,8 @@ class ClientModel(RuleBasedStateMachine):
         self.stream.held = []
 
     @rule()
-    def make_anew(self):
-        """A stream made anew, on a connection that is lost with it."""
+    def recreate(self):
+        """A recreated stream, on a connection that is lost with it."""
         self.cursor.lost()
         self.epochs += 1
         self.stream.epoch, self.stream.last, self.stream.held = f"e{self.epochs}", 0, []
@@ -109,7 +110,7 @@ class ClientModel(RuleBasedStateMachine):
 TestCursor = ClientModel.TestCase
 
 
-def test_history_is_asked_for_once():
+def test_history_is_requested_once():
     cursor = Cursor(history=10)
     assert cursor.ask() == {"history": 10}
     cursor.subscribed(4, "a", recovered=None)
@@ -118,8 +119,40 @@ def test_history_is_asked_for_once():
     assert cursor.recovered is None
 
 
-def test_pattern_asks_for_no_place_and_every_reconnect_is_a_gap():
-    cursor = Cursor(resumable=False)
+def test_pattern_resumes_after_the_last_message_of_any_channel():
+    cursor = Cursor(is_pattern=True)
+    assert cursor.ask() is None
+    cursor.subscribed(4, "a", recovered=None)
+    assert cursor.take(7, "a", "m7")
+    assert not cursor.take(6, "a")
+    cursor.lost()
+    assert cursor.ask() == {"offset": 7, "epoch": "a", "mark": "m7"}
+    cursor.subscribed(7, "a", recovered=True, mark="m7")
+    assert (cursor.recovered, cursor.gaps) == (True, 0)
+    assert not cursor.take(7, "a")
+    assert cursor.take(8, "a")
+
+
+def test_subscription_covers_what_follows_its_beginning_or_its_last_gap():
+    cursor = Cursor()
+    assert not cursor.covers(1, "a")
+    cursor.subscribed(4, "a", recovered=None)
+    cursor.take(9, "a")
+    cursor.lost()
+    cursor.subscribed(9, "a", recovered=True)
+    assert [cursor.covers(offset, "a") for offset in (3, 4, 5, 9)] == [False, False, True, True]
+    assert [cursor.has(offset, "a") for offset in (9, 10)] == [True, False]
+    assert cursor.covers(3, "b")
+    assert not cursor.has(3, "b")
+    cursor.lost()
+    cursor.subscribed(20, "a", recovered=False)
+    assert [cursor.covers(offset, "a") for offset in (9, 20, 21)] == [False, False, True]
+    cursor.missed(5, "b")
+    assert [cursor.covers(offset, "b") for offset in (5, 6)] == [False, True]
+
+
+def test_pattern_without_an_order_asks_for_no_place_and_every_reconnect_is_a_gap():
+    cursor = Cursor(is_pattern=True)
     assert cursor.ask() is None
     cursor.subscribed(None, None, recovered=None)
     assert cursor.take(5, "a")
@@ -131,7 +164,7 @@ def test_pattern_asks_for_no_place_and_every_reconnect_is_a_gap():
     assert (cursor.recovered, cursor.gaps) == (False, 1)
 
 
-def test_stream_made_anew_under_a_connection_is_a_gap():
+def test_stream_recreated_under_a_connection_is_a_gap():
     cursor = Cursor()
     cursor.ask()
     cursor.subscribed(7, "a", recovered=None)
@@ -148,8 +181,8 @@ def test_nothing_is_taken_unless_joined(phase, offset):
     assert (cursor.offset, cursor.epoch) == (None, None)
 
 
-def test_gap_that_the_edge_tells_of_shows_at_the_next_message():
-    cursor = Cursor(resumable=False)
+def test_gap_that_the_edge_reports_shows_at_the_next_message():
+    cursor = Cursor(is_pattern=True)
     cursor.ask()
     cursor.subscribed(None, None, recovered=None)
     assert cursor.take(1, "a")
@@ -161,7 +194,7 @@ def test_gap_that_the_edge_tells_of_shows_at_the_next_message():
     assert not cursor.take_gap()
 
 
-def test_place_is_given_back_with_the_mark_of_its_message():
+def test_position_is_returned_with_the_mark_of_its_message():
     cursor = Cursor()
     cursor.subscribed(3, "e", recovered=None, mark="~2026-11-30T18:55:02Z")
     assert cursor.ask() == {"offset": 3, "epoch": "e", "mark": "~2026-11-30T18:55:02Z"}
@@ -182,4 +215,4 @@ def test_after_a_gap_messages_of_earlier_offsets_are_new():
     cursor.missed(90, "e.1", "mark")
     assert cursor.take(85, "e.1") is False
     assert cursor.take(91, "e.1")
-    assert cursor.gaps == 2  # the other epoch is no second gap
+    assert cursor.gaps == 2  # the other epoch is not a second gap

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 
 import aiohttp
@@ -9,9 +10,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from eventbus import ClientClosed, ClientDisconnected, ClientRefused
+from eventbus import BusStateError, ClientClosed, ClientDisconnected, ClientRefused, EncodingError
 from eventbus.bus import EventBus
 from eventbus.client import ClientOptions, ClientState, connect
+from eventbus.messages import MAX_DATA_DEPTH
 
 PATIENCE_S = 30
 
@@ -41,6 +43,7 @@ class Reader:
 
     def __init__(self, subscription, pause_s=0.0):
         self.got = []
+        self.subscription = subscription
         self._more = asyncio.Event()
         self._pause_s = pause_s
         self.task = asyncio.create_task(self._read(subscription))
@@ -114,6 +117,79 @@ async def test_edge_killed_under_2000_messages_a_second_each_comes_once_and_in_o
         reader.task.cancel()
 
 
+async def test_edge_killed_under_load_patterns_and_channels_get_each_message_once_and_in_order(
+    new_edge, publisher, token, quick
+):
+    edge = await new_edge()
+    options = msgspec.structs.replace(quick, buffer=20_000)
+    channels = ["orders.1", "orders.2", "orders.3", "orders.eu.1"]
+    plan, enough = [], asyncio.Event()
+    async with connect(edge.url, token=token(), options=options) as client:
+        states = States(client)
+        # Each message is for the channel, or else for the pattern that was joined first.
+        readers = {
+            name: Reader(await client.subscribe(name))
+            for name in ("orders.*", "orders.1", "orders.>")
+        }
+
+        async def publish():
+            while not enough.is_set():
+                number = len(plan)
+                plan.append(channels[number * 7 % 11 % 4])
+                await publisher.publish(plan[-1], "e", number)
+                await asyncio.sleep(0.001)
+
+        writing = asyncio.create_task(publish())
+        for kills in (1, 2):
+            pattern = readers["orders.*"]
+            await pattern.until(len(pattern.got) + 300)
+            await edge.end(signal.SIGKILL)
+            await edge.start()
+            await states.until(ClientState.CONNECTED, times=kills)
+        enough.set()
+        await writing
+        wanted = {
+            "orders.1": [n for n, channel in enumerate(plan) if channel == "orders.1"],
+            "orders.*": [n for n, channel in enumerate(plan) if channel in channels[1:3]],
+            "orders.>": [n for n, channel in enumerate(plan) if channel == "orders.eu.1"],
+        }
+        for name, reader in readers.items():
+            got = await reader.until(len(wanted[name]))
+            assert [message.data for message in reader.got] == wanted[name], name
+            assert len(got) == len(wanted[name])
+            assert (reader.subscription.recovered, reader.subscription.gaps) == (True, 0)
+        await client.ping()
+        for name, reader in readers.items():
+            assert len(reader.got) == len(wanted[name]), "nothing comes twice"
+            reader.task.cancel()
+
+
+async def test_slow_consumer_of_a_pattern_gets_everything_once(new_edge, publisher, token, quick):
+    edge = await new_edge()
+    options = msgspec.structs.replace(quick, buffer=20)
+    async with connect(edge.url, token=token(), options=options) as client:
+        go, got, done = asyncio.Event(), [], asyncio.Event()
+
+        async def slow(data):
+            await go.wait()
+            got.append(data)
+            if data == 398:
+                done.set()
+
+        orders = await client.subscribe("orders.*", slow)
+        watching = Reader(await client.subscribe("orders.3"))
+        for number in range(400):
+            await publisher.publish(f"orders.{number % 4}", "e", number)
+        await watching.until(100)
+        go.set()
+        async with asyncio.timeout(20):
+            await done.wait()
+        assert got == [number for number in range(400) if number % 4 != 3]
+        assert (orders.gaps, orders.dropped) == (0, 0)
+        assert orders.overflows > 0
+        watching.task.cancel()
+
+
 async def test_drained_node_sends_its_clients_to_another_at_once(
     new_edge, publisher, token, quick, proxy
 ):
@@ -178,7 +254,7 @@ async def test_token_is_renewed_in_place_before_it_expires(new_edge, token, quic
     issued = []
 
     async def issue():
-        issued.append(token(lifetime_s=2))
+        issued.append(token(lifetime=2))
         return issued[-1]
 
     async with connect(edge.url, token=issue, options=quick) as client:
@@ -202,7 +278,7 @@ async def test_token_that_could_not_be_renewed_is_asked_for_at_the_reconnect(
         issued += 1
         if issued == 2:
             raise OSError("the token service is away")
-        return token(lifetime_s=2 if issued == 1 else 600)
+        return token(lifetime=2 if issued == 1 else 600)
 
     async with connect(edge.url, token=issue, options=quick) as client:
         states = States(client)
@@ -218,7 +294,7 @@ async def test_token_that_could_not_be_renewed_is_asked_for_at_the_reconnect(
 
 async def test_static_token_that_expires_ends_the_client_with_the_reason(new_edge, token, quick):
     edge = await new_edge(JWT_LEEWAY="0", BROADCAST_TOKEN_GRACE="0.1")
-    async with connect(edge.url, token=token(lifetime_s=1), options=quick) as client:
+    async with connect(edge.url, token=token(lifetime=1), options=quick) as client:
         states = States(client)
         orders = await client.subscribe("orders.1")
         reader = Reader(orders)
@@ -253,12 +329,12 @@ async def test_revoked_channel_ends_its_subscription_and_no_other(
     edge = await new_edge()
     async with connect(edge.url, token=token(), options=quick) as client:
         taken, kept = await client.subscribe("orders.1"), await client.subscribe("orders.2")
-        told = asyncio.Queue()
-        taken.on("eb:unsubscribed", told.put)
+        received = asyncio.Queue()
+        taken.on("eb:unsubscribed", received.put)
         reader = Reader(kept)
         await _admin(edge, token, "disconnect", {"channel": "orders.1"})
         async with asyncio.timeout(PATIENCE_S):
-            assert (await told.get())["reason"] == "revoked"
+            assert (await received.get())["reason"] == "revoked"
         assert isinstance(taken.error, ClientRefused)
         assert taken.error.code == "revoked"
         assert not taken.is_active
@@ -294,7 +370,7 @@ async def test_nats_restarted_under_the_edge_loses_nothing(
 
 
 @pytest.mark.parametrize("channel", ["orders.1", "orders.*"])
-async def test_what_nats_has_lost_for_good_is_told(
+async def test_messages_that_nats_lost_are_reported(
     new_edge, own_nats_server, settings, token, quick, channel
 ):
     edge = await new_edge(NATS_URL=own_nats_server.url)
@@ -305,8 +381,8 @@ async def test_what_nats_has_lost_for_good_is_told(
         connect(edge.url, token=access, options=quick) as client,
     ):
         orders = await client.subscribe(channel)
-        told = asyncio.Event()
-        orders.on("eb:subscribed", lambda data: data.get("recovered") is False and told.set())
+        notified = asyncio.Event()
+        orders.on("eb:subscribed", lambda data: data.get("recovered") is False and notified.set())
         reader = Reader(orders)
         await publisher.publish("orders.1", "tick", 0)
         await reader.until(1)
@@ -315,7 +391,7 @@ async def test_what_nats_has_lost_for_good_is_told(
         await own_nats_server.stop()
         await own_nats_server.start()
         async with asyncio.timeout(20):
-            while not (told.is_set() and len(reader.got) > 1):
+            while not (notified.is_set() and len(reader.got) > 1):
                 await publisher.publish("orders.1", "tick", 1)
                 await asyncio.sleep(0.05)
         assert orders.gaps >= 1
@@ -353,7 +429,7 @@ async def test_slow_consumer_is_bounded_gets_everything_and_delays_no_other(
         reader.task.cancel()
 
 
-async def test_slow_consumer_is_told_of_what_the_history_no_longer_has(
+async def test_slow_consumer_is_notified_of_what_the_history_no_longer_has(
     new_edge, settings, token, quick
 ):
     edge = await new_edge(BROADCAST_HISTORY_MESSAGES="100")
@@ -363,11 +439,11 @@ async def test_slow_consumer_is_told_of_what_the_history_no_longer_has(
         connect(edge.url, token=token(), options=options) as client,
     ):
         orders = await client.subscribe("orders.1")
-        told = asyncio.Event()
-        orders.on("eb:subscribed", lambda data: data["recovered"] or told.set())
+        notified = asyncio.Event()
+        orders.on("eb:subscribed", lambda data: data["recovered"] or notified.set())
 
         async def one_more_after_the_gap():
-            await told.wait()
+            await notified.wait()
             await publisher.publish("orders.1", "n", 500)
 
         messages = aiter(orders)
@@ -440,6 +516,8 @@ class Rogue:
         self.connections = 0
         self.heartbeat_s = 25.0
         self.farewell = b""
+        self.greeting = ""
+        self.answers = []
         self.url = ""
 
     async def serve(self, request):
@@ -447,15 +525,22 @@ class Rogue:
         socket = web.WebSocketResponse(protocols=("eventbus.v1",), autoping=False)
         await socket.prepare(request)
         about = {"connection_id": "c", "node": "n", "heartbeat_s": self.heartbeat_s}
-        await socket.send_json({"event": "eb:connected", "data": about})
+        greeting = json.dumps({"event": "eb:connected", "data": about})
+        await socket.send_str(self.greeting or greeting)
+        await self._answer(socket)
         for frame in self.frames:
-            await socket.send_str(frame)
+            await (socket.send_str if isinstance(frame, str) else socket.send_bytes)(frame)
         if self.farewell:
             request.transport.write(self.farewell)
             request.transport.close()
-        async for _ in socket:  # it answers nothing, pings included
+        async for _ in socket:  # it answers nothing else, pings included
             pass
         return socket
+
+    async def _answer(self, socket):
+        for answer in self.answers:
+            data = answer | {"ref": (await socket.receive_json())["ref"]}
+            await socket.send_json({"event": "eb:subscribed", "channel": "orders.1", "data": data})
 
 
 @pytest.fixture
@@ -478,14 +563,110 @@ async def test_silent_edge_is_noticed_and_left(rogue, quick):
         assert lost.reason == "the edge stopped answering"
 
 
-@pytest.mark.parametrize(
-    "frame", ["nonsense", "[1]", '{"event":7}', '{"event":"eb:error","data":7}', "[" * 100_000]
-)
-async def test_server_that_speaks_nonsense_is_left_and_tried_again(rogue, quick, frame):
-    rogue.frames = [frame]
+DEEP = "[" * 1200 + "]" * 1200
+UNREADABLE = [
+    "nonsense",
+    "",
+    "[1]",
+    "null",
+    '{"event":7}',
+    '{"channel":"orders.1","data":1}',
+    '{"event":"a","channel":["orders.1"]}',
+    '{"event":"a","channel":"orders.1","offset":"1"}',
+    '{"event":"eb:error","data":7}',
+    '{"event":"eb:news","data":7}',
+    '{"event":"eb:unsubscribed","channel":"orders.1","data":[]}',
+    "[" * 100_000,
+    f'{{"event":"a","channel":"orders.1","data":{DEEP},"offset":7,"epoch":"e"}}',
+    b"binary",
+]
+
+
+async def test_frames_that_cannot_be_read_are_skipped_counted_and_reported(rogue, quick, caplog):
+    rogue.frames = [*UNREADABLE, '{"event":"last","channel":"orders.1","data":1}']
+    rogue.answers = [{}]
     async with connect(rogue.url, options=quick) as client:
-        lost = await States(client).until(ClientState.DISCONNECTED)
-        assert lost.code == 1002
+        orders = await client.subscribe("orders.1")
+        async with asyncio.timeout(PATIENCE_S):
+            message = await anext(orders.messages())
+        assert message.event == "last"
+        assert client.skipped == len(UNREADABLE)
+        assert client.state is ClientState.CONNECTED
+    assert rogue.connections == 1
+    reports = [r.getMessage() for r in caplog.records if "cannot be read" in r.getMessage()]
+    assert len(reports) == len(UNREADABLE).bit_length()
+    assert all(len(report) < 400 for report in reports)
+
+
+async def test_message_too_deep_for_the_client_does_not_come_back_forever(
+    new_edge, token, quick, publisher
+):
+    edge = await new_edge()
+    async with connect(edge.url, token=token(), options=quick) as client:
+        orders = await client.subscribe("orders.1", history=10)
+        reader = Reader(orders)
+        with pytest.raises(EncodingError, match="nested too deeply"):
+            await publisher.publish("orders.1", "n", json.loads(DEEP[600:-600]))
+        deepest = json.loads("[" * MAX_DATA_DEPTH + "]" * MAX_DATA_DEPTH)
+        await publisher.publish("orders.1", "n", deepest)
+        assert await reader.until(1) == [deepest]
+        page = await orders.history()
+        assert [message.data for message in page.messages] == [deepest]
+        assert client.skipped == 0
+
+
+async def test_message_larger_than_the_client_accepts_is_left_out_and_is_a_gap(
+    new_edge, token, publisher
+):
+    options = ClientOptions(
+        first_delay=0.05, last_delay=0.1, steady_after=60.0, max_frame_bytes=10_000
+    )
+    edge = await new_edge()
+    async with connect(edge.url, token=token(), options=options) as client:
+        orders = await client.subscribe("orders.1")
+        reader, states, joins = Reader(orders), States(client), asyncio.Queue()
+        orders.on("eb:subscribed", lambda _, message: joins.put(message))
+        await publisher.publish("orders.1", "n", 1)
+        await reader.until(1)
+        await publisher.publish("orders.1", "n", "x" * 20_000)
+        async with asyncio.timeout(PATIENCE_S):
+            while not orders.gaps:
+                await joins.get()
+        await publisher.publish("orders.1", "n", 2)
+        assert await reader.until(2) == [1, 2]
+        assert reader.got[-1].after_gap
+        assert client.skipped == 2
+        assert [change.code for change in states.seen if change.code] == [1009, 1009]
+
+
+async def test_join_whose_answer_cannot_be_read_is_tried_again(rogue, quick):
+    rogue.answers = [{"offset": "7"}, {}]
+    async with connect(rogue.url, options=quick) as client:
+        orders = await client.subscribe("orders.1")
+        assert orders.is_active
+        assert client.skipped == 1
+    assert rogue.connections == 1
+
+
+async def test_request_whose_answer_cannot_be_read_fails_at_once(rogue, quick):
+    rogue.answers = [{}, {"members": 7}, {"messages": [7]}]
+    async with connect(rogue.url, options=quick) as client:
+        orders = await client.subscribe("orders.1")
+        with pytest.raises(ClientDisconnected, match="presence: the edge's answer cannot be read"):
+            await orders.presence()
+        with pytest.raises(ClientDisconnected, match="history: the edge's answer cannot be read"):
+            await orders.history()
+        assert client.state is ClientState.CONNECTED
+
+
+async def test_server_whose_greeting_is_nonsense_is_left_and_tried_again(rogue, quick):
+    rogue.greeting = "nonsense"
+    client = connect(rogue.url, options=quick)
+    states = States(client)
+    opening = asyncio.create_task(client.open())
+    assert (await states.until(ClientState.DISCONNECTED)).code == 1002
+    opening.cancel()
+    await client.aclose()
 
 
 async def test_code_of_an_edge_that_does_not_wait_for_an_answer_counts(rogue, quick):
@@ -559,3 +740,40 @@ async def test_token_function_may_close_its_own_client(new_edge, quick):
     with pytest.raises(ClientClosed):
         await client.open()
     assert client.state is ClientState.CLOSED
+
+
+async def test_many_requests_that_are_cancelled_together_are_cancelled(new_edge, quick):
+    edge = await new_edge()
+    async with connect(edge.url, options=quick) as client:
+        edge.process.send_signal(signal.SIGSTOP)
+        tasks = [asyncio.create_task(client.ask("ping")) for _ in range(90)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        edge.process.send_signal(signal.SIGCONT)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await client.ask("ping")).event == "pong"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3, 10])
+async def test_client_closed_by_another_task_as_it_opens_says_so_and_leaves_nothing(
+    new_edge, quick, turns
+):
+    edge = await new_edge()
+    before = asyncio.all_tasks()
+    client = connect(edge.url, options=quick)
+    opening = asyncio.create_task(client.open())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing = [asyncio.create_task(client.aclose()) for _ in range(2)]
+    await asyncio.sleep(0)
+    closing[0].cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        (result,) = await asyncio.gather(opening, return_exceptions=True)
+        await asyncio.gather(*closing, return_exceptions=True)
+    assert result is None or isinstance(result, ClientClosed)
+    assert asyncio.all_tasks() == before
+    with pytest.raises((ClientClosed, BusStateError)):
+        await client.open()

@@ -30,11 +30,11 @@ async def secured(new_edge, tmp_path, token):
 
 def left_open(main):
     """What is still open when an event loop has run that and ended."""
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as reported:
         warnings.simplefilter("always", ResourceWarning)
         asyncio.run(main())
         gc.collect()
-    return [str(each.message) for each in told]
+    return [str(each.message) for each in reported]
 
 
 async def test_program_that_ends_after_its_client_leaves_no_socket_open(secured):
@@ -47,7 +47,7 @@ async def test_program_that_ends_after_its_client_leaves_no_socket_open(secured)
     assert await asyncio.to_thread(left_open, main) == []
 
 
-async def test_client_of_an_edge_that_stands_still_is_closed_all_the_same(secured, monkeypatch):
+async def test_client_of_an_edge_that_is_suspended_is_closed_anyway(secured, monkeypatch):
     monkeypatch.setattr("eventbus.client.link.CLOSE_S", 0.2)
     monkeypatch.setattr("eventbus.client.sockets._CLOSE_S", 0.2)
     edge, connected = secured

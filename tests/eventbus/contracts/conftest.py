@@ -1,10 +1,7 @@
 """Events of a shop, and the programs of npm that judge what is exported."""
 
-import hashlib
 import importlib.util
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from eventbus.contracts.catalogue import catalogue
 from eventbus.events import event as events
 
 HERE = Path(__file__).parent
-NPM = HERE.parents[1] / "npm"
 
 
 @pytest.fixture
@@ -32,33 +28,9 @@ def contracts(shop):
     return catalogue()
 
 
-@pytest.fixture(scope="session")
-def node_modules(pytestconfig) -> Path:
-    """What tests/npm/package-lock.json names, installed once into pytest's cache folder."""
-    lock = (NPM / "package-lock.json").read_bytes()
-    folder = (
-        pytestconfig.cache.mkdir("npm") / hashlib.sha256(lock).hexdigest()[:16] / "node_modules"
-    )
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(NPM / name, made)
-            subprocess.run(
-                ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
-                cwd=made, check=True, timeout=240,
-            )  # fmt: skip
-            try:
-                (Path(made) / "node_modules").rename(folder)
-            except OSError:
-                if not folder.exists():  # otherwise another process was faster
-                    raise
-    return folder
-
-
 @pytest.fixture
 def tsc(node_modules, tmp_path):
-    """Compile TypeScript strictly: gives what is wrong, empty where nothing is."""
+    """Compile TypeScript strictly: returns the errors, empty without any."""
 
     def compile_(*paths):
         done = subprocess.run(

@@ -98,7 +98,7 @@ class Renamed(Event, ShouldBroadcast, channel="orders.{order_id}", rename="camel
 
 
 class Anywhere(Event, ShouldBroadcast):
-    """Its type does not tell its channels, nor what it broadcasts."""
+    """Its type declares neither its channels nor its data."""
 
     def broadcast_on(self) -> str:
         return "general"

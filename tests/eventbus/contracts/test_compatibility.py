@@ -1,4 +1,4 @@
-"""The table of changes: what each one is called, and whom it breaks."""
+"""The table of changes: the name of each, and which side it breaks."""
 
 import datetime
 import enum
@@ -253,7 +253,7 @@ def test_change_of_a_field(before, after, place, what, breaks):
     verdict = compare(lock(before), lock(after))
     found = [(change.place, change.what, change.breaks) for change in verdict.changes]
     assert (place, what, breaks) in found
-    # A bound that goes with the change is told beside it, and is no other verdict.
+    # A bound that goes with the change is reported with it, and does not change the verdict.
     assert {change.place for change in verdict.changes} == {place}
     assert verdict.is_breaking is bool(breaks)
 
@@ -307,11 +307,11 @@ def test_nothing_changed():
     assert compare(lock(fields), lock(fields)).changes == ()
 
 
-def test_name_of_a_nested_class_is_nobodys_business():
+def test_name_of_a_nested_class_is_not_checked():
     assert compare(lock({"a": Line}), lock({"a": Renamed})).changes == ()
 
 
-def test_docs_are_nobodys_business():
+def test_docs_are_not_compared():
     before = {"a": Annotated[int, M(description="before", title="A")]}
     assert compare(lock(before), lock({"a": int})).changes == ()
 

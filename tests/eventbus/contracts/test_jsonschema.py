@@ -112,7 +112,7 @@ def test_every_message_that_is_dispatched_is_valid(shop, contracts, data):
 
 @given(data=st.data())
 @QUICK
-def test_message_that_was_tampered_with_is_not(shop, contracts, data):
+def test_tampered_message_is_invalid(shop, contracts, data):
     check = validator(document(contracts))
     [message] = messages_of(data.draw(orders(shop)))
     envelope = envelope_of(message)
@@ -137,7 +137,7 @@ def test_message_that_was_tampered_with_is_not(shop, contracts, data):
 )
 @given(data=st.data())
 @settings(parent=QUICK, max_examples=3)
-def test_envelope_that_was_tampered_with_is_not(shop, contracts, tamper, data):
+def test_tampered_envelope_is_invalid(shop, contracts, tamper, data):
     check = validator(document(contracts))
     [message] = messages_of(data.draw(orders(shop)))
     envelope = envelope_of(message)

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import pytest
@@ -16,9 +17,11 @@ import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.config import Settings
+from eventbus.drivers import Driver
 from eventbus.drivers.redis.driver import RedisDriver
 
 START_S = 10.0
+D = TypeVar("D", bound=Driver)
 MakeRedis = Callable[..., Awaitable[RedisDriver]]
 
 
@@ -29,7 +32,7 @@ def free_port() -> int:
     which could take the port of a server that is down for a moment.
     """
     while True:
-        port = 10_000 + secrets.randbelow(12_000)
+        port = 10_000 + secrets.randbelow(4_000)
         with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
             one.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + 10_000))
@@ -115,6 +118,36 @@ class Sentinel(RedisServer):
         return [str(config), "--sentinel"]
 
 
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+    """Wait for a state of other processes."""
+    async with asyncio.timeout(seconds):
+        while not await true():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.05)
+
+
+class Group:
+    """A master, a replica, and three sentinels that know each other."""
+
+    def __init__(
+        self, master: RedisServer, replica: RedisServer, sentinels: list[Sentinel]
+    ) -> None:
+        self.master, self.replica, self.sentinels = master, replica, sentinels
+        self.addresses = tuple(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+
+    async def is_in_step(self) -> bool:
+        if "state=online" not in await self.master.command("INFO", "replication"):
+            return False
+        for sentinel in self.sentinels:
+            replicas = await sentinel.command("SENTINEL", "REPLICAS", "mymaster")
+            others = await sentinel.command("SENTINEL", "SENTINELS", "mymaster")
+            if str(self.replica.port) not in replicas or others.count("runid") != 2:
+                return False
+        return True
+
+    async def fail_over(self) -> None:
+        assert await self.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster") == "OK"
+
+
 class RedisCluster:
     """Three masters."""
 
@@ -167,10 +200,26 @@ class RedisCluster:
             await node.kill()
 
 
+REDIS = {
+    "own_cluster",
+    "own_redis",
+    "redis_cluster",
+    "redis_server",
+    "start_redis",
+    "start_sentinel",
+}
+"""The fixtures that start a redis-server."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests in this folder that need Redis."""
     for item in items:
-        if item.path.name.startswith("test_redis"):
+        if item.path.is_relative_to(Path(__file__).parent) and REDIS & fixtures_of(item):
             item.add_marker(pytest.mark.redis)
+
+
+def fixtures_of(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -258,6 +307,18 @@ async def start_redis(tmp_path) -> AsyncIterator[Callable[..., Awaitable[RedisSe
 
 
 @pytest_asyncio.fixture
+async def group(start_redis, start_sentinel) -> Group:
+    """A master, a replica and three sentinels of this test alone."""
+    keep = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
+    master = await start_redis(*keep)
+    replica = await start_redis(*keep, "--replicaof", "127.0.0.1", str(master.port))
+    sentinels = [await start_sentinel(master.port) for _ in range(3)]
+    group = Group(master, replica, sentinels)
+    await until(group.is_in_step)
+    return group
+
+
+@pytest_asyncio.fixture
 async def own_redis(tmp_path) -> AsyncIterator[RedisServer]:
     """A server of this test alone, with an append-only file, to be killed and started again."""
     server = RedisServer(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always")
@@ -267,14 +328,23 @@ async def own_redis(tmp_path) -> AsyncIterator[RedisServer]:
 
 
 @pytest_asyncio.fixture
-async def make_redis(redis_settings) -> AsyncIterator[MakeRedis]:
-    """Opened drivers, for the shared server or for other settings, with some fields changed."""
+async def opened() -> AsyncIterator[Callable[[D], Awaitable[D]]]:
+    """Opens drivers, and closes them after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(settings: Settings = redis_settings, **changes: object) -> RedisDriver:
-            driver = RedisDriver(msgspec.structs.replace(settings, **changes))
+        async def open_driver(driver: D) -> D:
             stack.push_async_callback(driver.aclose)
             await driver.open()
             return driver
 
-        yield make
+        yield open_driver
+
+
+@pytest.fixture
+def make_redis(redis_settings, opened) -> MakeRedis:
+    """Opened drivers, for the shared server or for other settings, with some fields changed."""
+
+    def make(settings: Settings = redis_settings, **changes: object) -> Awaitable[RedisDriver]:
+        return opened(RedisDriver(msgspec.structs.replace(settings, **changes)))
+
+    return make

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from contextlib import AsyncExitStack
 
 import nats
 import pytest
@@ -21,22 +20,18 @@ ALL = ConsumerSettings(from_start=True)
 
 
 @pytest.fixture(params=["memory", "nats"])
-async def make_driver(request, settings):
+def make_driver(request, settings, opened):
     """Opened drivers that share a broker, and `make.subjects`."""
     if request.param == "memory":
         broker, subjects = MemoryBroker(), Subjects()
     else:
         subjects = Subjects(settings.namespace)
-    async with AsyncExitStack() as stack:
 
-        async def make():
-            driver = MemoryDriver(broker) if request.param == "memory" else NatsDriver(settings)
-            stack.push_async_callback(driver.aclose)
-            await driver.open()
-            return driver
+    def make():
+        return opened(MemoryDriver(broker) if request.param == "memory" else NatsDriver(settings))
 
-        make.subjects = subjects
-        yield make
+    make.subjects = subjects
+    return make
 
 
 @pytest.fixture
@@ -86,7 +81,7 @@ class _Member(Inbox):
 # Groups
 
 
-async def test_each_message_goes_to_one_member_of_a_group_and_to_all_who_are_none(
+async def test_each_message_goes_to_one_member_of_a_group_and_to_all_outside_it(
     make_driver, subjects
 ):
     one, other = await make_driver(), await make_driver()
@@ -132,7 +127,7 @@ async def test_member_that_leaves_gets_nothing_more_and_the_others_all(make_driv
 # Durable consumers
 
 
-async def test_message_is_handed_out_as_it_was_published_with_its_place(driver, subjects):
+async def test_message_is_delivered_as_published_with_its_position(driver, subjects):
     consumer = await driver.consume("c", subjects.live("a.1"), ConsumerSettings())
     published = await driver.publish(subjects.event("a.1"), b"x", {"Foo": "bar"})
     (held,) = await _take(consumer)
@@ -169,7 +164,7 @@ async def test_new_consumer_begins_at_the_start_or_with_what_comes(
     assert (await _take(consumer))[0].delivery.payload == expected
 
 
-async def test_consumer_goes_on_where_it_left_off_when_all_its_members_were_gone(
+async def test_consumer_continues_where_it_left_off_when_all_its_members_were_gone(
     make_driver, subjects
 ):
     first = await make_driver()
@@ -213,7 +208,7 @@ async def test_members_share_the_messages_and_names_do_not(make_driver, subjects
     assert len(await _take(separate, 40)) == 40
 
 
-async def test_retried_message_comes_again_after_its_time_and_is_counted(driver, subjects):
+async def test_retried_message_arrives_again_after_its_time_and_is_counted(driver, subjects):
     consumer = await driver.consume("c", subjects.live("a.1"), ConsumerSettings())
     await _publish(driver, subjects, b"x", b"y")
     x, y = await _take(consumer, 2)
@@ -230,7 +225,7 @@ async def test_retried_message_comes_again_after_its_time_and_is_counted(driver,
     assert again.delivery.position == x.delivery.position
 
 
-async def test_discarded_message_never_comes_again(driver, subjects):
+async def test_discarded_message_never_arrives_again(driver, subjects):
     consumer = await driver.consume("c", subjects.live("a.1"), ConsumerSettings(ack_wait=0.2))
     await _publish(driver, subjects, b"x")
     await (await _take(consumer))[0].discard()
@@ -291,11 +286,13 @@ async def test_never_more_is_handed_out_than_was_asked_for(driver, subjects):
 
 
 @pytest.fixture
-async def nats_driver(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    yield driver
-    await driver.aclose()
+def make_nats_driver(settings, opened):
+    return lambda: opened(NatsDriver(settings))
+
+
+@pytest.fixture
+async def nats_driver(make_nats_driver):
+    return await make_nats_driver()
 
 
 @pytest.fixture
@@ -306,13 +303,13 @@ async def jetstream(nats_server):
 
 
 async def _consumer_says(jetstream, stream, condition):
-    """Wait until the server says so of consumer `c`: it tells only who asks."""
+    """Wait until the server says so of consumer `c`: it only answers requests."""
     async with asyncio.timeout(TIMEOUT):
         while not condition(await jetstream.consumer_info(stream, "c")):  # noqa: ASYNC110 - a server is asked
             await asyncio.sleep(0.01)
 
 
-async def test_deleted_consumer_is_made_anew_where_it_was(
+async def test_deleted_consumer_is_recreated_where_it_was(
     nats_driver, jetstream, monkeypatch, caplog
 ):
     monkeypatch.setattr(nats_consumer, "_REFRESH_S", 0.0)
@@ -333,7 +330,7 @@ async def test_deleted_consumer_is_made_anew_where_it_was(
     assert info.config.deliver_policy == "by_start_sequence"
 
 
-async def test_consumer_of_a_stream_made_anew_gets_all_of_the_new_one(nats_driver, jetstream):
+async def test_consumer_of_a_recreated_stream_gets_all_of_the_new_one(nats_driver, jetstream):
     subjects, stream = nats_driver.subjects, f"{nats_driver.subjects.namespace.upper()}_EVENTS"
     consumer = await nats_driver.consume("c", subjects.live("a.1"), ConsumerSettings())
     await _publish(nats_driver, subjects, b"old")
@@ -393,7 +390,68 @@ async def test_consumer_takes_on_another_filter_and_time(nats_driver, jetstream)
     assert (await _take(consumer))[0].delivery.payload == b"x"
 
 
-async def test_publishers_header_called_status_is_no_status(nats_driver):
+async def test_members_with_different_times_settle_on_the_longest(
+    make_nats_driver, jetstream, monkeypatch
+):
+    monkeypatch.setattr(nats_consumer, "_REFRESH_S", 0.1)
+    one, other = await make_nats_driver(), await make_nats_driver()
+    subjects, stream = one.subjects, f"{one.subjects.namespace.upper()}_EVENTS"
+    subject = subjects.live("a.1")
+
+    async def work(consumer):
+        while True:
+            for each in await consumer.take(1):
+                taken.append(each)
+                is_active.set()
+                await asyncio.sleep(1.0)  # longer than the shorter time
+                await each.ack()
+
+    taken, is_active = [], asyncio.Event()
+    long = await one.consume("c", subject, ConsumerSettings(ack_wait=5.0))
+    tasks = [asyncio.create_task(work(long))]
+    await _publish(one, subjects, b"before")
+    await asyncio.wait_for(is_active.wait(), TIMEOUT)
+    short = await other.consume("c", subject, ConsumerSettings(ack_wait=0.3))
+    tasks.append(asyncio.create_task(work(short)))
+    waits = set()
+    await _publish(one, subjects, *(b"x" for _ in range(3)))
+    async with asyncio.timeout(TIMEOUT):
+        while len(taken) < 4:
+            waits.add((await jetstream.consumer_info(stream, "c")).config.ack_wait)
+            await asyncio.sleep(0.05)
+    assert waits == {5.0}
+    assert [each.attempt for each in taken] == [1, 1, 1, 1], "none of them ran twice"
+    for task in tasks:
+        task.cancel()
+
+
+async def test_member_with_a_longer_time_raises_it(make_nats_driver, jetstream):
+    one, other = await make_nats_driver(), await make_nats_driver()
+    stream = f"{one.subjects.namespace.upper()}_EVENTS"
+    subject = one.subjects.live("a.1")
+    short = await one.consume("c", subject, ConsumerSettings(ack_wait=2.0))
+    taking = asyncio.create_task(short.take(1))
+    await other.consume("c", subject, ConsumerSettings(ack_wait=20.0))
+    assert (await jetstream.consumer_info(stream, "c")).config.ack_wait == 20.0
+    await short._refresh(TIMEOUT)
+    assert (await jetstream.consumer_info(stream, "c")).config.ack_wait == 20.0
+    taking.cancel()
+
+
+async def test_members_with_different_filters_do_not_change_them_back_and_forth(
+    make_nats_driver, jetstream
+):
+    one, other = await make_nats_driver(), await make_nats_driver()
+    subjects, stream = one.subjects, f"{one.subjects.namespace.upper()}_EVENTS"
+    old = await one.consume("c", subjects.live("a.1"), ConsumerSettings())
+    new = await other.consume("c", f"{subjects.namespace}.live.b.>", ConsumerSettings())
+    for member in (old, new, old):
+        await member._refresh(TIMEOUT)
+        info = await jetstream.consumer_info(stream, "c")
+        assert info.config.filter_subject == f"{subjects.namespace}.event.b.>"
+
+
+async def test_publishers_header_called_status_is_not_a_status(nats_driver):
     subjects = nats_driver.subjects
     consumer = await nats_driver.consume("c", subjects.live("a.1"), ALL)
     await nats_driver.publish(subjects.event("a.1"), json.dumps({}).encode(), {"Status": "409"})

@@ -1,7 +1,4 @@
-from contextlib import AsyncExitStack
-
 import pytest
-import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
@@ -10,18 +7,10 @@ from eventbus.testing.contracts import DriverContract
 
 
 class TestMemory(DriverContract):
-    @pytest_asyncio.fixture
-    async def make_driver(self):
+    @pytest.fixture
+    def make_driver(self, opened):
         broker = MemoryBroker()
-        async with AsyncExitStack() as stack:
-
-            async def make():
-                driver = MemoryDriver(broker)
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+        return lambda: opened(MemoryDriver(broker))
 
 
 class TestNats(DriverContract):
@@ -29,14 +18,6 @@ class TestNats(DriverContract):
     def subjects(self, namespace):
         return Subjects(namespace)
 
-    @pytest_asyncio.fixture
-    async def make_driver(self, settings):
-        async with AsyncExitStack() as stack:
-
-            async def make():
-                driver = NatsDriver(settings)
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+    @pytest.fixture
+    def make_driver(self, settings, opened):
+        return lambda: opened(NatsDriver(settings))

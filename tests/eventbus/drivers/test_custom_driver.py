@@ -1,6 +1,6 @@
 """An example of another people's driver, which passes the contract suite: messages over files.
 
-Each message is a line of JSON in one file, and whoever listens follows the file. It has no history
+Each message is a line of JSON in one file, and subscribers follow the file. It has no history
 for those who come later, though it could; it is the smallest driver that is more than memory.
 """
 
@@ -8,10 +8,9 @@ import asyncio
 import base64
 import json
 import logging
-from contextlib import AsyncExitStack
 from pathlib import Path
 
-import pytest_asyncio
+import pytest
 
 from eventbus import EventBus, Settings, Subjects
 from eventbus.channels import Pattern
@@ -84,7 +83,7 @@ class FileDriver:
 
     async def subscribe(self, subject: str, handler: Handler) -> FileSubscription:
         self._require_open()
-        self._read()  # what was published before is not for this one
+        self._read()  # earlier messages are not for this one
         subscription = FileSubscription(self, subject, handler)
         self.subscriptions[subscription] = None
         return subscription
@@ -119,17 +118,9 @@ class FileDriver:
 
 
 class TestFileDriver(DriverContract):
-    @pytest_asyncio.fixture
-    async def make_driver(self, tmp_path):
-        async with AsyncExitStack() as stack:
-
-            async def make() -> Driver:
-                driver = FileDriver(tmp_path / "bus", Subjects())
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+    @pytest.fixture
+    def make_driver(self, tmp_path, opened):
+        return lambda: opened(FileDriver(tmp_path / "bus", Subjects()))
 
 
 async def test_bus_over_a_custom_driver_that_was_registered(tmp_path):

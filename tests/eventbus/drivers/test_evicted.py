@@ -40,20 +40,6 @@ async def take(consumer, count):
     return taken
 
 
-@pytest.fixture
-async def opened():
-    drivers = []
-
-    async def open_one(driver):
-        drivers.append(driver)
-        await driver.open()
-        return driver
-
-    yield open_one
-    for driver in drivers:
-        await driver.aclose()
-
-
 async def test_group_that_was_away_for_too_long_says_which_channel_it_missed(
     make_driver, opened, namespace, caplog
 ):
@@ -145,7 +131,7 @@ async def test_group_that_waited_for_room_and_missed_nothing_says_nothing(
     await group.aclose()
 
 
-async def test_group_says_what_age_took(opened, settings, namespace, caplog):
+async def test_group_reports_events_evicted_by_age(opened, settings, namespace, caplog):
     settings = msgspec.structs.replace(settings, history_seconds=1.0)
     driver = await opened(NatsDriver(settings))
     group = await driver.consume("group", f"{namespace}.live.a", GROUP)

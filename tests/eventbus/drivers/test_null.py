@@ -1,9 +1,6 @@
-"""The null driver: all of the Protocol, and nobody is ever called."""
-
-from contextlib import AsyncExitStack
+"""The null driver: the whole Protocol, and no handler is ever called."""
 
 import pytest
-import pytest_asyncio
 
 from eventbus.bus import EventBus
 from eventbus.channels import Pattern
@@ -28,17 +25,9 @@ class TestNull:
         DriverContract.test_use_after_close_is_an_error_naming_the_driver
     )
 
-    @pytest_asyncio.fixture
-    async def make_driver(self):
-        async with AsyncExitStack() as stack:
-
-            async def make():
-                driver = NullDriver()
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+    @pytest.fixture
+    def make_driver(self, opened):
+        return lambda: opened(NullDriver())
 
     async def test_no_listener_is_ever_called(self, make_driver, subjects):
         driver, inbox = await make_driver(), Inbox()

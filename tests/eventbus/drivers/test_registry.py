@@ -1,4 +1,4 @@
-"""Which drivers there are: built in, registered, installed; and what is no driver."""
+"""Which drivers there are: built in, registered, installed; and objects that are not drivers."""
 
 import sys
 
@@ -58,12 +58,12 @@ def memory(_settings):
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_each_built_in_driver_is_made_by_its_name_and_says_it(name):
+def test_each_built_in_driver_is_created_by_its_name_and_says_it(name):
     settings = Settings(driver=name, stack=("memory", "null"))
     assert create_driver(settings).name == name
 
 
-def test_all_names_are_told(registered, installed):
+def test_all_names_are_listed(registered, installed):
     registered("mine", memory)
     installed("theirs", "kafka = theirs:Driver")
     assert driver_names() == (*BUILT_IN, "mine", "kafka")
@@ -120,7 +120,7 @@ def test_factory_must_be_callable():
     assert "mine" not in driver_names()
 
 
-def test_installed_driver_with_a_built_in_name_is_told_and_not_used(installed, caplog):
+def test_installed_driver_with_a_built_in_name_is_reported_and_not_used(installed, caplog):
     installed("theirs", "memory = theirs:Driver")
     assert type(create_driver(Settings(driver="memory"))) is MemoryDriver
     assert "theirs:Driver has the name of the built-in driver memory" in caplog.text
@@ -134,7 +134,7 @@ def test_two_packages_that_offer_one_name_are_both_named(installed):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "expected"),
     [
         ("raise RuntimeError('no licence')", "theirs:make cannot be loaded: no licence"),
         ("", "theirs:make cannot be loaded: .*make"),
@@ -145,14 +145,14 @@ def test_two_packages_that_offer_one_name_are_both_named(installed):
         ("async def make(settings): ...", "is created by a coroutine function"),
     ],
 )
-def test_entry_point_that_gives_no_driver_is_named_with_what_is_wrong(installed, source, told):
+def test_entry_point_that_gives_no_driver_is_named_with_what_is_wrong(installed, source, expected):
     installed("theirs", "kafka = theirs:make", source)
-    with pytest.raises(ConfigError, match=f"BROADCAST_DRIVER='kafka': .*{told}") as caught:
+    with pytest.raises(ConfigError, match=f"BROADCAST_DRIVER='kafka': .*{expected}") as caught:
         create_driver(Settings(driver="kafka"))
     assert caught.value.variable == "BROADCAST_DRIVER"
 
 
-def test_setting_that_a_factory_refuses_is_told_in_its_own_words(registered):
+def test_setting_that_a_factory_refuses_is_reported_in_its_own_words(registered):
     def factory(_settings):
         raise ConfigError("KAFKA_URL is missing", variable="KAFKA_URL")
 
@@ -180,7 +180,7 @@ def test_object_that_lacks_methods_is_refused_naming_each(registered):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "told"),
+    ("field", "value", "expected"),
     [
         ("name", 7, "has no name"),
         ("capabilities", {Capability.HISTORY}, "has no capabilities, a frozenset"),
@@ -188,11 +188,11 @@ def test_object_that_lacks_methods_is_refused_naming_each(registered):
         ("is_connected", None, "lacks is_connected"),
     ],
 )
-def test_object_with_a_wrong_field_is_refused(registered, field, value, told):
+def test_object_with_a_wrong_field_is_refused(registered, field, value, expected):
     driver = MemoryDriver()
     setattr(driver, field, value)
     registered("mine", lambda _settings: driver)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         create_driver(Settings(driver="mine"))
 
 

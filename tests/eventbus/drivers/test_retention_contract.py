@@ -1,11 +1,9 @@
 """Retention classes over every driver that keeps history."""
 
-from contextlib import AsyncExitStack
 from functools import partial
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from eventbus.channels import Subjects
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
@@ -15,18 +13,10 @@ from eventbus.testing.contracts.retention import RETENTION
 
 
 class TestMemory(RetentionContract):
-    @pytest_asyncio.fixture
-    async def make_driver(self):
+    @pytest.fixture
+    def make_driver(self, opened):
         broker = MemoryBroker(retention=RETENTION)
-        async with AsyncExitStack() as stack:
-
-            async def make():
-                driver = MemoryDriver(broker)
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+        return lambda: opened(MemoryDriver(broker))
 
 
 class TestNats(RetentionContract):
@@ -34,17 +24,9 @@ class TestNats(RetentionContract):
     def subjects(self, namespace):
         return Subjects(namespace)
 
-    @pytest_asyncio.fixture
-    async def make_driver(self, settings):
-        async with AsyncExitStack() as stack:
-
-            async def make():
-                driver = NatsDriver(msgspec.structs.replace(settings, retention=RETENTION))
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
-
-            yield make
+    @pytest.fixture
+    def make_driver(self, settings, opened):
+        return lambda: opened(NatsDriver(msgspec.structs.replace(settings, retention=RETENTION)))
 
 
 class TestRedis(RetentionContract):

@@ -1,11 +1,10 @@
-"""Several drivers at once: who must take a message, who is listened to, and how faults are told."""
+"""Several drivers at once: which must take a message, which is subscribed to, and how faults are
+reported."""
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack
 
 import pytest
-import pytest_asyncio
 
 from eventbus.bus import EventBus
 from eventbus.channels import Subjects
@@ -67,17 +66,9 @@ def stack_of(*drivers, required, **more):
     return StackDriver({name: lambda d=d: d for name, d in made.items()}, required, **more)
 
 
-@pytest_asyncio.fixture
-async def opened():
-    async with AsyncExitStack() as exits:
-
-        async def make(*drivers, required, **more):
-            stack = stack_of(*drivers, required=required, **more)
-            exits.push_async_callback(stack.aclose)
-            await stack.open()
-            return stack
-
-        yield make
+@pytest.fixture
+def open_stack(opened):
+    return lambda *drivers, **options: opened(stack_of(*drivers, **options))
 
 
 async def until(condition):
@@ -87,21 +78,11 @@ async def until(condition):
 
 
 class TestStackOfMemory(DriverContract):
-    @pytest_asyncio.fixture
-    async def make_driver(self):
+    @pytest.fixture
+    def make_driver(self, opened):
         broker = MemoryBroker()
-        async with AsyncExitStack() as exits:
-
-            async def make():
-                stack = StackDriver(
-                    {"null": NullDriver, "memory": lambda: MemoryDriver(broker)},
-                    ["null", "memory"],
-                )
-                exits.push_async_callback(stack.aclose)
-                await stack.open()
-                return stack
-
-            yield make
+        drivers = {"null": NullDriver, "memory": lambda: MemoryDriver(broker)}
+        return lambda: opened(StackDriver(drivers, ["null", "memory"]))
 
 
 class TestStackOfNatsAndLog(DriverContract):
@@ -109,8 +90,8 @@ class TestStackOfNatsAndLog(DriverContract):
     def subjects(self, namespace):
         return Subjects(namespace)
 
-    @pytest_asyncio.fixture
-    async def make_driver(self, nats_server, namespace, tmp_path):
+    @pytest.fixture
+    def make_driver(self, nats_server, namespace, tmp_path, opened):
         settings = Settings(
             driver="stack",
             stack=("log", "nats"),
@@ -119,28 +100,20 @@ class TestStackOfNatsAndLog(DriverContract):
             history_bytes=4 * 1024**2,
             log_path=str(tmp_path / "audit.log"),
         )
-        async with AsyncExitStack() as exits:
-
-            async def make():
-                stack = create_driver(settings)
-                exits.push_async_callback(stack.aclose)
-                await stack.open()
-                return stack
-
-            yield make
+        return lambda: opened(create_driver(settings))
 
 
-async def test_every_driver_gets_every_message_in_order(opened):
+async def test_every_driver_gets_every_message_in_order(open_stack):
     one, two = Faulty("one"), Faulty("two")
-    stack = await opened(one, two, required=["one", "two"])
+    stack = await open_stack(one, two, required=["one", "two"])
     for i in range(50):
         await stack.publish(SUBJECTS.event("a"), str(i).encode())
     assert one.taken == two.taken == [str(i).encode() for i in range(50)]
 
 
-async def test_message_is_given_to_all_at_the_same_time(opened):
+async def test_message_is_given_to_all_at_the_same_time(open_stack):
     one, two = Faulty("one"), Faulty("two")
-    stack = await opened(one, two, required=["one", "two"])
+    stack = await open_stack(one, two, required=["one", "two"])
     one.gate.clear()
     publishing = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"x"))
     await until(lambda: two.taken)
@@ -150,10 +123,10 @@ async def test_message_is_given_to_all_at_the_same_time(opened):
     assert one.taken == [b"x"]
 
 
-async def test_positions_history_and_messages_are_the_readers(opened):
+async def test_positions_history_and_messages_are_the_readers(open_stack):
     plain = Faulty("plain", history=False)
     reader = Faulty("reader")
-    stack = await opened(plain, reader, required=["plain", "reader"])
+    stack = await open_stack(plain, reader, required=["plain", "reader"])
     inbox = Inbox()
     await reader.publish(SUBJECTS.event("a"), b"before")
     subscription = await stack.subscribe(SUBJECTS.live("a"), inbox)
@@ -167,9 +140,9 @@ async def test_positions_history_and_messages_are_the_readers(opened):
     assert [message.payload for message in page.messages] == [b"before", b"x"]
 
 
-async def test_stack_without_history_listens_to_its_first_and_says_that_it_cannot_read(opened):
+async def test_stack_without_history_listens_to_its_first_and_says_that_it_cannot_read(open_stack):
     first, second = Faulty("first", history=False), NullDriver()
-    stack = await opened(first, second, required=["first"])
+    stack = await open_stack(first, second, required=["first"])
     inbox = Inbox()
     await stack.subscribe(SUBJECTS.live("a"), inbox)
     await stack.publish(SUBJECTS.live("a"), b"x")
@@ -180,10 +153,10 @@ async def test_stack_without_history_listens_to_its_first_and_says_that_it_canno
         await stack.read(SUBJECTS.live("a"), after=None, limit=1)
 
 
-async def test_failure_of_a_required_driver_names_it_and_the_others_have_the_message(opened):
+async def test_failure_of_a_required_driver_names_it_and_the_others_have_the_message(open_stack):
     good = Faulty("good")
     bad = Faulty("bad", publishing=PublishFailed("no answer within 15 s", driver="bad"))
-    stack = await opened(good, bad, required=["good", "bad"])
+    stack = await open_stack(good, bad, required=["good", "bad"])
     with pytest.raises(PublishFailed, match=r"eb\.event\.a was not taken by bad: no answer") as e:
         await stack.publish(SUBJECTS.event("a"), b"x")
     assert e.value.driver == "bad"
@@ -192,8 +165,8 @@ async def test_failure_of_a_required_driver_names_it_and_the_others_have_the_mes
     assert stack.counters == {}, "what is raised is not counted as an optional driver's"
 
 
-async def test_failure_of_several_names_them_all(opened):
-    stack = await opened(
+async def test_failure_of_several_names_them_all(open_stack):
+    stack = await open_stack(
         Faulty("one", publishing=PublishFailed("slow", driver="one")),
         Faulty("two", publishing=RuntimeError("broken")),
         required=["one", "two"],
@@ -203,8 +176,8 @@ async def test_failure_of_several_names_them_all(opened):
     assert caught.value.driver == "one,two"
 
 
-async def test_message_that_a_required_driver_will_never_take_is_told_as_such(opened):
-    stack = await opened(
+async def test_message_that_a_required_driver_will_never_take_is_reported_as_such(open_stack):
+    stack = await open_stack(
         Faulty("one"), Faulty("two", publishing=EncodingError("too large")), required=["two"]
     )
     with pytest.raises(EncodingError, match="two: too large"):
@@ -215,17 +188,17 @@ async def test_message_that_a_required_driver_will_never_take_is_told_as_such(op
     "fault", [PublishFailed("disk full", driver="audit"), RuntimeError("a bug")], ids=repr
 )
 async def test_optional_drivers_fault_is_counted_and_logged_once_and_never_raised(
-    opened, caplog, fault
+    open_stack, caplog, fault
 ):
     main, audit = Faulty("main"), Faulty("audit", publishing=fault)
-    stack = await opened(main, audit, required=["main"])
+    stack = await open_stack(main, audit, required=["main"])
     for _ in range(5):
         assert (await stack.publish(SUBJECTS.event("a"), b"x")).position.epoch
     await until(lambda: stack.counters["audit.errors"] == 5)
-    told = [r for r in caplog.records if r.name == stack_module.__name__]
-    assert len(told) == 1, "a broken disk must not fill the log too"
-    assert f"the stack's driver audit did not take a message: {fault}" in told[0].getMessage()
-    assert bool(told[0].exc_info) == isinstance(fault, RuntimeError), "a bug has its traceback"
+    records = [r for r in caplog.records if r.name == stack_module.__name__]
+    assert len(records) == 1, "a broken disk must not fill the log too"
+    assert f"the stack's driver audit did not take a message: {fault}" in records[0].getMessage()
+    assert bool(records[0].exc_info) == isinstance(fault, RuntimeError), "a bug has its traceback"
 
 
 async def test_slow_optional_driver_delays_nobody_and_gets_its_messages_at_the_close():
@@ -245,7 +218,7 @@ async def test_slow_optional_driver_delays_nobody_and_gets_its_messages_at_the_c
     assert (main.closed, audit.closed) == (1, 1)
 
 
-async def test_close_does_not_wait_for_ever_for_an_optional_driver(caplog):
+async def test_close_does_not_wait_forever_for_an_optional_driver(caplog):
     main, audit = Faulty("main"), Faulty("audit")
     stack = stack_of(main, audit, required=["main"], close_timeout=0.05)
     await stack.open()
@@ -256,10 +229,10 @@ async def test_close_does_not_wait_for_ever_for_an_optional_driver(caplog):
     assert (main.closed, audit.closed) == (1, 1)
 
 
-async def test_messages_for_a_driver_that_hangs_are_bounded(opened, monkeypatch, caplog):
+async def test_messages_for_a_driver_that_hangs_are_bounded(open_stack, monkeypatch, caplog):
     monkeypatch.setattr(stack_module, "MAX_BEHIND", 3)
     main, audit = Faulty("main"), Faulty("audit")
-    stack = await opened(main, audit, required=["main"])
+    stack = await open_stack(main, audit, required=["main"])
     audit.gate.clear()
     for i in range(5):
         await stack.publish(SUBJECTS.event("a"), str(i).encode())
@@ -270,10 +243,12 @@ async def test_messages_for_a_driver_that_hangs_are_bounded(opened, monkeypatch,
     assert audit.taken == [b"0", b"1", b"2"]
 
 
-async def test_message_that_no_driver_can_take_in_time_is_not_lost_in_silence(opened, monkeypatch):
+async def test_message_that_no_driver_can_take_in_time_is_not_lost_in_silence(
+    open_stack, monkeypatch
+):
     monkeypatch.setattr(stack_module, "MAX_BEHIND", 1)
     one = Faulty("one")
-    stack = await opened(one, required="any")
+    stack = await open_stack(one, required="any")
     one.gate.clear()
     first = asyncio.create_task(stack.publish(SUBJECTS.event("a"), b"1"))
     await asyncio.sleep(0)
@@ -285,7 +260,7 @@ async def test_message_that_no_driver_can_take_in_time_is_not_lost_in_silence(op
     assert one.taken == [b"1"]
 
 
-async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_answers():
+async def test_publisher_is_notified_when_the_stack_closes_before_a_required_driver_answers():
     main = Faulty("main")
     stack = stack_of(main, required=["main"], close_timeout=0.05)
     await stack.open()
@@ -297,16 +272,16 @@ async def test_publisher_is_told_when_the_stack_closes_before_a_required_driver_
         await publishing
 
 
-async def test_driver_that_cancels_a_message_itself_has_failed(opened):
+async def test_driver_that_cancels_a_message_itself_has_failed(open_stack):
     main = Faulty("main", publishing=asyncio.CancelledError())
-    stack = await opened(main, required=["main"])
-    with pytest.raises(PublishFailed, match="by main: the driver gave the message up"):
+    stack = await open_stack(main, required=["main"])
+    with pytest.raises(PublishFailed, match="by main: the driver gave up on the message"):
         await stack.publish(SUBJECTS.event("a"), b"x")
 
 
-async def test_queues_groups_and_consumers_are_the_readers(opened):
+async def test_queues_groups_and_consumers_are_the_readers(open_stack):
     main = Faulty("main")
-    stack = await opened(NullDriver(), main, required=["main"])
+    stack = await open_stack(NullDriver(), main, required=["main"])
     inboxes = [Inbox(), Inbox()]
     for inbox in inboxes:
         await stack.subscribe_group(SUBJECTS.live("a"), "workers", inbox)
@@ -320,8 +295,8 @@ async def test_queues_groups_and_consumers_are_the_readers(opened):
     await consumer.aclose()
 
 
-async def test_what_the_reader_cannot_do_is_not_supported(opened):
-    stack = await opened(NullDriver(), required=["null"])
+async def test_capability_that_the_reader_lacks_is_not_supported(open_stack):
+    stack = await open_stack(NullDriver(), required=["null"])
     assert stack.capabilities == frozenset()
     with pytest.raises(NotSupported, match="has no groups") as caught:
         await stack.subscribe_group(SUBJECTS.live("a"), "workers", Inbox())
@@ -332,10 +307,10 @@ async def test_what_the_reader_cannot_do_is_not_supported(opened):
         _ = stack.queues
 
 
-async def test_any_is_content_with_one_and_does_not_wait_for_the_rest(opened):
+async def test_any_is_content_with_one_and_does_not_wait_for_the_rest(open_stack):
     slow, good = Faulty("slow"), Faulty("good")
     bad = Faulty("bad", publishing=PublishFailed("no", driver="bad"))
-    stack = await opened(bad, slow, good, required="any")
+    stack = await open_stack(bad, slow, good, required="any")
     slow.gate.clear()
     assert await stack.publish(SUBJECTS.event("a"), b"x") is None, "bad is the reader"
     assert good.taken == [b"x"]
@@ -343,8 +318,8 @@ async def test_any_is_content_with_one_and_does_not_wait_for_the_rest(opened):
     slow.gate.set()
 
 
-async def test_any_fails_when_all_do_and_names_them(opened):
-    stack = await opened(
+async def test_any_fails_when_all_do_and_names_them(open_stack):
+    stack = await open_stack(
         Faulty("one", publishing=PublishFailed("no", driver="one")),
         Faulty("two", publishing=PublishFailed("neither", driver="two")),
         required="any",
@@ -389,7 +364,7 @@ async def test_wrong_setting_fails_the_start_even_of_an_optional_driver(tmp_path
 
 
 async def test_optional_driver_that_does_not_open_is_tried_until_it_does(
-    opened, monkeypatch, caplog
+    open_stack, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(stack_module, "_FIRST_PAUSE_S", 0.01)
@@ -417,12 +392,12 @@ async def test_optional_driver_that_does_not_open_is_tried_until_it_does(
     assert [driver.closed for driver in made] == [1, 1, 1, 1]
 
 
-async def test_stack_whose_optional_reader_is_not_open_publishes_and_says_that_none_is_heard(
-    opened,
+async def test_stack_whose_optional_reader_is_not_open_publishes_and_says_that_none_can_subscribe(
+    open_stack,
 ):
     reader = Faulty("reader", opening=ConnectionFailed("refused", driver="reader"))
     log = Faulty("log", history=False)
-    stack = await opened(reader, log, required=["log"])
+    stack = await open_stack(reader, log, required=["log"])
     assert await stack.publish(SUBJECTS.event("a"), b"x") is None
     assert log.taken == [b"x"]
     assert not stack.is_connected
@@ -431,12 +406,12 @@ async def test_stack_whose_optional_reader_is_not_open_publishes_and_says_that_n
     assert caught.value.driver == "reader"
 
 
-async def test_any_fails_the_start_only_when_none_opens(opened):
+async def test_any_fails_the_start_only_when_none_opens(open_stack):
     refused = ConnectionFailed("refused", driver="one")
-    stack = await opened(Faulty("one", opening=refused), Faulty("two"), required="any")
+    stack = await open_stack(Faulty("one", opening=refused), Faulty("two"), required="any")
     assert list(stack.drivers) == ["two"]
     with pytest.raises(ConnectionFailed, match="refused"):
-        await opened(Faulty("one", opening=refused), required="any")
+        await open_stack(Faulty("one", opening=refused), required="any")
 
 
 async def test_driver_that_fails_to_close_does_not_keep_the_others_open(caplog):
@@ -453,7 +428,7 @@ async def test_driver_that_fails_to_close_does_not_keep_the_others_open(caplog):
     assert "stuck could not be closed" in caplog.text
 
 
-async def test_close_of_a_stack_is_completed_and_shared_though_a_caller_runs_out_of_time():
+async def test_close_of_a_stack_is_completed_and_shared_although_a_caller_runs_out_of_time():
     main, audit = Faulty("main"), Faulty("audit")
     stack = stack_of(main, audit, required=["main"], close_timeout=0.2)
     await stack.open()
@@ -495,7 +470,7 @@ STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
 
 
 @pytest.mark.parametrize(
-    ("environ", "variable", "told"),
+    ("environ", "variable", "expected"),
     [
         ({}, STACK, "BROADCAST_DRIVER=stack needs BROADCAST_STACK"),
         ({STACK: "memory,stack"}, STACK, "a stack cannot contain a stack"),
@@ -507,10 +482,10 @@ STACK, REQUIRED = "BROADCAST_STACK", "BROADCAST_STACK_REQUIRED"
         ({STACK: "memory,log", REQUIRED: ","}, REQUIRED, "allowed: all, any"),
     ],
 )
-def test_setting_that_cannot_be_is_refused_with_its_name(environ, variable, told):
+def test_invalid_setting_is_refused_with_its_name(environ, variable, expected):
     with pytest.raises(ConfigError) as caught:
         EventBus.from_env({"BROADCAST_DRIVER": "stack", **environ})
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert caught.value.variable == variable
 
 

@@ -70,21 +70,21 @@ def test_client_event_is_refused_where_it_is_declared_wrongly(keywords, fault):
             x: int
 
 
-async def test_service_hears_what_clients_send():
+async def test_service_receives_what_clients_send():
     class Typing(Event, ClientEvent, channel="chat.{room_id}", name="typing"):
         is_typing: bool
 
-    heard: asyncio.Queue = asyncio.Queue()
+    received: asyncio.Queue = asyncio.Queue()
     async with EventBus(Settings(driver="memory")) as bus:
 
         async def on_typing(event: Typing, context) -> None:
-            await heard.put((event, context.channel))
+            await received.put((event, context.channel))
 
         await bus.subscribe(Typing, on_typing)
         await bus.publish("chat.7", "typing", {"is_typing": True}, volatile=True)  # not a client's
         await bus.publish("chat.7", "client-typing", {"is_typing": False}, volatile=True)
-        assert await heard.get() == (Typing(is_typing=False), "chat.7")
-        assert heard.empty()
+        assert await received.get() == (Typing(is_typing=False), "chat.7")
+        assert received.empty()
 
 
 async def test_client_events_are_not_stored_so_no_durable_subscription_can_be():
@@ -106,8 +106,8 @@ def test_broadcast_on_is_held_to_the_channels_that_were_declared():
         def broadcast_on(self) -> tuple[str, ...]:
             return self.where
 
-    told = [m.channel for m in messages_of(Metrics(where=("admin.a", "public")))]
-    assert told == ["admin.a", "public"]
+    reported = [m.channel for m in messages_of(Metrics(where=("admin.a", "public")))]
+    assert reported == ["admin.a", "public"]
     with pytest.raises(EventDefinitionError, match=r"named 'general': declared are admin\.\{host"):
         messages_of(Metrics(where=("public", "general")))
 

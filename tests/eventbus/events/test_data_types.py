@@ -1,4 +1,4 @@
-"""What broadcast_with() returns is held to its annotation, where that can be told."""
+"""The result of broadcast_with() must match its annotation, if that is known."""
 
 import json
 from typing import Any
@@ -32,16 +32,18 @@ def event_with(method):
     return type(Event)("Paid", (Event, ShouldBroadcast), body, channel="paid")
 
 
-def test_what_does_not_fit_is_refused_naming_the_field():
+def test_invalid_data_is_refused_naming_the_field():
     def broadcast_with(self) -> Total:
         return Total(cents=self.value)
 
     cls = event_with(broadcast_with)
     [message] = messages_of(cls(5))
     assert json.loads(bytes(message.data)) == {"cents": 5}
-    with pytest.raises(EventFieldError, match=r"broadcast_with\(\) returned what does not") as told:
+    with pytest.raises(
+        EventFieldError, match=r"broadcast_with\(\) returned what does not"
+    ) as reported:
         messages_of(cls("5"))
-    assert (told.value.event, told.value.field) == ("Paid", "cents")
+    assert (reported.value.event, reported.value.field) == ("Paid", "cents")
 
 
 def test_catalogue_is_held_to_it():
@@ -71,7 +73,7 @@ def _custom(self) -> Exception:
 
 
 @pytest.mark.parametrize("method", [_untyped, _any, _object, _unknown, _custom])
-def test_what_cannot_be_told_is_not_checked(method):
+def test_data_of_unknown_type_is_not_checked(method):
     cls = event_with(method)
     assert data_decoder(cls) is None
     assert messages_of(cls({"a": [1]}))

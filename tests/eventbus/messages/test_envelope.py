@@ -8,7 +8,11 @@ import pytest
 from hypothesis import example, given, settings as hypothesis_settings, strategies as st
 
 from eventbus.errors import InvalidPayload
-from eventbus.messages import read_payload
+from eventbus.messages import (
+    Message,
+    read_payload,
+    read_whole,
+)
 from eventbus.messages.envelope import DEFAULT_EVENT
 from eventbus.messages.message import is_reserved_event
 
@@ -107,7 +111,7 @@ def test_unknown_fields_of_an_envelope_are_kept():
 
 @pytest.mark.parametrize("missing", ["channel", "timestamp", "id"])
 @pytest.mark.parametrize("how", ["absent", "null"])
-def test_what_an_envelope_lacks_is_completed_and_its_data_kept(missing, how):
+def test_missing_fields_of_an_envelope_are_completed_and_its_data_is_kept(missing, how):
     given_ = dict(WHOLE)
     if how == "null":
         given_[missing] = None
@@ -132,7 +136,7 @@ def test_other_json_is_wrapped_as_data(payload):
 
 
 @pytest.mark.parametrize("payload", [b'{"event":"x"}', b'{"data":{}}', b'{"event":5}'])
-def test_object_without_both_event_and_data_is_no_envelope(payload):
+def test_object_without_both_event_and_data_is_not_an_envelope(payload):
     envelope = read_payload("general", payload, event="named")
     assert envelope.event == "named"
     assert json.loads(envelope.body)["data"] == json.loads(payload)
@@ -187,7 +191,7 @@ def test_position_that_a_publisher_claims_is_taken_out(claimed):
         (b'{"event":"a","data":1,"channel":"other"}', "other_channel"),
     ],
 )
-def test_payload_that_is_no_message_is_refused_with_its_reason(payload, reason):
+def test_payload_that_is_not_a_message_is_refused_with_its_reason(payload, reason):
     with pytest.raises(InvalidPayload) as caught:
         read_payload("general", payload)
     assert caught.value.reason == reason
@@ -220,3 +224,31 @@ def test_value_that_browsers_cannot_parse_is_refused_wherever_it_stands(around, 
     with pytest.raises(InvalidPayload) as caught:
         read_payload("general", around % value)
     assert caught.value.reason in {"not_json", "bad_envelope"}
+
+
+@given(
+    st.one_of(
+        near_envelopes,
+        broken_envelopes,
+        st.builds(lambda more: json.dumps({**WHOLE, **more}).encode(), st.dictionaries(
+            st.sampled_from([*WHOLE, "offset", "epoch", "mark"]), field_values, max_size=2
+        )),
+    )
+)  # fmt: skip
+@example(json.dumps(WHOLE).encode() + b" \n")
+@example(json.dumps({**WHOLE, "data": "ü"}, ensure_ascii=False).encode())
+@example(b'{"event":"eb:x","event":"a",%b' % json.dumps(WHOLE).encode()[1:])
+@hypothesis_settings(deadline=None, max_examples=500)
+def test_the_short_way_gives_what_the_long_way_gives(payload):
+    whole = read_whole("general", payload)
+    if whole is not None:
+        assert whole == read_payload("general", payload, event="named", id="other", timestamp=AT)
+        assert whole.body is payload
+
+
+def test_a_message_of_our_own_publishers_takes_the_short_way():
+    for data in ("x", {"a": [1, 2]}, "x" * 5000, None):
+        body = Message.create("general", "hello", data, id="i1").encode()
+        whole = read_whole("general", body)
+        assert whole is not None
+        assert (whole.event, whole.body, whole.id) == ("hello", body, "i1")

@@ -45,7 +45,7 @@ def test_data_comes_back_as_it_was_given(data):
 
 
 @given(json_values)
-def test_what_is_published_is_an_envelope_that_is_kept_byte_for_byte(data):
+def test_published_envelope_is_kept_byte_for_byte(data):
     message = Message.create("general", "hello", data)
     body = message.encode()
     timestamp = json.loads(body)["timestamp"]
@@ -102,7 +102,7 @@ def _endless():
     [object(), {"a": object()}, {(1, 2): 3}, "\ud800", _endless(), lambda: None],
     ids=["object", "object_inside", "tuple_key", "surrogate", "endless", "function"],
 )
-def test_data_that_is_no_json_is_refused_naming_event_and_channel(data):
+def test_data_that_is_not_json_is_refused_naming_event_and_channel(data):
     with pytest.raises(EncodingError, match="the data of event 'hello' on 'general'"):
         Message.create("general", "hello", data)
 
@@ -142,6 +142,6 @@ def test_clients_event_has_its_prefix_once(name):
 
 
 @pytest.mark.parametrize("name", ["", "client-", "eb:x", "a\nb", "x" * (MAX_EVENT_NAME - 6)])
-def test_what_is_no_name_of_a_clients_event_is_refused(name):
+def test_invalid_client_event_name_is_refused(name):
     with pytest.raises(InvalidEventName):
         client_event_name(name)

@@ -34,15 +34,15 @@ class WorkerExits(Event, ShouldQueue, tries=1):
     n: int
 
 
-async def tell(what: str, n: int) -> None:
+async def report(what: str, n: int) -> None:
     await current_bus().publish("told", what, {"n": n, "pid": os.getpid()})  # type: ignore[attr-defined]
 
 
 @listen(WorkerSleeps)
 async def sleep(event: WorkerSleeps) -> None:
-    await tell("begun", event.n)
+    await report("begun", event.n)
     await asyncio.sleep(event.seconds)
-    await tell("ended", event.n)
+    await report("ended", event.n)
 
 
 @listen(WorkerFails)
@@ -57,5 +57,5 @@ def leave(event: WorkerExits) -> None:
 
 @listen(WorkerDies)
 async def die(event: WorkerDies) -> None:
-    await tell("dying", event.n)
+    await report("dying", event.n)
     os.kill(os.getpid(), signal.SIGKILL)

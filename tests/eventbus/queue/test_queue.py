@@ -117,7 +117,7 @@ def test_policy_may_depend_on_the_event_by_methods():
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value", "told"),
+    ("keyword", "value", "expected"),
     [
         ("queue", "a.b", "not a queue's name"),
         ("queue", "", "not a queue's name"),
@@ -139,8 +139,8 @@ def test_policy_may_depend_on_the_event_by_methods():
         ("after_commit", 1, "neither True nor False"),
     ],
 )
-def test_policy_that_cannot_be_is_told_where_the_class_stands(keyword, value, told):
-    with pytest.raises(EventDefinitionError, match=told) as caught:
+def test_invalid_policy_is_reported_at_the_class(keyword, value, expected):
+    with pytest.raises(EventDefinitionError, match=expected) as caught:
         type("QueuedWrongly", (Event, ShouldQueue), {}, **{keyword: value})
     assert f"QueuedWrongly: {keyword}: " in str(caught.value)
 
@@ -217,7 +217,7 @@ def test_event_of_a_foreign_id_that_no_queue_takes_is_refused():
         pytest.param(b"null", id="null"),
     ],
 )
-def test_payload_that_is_no_job_is_told(payload):
+def test_payload_that_is_not_a_job_is_reported(payload):
     with pytest.raises(InvalidPayload) as caught:
         read_job(payload)
     assert caught.value.reason == "bad_job"
@@ -232,13 +232,13 @@ def test_payload_that_is_no_job_is_told(payload):
         {"meta": {"id": "", "timestamp": "2026-01-01T00:00:00Z"}},
     ],
 )
-def test_job_with_a_policy_or_id_that_cannot_be_is_told(change):
+def test_job_with_an_invalid_policy_or_id_is_reported(change):
     job = msgspec.json.decode(msgspec.json.encode(job_of(QueuedInvoice(order_id=1))))
     with pytest.raises(InvalidPayload):
         read_job(msgspec.json.encode(job | change))
 
 
-def test_job_of_an_unknown_event_or_unfit_data_is_told():
+def test_job_of_an_unknown_event_or_unfit_data_is_reported():
     job = job_of(QueuedInvoice(order_id=1))
     with pytest.raises(UnknownEvent, match=r"'NeverHeardOf'.*--app"):
         event_of(msgspec.structs.replace(job, event="NeverHeardOf"))
@@ -268,28 +268,28 @@ def test_failure_is_bounded_ascii_and_read_again(text):
 
 
 async def test_dispatch_stores_a_queued_event_and_does_not_run_it(bus):
-    heard = []
-    bus.listen(QueuedInvoice, NotQueued)(heard.append)
+    received = []
+    bus.listen(QueuedInvoice, NotQueued)(received.append)
     event = QueuedInvoice(order_id=7)
 
     (receipt,) = await bus.dispatch(event)
 
     assert (receipt.queue, receipt.channel, receipt.id) == ("invoices", "", event.event_meta.id)
     assert receipt.offset is not None
-    assert heard == []
+    assert received == []
     (stats,) = [each for each in await (await bus.queues()).stats() if each.queue == "invoices"]
     assert stats == ("invoices", 1, 0, 0)
 
 
 async def test_queued_and_other_events_go_together(bus):
-    heard = []
-    bus.listen(QueuedLoudly, NotQueued)(heard.append)
+    received = []
+    bus.listen(QueuedLoudly, NotQueued)(received.append)
     receipts = await bus.dispatch(QueuedLoudly(room="a"), NotQueued(n=1))
     assert [(each.queue, each.channel) for each in receipts] == [
         ("default", ""),
         (None, "queued.plain"),
     ]
-    assert heard == [NotQueued(n=1)]
+    assert received == [NotQueued(n=1)]
 
 
 async def test_same_event_dispatched_twice_is_queued_once(bus):
@@ -320,7 +320,7 @@ async def test_job_is_taken_once_and_counts_its_attempts(bus):
     await reader.aclose()
 
 
-async def test_job_that_comes_when_nobody_waits_any_more_is_handed_back(bus):
+async def test_job_that_arrives_when_nobody_waits_is_handed_back(bus):
     store = await bus.queues()
     reader = store.reader("invoices")
     await reader.fetch(1)
@@ -457,12 +457,52 @@ async def test_inner_transaction_that_fails_drops_its_own_events_alone(bus):
     assert [event_of(read_job(each.payload)).n for each in taken] == [1, 3]
 
 
+class Unencodable(Event, ShouldBroadcast, channel="general"):
+    n: int
+
+    def broadcast_with(self):
+        return object()
+
+
+async def test_failed_dispatch_queues_none_of_its_events_at_the_end_of_the_transaction(bus):
+    async with bus.transaction():
+        again = QueuedAfterCommit(n=1)
+        await bus.dispatch(again)
+        for others in ([Unencodable(n=1)], [QueuedAfterCommit(n="x")]):
+            with pytest.raises((EncodingError, EventFieldError)):
+                await bus.dispatch(QueuedAfterCommit(n=2), *others)
+            with pytest.raises((EncodingError, EventFieldError)):
+                await bus.dispatch(*others, again, QueuedAfterCommit(n=3))
+    taken = await (await bus.queues()).reader("commits").fetch(9)
+    assert [event_of(read_job(each.payload)).n for each in taken] == [1]
+
+
+class _Refusing(MemoryDriver):
+    """Stores queued events and publishes nothing."""
+
+    async def publish(self, subject, payload, headers):
+        raise PublishFailed("no", driver=self.name)
+
+
+async def test_dispatch_that_fails_at_the_broker_queues_nothing_after_the_commit():
+    class Sent(Event, ShouldBroadcast, channel="general", name="queue.sent"):
+        n: int
+
+    async with EventBus(Settings(), _Refusing()) as bus:
+        async with bus.transaction():
+            with pytest.raises(PublishFailed):
+                await bus.dispatch(QueuedAfterCommit(n=1), Sent(n=1), QueuedAfterCommit(n=2))
+            await bus.dispatch(QueuedAfterCommit(n=3))
+        taken = await (await bus.queues()).reader("commits").fetch(9)
+        assert [event_of(read_job(each.payload)).n for each in taken] == [3]
+
+
 async def test_without_a_transaction_nothing_is_held(bus):
     (receipt,) = await QueuedAfterCommit(n=1).dispatch()
     assert receipt.queue == "commits"
 
 
-async def test_tasks_that_go_on_after_a_transaction_are_not_held(bus):
+async def test_tasks_that_continue_after_a_transaction_are_not_held(bus):
     left = asyncio.Event()
 
     async def late():
@@ -535,6 +575,29 @@ async def test_stream_has_what_the_design_says(queue_settings):
         await client.close()
 
 
+async def test_workers_with_different_leases_settle_on_the_longest(queue_settings):
+    """With a shorter one, another worker would get a job that still runs, before its extension."""
+    waits = []
+    client = await nats.connect(queue_settings.nats_url)
+    name = f"{queue_settings.namespace.upper()}_QUEUE"
+    long = msgspec.structs.replace(queue_settings, queue_lease=600.0)
+    async with EventBus(long) as first, EventBus(queue_settings) as second:
+        await first.dispatch(QueuedInvoice(order_id=1))
+        (job,) = await (await first.queues()).reader("invoices").fetch(1)
+        for bus in (second, first, second):
+            store = await bus.queues()
+            store.invalidate("invoices")
+            await store.reader("invoices").fetch(1)
+            waits.append((await client.jetstream().consumer_info(name, "invoices")).config.ack_wait)
+        await job.done()
+    assert waits == [600, 600, 600]
+    async with EventBus(queue_settings) as alone:
+        await (await alone.queues()).reader("invoices").fetch(1)
+        info = await client.jetstream().consumer_info(name, "invoices")
+    assert info.config.ack_wait == 30, "the lease may become shorter when nobody has the longer one"
+    await client.close()
+
+
 async def test_job_too_large_to_be_kept_if_it_failed_is_refused(queue_settings):
     class QueuedLarge(Event, ShouldQueue):
         text: str
@@ -561,7 +624,7 @@ async def test_jobs_beyond_the_bound_are_refused_and_none_is_dropped(queue_setti
         assert (await (await bus.queues()).stats())[0].ready == stored > 0
 
 
-async def test_stream_that_cannot_work_is_told(queue_settings):
+async def test_stream_that_cannot_work_is_reported(queue_settings):
     client = await nats.connect(queue_settings.nats_url)
     namespace = queue_settings.namespace
     await client.jetstream().add_stream(
@@ -589,7 +652,7 @@ async def test_stream_without_schedules_takes_jobs_and_says_what_delays_need(que
             await bus.dispatch(QueuedLater(seconds=5))
 
 
-async def test_server_older_than_schedules_is_told(queue_settings, monkeypatch):
+async def test_server_older_than_schedules_is_reported(queue_settings, monkeypatch):
     """The answers of an older server: it ignores the setting, and its version is in its INFO."""
     async with EventBus(queue_settings) as bus:
         assert isinstance(bus.driver, NatsDriver)
@@ -600,7 +663,7 @@ async def test_server_older_than_schedules_is_told(queue_settings, monkeypatch):
             await bus.dispatch(QueuedLater(seconds=5))
 
 
-async def test_stream_removed_meanwhile_is_made_anew(queue_settings):
+async def test_stream_removed_meanwhile_is_recreated(queue_settings):
     quick = msgspec.structs.replace(queue_settings, publish_timeout=1.0)
     async with EventBus(quick) as bus:
         await bus.dispatch(QueuedInvoice(order_id=1))

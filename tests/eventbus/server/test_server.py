@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import nats
@@ -13,7 +14,14 @@ import psutil
 import pytest
 
 from eventbus.errors import ServerError
-from eventbus.server import NatsServer, find_binary, server as server_module
+from eventbus.server import (
+    NatsServer,
+    find_binary,
+    running_server,
+    server as server_module,
+    syncs_always,
+)
+from tests.ports import free_port
 
 
 async def stored(server: NatsServer) -> int:
@@ -38,12 +46,6 @@ async def until_ended(pid: int, seconds: float = 10.0) -> None:
     while not ended(pid):
         assert time.monotonic() < deadline, f"process {pid} still runs"
         await asyncio.sleep(0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_binary_is_the_wheels():
@@ -73,6 +75,25 @@ async def test_server_on_a_free_port_has_jetstream():
         assert await stored(server) == 1
     assert not server.is_running
     assert ended(server.pid)
+
+
+@pytest.mark.parametrize("always", [True, False])
+async def test_server_that_syncs_always_says_so_by_its_settings_and_tag(tmp_path, always):
+    config = {"http": "127.0.0.1:-1"}
+    async with NatsServer(tmp_path, syncs_always=always, config=config) as server:
+        [ports] = tmp_path.glob("*.ports")
+        [monitor] = json.loads(ports.read_text())["monitoring"]
+        answer = await asyncio.to_thread(urllib.request.urlopen, f"{monitor}/varz", timeout=30)
+        with answer:
+            varz = json.load(answer)
+        assert server.is_running
+    assert varz["jetstream"]["config"].get("sync_always", False) is always
+    assert varz.get("tags", []) == (["sync-always"] if always else [])
+    assert syncs_always(tmp_path) is always
+
+
+def test_folder_of_no_server_does_not_sync_always(tmp_path):
+    assert not syncs_always(tmp_path)
 
 
 async def test_two_servers_on_free_ports_do_not_meet():
@@ -169,10 +190,23 @@ asyncio.run(NatsServer(pathlib.Path({str(tmp_path)!r})).start())
         _, stderr = await second.communicate()
         assert await stored(server) == 1, "the holder is not disturbed"
     last = stderr.decode().strip().splitlines()[-1]
-    assert last.startswith("eventbus.errors.ServerError")
+    assert last.startswith("eventbus.server.lock.FolderInUse")
     assert f"process {os.getpid()} at {server.url}" in last
     assert f"NATS_URL={server.url}" in last
     assert second.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "[]", "null", "3", '{"pid":null,"url":"nats://127.0.0.1:1"}', '{"pid":1,"url":2}',
+        '{"pid":99999999999999999999,"url":"nats://127.0.0.1:1"}',
+        '{"pid":0,"url":"nats://127.0.0.1:99999"}', '{"pid":0,"url":"nats://127.0.0.1:x"}',
+    ],
+)  # fmt: skip
+def test_invalid_lock_file_names_no_running_server(tmp_path, content):
+    (tmp_path / "lock").write_text(content)
+    assert running_server(tmp_path) == ""
 
 
 async def test_folder_is_free_again_after_a_stop(tmp_path):
@@ -307,3 +341,198 @@ async def test_killed_server_starts_again_with_its_data_and_port(own_nats_server
     await own_nats_server.start()
     assert own_nats_server.port == port
     assert await stored(own_nats_server) == 2
+
+
+FORKING = """
+import asyncio, json, os, pathlib, signal, sys, time
+from eventbus.server import NatsServer
+
+async def main():
+    server = NatsServer(pathlib.Path(sys.argv[1]))
+    await server.start()
+    if (child := os.fork()) == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+    print(json.dumps([server.pid, child]), flush=True)
+    sys.stdin.readline()
+    begun = time.monotonic()
+    await server.stop()
+    print(json.dumps(time.monotonic() - begun), flush=True)
+    os.kill(child, signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def forking(tmp_path):
+    with (
+        (tmp_path / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-c", FORKING, tmp_path / "data"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        ) as parent,
+    ):
+        pid, child = json.loads(parent.stdout.readline())
+        yield parent, pid, child
+        for left in (parent.pid, child):
+            if not ended(left):
+                os.kill(left, signal.SIGKILL)
+
+
+async def test_stop_is_quick_although_a_forked_child_lives(forking, tmp_path):
+    parent, pid, _ = forking
+    parent.stdin.write(b"\n")
+    parent.stdin.flush()
+    seconds = json.loads(parent.stdout.readline())
+    assert ended(pid)
+    assert seconds < server_module.GRACE_S, "the server was not waited for in vain"
+    assert "killed" not in (tmp_path / "stderr").read_text()
+
+
+async def test_server_of_a_killed_parent_ends_although_a_forked_child_lives(forking, tmp_path):
+    parent, pid, child = forking
+    parent.kill()
+    parent.wait()
+    await until_ended(pid)
+    assert not ended(child)
+    async with NatsServer(tmp_path / "data") as server:
+        assert await stored(server) == 1, "the folder is free"
+
+
+LOOPLESS = """
+import asyncio, gc, json, sys
+from eventbus.server import NatsServer
+
+server = NatsServer()
+asyncio.run(server.start())
+gc.collect()
+print(json.dumps([server.pid, server._guard.pid, server.url]), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def loopless():
+    with subprocess.Popen(
+        [sys.executable, "-c", LOOPLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        yield parent
+
+
+async def test_server_outlives_its_event_loop_and_ends_with_its_process(loopless):
+    """As Ctrl-C closes the loop first: a guard that dies with the loop could not end the server."""
+    pid, guard, url = json.loads(loopless.stdout.readline())
+    nc = await nats.connect(url)
+    await nc.close()
+    assert not ended(guard)
+    loopless.communicate(b"\n")
+    await until_ended(guard)
+    await until_ended(pid)
+
+
+async def test_stop_during_a_start_ends_the_start_and_the_process(tmp_path):
+    server = NatsServer(tmp_path)
+    starting = asyncio.create_task(server.start())
+    while server._guard is None:  # noqa: ASYNC110 - the start has no event for this moment
+        await asyncio.sleep(0)
+    guard = server._guard
+    await asyncio.gather(server.stop(), server.stop())
+    with pytest.raises(ServerError, match="stopped as it started"):
+        await starting
+    assert guard.exited.done()
+    async with NatsServer(tmp_path) as other:
+        assert await stored(other) == 1, "the folder is free"
+
+
+async def test_cancelled_start_leaves_no_process_and_the_server_can_start_again(tmp_path):
+    server = NatsServer(tmp_path)
+    starting = asyncio.create_task(server.start())
+    while server._guard is None:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0)
+    guard = server._guard
+    for _ in range(3):
+        starting.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert guard.exited.done()
+    async with server:
+        assert await stored(server) == 1
+
+
+async def test_cancelled_stop_is_completed(tmp_path):
+    server = NatsServer(tmp_path)
+    await server.start()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(server.stop(), 0.001)
+    assert ended(server.pid)
+
+
+async def test_server_that_starts_twice_at_once_starts_once(tmp_path):
+    server = NatsServer(tmp_path)
+    results = await asyncio.gather(server.start(), server.start(), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), ServerError]
+    assert await stored(server) == 1
+    await server.stop()
+
+
+async def test_restart_gives_up_when_the_server_is_stopped(tmp_path, monkeypatch):
+    server = NatsServer(tmp_path)
+    await server.start()
+    failed = asyncio.Event()
+
+    def fail(name):
+        failed.set()
+        raise server_module._error("no such file")
+
+    monkeypatch.setattr(server_module, "find_binary", lambda: fail(None))
+    restarting = asyncio.create_task(server.restart())
+    await failed.wait()
+    await server.stop()
+    await asyncio.wait_for(restarting, 10)
+    assert not server.is_running
+
+
+@pytest.mark.parametrize(
+    "name", ["é", "mit Leerzeichen", "$HOME", 'a"b', "a'b", "a\\b", "a\nb", "\udcff"], ids=ascii
+)
+async def test_folder_may_have_any_name(tmp_path, name):
+    folder = tmp_path / name
+    async with NatsServer(folder) as server:
+        assert await stored(server) == 1
+    assert (folder / "jetstream").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+async def test_server_of_another_process_is_joined_and_never_stopped(tmp_path):
+    owner, guest = NatsServer(tmp_path), NatsServer(tmp_path)
+    url = await owner.join_or_start()
+    assert (owner.is_running, owner.url) == (True, url)
+    assert await guest.join_or_start() == url
+    assert not guest.is_running
+    await guest.stop()
+    assert await stored(owner) == 1
+    await owner.stop()
+
+
+async def test_of_servers_that_start_together_one_runs_and_the_others_join(tmp_path):
+    servers = [NatsServer(tmp_path) for _ in range(4)]
+    urls = await asyncio.gather(*(server.join_or_start() for server in servers))
+    assert len(set(urls)) == 1
+    assert [server.is_running for server in servers].count(True) == 1
+    await asyncio.gather(*(server.stop() for server in servers))
+
+
+async def test_folder_of_a_killed_process_is_taken_over(tmp_path):
+    parent, pid, _, _ = await start_parent(str(tmp_path))
+    parent.kill()
+    await parent.wait()
+    server = NatsServer(tmp_path)
+    await server.join_or_start()
+    assert server.is_running
+    assert ended(pid)
+    await server.stop()

@@ -198,6 +198,18 @@ async def test_without_a_group_everyone_gets_each_event_and_with_one_a_single_me
     assert inboxes["m2"].got
 
 
+async def test_member_handles_what_its_group_gets_on_channels_that_only_others_name(services):
+    publisher, subscriber = services
+    old, new = Inbox(), Inbox()
+    await subscriber.subscribe(Shipped, old, group="g", durable=True)
+    newer = await publisher.subscribe(Shipped, new, group="g", durable=True, channel="moved.*")
+    await newer.aclose()  # the channels of the group stay its own
+    for number in range(3):
+        await _raw(publisher, "moved.1", {"event": "sub.shipped", "data": {"order_id": number}})
+    assert await old.until(3) == [Shipped(0), Shipped(1), Shipped(2)]
+    assert [context.attempt for _, context in old.got] == [1, 1, 1]
+
+
 async def test_decorated_handlers_begin_with_the_bus_and_stay_themselves(make_bus):
     bus, inbox = make_bus(), Inbox()
 
@@ -212,7 +224,7 @@ async def test_decorated_handlers_begin_with_the_bus_and_stay_themselves(make_bu
         assert await inbox.until(2) == [Shipped(0), Shipped(1)]
 
 
-async def test_handler_decorated_in_an_open_bus_stands_when_the_bus_is_ready(services):
+async def test_handler_decorated_in_an_open_bus_is_active_when_the_bus_is_ready(services):
     publisher, subscriber = services
     inbox = Inbox()
 
@@ -238,7 +250,7 @@ async def test_closed_subscription_gets_nothing_more(services):
     await subscriber.subscribe(Shipped, closed, group="g")  # the group's place is free again
 
 
-async def test_bus_is_ready_though_a_subscription_was_closed_before_it_stood(services):
+async def test_bus_is_ready_although_a_subscription_was_closed_before_it_started(services):
     _, subscriber = services
     closed = subscriber.subscribe(Shipped, print)
     await closed.aclose()
@@ -280,7 +292,7 @@ async def test_one_handler_at_a_time_keeps_the_order(services):
     assert [event.order_id for event in await inbox.until(20)] == list(range(20))
 
 
-async def test_events_beyond_the_buffer_are_dropped_counted_and_told(services, caplog):
+async def test_events_beyond_the_buffer_are_dropped_counted_and_reported(services, caplog):
     publisher, subscriber = services
     gate, seen, inbox = asyncio.Event(), Inbox(), Inbox()
 
@@ -299,7 +311,7 @@ async def test_events_beyond_the_buffer_are_dropped_counted_and_told(services, c
     assert [event.order_id for event in await inbox.until(3)] == [0, 1, 2]
 
 
-async def test_live_handler_that_raises_is_reported_without_fields_and_goes_on(services, caplog):
+async def test_live_handler_that_raises_is_reported_without_fields_and_continues(services, caplog):
     publisher, subscriber = services
     inbox = Inbox()
 
@@ -412,7 +424,7 @@ async def test_from_broadcast_that_raises_is_a_payload_that_does_not_decode(serv
 # Durable
 
 
-async def test_durable_subscription_goes_on_where_it_left_off(make_bus):
+async def test_durable_subscription_continues_where_it_left_off(make_bus):
     async with make_bus() as publisher:
         await publisher.dispatch(Shipped(0))
         inbox = Inbox()
@@ -558,7 +570,7 @@ async def test_handler_may_close_its_subscription_and_its_bus(make_bus, options)
     assert bus.state == "closed"
 
 
-async def test_what_a_closing_subscription_did_not_finish_goes_to_another(make_bus):
+async def test_unfinished_events_of_a_closing_subscription_go_to_another(make_bus):
     async with make_bus() as publisher, make_bus() as other:
         started, inbox = asyncio.Event(), Inbox()
 
@@ -608,7 +620,7 @@ class Opaque(Event, ShouldBroadcast, name="sub.opaque", channel="opaque"):
 
 
 @pytest.mark.parametrize(
-    ("what", "options", "error", "told"),
+    ("what", "options", "error", "expected"),
     [
         (Hidden, {}, EventDefinitionError, "never leaves its process"),
         (Base, {}, EventDefinitionError, "abstract"),
@@ -629,11 +641,11 @@ class Opaque(Event, ShouldBroadcast, name="sub.opaque", channel="opaque"):
         (Shipped, {"colour": "red"}, ConfigError, "colour"),
     ],
 )
-def test_what_cannot_be_subscribed_to_is_refused_where_it_stands(what, options, error, told):
+def test_invalid_subscription_is_refused_where_it_is_declared(what, options, error, expected):
     bus = EventBus(MEMORY)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=expected):
         bus.subscribe(what, **options)
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=expected):
         bus.subscribe(what, lambda event: None, **options)
 
 
@@ -671,7 +683,7 @@ async def test_driver_without_the_capability_is_named(options):
     assert bus.state == "closed"
 
 
-async def test_subscription_that_fails_in_the_background_is_logged_and_raised_to_who_asks(caplog):
+async def test_subscription_that_fails_in_the_background_is_logged_and_raised_when_awaited(caplog):
     async with EventBus(MEMORY, Plain()) as bus:
         with caplog.at_level(logging.ERROR):
             bus.subscribe(Shipped, group="g")(print)
@@ -710,7 +722,7 @@ def test_consumers_name_is_made_of_namespace_group_and_event():
 # Over NATS alone
 
 
-async def test_durable_subscription_outlives_a_stream_that_is_made_anew(settings):
+async def test_durable_subscription_outlives_a_stream_that_is_recreated(settings):
     async with EventBus(settings) as publisher, EventBus(settings) as service:
         inbox = Inbox()
         await service.subscribe(Shipped, inbox, group="g", durable=True)
@@ -731,17 +743,20 @@ class Shipped(Event, ShouldBroadcast, name="sub.shipped", channel="orders.{order
     order_id: int
     carrier: str = "DHL"
 
+def report(line):
+    os.write(1, f"{line}\\n".encode())  # at once, so that a kill leaves whole lines
+
 async def main():
     bus = EventBus(Settings(nats_url=sys.argv[1], namespace=sys.argv[2], history_bytes=4194304))
 
     @bus.subscribe(Shipped, group="g", durable=True, ack_wait=2.0, concurrency=4)
     async def handle(event, context):
-        print("begin", event.order_id, flush=True)
+        report(f"begin {event.order_id}")
         await asyncio.sleep(float(sys.argv[3]))
-        print("end", event.order_id, flush=True)
+        report(f"end {event.order_id}")
 
     async with bus:
-        print("ready", flush=True)
+        report("ready")
         await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -773,11 +788,14 @@ class Worker:
             while True:
                 line = (await self.process.stdout.readline()).decode().strip()
                 assert line, "the worker ended"
-                word, _, number = line.partition(" ")
-                if number:
-                    (self.begun if word == "begin" else self.ended).add(int(number))
+                self.note(line)
                 if condition(line):
                     return
+
+    def note(self, line):
+        word, _, number = line.partition(" ")
+        if number:
+            (self.begun if word == "begin" else self.ended).add(int(number))
 
 
 async def test_killed_durable_worker_loses_nothing_and_another_takes_over(settings):
@@ -787,8 +805,8 @@ async def test_killed_durable_worker_loses_nothing_and_another_takes_over(settin
         await first.until(lambda _: len(first.ended) >= 5)
         os.kill(first.process.pid, signal.SIGKILL)
         await first.process.wait()
-        rest = (await first.process.stdout.read()).decode().split("\n")
-        first.ended |= {int(line.split()[1]) for line in rest if line.startswith("end ")}
+        for line in (await first.process.stdout.read()).decode().splitlines():
+            first.note(line)
         assert first.ended < numbers
         async with Worker(settings, 0.0) as second:
             await second.until(lambda _: first.ended | second.ended == numbers)

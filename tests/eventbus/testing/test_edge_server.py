@@ -48,7 +48,7 @@ class EdgeServerTests:
         assert (await other.receive())["data"]["seat"] == 1
         await sender.assert_received_nothing()
 
-    async def test_history_is_had_on_subscribing(self, websocket_client):
+    async def test_history_is_available_on_subscribing(self, websocket_client):
         await broadcast("general", "hello", 1)
         client = await websocket_client()
         assert (await client.subscribe("general", history=5))["kind"] == "public"
@@ -77,10 +77,10 @@ class TestOverNats(OverNats, EdgeServerTests):
 
 
 async def test_event_bus_is_open_and_current(event_bus):
-    heard = []
-    event_bus.listen(SeatTaken)(heard.append)
+    received = []
+    event_bus.listen(SeatTaken)(received.append)
     await SeatTaken(room="7", seat=12).dispatch()
-    assert len(heard) == 1
+    assert len(received) == 1
     assert event_bus.driver.name == "memory"
 
 
@@ -132,7 +132,7 @@ async def test_closed_connection_is_reported_with_its_code(websocket_client, edg
     assert client.close_code
 
 
-async def test_edge_lets_go_of_port_and_clients_in_the_end(event_bus, edge_settings):
+async def test_edge_releases_port_and_clients_in_the_end(event_bus, edge_settings):
     async with EdgeServer(edge_settings, event_bus) as server:
         client = await server.connect("general")
     assert client.close_code == 1000

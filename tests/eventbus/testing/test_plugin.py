@@ -40,7 +40,7 @@ def test_plain(event_fake):
     asyncio.run(LampLit(number=1).dispatch())
     event_fake.assert_dispatched(LampLit, times=1)
 
-def test_begins_with_nothing(event_fake):
+def test_recorder_begins_empty(event_fake):
     event_fake.assert_nothing_dispatched()
 
 @pytest.mark.xfail(strict=True, raises=Exception)
@@ -116,6 +116,55 @@ class TestNats:
 )
 def test_real_parts_work_in_both_modes_of_pytest_asyncio(run, mode, mark):
     run(REAL.format(mark=mark), mode=mode).assert_outcomes(passed=2)
+
+
+SYNC = """
+from eventbus import sync
+
+def view(number):
+    LampLit(number=number).dispatch_sync()
+
+async def test_thread_of_an_async_test(websocket_client):
+    client = await websocket_client("lamps", user="1", grants=["lamps"])
+    await asyncio.to_thread(view, 1)
+    assert (await client.receive())["data"] == {"number": 1}
+
+def test_fake(event_fake):
+    view(2)
+    event_fake.assert_dispatched(LampLit, times=1)
+
+def test_plain_test(sync_event_bus):
+    view(3)
+    assert [each.data for each in sync_event_bus.history("lamps").messages] == [{"number": 3}]
+
+class TestNats:
+    @pytest.fixture
+    def event_bus_settings(self, nats_settings):
+        return nats_settings
+
+    def test_plain_test(self, sync_event_bus):
+        view(4)
+        assert sync_event_bus.history("lamps").messages[0].data == {"number": 4}
+        assert sync.run(driver) == "nats"
+
+    async def test_thread_of_an_async_test(self, websocket_client):
+        client = await websocket_client("lamps", user="1", grants=["lamps"])
+        await asyncio.to_thread(view, 5)
+        assert (await client.receive())["data"] == {"number": 5}
+
+async def driver():
+    from eventbus.events import current
+    return current.current_bus().driver.name
+
+def test_plain_test_with_the_async_bus(event_bus, monkeypatch):
+    monkeypatch.setenv("BROADCAST_DRIVER", "null")  # its loop does not run: this is the default bus
+    assert LampLit(number=6).dispatch_sync()[0].offset is None
+    sync.close()
+"""
+
+
+def test_parts_work_for_sync_code(run):
+    run(SYNC).assert_outcomes(passed=6)
 
 
 def test_sync_test_has_the_nats_server_for_any_event_loop(run):
@@ -226,3 +275,33 @@ def test_library_does_not_load_pytest(pytester):
         "assert not {'pytest', 'pytest_asyncio'} & set(sys.modules)"
     )
     assert pytester.run(sys.executable, "-W", "error", "-c", code).ret == 0
+
+
+LIFESPAN = """
+import contextlib
+import os
+from eventbus import EventBus
+
+@contextlib.asynccontextmanager
+async def lifespan():
+    async with EventBus.from_env() as bus:
+        yield bus
+
+async def test_application_with_a_bus_in_its_lifespan(event_fake):
+    async with lifespan():
+        await LampLit(number=1).dispatch()
+    event_fake.assert_dispatched(LampLit, times=1)
+    assert not os.path.exists(".eventbus")
+
+def test_in_plain_code(event_fake):
+    async def serve():
+        async with lifespan():
+            await LampLit(number=2).dispatch()
+    asyncio.run(serve())
+    event_fake.assert_dispatched(LampLit, times=1)
+    assert not os.path.exists(".eventbus")
+"""
+
+
+def test_application_that_opens_a_bus_starts_no_server_in_a_faked_test(run):
+    run(LIFESPAN).assert_outcomes(passed=2)

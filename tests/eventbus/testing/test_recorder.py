@@ -37,7 +37,7 @@ async def events():
         yield recorder
 
 
-def test_what_holds_passes(events):
+def test_valid_workflow_passes(events):
     events.assert_dispatched(UserJoined)
     events.assert_dispatched(UserJoined, times=2)
     events.assert_dispatched(UserJoined, lambda event: event.club_id == 1, times=1)
@@ -88,7 +88,7 @@ def test_what_holds_passes(events):
 def test_failed_assertion_lists_what_was_dispatched(events, claim):
     with pytest.raises(AssertionError) as caught:
         claim(events)
-    told = str(caught.value)
+    message = str(caught.value)
     for part in (
         "UserJoined(club_id=1, name='Ada') on club.1",
         "UserJoined(club_id=2, name='Bob') on club.2",
@@ -96,7 +96,7 @@ def test_failed_assertion_lists_what_was_dispatched(events, claim):
         "NewsPosted(title='Rain') queued on slow, after 30 s (its worker broadcasts it)",
         "message 'hello' on general: {'text': 'hi'}",
     ):
-        assert part in told + "\n"
+        assert part in message + "\n"
 
 
 def test_failure_reads_like_a_sentence(events):
@@ -138,10 +138,10 @@ async def test_failure_has_a_bounded_length_and_lists_similar_events_first():
         await UserQuit(name="z" * 10_000).dispatch()
     with pytest.raises(AssertionError) as caught:
         events.assert_dispatched(UserQuit, times=2)
-    told = str(caught.value)
-    assert len(told) < 10_000
-    assert "1. UserQuit(name='zzz" in told
-    assert told.endswith(f"… and {502 - MAX_LISTED} more")
+    message = str(caught.value)
+    assert len(message) < 10_000
+    assert "1. UserQuit(name='zzz" in message
+    assert message.endswith(f"… and {502 - MAX_LISTED} more")
     with pytest.raises(AssertionError, match=r"1\. message 'hello' on general: \['yyy") as caught:
         events.assert_broadcast_on("general", times=7)
     assert len(str(caught.value)) < 10_000
@@ -202,7 +202,7 @@ async def test_clear_forgets(events):
 
 def test_question_about_a_type_that_is_not_faked_is_refused():
     with fake(UserJoined) as events:
-        events.assert_not_dispatched(Event)  # a base class of what is faked
+        events.assert_not_dispatched(Event)  # a base class of a faked type
         for claim in (
             lambda: events.assert_not_dispatched(UserQuit),
             lambda: events.dispatched(UserQuit),
@@ -224,7 +224,7 @@ def test_number_in_place_of_a_predicate_is_refused(events):
         events.assert_dispatched(UserJoined, 2)
 
 
-def test_channel_or_queue_that_cannot_be_is_refused(events):
+def test_invalid_channel_or_queue_is_refused(events):
     with pytest.raises(InvalidPattern):
         events.assert_not_broadcast_on("no channel!")
     with pytest.raises(ValueError, match="not a queue's name"):
@@ -233,6 +233,6 @@ def test_channel_or_queue_that_cannot_be_is_refused(events):
         events.assert_dispatched(UserJoined, times=-1)
 
 
-def test_what_a_predicate_raises_is_raised(events):
+def test_exception_of_a_predicate_is_raised(events):
     with pytest.raises(AttributeError):
         events.assert_not_dispatched(UserJoined, lambda event: event.nickname)

@@ -1,5 +1,5 @@
 import { connect, EventBusError } from "@eventbus/client";
-import type { Message, State, Subscribed } from "@eventbus/client";
+import type { Loaded, Message, State, Subscribed, Subscription } from "@eventbus/client";
 
 export interface OrderShipped {
   order_id: number;
@@ -57,16 +57,56 @@ bus.subscribe("orders.42", (data) => data.order_id.toFixed());
 
 const told: Promise<Subscribed> = order.ready;
 const present: Promise<number> = order.presence().then(({ count }) => count);
+const others: Promise<number> = bus.presence("presence.lobby").then(({ count }) => count);
+const alerts: Promise<Alert[]> = bus
+  .history("general", { limit: 1 })
+  .then(({ messages }) => messages.map(({ data }) => data));
 const earlier: Promise<(OrderShipped | OrderPaid)[]> = order
   .history({ limit: 10, since: order.position?.offset })
   .then(({ messages }) => messages.map(({ data }) => data));
 order.whisper("typing").catch((error: EventBusError) => error.code === "disconnected");
 
 bus.on("state", (state: State) => {
-  if (state.state === "waiting") return new Date(state.retryAt);
-  if (state.state === "closed") return state.code.toFixed();
-  return bus.transport === "sse";
+  if (state.status === "waiting") return new Date(state.retryAt);
+  if (state.status === "closed") return state.code.toFixed();
+  if (state.status === "connected") return state.transport === "sse";
+  return bus.transport === null && state.error?.message.trim();
 });
+const stop: () => void = bus.onState(({ status, error }) => [status, error?.code]);
+stop();
+
+// Each caller has a subscription of its own.
+const another: Subscription<Channels["general"]> = bus.subscribe("general");
+another.unsubscribe();
+const here: string[] | undefined = order.members?.map(({ user_id }) => user_id);
+
+// State, which onState receives.
+interface Order {
+  id: number;
+  carrier?: string;
+}
+const load = async (): Promise<Loaded<Order>> => ({ data: { id: 42 }, offset: 7, epoch: "k3x9" });
+bus.subscribe("orders.42", { OrderPaid: () => {} }, {
+  state: load,
+  onState: (data) => [data.id.toFixed(), data.carrier?.trim()],
+});
+bus.subscribe("orders.42", {}, {
+  state: () => ({ data: [1, 2], offset: null, epoch: null, mark: null }),
+  onState: (data) => data.map((n) => n.toFixed()),
+});
+
+// Whispers of the contract.
+interface ClientEvents {
+  "chat.{room_id}": { typing: { is_typing: boolean }; left: null };
+}
+interface Rooms extends Channels {
+  "chat.{room_id}": { "client-typing": { is_typing: boolean } };
+}
+const rooms = connect<Rooms, ClientEvents>({ url: "/ws", token: "a.jwt" });
+const chat = rooms.subscribe("chat.7", { "client-typing": ({ is_typing }) => !is_typing });
+chat.whisper("typing", { is_typing: true });
+chat.whisper("left");
+chat.whisper("left", null);
 bus.on("error", ({ code, channel }) => [code.trim(), channel?.trim()]);
 
 // Without contracts, anything goes.
@@ -75,4 +115,6 @@ plain.subscribe("any.channel", { anything: (data) => data.at.all });
 plain.subscribe("any.channel", (data, { event }) => [data, event.trim()]);
 plain.close();
 
-export { earlier, present, told };
+plain.subscribe("any.channel").whisper("anything", { at: "all" });
+
+export { earlier, here, present, told };

@@ -8,11 +8,9 @@ import json
 import os
 import pty
 import threading
-from contextlib import AsyncExitStack
 
 import msgspec
 import pytest
-import pytest_asyncio
 from hypothesis import given, settings as bounds, strategies as st
 
 from eventbus.bus import EventBus
@@ -42,20 +40,16 @@ class Signed(Event, ShouldBroadcast, channel="users.{user_id}", name="log.signed
 
 
 class TestLog(DriverContract):
-    @pytest_asyncio.fixture
-    async def make_driver(self, tmp_path):
+    @pytest.fixture
+    def make_driver(self, tmp_path, opened):
         listeners = Listeners()
         paths = iter(range(10))
-        async with AsyncExitStack() as stack:
 
-            async def make():
-                settings = Settings(log_path=str(tmp_path / f"{next(paths)}.log"))
-                driver = LogDriver(settings, listeners=listeners)
-                stack.push_async_callback(driver.aclose)
-                await driver.open()
-                return driver
+        def make():
+            settings = Settings(log_path=str(tmp_path / f"{next(paths)}.log"))
+            return opened(LogDriver(settings, listeners=listeners))
 
-            yield make
+        return make
 
 
 @pytest.fixture
@@ -63,17 +57,9 @@ def path(tmp_path):
     return tmp_path / "bus.log"
 
 
-@pytest_asyncio.fixture
-async def opened(path):
-    async with AsyncExitStack() as stack:
-
-        async def make(**settings):
-            driver = LogDriver(Settings(**{"log_path": str(path), **settings}))
-            stack.push_async_callback(driver.aclose)
-            await driver.open()
-            return driver
-
-        yield make
+@pytest.fixture
+def open_log(path, opened):
+    return lambda **settings: opened(LogDriver(Settings(**{"log_path": str(path), **settings})))
 
 
 def lines(path):
@@ -106,8 +92,8 @@ async def test_event_is_one_line_of_json_with_its_secrets_masked(path):
     }
 
 
-async def test_listeners_get_the_message_as_it_was_published_not_as_it_was_logged(opened, path):
-    driver, inbox = await opened(), Inbox()
+async def test_listeners_get_the_message_as_it_was_published_not_as_it_was_logged(open_log, path):
+    driver, inbox = await open_log(), Inbox()
     await driver.subscribe(SUBJECTS.live("a"), inbox)
     payload = b'{"event":"x","data":{"token":"t0p"}}'
     await driver.publish(SUBJECTS.event("a"), payload)
@@ -221,15 +207,24 @@ def test_json_in_strings_too_deep_to_look_into_is_masked_whole():
     assert "***" in line
 
 
+def test_json_that_is_deep_in_strings_within_strings_is_logged_anyway():
+    text = '{"password":"S3CR3T"}'
+    for _ in range(6):
+        text = json.dumps(json.loads("[" * 90 + "0" + "]" * 90)).replace("0", json.dumps(text))
+    line = line_of(text.encode())
+    assert "S3CR3T" not in line
+    json.loads(line)
+
+
 @pytest.mark.parametrize(
     "payload", [b'{"password":"S3CR3T"', b'{"p\\u0061ssword":"S3CR3T","x":"\\ud800"}',
                 "{'password':1}".encode("utf-16"), b"user=a&password=S3CR3T"]
 )  # fmt: skip
-def test_what_is_no_json_is_masked_whole_when_it_names_a_secret(payload):
+def test_data_other_than_json_is_masked_whole_when_it_names_a_secret(payload):
     assert json.loads(line_of(payload))["data_base64"] == "***"
 
 
-def test_what_only_looks_like_a_secret_stays():
+def test_text_that_only_looks_like_a_secret_stays():
     text = '{"a":"password","b":["token"],"pass":"x","words":"the \\"token\\": none"}'
     assert json.loads(line_of(text.encode()))["data"] == json.loads(text)
 
@@ -275,10 +270,10 @@ def test_masking_any_json_masks_its_secrets_and_keeps_the_rest(value, ascii_only
     assert json.loads(Mask(SECRET_KEYS).apply(text)) == masked(value)
 
 
-async def test_level_says_what_is_logged_and_everything_is_delivered(opened, path):
+async def test_level_says_what_is_logged_and_everything_is_delivered(open_log, path):
     expected = {"debug": 4, "info": 2, "warning": 1}
     for level, count in expected.items():
-        driver, inbox = await opened(log_level=level), Inbox()
+        driver, inbox = await open_log(log_level=level), Inbox()
         await driver.subscribe("eb.>", inbox)
         for subject in (SUBJECTS.event("a"), SUBJECTS.live("a"), SUBJECTS.control("nodes"),
                         SUBJECTS.quarantine("a")):  # fmt: skip
@@ -291,8 +286,8 @@ async def test_level_says_what_is_logged_and_everything_is_delivered(opened, pat
     assert (written[0]["channel"], written[0]["subject"]) == ("a", "eb.quarantine.a")
 
 
-async def test_file_is_rotated_by_size_and_only_so_many_are_kept(opened, path):
-    driver = await opened(log_max_bytes=1000, log_backups=2)
+async def test_file_is_rotated_by_size_and_only_so_many_are_kept(open_log, path):
+    driver = await open_log(log_max_bytes=1000, log_backups=2)
     for i in range(100):
         await driver.publish(SUBJECTS.event("a"), str(i).encode())
     files = sorted(path.parent.iterdir())
@@ -302,17 +297,17 @@ async def test_file_is_rotated_by_size_and_only_so_many_are_kept(opened, path):
     assert newest == list(range(100 - len(newest), 100)), "nothing is lost at a rotation"
 
 
-async def test_file_without_a_size_is_never_rotated(opened, path):
-    driver = await opened(log_max_bytes=0)
+async def test_file_without_a_size_is_never_rotated(open_log, path):
+    driver = await open_log(log_max_bytes=0)
     for _ in range(100):
         await driver.publish(SUBJECTS.event("a"), b"1")
     assert list(path.parent.iterdir()) == [path]
     assert len(lines(path)) == 100
 
 
-async def test_log_goes_on_where_it_ended_and_mends_a_line_cut_short(opened, path):
+async def test_log_continues_where_it_ended_and_mends_a_line_cut_short(open_log, path):
     path.write_text('{"whole":1}\n{"cut')
-    driver = await opened()
+    driver = await open_log()
     await driver.publish(SUBJECTS.event("a"), b"1")
     first, cut, last = path.read_text().splitlines()
     assert (first, cut) == ('{"whole":1}', '{"cut')
@@ -328,7 +323,7 @@ async def test_path_that_cannot_be_written_stops_the_start_and_names_its_variabl
     assert not bus.driver.is_connected
 
 
-def test_word_to_mask_that_is_no_word_is_refused():
+def test_word_to_mask_that_is_not_a_word_is_refused():
     with pytest.raises(ConfigError, match="BROADCAST_LOG_MASK: '-_' has no letter") as caught:
         EventBus.from_env({"BROADCAST_DRIVER": "log", "BROADCAST_LOG_MASK": "token,-_"})
     assert caught.value.variable == "BROADCAST_LOG_MASK"
@@ -343,8 +338,8 @@ def test_setting_that_cannot_be_understood_is_refused(name, value):
         Settings.from_env({f"BROADCAST_LOG_{name}": value})
 
 
-async def test_full_disk_is_told_to_the_publisher_and_nothing_is_delivered(opened):
-    driver, inbox = await opened(log_path="/dev/full"), Inbox()
+async def test_full_disk_is_reported_to_the_publisher_and_nothing_is_delivered(open_log):
+    driver, inbox = await open_log(log_path="/dev/full"), Inbox()
     await driver.subscribe(SUBJECTS.live("a"), inbox)
     for _ in range(2):
         with pytest.raises(PublishFailed, match=r"written to /dev/full: .*No space left") as caught:
@@ -403,7 +398,7 @@ async def test_close_gives_up_an_output_that_hangs(caplog):
     assert "the console could not be closed in time" in caplog.text
 
 
-async def test_console_that_is_closed_is_a_failure_told():
+async def test_console_that_is_closed_is_a_reported_failure():
     stream = io.StringIO()
     driver = LogDriver(Settings(), console=Console(stream))
     await driver.open()
@@ -413,7 +408,7 @@ async def test_console_that_is_closed_is_a_failure_told():
     await driver.aclose()
 
 
-async def test_console_that_is_no_terminal_gets_json_on_standard_output(capsys):
+async def test_console_that_is_not_a_terminal_gets_json_on_standard_output(capsys):
     async with EventBus.from_env({"BROADCAST_DRIVER": "log"}) as bus:
         await bus.publish("general", "news", {"a": "é"})
     captured = capsys.readouterr()
@@ -431,7 +426,7 @@ async def test_console_without_unicode_gets_escapes_that_are_json():
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
-async def test_terminal_gets_readable_lines_coloured_unless_told_otherwise(no_color):
+async def test_terminal_gets_readable_lines_coloured_unless_set_otherwise(no_color):
     controller, terminal = pty.openpty()
     with os.fdopen(terminal, "w", encoding="utf-8") as stream, os.fdopen(controller, "rb") as seen:
         driver = LogDriver(Settings.from_env({"NO_COLOR": no_color}), console=Console(stream))
@@ -448,8 +443,8 @@ async def test_terminal_gets_readable_lines_coloured_unless_told_otherwise(no_co
     datetime.time.fromisoformat(time)
 
 
-async def test_driver_is_opened_once(opened):
-    driver = await opened()
+async def test_driver_is_opened_once(open_log):
+    driver = await open_log()
     with pytest.raises(ConnectionFailed, match="opened only once"):
         await driver.open()
     with pytest.raises(ConnectionFailed, match="not open"):

@@ -74,7 +74,7 @@ async def test_namespace_decides_what_is_stored():
 
 
 @pytest.mark.parametrize("subject", ["", "a..b", "a.>.b", "a b"])
-async def test_filter_that_is_none_is_refused(subject):
+async def test_invalid_filter_is_refused(subject):
     driver = await opened()
     with pytest.raises(InvalidPattern):
         await driver.subscribe(subject, Inbox())

@@ -1,4 +1,4 @@
-"""A login by a file of credentials: it is read anew, and one that is no good is told of."""
+"""A login with a credentials file: it is read again, and an invalid one is reported."""
 
 import asyncio
 import logging
@@ -14,6 +14,7 @@ from eventbus.drivers.nats.auth import (
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.drivers.nats.errors import CredentialsError
 from eventbus.errors import ConnectionFailed, PublishFailed
+from tests.eventbus.drivers.nats.conftest import until
 
 LONG_AGO = 1
 
@@ -50,20 +51,14 @@ async def refusal(driver):
     return str(caught.value)
 
 
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(0.02)
-
-
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "output"),
     [
         (lambda _: "", "holds no user's JWT"),
         (lambda text: text.replace("NATS USER JWT", "SOMETHING"), "holds no user's JWT"),
         (lambda text: text.partition("---\n\n")[0], "holds no user's"),
         (lambda text: text.partition("-----BEGIN USER")[0], "holds no user's seed"),
-        (lambda text: text.replace("\nSU", "\nXX"), "has a seed that is none"),
+        (lambda text: text.replace("\nSU", "\nXX"), "has an invalid seed"),
         (lambda text: text.replace(".ey", ".!!", 1), "has a JWT that cannot be read"),
         (lambda text: text.replace(".", "", 1), "has a JWT that cannot be read"),
         (lambda text: text + " " * 65_536, "is larger than 65,536 bytes"),
@@ -71,17 +66,17 @@ async def until(condition):
     ],
     ids=["empty", "no-jwt", "cut", "no-seed", "seed", "base64", "parts", "large", "nul"],
 )
-def test_a_file_that_is_none_of_credentials_is_told_of_by_its_setting(path, operator, change, said):
+def test_a_file_without_credentials_is_reported_with_its_setting(path, operator, change, output):
     text = operator.user("edge")
     path.write_text(change(text), encoding="utf-8")
     with pytest.raises(CredentialsError) as caught:
         Credentials(str(path)).load()
     assert str(caught.value).startswith(f"NATS_CREDS={str(path)!r} ")
-    assert said in str(caught.value)
+    assert output in str(caught.value)
     assert not any(line in str(caught.value) for line in text.split() if len(line) > 40)
 
 
-def test_the_seed_of_another_user_is_told_of(path, operator):
+def test_the_seed_of_another_user_is_reported(path, operator):
     seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER).decode()
     lines = [seed if line[:2] == "SU" else line for line in operator.user("edge").splitlines()]
     path.write_text("\n".join(lines), encoding="utf-8")
@@ -89,7 +84,7 @@ def test_the_seed_of_another_user_is_told_of(path, operator):
         Credentials(str(path)).load()
 
 
-def test_lines_end_as_they_like(path, operator):
+def test_lines_may_have_any_line_ending(path, operator):
     path.write_bytes(operator.user("edge").replace("\n", "\r\n").encode())
     Credentials(str(path)).load()
 
@@ -110,8 +105,8 @@ async def test_credentials_that_expired_are_refused_at_once_saying_when(
     make_driver, path, operator
 ):
     path.write_text(operator.user("edge", exp=LONG_AGO), encoding="utf-8")
-    said = await refusal(make_driver())
-    assert f"NATS_CREDS={str(path)!r}: user 'edge' expired at 1970-01-01T00:00:01Z" in said
+    message = await refusal(make_driver())
+    assert f"NATS_CREDS={str(path)!r}: user 'edge' expired at 1970-01-01T00:00:01Z" in message
 
 
 async def test_credentials_that_were_revoked_are_refused_at_once(
@@ -122,8 +117,8 @@ async def test_credentials_that_were_revoked_are_refused_at_once(
     await jwt_server.stop()
     jwt_server._config.update(operator.config())
     await jwt_server.start()
-    said = await refusal(make_driver())
-    assert f"NATS_CREDS={str(path)!r}: user 'edge' or the account has been revoked" in said
+    message = await refusal(make_driver())
+    assert f"NATS_CREDS={str(path)!r}: user 'edge' or the account has been revoked" in message
 
 
 async def test_credentials_of_another_operator_are_refused_at_once(make_driver, path, new_operator):
@@ -131,9 +126,9 @@ async def test_credentials_of_another_operator_are_refused_at_once(make_driver, 
     assert "is not of this server's operator" in await refusal(make_driver())
 
 
-async def test_a_file_that_is_missing_is_told_of_before_anything_is_sent(make_driver, path):
-    said = await refusal(make_driver())
-    assert said.startswith(f"NATS_CREDS={str(path)!r} is not a file that can be read")
+async def test_a_missing_file_is_reported_before_anything_is_sent(make_driver, path):
+    message = await refusal(make_driver())
+    assert message.startswith(f"NATS_CREDS={str(path)!r} is not a file that can be read")
 
 
 async def test_revoked_while_it_runs_is_loud_and_heals_with_a_new_file(
@@ -143,10 +138,10 @@ async def test_revoked_while_it_runs_is_loud_and_heals_with_a_new_file(
     path.write_text(operator.user("admin"), encoding="utf-8")
     driver = make_driver(publish_timeout=1)
     await driver.open()
-    heard = asyncio.Queue()
-    await driver.subscribe("eb.live.general", heard.put_nowait)
+    received = asyncio.Queue()
+    await driver.subscribe("eb.live.general", received.put_nowait)
     operator.revoke_all()
-    jwt_server.reload()
+    jwt_server.renew()
     await until(lambda: driver.counters["refusals"] > 1)
     assert not driver.is_connected
     errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
@@ -168,7 +163,7 @@ async def test_revoked_while_it_runs_is_loud_and_heals_with_a_new_file(
     async with asyncio.timeout(30):
         while True:  # the server takes what was issued a second from now, and what comes after
             published = await publish(driver)
-            if (await heard.get()).position == published.position:
+            if (await received.get()).position == published.position:
                 break
     await driver.aclose()
 
@@ -187,15 +182,15 @@ async def test_expired_while_it_runs_is_loud_and_a_renewed_file_is_read(
     await driver.aclose()
 
 
-async def test_what_goes_on_is_not_logged_at_each_attempt(
+async def test_continuing_fault_is_not_logged_at_each_attempt(
     make_driver, path, operator, jwt_server, caplog
 ):
     path.write_text(operator.user("admin"), encoding="utf-8")
     driver = make_driver()
     await driver.open()
     operator.revoke_all()
-    jwt_server.reload()
+    jwt_server.renew()
     await until(lambda: driver.counters["refusals"] >= 4)
-    told = [r for r in caplog.records if "refuses the credentials" in r.getMessage()]
-    assert 1 <= len(told) < driver.counters["refusals"]
+    records = [r for r in caplog.records if "refuses the credentials" in r.getMessage()]
+    assert 1 <= len(records) < driver.counters["refusals"]
     await driver.aclose()

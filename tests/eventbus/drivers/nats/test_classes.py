@@ -1,29 +1,19 @@
 """Retention classes on NATS: streams of their own, which copy from the stream of events."""
 
 import asyncio
-import contextlib
 import logging
 
 import msgspec
 import nats
 import pytest
 
-from eventbus.channels import Subjects
+from eventbus.channels import Pattern, Subjects
 from eventbus.config import Settings
-from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.drivers.base import Position
 from eventbus.drivers.nats.history import ReaderPosition
+from tests.eventbus.drivers.nats.conftest import opened
 
 LONG = "orders.>:50/1h/4MiB"
-
-
-@contextlib.asynccontextmanager
-async def opened(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
 
 
 @pytest.fixture
@@ -67,7 +57,7 @@ async def publish(driver, subjects, channel, count):
 
 
 async def until_forgotten(raw):
-    """Wait until the stream of events has nothing, and the classes are heard of."""
+    """Wait until the event stream is empty, and the classes have reported."""
     async with asyncio.timeout(20):
         while True:
             answer = await raw.request("$JS.API.STREAM.INFO.OWN_EVENTS", b"", timeout=5)
@@ -102,7 +92,7 @@ async def test_a_class_outlives_the_stream_of_events(brief, subjects, raw):
         assert (others.messages, others.complete) == ((), False)
 
 
-async def test_what_the_class_has_lost_by_its_count_is_told(brief, subjects, raw):
+async def test_messages_that_a_class_evicted_by_count_are_reported(brief, subjects, raw):
     async with opened(brief) as driver:
         given = await publish(driver, subjects, "orders.42", 60)
         await until_forgotten(raw)
@@ -142,21 +132,21 @@ async def test_the_last_of_many_messages_are_found_in_either_stream(brief, subje
             await until_forgotten(raw)
 
 
-async def test_streams_of_classes_that_are_not_configured_are_told_and_left_alone(
+async def test_streams_of_classes_that_are_not_configured_are_reported_and_left_alone(
     brief, subjects, raw, caplog
 ):
     async with opened(brief):
         name = (await class_info(raw))["config"]["name"]
     caplog.clear()
-    told = asyncio.Event()
+    notified = asyncio.Event()
     handler = logging.Handler()
-    handler.emit = lambda record: told.set() if name in record.getMessage() else None
+    handler.emit = lambda record: notified.set() if name in record.getMessage() else None
     logger = logging.getLogger("eventbus.drivers.nats.classes")
     logger.addHandler(handler)
     try:
         async with opened(msgspec.structs.replace(brief, retention="other.*:1/1h/1MiB")):
             async with asyncio.timeout(10):
-                await told.wait()
+                await notified.wait()
     finally:
         logger.removeHandler(handler)
     assert name in await names(raw)
@@ -229,7 +219,7 @@ async def test_an_existing_stream_of_events_gets_room_for_the_class(brief, subje
         assert offsets(page) == others[-5:]
 
 
-async def test_a_class_of_a_stream_that_is_made_anew_is_made_anew(brief, subjects, raw):
+async def test_a_class_of_a_stream_that_is_recreated_is_recreated_too(brief, subjects, raw):
     async with opened(brief) as driver:
         await publish(driver, subjects, "orders.42", 10)
         await until_forgotten(raw)
@@ -272,7 +262,7 @@ async def test_a_purged_channel_of_a_class_stays_purged(brief, subjects, raw):
         assert offsets(page) == other
 
 
-async def test_reading_over_the_seam_under_load_misses_and_doubles_nothing(brief, subjects, raw):
+async def test_reading_over_the_seam_under_load_has_no_gaps_and_no_duplicates(brief, subjects, raw):
     """2,000 messages a second on one channel, of which the stream of events keeps a second."""
     settings = msgspec.structs.replace(brief, retention="orders.>:10000/1h/64MiB")
     async with opened(settings) as driver:
@@ -307,3 +297,81 @@ async def test_reading_over_the_seam_under_load_misses_and_doubles_nothing(brief
         every = await driver.read(live, after=first, limit=10_000)
         assert every.complete
         assert offsets(every) == sorted(given)[1:]
+
+
+# Patterns
+
+
+async def read_pattern(driver, subjects, pattern, after):
+    """The offsets of a page, and whether it is complete."""
+    position = Position(after, driver._stream.identity.epoch)
+    live = subjects.live_filter(Pattern(pattern))
+    page = await driver.read_pattern(live, position, limit=1000, max_bytes=10**6)
+    assert page.complete or not page.messages
+    return offsets(page), page.complete
+
+
+async def test_pattern_within_a_class_is_read_from_its_stream(brief, subjects, raw):
+    async with opened(brief) as driver:
+        (start,) = await publish(driver, subjects, "chat", 1)
+        given = []
+        for _ in range(3):
+            given += await publish(driver, subjects, "orders.42", 1)
+            given += await publish(driver, subjects, "orders.eu.7", 1)
+        await until_forgotten(raw)
+        newer = await publish(driver, subjects, "orders.42", 2)
+        for pattern in ("orders.>", "orders.*"):
+            wanted = given + newer if pattern == "orders.>" else given[::2] + newer
+            assert await read_pattern(driver, subjects, pattern, start) == (wanted, True)
+            late = [offset for offset in wanted if offset > given[2]]
+            assert await read_pattern(driver, subjects, pattern, given[2]) == (late, True)
+
+
+async def test_pattern_beyond_a_class_is_incomplete_once_the_event_stream_has_forgotten(
+    brief, subjects, raw
+):
+    async with opened(brief) as driver:
+        (start,) = await publish(driver, subjects, "chat", 1)
+        given = await publish(driver, subjects, "orders.42", 3)
+        assert await read_pattern(driver, subjects, ">", start) == (given, True)
+        await until_forgotten(raw)
+        for pattern in (">", "*.42"):
+            assert await read_pattern(driver, subjects, pattern, start) == ([], False)
+        newer = await publish(driver, subjects, "chat", 1)
+        assert await read_pattern(driver, subjects, ">", given[-1]) == (newer, True)
+
+
+async def test_pattern_is_incomplete_if_a_class_keeps_fewer_messages_than_were_missed(
+    own_nats_server, subjects
+):
+    settings = Settings(
+        nats_url=own_nats_server.url,
+        namespace="own",
+        history_bytes=4 * 1024**2,
+        retention="orders.vip:2/1h orders.>:50/1h chat.*:100/1s",
+    )
+    async with opened(settings) as driver:
+        (start,) = await publish(driver, subjects, "orders.1", 1)
+        given = await publish(driver, subjects, "orders.vip", 2)
+        assert await read_pattern(driver, subjects, "orders.*", start) == (given, True)
+        await publish(driver, subjects, "orders.vip", 1)
+        assert await read_pattern(driver, subjects, "orders.*", start) == ([], False)
+        (start,) = await publish(driver, subjects, "chat.1", 1)
+        given = await publish(driver, subjects, "chat.1", 1)
+        assert await read_pattern(driver, subjects, "chat.*", start) == (given, True)
+        async with asyncio.timeout(20):
+            while (await read_pattern(driver, subjects, "chat.*", start))[1]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # until the message is older than its class keeps any
+
+
+async def test_purged_channel_of_a_class_is_a_gap_for_patterns(brief, subjects, raw):
+    async with opened(brief) as driver:
+        (start,) = await publish(driver, subjects, "orders.1", 1)
+        await publish(driver, subjects, "orders.2", 1)
+        (last,) = await publish(driver, subjects, "orders.1", 1)
+        await until_forgotten(raw)
+        assert (await read_pattern(driver, subjects, "orders.*", start))[1]
+        await driver.purge(subjects.live("orders.2"))
+        assert await read_pattern(driver, subjects, "orders.*", start) == ([], False)
+        newer = await publish(driver, subjects, "orders.2", 1)
+        assert await read_pattern(driver, subjects, "orders.*", last) == (newer, True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from eventbus.drivers.nats import client as client_module
@@ -15,6 +16,7 @@ from eventbus.drivers.nats.client import (
 )
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import ConnectionFailed
+from tests.eventbus.drivers.nats.conftest import opened
 
 ROOT = Path(__file__).parents[4]
 
@@ -96,6 +98,41 @@ async def test_messages_and_headers_are_those_that_nats_py_itself_delivers(clien
     assert got.messages[4][4] == (7, 3, "2026-01-01T00:00:00Z")
 
 
+@pytest.mark.parametrize("reply", ["", "a.reply"])
+@pytest.mark.parametrize(
+    ("payload", "headers"),
+    [
+        *MESSAGES,
+        (b"x", {"A": "b\r\nC: d"}),
+        (b"x", {" A ": " b "}),
+        (b"x", {"A": "\tb\x00"}),
+        (b"x", {"": "b", "A": "b"}),
+    ],
+)
+async def test_sent_bytes_are_those_that_nats_py_itself_sends(
+    fast, namespace, payload, headers, reply
+):
+    before = dict(fast.stats)
+    await fast.publish(f"{namespace}.a", payload, reply, headers)
+    theirs, counted = fast._pending[-1], dict(fast.stats)
+    await settle(fast)
+    await fast.send(f"{namespace}.a", payload, headers or {}, reply)
+    assert fast._pending[-1] == theirs
+    for name in ("out_msgs", "out_bytes"):
+        assert fast.stats[name] - counted[name] == counted[name] - before[name]
+    await settle(fast)
+
+
+async def test_sending_raises_what_publishing_raises(fast, namespace):
+    with pytest.raises(nats_errors.MaxPayloadError):
+        await fast.send(f"{namespace}.a", bytes(fast.max_payload + 1), {})
+    with pytest.raises(nats_errors.BadHeaderError):
+        await fast.send(f"{namespace}.a", b"", {"a b": "c"})
+    await fast.close()
+    with pytest.raises(nats_errors.ConnectionClosedError):
+        await fast.send(f"{namespace}.a", b"", {})
+
+
 async def test_request_without_responders_has_status_503(fast, namespace):
     status = asyncio.get_running_loop().create_future()
     await fast.listen(f"{namespace}.reply", lambda *m: status.set_result(m[2]))
@@ -106,7 +143,7 @@ async def test_request_without_responders_has_status_503(fast, namespace):
     assert headers["Status"] == "503"
 
 
-async def test_handler_that_raises_harms_no_other(fast, namespace, caplog):
+async def test_handler_that_raises_does_not_affect_others(fast, namespace, caplog):
     def fail(*_):
         raise RuntimeError("on purpose")
 
@@ -170,6 +207,38 @@ async def test_late_answer_to_a_ping_ends_the_reading_of_nats_py_itself(clients)
     await late_answer(plain)
     await asyncio.wait_for(asyncio.wait([plain._reading_task]), 10)
     assert plain.is_connected, "and it does not know: this is why there is a client of our own"
+
+
+async def cancel_while_it_flushes(client, work):
+    """Cancel a call while it waits for its bytes to be written."""
+    client._max_pending_size = 1
+    task = asyncio.create_task(work)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_cancelled_publish_is_cancelled_while_it_flushes(fast):
+    await cancel_while_it_flushes(fast, fast.publish("a", b"x"))
+
+
+async def test_cancelled_subscription_is_cancelled_and_gone(fast, namespace):
+    got = Got()
+    await cancel_while_it_flushes(fast, fast.listen(f"{namespace}.a", got))
+    assert not any(one._subject == f"{namespace}.a" for one in fast._subs.values())
+    await fast.publish(f"{namespace}.a", b"x")
+    await settle(fast)
+    assert got.messages == []
+
+
+async def test_cancelled_subscription_is_not_made_again_on_another_client(settings):
+    async with opened(settings) as driver:
+        connection = driver._connection
+        before = len(connection.subscriptions)
+        listening = connection.listen("a.b", lambda *_: None)
+        await cancel_while_it_flushes(connection.client, listening)
+        assert len(connection.subscriptions) == before
 
 
 def test_installed_nats_py_is_the_one_that_was_measured():

@@ -12,11 +12,12 @@ import nats
 import pytest
 import pytest_asyncio
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.config import Settings
 from eventbus.drivers.nats import publish as nats_publish
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import (
+    ConfigError,
     ConnectionFailed,
     EncodingError,
     InvalidChannel,
@@ -27,23 +28,14 @@ from eventbus.errors import (
 )
 from eventbus.server import NatsServer
 from eventbus.testing.contracts.driver import Inbox
+from tests.eventbus.drivers.nats.conftest import BYTES, opened, until
+from tests.ports import free_port
 
-RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
-BYTES = 4 * 1024**2
+RECONNECT = "eventbus.drivers.nats.connection.connection._SERVER_BACKOFF"
 
 
 def replace(settings, **changes):
     return msgspec.structs.replace(settings, **changes)
-
-
-@contextlib.asynccontextmanager
-async def opened(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
 
 
 @pytest_asyncio.fixture
@@ -57,18 +49,6 @@ async def raw(nats_server):
     nc = await nats.connect(nats_server.url)
     yield nc
     await nc.close()
-
-
-@pytest.fixture
-def own_settings(own_nats_server):
-    return Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=BYTES)
-
-
-async def until(condition, seconds=15.0):
-    """Wait for what no event announces."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
 
 
 async def restart(server, *, kill=True):
@@ -95,7 +75,7 @@ async def api(nc, what, name, config=None):
     return json.loads(answer.data)
 
 
-async def make_anew(nc, namespace):
+async def recreate(nc, namespace):
     name = f"{namespace.upper()}_EVENTS"
     config = (await api(nc, "INFO", name))["config"]
     assert (await api(nc, "DELETE", name))["success"]
@@ -106,9 +86,7 @@ async def make_anew(nc, namespace):
 
 class TestConnecting:
     async def test_refused_connection_is_an_error_within_the_time_given(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         settings = Settings(nats_url=f"nats://me:hidden@127.0.0.1:{port}", connect_timeout=0.3)
         started = time.monotonic()
         with pytest.raises(ConnectionFailed, match="cannot connect") as caught:
@@ -162,7 +140,7 @@ class TestConnecting:
 
     @pytest.mark.parametrize("url", ["nats://127.0.0.1:port", "nats://", "nats://a:1,ws://b:2"])
     async def test_url_that_cannot_be_read_is_an_error(self, url):
-        with pytest.raises(ConnectionFailed, match="connect"):
+        with pytest.raises((ConfigError, ConnectionFailed), match=r"NATS_URL|connecting"):
             await NatsDriver(Settings(nats_url=url, connect_timeout=1)).open()
 
     async def test_missing_credentials_file_is_an_error_naming_the_variable(self, settings):
@@ -212,10 +190,13 @@ class TestEmbedded:
             again = await driver.publish("eb.event.a", b"x")
             assert again.position.offset == 2, "the data was kept"
 
-    async def test_second_driver_of_one_folder_is_told_the_url(self, tmp_path):
-        async with opened(self.settings(tmp_path)) as driver:
+    async def test_second_driver_of_one_folder_is_an_error_with_the_url_in_production(
+        self, tmp_path
+    ):
+        settings = msgspec.structs.replace(self.settings(tmp_path), environment="production")
+        async with opened(settings) as driver:
             with pytest.raises(ServerError, match=f"NATS_URL={driver.server.url}"):
-                await NatsDriver(self.settings(tmp_path)).open()
+                await NatsDriver(settings).open()
             assert await driver.publish("eb.event.a", b"x") is not None
 
     async def test_killed_server_is_started_again_and_nothing_acknowledged_is_lost(self, tmp_path):
@@ -260,7 +241,7 @@ class TestStream:
         assert len({p.position.epoch for p in published}) == 1
 
     @pytest.mark.parametrize(
-        ("changes", "told"),
+        ("changes", "expected"),
         [
             ({"republish": None}, 'republish is null, not {"src":'),
             ({"allow_direct": False}, "allow_direct is null, not true"),
@@ -270,13 +251,13 @@ class TestStream:
         ],
     )
     async def test_stream_that_cannot_work_is_an_error_and_not_altered(
-        self, settings, raw, namespace, changes, told
+        self, settings, raw, namespace, changes, expected
     ):
         config = stream_config(namespace, **changes)
         made = await api(raw, "CREATE", config["name"], config)
         with pytest.raises(StreamMismatch) as caught:
             await NatsDriver(settings).open()
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
         assert config["name"] in str(caught.value)
         assert (await api(raw, "INFO", config["name"]))["config"] == made["config"]
 
@@ -321,34 +302,18 @@ class TestStream:
             settings = Settings(nats_url=server.url, history_bytes=BYTES)
             async with opened(settings) as driver:
                 subscription = await driver.subscribe("eb.live.a", inbox)
+                epoch = subscription.position.epoch
                 await driver.publish("eb.event.a", b"old")
                 await inbox.until(1)
                 await restart(server)
                 published = await driver.publish("eb.event.a", b"new")
                 assert published.position.offset == 1
-                assert published.position.epoch != subscription.position.epoch
+                assert published.position.epoch != epoch
                 await inbox.until(2)
                 assert inbox.deliveries[1].position == published.position
 
 
 class TestPublishing:
-    async def test_message_that_no_stream_captures_is_an_error_that_says_so(
-        self, settings, raw, namespace
-    ):
-        async with opened(replace(settings, publish_timeout=0.4)) as driver:
-            await api(raw, "DELETE", f"{namespace.upper()}_EVENTS")
-            with pytest.raises(PublishFailed, match=r"within 0\.4 s: no stream captures"):
-                await driver.publish(f"{namespace}.event.a", b"x")
-
-    async def test_message_waits_for_a_stream_that_comes_back(self, driver, raw, namespace):
-        name = f"{namespace.upper()}_EVENTS"
-        config = (await api(raw, "INFO", name))["config"]
-        await api(raw, "DELETE", name)
-        publishing = asyncio.create_task(driver.publish(f"{namespace}.event.a", b"x"))
-        await until(lambda: driver.counters["publish_retries"] > 0)
-        await api(raw, "CREATE", name, config)
-        assert (await publishing).position.offset == 1
-
     @pytest.mark.parametrize("root", ["event", "live"])
     @pytest.mark.parametrize("headers", [{}, {"Eb-Big": "x" * 1000}])
     async def test_message_above_the_servers_limit_is_refused_and_the_connection_stays(
@@ -398,7 +363,7 @@ class TestPublishing:
                     PublishFailed, match=r"no permission to publish to eb\.event\.No"
                 ):
                     await driver.publish("eb.event.No", b"x")
-                assert time.monotonic() - started < 1.5
+                assert time.monotonic() - started < 5  # of a timeout of 10 s
                 assert await driver.publish("eb.event.yes", b"x") is not None
 
     async def test_forbidden_subscription_is_an_error_naming_it(self):
@@ -461,7 +426,7 @@ class TestPublishing:
             await publishing
             assert 0 < highest <= 4
 
-    async def test_cancelled_publish_gives_its_place_back(self, driver, namespace):
+    async def test_cancelled_publish_releases_its_slot(self, driver, namespace):
         subject = f"{namespace}.event.a"
         publishing = [asyncio.create_task(driver.publish(subject, b"x")) for _ in range(20)]
         await asyncio.sleep(0)  # each is sent; no answer can have been read yet
@@ -474,12 +439,12 @@ class TestPublishing:
         assert driver._publisher._window._value == nats_publish.WINDOW
         assert await driver.publish(subject, b"x") is not None
 
-    async def test_volatile_messages_during_an_outage_are_kept_up_to_a_bound_then_refused(
+    async def test_internal_messages_during_an_outage_are_kept_up_to_a_bound_then_refused(
         self, own_nats_server, own_settings
     ):
         inbox = Inbox()
         async with opened(own_settings) as driver:
-            await driver.subscribe("own.live.a", inbox)
+            await driver.subscribe("own.control.a", inbox)
             os.kill(own_nats_server.pid, signal.SIGKILL)
             await until(lambda: not driver.is_connected)
             sent = 0
@@ -487,7 +452,7 @@ class TestPublishing:
             async def publish():
                 nonlocal sent
                 for sent in range(10_000):
-                    await driver.publish("own.live.a", str(sent).encode().ljust(1000))
+                    await driver.publish("own.control.a", str(sent).encode().ljust(1000))
 
             with pytest.raises(PublishFailed, match=r"outbound buffer limit"):
                 await publish()
@@ -631,7 +596,7 @@ class TestLosingTheConnection:
         assert all(inbox.deliveries for inbox in inboxes)
         assert driver.counters["filled"] == 0
 
-    async def test_connection_lost_again_and_again_at_speed_leaves_no_gap_and_no_double(
+    async def test_connection_lost_again_and_again_at_speed_leaves_no_gap_and_no_duplicate(
         self, own_settings
     ):
         many = msgspec.structs.replace(own_settings, history_messages=5000)
@@ -662,20 +627,15 @@ class TestLosingTheConnection:
             async with asyncio.timeout(5):
                 await self.deliver(driver, inbox)
 
-    async def test_client_closed_for_good_by_the_server_is_rebuilt_with_its_subscriptions(
-        self, own_settings
-    ):
-        async with NatsServer(config={"max_subscriptions": 3}) as server:
-            settings = replace(own_settings, nats_url=server.url)
-            async with opened(settings) as driver:
-                inbox = Inbox()
-                await driver.subscribe("own.live.a", inbox)
-                client = driver._connection.client
-                for name in "xyz":
-                    await client.listen(f"too.many.{name}", lambda *_: None)
-                await until(lambda: driver.counters["rebuilds"] > 0)
-                assert client.is_closed
-                await self.deliver(driver, inbox)
+    async def test_client_closed_for_good_is_rebuilt_with_its_subscriptions(self, own_settings):
+        async with opened(own_settings) as driver:
+            inbox = Inbox()
+            await driver.subscribe("own.live.a", inbox)
+            client = driver._connection.client
+            await client.close()
+            await until(lambda: driver.counters["rebuilds"] > 0)
+            assert driver._connection.client is not client
+            await self.deliver(driver, inbox)
 
     async def test_lame_duck_is_left_before_it_stops(self, own_nats_server, own_settings):
         async with opened(own_settings) as driver:
@@ -691,7 +651,7 @@ class TestLosingTheConnection:
     async def test_hung_server_is_noticed_by_unanswered_pings(
         self, own_nats_server, own_settings, monkeypatch
     ):
-        monkeypatch.setattr("eventbus.drivers.nats.connection.PING_S", 0.05)
+        monkeypatch.setattr("eventbus.drivers.nats.connection.connection.PING_S", 0.05)
         async with opened(own_settings) as driver:
             os.kill(own_nats_server.pid, signal.SIGSTOP)
             await until(lambda: not driver.is_connected)
@@ -721,11 +681,11 @@ class TestLosingTheConnection:
         async with opened(replace(own_settings, connect_timeout=0.3)) as driver:
             os.kill(own_nats_server.pid, signal.SIGKILL)
             await until(lambda: not driver.is_connected)
-            before = len(driver._connection._subscriptions)
+            before = len(driver._connection.subscriptions)
             for subject in ("own.live.a", "own.control.a"):
                 with pytest.raises(ConnectionFailed):
                     await driver.subscribe(subject, Inbox())
-            assert len(driver._connection._subscriptions) == before
+            assert len(driver._connection.subscriptions) == before
             await own_nats_server.stop()
 
     async def test_errors_are_logged_and_counted(self, own_nats_server, own_settings, caplog):
@@ -741,12 +701,12 @@ class TestStreamMadeAnew:
     async def test_it_is_noticed_when_offsets_go_back(self, driver, raw, namespace):
         inbox = Inbox()
         subscription = await driver.subscribe(f"{namespace}.live.a", inbox)
+        epoch = subscription.position.epoch
         for _ in range(5):
             await driver.publish(f"{namespace}.event.a", b"old")
-        await make_anew(raw, namespace)
+        await recreate(raw, namespace)
         published = [await driver.publish(f"{namespace}.event.a", b"new") for _ in range(3)]
         await inbox.until(8)
-        epoch = subscription.position.epoch
         assert [d.position.epoch == epoch for d in inbox.deliveries] == [True] * 5 + [False] * 3
         assert [d.position for d in inbox.deliveries[5:]] == [p.position for p in published]
         assert inbox.offsets[5:] == [1, 2, 3]
@@ -756,7 +716,7 @@ class TestStreamMadeAnew:
         await driver.publish(f"{namespace}.event.a", b"old")
         await driver.subscribe(f"{namespace}.live.a", one)
         await driver.subscribe(f"{namespace}.live.>", two)
-        await make_anew(raw, namespace)
+        await recreate(raw, namespace)
         published = await driver.publish(f"{namespace}.event.a", b"new")
         for inbox in (one, two):
             await inbox.until(1)
@@ -769,7 +729,7 @@ class TestStreamMadeAnew:
         await driver.subscribe(f"{namespace}.live.a", inbox)
         old = await driver.publish(f"{namespace}.event.a", b"old")
         await inbox.until(1)
-        await make_anew(raw, namespace)
+        await recreate(raw, namespace)
         js = raw.jetstream()
         for _ in range(5):
             await js.publish(f"{namespace}.event.other", b"x")
@@ -798,7 +758,7 @@ class TestStreamMadeAnew:
             await driver._connection.client.force_reconnect()
             await until(lambda: not driver._subscriptions.is_verified)
             nc = await nats.connect(own_nats_server.url)
-            await make_anew(nc, "own")
+            await recreate(nc, "own")
             await until(lambda: driver.is_connected)
             js = nc.jetstream()
             for _ in range(5):
@@ -846,7 +806,7 @@ class TestForgedHeaders:
         assert (await inbox.until(1))[0].position is None
 
     @pytest.mark.parametrize("number", ["", "x", "-", "1e3", "٣"])
-    async def test_sequence_that_is_no_number_makes_no_position(self, driver, namespace, number):
+    async def test_sequence_that_is_not_a_number_makes_no_position(self, driver, namespace, number):
         inbox = Inbox()
         await driver.subscribe(f"{namespace}.live.a", inbox)
         headers = {
@@ -937,7 +897,7 @@ async def test_secrets_of_the_url_are_never_logged(caplog):
 
 class TestReading:
     async def test_history_larger_than_one_answer_of_the_server_is_read_whole(self, own_settings):
-        """A direct get gives no more than 64 MiB at once, whatever number was asked for."""
+        """A direct get returns at most 64 MiB at once, however many messages are requested."""
         large = replace(own_settings, history_bytes=256 * 1024**2)
         async with opened(large) as driver:
             payload = b"x" * 900_000
@@ -990,9 +950,24 @@ class TestReading:
             await own_nats_server.stop()
 
 
-async def test_fault_that_goes_on_is_not_logged_at_every_try(caplog):
+async def test_fault_that_continues_is_not_logged_at_every_try(caplog):
     settings = Settings(nats_url="nats://127.0.0.1:1", connect_timeout=1.5)
     with pytest.raises(ConnectionFailed, match="failed"):
         await NatsDriver(settings).open()
     lines = [record for record in caplog.records if "call failed" in record.getMessage()]
     assert len(lines) == 1
+
+
+async def test_buses_of_one_folder_share_its_server_in_development(tmp_path):
+    settings = Settings(nats_data=str(tmp_path), nats_port=0, history_bytes=BYTES)
+    first, second = NatsDriver(settings), NatsDriver(settings)
+    await first.open()
+    await second.open()
+    assert first.server is not None
+    assert second.server is None
+    await first.publish("eb.event.a", b"1")
+    page = await second.read("eb.live.a", after=0, limit=10)
+    assert [message.payload for message in page.messages] == [b"1"]
+    await second.aclose()
+    assert first.is_connected
+    await first.aclose()

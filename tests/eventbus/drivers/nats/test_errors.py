@@ -47,7 +47,7 @@ def test_errors_of_jetstream_are_mapped_by_their_base():
     assert isinstance(to_error(nats.js.errors.NotFoundError(), "x"), ConnectionFailed)
 
 
-def test_what_the_publisher_did_wrong_is_told_apart_from_the_connection():
+def test_errors_of_the_publisher_differ_from_those_of_the_connection():
     assert isinstance(to_error(nats.errors.MaxPayloadError(), "x"), EncodingError)
     assert isinstance(to_error(nats.errors.OutboundBufferLimitError(), "x"), PublishFailed)
 

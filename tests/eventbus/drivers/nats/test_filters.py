@@ -1,4 +1,5 @@
-"""Listeners to filters: what passed while the connection was lost comes too, or is told of."""
+"""Subscriptions to filters: messages during a lost connection arrive too, or are reported as a
+gap."""
 
 import asyncio
 import contextlib
@@ -8,13 +9,14 @@ import signal
 import msgspec
 import pytest
 
-from eventbus.backoff import Backoff
+from eventbus.attempts import Backoff
 from eventbus.config import Settings
-from eventbus.drivers.nats import subscription as nats_subscription
-from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.drivers.nats.client import PROBE
+from eventbus.drivers.nats.subscriptions import resync
 from eventbus.testing.contracts.driver import Inbox
+from tests.eventbus.drivers.nats.conftest import opened, until
 
-RECONNECT = "eventbus.drivers.nats.connection._SERVER_BACKOFF"
+RECONNECT = "eventbus.drivers.nats.connection.connection._SERVER_BACKOFF"
 
 
 @pytest.fixture
@@ -23,23 +25,6 @@ def own_settings(own_nats_server, monkeypatch):
     return Settings(
         nats_url=own_nats_server.url, namespace="own", history_bytes=2**22, history_messages=5000
     )
-
-
-@contextlib.asynccontextmanager
-async def opened(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
-
-
-async def until(condition, seconds=20.0):
-    """Wait for what no event announces."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)
 
 
 async def lose(driver):
@@ -72,16 +57,17 @@ async def absent(driver):
 
 @contextlib.asynccontextmanager
 async def listening(settings, subject):
-    """A driver that hears a filter, another, the inbox, and how often a gap was told."""
+    """A driver that subscribes to a filter, another one, the inbox, and how often a gap was
+    reported."""
     async with opened(settings) as away, opened(settings) as there:
-        inbox, told = Inbox(), []
+        inbox, received = Inbox(), []
         subscription = await away.subscribe(subject, inbox)
-        subscription.on_gap = lambda: told.append(len(inbox.deliveries))
-        yield away, there, inbox, told
+        subscription.on_gap = lambda: received.append(len(inbox.deliveries))
+        yield away, there, inbox, received
 
 
-async def test_what_was_stored_while_away_comes_once_in_order_by_its_own_names(own_settings):
-    async with listening(own_settings, "own.live.orders.*") as (away, there, inbox, told):
+async def test_messages_stored_while_away_arrive_once_and_in_order(own_settings):
+    async with listening(own_settings, "own.live.orders.*") as (away, there, inbox, received):
         await there.publish("own.event.orders.1", b"1")
         await inbox.until(1)
         async with absent(away):
@@ -96,22 +82,22 @@ async def test_what_was_stored_while_away_comes_once_in_order_by_its_own_names(o
         subjects = [each.subject for each in inbox.deliveries]
         assert subjects == [f"own.live.orders.{number}" for number in (1, 2, 1, 3)]
         assert all(each.position.epoch for each in inbox.deliveries)
-        assert not told
+        assert not received
         # The last one too, when it was stored before the stream was read.
         assert away.counters["filled"] in {2, 3}
 
 
-async def test_what_came_last_needs_no_message_after_it_to_be_found(own_settings):
-    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+async def test_last_message_is_found_without_a_later_one(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, received):
         async with absent(away):
             await there.publish("own.event.new", b"only")
         await inbox.until(1)
         assert inbox.payloads == [b"only"]
-        assert not told
+        assert not received
 
 
-async def test_connection_lost_again_and_again_leaves_no_gap_and_no_double(own_settings):
-    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+async def test_connection_lost_again_and_again_leaves_no_gap_and_no_duplicate(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, received):
         total = 1500
 
         async def publish():
@@ -126,11 +112,11 @@ async def test_connection_lost_again_and_again_leaves_no_gap_and_no_double(own_s
         await publishing
         await inbox.until(total)
         assert inbox.payloads == [b"%d" % number for number in range(total)]
-        assert not told
+        assert not received
 
 
 async def test_server_killed_and_started_again_loses_nothing(own_nats_server, own_settings):
-    async with listening(own_settings, "own.live.a.*") as (_, there, inbox, told):
+    async with listening(own_settings, "own.live.a.*") as (_, there, inbox, received):
         for number in range(50):
             await there.publish(f"own.event.a.{number % 3}", b"%d" % number)
         os.kill(own_nats_server.pid, signal.SIGKILL)
@@ -140,12 +126,12 @@ async def test_server_killed_and_started_again_loses_nothing(own_nats_server, ow
             await there.publish(f"own.event.a.{number % 3}", b"%d" % number)
         await inbox.until(100)
         assert inbox.payloads == [b"%d" % number for number in range(100)]
-        assert not told
+        assert not received
 
 
-async def test_full_channel_that_gave_up_messages_is_told_before_what_follows(own_settings):
+async def test_full_channel_that_evicted_messages_is_reported_before_what_follows(own_settings):
     few = msgspec.structs.replace(own_settings, history_messages=3)
-    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+    async with listening(few, "own.live.a.*") as (away, there, inbox, received):
         await there.publish("own.event.a.1", b"0")
         await inbox.until(1)
         async with absent(away):
@@ -154,13 +140,13 @@ async def test_full_channel_that_gave_up_messages_is_told_before_what_follows(ow
         await inbox.until(5)
         # The stream has one more of a channel than readers of its history are given.
         assert inbox.payloads == [b"0", b"3", b"4", b"5", b"6"]
-        assert told == [1]
+        assert received == [1]
         assert away.counters["gaps"] == 1
 
 
-async def test_full_channel_that_gave_up_nothing_new_is_not_told(own_settings):
+async def test_full_channel_that_evicted_nothing_new_is_not_reported(own_settings):
     few = msgspec.structs.replace(own_settings, history_messages=3)
-    async with listening(few, "own.live.a.*") as (away, there, inbox, told):
+    async with listening(few, "own.live.a.*") as (away, there, inbox, received):
         await there.publish("own.event.a.1", b"0")
         await inbox.until(1)
         async with absent(away):
@@ -168,11 +154,11 @@ async def test_full_channel_that_gave_up_nothing_new_is_not_told(own_settings):
                 await there.publish("own.event.a.1", b"%d" % number)
         await inbox.until(4)
         assert inbox.payloads == [b"0", b"1", b"2", b"3"]
-        assert not told
+        assert not received
 
 
-async def test_purge_while_away_is_told(own_settings):
-    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, told):
+async def test_purge_while_away_is_reported(own_settings):
+    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, received):
         await there.prepare()
         async with absent(away):
             await there.publish("own.event.a.1", b"purged")
@@ -180,11 +166,11 @@ async def test_purge_while_away_is_told(own_settings):
             await there.publish("own.event.a.2", b"kept")
         await inbox.until(1)
         assert inbox.payloads == [b"kept"]
-        assert told == [0]
+        assert received == [0]
 
 
-async def test_purge_of_what_the_filter_does_not_have_is_not_told(own_settings):
-    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, told):
+async def test_purge_of_what_the_filter_does_not_have_is_not_reported(own_settings):
+    async with listening(own_settings, "own.live.a.*") as (away, there, inbox, received):
         await there.prepare()
         await there.publish("own.event.a.1", b"before")
         await inbox.until(1)
@@ -193,47 +179,47 @@ async def test_purge_of_what_the_filter_does_not_have_is_not_told(own_settings):
             await there.purge("own.live.b.1")
             await there.publish("own.event.a.2", b"kept")
         await inbox.until(2)
-        assert not told
+        assert not received
 
 
-async def test_more_than_is_read_at_once_is_told_and_goes_on_with_the_newest(
+async def test_more_than_is_read_at_once_is_reported_and_continues_with_the_newest(
     own_settings, monkeypatch
 ):
-    monkeypatch.setattr(nats_subscription, "_FILTER_READS", 500)
-    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+    monkeypatch.setattr(resync, "_FILTER_READS", 500)
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, received):
         async with absent(away):
             for number in range(700):
                 await there.publish("own.event.a", b"%d" % number)
-        await until(lambda: away.is_connected and told)
+        await until(lambda: away.is_connected and received)
         await until(lambda: away._subscriptions.is_verified and not away._subscriptions._filling)
         await there.publish("own.event.a", b"live")
         await until(lambda: inbox.payloads[-1:] == [b"live"])
-        assert len(told) == 1
+        assert len(received) == 1
         numbers = [int(payload) for payload in inbox.payloads[:-1]]
         assert numbers == sorted(set(numbers))
 
 
-async def test_stream_made_anew_is_told(own_settings):
-    async with listening(own_settings, "own.live.>") as (away, there, inbox, told):
+async def test_recreated_stream_is_reported(own_settings):
+    async with listening(own_settings, "own.live.>") as (away, there, inbox, received):
         await there.publish("own.event.a", b"old")
         await inbox.until(1)
         client = there._connection.client
         await client.request("$JS.API.STREAM.DELETE.OWN_EVENTS")
         await lose(away)
-        await until(lambda: told)
+        await until(lambda: received)
         await there.publish("own.event.a", b"new")
         await inbox.until(2)
         assert inbox.payloads == [b"old", b"new"]
 
 
 @pytest.mark.parametrize("subject", ["own.live.quiet.*", "own.live.quiet.1"])
-async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
+async def test_quiet_listener_is_not_notified_of_what_other_channels_gave_up(
     own_settings, monkeypatch, subject
 ):
     monkeypatch.setattr("eventbus.drivers.nats.driver._CONFIRM_S", 0.05)
     # Long enough for what is stored while it is away to be read before that expires, too.
     short = msgspec.structs.replace(own_settings, history_seconds=3.0)
-    async with listening(short, subject) as (away, there, inbox, told):
+    async with listening(short, subject) as (away, there, inbox, received):
         await there.publish("own.event.quiet.1", b"1")
         await inbox.until(1)
         first = inbox.deliveries[0].position.offset
@@ -248,7 +234,7 @@ async def test_quiet_listener_is_not_told_of_what_other_channels_gave_up(
             await there.publish("own.event.quiet.1", b"2")
         await inbox.until(2)
         assert inbox.payloads == [b"1", b"2"]
-        assert not told
+        assert not received
         assert away.counters["gaps"] == 0
 
 
@@ -267,7 +253,7 @@ async def test_member_of_a_group_does_not_read_what_went_to_others(own_settings)
         assert driver.counters["filled"] == 0
 
 
-async def test_what_was_missed_and_is_gone_shows_by_the_next_message_of_its_subject(own_settings):
+async def test_missed_and_evicted_messages_show_at_the_next_message_of_the_subject(own_settings):
     async with listening(own_settings, "own.live.a") as (away, there, inbox, _):
         await there.prepare()
         first = await there.publish("own.event.a", b"1")
@@ -300,3 +286,14 @@ async def test_subject_that_was_quiet_at_one_loss_names_its_own_last_message_aft
         await inbox.until(2)
         assert inbox.deliveries[1].previous == first.position.offset
         assert away.counters["gaps"] == 0
+
+
+async def test_probes_of_the_stream_are_no_messages_of_a_pattern(own_settings):
+    settings = msgspec.structs.replace(own_settings, history_messages=5)
+    async with opened(settings) as driver:
+        start = (await driver.publish("own.event.a", b"1")).position
+        for _ in range(10):  # more than are kept of a channel
+            await driver.publish(f"own.event.{PROBE}", b"")
+        await driver.publish("own.event.b", b"2")
+        page = await driver.read_pattern("own.live.>", start, limit=100, max_bytes=1000)
+        assert ([one.payload for one in page.messages], page.complete) == ([b"2"], True)

@@ -1,4 +1,4 @@
-"""A stream that goes back in time: its store is a copy of before, and offsets are given again."""
+"""A stream that goes back in time: its store is an earlier copy, and offsets are assigned again."""
 
 import asyncio
 import contextlib
@@ -14,11 +14,15 @@ from eventbus.drivers.marks import (
     MarkedPosition,
     read_from,
 )
-from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.drivers.nats.direct import StoredSubject
 from eventbus.drivers.nats.jetstream import Stream
+from eventbus.drivers.nats.subscriptions.subscription import NatsSubscription
 from eventbus.errors import ConnectionFailed
 from eventbus.server import NatsServer
 from eventbus.testing.contracts import Inbox
+from tests.eventbus.drivers.nats.conftest import opened, until
+
+pytestmark = pytest.mark.server
 
 EVENT, LIVE = "own.event.a", "own.live.a"
 PATIENCE_S = 30.0
@@ -43,9 +47,11 @@ class Broker:
     async def stop(self):
         await self._server.stop()
 
-    async def keep_copy(self):
+    async def keep_copy(self, *, again=False):
         """Copy the store as it is now."""
         await self.stop()
+        if again:
+            shutil.rmtree(self._copy)
         shutil.copytree(self._data / "jetstream", self._copy)
         await self.start()
 
@@ -63,24 +69,8 @@ async def broker(tmp_path):
     await made.stop()
 
 
-@contextlib.asynccontextmanager
-async def opened(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
-
-
 async def publish(driver, texts, subject=EVENT):
     return [await driver.publish(subject, str(text).encode()) for text in texts]
-
-
-async def until(condition):
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.02)
 
 
 async def filled(broker):
@@ -96,11 +86,32 @@ async def filled(broker):
     return inbox.deliveries
 
 
+async def go_back(broker, *drivers, new):
+    """Restore the copy of the store, publish new messages, and wait for the drivers."""
+    losses = [driver.counters["losses"] for driver in drivers]
+    await broker.stop()
+    broker.put_back()
+    await broker.start()
+    async with opened(broker.settings) as other:
+        await publish(other, [f"new {number}" for number in range(new)])
+    for driver, before in zip(drivers, losses, strict=True):
+        await until(
+            lambda driver=driver, before=before: (
+                driver.counters["losses"] > before and driver.is_connected
+            )
+        )
+
+
+async def arrived(inbox, count):
+    """Wait until messages have arrived; a driver that failed to read them pauses for 5 s."""
+    await until(lambda: len(inbox.deliveries) >= count, PATIENCE_S)
+
+
 def marked(delivery):
     return MarkedPosition(*delivery.position, delivery.time)
 
 
-async def test_reader_of_what_was_lost_is_not_whole_though_nobody_saw_the_stream_go_back(broker):
+async def test_reader_of_what_was_lost_is_not_whole_although_nobody_saw_the_stream_go_back(broker):
     read = await filled(broker)
     assert read[-1].position.offset == 100
     await broker.stop()
@@ -120,7 +131,7 @@ async def test_reader_of_what_was_lost_is_not_whole_though_nobody_saw_the_stream
 
 
 async def test_end_of_the_stream_that_was_lost_is_known_by_its_time(broker):
-    """A quiet channel's reader stands at another channel's message."""
+    """A quiet channel's reader has the position of another channel's message."""
     async with opened(broker.settings) as driver:
         await publish(driver, range(80), "own.event.busy")
     await broker.keep_copy()
@@ -141,7 +152,7 @@ async def test_end_of_the_stream_that_was_lost_is_known_by_its_time(broker):
 
 
 async def test_lost_end_is_known_where_its_offsets_are_evicted_again(broker):
-    """What stands at the position is gone, but later messages stand before it."""
+    """The message at the position is gone, but later messages precede it."""
     small = replace(broker.settings, history_messages=10)
     async with opened(small) as driver:
         await publish(driver, range(80), "own.event.busy")
@@ -160,7 +171,7 @@ async def test_lost_end_is_known_where_its_offsets_are_evicted_again(broker):
         assert not (await driver.resume(LIVE, position, 500)).complete
 
 
-async def test_those_who_stayed_get_all_that_is_new_under_another_epoch(broker):
+async def test_connected_clients_get_all_new_messages_under_another_epoch(broker):
     async with opened(broker.settings) as driver:
         await publish(driver, range(80))
     await broker.keep_copy()
@@ -192,7 +203,7 @@ async def test_those_who_stayed_get_all_that_is_new_under_another_epoch(broker):
                 page = await later.read(LIVE, after=None, limit=1)
                 assert page.messages[0].position == receipt.position
                 assert {receipt.position.epoch} == epochs
-                # Who read before it went back, and nothing that was lost, goes on.
+                # A reader from before, who received nothing that was lost, continues.
                 kept = (await later.read(LIVE, after=49, limit=1)).messages[0]
                 old = MarkedPosition(50, sent[0].position.epoch, kept.time)
                 assert (await later.resume(LIVE, old, 500)).complete
@@ -228,10 +239,36 @@ async def test_stream_that_went_back_while_nobody_could_change_it_is_known_to_ea
             assert (await driver.resume(LIVE, marked(inbox.deliveries[30]), 500)).complete
             assert not (await driver.resume(LIVE, marked(inbox.deliveries[19]), 500)).complete
             await stayed._stream.state()
-            assert stayed._stream.epoch == epoch  # and it keeps it
+            assert stayed._stream.identity.epoch == epoch  # and it keeps it
 
 
-async def test_restart_without_a_loss_is_no_other_epoch(broker):
+async def test_each_time_that_the_stream_goes_back_has_an_epoch_of_its_own(broker):
+    """Also for a process that did not notice the time before, since it had got nothing of that."""
+    seen = Inbox()
+    async with opened(broker.settings) as driver:
+        await publish(driver, range(80))
+    await broker.keep_copy()
+    async with opened(broker.settings) as first, opened(broker.settings) as second:
+        await first.subscribe(LIVE, seen)
+        unseen = Inbox()
+        await second.subscribe("own.live.quiet", unseen)
+        await publish(first, range(20))
+        await arrived(seen, 20)
+        await go_back(broker, first, second, new=30)
+        await arrived(seen, 50)
+        [noticed] = await publish(first, ["noticed"])
+        await second.subscribe(LIVE, unseen)
+        await broker.keep_copy(again=True)
+        lost = await publish(first, range(10))
+        await arrived(unseen, 10)
+        assert {receipt.position.epoch for receipt in lost} == {noticed.position.epoch}
+        await first.aclose()
+        await go_back(broker, second, new=30)
+        await arrived(unseen, 40)
+        assert unseen.deliveries[-1].position.epoch != noticed.position.epoch
+
+
+async def test_restart_without_a_loss_keeps_the_epoch(broker):
     inbox = Inbox()
     async with opened(broker.settings) as driver:
         await driver.subscribe(LIVE, inbox)
@@ -275,7 +312,7 @@ async def test_durable_consumer_gets_what_is_new_in_a_stream_that_went_back(brok
             await publish(other, [f"new {i}" for i in range(30)])
         new = {delivery.payload for delivery in await take(consumer, 30)}
         assert new == {b"new %d" % i for i in range(30)}
-        await until(lambda: driver._stream.epoch != before[0].position.epoch)
+        await until(lambda: driver._stream.identity.epoch != before[0].position.epoch)
 
 
 async def test_position_of_other_drivers_is_checked_by_its_message(broker):
@@ -333,7 +370,7 @@ async def test_class_that_keeps_more_than_its_origin_knows_what_was_lost(broker)
         assert (len(page.messages), page.complete) == (40, True)
 
 
-async def test_user_that_may_only_publish_asks_for_nothing_that_it_may_not(tmp_path):
+async def test_user_that_may_only_publish_sends_no_forbidden_requests(tmp_path):
     allowed = [f"{EVENT}", "_INBOX.publisher.>", "$JS.API.STREAM.INFO.*"]
     users = [
         {"user": "admin", "password": "pw"},
@@ -366,5 +403,176 @@ async def test_user_that_may_only_publish_asks_for_nothing_that_it_may_not(tmp_p
                 )
                 [sent] = await publish(driver, ["after"])
             assert sent.position.offset == 8
-            assert not driver._stream.is_stale
+            assert not driver._stream.identity.is_stale
             assert driver.counters["refusals"] == 0
+
+
+class Gate:
+    """Stops a read of stored messages after its query of the stream, before its messages."""
+
+    def __init__(self, monkeypatch):
+        self.reached, self._is_open = asyncio.Event(), asyncio.Event()
+        self._stops = False
+        for name in ("after", "last"):
+            monkeypatch.setattr(StoredSubject, name, self._gated(getattr(StoredSubject, name)))
+
+    def _gated(self, read):
+        async def gated(subject, *arguments):
+            if self._stops:
+                self._stops = False
+                self.reached.set()
+                await self._is_open.wait()
+            return await read(subject, *arguments)
+
+        return gated
+
+    def stop_next(self):
+        self._stops = True
+
+    def open(self):
+        self._is_open.set()
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    return Gate(monkeypatch)
+
+
+@pytest.fixture
+def missed(monkeypatch):
+    """A payload that does not reach subscribers."""
+    receive = NatsSubscription.receive
+
+    def receive_others(subscription, subject, payload, headers):
+        if payload != b"missed":
+            receive(subscription, subject, payload, headers)
+
+    monkeypatch.setattr(NatsSubscription, "receive", receive_others)
+    return "missed"
+
+
+@contextlib.asynccontextmanager
+async def following(broker, subject, inbox):
+    """A driver with a subscriber that has got 20 messages more than the copy of the store has."""
+    async with opened(broker.settings) as driver:
+        await publish(driver, range(80))
+    await broker.keep_copy()
+    async with opened(broker.settings) as driver:
+        await driver.subscribe(subject, inbox)
+        await publish(driver, range(80, 100))
+        await arrived(inbox, 20)
+        yield driver
+
+
+@pytest.mark.parametrize("new", [3, 30])
+@pytest.mark.parametrize("subject", [LIVE, "own.live.>"])
+async def test_subscriber_gets_one_history_after_another_if_it_reads_while_they_change(
+    broker, gate, missed, subject, new
+):
+    """What it was reading is of a history that is gone, and so is what waited for that."""
+    inbox = Inbox()
+    async with following(broker, subject, inbox) as driver:
+        epoch = inbox.deliveries[-1].position.epoch
+        gate.stop_next()
+        await publish(driver, [missed, "pending 0", "pending 1", "pending 2"])
+        await asyncio.wait_for(gate.reached.wait(), PATIENCE_S)
+        await go_back(broker, driver, new=new)
+        gate.open()
+        await publish(driver, ["end"])
+        await until(lambda: inbox.payloads[-1] == b"end", PATIENCE_S)
+        assert inbox.payloads[20:] == [*(b"new %d" % i for i in range(new)), b"end"]
+        assert inbox.offsets[20:] == list(range(81, 82 + new))
+        after = {delivery.position.epoch for delivery in inbox.deliveries[20:]}
+        assert len(after) == 1
+        assert epoch not in after
+
+
+async def test_quiet_subscriber_is_notified_at_once_of_what_it_may_have_missed(broker):
+    """It has got nothing that was lost, but something may have been on its way."""
+    inbox, gaps = Inbox(), []
+    async with opened(broker.settings) as driver:
+        await publish(driver, range(80))
+    await broker.keep_copy()
+    async with opened(broker.settings) as driver:
+        quiet = await driver.subscribe("own.live.quiet", Inbox())
+        quiet.on_gap = lambda: gaps.append(quiet.position)
+        await driver.subscribe(LIVE, inbox)
+        await publish(driver, range(20))
+        await arrived(inbox, 20)
+        await go_back(broker, driver, new=3)
+        await arrived(inbox, 23)
+        assert gaps == [Position(80, inbox.deliveries[-1].position.epoch)]
+
+
+async def test_lost_message_counts_although_others_have_taken_its_place_since(broker):
+    """When the driver reconnects, nothing new has been stored that could prove the loss."""
+    inbox, others = Inbox(), Inbox()
+    async with opened(broker.settings) as driver:
+        await publish(driver, range(80))
+    await broker.keep_copy()
+    async with opened(broker.settings) as driver:
+        await driver.subscribe(LIVE, inbox)
+        await driver.subscribe("own.live.b", others)
+        async with opened(broker.settings) as publisher:
+            await publish(publisher, range(20))
+            await arrived(inbox, 20)
+        await go_back(broker, driver, new=0)
+        await until(lambda: driver._subscriptions.is_verified, PATIENCE_S)
+        async with opened(broker.settings) as publisher:
+            await publish(publisher, range(30), "own.event.b")
+            await arrived(others, 30)
+            await publish(publisher, ["new"])
+            await until(lambda: inbox.payloads[-1] == b"new", PATIENCE_S)
+        assert inbox.deliveries[-1].position.epoch != inbox.deliveries[0].position.epoch
+        await until(lambda: others.offsets[-30:] == list(range(81, 111)), PATIENCE_S)
+
+
+async def test_late_answer_of_an_earlier_history_does_not_count(broker, monkeypatch):
+    """It must not give the offsets of that history under the epoch of the next one."""
+    reached, is_open = asyncio.Event(), asyncio.Event()
+    require_info = Stream.require_info
+
+    async def answer_late(stream, request=None):
+        info = await require_info(stream, request)
+        if not reached.is_set():
+            reached.set()
+            await is_open.wait()
+        return info
+
+    inbox = Inbox()
+    async with following(broker, LIVE, inbox) as driver:
+        monkeypatch.setattr(Stream, "require_info", answer_late)
+        reading = asyncio.create_task(driver.read(LIVE, after=None, limit=1))
+        await asyncio.wait_for(reached.wait(), PATIENCE_S)
+        await go_back(broker, driver, new=3)
+        await arrived(inbox, 23)  # so the driver has noticed
+        is_open.set()
+        page = await asyncio.wait_for(reading, PATIENCE_S)
+        assert page.position == inbox.deliveries[-1].position
+        assert page.position.offset == 83
+        assert [one.payload for one in page.messages] == [b"new 2"]
+        assert page.complete
+
+
+@pytest.mark.parametrize("kind", ["resume", "pattern", "last"])
+async def test_page_is_of_one_history_if_the_stream_goes_back_while_it_is_read(broker, gate, kind):
+    inbox = Inbox()
+    async with following(broker, LIVE, inbox) as driver:
+        kept = (await driver.read(LIVE, after=79, limit=1)).messages[0]
+        gate.stop_next()
+        if kind == "resume":
+            read = driver.resume(LIVE, marked(kept), 500)
+        elif kind == "pattern":
+            read = driver.read_pattern("own.live.>", marked(kept), limit=500, max_bytes=10**6)
+        else:
+            read = driver.read(LIVE, after=None, limit=30)
+        reading = asyncio.create_task(read)
+        await asyncio.wait_for(gate.reached.wait(), PATIENCE_S)
+        await go_back(broker, driver, new=30)
+        gate.open()
+        page = await asyncio.wait_for(reading, PATIENCE_S)
+        assert page.complete
+        assert page.position.offset == 110
+        assert page.position.epoch != kept.position.epoch
+        assert [one.payload for one in page.messages] == [b"new %d" % i for i in range(30)]
+        assert {one.position.epoch for one in page.messages} == {page.position.epoch}

@@ -1,39 +1,22 @@
 """What a stream proves to a reader: what was evicted, taken out by hand, or is another's."""
 
 import asyncio
-import contextlib
 import json
 
 import nats
 import pytest
 from msgspec.structs import replace
 
-from eventbus.config import Settings
 from eventbus.drivers.base import Position
 from eventbus.drivers.marks import (
     MarkedPosition,
     nanoseconds,
     timestamp,
 )
-from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.testing.contracts import Inbox
+from tests.eventbus.drivers.nats.conftest import opened
 
 STREAM, EVENT, LIVE = "OWN_EVENTS", "own.event.a", "own.live.a"
-
-
-@pytest.fixture
-def own_settings(own_nats_server):
-    return Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=2**22)
-
-
-@contextlib.asynccontextmanager
-async def opened(settings):
-    driver = NatsDriver(settings)
-    await driver.open()
-    try:
-        yield driver
-    finally:
-        await driver.aclose()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from eventbus.config import Settings
 from eventbus.drivers.nats.auth import Servers, make_login
 from eventbus.drivers.nats.connection import NatsConnection
-from eventbus.drivers.nats.jetstream import Stream, ask
+from eventbus.drivers.nats.jetstream import Stream, request_api
 from eventbus.errors import ConnectionFailed, StreamMismatch
 from eventbus.server import NatsServer
 
@@ -47,13 +47,13 @@ async def asked(server, *errors, seconds=20, when=None):
     )
     try:
         await connection.open()
-        return await ask(connection, "STREAM.CREATE.X", {}, seconds), times
+        return await request_api(connection, "STREAM.CREATE.X", {}, seconds), times
     finally:
         await connection.aclose()
         await plain.close()
 
 
-async def test_cluster_that_has_not_heard_of_its_peers_is_asked_again(server):
+async def test_cluster_that_does_not_know_of_its_peers_is_asked_again(server):
     offline = {"code": 400, "err_code": 10005, "description": f"{NO_PEERS}, peer offline"}
     no_leader = {"code": 503, "err_code": 10008, "description": "temporarily unavailable"}
     answer, times = await asked(server, offline, no_leader)
@@ -85,7 +85,7 @@ async def test_other_faults_of_the_server_are_answers(server):
     assert (answer.error_code, times) == (10049, 1)
 
 
-async def test_server_that_is_asked_again_has_more_and_more_time(server):
+async def test_server_gets_more_time_with_each_attempt(server):
     error = {"code": 503, "err_code": 10008, "description": "temporarily unavailable"}
     when = []
     await asked(server, *[error] * 4, when=when)

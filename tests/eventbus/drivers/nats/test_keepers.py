@@ -1,4 +1,4 @@
-"""What keeps a NATS connection and its consumers going, whatever comes from the other side."""
+"""A NATS connection and its consumers keep working, whatever the other side sends."""
 
 import asyncio
 import contextlib
@@ -10,8 +10,8 @@ import pytest
 
 from eventbus.config import Settings
 from eventbus.drivers.consumers import ConsumerSettings
-from eventbus.drivers.nats.connection import refused_subject
 from eventbus.drivers.nats.driver import NatsDriver
+from eventbus.drivers.nats.errors import refused_subject
 from eventbus.server import NatsServer
 from eventbus.tasks import fault_count
 from eventbus.testing.contracts.driver import Inbox
@@ -50,7 +50,7 @@ async def stranger(port, greeting):
 
 
 @pytest.mark.parametrize("greeting", GREETINGS, ids=range(len(GREETINGS)))
-async def test_driver_reconnects_though_something_else_took_the_servers_place_for_a_while(
+async def test_driver_reconnects_although_something_else_took_the_servers_place_for_a_while(
     own_nats_server, greeting
 ):
     driver, inbox = (
@@ -88,7 +88,7 @@ def test_words_of_a_refusal_may_be_any(text, found):
     assert refused_subject(nats.errors.Error(text)) == found
 
 
-async def test_watchdog_that_fails_goes_on(own_nats_server, monkeypatch, caplog):
+async def test_watchdog_that_fails_continues(own_nats_server, monkeypatch, caplog):
     """Its own fault is made; what it is there for, a client that is closed for good, is real."""
     driver = NatsDriver(
         Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=BYTES)
@@ -198,7 +198,7 @@ async def test_embedded_server_that_is_killed_is_started_again_over_and_over(tmp
     assert not driver.server.is_running
 
 
-async def test_driver_closes_whole_though_its_closer_is_cancelled(own_nats_server):
+async def test_driver_closes_whole_although_its_closer_is_cancelled(own_nats_server):
     driver = NatsDriver(
         Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=BYTES)
     )

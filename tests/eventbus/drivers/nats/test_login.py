@@ -1,6 +1,5 @@
 import asyncio
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from eventbus.config import Settings
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import ConfigError, ConnectionFailed
 from eventbus.server import NatsServer
+from tests.eventbus.drivers.nats.conftest import until
 
 SECRET = "a-password-for-nobody-else"
 
@@ -100,17 +100,17 @@ async def test_certificate_of_a_stranger_is_refused_at_once_saying_so(serve, fil
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
     address = await serve(tls=tls(files))
     for authority in (str(tmp_path / "other.pem"), ""):
-        said = await refusal(nats_url=f"tls://{address}", nats_ca=authority)
-        assert "certificate is not trusted" in said
-        assert "NATS_CA" in said
+        message = await refusal(nats_url=f"tls://{address}", nats_ca=authority)
+        assert "certificate is not trusted" in message
+        assert "NATS_CA" in message
 
 
 async def test_certificate_of_another_name_is_refused(serve, files, authority, tmp_path):
     cert = authority.issue_cert("elsewhere.internal")
     cert.private_key_and_cert_chain_pem.write_to_path(tmp_path / "elsewhere.pem")
     address = await serve(tls=tls({"server": str(tmp_path / "elsewhere.pem")}))
-    said = await refusal(nats_url=f"tls://{address}", nats_ca=files["ca"])
-    assert "127.0.0.1" in said
+    message = await refusal(nats_url=f"tls://{address}", nats_ca=files["ca"])
+    assert "127.0.0.1" in message
 
 
 async def test_client_shows_its_certificate_where_the_server_wants_one(serve, files):
@@ -122,21 +122,21 @@ async def test_client_shows_its_certificate_where_the_server_wants_one(serve, fi
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
 async def test_password_is_never_sent_to_a_server_without_tls(files, scheme):
-    heard = bytearray()
+    received = bytearray()
 
     async def pretend(reader, writer):
         writer.write(b'INFO {"server_id":"x","version":"2.15.0","max_payload":1048576}\r\n')
         while chunk := await reader.read(1024):
-            heard.extend(chunk)
+            received.extend(chunk)
         writer.close()
 
     async with await asyncio.start_server(pretend, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        said = await refusal(
+        message = await refusal(
             nats_url=f"{scheme}://ada:{SECRET}@127.0.0.1:{port}", nats_ca=files["ca"]
         )
-    assert "speaks no TLS" in said
-    assert not heard
+    assert "offers no TLS" in message
+    assert not received
 
 
 async def test_user_is_known_by_its_nkey(serve, nkey):
@@ -149,14 +149,14 @@ async def test_nkey_of_a_stranger_is_refused_at_once(serve, nkey, tmp_path):
     stranger = tmp_path / "stranger.nk"
     stranger.write_bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
     address = await serve(authorization={"users": [{"nkey": nkey[1]}]})
-    said = await refusal(nats_url=f"nats://{address}", nats_nkey=str(stranger))
-    assert "NATS_NKEY" in said
+    message = await refusal(nats_url=f"nats://{address}", nats_nkey=str(stranger))
+    assert "NATS_NKEY" in message
 
 
-async def test_wrong_password_is_refused_at_once_without_being_told(serve):
+async def test_wrong_password_is_refused_at_once_without_being_quoted(serve):
     address = await serve(authorization={"users": [{"user": "ada", "password": "right"}]})
-    said = await refusal(nats_url=f"nats://ada:{SECRET}@{address}")
-    assert "refuses the credentials" in said
+    message = await refusal(nats_url=f"nats://ada:{SECRET}@{address}")
+    assert "refuses the credentials" in message
 
 
 async def test_answers_come_to_the_users_own_inbox(serve):
@@ -171,14 +171,16 @@ async def test_answers_come_to_the_users_own_inbox(serve):
 @pytest.mark.parametrize("variable", ["nats_creds", "nats_nkey", "nats_ca", "nats_cert"])
 async def test_file_that_cannot_be_read_is_named(variable, files):
     changes = {"nats_key": files["client"]} if variable == "nats_cert" else {}
-    said = await refusal(nats_url="tls://127.0.0.1:1", **{variable: "/no/such/file"}, **changes)
-    assert f"{variable.upper()}='/no/such/file'" in said
+    message = await refusal(nats_url="tls://127.0.0.1:1", **{variable: "/no/such/file"}, **changes)
+    assert f"{variable.upper()}='/no/such/file'" in message
 
 
 async def test_file_without_a_certificate_is_named(files, nkey):
     assert "NATS_CA" in await refusal(nats_url="tls://127.0.0.1:1", nats_ca=nkey[0])
-    said = await refusal(nats_url="tls://127.0.0.1:1", nats_cert=files["ca"], nats_key=files["ca"])
-    assert "NATS_CERT" in said
+    message = await refusal(
+        nats_url="tls://127.0.0.1:1", nats_cert=files["ca"], nats_key=files["ca"]
+    )
+    assert "NATS_CERT" in message
 
 
 @pytest.mark.parametrize(
@@ -197,11 +199,11 @@ async def test_settings_that_do_not_go_together_are_refused(changes, variable):
     assert caught.value.variable == variable
 
 
-async def test_seed_that_is_no_seed_is_refused(tmp_path, serve):
+async def test_seed_that_is_not_a_seed_is_refused(tmp_path, serve):
     (tmp_path / "bad.nk").write_text("not a seed")
     address = await serve()
-    said = await refusal(nats_url=f"nats://{address}", nats_nkey=str(tmp_path / "bad.nk"))
-    assert "not a seed" not in said
+    message = await refusal(nats_url=f"nats://{address}", nats_nkey=str(tmp_path / "bad.nk"))
+    assert "not a seed" not in message
 
 
 async def test_connection_comes_back_over_tls_after_a_restart(files, tmp_path):
@@ -220,7 +222,7 @@ async def test_connection_comes_back_over_tls_after_a_restart(files, tmp_path):
 
 
 async def test_end_of_a_connection_over_tls_is_silent(serve, files):
-    """A process of its own, as a command is: nobody has set up a log there."""
+    """A separate process, like a command, without logging set up."""
     address = await serve(tls=tls(files))
     environ = {
         "PATH": os.environ["PATH"], "NATS_URL": f"tls://{address}", "NATS_CA": files["ca"],
@@ -255,16 +257,7 @@ async def test_nkey_that_is_taken_back_and_spoiled_heals_when_both_are_put_right
     async with NatsServer(tmp_path / "own", config=known) as server:
 
         def require_access(key):
-            file = tmp_path / "own" / "nats-server.json"
-            config = msgspec.json.decode(file.read_bytes())
-            config["authorization"] = {"users": [{"nkey": key}]}
-            file.write_bytes(msgspec.json.encode(config))
-            os.kill(server.pid, signal.SIGHUP)
-
-        async def until(condition):
-            async with asyncio.timeout(30):
-                while not condition():  # noqa: ASYNC110 - no event tells
-                    await asyncio.sleep(0.02)
+            server.reload({"authorization": {"users": [{"nkey": key}]}})
 
         driver = NatsDriver(
             Settings(namespace="own", nats_url=server.url, nats_nkey=str(seed_file))

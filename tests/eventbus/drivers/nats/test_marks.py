@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from eventbus.bus import EventBus
-from eventbus.drivers.nats import stream as nats_stream
-from eventbus.drivers.nats.stream import purged_of
+from eventbus.drivers.nats import purges
+from eventbus.drivers.nats.purges import purged_of
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ async def test_marks_outlive_the_server(own_nats_server, namespace, settings):
 
 
 async def test_more_purged_channels_than_marks_make_one_mark_for_all(bus, monkeypatch):
-    monkeypatch.setattr(nats_stream, "MAX_PURGE_RECORDS", 2)
+    monkeypatch.setattr(purges, "MAX_PURGE_RECORDS", 2)
     _, first, _, third = await _publish(bus, "d", "a", "b", "c")
     for channel in ("a", "b", "c"):
         await bus.driver.purge(bus.subjects.live(channel))
     assert [await _complete(bus, channel, 0) for channel in "abc"] == [False] * 3
     assert await _complete(bus, "c", third.offset)
-    # A client of another channel that was away since before then may be told so in vain.
+    # A client of another channel that was away since then may get a false notice.
     assert not await _complete(bus, "d", 0)
     assert await _complete(bus, "d", first.offset)
 

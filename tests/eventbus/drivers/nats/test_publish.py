@@ -13,26 +13,24 @@ import pytest
 
 from eventbus.config import Settings
 from eventbus.drivers.consumers import ConsumerSettings
-from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import PublishFailed
 from eventbus.server import NatsServer
 from eventbus.testing.contracts.driver import Inbox
+from tests.eventbus.drivers.nats.conftest import BYTES, opened
 
-BYTES = 4 * 1024**2
+pytestmark = pytest.mark.server
+
 EVENT = "own.event.a"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits files by prlimit(2)")
 
 
 @contextlib.asynccontextmanager
-async def opened(url, **changes):
+async def publishing(url, **changes):
+    """An open driver that soon gives up what is not acknowledged."""
     settings = Settings(nats_url=url, namespace="own", history_bytes=BYTES, publish_timeout=2.5)
-    driver = NatsDriver(msgspec.structs.replace(settings, **changes))
-    await driver.open()
-    try:
+    async with opened(msgspec.structs.replace(settings, **changes)) as driver:
         yield driver
-    finally:
-        await driver.aclose()
 
 
 def fail_writes(server, *, fail=True):
@@ -42,8 +40,8 @@ def fail_writes(server, *, fail=True):
 
 
 @linux
-async def test_publishers_are_told_that_the_stream_stores_nothing_and_what_to_do(own_nats_server):
-    async with opened(own_nats_server.url) as driver:
+async def test_publishers_learn_that_the_stream_stores_nothing_and_what_to_do(own_nats_server):
+    async with publishing(own_nats_server.url) as driver:
         await driver.publish(EVENT, b"{}")
         assert await driver.check() == ""
         fail_writes(own_nats_server)
@@ -52,7 +50,7 @@ async def test_publishers_are_told_that_the_stream_stores_nothing_and_what_to_do
         for words in ("stream OWN_EVENTS can be read", "stores nothing", "disk", "restart"):
             assert words in str(caught.value)
         assert "stores nothing" in await driver.check()
-        # nats-server goes on refusing when there is room again, until it is restarted.
+        # nats-server keeps refusing when there is room again, until it is restarted.
         fail_writes(own_nats_server, fail=False)
         with pytest.raises(PublishFailed, match="restart"):
             await driver.publish(EVENT, b"{}")
@@ -64,8 +62,10 @@ async def test_publishers_are_told_that_the_stream_stores_nothing_and_what_to_do
 
 
 @linux
-async def test_one_who_only_listens_learns_it_too_and_hears_of_the_end(own_nats_server, caplog):
-    async with opened(own_nats_server.url) as driver:
+async def test_subscriber_that_does_not_publish_learns_it_too_and_is_notified_of_the_end(
+    own_nats_server, caplog
+):
+    async with publishing(own_nats_server.url) as driver:
         assert await driver.check() == ""
         fail_writes(own_nats_server)
         async with asyncio.timeout(30):
@@ -90,7 +90,7 @@ async def test_limit_of_jetstreams_storage_is_named(tmp_path):
             republish=nats.js.api.RePublish(src="own.event.>", dest="own.live.>"),
         )  # fmt: skip
         await raw.close()
-        async with opened(server.url) as driver:
+        async with publishing(server.url) as driver:
             messages = [driver.publish(EVENT, b"x" * 40_000) for _ in range(20)]
             with pytest.raises(PublishFailed, match="max_file_store"):
                 await asyncio.gather(*messages)
@@ -101,7 +101,7 @@ async def test_memory_that_is_used_up_is_named_and_known_to_the_check(tmp_path):
     limits = {"store_dir": str(tmp_path / "nats"), "max_memory_store": 3000}
     async with (
         NatsServer(tmp_path / "nats", config={"jetstream": limits}) as server,
-        opened(server.url) as driver,
+        publishing(server.url) as driver,
     ):
         assert await driver.check() == ""
         await driver.state.put("node.large", b"x" * 5000, ttl_s=60)  # the last that fits
@@ -110,7 +110,9 @@ async def test_memory_that_is_used_up_is_named_and_known_to_the_check(tmp_path):
         assert "KV_OWN_STATE stores no entries" in await driver.check()
 
 
-async def test_user_who_may_not_publish_the_probe_knows_nothing_and_says_so_once(tmp_path, caplog):
+async def test_user_without_permission_for_the_probe_logs_once_that_storage_is_unknown(
+    tmp_path, caplog
+):
     password = "a-password-for-watching"
     allowed = ["_INBOX.>", "$JS.API.STREAM.INFO.*"]
     users = [
@@ -122,8 +124,8 @@ async def test_user_who_may_not_publish_the_probe_knows_nothing_and_says_so_once
     async with NatsServer(tmp_path / "nats", config=config) as server:
         address = server.url.removeprefix("nats://")
         async with (
-            opened(f"nats://all:{password}@{address}"),
-            opened(f"nats://edge:{password}@{address}") as driver,
+            publishing(f"nats://all:{password}@{address}"),
+            publishing(f"nats://edge:{password}@{address}") as driver,
         ):
             caplog.set_level("INFO")
             assert [await driver.check() for _ in range(3)] == [""] * 3
@@ -132,7 +134,7 @@ async def test_user_who_may_not_publish_the_probe_knows_nothing_and_says_so_once
 
 async def test_probes_reach_no_subscriber_group_or_list(own_nats_server):
     inbox = Inbox()
-    async with opened(own_nats_server.url) as driver:
+    async with publishing(own_nats_server.url) as driver:
         await driver.subscribe("own.live.>", inbox)
         consumer = await driver.consume("group", "own.live.>", ConsumerSettings(30.0))
         taking = asyncio.create_task(consumer.take(10))
@@ -150,7 +152,7 @@ async def test_probes_reach_no_subscriber_group_or_list(own_nats_server):
 
 
 async def test_a_busy_stream_is_not_probed(own_nats_server):
-    async with opened(own_nats_server.url) as driver:
+    async with publishing(own_nats_server.url) as driver:
         await driver.check()
         for n in range(3):
             await driver.publish(EVENT, b"{}")
@@ -161,7 +163,7 @@ async def test_a_busy_stream_is_not_probed(own_nats_server):
 
 @linux
 async def test_embedded_server_whose_writes_failed_for_a_moment_is_restarted(tmp_path):
-    async with opened("", nats_data=str(tmp_path / "nats"), nats_port=0) as driver:
+    async with publishing("", nats_data=str(tmp_path / "nats"), nats_port=0) as driver:
         await driver.publish(EVENT, b"{}")
         fail_writes(driver.server)
         with pytest.raises(PublishFailed, match="stores nothing"):
@@ -187,7 +189,7 @@ def small_disk(tmp_path):
 
 
 async def test_embedded_server_on_a_full_disk_is_restarted_when_there_is_room(small_disk, caplog):
-    async with opened("", nats_data=str(small_disk / "nats"), nats_port=0) as driver:
+    async with publishing("", nats_data=str(small_disk / "nats"), nats_port=0) as driver:
         await driver.publish(EVENT, b"{}")
         room = os.statvfs(small_disk)
         fill = small_disk / "fill"

@@ -8,7 +8,7 @@ import pytest
 from eventbus.config import Settings
 from eventbus.drivers.nats.auth import Servers
 from eventbus.drivers.nats.driver import NatsDriver
-from eventbus.errors import ConnectionFailed
+from eventbus.errors import ConfigError, ConnectionFailed
 from eventbus.server import NatsServer
 
 PASSWORDS = [
@@ -119,8 +119,9 @@ def test_a_websockets_address_keeps_its_path():
         "nats://app:S3cr3t%ff@h", "nats://app:S3cr3t\n1@h", "nats://h,http://u:S3cr3t@h",
     ],
 )  # fmt: skip
-async def test_a_url_that_cannot_be_is_refused_without_being_quoted(url, namespace):
-    with pytest.raises(ConnectionFailed) as caught:
+async def test_an_invalid_url_is_refused_without_being_quoted(url, namespace):
+    with pytest.raises(ConfigError) as caught:
         await log_in(url, namespace)
-    assert str(caught.value).startswith("cannot connect: NATS_URL=***: ")
+    assert str(caught.value).startswith("NATS_URL=***: ")
+    assert caught.value.variable == "NATS_URL"
     assert "cr3t" not in str(caught.value)

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from eventbus.config import Settings
 from eventbus.drivers.nats.driver import NatsDriver
-from eventbus.drivers.nats.state import bucket
+from eventbus.drivers.nats.state import bucket_stream
 from eventbus.errors import ConnectionFailed, EncodingError, InvalidPattern, StreamMismatch
 from eventbus.testing.contracts.driver import Changes
 
@@ -31,7 +31,9 @@ async def plain(nats_server):
     await client.close()
 
 
-async def test_server_that_lost_its_memory_gets_a_bucket_again_and_watchers_go_on(own_nats_server):
+async def test_server_that_lost_its_memory_gets_a_bucket_again_and_watchers_continue(
+    own_nats_server,
+):
     settings = Settings(nats_url=own_nats_server.url, namespace="lost", history_bytes=2**22)
     driver, changes = NatsDriver(settings), Changes()
     await driver.open()
@@ -52,7 +54,7 @@ async def test_server_that_lost_its_memory_gets_a_bucket_again_and_watchers_go_o
         await driver.aclose()
 
 
-async def test_bucket_made_anew_under_a_live_connection_counts_as_a_loss(driver, plain):
+async def test_bucket_recreated_under_a_live_connection_counts_as_a_loss(driver, plain):
     state = driver.state
     await state.put("a", b"1")
     await state.put("b", b"1")
@@ -75,7 +77,7 @@ async def test_entries_are_those_of_a_nats_kv_bucket(driver, plain, namespace):
     assert await driver.state.entries("node.*") == {"node.8": b"by another program"}
 
 
-async def test_what_anybody_publishes_where_changes_are_told_is_no_change(driver, plain, namespace):
+async def test_foreign_publish_on_a_subject_of_changes_is_not_a_change(driver, plain, namespace):
     changes = Changes()
     await driver.state.watch(">", changes)
     await plain.publish(f"{namespace}.state.forged", b"x")
@@ -96,14 +98,14 @@ async def test_bucket_that_cannot_work_is_refused_and_named(driver, plain, names
 
 
 async def test_a_durable_bucket_in_memory_is_refused_and_named(driver, plain, settings):
-    config = dict(bucket(None, settings, "durable").config) | {"storage": "memory"}
+    config = dict(bucket_stream(None, settings, "durable").config) | {"storage": "memory"}
     await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
     with pytest.raises(StreamMismatch, match=f"{config['name']} exists .* storage"):
         await driver.durable_state.put("a", b"1")
 
 
 async def test_a_durable_bucket_with_fewer_copies_is_used_and_logged(plain, settings, caplog):
-    config = bucket(None, settings, "durable").config
+    config = bucket_stream(None, settings, "durable").config
     await plain.request(f"$JS.API.STREAM.CREATE.{config['name']}", json.dumps(config).encode())
     driver = NatsDriver(settings)
     await driver.open()
@@ -135,7 +137,7 @@ async def test_durable_entries_outlive_a_server_that_is_killed(own_nats_server):
 
 
 @pytest.mark.parametrize("key", ["", "a..b", "a.*", "a.>", "a b", "ä", "x" * 301, "a\r\nb", "{a}"])
-async def test_what_is_no_key_is_refused(driver, key):
+async def test_invalid_key_is_refused(driver, key):
     with pytest.raises(InvalidPattern):
         await driver.state.put(key, b"1")
     with pytest.raises(InvalidPattern):
@@ -152,7 +154,7 @@ async def test_state_of_a_driver_that_is_not_open_is_an_error(settings):
         _ = NatsDriver(settings).state
 
 
-async def test_broken_connection_counts_as_a_loss_though_the_bucket_is_the_same(driver):
+async def test_broken_connection_counts_as_a_loss_although_the_bucket_is_the_same(driver):
     await driver.state.put("a", b"1")
     assert driver.state.losses == 0
     await driver._connection.client.force_reconnect()
@@ -183,7 +185,7 @@ async def test_entry_that_a_lagging_replica_does_not_have_yet_is_waited_for(driv
     assert await state.entries("none.>") == {}
 
 
-async def test_replica_that_goes_on_lagging_is_an_error_and_no_empty_answer(driver, monkeypatch):
+async def test_replica_that_keeps_lagging_is_an_error_and_no_empty_answer(driver, monkeypatch):
     state = driver.state
     await state.put("a", b"1")
     state._is_replicated, state._timeout = True, 0.3

@@ -80,7 +80,7 @@ async def test_exact_listeners_use_sharded_pubsub_alone(
     assert (await node.command("PUBSUB", "NUMSUB", live)).split()[-1] == "0"
 
 
-async def test_whole_cluster_hears_a_message_only_while_there_is_a_filter(
+async def test_whole_cluster_receives_a_message_only_while_there_is_a_filter(
     make_redis, cluster_settings, redis_cluster, subjects
 ):
     driver, inbox, every = await make_redis(cluster_settings), Inbox(), Inbox()
@@ -93,14 +93,14 @@ async def test_whole_cluster_hears_a_message_only_while_there_is_a_filter(
             await driver.publish(root("room"), b"quiet")
         subscription = await driver.subscribe(subjects.live_filter(Pattern(">")), every)
         await driver.publish(subjects.event("room"), b"loud")
-        heard = await classic.get_message(timeout=5)
-        assert heard["data"].endswith(b"loud")
+        received = await classic.get_message(timeout=5)
+        assert received["data"].endswith(b"loud")
         await inbox.until(3)
         assert (await every.until(1))[0].payload == b"loud"
         await subscription.aclose()
 
 
-async def test_filter_gets_each_message_once_though_every_node_tells_it(
+async def test_filter_gets_each_message_once_although_every_node_reports_it(
     make_redis, cluster_settings, subjects
 ):
     listener, publisher = await make_redis(cluster_settings), await make_redis(cluster_settings)
@@ -123,7 +123,7 @@ async def test_filter_gets_each_message_once_though_every_node_tells_it(
         assert offsets == list(range(offsets[0], offsets[0] + 10))
 
 
-async def test_other_channels_go_on_while_a_node_is_gone_and_nothing_acknowledged_is_lost(
+async def test_other_channels_continue_while_a_node_is_gone_and_nothing_acknowledged_is_lost(
     make_redis, own_settings, own_cluster, subjects
 ):
     driver, inboxes = await make_redis(own_settings), {name: Inbox() for name in CHANNELS}
@@ -155,7 +155,7 @@ async def test_other_channels_go_on_while_a_node_is_gone_and_nothing_acknowledge
     assert driver.is_connected
 
 
-async def test_moving_a_slot_loses_and_doubles_nothing(
+async def test_moving_a_slot_loses_and_duplicates_nothing(
     make_redis, own_settings, own_cluster, subjects
 ):
     driver, inbox, every, cursor = await make_redis(own_settings), Inbox(), Inbox(), Inbox()
@@ -201,7 +201,7 @@ async def test_any_node_of_the_url_leads_to_all(make_redis, redis_cluster, names
 
 
 @pytest.mark.parametrize("how", ["planned", "crash"])
-async def test_failover_of_a_node_goes_on_and_its_channels_have_another_epoch(
+async def test_failover_of_a_node_continues_and_its_channels_have_another_epoch(
     make_redis, own_settings, own_cluster, start_redis, subjects, how
 ):
     driver, inbox, other_inbox = await make_redis(own_settings), Inbox(), Inbox()

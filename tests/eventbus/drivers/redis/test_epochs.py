@@ -39,7 +39,7 @@ async def publish(driver, subjects, *payloads, channel="room"):
     ]
 
 
-async def test_backup_older_than_the_last_restart_gives_no_offset_twice(
+async def test_backup_older_than_the_last_restart_assigns_no_offset_twice(
     make_redis, own_settings, own_redis, subjects
 ):
     driver = await make_redis(own_settings)
@@ -51,7 +51,7 @@ async def test_backup_older_than_the_last_restart_gives_no_offset_twice(
     lost = await publish(driver, subjects, b"4", b"5")
     await driver.aclose()
     await backup.restore()
-    driver = await make_redis(own_settings)  # knows nothing of what was before
+    driver = await make_redis(own_settings)  # knows nothing of earlier messages
     new = await publish(driver, subjects, b"6", b"7", b"8")
     offsets = [position.offset for position in (*kept, *lost, *new)]
     assert offsets == sorted(set(offsets))
@@ -63,7 +63,7 @@ async def test_backup_older_than_the_last_restart_gives_no_offset_twice(
     assert page.complete
 
 
-async def test_subscribers_hear_of_a_restored_backup_by_another_epoch(
+async def test_subscribers_learn_of_a_restored_backup_by_another_epoch(
     make_redis, own_settings, own_redis, subjects
 ):
     listener, publisher = await make_redis(own_settings), await make_redis(own_settings)
@@ -80,7 +80,7 @@ async def test_subscribers_hear_of_a_restored_backup_by_another_epoch(
     assert listener.counters["gaps"] == 0
     await publisher.aclose()
     await backup.restore()
-    publisher = await make_redis(own_settings)  # knows nothing of what was before
+    publisher = await make_redis(own_settings)  # knows nothing of earlier messages
     new = await publish(publisher, subjects, b"5", b"6", b"7")
     for box in (inbox, every):
         await box.until_payload(lambda payloads: b"7" in payloads)
@@ -89,7 +89,7 @@ async def test_subscribers_hear_of_a_restored_backup_by_another_epoch(
         assert box.deliveries[-1].position.offset == new[-1].offset
     assert listener.counters["gaps"] >= 1
     assert gaps
-    # Whoever resumes from before, with any position of the replaced history, is told so.
+    # A client that resumes with any position of the replaced history learns of the loss.
     page = await publisher.read(subjects.live("room"), after=lost[-1].offset, limit=9)
     assert page.position.epoch not in {position.epoch for position in (*kept, *lost)}
 
@@ -123,7 +123,7 @@ async def test_reader_that_has_seen_a_later_offset_begins_another_epoch(
         subjects.live("room"), after=None, limit=9)).messages] == [b"1"]  # fmt: skip
 
 
-async def test_restarts_with_an_intact_file_are_no_gap(
+async def test_restarts_with_an_intact_file_are_not_a_gap(
     make_redis, own_settings, own_redis, subjects
 ):
     driver, boxes, gaps = await make_redis(own_settings), {}, []
@@ -168,7 +168,7 @@ async def test_store_that_comes_back_empty_has_another_epoch_in_receipts_and_pos
     assert page.position == after
 
 
-async def test_channel_whose_keys_are_deleted_gives_no_offset_twice(
+async def test_channel_whose_keys_are_deleted_assigns_no_offset_twice(
     make_redis, own_settings, own_redis, subjects
 ):
     driver = await make_redis(own_settings)
@@ -183,7 +183,7 @@ async def test_channel_whose_keys_are_deleted_gives_no_offset_twice(
     assert not page.complete
 
 
-async def test_channel_of_another_type_of_history_is_told_once_by_several_subscribers(
+async def test_channel_of_another_type_of_history_is_reported_once_by_several_subscribers(
     make_redis, own_settings, own_redis, subjects
 ):
     drivers, boxes = [await make_redis(own_settings) for _ in range(3)], []

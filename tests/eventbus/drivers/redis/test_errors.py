@@ -52,6 +52,8 @@ def test_other_errors_pass_as_they_are():
     ("error", "kind", "hint"),
     [
         (exceptions.AuthenticationError("Authentication required."), Refused, "PASSWORD"),
+        (exceptions.AuthenticationError("HELLO must be called with …"), Refused, "PASSWORD"),
+        (exceptions.AuthenticationError("another text"), Refused, "REDIS_USERNAME and"),
         (exceptions.ResponseError("DB index is out of range"), Refused, "BROADCAST_REDIS_DATABASE"),
         (exceptions.OutOfMemoryError("command not allowed"), PublishFailed, "command not allowed"),
         (exceptions.BusyLoadingError("Redis is loading the dataset"), ConnectionFailed, "starting"),

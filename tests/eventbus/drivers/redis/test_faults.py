@@ -10,7 +10,11 @@ import pytest
 
 from eventbus.channels import Pattern
 from eventbus.config import Settings
-from eventbus.drivers.redis import driver as redis_driver, link as redis_link
+from eventbus.drivers.redis import (
+    driver as redis_driver,
+    link as redis_link,
+    nodes as redis_nodes,
+)
 from eventbus.errors import ConnectionFailed, PublishDenied, PublishFailed
 from eventbus.testing.contracts.driver import Inbox
 
@@ -52,7 +56,7 @@ class Gate:
         self._open.set()
 
 
-async def test_nothing_acknowledged_is_lost_or_doubled_when_the_server_is_killed(
+async def test_nothing_acknowledged_is_lost_or_duplicated_when_the_server_is_killed(
     make_redis, own_settings, own_redis, subjects
 ):
     publisher, listener = await make_redis(own_settings), await make_redis(own_settings)
@@ -134,7 +138,7 @@ async def test_restart_without_an_append_only_file_is_another_epoch(
     assert "lost messages" in caplog.text
 
 
-async def test_flushall_changes_the_epoch_and_listeners_go_on(
+async def test_flushall_changes_the_epoch_and_listeners_continue(
     make_redis, own_settings, own_redis, subjects
 ):
     driver, inbox, every = await make_redis(own_settings), Inbox(), Inbox()
@@ -151,7 +155,52 @@ async def test_flushall_changes_the_epoch_and_listeners_go_on(
         assert [d.position for d in box.deliveries] == [p.position for p in (*before, *after)]
 
 
-async def test_what_passed_while_disconnected_comes_before_what_is_newer(
+@pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
+async def test_flush_is_noticed_although_nothing_is_published(
+    make_redis, own_settings, own_redis, subjects, monkeypatch, command
+):
+    for module in (redis_driver, redis_nodes):
+        monkeypatch.setattr(module, "CHECK_S", 0.1)
+    driver, inbox, gaps = await make_redis(own_settings), Inbox(), []
+    subscription = await driver.subscribe(subjects.live("room"), inbox)
+    subscription.on_gap = lambda: gaps.append(subscription.position)
+    before = await driver.publish(subjects.event("room"), b"old")
+    await inbox.until(1)
+    await own_redis.command(command)
+    await until(lambda: gaps)
+    assert gaps[0].epoch != before.position.epoch
+    assert driver.counters["losses"] == 1
+    after = await driver.publish(subjects.event("room"), b"new")
+    assert after.position.epoch == gaps[0].epoch
+    await inbox.until(2)
+
+
+async def test_subscriber_learns_that_all_of_a_quiet_channel_is_gone(
+    make_redis, own_settings, own_redis, subjects
+):
+    driver, other, inbox, gaps = (
+        await make_redis(own_settings), await make_redis(own_settings), Inbox(), []
+    )  # fmt: skip
+    subscription = await driver.subscribe(subjects.live("room"), inbox)
+    subscription.on_gap = lambda: gaps.append(subscription.position)
+    before = await driver.publish(subjects.event("room"), b"old")
+    await inbox.until(1)
+    for part in "smij":
+        await own_redis.command("DEL", f"{{{subjects.live('room')}}}:{part}")
+    cut(driver)
+    await until(lambda: gaps)
+    assert gaps[0].epoch != before.position.epoch
+    page = await other.read(subjects.live("room"), after=before.position.offset, limit=9)
+    assert (page.position.epoch, page.complete) == (gaps[0].epoch, False)
+    after = await other.publish(subjects.event("room"), b"new")
+    assert after.position.epoch == gaps[0].epoch
+    assert after.position.offset > before.position.offset
+    await inbox.until(2)
+    assert inbox.deliveries[-1].position == after.position
+    assert driver.counters["gaps"] == 1
+
+
+async def test_messages_missed_while_disconnected_arrive_before_newer_ones(
     make_redis, subjects, monkeypatch
 ):
     listener, publisher, inbox, every = await make_redis(), await make_redis(), Inbox(), Inbox()
@@ -198,13 +247,13 @@ async def test_gap_that_cannot_be_filled_is_counted_logged_and_seen_by_the_liste
     assert "evicted" in caplog.text
 
 
-async def test_filter_is_told_that_it_may_have_missed_channels_that_it_did_not_know(
+async def test_filter_learns_that_it_may_have_missed_channels_that_it_did_not_know(
     make_redis, subjects, monkeypatch
 ):
     listener, publisher = await make_redis(), await make_redis()
-    inbox, told = Inbox(), []
+    inbox, received = Inbox(), []
     subscription = await listener.subscribe(subjects.live_filter(Pattern("room.*")), inbox)
-    subscription.on_gap = lambda: told.append(listener.is_connected)
+    subscription.on_gap = lambda: received.append(listener.is_connected)
     await publisher.publish(subjects.event("room.1"), b"0")
     await inbox.until(1)
     gate = Gate(listener, monkeypatch)
@@ -212,15 +261,15 @@ async def test_filter_is_told_that_it_may_have_missed_channels_that_it_did_not_k
     await until(lambda: not listener.is_connected)
     await publisher.publish(subjects.event("room.1"), b"1")
     await publisher.publish(subjects.event("room.new"), b"unknown")
-    assert not told
+    assert not received
     gate.open()
     await inbox.until(2)
-    await until(lambda: told)
+    await until(lambda: received)
     assert inbox.payloads == [b"0", b"1"]
     await publisher.publish(subjects.event("room.new"), b"2")
     await inbox.until(3)
     assert inbox.payloads == [b"0", b"1", b"2"]
-    assert len(told) == 1
+    assert len(received) == 1
 
 
 async def test_message_that_pubsub_dropped_is_read_from_the_stream(make_redis, subjects):
@@ -250,7 +299,7 @@ async def test_message_that_pubsub_dropped_is_read_from_the_stream(make_redis, s
 
 
 async def test_server_that_hangs_is_noticed_and_used_again_when_it_wakes(
-    make_redis, own_settings, own_redis, subjects, monkeypatch
+    make_redis, own_settings, own_redis, subjects, monkeypatch, caplog
 ):
     monkeypatch.setattr(redis_link, "PING_S", 0.1)
     monkeypatch.setattr(redis_link, "DEAD_S", 0.4)
@@ -273,6 +322,7 @@ async def test_server_that_hangs_is_noticed_and_used_again_when_it_wakes(
         own_redis.signal(signal.SIGCONT)
     await until(lambda: driver.is_connected)
     await driver.publish(subjects.event("room"), b"y")
+    await until(lambda: "connected to Redis again, after " in caplog.text)
     await inbox.until_payload(lambda payloads: b"y" in payloads)
 
 
@@ -301,7 +351,9 @@ async def test_closing_while_the_server_is_gone_takes_little_time(
         await publishing
 
 
-async def test_full_memory_is_retried_and_then_told(make_redis, own_settings, own_redis, subjects):
+async def test_full_memory_is_retried_and_then_reported(
+    make_redis, own_settings, own_redis, subjects
+):
     driver = await make_redis(own_settings, publish_timeout=0.7)
     await own_redis.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(PublishFailed, match="maxmemory"):
@@ -326,7 +378,7 @@ async def test_many_subscriptions_come_back_together(make_redis, subjects, monke
         assert len(await inbox.until(1)) == 1
 
 
-async def test_user_who_is_deleted_or_loses_all_rights_is_told_of_loudly_and_comes_back(
+async def test_user_who_is_deleted_or_loses_all_rights_is_reported_loudly_and_comes_back(
     start_redis, make_redis, namespace, caplog
 ):
     server = await start_redis()
@@ -338,8 +390,8 @@ async def test_user_who_is_deleted_or_loses_all_rights_is_told_of_loudly_and_com
             redis_username="ada", redis_password="s",
         )
     )  # fmt: skip
-    heard = asyncio.Queue()
-    await driver.subscribe(f"{namespace}.live.a", heard.put_nowait)
+    received = asyncio.Queue()
+    await driver.subscribe(f"{namespace}.live.a", received.put_nowait)
     for revoke in (("DELUSER", "ada"), ("SETUSER", "ada", "-@all")):
         before = driver.counters["refusals"]
         caplog.clear()
@@ -356,14 +408,14 @@ async def test_user_who_is_deleted_or_loses_all_rights_is_told_of_loudly_and_com
                 await asyncio.sleep(0.02)
         await driver.publish(f"{namespace}.event.a", b"1")
         async with asyncio.timeout(30):
-            await heard.get()
+            await received.get()
 
 
 @pytest.mark.parametrize(
     "change", [("resetkeys",), ("-evalsha",), ("-xadd",), ("resetchannels",), ("-publish",)],
     ids=lambda change: change[0],
 )  # fmt: skip
-async def test_publish_that_the_user_may_not_is_denied_at_once(
+async def test_publish_without_permission_is_denied_at_once(
     start_redis, make_redis, namespace, change
 ):
     server = await start_redis()

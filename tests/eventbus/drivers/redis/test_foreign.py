@@ -80,7 +80,7 @@ async def test_foreign_entry_ends_neither_reading_nor_publishing_nor_reconnectin
     assert await raw.ttl(key(subjects, "sx")) > 0
 
 
-async def test_foreign_entry_below_the_last_offset_is_skipped_and_a_page_is_full_all_the_same(
+async def test_foreign_entry_below_the_last_offset_is_skipped_and_a_page_is_full_anyway(
     make_redis, raw, subjects
 ):
     driver = await make_redis()
@@ -141,7 +141,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("frame", FRAMES.values(), ids=FRAMES)
-async def test_foreign_message_on_a_channel_loses_and_doubles_nothing(
+async def test_foreign_message_on_a_channel_loses_and_duplicates_nothing(
     make_redis, raw, subjects, frame
 ):
     driver, inbox = await make_redis(), Inbox()
@@ -180,7 +180,7 @@ async def test_foreign_keys_and_names_of_state_are_skipped_or_put_aside(make_red
         assert (await driver.state.entries(">"))["node.c"] == b"3"
 
 
-async def test_keeper_survives_what_nobody_has_thought_of(make_redis, raw, subjects, caplog):
+async def test_keeper_survives_unexpected_exceptions(make_redis, raw, subjects, caplog):
     driver, inbox = await make_redis(), Inbox()
     await driver.subscribe(subjects.live("room"), inbox)
     settle, failures = driver._listeners.settle, [RuntimeError("odd"), asyncio.CancelledError()]

@@ -13,7 +13,7 @@ async def waiting(window, size):
     return task
 
 
-async def test_messages_and_bytes_are_bounded_and_who_waits_goes_on_in_order():
+async def test_messages_and_bytes_are_bounded_and_waiting_publishers_continue_in_order():
     window = Window(messages=2, size=100)
     await window.take(60)
     big, small = await waiting(window, 60), await waiting(window, 1)
@@ -37,7 +37,7 @@ async def test_one_message_larger_than_the_window_passes_alone():
 
 
 @pytest.mark.parametrize("turn_came", [False, True])
-async def test_who_gives_up_leaves_its_room_to_others(turn_came):
+async def test_publisher_that_gives_up_frees_its_room_for_others(turn_came):
     window = Window(messages=1)
     await window.take(1)
     gone, next_ = await waiting(window, 1), await waiting(window, 1)
@@ -51,5 +51,28 @@ async def test_who_gives_up_leaves_its_room_to_others(turn_came):
         window.give(1)
     await next_
     window.give(1)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(10):
         await window.wait_idle()
+
+
+@pytest.mark.parametrize("turn_comes", [False, True])
+async def test_all_that_wait_may_be_cancelled_at_once(turn_comes):
+    """As when a request with many publishes is cancelled while the server is away."""
+    window = Window(messages=2)
+    await window.take(1)
+    await window.take(1)
+    tasks = [await waiting(window, 1) for _ in range(5)]
+    for task in tasks:
+        task.cancel()
+    if turn_comes:
+        window.give(1)
+        window.give(1)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 5
+    if not turn_comes:
+        window.give(1)
+        window.give(1)
+    async with asyncio.timeout(10):
+        await window.wait_idle()
+        await window.take(1)
+        await window.take(1)

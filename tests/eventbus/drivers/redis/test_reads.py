@@ -103,7 +103,7 @@ async def test_reads_and_subscriptions_of_empty_channels_leave_no_keys(
     assert await redis_server.command("KEYS", f"*{namespace}*") == f"{{{namespace}.live.}}:e"
 
 
-async def test_message_past_its_age_is_not_read_though_no_writer_has_removed_it(
+async def test_message_past_its_age_is_not_read_although_no_writer_has_removed_it(
     make_redis, redis_server, subjects
 ):
     driver = await make_redis(history_seconds=0.5)

@@ -15,44 +15,7 @@ from eventbus.drivers.redis.target import (
 )
 from eventbus.errors import ConnectionFailed, PublishFailed
 from eventbus.testing.contracts.driver import Inbox
-
-
-async def until(true, seconds=20.0):
-    async with asyncio.timeout(seconds):
-        while not await true():  # noqa: ASYNC110 - the state of other processes
-            await asyncio.sleep(0.05)
-
-
-class Group:
-    """A master, a replica, and three sentinels that know each other."""
-
-    def __init__(self, master, replica, sentinels):
-        self.master, self.replica, self.sentinels = master, replica, sentinels
-        self.addresses = tuple(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
-
-    async def is_in_step(self):
-        if "state=online" not in await self.master.command("INFO", "replication"):
-            return False
-        for sentinel in self.sentinels:
-            replicas = await sentinel.command("SENTINEL", "REPLICAS", "mymaster")
-            others = await sentinel.command("SENTINEL", "SENTINELS", "mymaster")
-            if str(self.replica.port) not in replicas or others.count("runid") != 2:
-                return False
-        return True
-
-    async def fail_over(self):
-        assert await self.sentinels[0].command("SENTINEL", "FAILOVER", "mymaster") == "OK"
-
-
-@pytest.fixture
-async def group(start_redis, start_sentinel):
-    keep = ("--appendonly", "yes", "--repl-diskless-sync-delay", "0")
-    master = await start_redis(*keep)
-    replica = await start_redis(*keep, "--replicaof", "127.0.0.1", str(master.port))
-    sentinels = [await start_sentinel(master.port) for _ in range(3)]
-    group = Group(master, replica, sentinels)
-    await until(group.is_in_step)
-    return group
+from tests.eventbus.drivers.conftest import until
 
 
 @pytest.fixture
@@ -87,7 +50,7 @@ class Publishing:
         await asyncio.gather(*self._tasks)
 
 
-async def test_planned_failover_is_followed_at_once_and_what_it_lost_is_told_as_a_gap(
+async def test_planned_failover_is_followed_at_once_and_what_it_lost_is_reported_as_a_gap(
     make_redis, group, group_settings, subjects
 ):
     publisher, listener = await make_redis(group_settings), await make_redis(group_settings)
@@ -117,7 +80,7 @@ async def test_planned_failover_is_followed_at_once_and_what_it_lost_is_told_as_
     )
     assert len(publishing.acked) > switched
     epochs = {position.epoch for position in publishing.acked.values()}
-    assert len(epochs) == 2  # those before may be lost, and nobody may believe otherwise
+    assert len(epochs) == 2  # earlier ones may be lost, and nobody may assume otherwise
     assert inbox.offsets == sorted(set(inbox.offsets))
     assert listener.counters["gaps"] >= 1
     assert gaps
@@ -204,7 +167,7 @@ async def test_sentinel_that_was_cut_off_does_not_lead_back_to_the_old_master(gr
     assert await find_master(Target.of(settings), []) == new
 
 
-async def test_failover_to_a_replica_goes_on_and_tells_that_messages_may_be_lost(
+async def test_failover_to_a_replica_continues_and_reports_that_messages_may_be_lost(
     make_redis, start_redis, start_sentinel, namespace, subjects
 ):
     master = await start_redis()
