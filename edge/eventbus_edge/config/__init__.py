@@ -2,5 +2,19 @@
 
 from eventbus_edge.config.edge import EdgeSettings
 from eventbus_edge.config.lifecycle import MIN_SECRET, LifecycleSettings
+from eventbus_edge.config.secrets import (
+    HOW_TO_MAKE_A_SECRET,
+    MIN_KEY_BYTES,
+    MIN_SECRET_BYTES,
+    weakness,
+)
 
-__all__ = ["MIN_SECRET", "EdgeSettings", "LifecycleSettings"]
+__all__ = [
+    "HOW_TO_MAKE_A_SECRET",
+    "MIN_KEY_BYTES",
+    "MIN_SECRET",
+    "MIN_SECRET_BYTES",
+    "EdgeSettings",
+    "LifecycleSettings",
+    "weakness",
+]

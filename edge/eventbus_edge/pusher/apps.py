@@ -24,7 +24,13 @@ from eventbus.errors import ConfigError
 from eventbus.integrations.pusher import PusherApp
 from eventbus.urls import is_web_address
 from eventbus_edge.access import is_allowed_entry, make_verifier
-from eventbus_edge.config import EdgeSettings
+from eventbus_edge.config import (
+    HOW_TO_MAKE_A_SECRET,
+    MIN_KEY_BYTES,
+    MIN_SECRET_BYTES,
+    EdgeSettings,
+    weakness,
+)
 
 __all__ = ["App", "read_app", "read_apps", "read_key"]
 
@@ -214,6 +220,8 @@ def _read_table(
             _wrong(path, f"{where}: {name}: {exc}", field.allowed)
         if name in _CHECKS and not _CHECKS[name](values[name]):
             _wrong(path, f"{where}: {name} is not valid", field.allowed)
+    if settings.environment == "production":
+        _require_strong(values, where, path)
     if values.get("webhook_url") and settings.lifecycle == "off":
         problem = f"{where}: webhook_url with BROADCAST_LIFECYCLE=off would post nothing"
         _wrong(path, problem, "BROADCAST_LIFECYCLE=auto")
@@ -225,6 +233,13 @@ def _read_table(
     except ConfigError as exc:
         _wrong(path, f"{where}: {exc}", "a key that fits the edge's algorithms")
     return App(PusherApp(**{name: values[name] for name in _OWN}), own)
+
+
+def _require_strong(values: Mapping[str, Any], where: str, path: str) -> None:
+    for name, at_least in (("secret", MIN_KEY_BYTES), ("jwt_secret", MIN_SECRET_BYTES)):
+        if (secret := values.get(name)) and (weak := weakness(secret, at_least)):
+            problem = f"{where}: {name} {weak}, which production does not allow"
+            _wrong(path, problem, HOW_TO_MAKE_A_SECRET)
 
 
 def _changes(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from eventbus.cli.doctor.environment import (
     check_keys,
     check_port,
     check_settings,
+    check_tables,
 )
 from eventbus.cli.doctor.findings import (
     Finding,
@@ -102,6 +103,7 @@ async def _examine(monitors: Sequence[str]) -> list[Finding]:
         checks.append(within("outbox", check_outbox(database)))
     findings.append(ok("driver", ", ".join(drivers)))
     findings += check_environment(edge)
+    findings += check_tables(edge)
     findings += check_cors(edge)
     findings += check_files(edge)
     for found in await asyncio.gather(*checks):

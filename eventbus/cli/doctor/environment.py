@@ -1,4 +1,4 @@
-"""Checks of the environment: settings, JWT keys, origins, the port, the limit of open files."""
+"""Checks of the environment: settings and the files they name, keys, origins, port, open files."""
 
 import difflib
 import socket
@@ -18,6 +18,7 @@ from eventbus.cli.doctor.findings import (
     ok,
     warning,
 )
+from eventbus.cli.output import counted
 from eventbus.environment import (
     FILE_SUFFIX,
     load,
@@ -36,6 +37,7 @@ __all__ = [
     "check_keys",
     "check_port",
     "check_settings",
+    "check_tables",
 ]
 
 
@@ -104,6 +106,31 @@ def check_environment(edge: "EdgeSettings") -> list[Finding]:
     ]
     findings += [warning("production", text) for text in problems.warnings]
     return findings or [ok("production", "the settings are fit for production")]
+
+
+def check_tables(edge: "EdgeSettings") -> list[Finding]:
+    """Check the files of channel rules and of apps, if the settings name any."""
+    from eventbus_edge.access import read_rules  # noqa: PLC0415 - keeps --help fast
+    from eventbus_edge.pusher import read_app, read_apps  # noqa: PLC0415
+
+    findings = []
+    if edge.rules_file:
+        try:
+            count = len(read_rules(edge.rules_file))
+        except ConfigError as exc:
+            findings.append(failed("channel rules", str(exc)))
+        else:
+            findings.append(ok("channel rules", f"{counted(count, 'rule')} in {edge.rules_file}"))
+    try:
+        own, apps = read_app(edge), read_apps(edge)
+    except ConfigError as exc:
+        return [*findings, failed("apps", str(exc), "see docs/laravel-echo.md")]
+    if own or apps:
+        places = ["PUSHER_APP_ID"] * (own is not None)
+        if apps:
+            places.append(f"{counted(len(apps), 'app')} in {edge.pusher_apps}")
+        findings.append(ok("apps", f"Pusher protocol: {', '.join(places)}"))
+    return findings
 
 
 async def check_keys(edge: "EdgeSettings") -> list[Finding]:

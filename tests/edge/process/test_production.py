@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from eventbus.errors import ConfigError
-from eventbus_edge.config import EdgeSettings
+from eventbus_edge.config import EdgeSettings, weakness
 from eventbus_edge.process.production import (
     production_problems,
     require_production,
-    weakness,
 )
 
 ROOT = Path(__file__).parents[3]

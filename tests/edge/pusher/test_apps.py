@@ -120,6 +120,24 @@ def test_file_that_is_not_valid_is_refused_with_app_and_field(write, text, words
     assert "short" not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["secret", "jwt_secret"])
+def test_secrets_that_could_be_guessed_are_refused_in_production_only(write, field):
+    strong, weak = "Qk7vXw2pLr9TzB4nYc6HsD1mJf8GaE3u", "change-me-" * 4
+
+    def apps(**values):
+        values = {"secret": strong, **values}
+        lines = (f'{name} = "{value}"' for name, value in values.items())
+        return write("\n".join(['[[app]]\nid = "2001"\nkey = "shop-key"', *lines]))
+
+    read(apps(**{field: strong}), environment="production")
+    read(apps(**{field: weak}))
+    with pytest.raises(ConfigError) as caught:
+        read(apps(**{field: weak}), environment="production")
+    assert f"(id 2001): {field} contains 'change-me'" in str(caught.value)
+    assert "openssl rand" in str(caught.value)
+    assert weak not in str(caught.value)
+
+
 def test_file_that_cannot_be_read_is_refused(tmp_path):
     for path in (tmp_path / "missing.toml", tmp_path):
         with pytest.raises(ConfigError, match="can be read"):

@@ -253,6 +253,36 @@ def test_secret_in_a_file_is_one_that_is_set(findings, tmp_path):
     assert "BROADCAST_API_KEY_FILE" in found["found"]
 
 
+APPS = '[[app]]\nid = "7"\nkey = "shop"\nsecret = "{}"\n'
+STRONG = "Qk7vXw2pLr9TzB4nYc6HsD1mJf8GaE3u"
+
+
+def test_files_that_the_settings_name_are_read(findings, tmp_path):
+    rules, apps = tmp_path / "rules.toml", tmp_path / "apps.toml"
+    rules.write_text('[[rule]]\npattern = "news.*"\nkind = "public"\n')
+    apps.write_text(APPS.format("secret-of-the-shop"))
+    files = {"BROADCAST_RULES": str(rules), "PUSHER_APPS": str(apps)}
+    found = findings(**files)
+    assert only(found, "channel rules")["found"] == f"1 rule in {rules}"
+    assert only(found, "apps")["found"] == f"Pusher protocol: 1 app in {apps}"
+    rules.write_text("[[rule]]\n")
+    apps.write_text(APPS.format("short"))
+    found = findings(**files)
+    for check, word in (("channel rules", "pattern"), ("apps", "secret")):
+        assert only(found, check)["status"] == "failed"
+        assert word in only(found, check)["found"]
+
+
+def test_weak_secret_of_an_app_is_a_failure_in_production(findings, tmp_path):
+    apps = tmp_path / "apps.toml"
+    settings = {"BROADCAST_ENVIRONMENT": "production", "PUSHER_APPS": str(apps)}
+    for secret, status in ((STRONG, "ok"), ("secret-of-the-shop", "failed")):
+        apps.write_text(APPS.format(secret))
+        found = only(findings(**settings), "apps")
+        assert found["status"] == status
+        assert secret not in found["found"]
+
+
 @pytest.mark.parametrize(
     ("origins", "status"),
     [
