@@ -51,7 +51,7 @@ async def running() -> AsyncIterator[tuple[Process, str, list[psutil.Process]]]:
     process = await start("--port", "0")
     output = ""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while "Ctrl-C" not in output:
                 line = await process.stdout.readline()
                 assert line, (await process.stderr.read()).decode()
@@ -124,7 +124,7 @@ async def test_signal_ends_it_with_0_and_nothing_is_left(running, number):
     process, _, children = running
     assert "nats-server" in {child.name() for child in children}
     process.send_signal(number)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         _, err = await process.communicate()
     assert (process.returncode, err.decode()) == (0, "")
     assert left(children) == []
@@ -160,7 +160,7 @@ async def test_two_demos_run_beside_each_other(running):
     other = await start()
     try:
         line = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while b"http://" not in line:
                 line = await other.stdout.readline()
                 assert line, (await other.stderr.read()).decode()

@@ -100,7 +100,7 @@ class Redis:
         self._process = await asyncio.create_subprocess_exec(
             "redis-server", *options, *keep, stdout=asyncio.subprocess.DEVNULL
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", self._port)

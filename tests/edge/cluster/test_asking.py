@@ -25,7 +25,7 @@ from eventbus.events import ChannelPosition
 
 CHANNEL = "orders.7"
 ROOM = "presence.room"
-LIMIT_S = 20.0
+LIMIT_S = 40.0
 """More than any call may take, whatever is wrong with the broker."""
 
 

@@ -37,7 +37,7 @@ class Watched(MemoryDriver):
         while tuple(self.log) != entries:
             assert entries[: len(self.log)] == tuple(self.log)
             self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), 5)
+            await asyncio.wait_for(self.changed.wait(), 40)
 
     async def subscribe(self, subject, handler):
         self.note("subscribe")

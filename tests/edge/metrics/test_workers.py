@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from eventbus_edge.metrics.workers import WorkersMetrics
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 async def scrape(edge, seconds=5.0):
