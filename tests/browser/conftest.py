@@ -364,7 +364,7 @@ class Numbers:
 
     async def some_more(self, count: int = 15) -> None:
         goal = self.count + count
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(50):
             while self.count < goal:  # noqa: ASYNC110 - counting is the event
                 await asyncio.sleep(0.01)
 

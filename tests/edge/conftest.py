@@ -189,7 +189,7 @@ def connect(clients):
     return open_one
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_probes(monkeypatch):
     """Nodes of this process store no probes, so that offsets are those of the test's messages."""
     monkeypatch.setattr(bus_health, "CHECK_S", 10_000.0)

@@ -29,7 +29,7 @@ def kept():
 
 
 @pytest.fixture(params=["memory", "nats"])
-async def bus(request, settings, kept, clients, runners, no_probes):
+async def bus(request, settings, kept, clients, runners):
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
     async with EventBus(msgspec.structs.replace(settings, history_messages=kept)) as opened:

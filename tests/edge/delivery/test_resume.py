@@ -138,6 +138,7 @@ async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(st
     assert len(await messages(client, 40)) == 40
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kept", [1200])
 async def test_many_random_disconnects_leave_no_gap_and_no_duplicate(edge, bus, kept):
     total, clients, rounds = kept, 10, 20

@@ -600,7 +600,7 @@ async def test_publish_without_permission_is_forbidden_and_not_to_be_retried(
     config = {"authorization": {"users": users}}
     async with NatsServer(tmp_path / "nats", config=config) as server:
         url = server.url.replace("//", "//ada:right@")
-        settings = Settings(nats_url=url, history_bytes=1024**2, publish_timeout=1)
+        settings = Settings(nats_url=url, history_bytes=1024**2)
         api = Api(http, await start_edge(settings, api_key=KEY))
 
         async def publish(*channels):

@@ -33,7 +33,7 @@ TWO = b"Content-Length: 2\r\n"
 @pytest.fixture
 async def runner():
     async with EventBus(Settings(driver="memory")) as bus:
-        settings = EdgeSettings(api_key=KEY, request_timeout=1.0)
+        settings = EdgeSettings(api_key=KEY, request_timeout=4.0)
         started = make_runner(create_app(settings, bus), settings.request_timeout)
         await started.setup()
         await web.TCPSite(started, "127.0.0.1", 0).start()

@@ -181,6 +181,7 @@ async def start_other(start_process):
     return start
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("leads", [True, False], ids=["that leads", "that follows"])
 async def test_a_node_killed_vacates_within_the_ttl_what_no_other_holds(
     start_edge, start_other, bus, received, connect, token, leads
@@ -211,6 +212,7 @@ async def test_a_node_killed_vacates_within_the_ttl_what_no_other_holds(
     assert probe
 
 
+@pytest.mark.timeout(180)
 async def test_a_restarted_node_announces_nothing_again(
     start_edge, start_other, bus, received, connect
 ):
@@ -229,6 +231,7 @@ async def test_a_restarted_node_announces_nothing_again(
     assert there
 
 
+@pytest.mark.timeout(180)
 async def test_one_node_alone_that_is_killed_is_silent_when_its_clients_are_back_in_time(
     start_other, received, connect
 ):
@@ -247,6 +250,7 @@ async def test_one_node_alone_that_is_killed_is_silent_when_its_clients_are_back
     await received.until(("vacated", "general"))
 
 
+@pytest.mark.timeout(180)
 async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, start_edge, token):
     settings = Settings(nats_url=own_nats_server.url, history_bytes=2**22)
     nodes = [await start_edge(settings, **LOSING) for _ in range(2)]
@@ -270,6 +274,7 @@ async def test_when_nats_lost_its_memory_there_is_no_storm(own_nats_server, star
         await received.until(("vacated", "public"), ("vacated", "general"))
 
 
+@pytest.mark.timeout(180)
 async def test_when_nats_loses_its_memory_and_the_leader_dies_current_items_count_as_announced(
     own_nats_server, start_edge, start_other, connect
 ):
@@ -294,6 +299,7 @@ async def test_when_nats_loses_its_memory_and_the_leader_dies_current_items_coun
         assert there
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", range(2))
 async def test_whatever_happens_vacated_is_never_false_and_all_adds_up(nodes, received, seed, bus):
     """Clients of two nodes come, go and vanish at random; each channel's events alternate."""
@@ -397,6 +403,7 @@ async def test_a_driver_without_state_is_refused(start_edge, settings, driver):
         await start_edge(own, lifecycle="on")
 
 
+@pytest.mark.timeout(180)
 async def test_thousands_of_channels_are_announced_once_each(nodes, received):
     lifecycles = [node.node._lifecycle for node in nodes]
     names = [f"many.{i}" for i in range(3000)]

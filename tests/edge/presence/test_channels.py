@@ -364,6 +364,7 @@ async def test_entries_that_no_node_wrote_are_ignored(nodes, attend, caplog):
     assert await alice.asks() == {"alice": {}}
 
 
+@pytest.mark.timeout(180)
 async def test_a_node_killed_loses_its_members_everywhere_within_its_ttl(
     start_edge, start_process, attend, connect, informed
 ):
@@ -389,6 +390,7 @@ async def test_a_node_killed_loses_its_members_everywhere_within_its_ttl(
         assert await one.client.receives_nothing()
 
 
+@pytest.mark.timeout(180)
 async def test_clients_of_a_node_that_drains_are_not_missed_when_they_go_to_another(
     start_edge, start_process, attend, connect, informed
 ):
@@ -413,6 +415,7 @@ async def test_clients_of_a_node_that_drains_are_not_missed_when_they_go_to_anot
         assert await one.client.receives_nothing()
 
 
+@pytest.mark.timeout(180)
 async def test_when_nats_lost_its_memory_the_nodes_put_their_members_back(
     own_nats_server, start_edge, attend
 ):
@@ -436,6 +439,7 @@ async def test_when_nats_lost_its_memory_the_nodes_put_their_members_back(
         assert await one.receive() == ("joined", "late")
 
 
+@pytest.mark.timeout(180)
 async def test_a_node_that_died_while_nats_was_away_is_found_out_afterwards(
     own_nats_server, start_edge, start_process, attend, connect, informed
 ):
@@ -459,6 +463,7 @@ async def test_a_node_that_died_while_nats_was_away_is_found_out_afterwards(
     assert await watcher.asks() == {"watcher": {}}
 
 
+@pytest.mark.timeout(180)
 async def test_members_that_change_while_nats_is_down_are_announced_when_it_is_back(
     own_nats_server, start_edge, attend
 ):

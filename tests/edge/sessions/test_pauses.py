@@ -43,6 +43,7 @@ from eventbus_edge.sessions.pauses import (
     closed_by_peer,
 )
 
+pytestmark = pytest.mark.timeout(180)
 ROOM = "presence.room"
 TTL_S = 6
 FAST = {

@@ -9,8 +9,6 @@ import socket
 import aiohttp
 import pytest
 
-pytestmark = pytest.mark.usefixtures("no_probes")
-
 PATIENCE_S = 40.0
 
 
