@@ -79,6 +79,8 @@ A = TypeVar("A")
 MAX_ASKING: Final = 100
 """The largest number of concurrent questions of this node, and of answers in preparation."""
 _MISSED_HELLOS: Final = 2.5
+_PAUSE_HELLOS: Final = _MISSED_HELLOS - 1.0
+"""After a longer pause of this process, a node whose hello was due when it began may be dropped."""
 
 
 class _Hello(msgspec.Struct, tag="hello"):
@@ -217,7 +219,7 @@ class Cluster:
             raise ConnectionFailed(message, driver=self._driver.name)
         call_id = secrets.token_hex(8)
         complete = asyncio.Event()
-        if self._now() - self._announced_at > _MISSED_HELLOS * self._hello_s:
+        if self._now() - self._announced_at > _PAUSE_HELLOS * self._hello_s:
             self._unsettle(_MISSED_HELLOS * self._hello_s)  # this process was stopped for a while
         is_settled = self._now() >= self._settled_at
         gather = Gather(question, set(self.nodes), complete.set, has_strangers=not is_settled)
@@ -335,7 +337,7 @@ class Cluster:
         """Send hellos, if this is a node, and notice when those of others may have been missed."""
         while True:
             now = self._now()
-            if now - self._announced_at > _MISSED_HELLOS * self._hello_s:
+            if now - self._announced_at > _PAUSE_HELLOS * self._hello_s:
                 self._unsettle(_MISSED_HELLOS * self._hello_s)  # the process was stopped
             self._announced_at = now
             if self._is_node:

@@ -91,7 +91,7 @@ class Demo:
         )
         assert self._process.stdout is not None
         output = ""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while "Ctrl-C" not in output:
                 line = await self._process.stdout.readline()
                 assert line, "the demo has ended"
@@ -105,7 +105,7 @@ class Demo:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(signal.SIGINT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await process.communicate()
             assert process.returncode == 0
 
@@ -227,7 +227,7 @@ class EdgeProcess:
             | self.environ,
         )
         assert self._process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             line = (await self._process.stdout.readline()).decode()
         address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
         assert address is not None, f"the edge did not start: {line!r}; its log is on stderr"
@@ -237,7 +237,7 @@ class EdgeProcess:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await process.communicate()
 
 
@@ -364,7 +364,7 @@ class Numbers:
 
     async def some_more(self, count: int = 15) -> None:
         goal = self.count + count
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(50):
             while self.count < goal:  # noqa: ASYNC110 - counting is the event
                 await asyncio.sleep(0.01)
 
@@ -389,7 +389,7 @@ class ClientPage:
         await self.page.evaluate(f"start({options})")
 
     async def until(self, condition: str) -> None:
-        await self.page.wait_for_function(condition, timeout=20_000)
+        await self.page.wait_for_function(condition, timeout=40_000)
 
     async def has_been(self, state: str) -> dict[str, Any]:
         """Wait for a state, and forget earlier ones; returns it with its details."""

@@ -84,7 +84,7 @@ class Server:
         await self.say(socket, "Shipped", offset, "orders.1", offset=offset, epoch=epoch)
 
     async def next(self, queue: asyncio.Queue[Any]) -> Any:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             return await queue.get()
 
     async def asks(self, action: str) -> dict[str, Any]:

@@ -332,7 +332,7 @@ async def test_stream_is_used_where_a_proxy_drops_the_upgrade(
         assert "proxy" in error["message"]
         return
     await page.evaluate("general.ready")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await bus.publish("general", "Note", 1)
         await page.wait_for_function("got.length === 1")
     state_now = await page.evaluate("bus.state")

@@ -59,7 +59,7 @@ async def test_channel_of_a_user_is_the_same_as_in_python():
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         out, _ = await process.communicate(script.encode())
     expected = [*map(user_channel, ids), *(["TypeError"] * len(refused))]
     assert json.loads(out) == expected
@@ -90,7 +90,7 @@ async def test_page_that_a_server_renders_opens_no_connection_and_lets_node_end(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         out, errors = await process.communicate(script.encode())
     assert (process.returncode, errors.decode()) == (0, "")
     first, *codes = out.decode().splitlines()
@@ -117,7 +117,7 @@ async def test_client_runs_in_node_and_lets_it_end_when_closed(
     output: list[list[Any]] = []
 
     async def until(words: list[Any]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while words not in output:
                 line = await process.stdout.readline()
                 assert line, f"node has ended after {output[-3:]}"
@@ -135,7 +135,7 @@ async def test_client_runs_in_node_and_lets_it_end_when_closed(
         await publishing.stop()
         await bus.publish("chat.7", "Last", None)
         await until(["transport", "websocket"])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             assert await process.wait() == 0
     finally:
         if process.returncode is None:

@@ -118,7 +118,7 @@ async def test_token_is_refreshed_in_place_before_it_ends(edge_process, client, 
     issued = []
 
     def short_lived():
-        issued.append(issue(lifetime=3 if not issued else 3600))
+        issued.append(issue(lifetime=8 if not issued else 3600))
         return issued[-1]
 
     page.token = short_lived
@@ -126,10 +126,10 @@ async def test_token_is_refreshed_in_place_before_it_ends(edge_process, client, 
     id_before = await page.evaluate("bus.connectionId")
     assert await page.evaluate("bus.headers()") == {"X-Eventbus-Connection": id_before}
     publishing = numbers()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while len(issued) < 2:  # noqa: ASYNC110 - the page asks when it is time
             await asyncio.sleep(0.05)
-    await publishing.some_more(150)  # three seconds: beyond the first token's end
+    await publishing.some_more(250)  # five seconds: beyond the first token's end
     await page.has_all(publishing)
     assert await page.evaluate("[bus.connectionId, errors.length]") == [id_before, 0]
     assert len(issued) == 2
@@ -148,7 +148,7 @@ async def test_token_that_could_not_be_refreshed_in_time_is_requested_again(
         asked += 1
         if asked == 2:
             raise RuntimeError("the token service is away")
-        return issue(lifetime=2 if asked == 1 else 3600)
+        return issue(lifetime=6 if asked == 1 else 3600)
 
     page.token = failing_once
     await page.start()

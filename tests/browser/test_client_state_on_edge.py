@@ -112,7 +112,7 @@ async def test_loads_that_race_with_writes_end_in_what_the_database_has(
         await service.write(number)
     rows = [list(row) for row in service.rows()]
     assert len(rows) > WRITES / 2
-    await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=20_000)
+    await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=40_000)
     # One load for each of them: no gap, and none older than its subscription.
     assert await page.evaluate("[tables.length, loads, errors]") == [25, 25, []]
 
@@ -140,7 +140,7 @@ async def test_page_equals_the_database_after_gaps_that_cannot_be_recovered(
                 await page.has_been("connected")
             await service.write(number)
         rows = [list(row) for row in service.rows()]
-        await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=20_000)
+        await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=40_000)
         # One for each gap, unless the second came before the load of the first.
         assert await page.evaluate("loads") >= 2
         assert await page.evaluate("errors") == []
@@ -156,7 +156,7 @@ async def test_page_equals_the_database_whatever_happens_to_its_connection(
     issued = []
 
     def token():
-        issued.append(issue(lifetime=3600 if issued else 3))
+        issued.append(issue(lifetime=3600 if issued else 12))
         return issued[-1]
 
     page.token = token
@@ -191,12 +191,12 @@ async def test_page_equals_the_database_whatever_happens_to_its_connection(
     # One of two components is unmounted, and mounted again.
     await page.evaluate("tables.pop(); handles.pop().unsubscribe(); void handles.push(open())")
     await writes(50)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while len(issued) < 2:  # the first token ends
             await writes(1)
             await asyncio.sleep(0.02)
     await writes(50)
     rows = [list(row) for row in service.rows()]
-    await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=20_000)
+    await page.page.wait_for_function("(rows) => shows(rows)", arg=rows, timeout=40_000)
     assert await page.evaluate("[tables.length, loads, errors]") == [2, 3, []]
     assert len(issued) > 1

@@ -58,7 +58,7 @@ async def site(edge_process, tmp_path: Path) -> AsyncIterator[str]:
     assert nginx is not None, "this test needs Debian's package nginx"
     process = await asyncio.create_subprocess_exec(nginx, "-c", str(config), "-p", str(tmp_path))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -197,7 +197,7 @@ async def test_components_share_a_channel_and_none_takes_it_from_another(
     await page.show(channel("one", None), channel("two", "nobody.may"))
     await page.has("one", "idle")
     await page.has("two", "forbidden")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while page.count("unsubscribe", "chat.7") < 1:  # noqa: ASYNC110 - frames are no events
             await asyncio.sleep(0.05)
     assert page.count("unsubscribe", "chat.7") == 1
@@ -313,7 +313,7 @@ async def test_state_is_that_of_the_database_through_every_break(
     loads = database.loads
     assert loads <= 2, "only a gap may need another load"
     await page.page.click("#state")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while database.loads == loads:  # noqa: ASYNC110 - the page asks
             await asyncio.sleep(0.01)
     await is_equal()
@@ -541,7 +541,7 @@ async def test_component_of_react_that_is_not_shown_subscribes_to_nothing(
     await bus.publish("chat.8", "Number", 8)
     await page.until("log.length === 2")
     await page.show(connection, suspended, {**hidden, "mode": "hidden"}, isStrict=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while page.count("unsubscribe", "chat.8") < 1:  # noqa: ASYNC110 - frames are no events
             await asyncio.sleep(0.05)
     await bus.publish("chat.8", "Number", 9)

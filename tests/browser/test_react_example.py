@@ -64,7 +64,7 @@ async def start_app(settings, example, port):
     yield start
     for process in started:
         process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await process.communicate()
 
 

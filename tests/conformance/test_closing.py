@@ -38,7 +38,7 @@ from tests.conformance.wire import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 LIMIT = 65_536
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 

@@ -283,7 +283,7 @@ BUFFERS = 32 * 1024 * 1024
 
 async def test_no_more_than_a_bound_is_read_of_a_client_that_never_reads(edge, monkeypatch):
     """The rest stays in the buffers of both systems, and the socket ends after its time."""
-    monkeypatch.setattr(lingering, "LINGER_S", 2.0)
+    monkeypatch.setattr(lingering, "LINGER_S", 6.0)
     metric = edge.node.metrics.limits_reached.labels("surplus")
     before = metric._value.get()
     sent = await asyncio.gather(*(sent_in_vain(edge, dialect.path) for dialect in DIALECTS))
@@ -294,7 +294,7 @@ async def test_no_more_than_a_bound_is_read_of_a_client_that_never_reads(edge, m
 
 
 async def test_flood_over_tls_is_not_read_beyond_the_bound_either(edge, monkeypatch):
-    monkeypatch.setattr(lingering, "LINGER_S", 2.0)
+    monkeypatch.setattr(lingering, "LINGER_S", 6.0)
     metric = edge.node.metrics.limits_reached.labels("surplus")
     before = metric._value.get()
     peer = await connect(edge.tls, NATIVE, tls=edge.trust)

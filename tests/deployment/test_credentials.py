@@ -64,7 +64,7 @@ async def test_edge_logs_in_by_credentials_subscribes_reads_and_cannot_publish_e
         live = edge.subjects.live("orders.1")
         await edge.driver.subscribe(live, received.put_nowait)
         await published(publisher, "orders.1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             assert (await received.get()).payload == MESSAGE
         assert len((await edge.driver.read(live, after=None, limit=1)).messages) == 1
         with pytest.raises(PublishFailed, match=r"no permission to publish to eb\.event\.orders"):
@@ -76,7 +76,7 @@ async def test_worker_logs_in_by_credentials_and_takes_jobs(login):
     async with EventBus(login("worker")) as worker, EventBus(login("publisher")) as publisher:
         await (await publisher.queues()).push("default", "job-1", b"{}", 0)
         reader = (await worker.queues()).reader("default")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             await (await reader.wait()).done()
         await reader.aclose()
 

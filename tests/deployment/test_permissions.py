@@ -44,7 +44,7 @@ async def test_edge_subscribes_and_reads_and_cannot_publish_events(deployment):
         live = edge.subjects.live("orders.1")
         await edge.driver.subscribe(live, received.put_nowait)
         await published(publisher, "orders.1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             assert (await received.get()).payload == b'{"event":"x","data":1}'
         page = await edge.driver.read(live, after=None, limit=1)
         assert len(page.messages) == 1
@@ -74,7 +74,7 @@ async def test_worker_takes_and_fails_jobs(deployment):
         store = await publisher.queues()
         await store.push("default", "job-1", b"{}", 0)
         reader = (await worker.queues()).reader("default")
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             job = await reader.wait()
         assert job.payload == b"{}"
         await job.done()
@@ -111,7 +111,7 @@ async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
     try:
         async with connect(f"wss://127.0.0.1:{port}/ws", tls=deployment.client_tls) as client:
             await client.subscribe("general")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 assert "channel_occupied" in str(await received.get())
         assert not [line for line in edge.lines() if "permissions violation" in line.lower()]
     finally:
@@ -121,7 +121,7 @@ async def test_webhooks_need_no_more_than_an_edge_is_granted(deployment):
 
 async def refusal(settings):
     """What is said of a login that fails, in less time than a retry takes."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         with pytest.raises(ConnectionFailed) as caught:
             await EventBus(settings).open()
     return str(caught.value)

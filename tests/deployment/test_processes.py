@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.deployment.conftest import Process
 
-PATIENCE_S = 20
+PATIENCE_S = 40
 
 
 def running(name):

@@ -140,7 +140,7 @@ def client(port, token=None, origin=ORIGIN):
 async def subscribed(stack, port):
     """A client of user.7, once it receives messages published there."""
     opened = await stack.enter_async_context(client(port, issue_token("7", secret=JWT_SECRET)))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         while json.loads(await opened.recv())["event"] != "eb:subscribed":
             pass
     return opened
@@ -148,7 +148,7 @@ async def subscribed(stack, port):
 
 async def event(socket):
     """The next event that is not of the protocol's own."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         while (frame := json.loads(await socket.recv()))["event"].startswith("eb:"):
             pass
     return frame

@@ -35,7 +35,7 @@ async def test_publishing_example_runs_as_a_script(settings, tmp_path):
             subprocess.run, command, cwd=tmp_path, env=environ, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             while len(received) < 2:  # noqa: ASYNC110 - the driver calls, and sets no event
                 await asyncio.sleep(0.01)
     assert [delivery.subject.partition(".live.")[2] for delivery in received] == [

@@ -20,6 +20,7 @@ from websockets.exceptions import ConcurrencyError, ConnectionClosed, InvalidSta
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.tokens import issue_token
+from eventbus_edge.access.admission import TokenBucket
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.app import (
     WEBSOCKETS,
@@ -32,7 +33,7 @@ from eventbus_edge.keys import NODE
 from tests.ports import free_port
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 
 
 class Client:
@@ -145,7 +146,7 @@ class EdgeProcess:
 
     async def end(self):
         """Wait until it has ended; gives its exit code and all that it logged."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             out, err = await self.process.communicate()
         return self.process.returncode, (out + err).decode()
 
@@ -188,10 +189,16 @@ def connect(clients):
     return open_one
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_probes(monkeypatch):
     """Nodes of this process store no probes, so that offsets are those of the test's messages."""
     monkeypatch.setattr(bus_health, "CHECK_S", 10_000.0)
+
+
+@pytest.fixture
+def no_refills(monkeypatch):
+    """Rates give no new tokens: a limit that is reached stays so, however long a test takes."""
+    monkeypatch.setattr(TokenBucket, "_fill", lambda *_: None)
 
 
 @pytest.fixture
@@ -319,7 +326,7 @@ async def start_process(nats_server, namespace):
         )
         started.append(process)
         printed, address = "", None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while address is None and (line := (await process.stdout.readline()).decode()):
                 printed += line
                 address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)

@@ -13,6 +13,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits files by
 KEY = "the-api-key-of-bus-full"
 
 
+@pytest.fixture
+def no_probes():
+    """Here nodes store probes: by them they notice that the broker stores nothing."""
+
+
 async def test_node_is_degraded_while_its_broker_stores_nothing(start_edge, own_nats_server):
     settings = Settings(nats_url=own_nats_server.url, namespace="own", history_bytes=4 * 1024**2)
     edge = await start_edge(settings, metrics_open=True, api_key=KEY)

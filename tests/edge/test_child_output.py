@@ -17,7 +17,7 @@ async def passed(*chunks):
         stream.feed_data(chunk)
         await asyncio.sleep(0)
     stream.feed_eof()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await reading
     return found
 

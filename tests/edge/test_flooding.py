@@ -300,7 +300,7 @@ def reached(edge, limit):
 
 def few_requests(**settings):
     """Ten requests at once, and hardly another one."""
-    rate = {"max_requests_per_address": 0.5, "max_connections_per_address": 5}
+    rate = {"max_requests_per_address": 0.01, "max_connections_per_address": 5}
     return rate | {"trusted_proxies": ("127.0.0.1",)} | settings
 
 
@@ -407,6 +407,7 @@ async def test_the_sockets_of_a_trusted_proxy_are_not_counted(start_edge, bus, o
     assert reached(edge, "sockets") == 0
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_all_nodes_are_asked_a_bounded_number_of_times(start_edge, bus, token):
     edge = await start_edge(bus, max_questions=0.5)
     statuses = [(await request(edge, "/api/broadcast/stats"))[0] for _ in range(3)]
@@ -424,6 +425,7 @@ async def fill(bus, count):
         await bus.publish("general", "e", number)
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_history_is_counted_by_message_for_all_connections_of_an_address(start_edge, bus):
     edge = await start_edge(bus, max_history_per_address=2.0)  # 20 at once
     await fill(bus, 15)
@@ -436,6 +438,7 @@ async def test_history_is_counted_by_message_for_all_connections_of_an_address(s
     assert (await first.ask("ping"))["event"] == "pong"
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_reads_that_find_nothing_are_counted_too(start_edge, bus):
     edge = await start_edge(bus, max_history_per_address=0.5)
     client = await edge.connect()
@@ -461,6 +464,7 @@ async def test_a_subscription_that_reads_waits_for_its_turn_and_then_has_all(sta
     assert edge.node._hub.unsent.held == 0
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_a_subscription_that_would_wait_too_long_is_asked_to_retry_later(start_edge, bus):
     edge = await start_edge(bus, max_history_per_address=1.0)
     client = await edge.connect()
@@ -476,6 +480,7 @@ def client_address(edge):
 # Presence
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_presence_updates_are_counted_with_the_client_events_of_their_channel(
     start_edge, bus, token
 ):
@@ -499,6 +504,7 @@ async def test_presence_updates_are_counted_with_the_client_events_of_their_chan
     assert (await second.ask("presence", channel="presence.a"))["event"] == "eb:presence"
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_a_user_who_leaves_and_joins_again_and_again_is_refused(start_edge, bus, token):
     edge = await start_edge(bus, max_joins_per_member=0.3)
     watcher = await edge.connect("/ws/presence.a", token=token("8"))
@@ -642,7 +648,7 @@ async def round_trips(client, count=40):
         assert (await client.ask("ping"))["event"] == "pong"
         took.append(time.perf_counter() - began)
         await asyncio.sleep(0.03)
-    return statistics.median(took)
+    return statistics.quantiles(took, n=4)[0]
 
 
 @pytest.mark.parametrize("kind", ["pings", "pongs", "fragments"])
@@ -655,4 +661,5 @@ async def test_a_flood_of_frames_does_not_keep_the_others_waiting(start_process,
     async with flooding(node.port, frame(BEGIN) * (kind == "fragments") + flood * 40_000, 4):
         beside = await round_trips(bystander)
     # Uncounted, each read of the flood would take 40 ms and more: hundreds, beside four of them.
+    # Every ping would wait for them; those that wait for other programs of the machine are few.
     assert beside < 10 * alone + 0.05, f"{alone * 1000:.1f} ms alone, {beside * 1000:.1f} ms beside"

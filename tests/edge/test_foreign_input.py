@@ -156,7 +156,7 @@ async def test_no_task_of_a_node_ends_by_what_others_write_to_the_bus(
         other = await start_edge(other_bus, **FAST)
         late = await other.connect(token=token("2"))
         await late.subscribe(ROOM)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await joined(early, "2")
             await other.node.census.stats(ListQuery(limit=1))
             await late.subscribe("announcements")

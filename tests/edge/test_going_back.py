@@ -8,8 +8,6 @@ from eventbus.bus import EventBus
 from eventbus.client import connect
 from eventbus.config import Settings
 
-pytestmark = pytest.mark.usefixtures("no_probes")
-
 OLD, LOST, NEW = range(80), range(80, 100), [f"new {number}" for number in range(30)]
 
 

@@ -72,7 +72,7 @@ def quick(monkeypatch):
 
 
 async def called(transport, last):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not transport.calls or transport.calls[-1] != last:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.005)
 
@@ -134,7 +134,7 @@ async def test_tls_of_a_peer_that_never_stops_is_closed_at_the_end_of_its_time(
 ):
     transport = Transport(can_write_eof=False)
     linger = ends.linger(transport)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while "close" not in transport.calls:
             linger.data_received(b"x")
             await asyncio.sleep(0)

@@ -29,7 +29,7 @@ async def test_close_during_the_start_of_a_node_ends_both_and_leaves_nothing(tur
         closing = [asyncio.create_task(node.aclose()) for _ in range(2)]
         await asyncio.sleep(0)
         closing[0].cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             await asyncio.gather(*closing, return_exceptions=True)
             (result,) = await asyncio.gather(starting, return_exceptions=True)
             await node.aclose()

@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import shutil
 import subprocess
 import tempfile
 import time
@@ -10,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+_END = """
+read -r
+server=$(head -n 1 data/postmaster.pid) && kill -QUIT "$server"
+while kill -0 "$server"; do sleep 0.1; done
+rm -rf "$PWD"
+"""
+"""Stops the server at the end of the standard input, which comes when this process has ended."""
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/bin"))
 
 
@@ -51,10 +57,15 @@ class Postgres:
 def postgres():
     folder = Path(tempfile.mkdtemp(prefix="eb-pg-", dir="/tmp"))  # a socket's path is short
     server = Postgres(folder)
+    # In a session of its own: a signal that ends a whole test run must not end it too.
+    ending = subprocess.Popen(
+        ["bash", "-c", _END],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     server.start()
     yield server
-    server.stop("immediate")
-    shutil.rmtree(folder)
+    ending.communicate()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 MOST_BYTES: Final = 4096
 MOST_SHOWN: Final = 4000
-PATIENCE_S: Final = 20
+PATIENCE_S: Final = 40
 """An input that takes longer than this is also a fault."""
 
 

@@ -51,7 +51,7 @@ async def running() -> AsyncIterator[tuple[Process, str, list[psutil.Process]]]:
     process = await start("--port", "0")
     output = ""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while "Ctrl-C" not in output:
                 line = await process.stdout.readline()
                 assert line, (await process.stderr.read()).decode()
@@ -65,7 +65,7 @@ async def running() -> AsyncIterator[tuple[Process, str, list[psutil.Process]]]:
 
 
 def left(children: list[psutil.Process]) -> list[psutil.Process]:
-    return psutil.wait_procs(children, timeout=5)[1]
+    return psutil.wait_procs(children, timeout=40)[1]
 
 
 async def test_once_receives_typed_events_and_prints_their_latency():
@@ -77,7 +77,7 @@ async def test_once_receives_typed_events_and_prints_their_latency():
         ("DashboardMetrics", "public"),
         ("ChatMessage", "chat.lobby"),
     }
-    assert all(0 <= float(latency) < 5000 for latency, *_ in events)
+    assert all(0 <= float(latency) < 60_000 for latency, *_ in events)
     summary = out.splitlines()[-1]
     assert summary.startswith(f"{len(events)} events of 2 types (ChatMessage ")
     assert re.search(r"latency: median \d+\.\d\d ms, highest \d+\.\d\d ms$", summary)
@@ -92,11 +92,11 @@ async def test_once_says_what_is_missing_and_fails():
 
 
 async def test_once_names_the_types_that_came():
-    code, out, err = await run("--once", "--interval", "1.2", "--timeout", "3.5")
+    code, out, err = await run("--once", "--interval", "4", "--timeout", "11.5")
     came = len(EVENT.findall(out))
     assert (code, 1 <= came <= 2) == (1, True)
     assert err == (
-        f"error: after 3.5 s, {came} event{'s' * (came != 1)} of 1 type arrived "
+        f"error: after 11.5 s, {came} event{'s' * (came != 1)} of 1 type arrived "
         "(DashboardMetrics); "
         "expected: at least 10 events of 2 types\n"
     )
@@ -124,7 +124,7 @@ async def test_signal_ends_it_with_0_and_nothing_is_left(running, number):
     process, _, children = running
     assert "nats-server" in {child.name() for child in children}
     process.send_signal(number)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(40):
         _, err = await process.communicate()
     assert (process.returncode, err.decode()) == (0, "")
     assert left(children) == []
@@ -160,7 +160,7 @@ async def test_two_demos_run_beside_each_other(running):
     other = await start()
     try:
         line = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while b"http://" not in line:
                 line = await other.stdout.readline()
                 assert line, (await other.stderr.read()).decode()

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 _CHECK_S: Final = 0.1
 _RETRY_S: Final = 1.0
+_PAUSE_S: Final = 1.0
+"""A process that sleeps for so much longer than it meant to was stopped."""
 
 OnEntry = Callable[[str, bytes | None], None]
 
@@ -127,7 +129,11 @@ class Resync:
         """Check for losses until cancelled."""
         outage = OutageLog(_log, "%s could be read again", self._what)
         while True:
+            wakes_at = time.monotonic() + _CHECK_S
             await asyncio.sleep(_CHECK_S)
+            paused_s = time.monotonic() - wakes_at
+            if paused_s > _PAUSE_S:  # on the same machine, the other nodes were stopped as well
+                self._due_at += paused_s
             try:
                 version = self._version()
                 if version != self._known_version:

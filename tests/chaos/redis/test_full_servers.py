@@ -85,7 +85,8 @@ async def test_publishers_and_nodes_report_that_nothing_is_stored_and_recover(
     server = await start_redis()
     edge = await start_edge(settings_of(server, namespace), metrics_open=True)
     async with (
-        EventBus(settings_of(server, namespace, publish_timeout=1.0)) as bus,
+        EventBus(settings_of(server, namespace)) as bus,
+        EventBus(settings_of(server, namespace, publish_timeout=1.0)) as impatient,
         aiohttp.ClientSession(edge.url) as http,
     ):
 
@@ -110,7 +111,7 @@ async def test_publishers_and_nodes_report_that_nothing_is_stored_and_recover(
         assert await bus.driver.check() == ""
         await lack.fill(server)
         with pytest.raises(PublishFailed, match=lack.words):
-            await bus.publish("general", "tick", 2)
+            await impatient.publish("general", "tick", 2)
         assert lack.words in await bus.driver.check()
         await becomes("degraded")
         code, body = await ready()

@@ -73,7 +73,7 @@ async def test_nothing_is_lost_when_a_server_hangs_and_goes_on(
     await workload.until_more(50)
     own_redis.signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while any(edge.node.bus.driver.is_connected for edge in workload.edges):  # noqa: ASYNC110 - no event
                 await asyncio.sleep(0.02)
     finally:

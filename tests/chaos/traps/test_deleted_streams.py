@@ -68,7 +68,7 @@ async def test_publisher_that_may_not_create_the_stream_reports_that_it_is_missi
         admin = Settings(nats_url=url.format("admin"), namespace="own", history_bytes=BYTES)
         async with opened(admin) as driver:
             await driver.publish("own.event.a", b"x")
-        limited = replace(admin, nats_url=url.format("publisher"), publish_timeout=1.5)
+        limited = replace(admin, nats_url=url.format("publisher"), publish_timeout=6)
         async with opened(limited) as driver:
             await driver.publish("own.event.a", b"x")
             await delete(admin)

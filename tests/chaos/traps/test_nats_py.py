@@ -130,7 +130,7 @@ async def test_flush_of_a_plain_client_succeeds_while_there_is_no_server(plain, 
 
 
 async def test_round_trip_of_the_driver_fails_while_there_is_no_server(direct, own_nats_server):
-    async with opened(replace(direct, connect_timeout=0.5)) as driver:
+    async with opened(replace(direct, connect_timeout=4.0)) as driver:
         await kill(own_nats_server, driver)
         assert not await driver._connection.echo()
         with pytest.raises(ConnectionFailed):

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 PATIENCE_S = 60.0
 ROOM = "presence.room"
 QUIET = "news"
-TTL_S = 6.0  # nodes may come back to their broker some seconds apart
+TTL_S = 9.0  # nodes may come back to their broker some seconds apart
 
 
 class Noted(Event, ShouldBroadcast, name="stores.noted", channel="notes"):

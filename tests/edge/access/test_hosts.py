@@ -171,7 +171,7 @@ async def raw(port, text):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(text.replace("\n", "\r\n").encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             length = [line for line in head.splitlines() if line.lower().startswith("content-l")]
             body = await reader.readexactly(int(length[0].split(":")[1])) if length else b""
@@ -263,7 +263,7 @@ async def begin(port, text):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(text.replace("\n", "\r\n").encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             return int((await reader.readline()).split()[1])
     finally:
         writer.close()
@@ -359,7 +359,7 @@ async def start_nginx(tmp_path):
         command = ("nginx", "-e", "stderr", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"))
         process = await asyncio.create_subprocess_exec(*command)
         started.append(process)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 assert process.returncode is None
                 try:

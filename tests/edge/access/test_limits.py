@@ -223,7 +223,7 @@ async def test_one_address_has_its_number_of_connections_and_a_trusted_proxy_man
     assert reached(edge, "address") == 1
     await edge.connect(headers={"X-Forwarded-For": "9.9.9.8"})
     await first.socket.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         while len(edge.node.connections) > 2:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     await edge.connect(headers={"X-Forwarded-For": "9.9.9.9"})
@@ -279,12 +279,16 @@ async def test_above_the_memory_bound_new_connections_are_refused_and_old_ones_s
 # Actions and whispers
 
 
-async def test_too_many_actions_are_refused_and_the_connection_continues(start_edge, bus):
+async def test_too_many_actions_are_refused_and_the_connection_continues(
+    start_edge, bus, monkeypatch
+):
     edge = await start_edge(bus, max_actions_per_second=20.0, action_burst=5)
     client = await edge.connect()
-    for n in range(8):
-        await client.send("ping", ref=n)
-    answers = [await client.next() for _ in range(8)]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(TokenBucket, "_fill", lambda *_: None)
+        for n in range(8):
+            await client.send("ping", ref=n)
+        answers = [await client.next() for _ in range(8)]
     assert [a["event"] for a in answers[:5]] == ["pong"] * 5
     assert {a["data"].get("code") for a in answers[5:]} == {"rate_limited"}
     assert [a["data"]["ref"] for a in answers] == list(range(8))
@@ -302,6 +306,7 @@ async def test_malformed_frames_count_as_actions(start_edge, bus):
     assert codes == ["bad_request"] * 3 + ["rate_limited"]
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_client_that_keeps_exceeding_the_limit_is_closed_with_4008_and_others_are_not(
     start_edge, bus
 ):
@@ -312,12 +317,13 @@ async def test_client_that_keeps_exceeding_the_limit_is_closed_with_4008_and_oth
         for _ in range(5 + STRIKES + 5):
             served += (await client.ask("ping"))["event"] == "pong"
     assert await client.closed() == 4008
-    assert 5 <= served < 10
+    assert served == 5
     assert edge.node.metrics.closes.labels("4008")._value.get() == 1
     assert edge.node.metrics.errors.labels("rate_limited")._value.get() == STRIKES
     assert await other.receives_nothing()
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_one_channel_takes_its_number_of_whispers_from_all_who_send(start_edge, bus, token):
     edge = await start_edge(bus, max_whispers_per_channel=3.0)
     first, second = [await edge.connect("/ws/chat.1?channel=chat.2", token=token()) for _ in "12"]
@@ -341,7 +347,7 @@ async def test_a_request_that_is_sent_in_pieces_is_cut_although_it_trickles(star
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
     writer.write(b"GET /ws HTTP/1.1\r\nHost: a\r\n")
     ended = asyncio.ensure_future(reader.read())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         while not ended.done():
             writer.write(b"X-A: b\r\n")
             await asyncio.wait({ended}, timeout=0.1)
@@ -353,7 +359,7 @@ async def test_a_silent_socket_is_cut_and_a_websocket_outlives_the_request_timeo
     edge = await start_edge(bus, request_timeout=0.3)
     client = await edge.connect()
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         assert await reader.read() == b""
     writer.close()
     assert await client.receives_nothing()
@@ -368,6 +374,6 @@ async def test_a_head_that_is_too_large_is_refused(start_edge, bus, head):
     edge = await start_edge(bus)
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.port)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         assert b" 431 " in await reader.readline()
     writer.close()

@@ -53,6 +53,7 @@ async def end(edge, how):
     return await edge.end()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 async def test_revocations_survive_a_restart_of_an_edge_with_its_own_server(
     start_process, tmp_path, token, how
@@ -100,7 +101,7 @@ class Redis:
         self._process = await asyncio.create_subprocess_exec(
             "redis-server", *options, *keep, stdout=asyncio.subprocess.DEVNULL
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 with contextlib.suppress(OSError):
                     _, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -114,6 +115,7 @@ class Redis:
         await self._process.wait()
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("make", [Nats, pytest.param(Redis, marks=pytest.mark.redis)])
 async def test_revocations_outlive_the_broker_and_all_edges_together(
     make, tmp_path, namespace, start_process, token
@@ -121,7 +123,11 @@ async def test_revocations_outlive_the_broker_and_all_edges_together(
     broker = make(tmp_path, namespace)
     environ = await broker.start()
     common = {"BROADCAST_API_KEY": KEY, "BROADCAST_DRAIN_TIME": "0", "NATS_URL": ""}
-    edges = [await start_process(**common | environ) for _ in range(2)]
+
+    async def start_two():
+        return await asyncio.gather(*(start_process(**common | environ) for _ in range(2)))
+
+    edges = await start_two()
     old = token("7")
     assert await status_of(edges[1], old) == 101
     await revoke_over_http(edges[0], user_id="7")
@@ -131,8 +137,7 @@ async def test_revocations_outlive_the_broker_and_all_edges_together(
     await broker.kill()
     environ = await broker.start()
     try:
-        for _ in range(2):
-            edge = await start_process(**common | environ)
+        for edge in await start_two():
             assert await status_of(edge, old) == 401
             assert await status_of(edge, token("8")) == 101
     finally:

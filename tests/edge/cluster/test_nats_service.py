@@ -10,7 +10,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.server import NatsServer
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 
 
 async def ask(client, verb, count, seconds=PATIENCE_S):

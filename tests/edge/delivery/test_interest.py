@@ -37,7 +37,7 @@ class Watched(MemoryDriver):
         while tuple(self.log) != entries:
             assert entries[: len(self.log)] == tuple(self.log)
             self.changed.clear()
-            await asyncio.wait_for(self.changed.wait(), 5)
+            await asyncio.wait_for(self.changed.wait(), 40)
 
     async def subscribe(self, subject, handler):
         self.note("subscribe")
@@ -90,7 +90,7 @@ async def publish(driver, payload=b"1", channel="a"):
 
 async def gone(interest):
     """Wait until released subscriptions have ended, and check that none is left."""
-    await interest._tasks.join(5)
+    await interest._tasks.join(40)
     assert len(interest) == 0
 
 
@@ -138,15 +138,15 @@ async def test_coming_back_within_the_linger_keeps_the_subscription(driver, inte
 async def test_the_linger_counts_from_the_last_leaving():
     driver = Watched(MemoryBroker(SUBJECTS))
     await driver.open()
-    interest = Interest(driver, SUBJECTS, lambda *_: None, 0.4)
+    interest = Interest(driver, SUBJECTS, lambda *_: None, 4.0)
     await interest.acquire("a")
     interest.release("a")
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.0)
     await interest.acquire("a")
     interest.release("a")
     left = asyncio.get_running_loop().time()
     await driver.until("subscribe", "close")
-    assert asyncio.get_running_loop().time() - left >= 0.39
+    assert asyncio.get_running_loop().time() - left >= 3.99
     await interest.aclose()
     await driver.aclose()
 

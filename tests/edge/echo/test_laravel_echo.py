@@ -177,7 +177,7 @@ async def test_channel_that_was_left_begins_anew_with_the_plugin(connected, edge
         echo.channel("announcements").subscribed(() => say("left")); // its answer comes after
     """)
     await echo.next("left")
-    async with asyncio.timeout(10):  # the client does not wait for the node
+    async with asyncio.timeout(40):  # the client does not wait for the node
         while (await edge.node.census.channel("general")).connections:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await bus.publish("general", "n", 2)

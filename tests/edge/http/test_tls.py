@@ -92,7 +92,7 @@ async def test_renewed_certificate_is_taken_at_sighup_and_a_broken_one_is_not(
     assert await serial_of(edge.port) == first
     second = write_certificate(tmp_path, "second")
     edge.process.send_signal(signal.SIGHUP)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while await serial_of(edge.port) != second:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(0.02)
     edge.terminate()

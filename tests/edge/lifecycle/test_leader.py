@@ -32,7 +32,7 @@ async def test_ledger_may_change_while_the_leader_waits_until_it_is_written():
         leader._record(f"ledger.c.{number}", occupied(number))
     leader._record("ledger.c.1", None)
     may_write.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         await marking
     assert await leader.is_last()
     await leader.aclose()

@@ -92,7 +92,7 @@ async def post():
     async def send(url, *networks):
         settings = EdgeSettings(
             webhook_url=url, webhook_secret="a-secret-of-webhooks", webhook_networks=networks,
-            webhook_timeout=5.0,
+            webhook_timeout=30.0,
         )  # fmt: skip
         receiver = NativeReceiver(settings)
         if url not in posters:

@@ -17,7 +17,7 @@ from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.protocols.vocabulary import CloseReason
 from tests.edge.conftest import expired
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 
 
 async def scrape(edge):

@@ -125,7 +125,7 @@ async def test_at_sighup_another_authority_is_believed_and_the_one_before_is_not
         house.demand(new)
         edge.process.send_signal(signal.SIGHUP)
         renewed = house.client(by=new)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             while True:
                 try:
                     code, _ = await status(edge.port, renewed)
@@ -169,7 +169,7 @@ async def test_health_check_says_what_a_node_lacks(start_process, own_nats_serve
     edge = await start_process(NATS_URL=own_nats_server.url)
     await own_nats_server.stop()
     environ = {"BROADCAST_WEBSOCKET_PORT": str(edge.port)}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while (answer := await health(**environ))[0] == 0:
             pass
     assert "503: " in answer[1]

@@ -15,7 +15,7 @@ from eventbus_edge.config import EdgeSettings
 from eventbus_edge.process.supervisor import Supervisor
 from tests.ports import free_port
 
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 
 
 def children_of(pid):

@@ -122,7 +122,7 @@ class LineClient:
         self.socket = socket
 
     async def next(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             return await self.socket.recv()
 
     async def ask(self, line):
@@ -130,7 +130,7 @@ class LineClient:
         return await self.next()
 
     async def ended(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await self.socket.wait_closed()
         return self.socket.close_code
 
@@ -329,10 +329,10 @@ async def test_the_reason_of_a_close_has_the_protocols_own_code_and_last_words(l
 
 
 async def test_a_heartbeat_is_a_message_of_the_protocol(start_edge, memory_bus, lines):
-    edge = await start_edge(memory_bus, heartbeat=0.3, websockets={"/lines": lines})
+    edge = await start_edge(memory_bus, heartbeat=1.5, websockets={"/lines": lines})
     edge.extensions = None
     line = await connect(edge)
-    for _ in range(4):  # longer than a client lives that does not answer
+    for _ in range(3):  # longer than a client lives that does not answer
         assert await line.next() == "THERE?"
         await line.socket.send("HERE")
     pings = asyncio.create_task(_keep_pinging(line.socket))

@@ -24,7 +24,7 @@ from tests.edge.pusher.test_api import APP, SETTINGS, Client, request
 
 SHOP = PusherApp(id="2001", key="shop-key", secret="secret-of-the-shop")
 GAME = PusherApp(id="2002", key="game-key", secret="secret-of-the-game")
-PATIENCE_S = 15
+PATIENCE_S = 40
 
 
 def table(app, more=""):

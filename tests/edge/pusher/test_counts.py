@@ -91,7 +91,7 @@ async def test_foreign_message_changes_no_count(start, nats, namespace, payload)
 
 async def test_many_connections_are_counted_less_often(start, monkeypatch):
     monkeypatch.setattr(counts, "MANY", 2)
-    monkeypatch.setattr(counts, "MANY_S", 1.5)
+    monkeypatch.setattr(counts, "MANY_S", 6.0)
     edge = await start()
     clients = [await open_client(edge) for _ in range(5)]
     for client in clients[:3]:

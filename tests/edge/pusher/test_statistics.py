@@ -44,13 +44,13 @@ async def test_connections_and_messages_are_shown_by_protocol(start_edge, bus, t
         ('messages_out_total{protocol="native"}', "2.0"),
         ('messages_out_total{protocol="pusher"}', "5.0"),
     }
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (found := await scraped(edge)) != expected:  # noqa: ASYNC110 - counted each turn
             await asyncio.sleep(0.05)
     assert found == expected
     sample = edge.node.metrics.registry.get_sample_value
     assert sample("eventbus_edge_messages_out_total") == 7
     await tabs[0]._client.socket.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while (await bus.stats()).nodes[0].protocols != {"native": 1, "pusher": 2}:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

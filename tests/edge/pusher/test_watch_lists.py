@@ -55,7 +55,7 @@ async def test_users_on_all_nodes_are_watched(start, settings, know_each_other):
 
 
 async def test_user_with_another_tab_or_back_in_time_stays_online(start):
-    edge = await start(presence_grace=1.5)
+    edge = await start(presence_grace=6.0)
     tabs = [await sign_in(edge, "bob"), await sign_in(edge, "bob")]
     watcher = await sign_in(edge, "7", "bob", "carol")
     assert await news(watcher) == {"online": ["bob"], "offline": ["carol"]}
@@ -63,7 +63,7 @@ async def test_user_with_another_tab_or_back_in_time_stays_online(start):
         await tab._client.socket.close()
     await asyncio.sleep(0.5)  # long enough to be noticed
     await sign_in(edge, "bob")
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(6.0)
     carol = await sign_in(edge, "carol")
     assert await news(watcher) == {"online": ["carol"]}
     await carol._client.socket.close()
@@ -128,7 +128,7 @@ async def test_connection_that_has_ended_leaves_nothing_behind(start):
     await news(watcher)
     await watcher._client.socket.close()
     watchers, counts = edge.node._watchers, edge.node._counts
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(40):
         while watchers._watching or counts._tracked:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(0.05)
     assert not watchers._inboxes

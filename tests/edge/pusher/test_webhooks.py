@@ -35,9 +35,8 @@ FAST = SETTINGS | {
     "webhook_backoff": (0.05,),
     "lifecycle_linger": 0.1,
     "presence_grace": 0.1,
-    "presence_ttl": 1.5,
 }
-PATIENCE_S = 15
+PATIENCE_S = 40
 
 
 class Receiver:

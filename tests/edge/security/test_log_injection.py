@@ -58,7 +58,7 @@ async def raw(port, *parts):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(b"".join(parts))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             return await reader.read()
     finally:
         writer.close()

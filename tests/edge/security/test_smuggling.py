@@ -56,7 +56,7 @@ async def statuses(port, data):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(data)
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(40):
             received = await reader.read()
     finally:
         writer.close()

@@ -15,7 +15,7 @@ from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics import Metrics
 from eventbus_edge.process.handshakes import TlsServer
 
-PATIENCE_S = 10.0
+PATIENCE_S = 40.0
 BEGUN = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 """The first bytes of a ClientHello (RFC 8446, 4.1.2)."""
 

@@ -9,7 +9,7 @@ UPGRADE = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 MASK = b"\x01\x02\x03\x04"
-PATIENCE_S = 20.0
+PATIENCE_S = 40.0
 MIB = 1024**2
 FRAME = b"\x81\xfe" + struct.pack("!H", 60_000) + MASK
 FRAGMENT = b"\x01\x81" + MASK + b"\x00"
@@ -35,7 +35,7 @@ async def trickle(port, begun, piece):
 
 
 async def test_client_that_trickles_bytes_of_a_frame_is_closed(start_edge, bus):
-    edge = await start_edge(bus, heartbeat=1.0)
+    edge = await start_edge(bus, heartbeat=2.0)
     bystander = await edge.connect()
     await trickle(edge.port, FRAME, b"\x00")
     assert edge.node.metrics.closes.labels("4203")._value.get() == 1

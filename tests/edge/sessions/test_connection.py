@@ -49,8 +49,14 @@ async def bus():
 
 
 @pytest.fixture
-async def node(bus):
-    settings = EdgeSettings(heartbeat=0.1, unsubscribe_after=0.0, drain_time=0.0)
+def heartbeat():
+    """Seconds until a node asks a silent client, and as many until it closes the connection."""
+    return 600.0
+
+
+@pytest.fixture
+async def node(bus, heartbeat):
+    settings = EdgeSettings(heartbeat=heartbeat, unsubscribe_after=0.0, drain_time=0.0)
     made = Node(bus, settings, ChannelRules(), None)
     await made.start()
     yield made
@@ -151,6 +157,7 @@ async def test_a_client_that_leaves_while_it_joins_holds_nothing(node, bus, monk
     assert node.metrics.subscriptions._value.get() == 0
 
 
+@pytest.mark.parametrize("heartbeat", [0.1])
 async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others(
     node, monkeypatch, caplog
 ):
@@ -161,7 +168,7 @@ async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others
         raise ValueError("a bug")
 
     monkeypatch.setattr(broken.session.time, "tick", fail)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(40):
         while 4203 not in other.log:  # noqa: ASYNC110 - the log tells, by no event
             await asyncio.sleep(0.01)
     assert socket.log[-1] == 1011

@@ -195,6 +195,7 @@ async def test_authorizer_decides_about_members_too(start_edge, bus, token):
     assert await client.error("presence", channel="room.8") == "forbidden"
 
 
+@pytest.mark.usefixtures("no_refills")
 async def test_members_that_are_read_count_for_the_address(start_edge, bus, token):
     edge = await start_edge(bus, max_history_per_address=1)
     client = await edge.connect(token=token("7"))

@@ -1,6 +1,7 @@
 """Mirrors of state entries: changes are newer than what is read, and losses are repaired."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -135,9 +136,29 @@ async def test_each_loss_is_synchronized_twice_and_a_failed_one_is_retried(monke
     task = asyncio.create_task(resync.run())
     for losses in (2, 3):
         driver.state.losses = losses
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             await done.wait()
         done.clear()
     task.cancel()
     await asyncio.wait({task})
     assert calls == [True, False] * 2
+
+
+async def test_time_in_which_the_process_was_stopped_does_not_count_as_time_for_the_other_nodes():
+    driver = SimpleNamespace(state=SimpleNamespace(losses=1))
+    calls = asyncio.Queue()
+
+    async def synchronize(keep_missing):
+        calls.put_nowait(keep_missing)
+
+    resync = Resync(lambda: driver.state.losses, 1, synchronize, settle_s=1.2, what="test")
+    task = asyncio.create_task(resync.run())
+    driver.state.losses = 2
+    async with asyncio.timeout(40):
+        assert await calls.get() is True
+        time.sleep(2)  # noqa: ASYNC251 - the whole process, for longer than the others have
+        continued = time.monotonic()
+        assert await calls.get() is False
+    assert time.monotonic() - continued > 0.5
+    task.cancel()
+    await asyncio.wait({task})

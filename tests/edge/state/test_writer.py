@@ -70,7 +70,7 @@ async def test_the_latest_value_is_written_with_one_write_per_key_at_a_time(writ
         writer.put("k", value)
     assert not await writer.written("k", 0.01)
     state.open.set()
-    assert await writer.written("k", 5)
+    assert await writer.written("k", 40)
     assert state.writes == [("k", b"1"), ("k", b"4")]
     assert state.most_at_once == 1
 
@@ -81,7 +81,7 @@ async def test_an_entry_that_ended_while_it_was_written_is_not_there(writer, sta
     await asyncio.sleep(0)
     writer.delete("k")
     state.open.set()
-    assert await writer.written("k", 5)
+    assert await writer.written("k", 40)
     assert state.values == {}
 
 
@@ -92,7 +92,7 @@ async def test_a_bus_that_refuses_is_retried_and_logged_once(writer, state, capl
     assert not await writer.written("k0", 0.1)
     state.fail = False
     for i in range(5):
-        assert await writer.written(f"k{i}", 5)
+        assert await writer.written(f"k{i}", 40)
     assert len(state.values) == 5
     assert caplog.text.count("cannot be written yet") == 1
 
@@ -104,7 +104,7 @@ async def test_thousands_are_written_some_hundred_at_once(writer, state):
     await asyncio.sleep(0.01)
     state.open.set()
     for i in range(2000):
-        assert await writer.written(f"k{i}", 5)
+        assert await writer.written(f"k{i}", 40)
     assert len(state.values) == 2000
     assert 1 < state.most_at_once <= 256
 
@@ -112,11 +112,11 @@ async def test_thousands_are_written_some_hundred_at_once(writer, state):
 async def test_missing_entries_are_written_again_and_unwanted_ones_deleted(writer, state):
     for key in ("same", "lost", "changed"):
         writer.put(key, b"1")
-        assert await writer.written(key, 5)
+        assert await writer.written(key, 40)
     state.writes.clear()
     await writer.repair({"same": b"1", "changed": b"0", "left over": b"1"})
     for key in ("lost", "changed", "left over"):
-        assert await writer.written(key, 5)
+        assert await writer.written(key, 40)
     assert sorted(state.writes, key=str) == [
         ("changed", b"1"), ("left over", None), ("lost", b"1"),
     ]  # fmt: skip
@@ -125,21 +125,21 @@ async def test_missing_entries_are_written_again_and_unwanted_ones_deleted(write
 async def test_entries_are_written_again_before_their_time_is_over(writer, state):
     writer.put("kept", b"1")
     writer.put("ended", b"1")
-    assert await writer.written("kept", 5)
+    assert await writer.written("kept", 40)
     writer.delete("ended")
-    assert await writer.written("ended", 5)
+    assert await writer.written("ended", 40)
     state.writes.clear()
     now = asyncio.get_running_loop().time()
     await writer.refresh(now + 1)
     await writer.refresh(now + presence_writer.ENTRY_TTL_S / 2)
-    assert await writer.written("kept", 5)
+    assert await writer.written("kept", 40)
     assert state.writes == [("kept", b"1")]
 
 
 async def test_the_same_entry_again_costs_nothing(writer, state):
     writer.put("k", b"1")
-    assert await writer.written("k", 5)
+    assert await writer.written("k", 40)
     writer.put("k", b"1")
     writer.delete("unknown")
-    assert await writer.written("k", 5)
+    assert await writer.written("k", 40)
     assert state.writes == [("k", b"1")]

@@ -63,7 +63,7 @@ async def ask(runner, data):
     reader, writer = await asyncio.open_connection("127.0.0.1", runner.addresses[0][1])
     try:
         writer.write(data)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(40):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
             version, status = head[0].split()[:2]
             assert version in {"HTTP/1.0", "HTTP/1.1"}

@@ -70,7 +70,7 @@ async def join(make_driver):
     """Join a node: `await join("a")`; it answers ECHO."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def join_one(name, *, answers=True, hello_s=0.1, **options):
+        async def join_one(name, *, answers=True, hello_s=0.4, **options):
             bus = await make_driver()
             faults = Faults()
             cluster = Cluster(
@@ -161,7 +161,22 @@ async def test_a_client_that_was_stopped_waits_for_all_nodes_again(join):
     await until(lambda: client.nodes == {"a", "b"})
     await asyncio.sleep(PATIENCE_S)
     await early(lambda: client.ask(ECHO, Asked("hi")))
-    time.sleep(0.5)  # noqa: ASYNC251 - the whole process, for longer than hellos count
+    time.sleep(1.5)  # noqa: ASYNC251 - the whole process, for longer than hellos count
+    gathered = await client.ask(ECHO, Asked("hi"))
+    assert output(gathered) == {node.node_id: ["hi"] for node in nodes}
+
+
+async def test_a_client_that_was_stopped_while_hellos_were_due_waits_for_all_nodes(join):
+    """A pause that is shorter than hellos count, and makes those of the others too old."""
+    hello_s = 60
+    nodes = [await join(name, hello_s=hello_s) for name in ("a", "b")]
+    client = await join("client", answers=False, is_node=False, hello_s=hello_s)
+    await until(lambda: client.nodes == {"a", "b"})
+    await asyncio.sleep(PATIENCE_S)
+    await early(lambda: client.ask(ECHO, Asked("hi")))
+    now = asyncio.get_running_loop().time()
+    client._announced_at = now - 1.6 * hello_s
+    client._seen = dict.fromkeys(client._seen, now - 2.55 * hello_s)
     gathered = await client.ask(ECHO, Asked("hi"))
     assert output(gathered) == {node.node_id: ["hi"] for node in nodes}
 
