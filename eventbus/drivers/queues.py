@@ -56,8 +56,8 @@ class LeasedJob(Protocol):
     async def is_queued(self) -> bool:
         """Whether the job is still in its queue. Raises ConnectionFailed."""
 
-    def continues(self, earlier: "LeasedJob") -> None:
-        """Count this delivery as the same attempt as `earlier`, which is still running."""
+    def counts_as(self, attempt: int) -> None:
+        """Count this delivery as that attempt: some deliveries before it were none."""
 
 
 class Failure(NamedTuple):

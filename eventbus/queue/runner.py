@@ -54,6 +54,8 @@ CANCEL_GRACE_S: Final = 5.0
 """How long a job that ignores its cancellation keeps its lease after its timeout."""
 STALE_S: Final = 1.0
 """How long after a suspension of this process jobs may arrive that were sent before it."""
+MAX_UNCOUNTED: Final = 1000
+"""Of how many jobs a runner remembers that the broker counts more attempts than they had."""
 _LOST: Final = qualified_name(WorkerLost)
 
 
@@ -99,7 +101,9 @@ class _Stamp(NamedTuple):
 class _Run:
     """A running job."""
 
-    __slots__ = ("begun", "extended_at", "is_lost", "leased", "until")
+    __slots__ = (
+        "begun", "ended", "extended_at", "is_ending", "is_lost", "leased", "uncounted", "until",
+    )  # fmt: skip
 
     def __init__(self, leased: LeasedJob) -> None:
         self.leased = leased
@@ -109,6 +113,11 @@ class _Run:
         """The monotonic time to which its lease may be extended."""
         self.is_lost = False
         """Whether its lease ended, so that another worker may have the job."""
+        self.uncounted = 0
+        """How many deliveries of the job were no attempts, although the broker counts them."""
+        self.is_ending = False
+        """Whether its listeners have ended, so that the broker is being told how."""
+        self.ended = asyncio.Event()
 
     @property
     def elapsed(self) -> float:
@@ -130,8 +139,18 @@ class _Run:
         self.is_lost = True
 
     def redelivered(self, leased: LeasedJob) -> None:
-        """The job was redelivered to this worker, which begins another lease."""
+        """The job was redelivered to this worker, which begins another lease of this attempt."""
+        self.count(leased, leased.attempt - self.leased.attempt)
         self.leased, self.extended_at, self.is_lost = leased, _Stamp.now(), False
+
+    def count(self, leased: LeasedJob, uncounted: int) -> None:
+        """So many deliveries up to this one were no attempts."""
+        leased.counts_as(leased.attempt - uncounted)
+        self.uncounted = uncounted
+
+    def is_over(self) -> None:
+        """The listeners have ended: a delivery from now on is another attempt, if the job stays."""
+        self.is_ending = True
 
 
 class JobRunner:
@@ -146,22 +165,41 @@ class JobRunner:
         self._lease = float("inf")
         self._runs: dict[tuple[str, str], _Run] = {}
         """The running jobs, by queue and key."""
+        self._uncounted: dict[tuple[str, str], int] = {}
+        """`_Run.uncounted` of jobs that may be delivered again, the oldest first."""
         self._awake = _Stamp.now()
         self._stale_until = 0.0
 
     async def run(self, leased: LeasedJob) -> None:
         """Run one attempt of one job."""
         key = (leased.queue, leased.key)
-        if (running := self._runs.get(key)) is not None:
-            self._redelivered(running, leased)
-            return
+        is_next = False
+        while (running := self._runs.get(key)) is not None:
+            if not running.is_ending:
+                self._redelivered(running, leased)
+                return
+            await running.ended.wait()
+            is_next = True
         run = self._runs[key] = _Run(leased)
+        if uncounted := self._uncounted.pop(key, 0):
+            run.count(leased, uncounted)
         try:
+            if is_next and await self._is_finished(leased):
+                return
             if self._may_be_stale() and not await self._is_ours(run):
                 return
             await self._run(run)
         finally:
             del self._runs[key]
+            self._remember(key, run.uncounted)
+            run.ended.set()
+
+    def _remember(self, key: tuple[str, str], uncounted: int) -> None:
+        """Remember what the broker cannot know if it delivers a job again."""
+        if uncounted:
+            self._uncounted[key] = uncounted
+            if len(self._uncounted) > MAX_UNCOUNTED:
+                del self._uncounted[next(iter(self._uncounted))]
 
     async def _run(self, run: _Run) -> None:
         leased = run.leased
@@ -182,6 +220,7 @@ class JobRunner:
                 ):
                     await self._process(event, job.timeout)
         except (Exception, asyncio.CancelledError) as exc:
+            run.is_over()
             if is_cancelled():
                 await complete(self._hand_back(run))
                 raise
@@ -193,6 +232,7 @@ class JobRunner:
             else:
                 await complete(self._retry(run, job, cause))
         else:
+            run.is_over()
             await complete(self._done(run, job))
 
     async def _process(self, event: Event, seconds: float) -> None:
@@ -292,7 +332,6 @@ class JobRunner:
             "job %s of queue %s was redelivered while it is running", leased.key, leased.queue
         )
         if leased is not run.leased:
-            leased.continues(run.leased)
             run.redelivered(leased)
 
     def _may_be_stale(self) -> bool:

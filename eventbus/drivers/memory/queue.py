@@ -20,7 +20,6 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.queues import (
     Failure,
-    LeasedJob,
     QueueStats,
 )
 from eventbus.errors import PublishFailed
@@ -152,8 +151,8 @@ class MemoryLeasedJob:
         """True: leases never end."""
         return True
 
-    def continues(self, earlier: LeasedJob) -> None:
-        """Do nothing: jobs are never redelivered while they run."""
+    def counts_as(self, attempt: int) -> None:
+        """Do nothing: each delivery is an attempt, because leases never end."""
 
 
 class MemoryReader:

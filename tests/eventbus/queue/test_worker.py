@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -21,7 +22,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery
 from eventbus.drivers.nats.pull import SILENT
-from eventbus.drivers.queues import LeasedJob
+from eventbus.drivers.queues import LeasedJob, QueueReader
 from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast, ShouldQueue
 from eventbus.queue import FailedJob, Worker, failed_jobs, job_of
@@ -751,6 +752,161 @@ async def _taken_twice(bus: EventBus) -> tuple[LeasedJob, LeasedJob]:
     await until(both)
     await reader.aclose()
     return taken[0], taken[1]
+
+
+class WorkedTwice(Event, ShouldQueue, tries=2, backoff=0):
+    pass
+
+
+async def _next_taken(reader: QueueReader) -> LeasedJob:
+    """The next delivery: of a job whose lease has to end first, if need be."""
+    taken: list[LeasedJob] = []
+
+    async def one() -> bool:
+        taken.extend(await reader.fetch(1))
+        return bool(taken)
+
+    await until(one)
+    return taken[0]
+
+
+async def test_job_of_a_worker_suspended_twice_in_one_attempt_still_has_its_second(nats_bus):
+    """The broker counts three deliveries, of which the second was no attempt."""
+    bus, lease = nats_bus, nats_bus.settings.queue_lease
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    runs = []
+
+    @bus.listen(WorkedTwice)
+    async def listener(_event):
+        runs.append(1)
+        if len(runs) == 1:
+            begun.set()
+            await go_on.wait()
+            time.sleep(lease + 0.5)  # noqa: ASYNC251 - a suspended process
+        raise RuntimeError("its own")
+
+    store = await bus.queues()
+    reader, runner = store.reader("default"), JobRunner(bus)
+    leases = asyncio.create_task(runner.keep_leases(store))
+    await bus.dispatch(WorkedTwice())
+    first = asyncio.create_task(runner.run(await _next_taken(reader)))
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    time.sleep(lease + 0.5)  # noqa: ASYNC251 - a suspended process
+    await runner.run(await _next_taken(reader))
+    assert not first.done()
+    go_on.set()
+    await asyncio.wait_for(first, WAIT_S)
+    third = await _next_taken(reader)
+    assert third.attempt == 3
+    await runner.run(third)
+    (failed,) = await failed_jobs(store)
+    assert (failed.error, failed.attempts, len(runs)) == ("RuntimeError", 2, 2)
+    await all_done(bus)
+    leases.cancel()
+    await reader.aclose()
+
+
+class _SlowlyEnding:
+    """A job whose end takes until `go_on`; the broker hears of it before that, or only then."""
+
+    def __init__(self, leased: LeasedJob, *, is_heard_first: bool) -> None:
+        self.leased = leased
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.is_heard_first = is_heard_first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.leased, name)
+
+    async def retry(self, seconds: float) -> None:
+        await self._end(functools.partial(self.leased.retry, seconds))
+
+    async def done(self) -> None:
+        await self._end(self.leased.done)
+
+    async def _end(self, tell: Callable[[], Awaitable[None]]) -> None:
+        if self.is_heard_first:
+            await tell()
+        self.begun.set()
+        await self.go_on.wait()
+        if not self.is_heard_first:
+            await tell()
+
+
+async def test_next_delivery_that_overtakes_the_end_of_the_attempt_is_the_next_attempt(bus):
+    runs = []
+
+    @bus.listen(WorkedTwice)
+    def listener(_event):
+        runs.append(1)
+        raise RuntimeError("its own")
+
+    store = await bus.queues()
+    reader, runner = store.reader("default"), JobRunner(bus)
+    await bus.dispatch(WorkedTwice())
+    ending = _SlowlyEnding(await _next_taken(reader), is_heard_first=True)
+    first = asyncio.create_task(runner.run(ending))
+    await asyncio.wait_for(ending.begun.wait(), WAIT_S)
+    second = asyncio.create_task(runner.run(await _next_taken(reader)))
+    await asyncio.sleep(0)
+    assert len(runs) == 1, "only one attempt at a time"
+    ending.go_on.set()
+    await asyncio.wait_for(asyncio.gather(first, second), WAIT_S)
+    (failed,) = await failed_jobs(store)
+    assert (failed.error, failed.attempts, len(runs)) == ("RuntimeError", 2, 2)
+    await all_done(bus)
+    await reader.aclose()
+
+
+async def test_retry_that_the_broker_hears_of_after_the_lease_is_not_one_attempt_more(nats_bus):
+    bus = nats_bus
+    go_on, has_begun_again = asyncio.Event(), asyncio.Event()
+    runs = []
+
+    @bus.listen(WorkedTwice)
+    async def listener(_event):
+        runs.append(1)
+        if len(runs) == 2:
+            has_begun_again.set()
+            await go_on.wait()
+        raise RuntimeError("its own")
+
+    store = await bus.queues()
+    reader, runner = store.reader("default"), JobRunner(bus)
+    await bus.dispatch(WorkedTwice())
+    ending = _SlowlyEnding(await _next_taken(reader), is_heard_first=False)
+    first = asyncio.create_task(runner.run(ending))
+    await asyncio.wait_for(ending.begun.wait(), WAIT_S)
+    second = asyncio.create_task(runner.run(await _next_taken(reader)))
+    ending.go_on.set()
+    await asyncio.wait_for(first, WAIT_S)
+    await asyncio.wait_for(has_begun_again.wait(), WAIT_S)
+    third = await _next_taken(reader)
+    assert third.attempt == 3
+    await runner.run(third)
+    go_on.set()
+    await asyncio.wait_for(second, WAIT_S)
+    (failed,) = await failed_jobs(store)
+    assert (failed.error, failed.attempts, len(runs)) == ("RuntimeError", 2, 2)
+    await all_done(bus)
+    await reader.aclose()
+
+
+async def test_delivery_that_waits_for_the_end_of_a_job_that_is_done_is_not_run(nats_bus):
+    bus, runs = nats_bus, []
+    bus.listen(WorkedOn)(runs.append)
+    await bus.dispatch(WorkedOn(n=1))
+    first, second = await _taken_twice(bus)
+    runner = JobRunner(bus)
+    ending = _SlowlyEnding(first, is_heard_first=False)
+    ended = asyncio.create_task(runner.run(ending))
+    await asyncio.wait_for(ending.begun.wait(), WAIT_S)
+    again = asyncio.create_task(runner.run(second))
+    await asyncio.sleep(0)
+    ending.go_on.set()
+    await asyncio.wait_for(asyncio.gather(ended, again), WAIT_S)
+    assert len(runs) == 1
+    assert (runner.counters.done, runner.counters.failed) == (1, 0)
+    await all_done(bus)
 
 
 async def test_job_that_its_earlier_worker_finishes_is_not_declared_lost(nats_bus):

@@ -32,7 +32,6 @@ from eventbus.drivers.nats.pull import (
 )
 from eventbus.drivers.queues import (
     Failure,
-    LeasedJob,
 )
 from eventbus.errors import (
     DriverError,
@@ -86,7 +85,7 @@ class NatsLeasedJob:
 
     __slots__ = (
         "_ack",
-        "_is_same_attempt",
+        "_is_recounted",
         "_sequence",
         "_store",
         "attempt",
@@ -105,7 +104,7 @@ class NatsLeasedJob:
         self.attempt = delivered.num_delivered + (int(before[0]) if before else 0)
         self._ack = message.reply
         self._store = store
-        self._is_same_attempt = False
+        self._is_recounted = False
 
     async def done(self) -> None:
         """Remove the job: it succeeded."""
@@ -113,7 +112,7 @@ class NatsLeasedJob:
 
     async def retry(self, seconds: float) -> None:
         """Deliver the job again after that time."""
-        if self._is_same_attempt:  # but the server has counted two
+        if self._is_recounted:  # the server would go on from its own count
             await self._push_again("again", self.attempt, seconds)
             return
         await self._confirm(b"-NAK " + msgspec.json.encode({"delay": int(seconds * NANO)}))
@@ -138,9 +137,9 @@ class NatsLeasedJob:
         """Whether the job is still in the stream. Raises ConnectionFailed."""
         return await self._store.has(self._sequence)
 
-    def continues(self, earlier: LeasedJob) -> None:
-        """Count this delivery as the same attempt as `earlier`."""
-        self.attempt, self._is_same_attempt = earlier.attempt, True
+    def counts_as(self, attempt: int) -> None:
+        """Count this delivery as that attempt."""
+        self.attempt, self._is_recounted = attempt, True
 
     async def _push_again(self, why: str, attempts: int, delay: float) -> None:
         """Store the job again and delete this copy; neither when the server does not answer.
