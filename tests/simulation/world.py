@@ -115,7 +115,7 @@ class World:
         """A publisher sends a volatile event."""
         self._volatile += 1
         channel = CHANNELS[a % len(CHANNELS)]
-        self.broker.route(f"eb.live.{channel}", envelope(channel, self._volatile), b"")
+        self.broker.route(f"eb.live.{channel}", envelope(channel, self._volatile))
 
     # Time and the network
 
