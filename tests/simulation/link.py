@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import itertools
 from types import SimpleNamespace
 
 LATENCY_S = 0.02
@@ -88,6 +89,11 @@ class SimClient:
             return self.down[0][0]
         return float("inf")
 
+    def count_due(self):
+        """The number of messages that have to arrive now."""
+        now = self._clock.now
+        return sum(1 for _ in itertools.takewhile(lambda one: one[0] <= now, self.down))
+
     def deliver(self, count):
         """Deliver the next messages, all in one turn of the node's loop."""
         down, subs = self.down, self._subs
@@ -104,7 +110,8 @@ class SimClient:
         for number, one in enumerate(self.down):
             if one[2].startswith("eb.live.") and one[4].stamp(b"EB_EVENTS"):
                 del self.down[number]
-                return
+                return True
+        return False
 
     # Faults
 

@@ -88,8 +88,8 @@ class Loop(asyncio.AbstractEventLoop):
     def create_task(self, coro, *, name=None, context=None, **_):
         return asyncio.Task(coro, loop=self, name=name, context=context)
 
-    def get_debug(self):
-        return False
+    get_debug = staticmethod(bool)
+    """Always False. Each future asks, so this costs no frame."""
 
     def is_running(self):
         return True

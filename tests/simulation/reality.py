@@ -28,8 +28,8 @@ from eventbus_edge.presence import keeper
 from eventbus_edge.state import mirror
 from tests.simulation.link import SimClient
 
-TICK_S = 0.25
-"""How often idle parts of a node check the time. Most of the work of a run is this."""
+TICK_S = 0.5
+"""How often idle parts of a node check the time. Much of the work of a run is this."""
 TICKS = (
     (clock_module, "_TURN_S"),
     (keeper, "_TICK_S"),
