@@ -13,8 +13,7 @@ import re
 
 import msgspec
 
-from eventbus.drivers.marks import nanoseconds
-from eventbus.drivers.marks import timestamp as slow_timestamp
+from eventbus.drivers.marks import nanoseconds, timestamp
 from eventbus.drivers.nats.client import NO_WIRE_HEADERS, WireHeaders
 
 encode = msgspec.json.encode
@@ -82,6 +81,8 @@ class Stream:
         if (matches := matcher(filter_)) is None:
             seqs = self.subjects.get(filter_, ())
             return [self.messages[seq] for seq in seqs[bisect.bisect_left(seqs, start) :]]
+        if filter_ in (">", f"{self.root}>"):
+            return [message for seq, message in self.messages.items() if seq >= start]
         groups = [seqs for subject, seqs in self.subjects.items() if matches(subject)]
         return [
             self.messages[seq]
@@ -216,6 +217,12 @@ class Broker:
                             client.put(sid, subject, payload, headers)
             end = subject.find(".", end) + 1
 
+    def _answer(self, reply, payload, headers=NO_WIRE_HEADERS):
+        """Send an answer. Requesters listen to all tokens in the last place of their inboxes."""
+        for _, subs in self._filters.get(reply[: reply.rindex(".") + 1], {}).values():
+            for client, sid in subs:
+                client.put(sid, reply, payload, headers)
+
     def publish(self, client, subject, payload, headers, reply):
         """Handle a PUB or HPUB."""
         if subject.startswith("$JS.API."):
@@ -227,10 +234,10 @@ class Broker:
                 self._note_ledger(stream, client, subject)
             answer = self._store(stream, subject, payload, headers)
             if reply:
-                self.route(reply, encode(answer))
+                self._answer(reply, encode(answer))
         elif subject.startswith(("eb.event.", "$KV.")):
             if reply:
-                self.route(reply, b"", NO_RESPONDERS)
+                self._answer(reply, b"", NO_RESPONDERS)
         else:
             if subject.startswith("eb.control.lifecycle."):
                 self.truth.announced(payload)
@@ -303,17 +310,20 @@ class Broker:
         return {"stream": stream.name, "seq": seq}
 
     def next_expiry(self):
-        return self._expiries[0][0] if self._expiries else float("inf")
+        expiries = self._expiries
+        while expiries and not self._is_there(expiries[0]):
+            heapq.heappop(expiries)
+        return expiries[0][0] if expiries else float("inf")
+
+    def _is_there(self, expiry):
+        _, _, stream, message = expiry
+        is_current = stream.messages.get(message.seq) is message
+        return is_current and self.streams.get(stream.name) is stream
 
     def expire(self):
         """Remove expired messages; an expired entry of a bucket leaves a marker (ADR-48)."""
-        while self._expiries and self._expiries[0][0] <= self.clock.now:
+        while self.next_expiry() <= self.clock.now:
             _, _, stream, message = heapq.heappop(self._expiries)
-            if (
-                self.streams.get(stream.name) is not stream
-                or stream.messages.get(message.seq) is not message
-            ):
-                continue
             stream.remove(message)
             if stream.name != EVENTS and not message.is_marker:
                 headers = {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": f"{MARKER_S:g}s"}
@@ -342,11 +352,11 @@ class Broker:
             answer = stream.info(self.clock)
         else:
             raise AssertionError(f"the simulated server does not know {what}")
-        self.route(reply, encode(answer))
+        self._answer(reply, encode(answer))
 
     def _direct_get(self, stream, request, reply):
         if stream is None:
-            self.route(reply, b"", NO_RESPONDERS)
+            self._answer(reply, b"", NO_RESPONDERS)
             return
         if "multi_last" in request:
             (subject,) = request["multi_last"]
@@ -358,7 +368,7 @@ class Broker:
             matching = stream.matching(request.get("next_by_subj", ">"), request["seq"])
         batch = matching[: request.get("batch", 1)]
         if not batch:
-            self.route(reply, b"", NO_RESULTS)
+            self._answer(reply, b"", NO_RESULTS)
             return
         previous = 0
         for number, message in enumerate(batch, 1):
@@ -369,8 +379,8 @@ class Broker:
                 f"Nats-Last-Sequence: {previous}\r\n\r\n"
             )
             previous = message.seq
-            self.route(reply, message.payload, WireHeaders(head.encode()))
-        self.route(reply, b"", END_OF_BATCH)
+            self._answer(reply, message.payload, WireHeaders(head.encode()))
+        self._answer(reply, b"", END_OF_BATCH)
 
 
 def _wire(headers):
@@ -390,14 +400,3 @@ def matcher(filter_):
         return None
     expression = re.escape(filter_).replace(r"\*", r"[^.]+").replace(">", ".+")
     return re.compile(expression).fullmatch
-
-
-@functools.lru_cache(maxsize=16)
-def _second(seconds):
-    return slow_timestamp(seconds * 1_000_000_000)[:-1]
-
-
-def timestamp(nanos):
-    """The same as the driver's; faster, because many timestamps are of the same second."""
-    seconds, fraction = divmod(nanos, 1_000_000_000)
-    return f"{_second(seconds)}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"

@@ -2,7 +2,6 @@
 
 import asyncio
 import collections
-import itertools
 from types import SimpleNamespace
 
 LATENCY_S = 0.02
@@ -83,23 +82,12 @@ class SimClient:
     def put(self, sid, subject, payload, headers):
         self.down.append((self._clock.now + LATENCY_S, sid, subject, payload, headers))
 
-    def due(self):
-        """When the next message arrives at the latest."""
-        if self.down and not self.is_stalled:
-            return self.down[0][0]
-        return float("inf")
-
-    def count_due(self):
-        """The number of messages that have to arrive now."""
-        now = self._clock.now
-        return sum(1 for _ in itertools.takewhile(lambda one: one[0] <= now, self.down))
-
-    def deliver(self, count):
-        """Deliver the next messages, all in one turn of the node's loop."""
+    def deliver(self, count, until):
+        """Deliver the next messages, those that are due at some time, in one turn of the loop."""
         down, subs = self.down, self._subs
-        count = min(count, len(down))
-        self.world.arrivals += count
-        for _ in range(count):
+        while count and down and down[0][0] <= until:
+            count -= 1
+            self.world.arrivals += 1
             _, sid, subject, payload, headers = down.popleft()
             subscription = subs.get(sid)
             if subscription is not None:

@@ -106,9 +106,9 @@ class Process:
             return
         self.loop.run(callback, *arguments)
 
-    def deliver(self, count):
+    def deliver(self, count, until=float("inf")):
         if self.is_reachable:
-            self.loop.run(self.client.deliver, count)
+            self.loop.run(self.client.deliver, count, until)
 
     def kill(self):
         if self.is_dead:

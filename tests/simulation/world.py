@@ -55,6 +55,7 @@ class World:
         self._published = 0
         self._volatile = 0
         self._started = 0
+        self._steps = {name[5:]: getattr(self, name) for name in dir(self) if name[:5] == "step_"}
         self.faults = []
         """Unexpected errors of the nodes, from their logs and loops."""
 
@@ -73,9 +74,10 @@ class World:
         Returns whether there was anything to do.
         """
         name, a, b = step
-        has_done = getattr(self, f"step_{name}")(a, b) is not False
-        self.check()
-        return has_done
+        is_done = self._steps[name](a, b) is not False
+        if self.truth.broken or self.faults:
+            self.check()
+        return is_done
 
     def check(self):
         """Raises Broken."""
@@ -103,11 +105,11 @@ class World:
         for process in self.processes:
             if process.is_dead or process.is_frozen:
                 continue
-            if (when := process.loop.next_timer()) < at:
-                at, what = when, process.loop.run_timers
-            link = process.client
-            if link is not None and (when := link.due()) < at:
-                at, what = when, process
+            loop, link = process.loop, process.client
+            if loop.timers and (when := loop.next_timer()) < at:
+                at, what = when, loop
+            if link is not None and link.down and not link.is_stalled and link.down[0][0] < at:
+                at, what = link.down[0][0], process
         if at > end:
             return False
         if at > clock.now:
@@ -115,9 +117,9 @@ class World:
         if what is None:
             broker.expire()
         elif isinstance(what, Process):
-            what.deliver(min(at_once, what.client.count_due()))
+            what.deliver(at_once, clock.now)
         else:
-            what()
+            what.run_timers()
         return True
 
     # Publishers
