@@ -138,5 +138,9 @@ def _seconds(text: str) -> int | None:
 def timestamp(nanos: int) -> str:
     """The inverse of `nanoseconds`, without trailing zeros in the fraction."""
     seconds, fraction = divmod(nanos, _NANO)
-    text = (_UNIX + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"
+    return f"{_text(seconds)}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"
+
+
+@functools.lru_cache(maxsize=64)
+def _text(seconds: int) -> str:
+    return (_UNIX + datetime.timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")

@@ -1,5 +1,6 @@
 """What a driver with shared state offers: small entries that every process sees and can watch."""
 
+import functools
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -76,6 +77,7 @@ class StateDriver(Driver, Protocol):
         """
 
 
+@functools.lru_cache(maxsize=4096)  # nodes renew the same entries again and again
 def validate_key(key: str) -> str:
     """Return `key` when it is valid for an entry. Raises InvalidPattern."""
     if not Pattern(key).is_exact:

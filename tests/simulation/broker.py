@@ -14,6 +14,7 @@ import re
 import msgspec
 
 from eventbus.drivers.marks import nanoseconds, timestamp
+from eventbus.drivers.nats.client import NO_WIRE_HEADERS, WireHeaders
 
 encode = msgspec.json.encode
 decode = msgspec.json.decode
@@ -23,24 +24,27 @@ LEASE = "$KV.EB_STATE.lifecycle.leader"
 MARK = "$KV.EB_STATE.lifecycle.mark"
 DUPLICATE_WINDOW_S = 120.0
 MARKER_S = 60.0
-NO_RESPONDERS = b"NATS/1.0 503\r\n\r\n"
+NO_RESPONDERS = WireHeaders(b"NATS/1.0 503\r\n\r\n")
+NO_RESULTS = WireHeaders(b"NATS/1.0 404 No Results\r\n\r\n")
+END_OF_BATCH = WireHeaders(b"NATS/1.0 204 EOB\r\n\r\n")
 NOT_FOUND = {"code": 404, "err_code": 10059, "description": "stream not found"}
 WRONG_SEQUENCE = {"code": 400, "err_code": 10071, "description": "wrong last sequence"}
 
 
 class Message:
-    __slots__ = ("expires", "head", "is_marker", "payload", "seq", "subject", "time")
+    __slots__ = ("expires", "head", "is_marker", "nanos", "payload", "seq", "subject", "time")
 
-    def __init__(self, seq, subject, head, payload, time, expires, is_marker):
+    def __init__(self, seq, subject, head, payload, nanos, expires, is_marker):
         self.seq, self.subject, self.head, self.payload = seq, subject, head, payload
-        self.time, self.expires, self.is_marker = time, expires, is_marker
+        self.nanos, self.time = nanos, timestamp(nanos)
+        self.expires, self.is_marker = expires, is_marker
 
 
 class Stream:
     """Messages by sequence, and the sequences of each subject."""
 
     def __init__(self, config, created):
-        self.config = config
+        self.configure(config)
         self.name = config["name"]
         self.created = created
         self.root = config["subjects"][0][:-1]
@@ -54,6 +58,10 @@ class Stream:
         self.ids = collections.OrderedDict()
         self.evicted = collections.deque(maxlen=500)
         """Evicted messages, each with the sequence of the message that evicted it."""
+
+    def configure(self, config):
+        self.config = config
+        self._encoded_config = msgspec.Raw(encode(config))
 
     def first(self):
         """The first message, if there is one."""
@@ -70,10 +78,12 @@ class Stream:
 
     def matching(self, filter_, start):
         """The messages of a subject or filter, from a sequence on, in order."""
-        if "*" not in filter_ and ">" not in filter_:
+        if (matches := matcher(filter_)) is None:
             seqs = self.subjects.get(filter_, ())
             return [self.messages[seq] for seq in seqs[bisect.bisect_left(seqs, start) :]]
-        groups = [seqs for subject, seqs in self.subjects.items() if _matches(filter_, subject)]
+        if filter_ in (">", f"{self.root}>"):
+            return [message for seq, message in self.messages.items() if seq >= start]
+        groups = [seqs for subject, seqs in self.subjects.items() if matches(subject)]
         return [
             self.messages[seq]
             for seq in sorted(seq for seqs in groups for seq in seqs if seq >= start)
@@ -91,7 +101,7 @@ class Stream:
         if subject is not None and (count := len(self.subjects.get(subject, ()))):
             state["subjects"] = {subject: count}
         return {
-            "config": self.config,
+            "config": self._encoded_config,
             "created": self.created,
             "ts": timestamp(clock.wall_ns()),
             "cluster": {"leader": "sim"},
@@ -107,9 +117,10 @@ class Broker:
         self.truth = truth
         self.streams = {}
         self.clients = {}
-        """The connected clients, in the order in which they connected."""
+        """The connected clients, in the order in which they connected: subjects by their sids."""
         self._exact = {}
         self._filters = {}
+        """Subscriptions by the text before the first wildcard, then by filter."""
         self._expiries = []
         self._numbers = itertools.count()
         self._stamp = 0
@@ -159,46 +170,58 @@ class Broker:
     # Connections
 
     def connect(self, client):
-        self.clients[client] = None
+        self.clients[client] = {}
 
     def disconnect(self, client):
-        self.clients.pop(client, None)
-        for table in (self._exact, *self._filters.values()):
-            for subject in [s for s, subs in table.items() if any(c is client for c, _ in subs)]:
-                for key in [one for one in table[subject] if one[0] is client]:
-                    self._remove(table, subject, key)
-
-    def _table(self, subject):
-        """The table for subscriptions: by subject, or by the prefix before the wildcard."""
-        if subject[-1] not in "*>" and "*" not in subject:
-            return self._exact
-        return self._filters.setdefault(re.split(r"[*>]", subject, maxsplit=1)[0], {})
+        for sid, subject in self.clients.pop(client, {}).items():
+            self._remove(client, sid, subject)
 
     def subscribe(self, client, sid, subject):
-        self._table(subject).setdefault(subject, {})[client, sid] = None
+        self.clients[client][sid] = subject
+        matches = matcher(subject)
+        if matches is None:
+            self._exact.setdefault(subject, {})[client, sid] = None
+        else:
+            group = self._filters.setdefault(_root(subject), {})
+            group.setdefault(subject, (matches, {}))[1][client, sid] = None
 
     def unsubscribe(self, client, sid, subject):
-        table = self._table(subject)
-        if subject in table:
-            self._remove(table, subject, (client, sid))
+        if self.clients[client].pop(sid, None) is not None:
+            self._remove(client, sid, subject)
 
-    def _remove(self, table, subject, key):
-        table[subject].pop(key, None)
-        if not table[subject]:
-            del table[subject]
+    def _remove(self, client, sid, subject):
+        if (subs := self._exact.get(subject)) is not None:
+            del subs[client, sid]
+            if not subs:
+                del self._exact[subject]
+            return
+        root = _root(subject)
+        group = self._filters[root]
+        subs = group[subject][1]
+        del subs[client, sid]
+        if not subs:
+            del group[subject]
+            if not group:
+                del self._filters[root]
 
-    def route(self, subject, payload, head):
+    def route(self, subject, payload, headers=NO_WIRE_HEADERS):
         """Send a message to its subscribers."""
         for client, sid in self._exact.get(subject, ()):
-            client.put(sid, subject, payload, head)
+            client.put(sid, subject, payload, headers)
         end = subject.find(".") + 1
         while end:
-            if table := self._filters.get(subject[:end]):
-                for filter_, subs in table.items():
-                    if _matches(filter_, subject):
+            if group := self._filters.get(subject[:end]):
+                for matches, subs in group.values():
+                    if matches(subject):
                         for client, sid in subs:
-                            client.put(sid, subject, payload, head)
+                            client.put(sid, subject, payload, headers)
             end = subject.find(".", end) + 1
+
+    def _answer(self, reply, payload, headers=NO_WIRE_HEADERS):
+        """Send an answer. Requesters listen to all tokens in the last place of their inboxes."""
+        for _, subs in self._filters.get(reply[: reply.rindex(".") + 1], {}).values():
+            for client, sid in subs:
+                client.put(sid, reply, payload, headers)
 
     def publish(self, client, subject, payload, headers, reply):
         """Handle a PUB or HPUB."""
@@ -211,14 +234,14 @@ class Broker:
                 self._note_ledger(stream, client, subject)
             answer = self._store(stream, subject, payload, headers)
             if reply:
-                self.route(reply, encode(answer), b"")
+                self._answer(reply, encode(answer))
         elif subject.startswith(("eb.event.", "$KV.")):
             if reply:
-                self.route(reply, b"", NO_RESPONDERS)
+                self._answer(reply, b"", NO_RESPONDERS)
         else:
             if subject.startswith("eb.control.lifecycle."):
                 self.truth.announced(payload)
-            self.route(subject, payload, _head(headers) if headers else b"")
+            self.route(subject, payload, _wire(headers) if headers else NO_WIRE_HEADERS)
 
     # Streams
 
@@ -262,9 +285,9 @@ class Broker:
         previous = seqs[-1] if seqs else 0
         stream.last = seq = stream.last + 1
         self._stamp = max(self._stamp + 1000, self.clock.wall_ns())
-        stream.last_time = time = timestamp(self._stamp)
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        message = Message(seq, subject, lines, payload, time, expires, is_marker)
+        message = Message(seq, subject, lines, payload, self._stamp, expires, is_marker)
+        stream.last_time = message.time
         stream.messages[seq] = message
         stream.subjects[subject].append(seq)
         if 0 < stream.per_subject < len(stream.subjects[subject]):
@@ -280,24 +303,27 @@ class Broker:
             self.truth.new_leader(has_ledger=bool(previous))
         head = (
             f"NATS/1.0\r\n{lines}Nats-Stream: {stream.name}\r\nNats-Subject: {subject}\r\n"
-            f"Nats-Sequence: {seq}\r\nNats-Time-Stamp: {time}\r\nNats-Last-Sequence: {previous}"
-            "\r\n\r\n"
+            f"Nats-Sequence: {seq}\r\nNats-Time-Stamp: {message.time}\r\n"
+            f"Nats-Last-Sequence: {previous}\r\n\r\n"
         )
-        self.route(stream.dest + subject[len(stream.root) :], payload, head.encode())
+        self.route(stream.dest + subject[len(stream.root) :], payload, WireHeaders(head.encode()))
         return {"stream": stream.name, "seq": seq}
 
     def next_expiry(self):
-        return self._expiries[0][0] if self._expiries else float("inf")
+        expiries = self._expiries
+        while expiries and not self._is_there(expiries[0]):
+            heapq.heappop(expiries)
+        return expiries[0][0] if expiries else float("inf")
+
+    def _is_there(self, expiry):
+        _, _, stream, message = expiry
+        is_current = stream.messages.get(message.seq) is message
+        return is_current and self.streams.get(stream.name) is stream
 
     def expire(self):
         """Remove expired messages; an expired entry of a bucket leaves a marker (ADR-48)."""
-        while self._expiries and self._expiries[0][0] <= self.clock.now:
+        while self.next_expiry() <= self.clock.now:
             _, _, stream, message = heapq.heappop(self._expiries)
-            if (
-                self.streams.get(stream.name) is not stream
-                or stream.messages.get(message.seq) is not message
-            ):
-                continue
             stream.remove(message)
             if stream.name != EVENTS and not message.is_marker:
                 headers = {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": f"{MARKER_S:g}s"}
@@ -322,30 +348,27 @@ class Broker:
         elif kind == "STREAM.INFO":
             answer = stream.info(self.clock, request.get("subjects_filter"))
         elif kind == "STREAM.UPDATE":
-            stream.config = request
+            stream.configure(request)
             answer = stream.info(self.clock)
         else:
             raise AssertionError(f"the simulated server does not know {what}")
-        self.route(reply, encode(answer), b"")
+        self._answer(reply, encode(answer))
 
     def _direct_get(self, stream, request, reply):
         if stream is None:
-            self.route(reply, b"", NO_RESPONDERS)
+            self._answer(reply, b"", NO_RESPONDERS)
             return
         if "multi_last" in request:
             (subject,) = request["multi_last"]
             matching = stream.matching(subject, 0)[-1:]
         elif "start_time" in request:
-            matching = [
-                message
-                for message in stream.matching(request["next_by_subj"], 0)
-                if _before(request["start_time"], message.time)
-            ]
+            since = nanoseconds(request["start_time"])
+            matching = [m for m in stream.matching(request["next_by_subj"], 0) if since <= m.nanos]
         else:
             matching = stream.matching(request.get("next_by_subj", ">"), request["seq"])
         batch = matching[: request.get("batch", 1)]
         if not batch:
-            self.route(reply, b"", b"NATS/1.0 404 No Results\r\n\r\n")
+            self._answer(reply, b"", NO_RESULTS)
             return
         previous = 0
         for number, message in enumerate(batch, 1):
@@ -356,21 +379,24 @@ class Broker:
                 f"Nats-Last-Sequence: {previous}\r\n\r\n"
             )
             previous = message.seq
-            self.route(reply, message.payload, head.encode())
-        self.route(reply, b"", b"NATS/1.0 204 EOB\r\n\r\n")
+            self._answer(reply, message.payload, WireHeaders(head.encode()))
+        self._answer(reply, b"", END_OF_BATCH)
 
 
-def _head(headers):
+def _wire(headers):
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"NATS/1.0\r\n{lines}\r\n".encode()
+    return WireHeaders(f"NATS/1.0\r\n{lines}\r\n".encode())
 
 
-@functools.lru_cache(maxsize=65_536)
-def _matches(filter_, subject):
-    """Whether a subject matches a filter with `*` or `>`."""
+def _root(filter_):
+    """The part of a filter before its first wildcard."""
+    return re.split(r"[*>]", filter_, maxsplit=1)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def matcher(filter_):
+    """A function that says whether a subject matches a filter; None for an exact subject."""
+    if "*" not in filter_ and ">" not in filter_:
+        return None
     expression = re.escape(filter_).replace(r"\*", r"[^.]+").replace(">", ".+")
-    return re.fullmatch(expression, subject) is not None
-
-
-def _before(one, other):
-    return nanoseconds(one) <= nanoseconds(other)
+    return re.compile(expression).fullmatch

@@ -232,16 +232,20 @@ class Client:
         self.is_refused = False
 
     def connect(self, process):
-        if self.conn is None and process.is_ready:
-            self.conn = Socket(self, process)
-            process.run(process.keep, self.conn.open(self.token))
+        if self.conn is not None or not process.is_ready:
+            return False
+        self.conn = Socket(self, process)
+        process.run(process.keep, self.conn.open(self.token))
+        return True
 
     def drop(self):
         """The connection breaks without a close frame."""
-        if (conn := self.conn) is not None:
-            conn.is_over = True
-            self.gone()
-            conn.process.run(conn.end)
+        if (conn := self.conn) is None:
+            return False
+        conn.is_over = True
+        self.gone()
+        conn.process.run(conn.end)
+        return True
 
     def gone(self):
         self.conn = None
@@ -261,9 +265,11 @@ class Client:
             self.is_refused = closing.returns is Returns.NEVER
 
     def join(self, channel):
-        if channel not in self.subs:
-            self.subs[channel] = Sub()
-            self.ask(channel)
+        if channel in self.subs:
+            return False
+        self.subs[channel] = Sub()
+        self.ask(channel)
+        return True
 
     def ask(self, channel):
         sub = self.subs[channel]
@@ -279,9 +285,12 @@ class Client:
             self.conn.send(Subscribe(channel, resume, 0, sub.ref))
 
     def leave(self, channel):
-        if self.subs.pop(channel, None) is not None and self.is_connected:
+        if self.subs.pop(channel, None) is None:
+            return False
+        if self.is_connected:
             self.conn.send(Unsubscribe(channel, LEAVING))
             self.left[channel] += 1
+        return True
 
     # Frames
 

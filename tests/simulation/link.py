@@ -4,8 +4,6 @@ import asyncio
 import collections
 from types import SimpleNamespace
 
-from eventbus.drivers.nats.client import NO_WIRE_HEADERS, WireHeaders
-
 LATENCY_S = 0.02
 """How long a message from the server takes at most, without a fault."""
 RECONNECT_S = 0.3
@@ -81,33 +79,27 @@ class SimClient:
 
     # From the server to the node
 
-    def put(self, sid, subject, payload, head):
-        self.down.append((self._clock.now + LATENCY_S, sid, subject, payload, head))
+    def put(self, sid, subject, payload, headers):
+        self.down.append((self._clock.now + LATENCY_S, sid, subject, payload, headers))
 
-    def due(self):
-        """When the next message arrives at the latest."""
-        if self.down and not self.is_stalled:
-            return self.down[0][0]
-        return float("inf")
-
-    def deliver(self, count):
-        """Deliver the next messages, all in one turn of the node's loop."""
+    def deliver(self, count, until):
+        """Deliver the next messages, those that are due at some time, in one turn of the loop."""
         down, subs = self.down, self._subs
-        count = min(count, len(down))
-        self.world.arrivals += count
-        for _ in range(count):
-            _, sid, subject, payload, head = down.popleft()
+        while count and down and down[0][0] <= until:
+            count -= 1
+            self.world.arrivals += 1
+            _, sid, subject, payload, headers = down.popleft()
             subscription = subs.get(sid)
             if subscription is not None:
-                receiver = subscription[1]
-                receiver(subject, payload, WireHeaders(head) if head else NO_WIRE_HEADERS)
+                subscription[1](subject, payload, headers)
 
     def lose_next(self):
         """Lose the next event for this node, as when a route of the cluster breaks."""
         for number, one in enumerate(self.down):
-            if one[2].startswith("eb.live.") and b"\r\nNats-Stream: EB_EVENTS\r\n" in one[4]:
+            if one[2].startswith("eb.live.") and one[4].stamp(b"EB_EVENTS"):
                 del self.down[number]
-                return
+                return True
+        return False
 
     # Faults
 

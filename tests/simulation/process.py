@@ -79,6 +79,11 @@ class Process:
     def is_ready(self):
         return self.node is not None and not self.is_frozen and not self.is_dead
 
+    @property
+    def is_reachable(self):
+        """Whether messages reach it."""
+        return not self.is_frozen and self.client is not None and not self.client.is_stalled
+
     async def _boot(self):
         try:
             bus = EventBus(BUS_SETTINGS)
@@ -101,13 +106,13 @@ class Process:
             return
         self.loop.run(callback, *arguments)
 
-    def deliver(self, count):
-        if self.client is not None and not self.client.is_stalled and not self.is_frozen:
-            self.loop.run(self.client.deliver, count)
+    def deliver(self, count, until=float("inf")):
+        if self.is_reachable:
+            self.loop.run(self.client.deliver, count, until)
 
     def kill(self):
         if self.is_dead:
-            return
+            return False
         self.is_dead = True
         self.loop.kill()
         if self.client is not None:
@@ -116,6 +121,7 @@ class Process:
             if client.conn is not None and client.conn.process is self:
                 client.conn.is_over = True
                 client.gone()
+        return True
 
     @property
     def is_healthy(self):

@@ -11,8 +11,12 @@ class Broken(Exception):
     def __init__(self, promise, evidence):
         super().__init__(f"{promise}: {evidence}")
         self.promise = promise
+        self.evidence = evidence
         self.at = None
         """The number of the step; None if it broke after the last one."""
+
+    def __reduce__(self):
+        return Broken, (self.promise, self.evidence), {"at": self.at}
 
 
 class Record:

@@ -1,7 +1,9 @@
 """What the simulation replaces while it runs: time, randomness, nats-py and error logs."""
 
 import contextlib
+import functools
 import gc
+import importlib.metadata
 import itertools
 import logging
 import random
@@ -26,14 +28,18 @@ from eventbus_edge.presence import keeper
 from eventbus_edge.state import mirror
 from tests.simulation.link import SimClient
 
-TICK_S = 0.25
-"""How often idle parts of a node check the time. Most of the work of a run is this."""
+TICK_S = 0.5
+"""How often idle parts of a node check the time. Much of the work of a run is this."""
 TICKS = (
     (clock_module, "_TURN_S"),
     (keeper, "_TICK_S"),
     (lifecycle_node, "_TICK_S"),
     (mirror, "_CHECK_S"),
 )
+
+
+_entry_points = functools.cache(importlib.metadata.entry_points)
+"""Each new bus looks for drivers of installed packages, which reads files."""
 
 
 class Faults(logging.Handler):
@@ -69,6 +75,7 @@ def simulated(world):
     replace(uuid_utils, "uuid7", lambda: f"{next(numbers):032x}")
     replace(secrets, "token_hex", lambda size=8: f"{next(numbers):0{2 * size}x}")
     replace(secrets, "token_urlsafe", lambda _size=8: f"c{next(numbers)}")
+    replace(importlib.metadata, "entry_points", _entry_points)
     replace(admission, "resident_bytes", lambda: None)
     for owner, name in TICKS:
         replace(owner, name, TICK_S)

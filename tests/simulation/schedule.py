@@ -9,9 +9,11 @@ from tests.simulation.reality import quiet_collection
 from tests.simulation.world import run
 
 WEIGHTS = {
+    "arrive": 1000,
+    "next": 1000,
+    "deliver": 40,
+    "wait": 15,
     "pub": 260,
-    "deliver": 400,
-    "wait": 110,
     "join": 60,
     "leave": 16,
     "connect": 50,

@@ -25,6 +25,8 @@ NODES = 3
 CLIENTS = 8
 CHANNELS = ("pub.a", "pub.b", "room.1", "presence.x")
 WAITS = (0.001,) * 6 + (0.005,) * 6 + (0.02,) * 6 + (0.06,) * 4 + (0.3, 2.0)
+LONGEST_S = 1.0
+"""The longest time that one step lets pass if nothing happens."""
 SETTLE_S = 16.0
 """Longer than any recovery takes: a lease, the hold-off after a loss, the grace period."""
 
@@ -53,6 +55,7 @@ class World:
         self._published = 0
         self._volatile = 0
         self._started = 0
+        self._steps = {name[5:]: getattr(self, name) for name in dir(self) if name[:5] == "step_"}
         self.faults = []
         """Unexpected errors of the nodes, from their logs and loops."""
 
@@ -66,10 +69,15 @@ class World:
         return Process(self, number)
 
     def apply(self, step):
-        """Carry out a step, then check what can be checked at any time. Raises Broken."""
+        """Carry out a step, then check what can be checked at any time. Raises Broken.
+
+        Returns whether there was anything to do.
+        """
         name, a, b = step
-        getattr(self, f"step_{name}")(a, b)
-        self.check()
+        is_done = self._steps[name](a, b) is not False
+        if self.truth.broken or self.faults:
+            self.check()
+        return is_done
 
     def check(self):
         """Raises Broken."""
@@ -80,28 +88,39 @@ class World:
 
     def advance(self, seconds):
         """Let time pass. Messages in flight arrive, unless a fault stops them."""
+        end = self.clock.now + seconds
+        while self._let_happen(end, at_once=1000):
+            pass
+        self.clock.now = end
+
+    def _let_happen(self, end, *, at_once):
+        """Advance to the next moment at which anything happens, and let it happen.
+
+        Returns False, and does nothing, if there is none until `end`. What happens is one of: an
+        entry expires, the timers of a process are due, or messages reach a process, `at_once` at
+        most in one turn of its loop.
+        """
         clock, broker = self.clock, self.broker
-        end = clock.now + seconds
-        while True:
-            running = [p for p in self.processes if not (p.is_dead or p.is_frozen)]
-            at, what = broker.next_expiry(), None
-            for process in running:
-                if (when := process.loop.next_timer()) < at:
-                    at, what = when, process.loop.run_timers
-                link = process.client
-                if link is not None and (when := link.due()) < at:
-                    at, what = when, process
-            if at > end:
-                break
-            clock.now = max(clock.now, at)
-            if what is None:
-                broker.expire()
-            elif isinstance(what, Process):
-                now, link = clock.now, what.client
-                what.deliver(sum(1 for one in link.down if one[0] <= now))
-            else:
-                what()
-        clock.now = end
+        at, what = broker.next_expiry(), None
+        for process in self.processes:
+            if process.is_dead or process.is_frozen:
+                continue
+            loop, link = process.loop, process.client
+            if loop.timers and (when := loop.next_timer()) < at:
+                at, what = when, loop
+            if link is not None and link.down and not link.is_stalled and link.down[0][0] < at:
+                at, what = link.down[0][0], process
+        if at > end:
+            return False
+        if at > clock.now:
+            clock.now = at
+        if what is None:
+            broker.expire()
+        elif isinstance(what, Process):
+            what.deliver(at_once, clock.now)
+        else:
+            what.run_timers()
+        return True
 
     # Publishers
 
@@ -115,83 +134,108 @@ class World:
         """A publisher sends a volatile event."""
         self._volatile += 1
         channel = CHANNELS[a % len(CHANNELS)]
-        self.broker.route(f"eb.live.{channel}", envelope(channel, self._volatile), b"")
+        self.broker.route(f"eb.live.{channel}", envelope(channel, self._volatile))
 
     # Time and the network
 
     def step_wait(self, a, _b):
         self.advance(WAITS[a % len(WAITS)])
 
+    def step_next(self, _a, _b):
+        """Time passes until the next thing happens, anywhere."""
+        if not self._let_happen(self.clock.now + LONGEST_S, at_once=1):
+            self.clock.now += LONGEST_S
+
+    def step_arrive(self, a, _b):
+        """One message arrives that is in flight to any node."""
+        waiting = [one for one in self.processes if one.is_reachable and one.client.down]
+        if not waiting:
+            return False
+        waiting[a % len(waiting)].deliver(1)
+
     def step_deliver(self, a, b):
-        """A node receives the next messages that are in flight to it."""
-        self._process(a).deliver(1 + b % 8)
+        """A node receives the next messages that are in flight to it, in one turn of its loop."""
+        process = self._process(a)
+        if not process.is_reachable or not process.client.down:
+            return False
+        process.deliver(1 + b % 8)
 
     def step_lose(self, a, _b):
         """An event is silently lost on its way to a node."""
-        if (link := self._process(a).client) is not None:
-            link.lose_next()
+        link = self._process(a).client
+        return link is not None and link.lose_next()
 
     def step_reset(self, a, b):
         """A node's connection to the server breaks."""
         process = self._process(a)
-        if not process.is_frozen and process.client is not None:
-            process.client.reset(lose=b % 2 == 0)
-            process.run()
+        link = process.client
+        if process.is_frozen or link is None or not link.is_connected:
+            return False
+        link.reset(lose=b % 2 == 0)
+        process.run()
 
     def step_stall(self, a, _b):
         """Nothing gets through between a node and the server."""
-        if (link := self._process(a).client) is not None:
-            link.stall()
+        link = self._process(a).client
+        if link is None or link.is_stalled or link.is_closed:
+            return False
+        link.stall()
 
     def step_resume(self, a, _b):
         process = self._process(a)
-        if process.client is not None and process.client.is_stalled:
-            process.client.resume()
-            process.recovered()
+        if process.client is None or not process.client.is_stalled:
+            return False
+        process.client.resume()
+        process.recovered()
 
     # Clients
 
     def step_connect(self, a, b):
         client = self.clients[a % CLIENTS]
-        if not client.is_refused:
-            client.connect(self._process(b))
+        return not client.is_refused and client.connect(self._process(b))
 
     def step_drop(self, a, _b):
-        self.clients[a % CLIENTS].drop()
+        return self.clients[a % CLIENTS].drop()
 
     def step_join(self, a, b):
-        self.clients[a % CLIENTS].join(CHANNELS[b % len(CHANNELS)])
+        return self.clients[a % CLIENTS].join(CHANNELS[b % len(CHANNELS)])
 
     def step_leave(self, a, b):
-        self.clients[a % CLIENTS].leave(CHANNELS[b % len(CHANNELS)])
+        return self.clients[a % CLIENTS].leave(CHANNELS[b % len(CHANNELS)])
 
     def step_slow(self, a, _b):
         """A client stops reading."""
         client = self.clients[a % CLIENTS]
-        client.is_slow = client.conn is not None
+        if client.conn is None or client.is_slow:
+            return False
+        client.is_slow = True
 
     def step_read(self, a, _b):
         client = self.clients[a % CLIENTS]
+        if not client.is_slow:
+            return False
         client.is_slow = False
-        if client.conn is not None:
-            client.conn.read()
+        client.conn.read()
 
     def step_whisper(self, a, b):
         client, channel = self.clients[a % CLIENTS], CHANNELS[b % len(CHANNELS)]
-        if client.is_connected and channel in client.subs:
-            self._volatile += 1
-            client.conn.send(Whisper(channel, "hi", b"%d" % self._volatile, None))
+        if not client.is_connected or channel not in client.subs:
+            return False
+        self._volatile += 1
+        client.conn.send(Whisper(channel, "hi", b"%d" % self._volatile, None))
 
     def step_update(self, a, b):
         """A member changes its info."""
         client = self.clients[a % CLIENTS]
-        if client.is_connected and CHANNELS[3] in client.subs:
-            client.conn.send(Presence(CHANNELS[3], {"status": b % 5}, None))
+        if not client.is_connected or CHANNELS[3] not in client.subs:
+            return False
+        client.conn.send(Presence(CHANNELS[3], {"status": b % 5}, None))
 
     def step_login(self, a, _b):
         client = self.clients[a % CLIENTS]
-        if client.conn is None:
-            client.login()
+        if client.conn is not None:
+            return False
+        client.login()
 
     # Access
 
@@ -199,9 +243,10 @@ class World:
         """A node is asked to revoke a user, or a user's access to a channel."""
         process = self._process(b)
         user, channel = f"u{a % USERS}", CHANNELS[b % 4] if a % 3 else None
-        if process.is_ready:
-            revoked = self.truth.revocations[user, channel] = Revoked(self.clock.wall())
-            process.run(process.keep, self._revoke(process, user, channel, revoked))
+        if not process.is_ready:
+            return False
+        revoked = self.truth.revocations[user, channel] = Revoked(self.clock.wall())
+        process.run(process.keep, self._revoke(process, user, channel, revoked))
 
     async def _revoke(self, process, user, channel, revoked):
         with contextlib.suppress(EventBusError):
@@ -211,8 +256,9 @@ class World:
     def step_lift(self, a, b):
         process = self._process(b)
         user, channel = f"u{a % USERS}", CHANNELS[b % 4] if a % 3 else None
-        if process.is_ready and self.truth.revocations.pop((user, channel), None):
-            process.run(process.keep, self._lift(process, user, channel))
+        if not process.is_ready or not self.truth.revocations.pop((user, channel), None):
+            return False
+        process.run(process.keep, self._lift(process, user, channel))
 
     async def _lift(self, process, user, channel):
         with contextlib.suppress(EventBusError):
@@ -221,23 +267,27 @@ class World:
     # Nodes and the server
 
     def step_kill(self, a, _b):
-        self._process(a).kill()
+        return self._process(a).kill()
 
     def step_start(self, a, _b):
         number = a % NODES
-        if self.processes[number].is_dead:
-            self.processes[number] = self._start(number)
+        if not self.processes[number].is_dead:
+            return False
+        self.processes[number] = self._start(number)
 
     def step_freeze(self, a, _b):
         process = self._process(a)
-        process.is_frozen = not process.is_dead
+        if process.is_dead or process.is_frozen:
+            return False
+        process.is_frozen = True
 
     def step_thaw(self, a, _b):
         process = self._process(a)
-        if process.is_frozen:
-            process.is_frozen = False
-            process.recovered()
-            process.loop.run_timers()
+        if not process.is_frozen:
+            return False
+        process.is_frozen = False
+        process.recovered()
+        process.loop.run_timers()
 
     def step_restart(self, _a, _b):
         self.truth.forget_lifecycle()
@@ -366,6 +416,8 @@ class World:
 class Outcome(NamedTuple):
     """The numbers of a run in which all promises held."""
 
+    done: int
+    """Steps that had anything to do."""
     arrivals: int
     """Messages that reached nodes."""
     seconds: float
@@ -378,15 +430,16 @@ def run(steps, *, to_the_end=True):
     with simulated(world):
         try:
             began = world.clock.now
+            done = 0
             world.begin()
             for number, step in enumerate(steps):
                 try:
-                    world.apply(step)
+                    done += world.apply(step)
                 except Broken as exc:
                     exc.at = number
                     raise
             if to_the_end:
                 world.finish()
-            return Outcome(world.arrivals, world.clock.now - began)
+            return Outcome(done, world.arrivals, world.clock.now - began)
         finally:
             world.end()

@@ -317,4 +317,6 @@ def _ttl(seconds: float) -> str:
 
 
 def _is_end(headers: WireHeaders) -> bool:
-    return "KV-Operation" in headers or "Nats-Marker-Reason" in headers
+    # `in` would parse all headers.
+    get = headers.get
+    return get("KV-Operation") is not None or get("Nats-Marker-Reason") is not None
