@@ -8,7 +8,7 @@ never delivered (empty tokens, wildcards in a publish).
 import enum
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, final
 
@@ -38,6 +38,8 @@ TOKEN_REGEX: Final = r"(?:[A-Za-z0-9_=@,;-]|~[0-9a-f]{2})+"
 _CHANNEL: Final = re.compile(rf"{TOKEN_REGEX}(?:\.{TOKEN_REGEX})*", re.ASCII)
 _LITERAL: Final = re.compile(TOKEN_REGEX, re.ASCII)
 _NAMED: Final = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}", re.ASCII)
+_ANY_LENGTH: Final = 10**18
+"""Integers nearer to 0 are never too long for a token."""
 _NAMESPACE: Final = re.compile(r"[a-z0-9_-]{1,32}", re.ASCII)
 _TOKEN_TYPES: Final = (str, int, uuid.UUID)
 _TO_ESCAPE: Final = re.compile(r"[^A-Za-z0-9_=@,;-]", re.ASCII)
@@ -104,6 +106,8 @@ def encode_token(value: object) -> str:
     """
     if type(value) is str and 0 < len(value) <= MAX_CHANNEL_BYTES and not _TO_ESCAPE.search(value):
         return value
+    if type(value) is int and -_ANY_LENGTH < value < _ANY_LENGTH:
+        return str(value)
     plain = value.value if isinstance(value, enum.Enum) else value
     if isinstance(plain, _TOKEN_TYPES) and not isinstance(plain, bool):
         try:
@@ -173,7 +177,7 @@ class Pattern:
     (https://docs.nats.io/nats-concepts/subjects#wildcards), so a pattern is also a subject filter.
     """
 
-    __slots__ = ("_is_channel_template", "_names", "_tokens", "names", "text")
+    __slots__ = ("_format", "_is_channel_template", "_names", "_tokens", "names", "text")
 
     def __init__(self, text: str) -> None:
         """Parse `text`. Raises InvalidPattern."""
@@ -181,6 +185,9 @@ class Pattern:
         self._tokens, self._names = _parse_pattern(text)
         self.names: tuple[str, ...] = tuple(name for name in self._names if name)
         """The token names, from left to right."""
+        self._format = ".".join(
+            "%s" if name else token for token, name in zip(self._tokens, self._names, strict=True)
+        )
         self._is_channel_template = all(
             name or token not in ("*", ">")
             for token, name in zip(self._tokens, self._names, strict=True)
@@ -246,15 +253,17 @@ class Pattern:
     def fill(self, values: Mapping[str, object]) -> str:
         """Return the channel with each named token replaced by its value: see `encode_token`.
 
-        Raises KeyError for a missing value, and InvalidChannel for a value that cannot be a token,
-        for an unnamed wildcard, and for a channel that is too long.
+        Raises KeyError for a missing value, and as `fill_in_order` does.
         """
-        filled = ".".join(
-            [
-                encode_token(values[name]) if name else token
-                for token, name in zip(self._tokens, self._names, strict=True)
-            ]
-        )
+        return self.fill_in_order([values[name] for name in self.names])
+
+    def fill_in_order(self, values: Iterable[object]) -> str:
+        """The same with one value for each of `names`.
+
+        Raises InvalidChannel for a value that cannot be a token, for an unnamed wildcard, and for a
+        channel that is too long.
+        """
+        filled = self._format % tuple([encode_token(value) for value in values])
         if self._is_channel_template and len(filled) <= MAX_CHANNEL_BYTES:
             return filled  # its tokens are valid
         return validate_channel(filled)
@@ -305,7 +314,7 @@ class Subjects:
     with several, the subjects of one deployment could fall inside those of another.
     """
 
-    __slots__ = ("_event", "_live", "_quarantine", "namespace")
+    __slots__ = ("_quarantine", "event_root", "live_root", "namespace")
 
     def __init__(self, namespace: str = DEFAULT_NAMESPACE) -> None:
         """Raises ConfigError unless `namespace` is 1 to 32 characters of a-z, 0-9, _ and -."""
@@ -316,17 +325,19 @@ class Subjects:
                 variable="BROADCAST_CHANNELS_PREFIX",
             )
         self.namespace = namespace
-        self._event = f"{namespace}.event."
-        self._live = f"{namespace}.live."
+        self.event_root = f"{namespace}.event."
+        """The prefix of event subjects; what follows must be a valid channel."""
+        self.live_root = f"{namespace}.live."
+        """The prefix of live subjects; what follows must be a valid channel."""
         self._quarantine = f"{namespace}.quarantine."
 
     def event(self, channel: str) -> str:
         """The subject that messages for `channel` are published to. Raises InvalidChannel."""
-        return self._event + validate_channel(channel)
+        return self.event_root + validate_channel(channel)
 
     def live(self, channel: str) -> str:
         """The subject that subscribers of `channel` listen on. Raises InvalidChannel."""
-        return self._live + validate_channel(channel)
+        return self.live_root + validate_channel(channel)
 
     def quarantine(self, channel: str) -> str:
         """The subject for invalid payloads of `channel`. Raises InvalidChannel."""
@@ -342,16 +353,16 @@ class Subjects:
 
     def live_filter(self, pattern: Pattern) -> str:
         """A filter over the live subjects of the channels that `pattern` matches."""
-        return self._live + pattern.filter
+        return self.live_root + pattern.filter
 
     def event_filter(self, pattern: Pattern) -> str:
         """A filter over the event subjects of the channels that `pattern` matches."""
-        return self._event + pattern.filter
+        return self.event_root + pattern.filter
 
     def live_of(self, event_subject: str) -> str | None:
         """The live subject that an event subject is republished to, or None for other subjects."""
-        if event_subject.startswith(self._event):
-            return self._live + event_subject[len(self._event) :]
+        if event_subject.startswith(self.event_root):
+            return self.live_root + event_subject[len(self.event_root) :]
         return None
 
     def channel_of(self, subject: str) -> str:
@@ -360,7 +371,7 @@ class Subjects:
         Raises InvalidChannel if the prefix is another one, or if the rest is not a channel name:
         clients of the broker can publish to any subject.
         """
-        for root in (self._live, self._event, self._quarantine):
+        for root in (self.live_root, self.event_root, self._quarantine):
             if subject.startswith(root):
                 return validate_channel(subject[len(root) :])
         raise InvalidChannel(

@@ -9,6 +9,7 @@ provider is set, these functions do nothing.
 
 import contextlib
 import importlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
@@ -16,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanKind, TracerProvider
 
-__all__ = ["delivered", "is_loaded", "listening", "load", "processing", "sending", "serving"]
+__all__ = [
+    "delivered",
+    "is_loaded",
+    "is_recording",
+    "listening",
+    "load",
+    "processing",
+    "sending",
+    "serving",
+]
 
 Headers = Mapping[str, str]
 OnStatus = Callable[[int], None]
@@ -26,6 +36,8 @@ _NO_STATUS: Final[AbstractContextManager[OnStatus]] = contextlib.nullcontext(lam
 _OWN_CONTEXT: Final = "traceparent"
 _SAMPLED: Final = 0x01
 _SERVER_ERROR: Final = 500
+LOOK_S: Final = 0.1
+"""How often a tracer provider is looked for while there is none."""
 
 
 class _Tracing:
@@ -36,12 +48,17 @@ class _Tracing:
         self._propagate = importlib.import_module("opentelemetry.propagate")
         self._tracer = trace.get_tracer("eventbus", tracer_provider=provider)
         self._records = provider is not None
+        self._look_at = 0.0
         self.kind = trace.SpanKind
 
     @property
     def records(self) -> bool:
-        """Whether a tracer provider is set, usually the SDK's. Without one, spans are discarded."""
-        if not self._records:
+        """Whether a tracer provider is set, usually the SDK's. Without one, spans are discarded.
+
+        One that is set later is noticed within `LOOK_S`: each look reads the environment.
+        """
+        if not self._records and (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + LOOK_S
             present = self._trace.get_tracer_provider()
             self._records = not isinstance(present, self._trace.ProxyTracerProvider)
         return self._records
@@ -123,6 +140,11 @@ def load(provider: "TracerProvider | None" = None) -> None:
 def _recording() -> _Tracing | None:
     tracing = _State.tracing
     return tracing if tracing is not None and tracing.records else None
+
+
+def is_recording() -> bool:
+    """Whether spans are recorded: code that runs for each message asks before it makes one."""
+    return _recording() is not None
 
 
 def is_loaded() -> bool:

@@ -24,10 +24,12 @@ from eventbus.errors import CallbackFailed
 __all__ = [
     "call_apart",
     "call_guarded",
+    "call_plain",
     "calling_tasks",
     "cause_of",
     "check_callable",
     "check_not_async",
+    "ends_task",
     "guarded",
     "is_cancelled",
     "is_visible",
@@ -82,17 +84,38 @@ class guarded:  # noqa: N801 - reads as contextlib's managers do
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if exc is None or isinstance(exc, Exception) or self._must_pass(exc):
+        if exc is None or isinstance(exc, Exception) or ends_task(exc, self._task, self._cancels):
             return
-        raise CallbackFailed(f"the application's code raised {type_name(exc)}") from exc
+        raise _failure(exc) from exc
 
-    def _must_pass(self, exc: BaseException) -> bool:
-        if isinstance(exc, GeneratorExit):
-            # A coroutine is closed by another task, or by the garbage collector.
-            return _current_task() is not self._task
-        if isinstance(exc, asyncio.CancelledError):
-            return self._task is not None and self._task.cancelling() > self._cancels
-        return must_pass(exc)
+
+def ends_task(exc: BaseException, task: "asyncio.Task[Any] | None", cancels: int) -> bool:
+    """Whether an exception of awaited code ends the task or the process; otherwise it was leaked.
+
+    The code ran in `task`, which had been requested to cancel `cancels` times before.
+    """
+    if isinstance(exc, GeneratorExit):
+        # A coroutine is closed by another task, or by the garbage collector.
+        return _current_task() is not task
+    if isinstance(exc, asyncio.CancelledError):
+        return task is not None and task.cancelling() > cancels
+    return must_pass(exc)
+
+
+def call_plain(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a plain function of the application, or one that calls such; returns its result.
+
+    It raises what `guarded()` does, and costs nothing when nothing is raised. A plain function
+    cannot be cancelled, nor closed as a coroutine is.
+    """
+    try:
+        return function(*arguments)
+    except Exception:
+        raise
+    except BaseException as exc:
+        if isinstance(exc, KeyboardInterrupt) and _may_be_ctrl_c():
+            raise
+        raise _failure(exc) from exc
 
 
 async def call_guarded(callback: Callable[..., Any], *arguments: Any) -> Any:
@@ -318,6 +341,10 @@ def _members(exc: BaseException, depth: int) -> Iterator[BaseException]:
             yield from _members(one, depth - 1)
     else:
         yield cause_of(exc)
+
+
+def _failure(exc: BaseException) -> CallbackFailed:
+    return CallbackFailed(f"the application's code raised {type_name(exc)}")
 
 
 def _current_task() -> "asyncio.Task[Any] | None":

@@ -89,7 +89,7 @@ from eventbus.subscriptions import (
     Subscriptions,
 )
 from eventbus.tasks import Shutdown
-from eventbus.user_code import guarded
+from eventbus.user_code import call_plain, guarded
 
 __all__ = ["BusState", "EventBus", "Using"]
 
@@ -374,8 +374,8 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        checked = [Prepared(event, self._encode(event, via)) for event in events]
-        waits = [self._waits_for_commit(event) for event in events]
+        # An event's methods are the application's code.
+        checked, waits = call_plain(self._prepare, events, via)
         holders = holders_around(self) if any(waits) else ()
         if not holders:
             return await self._send(checked, raise_errors=raise_errors)
@@ -391,7 +391,8 @@ class EventBus:
     ) -> tuple[Receipt, ...]:
         sent = Sent()
         receipts = await self._sender.send_prepared(prepared, sent)
-        await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
+        if any(map(self.listeners.hear, sent.heard_here)):
+            await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
         return receipts
 
     async def send_held(self, held: Sequence[Held]) -> None:
@@ -437,24 +438,13 @@ class EventBus:
         """Log and count what `broadcast(…).rescue()` could not send."""
         self._rescues.rescued(event, destination, error)
 
-    def _waits_for_commit(self, event: Event) -> bool:
-        if not isinstance(event, ShouldQueue):
-            return waits_for_commit(event)
-        with guarded():  # the application's code says it
-            return waits_for_commit(event)
-
-    def _encode(self, event: Event, via: str | None) -> Sequence[Outgoing | Job]:
-        """Check an event and encode what its dispatch sends."""
-        with guarded():  # an event's methods are the application's code
-            if not isinstance(event, ShouldQueue):
-                return encode_messages(event, via)
-            if via is not None:
-                raise NotSupported(
-                    f"event {event_definition(type(event)).name!r} is queued: its worker publishes "
-                    "it, through the worker's own driver, and no other can be chosen here",
-                    driver=via,
-                )
-            return [job_of(event)]
+    @staticmethod
+    def _prepare(events: Sequence[Event], via: str | None) -> tuple[list[Prepared], list[bool]]:
+        """Check events and encode what their dispatch sends, and which wait for a commit."""
+        return (
+            [Prepared(event, _encode(event, via)) for event in events],
+            [waits_for_commit(event) for event in events],
+        )
 
     async def process(self, event: Event) -> tuple[Receipt, ...]:
         """Do what a worker does with an event: publish it and run its listeners, without queueing.
@@ -465,8 +455,7 @@ class EventBus:
         self._require_open()
         if not isinstance(event, ShouldBroadcast) and not self.has_listeners(type(event)):
             self._report_unheard(event)
-        with guarded():
-            sends = encode_messages(event)
+        sends = call_plain(encode_messages, event)
         fake = self._fake_for(type(event))
         receipts = await self._sender.send_all(
             sends if fake is None else fake.keep(event, sends, dispatched=False)
@@ -662,6 +651,8 @@ class EventBus:
         No listener runs. Raises DriverError, EncodingError (too large), BusStateError.
         """
         self._require_open()
+        if isinstance(prepared, Outgoing):
+            validate_channel(prepared.message.channel)
         return await self._sender.send(prepared)
 
     def _fake_for(self, event: type | None) -> current.Fake | None:
@@ -680,6 +671,19 @@ class EventBus:
         if self._state is BusState.UNOPENED:
             return "opening" if self._loop else "not open yet"
         return str(self._state)
+
+
+def _encode(event: Event, via: str | None) -> Sequence[Outgoing | Job]:
+    """Check an event and encode what its dispatch sends."""
+    if not isinstance(event, ShouldQueue):
+        return encode_messages(event, via)
+    if via is not None:
+        raise NotSupported(
+            f"event {event_definition(type(event)).name!r} is queued: its worker publishes it, "
+            "through the worker's own driver, and no other can be chosen here",
+            driver=via,
+        )
+    return [job_of(event)]
 
 
 class Using:

@@ -79,20 +79,21 @@ class Sender:
 
         Raises the error of a single message, DispatchFailed for several.
         """
-        destinations: list[str] = []
+        what: list[Outgoing | Job | Receipt] = []
         sends: list[Coroutine[Any, Any, Receipt | None]] = []
         for event, outgoing in prepared:
             fake = self._fake_for(type(event))
-            what: Sequence[Outgoing | Job | Receipt] = (
+            each: Sequence[Outgoing | Job | Receipt] = (
                 outgoing if fake is None else fake.keep(event, outgoing)
             )
             if fake is None and not isinstance(event, ShouldQueue):
                 sent.heard_here.append(event)
-            is_rescued = sent.is_committed or event_definition(type(event)).rescue
-            for one in what:
-                destinations.append(destination_of(one))
-                sends.append(self._send_rescued(one, event, sent) if is_rescued else self.send(one))
-        return await gather_receipts(destinations, sends)
+            what += each
+            if sent.is_committed or event_definition(type(event)).rescue:
+                sends += [self._send_rescued(one, event, sent) for one in each]
+            else:
+                sends += [self.send(one) for one in each]
+        return await gather_receipts(map(destination_of, what), sends)
 
     async def _send_rescued(
         self, outgoing: Outgoing | Job | Receipt, event: Event, sent: Sent
@@ -120,8 +121,8 @@ class Sender:
 
     async def send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
         """Send concurrently. Raises the error of a single message, DispatchFailed for several."""
-        destinations = [destination_of(each) for each in outgoing]
-        return await gather_receipts(destinations, [self.send(each) for each in outgoing])
+        sends = [self.send(each) for each in outgoing]
+        return await gather_receipts(map(destination_of, outgoing), sends)
 
     async def send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
         """Send one. Raises DriverError."""
@@ -133,32 +134,32 @@ class Sender:
         try:
             if isinstance(outgoing, Job):
                 return await self._push(outgoing)
-            return await self._publish(outgoing)
+            message, volatile, headers, via, template = outgoing
+            driver = self._driver if via is None else await self._others.get(via)
+            channel, id_ = message.channel, message.id
+            if volatile:
+                subject = self._subjects.live_root + channel
+            else:
+                subject = self._subjects.event_root + channel
+                # Streams deduplicate by id alone: one event on two channels is two messages.
+                headers = {**headers, HEADER_ID: f"{id_}:{channel}"}
+            payload = message.encode()
+            if tracing.is_recording():
+                with tracing.sending(
+                    driver.name, channel, id_, template=template, headers=headers
+                ) as context:
+                    headers = {**headers, **context}
+                    stored = await calls.publish(driver, subject, payload, headers)
+            else:
+                stored = await calls.publish(driver, subject, payload, headers)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
-
-    async def _publish(self, outgoing: Outgoing) -> Receipt:
-        message, volatile, headers, via, template = outgoing
-        driver = self._driver if via is None else await self._others.get(via)
-        channel = message.channel
-        if volatile:
-            subject = self._subjects.live(channel)
-        else:
-            subject = self._subjects.event(channel)
-            # Streams deduplicate by id alone: one event on two channels is two messages to them.
-            headers = {**headers, HEADER_ID: f"{message.id}:{channel}"}
-        with tracing.sending(
-            driver.name, channel, message.id, template=template, headers=headers
-        ) as context:
-            if context:
-                headers = {**headers, **context}
-            stored = await calls.publish(driver, subject, message.encode(), headers)
         if stored is None:
-            return Receipt(channel, message.id, None, None)
-        position = stored.position
-        return Receipt(channel, message.id, position.offset, position.epoch, stored.duplicate)
+            return Receipt(channel, id_, None, None)
+        position, is_duplicate = stored
+        return Receipt(channel, id_, position.offset, position.epoch, is_duplicate)
 
     async def _push(self, job: Job) -> Receipt:
         store = await self.queues(job.connection)

@@ -231,15 +231,16 @@ def fill_template(template: Pattern, fields: Any, event: str) -> str:
 
     `event` is the event's name, for errors. Raises EventFieldError.
     """
-    values = {field: getattr(fields, field) for field in template.names}
+    values = [getattr(fields, field) for field in template.names]
     try:
-        return template.fill(values)
+        return template.fill_in_order(values)
     except InvalidChannel:
-        lengths = {field: _length(value, field, event, template) for field, value in values.items()}
+        named = dict(zip(template.names, values, strict=True))
+        lengths = {field: _length(value, field, event, template) for field, value in named.items()}
         field = max(lengths, key=lengths.__getitem__)
         raise EventFieldError(
             f"event {event!r}: field {field!r} makes channel {template.text!r} too long: "
-            f"{str(values[field])[:80]!r} has {lengths[field]} characters when escaped",
+            f"{str(named[field])[:80]!r} has {lengths[field]} characters when escaped",
             event=event,
             field=field,
         ) from None

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -12,6 +12,7 @@ from eventbus.channels import validate_channel
 from eventbus.drivers import Headers
 from eventbus.errors import EncodingError, EventDefinitionError, EventFieldError
 from eventbus.events.data_types import data_decoder, data_has_models
+from eventbus.events.definition import EventDefinition
 from eventbus.events.event import (
     Event,
     ShouldBroadcast,
@@ -60,8 +61,10 @@ def encode_messages(event: Event, via: str | None = None) -> list[Outgoing]:
     EncodingError, InvalidChannel and InvalidEventName.
     """
     messages = messages_of(event)
+    if not messages:
+        return []
     definition, headers = event_definition(type(event)), headers_of(event)
-    template = definition.channel.text if definition.channel else None
+    template = None if definition.channel is None else definition.channel.text
     return [Outgoing(each, definition.volatile, headers, via, template) for each in messages]
 
 
@@ -71,27 +74,33 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     An event that is not broadcast stays in the process, and may hold anything. Any other is
     validated against its type first: Python code can put anything into a struct's fields.
     """
-    check_dispatchable(event)
+    definition = check_dispatchable(event)
     if not isinstance(event, ShouldBroadcast):
         return ()
     encoded = encode_event(event)
     if not event.broadcast_when():
         return ()
-    channels = _channels(event)
+    channels = _channels(event, definition)
     data = event.broadcast_with()
     meta = event.event_meta
     shared = msgspec.Raw(encoded if data is event else _encode_chosen(event, data))
     name = event.broadcast_as()
-    if name != event_definition(type(event)).name:  # that one was checked by the class statement
+    if name != definition.name:  # that one was checked by the class statement
         validate_event_name(name)
+    stamp, id_ = meta.timestamp, meta.id
     return tuple(
-        Message(channel=channel, event=name, data=shared, timestamp=meta.timestamp, id=meta.id)
-        for channel in channels
+        [
+            Message(channel=channel, event=name, data=shared, timestamp=stamp, id=id_)
+            for channel in channels
+        ]
     )
 
 
-def check_dispatchable(event: Event) -> None:
-    """Raises EventDefinitionError for an event of an abstract type, or a ClientEvent."""
+def check_dispatchable(event: Event) -> EventDefinition:
+    """The definition of an event's type.
+
+    Raises EventDefinitionError for an abstract type, or a ClientEvent.
+    """
     definition = event_definition(type(event))
     if definition.abstract:
         raise EventDefinitionError(
@@ -102,6 +111,7 @@ def check_dispatchable(event: Event) -> None:
             f"{qualified_name(type(event))} is a ClientEvent: clients send it, and services "
             "subscribe to it"
         )
+    return definition
 
 
 def encode_event(event: Event) -> bytes:
@@ -133,13 +143,12 @@ def encode_event(event: Event) -> bytes:
     return encoded
 
 
-def _channels(event: ShouldBroadcast) -> tuple[str, ...]:
+def _channels(event: ShouldBroadcast, definition: EventDefinition) -> tuple[str, ...]:
     """The channels that `broadcast_on` names, without duplicates, checked against declared ones."""
-    cls = type(cast(Event, event))
-    declared = event_definition(cls).channels
+    cls, declared = type(event), definition.channels
     given = event.broadcast_on()
-    if type(event).broadcast_on is ShouldBroadcast.broadcast_on and not declared:
-        return (cast(str, given),)  # filling the template has checked it
+    if cls.broadcast_on is ShouldBroadcast.broadcast_on and not declared:
+        return (given,) if isinstance(given, str) else tuple(given)  # checked by the template
     if isinstance(given, str):
         given = (given,)
     elif not isinstance(given, Sequence):

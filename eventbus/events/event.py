@@ -26,6 +26,7 @@ from typing import (
     cast,
     dataclass_transform,
     get_type_hints,
+    overload,
 )
 
 import msgspec
@@ -94,6 +95,25 @@ class EventMeta(msgspec.Struct, frozen=True, kw_only=True):
     except_connection: str | None = None
 
 
+class _MetaOnce:
+    """The event's id and timestamp, set on first access."""
+
+    # Without __set__, so that the instance's __dict__ comes first.
+    @overload
+    def __get__(self, event: None, cls: type) -> Self: ...
+    @overload
+    def __get__(self, event: "Event", cls: type) -> EventMeta: ...
+    def __get__(self, event: "Event | None", cls: type) -> "EventMeta | Self":
+        if event is None:
+            return self
+        # Threads that dispatch the same event get the same meta: `setdefault` is atomic.
+        return cast(EventMeta, event.__dict__.setdefault("event_meta", _new_meta()))
+
+
+def _new_meta() -> EventMeta:
+    return EventMeta(id=new_id(), timestamp=utc_now())
+
+
 class ShouldBroadcast:
     """A mix-in for events that `dispatch` publishes.
 
@@ -101,16 +121,18 @@ class ShouldBroadcast:
     """
 
     __slots__ = ()
+    __event_definition__: ClassVar[EventDefinition]
+    """That of the event type."""
 
     def broadcast_on(self) -> str | Sequence[str]:
         """The channel, or several of them: one message each, all with the same id."""
-        name, template = event_definition(type(cast(Event, self)))[:2]
-        assert template is not None  # otherwise this is overridden
-        return fill_template(template, self, name)
+        definition = self.__event_definition__
+        assert definition.channel is not None  # otherwise this is overridden
+        return fill_template(definition.channel, self, definition.name)
 
     def broadcast_as(self) -> str:
         """The event name in the message."""
-        return event_definition(type(cast(Event, self))).name
+        return self.__event_definition__.name
 
     def broadcast_with(self) -> Any:
         """The data: anything that msgspec encodes as JSON; the event's fields by default."""
@@ -261,10 +283,7 @@ class Event(msgspec.Struct, frozen=True, dict=True, metaclass=_EventClass):
 
     # It is in the instance's __dict__ (`dict=True`) and not a field, so that a type may have fields
     # called `id` or `timestamp`.
-    @functools.cached_property
-    def event_meta(self) -> EventMeta:
-        """The event's id and timestamp, set on first access."""
-        return EventMeta(id=new_id(), timestamp=utc_now())
+    event_meta = _MetaOnce()
 
     # Copies and pickles are the same event. msgspec's own ones have the fields only.
 

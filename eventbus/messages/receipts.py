@@ -1,7 +1,7 @@
 """Several messages at once: all are sent concurrently, and failures are reported by channel."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
 from eventbus.errors import DispatchFailed
@@ -12,7 +12,7 @@ __all__ = ["gather_receipts"]
 
 
 async def gather_receipts(
-    channels: Sequence[str], sends: Sequence[Coroutine[Any, Any, Receipt | None]]
+    channels: Iterable[str], sends: Sequence[Coroutine[Any, Any, Receipt | None]]
 ) -> tuple[Receipt, ...]:
     """Await all `sends`, one for each of `channels`; returns their receipts in order.
 

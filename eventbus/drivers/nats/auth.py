@@ -287,9 +287,12 @@ class _SafeTransport(TcpTransport):
         return self._io_writer is None or self._io_writer.is_closing()
 
     def writelines(self, payload: list[bytes]) -> None:
-        """Write, or drop it when the connection is lost: `drain`, which follows, raises that."""
+        """Write, or drop it when the connection is lost: `drain`, which follows, raises that.
+
+        Joined, since asyncio takes three times as long for many small buffers.
+        """
         if not self.is_lost:
-            super().writelines(payload)  # type: ignore[no-untyped-call]
+            super().write(b"".join(payload))  # type: ignore[no-untyped-call]
 
 
 class SecureClient(Client):

@@ -9,6 +9,7 @@ any other version.
 # ruff: noqa: SLF001 - what this module is for; see its docstring
 
 import asyncio
+import functools
 import importlib.metadata
 import inspect
 import logging
@@ -45,6 +46,7 @@ __all__ = [
     "Receiver",
     "Stamp",
     "WireHeaders",
+    "encode_headers",
     "require_supported",
     "unsupported",
     "validate_filter",
@@ -75,10 +77,8 @@ _APPENDED: Final = re.compile(
     rb"\r\nNats-Time-Stamp: ([^\r]*)\r\nNats-Last-Sequence: ([0-9]{1,20})\r\n\r\n\Z"
 )
 """The last headers of a republished message, as nats-server writes them; read in one pass."""
-_CLEAN_HEADERS: Final = re.compile(
-    r"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: (?:[!-~](?:[ -~]*[!-~])?)?\r\n)*", re.ASCII
-)
-"""Headers that `publish` would send as they are; a value could contain a whole line."""
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
+_NEWLINES: Final = str.maketrans("\r\n", "  ")
 _END: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0 "
 _OF_FIRST_LINE: Final = ("Status", "Description")
@@ -137,6 +137,34 @@ def require_supported() -> None:
             f"(pip install 'nats-py~={SUPPORTED}0')",
             driver=DRIVER,
         )
+
+
+def encode_headers(headers: Mapping[str, str]) -> bytes:
+    """Headers as a message's first bytes, as nats-py writes them; empty without any.
+
+    Line ends in values become spaces. Raises BadHeaderError for a name that is not a token.
+    """
+    if not headers:
+        return b""
+    lines = "".join([_header_line(name, value) for name, value in headers.items()])
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
+def _header_line(name: str, value: str) -> str:
+    plain = value.strip()
+    if not plain.isprintable():
+        plain = plain.translate(_NEWLINES)
+    start = _header_start(name)
+    return f"{start}{plain}\r\n" if start else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _header_start(name: str) -> str:
+    """A header up to its value; empty for a name without visible characters, which is left out."""
+    token = name.strip()
+    if token and not _HEADER_NAME.fullmatch(token):
+        raise nats_errors.BadHeaderError(token)
+    return token and f"{token}: "
 
 
 class Stamp(NamedTuple):
@@ -266,34 +294,39 @@ class _Listener:
 class FastClient(SecureClient):
     """A client that calls receivers from the parser: no queue and no task per subscription."""
 
-    async def send(
-        self, subject: str, payload: bytes, headers: Mapping[str, str], reply: str = ""
-    ) -> None:
+    async def send(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """`publish` in a third of its time, for a subject that is valid. Raises as it does.
 
-        Whatever is unusual is left to `publish`: no connection, a payload that is too large,
-        headers that need to be cleaned.
+        `head` is what `encode_headers` returns.
         """
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        is_clean = lines.count("\n") == len(headers) and _CLEAN_HEADERS.fullmatch(lines)
-        is_possible = self._status == Client.CONNECTED and len(payload) <= self._max_payload
-        if not is_clean or not is_possible:
-            await self.publish(subject, payload, reply, dict(headers) or None)
-            return
-        if headers:
-            head = f"NATS/1.0\r\n{lines}\r\n".encode()
-            sizes = f"{len(head)} {len(head) + len(payload)}"
-            command = f"HPUB {subject} {reply} {sizes}\r\n".encode() + head + payload + _END
+        size = len(payload)
+        if self._status != Client.CONNECTED:
+            self._require_buffer(size)
+        if size > self._max_payload:
+            raise nats_errors.MaxPayloadError
+        if head:
+            start = f"HPUB {subject} {reply} {len(head)} {len(head) + size}\r\n"
         else:
-            command = f"PUB {subject} {reply} {len(payload)}\r\n".encode() + payload + _END
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(payload)
+            start = f"PUB {subject} {reply} {size}\r\n"
+        command = b"".join((start.encode(), head, payload, _END))
+        stats = self.stats
+        stats["out_msgs"] += 1
+        stats["out_bytes"] += size
         self._pending.append(command)
         self._pending_data_size += len(command)
         if 0 < self._max_pending_size < self._pending_data_size:
             await self._flush_pending(force_flush=True)
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    def _require_buffer(self, size: int) -> None:
+        """Raise what `publish` raises for a message that cannot be kept for later."""
+        if self.is_closed:
+            raise nats_errors.ConnectionClosedError
+        if self.is_draining_pubs:
+            raise nats_errors.ConnectionDrainingError
+        if not self.is_connected and self._pending_data_size + size > self._max_pending_size:
+            raise nats_errors.OutboundBufferLimitError
 
     async def listen(self, subject: str, receiver: Receiver, group: str = "") -> int:
         """Subscribe; returns a key for `unlisten`."""

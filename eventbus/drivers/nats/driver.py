@@ -52,6 +52,7 @@ from eventbus.drivers.nats.publish import (
     Publisher,
     WriteMonitor,
     check_size,
+    head_of,
 )
 from eventbus.drivers.nats.queue import NatsQueues
 from eventbus.drivers.nats.service import NatsService
@@ -262,13 +263,14 @@ class NatsDriver:
                 self._monitor.failed(str(exc))
                 self._restart_if_stuck()
             raise
+        identity = self._stream.identity
         if not ack.duplicate:
             if self._monitor.fault:
                 self._monitor.stored()
-            if self._stream.identity.is_doubtful(ack.seq):
+            if identity.is_doubtful(ack.seq):
                 await self._refresh_epoch()
-            self._stream.identity.acknowledge(ack.seq)
-        return Published(Position(ack.seq, self._stream.identity.epoch), ack.duplicate)
+            identity.acknowledge(ack.seq)
+        return Published(Position(ack.seq, identity.epoch), ack.duplicate)
 
     async def subscribe(self, subject: str, handler: Handler) -> NatsSubscription:
         """Subscribe; see `Driver.subscribe`. Raises InvalidPattern, too."""
@@ -445,8 +447,9 @@ class NatsDriver:
 
     async def _publish_core(self, subject: str, payload: bytes, headers: Headers) -> None:
         connection = self._connection
-        check_size(subject, payload, headers, connection.max_payload)
         client = connection.client
+        head = head_of(subject, headers)
+        check_size(subject, len(head) + len(payload), connection.max_payload)
         if subject.startswith(self._live) and not client.is_connected:
             raise connection.refuse_volatile(subject)
         if client.pending_data_size > 2 * PENDING_BYTES + len(payload):
@@ -456,7 +459,7 @@ class NatsDriver:
                 driver=self.name,
             )
         try:
-            await client.send(subject, payload, headers)
+            await client.send(subject, payload, head)
         except (nats_errors.Error, OSError) as exc:
             error = to_error(exc, f"publishing to {subject} at {connection.address}")
             if isinstance(error, ConnectionFailed):

@@ -122,7 +122,7 @@ class StreamIdentity:
         """
         if offset <= self._acked:
             self.invalidate()
-        return self.is_stale
+        return self._verified < self._invalidations
 
     def acknowledge(self, offset: int) -> None:
         """A message of this process was stored at an offset."""

@@ -6,6 +6,7 @@ server is restarted.
 """
 
 import asyncio
+import collections
 import contextlib
 import logging
 import time
@@ -20,7 +21,7 @@ from nats import errors as nats_errors
 
 from eventbus.attempts import Backoff, OutageLog
 from eventbus.drivers.base import Headers
-from eventbus.drivers.nats.client import PROBE
+from eventbus.drivers.nats.client import PROBE, encode_headers
 from eventbus.drivers.nats.connection import (
     ATTEMPT_S,
     NatsConnection,
@@ -43,7 +44,7 @@ from eventbus.errors import (
 )
 from eventbus.messages import HEADER_ID, json_decoder, new_id
 
-__all__ = ["Ack", "Publisher", "WriteMonitor", "check_size"]
+__all__ = ["Ack", "Publisher", "WriteMonitor", "check_size", "head_of"]
 
 
 _log = logging.getLogger(__name__)
@@ -87,20 +88,24 @@ _decode_ack: Final = json_decoder(Ack)
 _decode_info: Final = json_decoder(StreamInfo)
 
 
-def check_size(subject: str, payload: bytes, headers: Headers, limit: int) -> int:
-    """The size of a message. Raises EncodingError if the server would close the connection for it.
+def check_size(subject: str, size: int, limit: int) -> None:
+    """Raises EncodingError if the server would close the connection for a message of that size.
 
     nats-py checks the payload alone; the server counts the headers too.
     """
-    size = len(payload)
-    if headers:
-        size += 14 + sum(len(name) + len(value.encode()) + 4 for name, value in headers.items())
     if size > limit:
         raise EncodingError(
             f"a message of {size} bytes for {subject} is larger than the server accepts: "
             f"its max_payload is {limit} bytes, headers included"
         )
-    return size
+
+
+def head_of(subject: str, headers: Headers) -> bytes:
+    """The first bytes of a message. Raises PublishFailed for a header that cannot be sent."""
+    try:
+        return encode_headers(headers)
+    except nats_errors.Error as exc:
+        raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
 
 
 class Publisher:
@@ -124,13 +129,13 @@ class Publisher:
         self._timeout = timeout
         self._explain = explain
         self._on_no_stream = on_no_stream
-        self._window = asyncio.Semaphore(WINDOW)
         self._largest = 0
         """The size of the largest message that was stored."""
         self._alone = asyncio.Lock()
         self._in_flight = 0
+        self._turns: collections.deque[asyncio.Future[None]] = collections.deque()
+        """Of the publishers that wait because WINDOW messages are in flight."""
         self._idle = asyncio.Event()
-        self._idle.set()
 
     async def publish(
         self, subject: str, payload: bytes, headers: Headers, *, deadline: float | None = None
@@ -141,61 +146,72 @@ class Publisher:
         """
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._timeout
-        self._in_flight += 1
-        self._idle.clear()
+        if not headers.get(HEADER_ID):
+            headers = {**headers, HEADER_ID: new_id()}  # so that a retry is stored once
+        if self._in_flight < WINDOW:
+            self._in_flight += 1
+        else:
+            await self._wait_turn(subject, deadline)
         try:
-            if self._window.locked():
-                await self._acquire_slot(subject, deadline)
-            else:
-                await self._window.acquire()
-            try:
-                return await self._publish(subject, payload, headers, deadline)
-            finally:
-                self._window.release()
+            return await self._publish(subject, payload, head_of(subject, headers), deadline)
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+            self._pass_turn()
 
     async def drain(self, seconds: float) -> bool:
         """Whether everything in flight finished within that time."""
         try:
             async with asyncio.timeout(seconds):
-                await self._idle.wait()
+                while self._in_flight:
+                    self._idle.clear()
+                    await self._idle.wait()
         except TimeoutError:
             return False
         return True
 
-    async def _acquire_slot(self, subject: str, deadline: float) -> None:
+    async def _wait_turn(self, subject: str, deadline: float) -> None:
+        """Wait for one of those in flight to end, whose place in the window is passed on."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.append(turn)
         try:
             async with asyncio.timeout_at(deadline):
-                await self._window.acquire()
-        except TimeoutError:
-            raise self._failure(subject, f"{WINDOW} other messages are in flight") from None
+                await turn
+        except BaseException as exc:
+            if turn.done() and not turn.cancelled():  # it came at the same moment
+                self._pass_turn()
+            if isinstance(exc, TimeoutError):
+                raise self._failure(subject, f"{WINDOW} other messages are in flight") from None
+            raise
 
-    async def _publish(
-        self, subject: str, payload: bytes, headers: Headers, deadline: float
-    ) -> Ack:
-        sent = headers
-        if not sent.get(HEADER_ID):
-            sent = {**headers, HEADER_ID: new_id()}  # so that a retry is stored once
+    def _pass_turn(self) -> None:
+        """Give a place in the window to the first publisher that still waits."""
+        while self._turns:
+            turn = self._turns.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+    async def _publish(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Ack:
         loop, connection = asyncio.get_running_loop(), self._connection
+        size = len(head) + len(payload)
         backoff: Backoff | None = None
         failure, first, is_suspect = "no answer", True, False
         while (left := deadline - loop.time()) > 0:
             if not connection.is_connected and not await connection.wait_connected(left):
                 failure = connection.why_silent
                 break
-            size = check_size(subject, payload, sent, connection.max_payload)
+            check_size(subject, size, connection.max_payload)
             if not first:
                 self.retries += 1
             first = False
             refusals = connection.size_refusals
             if is_suspect:
                 async with self._alone:
-                    answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+                    answer = await self._attempt(subject, payload, head, min(left, ATTEMPT_S))
             else:
-                answer = await self._attempt(subject, payload, sent, min(left, ATTEMPT_S))
+                answer = await self._attempt(subject, payload, head, min(left, ATTEMPT_S))
             if isinstance(answer, Ack):
                 self._largest = max(self._largest, size)
                 return answer
@@ -214,13 +230,13 @@ class Publisher:
         raise self._failure(subject, failure)
 
     async def _attempt(
-        self, subject: str, payload: bytes, headers: Headers, seconds: float
+        self, subject: str, payload: bytes, head: bytes, seconds: float
     ) -> Ack | str:
         """An acknowledgement, or why there is none; empty when there was no answer."""
         replies = self._connection.replies
         reply_to, future = replies.expect(subject, seconds)
         try:
-            await self._connection.client.send(subject, payload, headers, reply_to)
+            await self._connection.client.send(subject, payload, head, reply_to)
             reply = await future
         except _TRY_AGAIN as exc:
             return str(exc) or type(exc).__name__

@@ -102,7 +102,7 @@ class NatsConnection:
         self.size_refusals = 0
         """How often the server has closed the connection because a message was too large."""
         self._announced_payload = 0
-        self._found_payload = (0, float("-inf"))
+        self._found_payload: tuple[int, float] | None = None
         self._servers = servers
         self.faults = Faults(self.address, login.refusal)
         self._login = login
@@ -145,6 +145,8 @@ class NatsConnection:
     @property
     def max_payload(self) -> int:
         """The size of the largest message that the server accepts, as far as it is known."""
+        if self._found_payload is None:
+            return self._announced_payload
         found, until = self._found_payload
         is_found = until > time.monotonic()
         return min(found, self._announced_payload) if is_found else self._announced_payload

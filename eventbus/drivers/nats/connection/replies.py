@@ -43,6 +43,7 @@ class Replies:
     def __init__(self, prefix: str = "_INBOX") -> None:
         """`prefix` begins all reply subjects."""
         self.prefix = f"{prefix}.{secrets.token_hex(11)}"
+        self._start = len(self.prefix) + 1
         self._waiting: dict[str, _Waiting] = {}
         self._next = 0
         self._denied = False
@@ -81,20 +82,21 @@ class Replies:
 
     def forget(self, reply_subject: str) -> None:
         """Drop a request; unknown subjects are ignored."""
-        self._waiting.pop(reply_subject.rpartition(".")[2], None)
+        self._waiting.pop(reply_subject[self._start :], None)
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
         """Handle a message on a reply subject."""
-        token = subject.rpartition(".")[2]
+        token = subject[self._start :]
         waiting = self._waiting.get(token)
         if waiting is None:
             return
-        if waiting.parts is not None and not headers.status:
-            waiting.parts.append((payload, headers))
+        future, _, _, parts = waiting
+        if parts is not None and not headers.status:
+            parts.append((payload, headers))
             return
         del self._waiting[token]
-        if not waiting.future.done():
-            waiting.future.set_result(Reply(payload, headers.status))
+        if not future.done():
+            future.set_result(Reply(payload, headers.status))
 
     def give_up(self) -> None:
         """Complete all requests with None: they may be lost, and are retried at once."""

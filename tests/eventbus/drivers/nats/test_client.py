@@ -11,6 +11,7 @@ from eventbus.drivers.nats import client as client_module
 from eventbus.drivers.nats.client import (
     FastClient,
     WireHeaders,
+    encode_headers,
     require_supported,
     unsupported,
 )
@@ -116,7 +117,7 @@ async def test_sent_bytes_are_those_that_nats_py_itself_sends(
     await fast.publish(f"{namespace}.a", payload, reply, headers)
     theirs, counted = fast._pending[-1], dict(fast.stats)
     await settle(fast)
-    await fast.send(f"{namespace}.a", payload, headers or {}, reply)
+    await fast.send(f"{namespace}.a", payload, encode_headers(headers or {}), reply)
     assert fast._pending[-1] == theirs
     for name in ("out_msgs", "out_bytes"):
         assert fast.stats[name] - counted[name] == counted[name] - before[name]
@@ -125,12 +126,12 @@ async def test_sent_bytes_are_those_that_nats_py_itself_sends(
 
 async def test_sending_raises_what_publishing_raises(fast, namespace):
     with pytest.raises(nats_errors.MaxPayloadError):
-        await fast.send(f"{namespace}.a", bytes(fast.max_payload + 1), {})
+        await fast.send(f"{namespace}.a", bytes(fast.max_payload + 1))
     with pytest.raises(nats_errors.BadHeaderError):
-        await fast.send(f"{namespace}.a", b"", {"a b": "c"})
+        encode_headers({"a b": "c"})
     await fast.close()
     with pytest.raises(nats_errors.ConnectionClosedError):
-        await fast.send(f"{namespace}.a", b"", {})
+        await fast.send(f"{namespace}.a", b"")
 
 
 async def test_request_without_responders_has_status_503(fast, namespace):

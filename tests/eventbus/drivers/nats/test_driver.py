@@ -426,6 +426,41 @@ class TestPublishing:
             await publishing
             assert 0 < highest <= 4
 
+    async def test_publishers_that_wait_for_the_window_come_in_order_unless_they_gave_up(
+        self, settings, namespace, monkeypatch
+    ):
+        monkeypatch.setattr(nats_publish, "WINDOW", 2)
+        async with opened(settings) as driver:
+            subject, done = f"{namespace}.event.a", []
+
+            async def publish(number):
+                await driver.publish(subject, b"x")
+                done.append(number)
+
+            tasks = [asyncio.create_task(publish(number)) for number in range(8)]
+            await asyncio.sleep(0)  # two are sent, six wait
+            assert len(driver._connection.replies) == 2
+            for number in (2, 5):
+                tasks[number].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert done == [0, 1, 3, 4, 6, 7]
+            assert driver._publisher._in_flight == 0
+
+    async def test_publisher_whose_turn_comes_as_it_is_cancelled_passes_it_on(
+        self, settings, namespace, monkeypatch
+    ):
+        monkeypatch.setattr(nats_publish, "WINDOW", 1)
+        async with opened(settings) as driver:
+            subject = f"{namespace}.event.a"
+            tasks = [asyncio.create_task(driver.publish(subject, b"x")) for _ in range(3)]
+            await asyncio.sleep(0)
+            tasks[0].add_done_callback(lambda _: tasks[1].cancel())
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(result).__name__ for result in results] == [
+                "Published", "CancelledError", "Published",
+            ]  # fmt: skip
+            assert driver._publisher._in_flight == 0
+
     async def test_cancelled_publish_releases_its_slot(self, driver, namespace):
         subject = f"{namespace}.event.a"
         publishing = [asyncio.create_task(driver.publish(subject, b"x")) for _ in range(20)]
@@ -436,7 +471,7 @@ class TestPublishing:
         results = await asyncio.gather(*publishing, return_exceptions=True)
         assert {type(result) for result in results} == {asyncio.CancelledError}
         assert len(driver._connection.replies) == 0
-        assert driver._publisher._window._value == nats_publish.WINDOW
+        assert driver._publisher._in_flight == 0
         assert await driver.publish(subject, b"x") is not None
 
     async def test_internal_messages_during_an_outage_are_kept_up_to_a_bound_then_refused(
