@@ -32,7 +32,9 @@ from eventbus.server import NatsServer
 from tests import commands, packages
 
 # What a test may take is the business of pytest-timeout: a busy machine is no fault of the code.
-hypothesis.settings.register_profile("eventbus", deadline=None)
+hypothesis.settings.register_profile(
+    "eventbus", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("eventbus")
 
 MAX_PAYLOAD = 65_536
