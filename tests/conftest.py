@@ -198,8 +198,8 @@ def _watch_for_secrets() -> None:
 
 
 LONGEST_ID = 120
-START_LIMIT_S = 180
-"""For tests that start nodes as processes: on a busy machine each takes some ten seconds."""
+SLOW_LIMIT_S = 180
+"""For browsers, and nodes as processes: on a busy machine each takes some ten seconds to start."""
 ROOT = Path(__file__).parent
 SERVER_FIXTURES = {
     "jwt_server", "nats_server", "own_nats_server", "redis_server", "run_command", "start_redis",
@@ -247,8 +247,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Mark the tests that start servers or programs. Refuse ids that explicit `ids` made long.
     """
     for item in items:
-        if "start_process" in getattr(item, "fixturenames", ()) and not _time_limit(item):
-            item.add_marker(pytest.mark.timeout(START_LIMIT_S))
+        is_slow = "start_process" in getattr(item, "fixturenames", ())
+        if (is_slow or item.get_closest_marker("browser")) and not _time_limit(item):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
     items.sort(key=_time_limit, reverse=True)
     for item in items:
         folders = item.path.relative_to(ROOT).parts[:-1]

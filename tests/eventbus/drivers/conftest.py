@@ -112,7 +112,7 @@ class Sentinel(RedisServer):
         config = self.folder / "sentinel.conf"
         config.write_text(
             f"sentinel monitor mymaster 127.0.0.1 {self.master} 1\n"
-            "sentinel down-after-milliseconds mymaster 2500\n"
+            "sentinel down-after-milliseconds mymaster 500\n"
             "sentinel failover-timeout mymaster 3000\n"
         )
         return [str(config), "--sentinel"]
