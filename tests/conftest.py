@@ -32,7 +32,9 @@ from eventbus.server import NatsServer
 from tests import commands, packages
 
 # What a test may take is the business of pytest-timeout: a busy machine is no fault of the code.
-hypothesis.settings.register_profile("eventbus", deadline=None)
+hypothesis.settings.register_profile(
+    "eventbus", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("eventbus")
 
 MAX_PAYLOAD = 65_536
@@ -165,6 +167,12 @@ def pytest_configure() -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
     _watch_for_secrets()
+    logging.getLogger("eventbus_edge.node").addFilter(_is_no_pause)
+
+
+def _is_no_pause(record: logging.LogRecord) -> bool:
+    """Hide from tests of what a node logs that the whole machine stood still: it is no fault."""
+    return "the process was stopped" not in record.msg
 
 
 def _watch_for_secrets() -> None:
@@ -190,6 +198,8 @@ def _watch_for_secrets() -> None:
 
 
 LONGEST_ID = 120
+SLOW_LIMIT_S = 180
+"""For browsers, and nodes as processes: on a busy machine each takes some ten seconds to start."""
 ROOT = Path(__file__).parent
 SERVER_FIXTURES = {
     "jwt_server", "nats_server", "own_nats_server", "redis_server", "run_command", "start_redis",
@@ -236,6 +246,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Mark the tests that start servers or programs. Refuse ids that explicit `ids` made long.
     """
+    for item in items:
+        is_slow = "start_process" in getattr(item, "fixturenames", ())
+        if (is_slow or item.get_closest_marker("browser")) and not _time_limit(item):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
     items.sort(key=_time_limit, reverse=True)
     for item in items:
         folders = item.path.relative_to(ROOT).parts[:-1]

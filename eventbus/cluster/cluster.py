@@ -1,6 +1,7 @@
 """Asks all nodes of a cluster a question, and collects the answers within a time limit."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import (
@@ -224,15 +225,20 @@ class Cluster:
         is_settled = self._now() >= self._settled_at
         gather = Gather(question, set(self.nodes), complete.set, has_strangers=not is_settled)
         self._asked[call_id] = gather
+        deadline = self._now() + self._patience_s
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout_at(deadline):
                 call = _Ask(call_id, self.node_id, question.name, msgspec.Raw(_encode(body)))
                 await self._driver.publish(self._all, _encode(call))
                 await self._answer_own(gather, body)
                 gather.check()
                 await complete.wait()
-        except TimeoutError:
-            pass  # the result names the missing nodes
+        except TimeoutError:  # the result names the missing nodes
+            if self._now() - deadline > self._patience_s / 4:
+                # This process was stopped: the answers may wait in its socket.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._patience_s):
+                        await complete.wait()
         finally:
             del self._asked[call_id]
         result = gather.result()

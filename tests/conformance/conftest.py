@@ -12,11 +12,17 @@ from tests.conformance.edges import Edge, serving
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run each file in one worker, with no other test in between that nodes could disturb."""
+    """Run each file in one worker, with no other test in between that nodes could disturb.
+
+    While Hypothesis makes an example, the thread of a node may take a random number: Hypothesis
+    would warn that a strategy does.
+    """
     here = Path(__file__).parent
+    ours = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
     for item in items:
         if item.path.parent == here:
             item.add_marker(pytest.mark.xdist_group(f"conformance {item.path.stem}"))
+            item.add_marker(ours)
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,11 @@ def publish(environ, **changes):
 def client(port, token=None, origin=ORIGIN):
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return connect(
-        f"ws://127.0.0.1:{port}/ws/user.7", origin=origin, additional_headers=headers, proxy=None
+        f"ws://127.0.0.1:{port}/ws/user.7",
+        origin=origin,
+        additional_headers=headers,
+        proxy=None,
+        open_timeout=40,
     )
 
 

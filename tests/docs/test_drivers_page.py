@@ -37,6 +37,7 @@ def test_example_runs(tmp_path, number):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.xdist_group("type checker")
 def test_examples_pass_the_type_checker(tmp_path):
     for number, example in enumerate(EXAMPLES):
@@ -46,7 +47,7 @@ def test_examples_pass_the_type_checker(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=170,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -94,6 +94,7 @@ def test_examples_of_the_page_run(page, nats_server, namespace, monkeypatch, tmp
     run_page(page, f"docs_{page.stem.replace('-', '_')}")
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.xdist_group("type checker")  # which shares its cache with no other process
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_of_the_page_pass_the_type_checker(page, tmp_path):
@@ -102,7 +103,7 @@ def test_examples_of_the_page_pass_the_type_checker(page, tmp_path):
     module.write_text("async def page() -> None:\n" + textwrap.indent(code or "pass\n", "    "))
     done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(module)],
-        cwd=ROOT, capture_output=True, text=True, timeout=55, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=170, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

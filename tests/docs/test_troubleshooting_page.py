@@ -25,7 +25,9 @@ from tests.ports import free_port
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
-PATIENCE_S = 30
+PATIENCE_S = 40
+IMPATIENT = {"BROADCAST_CONNECT_TIMEOUT": "2"}
+"""For servers that are not there."""
 QUOTED = dict(
     re.findall(
         r"<!-- seen: (\S+) -->\n+```\w*\n(.*?)\n```",
@@ -91,7 +93,7 @@ def environ(settings):
         "BROADCAST_CHANNELS_PREFIX": settings.namespace,
         "BROADCAST_HISTORY_BYTES": str(settings.history_bytes),
         "BROADCAST_WEBSOCKET_HOST": "127.0.0.1",
-        "BROADCAST_CONNECT_TIMEOUT": "2",
+        "BROADCAST_CONNECT_TIMEOUT": "20",
         "BROADCAST_DRAIN_TIME": "0",
         "BROADCAST_MAX_CONNECTIONS": "100",
         "JWT_SECRET": SECRET,
@@ -139,7 +141,7 @@ def run(run_command, environ, tmp_path):
 def curl(url, *arguments):
     """Headers and body of an answer, as curl shows them."""
     done = subprocess.run(
-        ["curl", "-si", "--max-time", "10", *arguments, url],
+        ["curl", "-si", "--max-time", "40", *arguments, url],
         capture_output=True,
         text=True,
         check=False,
@@ -321,7 +323,7 @@ def wait_for_port(port):
 
 @pytest.mark.redis
 def test_redis_that_is_not_there_or_wants_another_password(run, redis):
-    on = {"BROADCAST_DRIVER": "redis", "BROADCAST_REDIS_PASSWORD": "wrong"}
+    on = IMPATIENT | {"BROADCAST_DRIVER": "redis", "BROADCAST_REDIS_PASSWORD": "wrong"}
     nobody = on | {"BROADCAST_REDIS_PORT": str(free_port())}
     seen("redis-refused", run("edge", "run", **nobody))
     wrong = on | {"BROADCAST_REDIS_PORT": str(redis[0])}
@@ -374,7 +376,7 @@ async def own_server(tmp_path):
 
 
 async def test_nats_that_is_not_there(run):
-    nobody = {"NATS_URL": f"nats://127.0.0.1:{free_port()}"}
+    nobody = IMPATIENT | {"NATS_URL": f"nats://127.0.0.1:{free_port()}"}
     seen("nats-refused", await asyncio.to_thread(run, "edge", "run", **nobody))
     seen("nats-doctor", await asyncio.to_thread(run, "doctor", **nobody))
 
@@ -384,7 +386,7 @@ async def test_nats_that_refuses_the_login_or_has_no_tls(run, own_server):
     url = server.url.replace("//", "//ada:wrong@")
     seen("nats-login", await asyncio.to_thread(run, "edge", "run", NATS_URL=url))
     plain = (await own_server()).url.replace("nats:", "tls:")
-    seen("nats-tls", await asyncio.to_thread(run, "edge", "run", NATS_URL=plain))
+    seen("nats-tls", await asyncio.to_thread(run, "edge", "run", NATS_URL=plain, **IMPATIENT))
 
 
 async def test_nats_that_does_not_permit_to_publish(run, own_server):

@@ -118,7 +118,7 @@ async def open_client(port, path="/ws", *, token=None, **options) -> AsyncIterat
         f"ws://127.0.0.1:{port}{path}",
         additional_headers=headers,
         proxy=None,
-        **{"compression": None} | options,
+        **{"compression": None, "open_timeout": PATIENCE_S} | options,
     ) as socket:
         yield Client(socket)
         await _close(socket)
@@ -326,7 +326,7 @@ async def start_process(nats_server, namespace):
         )
         started.append(process)
         printed, address = "", None
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(80):
             while address is None and (line := (await process.stdout.readline()).decode()):
                 printed += line
                 address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)

@@ -21,6 +21,7 @@ from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics.metrics import Metrics
 from eventbus_edge.problem import Problem
 from eventbus_edge.protocols.vocabulary import CloseReason
+from eventbus_edge.sessions import pauses
 
 PATIENCE_S = 30.0
 HANDSHAKE = (
@@ -269,7 +270,11 @@ async def test_more_commands_than_may_wait_are_all_answered_in_order(start_edge,
     assert refs == list(range(3000))
 
 
-async def test_commands_sent_before_a_client_left_are_carried_out(start_edge, bus, token, raw):
+async def test_commands_sent_before_a_client_left_are_carried_out(
+    start_edge, bus, token, raw, monkeypatch
+):
+    # After a pause, a node drops clients that have left meanwhile.
+    monkeypatch.setattr(pauses, "PAUSE_S", 10_000.0)
     edge = await start_edge(bus, max_whispers_per_channel=1e6, **UNBOUND)
     listener = await edge.connect("/ws/chat.1", token=token("8"))
     await listener.next()

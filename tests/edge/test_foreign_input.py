@@ -17,7 +17,6 @@ FAST = {
     "lifecycle": "on",
     "lifecycle_linger": 0.2,
     "presence_grace": 0.2,
-    "presence_ttl": 1.5,
     "webhook_wait": 0.0,
     "api_key": "the-api-key-of-foreign-input",
 }

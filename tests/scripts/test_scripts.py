@@ -16,7 +16,7 @@ NO_HOME = {"HOME": "/nowhere", "PYENV_ROOT": "/nowhere"}
 def call(*command: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     return subprocess.run(
-        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=cwd, env=clean | env, capture_output=True, text=True, timeout=580, check=False
     )
 
 
@@ -79,7 +79,7 @@ cp "$folder/python" "$folder/uv" && chmod +x "$folder"/*
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the repository")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_clean_clone_needs_one_command(tmp_path):
     clone = tmp_path / "clone"
     call("git", "clone", "--quiet", ROOT, clone, cwd=tmp_path)

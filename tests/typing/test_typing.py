@@ -11,6 +11,7 @@ import pytest
 
 from eventbus.events import event as events
 
+pytestmark = pytest.mark.xdist_group("typing")  # one process fills the cache
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 

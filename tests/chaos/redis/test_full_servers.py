@@ -11,7 +11,7 @@ from eventbus.errors import PublishFailed
 
 PATIENCE_S = 40.0
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def settings_of(server, namespace, **changes):

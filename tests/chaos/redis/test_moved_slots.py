@@ -8,7 +8,7 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from tests.chaos.redis.workload import CHANNELS
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 PATIENCE_S = 40.0
 
 

@@ -10,7 +10,7 @@ from eventbus.drivers.redis import link
 
 MANY = 1_000_000
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

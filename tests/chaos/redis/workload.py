@@ -14,7 +14,7 @@ from eventbus.drivers.base import Delivery
 from eventbus.drivers.redis.driver import RedisDriver
 from eventbus.errors import EventBusError
 
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 CHANNELS = ("orders", "prices", "chat")
 PUBLISHERS = 3
 PAUSE_S = 0.003

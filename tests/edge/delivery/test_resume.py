@@ -597,6 +597,7 @@ async def test_quiet_channel_whose_messages_have_expired_is_recovered_where_a_no
         assert (await back.next())["data"] == 4
 
 
+@pytest.mark.timeout(180)
 async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(edge, bus):
     """About as far back as messages are kept, so that some are evicted while they are read."""
     total, done, seen = 0, asyncio.Event(), []
@@ -627,7 +628,7 @@ async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(ed
 
     tasks = [asyncio.create_task(feed()), asyncio.create_task(watch())]
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             while len(seen) < 150:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.01)
             outcomes = [

@@ -156,10 +156,8 @@ async def test_node_that_is_killed_is_named_as_missing_and_then_forgotten(
     assert (len(third), stats["missing"]) == (1, [])
     process.process.kill()
     await process.process.wait()
-    for api in nodes:
-        started = time.monotonic()
-        stats = await api.get("/stats")
-        assert time.monotonic() - started < 20  # a second is waited
+    # At once: some seconds later it would not be asked any more.
+    for stats in await asyncio.gather(*(api.get("/stats") for api in nodes)):
         assert {node["id"] for node in stats["nodes"]} == {each.edge.node.id for each in nodes}
         assert set(stats["missing"]) == third
     async with asyncio.timeout(40):

@@ -14,9 +14,9 @@ from eventbus.server import NatsServer
 from eventbus_edge.process.supervisor import READY
 from tests.ports import free_port
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -181,6 +181,23 @@ async def test_a_client_that_was_stopped_while_hellos_were_due_waits_for_all_nod
     assert output(gathered) == {node.node_id: ["hi"] for node in nodes}
 
 
+async def test_a_client_that_is_stopped_while_it_asks_waits_for_the_answers_afterwards(join):
+    nodes = [await join(name, hello_s=60) for name in ("a", "b")]
+    client = await join("client", answers=False, is_node=False, hello_s=60)
+    await settled(*nodes)
+    stopped = []
+
+    async def answer(asked):
+        if not stopped:
+            stopped.append(time.sleep(2 * PATIENCE_S))  # noqa: ASYNC251 - the whole process
+        return [Answered("a", asked.word)]
+
+    nodes[0].answer(ECHO, answer)
+    gathered = await client.ask(ECHO, Asked("hi"))
+    assert output(gathered) == {node.node_id: ["hi"] for node in nodes}
+    assert gathered.missing == frozenset()
+
+
 async def test_a_node_that_just_started_waits_for_nodes_unknown_to_it(join):
     await join("a", hello_s=60)
     new = await join("b", hello_s=60)
