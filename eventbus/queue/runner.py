@@ -139,9 +139,13 @@ class _Run:
         self.is_lost = True
 
     def redelivered(self, leased: LeasedJob) -> None:
-        """The job was redelivered to this worker, which begins another lease of this attempt."""
-        self.count(leased, leased.attempt - self.leased.attempt)
-        self.leased, self.extended_at, self.is_lost = leased, _Stamp.now(), False
+        """The job was redelivered to this worker, which begins another lease of this attempt.
+
+        A delivery that is not newer than the last one changes nothing.
+        """
+        if leased.attempt > self.leased.attempt + self.uncounted:
+            self.count(leased, leased.attempt - self.leased.attempt)
+            self.leased, self.extended_at, self.is_lost = leased, _Stamp.now(), False
 
     def count(self, leased: LeasedJob, uncounted: int) -> None:
         """So many deliveries up to this one were no attempts."""
@@ -331,8 +335,7 @@ class JobRunner:
         _log.warning(
             "job %s of queue %s was redelivered while it is running", leased.key, leased.queue
         )
-        if leased is not run.leased:
-            run.redelivered(leased)
+        run.redelivered(leased)
 
     def _may_be_stale(self) -> bool:
         """Whether a job that arrives now may be from before a suspension of this worker."""

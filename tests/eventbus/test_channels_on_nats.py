@@ -30,7 +30,7 @@ class Raw:
         """The lines that the server has sent until it has taken all that was sent."""
         await self.send(b"PING\r\n")
         lines = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (line := await self.reader.readline()) != b"PONG\r\n":
                 assert line, "the server has closed the connection"
                 if line == b"PING\r\n":  # the server's own, which may come at any time
@@ -167,7 +167,7 @@ async def test_vertical_tab_and_form_feed_disconnect_subscribers_on_nats_py(
     await nc.subscribe(f"{namespace}.>")
     await settle(nc)
     await raw.send(pub(f"{namespace}.{name}".encode()))
-    await asyncio.wait_for(lost.wait(), 10)
+    await asyncio.wait_for(lost.wait(), 30)
     await nc.close()
 
 
@@ -176,7 +176,7 @@ async def test_bytes_that_are_not_utf8_end_the_reading_of_nats_py(raw, nats_serv
     await nc.subscribe(f"{namespace}.>")
     await settle(nc)
     await raw.send(pub(namespace.encode() + b".\xff\xfe"))
-    await asyncio.wait_for(asyncio.wait([nc._reading_task]), 10)
+    await asyncio.wait_for(asyncio.wait([nc._reading_task]), 30)
     assert nc.is_connected, "and it does not know"
     await nc.close()
     with pytest.raises(InvalidChannel):

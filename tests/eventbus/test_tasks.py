@@ -43,7 +43,7 @@ async def test_keeper_that_fails_in_any_way_is_restarted_logged_and_counted(task
     before = fault_count()
     with caplog.at_level(logging.ERROR, "eventbus.tasks"):
         tasks.keep(keep, "the keeper")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await again.wait()
     assert fault_count() == before + 1
     (record,) = caplog.records
@@ -61,7 +61,7 @@ async def test_pauses_of_a_keeper_that_fails_all_the_time_grow(tasks, caplog):
         await asyncio.Event().wait()
 
     tasks.keep(keep, "the keeper")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(runs) < 5:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.01)
     # Of 10, 20, 40 and 80 ms, each at least one half.
@@ -184,7 +184,7 @@ async def test_task_may_close_its_own_owner():
 
     tasks.start(other(), "the other")
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await tasks.start(work(), "the work")
     assert order == ["the other has ended", "the owner is closed"]
 
@@ -204,7 +204,7 @@ async def test_task_that_ignores_its_cancellation_holds_a_close_up_for_a_bounded
 
     stubborn = tasks.start(work(), "the stubborn one")
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await tasks.aclose()
     assert "the stubborn one ignored its cancellation and still runs" in caplog.text
     go.set()
@@ -223,7 +223,7 @@ async def test_task_that_closes_its_owner_while_that_closes_does_not_wait_for_it
 
     tasks.start(work(), "the work")
     await asyncio.sleep(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await tasks.aclose()
     assert order == ["the task has ended"]
 
@@ -241,7 +241,7 @@ async def test_shutdown_leaves_its_first_caller_alone_however_deep_its_tasks_are
         ended.set()
 
     inner.start(work(), "the work")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await ended.wait()
         await outer.run(close)
         while len(inner):  # noqa: ASYNC110 - its done callback has no event
@@ -264,7 +264,7 @@ async def test_task_that_its_shutdown_waits_for_may_call_it_too():
         order.append("returned")
 
     tasks.start(work(), "the work")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await shutdown.run(close)
     assert order == ["returned", "closed"]
 
@@ -304,7 +304,7 @@ async def test_step_that_does_not_end_in_time_is_cancelled_and_logged(caplog):
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await cancelled.wait()
     assert "step did not end within 0.05 s and is cancelled" in caplog.text
 

@@ -18,7 +18,7 @@ from eventbus.events.listeners import isolated
 from eventbus.queue import Worker
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 class OrderTraced(Event, ShouldBroadcast, channel="orders.{order_id}"):

@@ -203,7 +203,7 @@ async def test_services_receive_the_events_they_ask_for(settings, driver, caplog
             await bus.driver.publish(
                 lifecycle_subject(bus.subjects, event.event), encode_event(event)
             )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(received) < 2:
                 came.clear()
                 await came.wait()

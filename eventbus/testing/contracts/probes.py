@@ -17,7 +17,7 @@ __all__ = ["TIMEOUT_S", "Changes", "Contract", "Inbox", "MakeDriver"]
 
 
 MakeDriver = Callable[[], Awaitable[Driver]]
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 30.0
 
 
 class Inbox:

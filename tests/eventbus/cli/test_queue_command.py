@@ -263,13 +263,13 @@ def test_worker_works_on_what_an_application_defines_and_says_so(run, settings):
 
     async def main() -> None:
         async with EventBus(settings) as bus:
-            await bus.dispatch(app.WorkerSleeps(n=1), app.WorkerSleeps(n=2))
+            await bus.dispatch(app.WorkerWaits(n=1), app.WorkerWaits(n=2))
 
     asyncio.run(main())
     shown = run("work", "--app", "queue_app", "--max-jobs", "2", "--queue", " high , default ,")
     assert shown.returncode == 0, shown.stderr
     assert "working on high, default, 16 at once" in shown.stderr
-    assert shown.stderr.count("event 'WorkerSleeps'") == 2
+    assert shown.stderr.count("event 'WorkerWaits'") == 2
     assert "2 taken, 2 done, 0 retried, 0 failed, 0 handed_back" in shown.stderr
 
 

@@ -13,6 +13,8 @@ from eventbus.client import ClientOptions
 from eventbus.tokens import issue_token
 from tests.ports import free_port
 
+START_S = 45
+"""For a process to start or end on a busy machine."""
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
 
@@ -32,7 +34,7 @@ class EdgeAt:
             stderr=asyncio.subprocess.PIPE,
             env=self.environ | environ,
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(START_S):
             line = (await self.process.stdout.readline()).decode()
         if not re.search(r"ready on https?://127\.0\.0\.1", line):
             out, err = await self.process.communicate()
@@ -42,7 +44,7 @@ class EdgeAt:
     async def end(self, number=signal.SIGKILL):
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(number)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(START_S):
                 await self.process.wait()
                 await self._log
 

@@ -43,7 +43,7 @@ async def client(edge, token, quick):
 
 
 @contextlib.asynccontextmanager
-async def patience(seconds=10):
+async def patience(seconds=30):
     async with asyncio.timeout(seconds):
         yield
 
@@ -356,7 +356,7 @@ async def test_closing_ends_iteration_requests_and_handlers_and_leaves_no_task(e
     plain = await client.subscribe("orders.2")
     reading = asyncio.create_task(anext_or_end(plain))
     joining = asyncio.create_task(client.subscribe("orders.3"))
-    async with patience(5):
+    async with patience():
         await joining
         await client.aclose()
         assert await reading == "ended"

@@ -20,7 +20,7 @@ from eventbus.cluster.gather import (
 from eventbus.drivers.memory import MemoryBroker, MemoryDriver
 from eventbus.errors import DriverError
 
-PATIENCE_S = 0.8
+PATIENCE_S = 1.5
 
 
 class Asked(msgspec.Struct):
@@ -88,7 +88,7 @@ async def join(make_driver):
 
 
 async def until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - of state that has no event
             await asyncio.sleep(0.01)
 

@@ -20,7 +20,7 @@ from eventbus.config import Settings
 from eventbus.drivers import Driver
 from eventbus.drivers.redis.driver import RedisDriver
 
-START_S = 10.0
+START_S = 30.0
 D = TypeVar("D", bound=Driver)
 MakeRedis = Callable[..., Awaitable[RedisDriver]]
 
@@ -102,17 +102,25 @@ class RedisServer:
 
 
 class Sentinel(RedisServer):
-    """A sentinel for one master, that finds it dead in half a second."""
+    """A sentinel for one master, that finds it dead in 6 s.
+
+    A pause of the whole machine is shorter, so that it begins no failover.
+    """
 
     def __init__(self, folder: Path, master: int) -> None:
         super().__init__(folder)
         self.master = master
 
+    async def start(self) -> None:
+        await super().start()
+        # After a pause of 2 s it would do nothing for 30 s, which it calls TILT.
+        assert await self.command("SENTINEL", "DEBUG", "TILT-TRIGGER", "60000") == "OK"
+
     def _head(self) -> list[str]:
         config = self.folder / "sentinel.conf"
         config.write_text(
             f"sentinel monitor mymaster 127.0.0.1 {self.master} 1\n"
-            "sentinel down-after-milliseconds mymaster 500\n"
+            "sentinel down-after-milliseconds mymaster 6000\n"
             "sentinel failover-timeout mymaster 3000\n"
         )
         return [str(config), "--sentinel"]
@@ -151,8 +159,9 @@ class Group:
 class RedisCluster:
     """Three masters."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
-        options = (*more, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000",
+    def __init__(self, folder: Path, *more: str, timeout_ms: int) -> None:
+        """`timeout_ms` is how long a node is silent before the others declare it dead."""
+        options = (*more, "--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms),
                    "--cluster-require-full-coverage", "no")  # fmt: skip
         self.nodes = [RedisServer(folder / str(i), *options) for i in range(3)]
 
@@ -241,7 +250,7 @@ async def redis_server(redis_folder) -> AsyncIterator[RedisServer]:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def redis_cluster(redis_folder) -> AsyncIterator[RedisCluster]:
     """One cluster for all tests of a worker; do not stop it."""
-    cluster = RedisCluster(redis_folder / "cluster")
+    cluster = RedisCluster(redis_folder / "cluster", timeout_ms=15_000)
     await cluster.start()
     yield cluster
     await cluster.kill()
@@ -250,7 +259,9 @@ async def redis_cluster(redis_folder) -> AsyncIterator[RedisCluster]:
 @pytest_asyncio.fixture
 async def own_cluster(tmp_path) -> AsyncIterator[RedisCluster]:
     """A cluster of this test alone."""
-    cluster = RedisCluster(tmp_path / "cluster", "--appendonly", "yes", "--appendfsync", "always")
+    cluster = RedisCluster(
+        tmp_path / "cluster", "--appendonly", "yes", "--appendfsync", "always", timeout_ms=2000
+    )
     await cluster.start()
     yield cluster
     await cluster.kill()

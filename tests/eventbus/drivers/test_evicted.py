@@ -132,7 +132,7 @@ async def test_group_that_waited_for_room_and_missed_nothing_says_nothing(
 
 
 async def test_group_reports_events_evicted_by_age(opened, settings, namespace, caplog):
-    settings = msgspec.structs.replace(settings, history_seconds=1.0)
+    settings = msgspec.structs.replace(settings, history_seconds=4.0)
     driver = await opened(NatsDriver(settings))
     group = await driver.consume("group", f"{namespace}.live.a", GROUP)
     await publish(driver, namespace, "a", 1)
@@ -155,7 +155,7 @@ async def test_message_that_is_gone_before_its_next_try_is_counted(opened, setti
     await publish(driver, namespace, "a", 1)
     async with asyncio.timeout(20):
         (held,) = await group.take(1)
-    await held.retry(2.0)
+    await held.retry(4.0)
     await publish(driver, namespace, "a", 4)  # the stream keeps one more than readers get
     await take(group, 4)
     async with asyncio.timeout(20):

@@ -72,7 +72,7 @@ def open_stack(opened):
 
 
 async def until(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - a driver's own tasks bring it about
             await asyncio.sleep(0.001)
 

@@ -154,7 +154,7 @@ async def test_error_that_is_not_the_brokers_is_raised(bus, error):
 async def test_queued_event_that_no_queue_takes_is_rescued(nats_server_config, tmp_path, caplog):
     async with NatsServer(tmp_path, config=nats_server_config) as server:
         settings = Settings(
-            nats_url=server.url, history_bytes=4 * 1024**2, connect_timeout=1, publish_timeout=0.3
+            nats_url=server.url, history_bytes=4 * 1024**2, connect_timeout=1, publish_timeout=1.5
         )
         bus = EventBus(settings)
         await bus.open()

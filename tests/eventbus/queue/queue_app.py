@@ -4,26 +4,32 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 from eventbus import Event, ShouldQueue, listen
 from eventbus.events import current_bus
 
 
-class WorkerSleeps(Event, ShouldQueue, tries=3, backoff=0):
+class WorkerWaits(Event, ShouldQueue, tries=10, backoff=0):
     n: int
-    seconds: float = 0.0
+    until: str = ""
+    """A file that exists when the listener may end."""
 
 
-class WorkerSleepsOnce(WorkerSleeps, tries=1):
+class WorkerWaitsOnce(WorkerWaits, tries=1):
     pass
 
 
-class WorkerSleepsTwice(WorkerSleeps, tries=2):
+class WorkerWaitsTwice(WorkerWaits, tries=2):
     pass
 
 
-class WorkerFails(WorkerSleeps, tries=2):
+class WorkerFails(WorkerWaits, tries=2):
     pass
+
+
+class WorkerPauses(Event, ShouldQueue, tries=10, backoff=0):
+    n: int
 
 
 class WorkerDies(Event, ShouldQueue, tries=2):
@@ -38,10 +44,18 @@ async def report(what: str, n: int) -> None:
     await current_bus().publish("told", what, {"n": n, "pid": os.getpid()})  # type: ignore[attr-defined]
 
 
-@listen(WorkerSleeps)
-async def sleep(event: WorkerSleeps) -> None:
+@listen(WorkerWaits)
+async def wait(event: WorkerWaits) -> None:
     await report("begun", event.n)
-    await asyncio.sleep(event.seconds)
+    while event.until and not Path(event.until).exists():  # noqa: ASYNC110, ASYNC240 - of a test
+        await asyncio.sleep(0.02)
+    await report("ended", event.n)
+
+
+@listen(WorkerPauses)
+async def pause(event: WorkerPauses) -> None:
+    await report("begun", event.n)
+    await asyncio.sleep(0.05)
     await report("ended", event.n)
 
 

@@ -22,7 +22,7 @@ from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.base import Delivery
 from eventbus.drivers.nats.pull import SILENT
-from eventbus.drivers.queues import LeasedJob, QueueReader
+from eventbus.drivers.queues import LeasedJob, QueueReader, QueueStore
 from eventbus.errors import InvalidPayload, JobRejected, JobRetry, NotSupported
 from eventbus.events import Event, ShouldBroadcast, ShouldQueue
 from eventbus.queue import FailedJob, Worker, failed_jobs, job_of
@@ -30,7 +30,15 @@ from eventbus.queue.jobs import failed_job, failure_of
 from eventbus.queue.runner import JobRunner
 
 HERE = Path(__file__).parent
-WAIT_S = 20.0
+WAIT_S = 45.0
+LEASE_S = 30.0
+"""So long that no test waits for its end, and that no pause of the machine ends it."""
+BRIEF_S = 1.5
+brief_lease = pytest.mark.parametrize("lease", [BRIEF_S])
+"""For tests that wait for the end of a lease, and do not have to extend one in time."""
+longer_lease = pytest.mark.parametrize("lease", [7.5])
+"""For those that do have to, although the machine may stand still for some seconds."""
+starts_processes = pytest.mark.timeout(180)
 
 
 class WorkedOn(Event, ShouldQueue, ShouldBroadcast, channel="worked", tries=3, backoff=0):
@@ -54,8 +62,13 @@ class WorkedBriefly(Event, ShouldQueue, tries=2, timeout=0.05, backoff=0):
 
 
 @pytest.fixture
-def queue_settings(settings: Settings) -> Settings:
-    return msgspec.structs.replace(settings, failed_bytes=1024**2, queue_lease=1.5)
+def lease() -> float:
+    return LEASE_S
+
+
+@pytest.fixture
+def queue_settings(settings: Settings, lease: float) -> Settings:
+    return msgspec.structs.replace(settings, failed_bytes=1024**2, queue_lease=lease)
 
 
 @pytest_asyncio.fixture(params=["memory", "nats"])
@@ -174,8 +187,8 @@ async def test_backoff_is_waited_between_tries(bus):
     async with working(bus):
         await failures(bus)
     first, second, third = times
-    assert 0.19 < second - first < 2
-    assert 0.49 < third - second < 3
+    assert 0.19 < second - first < LEASE_S / 2
+    assert 0.49 < third - second < LEASE_S / 2
 
 
 async def test_job_that_fails_at_every_try_is_kept_with_its_exception(bus):
@@ -254,7 +267,7 @@ async def test_a_listener_may_say_when_to_try_again(bus):
     await bus.dispatch(WorkedOn(n=1))
     async with working(bus) as worker:
         await all_done(bus)
-    assert 0.75 < times[1] - times[0] < 5
+    assert 0.75 < times[1] - times[0] < LEASE_S / 2
     assert (worker.counters.retried, worker.counters.done) == (1, 1)
 
 
@@ -567,7 +580,7 @@ async def test_idle_worker_stops_at_once(bus):
     begun = loop.time()
     worker.stop()
     await asyncio.wait_for(task, WAIT_S)
-    assert loop.time() - begun < 10  # a fetch waits for 30 s
+    assert loop.time() - begun < LEASE_S / 3  # a request for jobs waits for half of it
 
 
 async def test_worker_stops_after_its_time(bus):
@@ -680,7 +693,7 @@ async def test_worker_can_be_stopped_while_the_broker_is_away(own_nats_server, n
         await own_nats_server.stop()
         await asyncio.sleep(0.2)
         worker.stop()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, WAIT_S)
 
 
 async def test_job_that_arrives_again_while_it_is_under_way_is_not_begun_twice(bus):
@@ -706,6 +719,7 @@ async def test_job_that_arrives_again_while_it_is_under_way_is_not_begun_twice(b
     await all_done(bus)
 
 
+@pytest.mark.parametrize("lease", [3.0])  # a request for jobs lasts half of it
 @pytest.mark.parametrize("event", [WorkedOnce(secret="x"), WorkedOn(n=1)])
 async def test_job_redelivered_to_its_own_resumed_worker_has_one_attempt(nats_bus, event):
     """Its first delivery arrived during the suspension, and its request had ended in silence."""
@@ -770,6 +784,7 @@ async def _next_taken(reader: QueueReader) -> LeasedJob:
     return taken[0]
 
 
+@brief_lease
 async def test_job_of_a_worker_suspended_twice_in_one_attempt_still_has_its_second(nats_bus):
     """The broker counts three deliveries, of which the second was no attempt."""
     bus, lease = nats_bus, nats_bus.settings.queue_lease
@@ -857,6 +872,7 @@ async def test_next_delivery_that_overtakes_the_end_of_the_attempt_is_the_next_a
     await reader.aclose()
 
 
+@brief_lease
 async def test_retry_that_the_broker_hears_of_after_the_lease_is_not_one_attempt_more(nats_bus):
     bus = nats_bus
     go_on, has_begun_again = asyncio.Event(), asyncio.Event()
@@ -891,6 +907,7 @@ async def test_retry_that_the_broker_hears_of_after_the_lease_is_not_one_attempt
     await reader.aclose()
 
 
+@brief_lease
 async def test_delivery_that_waits_for_the_end_of_a_job_that_is_done_is_not_run(nats_bus):
     bus, runs = nats_bus, []
     bus.listen(WorkedOn)(runs.append)
@@ -909,6 +926,7 @@ async def test_delivery_that_waits_for_the_end_of_a_job_that_is_done_is_not_run(
     await all_done(bus)
 
 
+@brief_lease
 async def test_job_that_its_earlier_worker_finishes_is_not_declared_lost(nats_bus):
     bus = nats_bus
     await bus.dispatch(WorkedOnce(secret="x"))
@@ -920,6 +938,7 @@ async def test_job_that_its_earlier_worker_finishes_is_not_declared_lost(nats_bu
     assert await (await bus.queues()).failure_count() == 0
 
 
+@brief_lease
 async def test_job_handed_back_after_another_worker_finished_it_is_not_queued_again(nats_bus):
     bus = nats_bus
     await bus.dispatch(WorkedOn(n=1))
@@ -930,19 +949,39 @@ async def test_job_handed_back_after_another_worker_finished_it_is_not_queued_ag
     assert (stats.ready, stats.taken) == (0, 0)
 
 
+class _BriefStore:
+    """A store whose runner extends leases sooner than it has to, and so may stand still."""
+
+    lease = BRIEF_S
+
+    def __init__(self, store: QueueStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize("lease", [6.0])
 async def test_job_longer_than_the_lease_is_not_given_to_another(nats_bus):
-    bus = nats_bus  # whose lease is 1.5 s
-    runs = []
+    bus, runs = nats_bus, []
 
     @bus.listen(WorkedOn)
     async def listener(event):
         runs.append(event.n)
-        await asyncio.sleep(3.2)
+        await asyncio.sleep(bus.settings.queue_lease + 1)
 
     await bus.dispatch(WorkedOn(n=1))
-    async with working(bus), working(bus):
-        await all_done(bus)
-    assert runs == [1]
+    store = await bus.queues()
+    reader, runner = store.reader("default"), JobRunner(bus)
+    leases = asyncio.create_task(runner.keep_leases(_BriefStore(store)))
+    running = asyncio.create_task(runner.run(await _next_taken(reader)))
+    while not running.done():
+        assert await reader.fetch(1) == []
+        await asyncio.wait([running], timeout=0.1)
+    assert (runs, runner.counters.done) == ([1], 1)
+    await all_done(bus)
+    leases.cancel()
+    await reader.aclose()
 
 
 # Exceptions of listeners that cannot be shown, or are BaseExceptions
@@ -1176,34 +1215,49 @@ async def processes(nats_bus) -> AsyncIterator[Processes]:
     await processes.end()
 
 
-async def test_job_of_a_worker_killed_in_the_middle_is_done_by_another(processes):
+@pytest.fixture
+def go_on(tmp_path) -> Path:
+    """The file that lets the listeners of WorkerWaits end, once a test creates it."""
+    return tmp_path / "go-on"
+
+
+@starts_processes
+@brief_lease
+async def test_job_of_a_worker_killed_in_the_middle_is_done_by_another(processes, go_on):
     bus = processes.bus
     first = await processes.start()
-    await bus.dispatch(_app().WorkerSleeps(n=1, seconds=1.0))
+    await bus.dispatch(_app().WorkerWaits(n=1, until=str(go_on)))
     assert await processes.until_reported("begun") == [(1, first.pid)]
-    second = await processes.start()
     first.kill()
+    await first.wait()
+    second = await processes.start()
+    go_on.touch()
     assert await processes.until_reported("ended") == [(1, second.pid)]
     await all_done(bus)
     assert await (await bus.queues()).failure_count() == 0
 
 
-async def test_sigterm_lets_a_worker_finish_what_it_holds(processes):
+@starts_processes
+async def test_sigterm_lets_a_worker_finish_what_it_holds(processes, go_on):
     bus = processes.bus
     worker = await processes.start("--concurrency", "1")
-    await bus.dispatch(*(_app().WorkerSleeps(n=n, seconds=0.5) for n in range(2)))
+    await bus.dispatch(*(_app().WorkerWaits(n=n, until=str(go_on)) for n in range(2)))
     await processes.until_reported("begun")
     worker.send_signal(signal.SIGTERM)
+    go_on.touch()
     assert await asyncio.wait_for(worker.wait(), WAIT_S) == 0
     assert [n for n, _ in await processes.until_reported("ended")] == [0]
     assert [each.ready for each in await (await bus.queues()).stats()] == [1]
 
 
+@starts_processes
 @pytest.mark.parametrize("options", [("--grace", "0"), ("--grace", "60")])
-async def test_worker_that_may_not_finish_hands_its_job_back_without_a_try(processes, options):
+async def test_worker_that_may_not_finish_hands_its_job_back_without_a_try(
+    processes, go_on, options
+):
     bus = processes.bus
     worker = await processes.start(*options)
-    await bus.dispatch(_app().WorkerSleepsOnce(n=1, seconds=5.0))
+    await bus.dispatch(_app().WorkerWaitsOnce(n=1, until=str(go_on)))
     await processes.until_reported("begun")
     worker.send_signal(signal.SIGINT)
     if options[1] == "60":
@@ -1215,6 +1269,8 @@ async def test_worker_that_may_not_finish_hands_its_job_back_without_a_try(proce
     assert taken.attempt == 1
 
 
+@starts_processes
+@longer_lease
 async def test_job_that_kills_each_of_its_workers_ends_as_failed(processes):
     bus = processes.bus
     await bus.dispatch(_app().WorkerDies(n=1))
@@ -1228,14 +1284,16 @@ async def test_job_that_kills_each_of_its_workers_ends_as_failed(processes):
     assert len(await processes.until_reported("dying", 2)) == 2
 
 
-async def test_listener_that_calls_sys_exit_ends_only_its_own_job(processes):
+@starts_processes
+async def test_listener_that_calls_sys_exit_ends_only_its_own_job(processes, go_on):
     bus = processes.bus
     app = _app()
-    jobs = [app.WorkerSleeps(n=n, seconds=0.5) for n in range(3)]
+    jobs = [app.WorkerWaits(n=n, until=str(go_on)) for n in range(3)]
     worker = await processes.start()
     await bus.dispatch(*jobs, app.WorkerExits(n=7))
     (failed,) = await failures(bus)
     assert (failed.error, failed.message, failed.attempts) == ("SystemExit", "job 7", 1)
+    go_on.touch()
     await all_done(bus)
     assert sorted(n for n, _ in await processes.until_reported("ended", 3)) == [0, 1, 2]
     assert len(await processes.until_reported("begun", 3)) == 3
@@ -1244,10 +1302,11 @@ async def test_listener_that_calls_sys_exit_ends_only_its_own_job(processes):
     assert await asyncio.wait_for(worker.wait(), WAIT_S) == 0
 
 
-async def test_program_that_ends_while_its_worker_works_leaves_each_job_once(processes):
+@starts_processes
+async def test_program_that_ends_while_its_worker_works_leaves_each_job_once(processes, go_on):
     """asyncio.run() then cancels every task at once, those of the NATS client too."""
     bus = processes.bus
-    await bus.dispatch(*(_app().WorkerSleeps(n=n, seconds=60) for n in range(3)))
+    await bus.dispatch(*(_app().WorkerWaits(n=n, until=str(go_on)) for n in range(3)))
     program = await processes.run(
         "import asyncio, queue_app",
         "from eventbus import EventBus, Worker",
@@ -1265,12 +1324,17 @@ async def test_program_that_ends_while_its_worker_works_leaves_each_job_once(pro
     assert stats.ready + stats.taken == 3
 
 
-async def test_job_of_a_suspended_worker_gets_its_second_try_and_is_not_declared_lost(processes):
-    bus = processes.bus  # whose lease is 1.5 s
+@starts_processes
+@brief_lease
+async def test_job_of_a_suspended_worker_gets_its_second_try_and_is_not_declared_lost(
+    processes, go_on
+):
+    bus = processes.bus
     first = await processes.start()
-    await bus.dispatch(_app().WorkerSleepsTwice(n=1, seconds=1.0))
+    await bus.dispatch(_app().WorkerWaitsTwice(n=1, until=str(go_on)))
     assert await processes.until_reported("begun") == [(1, first.pid)]
     first.send_signal(signal.SIGSTOP)
+    go_on.touch()
     second = await processes.start()
     assert await processes.until_reported("ended") == [(1, second.pid)]
     first.send_signal(signal.SIGCONT)
@@ -1279,15 +1343,20 @@ async def test_job_of_a_suspended_worker_gets_its_second_try_and_is_not_declared
     assert await (await bus.queues()).failure_count() == 0
 
 
-async def test_job_declared_lost_that_its_suspended_worker_ends_is_no_longer_failed(processes):
+@starts_processes
+@brief_lease
+async def test_job_declared_lost_that_its_suspended_worker_ends_is_no_longer_failed(
+    processes, go_on
+):
     bus = processes.bus
     first = await processes.start()
-    await bus.dispatch(_app().WorkerSleepsOnce(n=1, seconds=1.0))
+    await bus.dispatch(_app().WorkerWaitsOnce(n=1, until=str(go_on)))
     await processes.until_reported("begun")
     first.send_signal(signal.SIGSTOP)
     await processes.start()
     (failed,) = await failures(bus)
     assert (failed.error, failed.attempts) == ("eventbus.errors.WorkerLost", 1)
+    go_on.touch()
     first.send_signal(signal.SIGCONT)
     assert await processes.until_reported("ended") == [(1, first.pid)]
     await none_failed(bus)
@@ -1295,13 +1364,18 @@ async def test_job_declared_lost_that_its_suspended_worker_ends_is_no_longer_fai
     assert len(await processes.until_reported("begun")) == 1
 
 
-async def test_redelivery_that_a_resumed_worker_takes_itself_is_not_a_try_of_its_own(processes):
+@starts_processes
+@longer_lease
+async def test_redelivery_that_a_resumed_worker_takes_itself_is_not_a_try_of_its_own(
+    processes, go_on
+):
     bus = processes.bus
     worker = await processes.start()
-    await bus.dispatch(_app().WorkerFails(n=1, seconds=1.0))
+    await bus.dispatch(_app().WorkerFails(n=1, until=str(go_on)))
     await processes.until_reported("begun")
     worker.send_signal(signal.SIGSTOP)
-    await asyncio.sleep(2 * bus.settings.queue_lease)
+    go_on.touch()
+    await asyncio.sleep(bus.settings.queue_lease + 1)
     worker.send_signal(signal.SIGCONT)
     (failed,) = await failures(bus)
     assert (failed.error, failed.attempts) == ("RuntimeError", 2)
@@ -1309,16 +1383,24 @@ async def test_redelivery_that_a_resumed_worker_takes_itself_is_not_a_try_of_its
     await all_done(bus)
 
 
+@starts_processes
+@brief_lease
 async def test_job_that_an_idle_suspended_worker_took_is_done_in_the_end(processes):
     bus = processes.bus
     app = _app()
     first = await processes.start()
-    await bus.dispatch(app.WorkerSleepsOnce(n=1))
+    await bus.dispatch(app.WorkerWaitsOnce(n=1))
     await processes.until_reported("ended")
+    await all_done(bus)
     first.send_signal(signal.SIGSTOP)
-    await bus.dispatch(app.WorkerSleepsOnce(n=2), app.WorkerSleepsOnce(n=3))
+    await bus.dispatch(app.WorkerWaitsOnce(n=2), app.WorkerWaitsOnce(n=3))
     await processes.start()
-    await asyncio.sleep(3 * bus.settings.queue_lease)
+    store = await bus.queues()
+
+    async def each_is_done_or_lost() -> bool:
+        return len(await processes.until_reported("ended")) + await store.failure_count() >= 3
+
+    await until(each_is_done_or_lost)
     first.send_signal(signal.SIGCONT)
     assert sorted(n for n, _ in await processes.until_reported("ended", 3)) == [1, 2, 3]
     await none_failed(bus)
@@ -1326,10 +1408,12 @@ async def test_job_that_an_idle_suspended_worker_took_is_done_in_the_end(process
     assert len(await processes.until_reported("begun", 3)) == 3
 
 
+@starts_processes
+@brief_lease
 async def test_no_job_is_lost_when_workers_are_killed_again_and_again(processes):
     bus = processes.bus
     jobs = 60
-    events = [_app().WorkerSleeps(n=n, seconds=0.05) for n in range(jobs)]
+    events = [_app().WorkerPauses(n=n) for n in range(jobs)]
     await bus.dispatch(*events)
     for round_ in range(3):
         victim = await processes.start("--concurrency", "4")

@@ -41,7 +41,7 @@ def ended(pid: int) -> bool:
         return True
 
 
-async def until_ended(pid: int, seconds: float = 10.0) -> None:
+async def until_ended(pid: int, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not ended(pid):
         assert time.monotonic() < deadline, f"process {pid} still runs"
@@ -310,7 +310,7 @@ async def test_unexpected_death_is_reported_once(tmp_path, caplog):
     died: asyncio.Queue[ServerError] = asyncio.Queue()
     async with NatsServer(tmp_path, on_death=died.put_nowait) as server:
         os.kill(server.pid, signal.SIGKILL)
-        error = await asyncio.wait_for(died.get(), 10)
+        error = await asyncio.wait_for(died.get(), 30)
         assert f"{server.pid} exited unexpectedly" in str(error)
         assert not server.is_running
     assert died.empty()
@@ -329,7 +329,7 @@ async def test_server_whose_guard_is_killed_is_ended_and_reported(tmp_path):
     died: asyncio.Queue[ServerError] = asyncio.Queue()
     async with NatsServer(tmp_path, on_death=died.put_nowait) as server:
         os.kill(server._guard.pid, signal.SIGKILL)
-        await asyncio.wait_for(died.get(), 10)
+        await asyncio.wait_for(died.get(), 30)
         await until_ended(server.pid)
 
 
@@ -493,7 +493,7 @@ async def test_restart_gives_up_when_the_server_is_stopped(tmp_path, monkeypatch
     restarting = asyncio.create_task(server.restart())
     await failed.wait()
     await server.stop()
-    await asyncio.wait_for(restarting, 10)
+    await asyncio.wait_for(restarting, 30)
     assert not server.is_running
 
 

@@ -473,7 +473,7 @@ async def test_durable_event_whose_handler_keeps_failing_ends_in_quarantine(serv
             raise ValueError
 
     await subscriber.subscribe(
-        Shipped, broken, group="g", durable=True, max_deliver=3, backoff=[0.01, 0.02], ack_wait=0.3
+        Shipped, broken, group="g", durable=True, max_deliver=3, backoff=[0.01, 0.02], ack_wait=2.0
     )
     await publisher.dispatch(Shipped(1))
     ((channel, payload, reason),) = await quarantine.until(1)
@@ -482,7 +482,7 @@ async def test_durable_event_whose_handler_keeps_failing_ends_in_quarantine(serv
     assert len(inbox.got) == 3
     await publisher.dispatch(Shipped(2))
     await inbox.until(4)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(2.5)  # longer than ack_wait
     assert len(inbox.got) == 4
 
 

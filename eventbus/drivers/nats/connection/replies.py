@@ -17,6 +17,8 @@ from eventbus.errors import (
 __all__ = ["Replies", "Reply"]
 
 _SWEEP_S: Final = 0.1
+_HELD_UP_S: Final = 0.5
+"""A sweep that is as late shows that this process, or its event loop, stood still."""
 
 
 class Reply(NamedTuple):
@@ -48,6 +50,7 @@ class Replies:
         self._next = 0
         self._denied = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
 
     @property
     def filter(self) -> str:
@@ -77,7 +80,7 @@ class Replies:
         future: asyncio.Future[Reply | None] = loop.create_future()
         self._waiting[token] = _Waiting(future, subject, loop.time() + seconds, parts)
         if self._sweeper is None:
-            self._sweeper = loop.call_later(_SWEEP_S, self._sweep)
+            self._sweep_later(loop)
         return f"{self.prefix}.{token}", future
 
     def forget(self, reply_subject: str) -> None:
@@ -146,12 +149,27 @@ class Replies:
             self._sweeper.cancel()
             self._sweeper = None
 
+    def _sweep_later(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweep_at = loop.time() + _SWEEP_S
+        self._sweeper = loop.call_at(self._sweep_at, self._sweep)
+
     def _sweep(self) -> None:
+        """Complete the requests whose time is up.
+
+        The time in which this process stood still does not count: replies that arrived meanwhile
+        are read only after this sweep, and the server may have stood still with it.
+        """
         loop = asyncio.get_running_loop()
         now = loop.time()
+        late = now - self._sweep_at
+        extra = late if late >= _HELD_UP_S else 0.0
         for token, waiting in list(self._waiting.items()):
-            if waiting.deadline <= now:
+            if waiting.deadline + extra <= now:
                 del self._waiting[token]
                 if not waiting.future.done():
                     waiting.future.set_result(None)
-        self._sweeper = loop.call_later(_SWEEP_S, self._sweep) if self._waiting else None
+            elif extra:
+                self._waiting[token] = waiting._replace(deadline=waiting.deadline + extra)
+        self._sweeper = None
+        if self._waiting:
+            self._sweep_later(loop)

@@ -145,7 +145,7 @@ async def test_streams_of_classes_that_are_not_configured_are_reported_and_left_
     logger.addHandler(handler)
     try:
         async with opened(msgspec.structs.replace(brief, retention="other.*:1/1h/1MiB")):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await notified.wait()
     finally:
         logger.removeHandler(handler)
@@ -348,7 +348,7 @@ async def test_pattern_is_incomplete_if_a_class_keeps_fewer_messages_than_were_m
         nats_url=own_nats_server.url,
         namespace="own",
         history_bytes=4 * 1024**2,
-        retention="orders.vip:2/1h orders.>:50/1h chat.*:100/1s",
+        retention="orders.vip:2/1h orders.>:50/1h chat.*:100/5s",
     )
     async with opened(settings) as driver:
         (start,) = await publish(driver, subjects, "orders.1", 1)

@@ -89,7 +89,7 @@ async def test_messages_and_headers_are_those_that_nats_py_itself_delivers(clien
     await settle(plain)
     for payload, headers in MESSAGES:
         await fast.publish(f"{namespace}.a", payload, headers=headers)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await got.done.wait()
         while len(theirs) < len(MESSAGES):
             await settle(plain)
@@ -139,7 +139,7 @@ async def test_request_without_responders_has_status_503(fast, namespace):
     await fast.listen(f"{namespace}.reply", lambda *m: status.set_result(m[2]))
     await settle(fast)
     await fast.publish(f"{namespace}.nobody", b"", reply=f"{namespace}.reply")
-    headers = await asyncio.wait_for(status, 5)
+    headers = await asyncio.wait_for(status, 30)
     assert headers.status == "503"
     assert headers["Status"] == "503"
 
@@ -153,7 +153,7 @@ async def test_handler_that_raises_does_not_affect_others(fast, namespace, caplo
     await fast.listen(f"{namespace}.a", got)
     await settle(fast)
     await fast.publish(f"{namespace}.a", b"end")
-    await asyncio.wait_for(got.done.wait(), 5)
+    await asyncio.wait_for(got.done.wait(), 30)
     assert "on purpose" in caplog.text
 
 
@@ -164,7 +164,7 @@ async def test_nothing_is_delivered_after_unlisten(fast, namespace):
     await fast.unlisten(key)
     await settle(fast)
     await fast.publish(f"{namespace}.a", b"end")
-    await asyncio.wait_for(stays.done.wait(), 5)
+    await asyncio.wait_for(stays.done.wait(), 30)
     assert gone.messages == []
 
 
@@ -183,7 +183,7 @@ async def test_subject_that_is_not_utf8_does_not_end_the_reading(fast, nats_serv
     writer.write(b'CONNECT {"verbose":false}\r\n')
     writer.write(b"PUB " + namespace.encode() + b".\xff\xfe 1\r\nx\r\n")
     writer.write(b"PUB " + namespace.encode() + b".a 3\r\nend\r\nPING\r\n")
-    await asyncio.wait_for(got.done.wait(), 5)
+    await asyncio.wait_for(got.done.wait(), 30)
     assert [m[0] for m in got.messages] == [f"{namespace}.a"]
     assert fast.is_connected
     writer.close()
@@ -206,7 +206,7 @@ async def test_late_answer_to_a_ping_does_not_end_the_reading(fast):
 async def test_late_answer_to_a_ping_ends_the_reading_of_nats_py_itself(clients):
     _, plain = clients
     await late_answer(plain)
-    await asyncio.wait_for(asyncio.wait([plain._reading_task]), 10)
+    await asyncio.wait_for(asyncio.wait([plain._reading_task]), 30)
     assert plain.is_connected, "and it does not know: this is why there is a client of our own"
 
 

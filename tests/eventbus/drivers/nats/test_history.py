@@ -124,7 +124,7 @@ async def test_position_just_before_the_streams_beginning_is_whole_without_a_mar
 async def test_quiet_channel_whose_messages_have_expired_is_whole_while_none_is_missed(
     own_settings,
 ):
-    async with opened(replace(own_settings, history_seconds=1)) as driver:
+    async with opened(replace(own_settings, history_seconds=4)) as driver:
         await publish(driver, 3)
         last = (await places(driver))[-1]
         while await places(driver):  # noqa: ASYNC110 - they expire

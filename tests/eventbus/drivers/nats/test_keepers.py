@@ -122,7 +122,7 @@ async def test_foreign_messages_on_a_consumers_inbox_are_ignored(settings, nats_
     try:
         consumer = await driver.consume("group", f"{namespace}.live.a", ConsumerSettings(30.0))
         taking = asyncio.create_task(consumer.take(1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not consumer._pull.is_open:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         errors = driver.counters["errors"]
@@ -163,7 +163,7 @@ async def test_foreign_messages_on_a_queues_inbox_and_foreign_jobs_end_no_reader
         for job in taken:
             await job.done()
         waiting = asyncio.create_task(reader.wait())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not reader._polls.pull.is_open:  # noqa: ASYNC110 - no event tells of it
                 await asyncio.sleep(0.01)
         for number in range(4):

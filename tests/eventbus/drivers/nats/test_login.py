@@ -68,7 +68,7 @@ def tls(files, **more):
 async def publish(**settings):
     """Log in and publish; the answer is the message's offset."""
     driver = NatsDriver(
-        Settings(namespace="own", history_bytes=1024**2, connect_timeout=5, **settings)
+        Settings(namespace="own", history_bytes=1024**2, connect_timeout=30, **settings)
     )
     await driver.open()
     try:
@@ -85,7 +85,7 @@ async def refusal(**settings):
     began = loop.time()
     with pytest.raises(ConnectionFailed) as caught:
         await publish(**settings)
-    assert loop.time() - began < 4.0
+    assert loop.time() - began < 15
     assert SECRET not in str(caught.value)
     return str(caught.value)
 

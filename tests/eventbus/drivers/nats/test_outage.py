@@ -11,8 +11,10 @@ from eventbus.errors import ConnectionFailed, PublishFailed
 from eventbus.testing.contracts.driver import Inbox
 from tests.eventbus.drivers.nats.conftest import kill, opened, paused, until
 
-CALLERS = 8
+CALLERS = 12
 TIMEOUT_S = 1.0
+SLACK_S = 5.0
+"""For a machine that stands still for a moment; callers that wait for each other take longer."""
 WORK = {
     "push": lambda driver, i: driver.queues.push("q", f"job-{i}", b"{}", 0.0),
     "push delayed": lambda driver, i: driver.queues.push("q", f"job-{i}", b"{}", 30.0),
@@ -46,7 +48,9 @@ async def fail_together(driver):
     kinds = [kind for kind in WORK for _ in range(CALLERS)]
     work = [begin(driver, i) for begin in WORK.values() for i in range(CALLERS)]
     took = await asyncio.gather(*map(seconds_of, work))
-    late = {kind for kind, seconds in zip(kinds, took, strict=True) if seconds > 3 * TIMEOUT_S}
+    limit = 3 * TIMEOUT_S + SLACK_S
+    assert limit < CALLERS * TIMEOUT_S
+    late = {kind for kind, seconds in zip(kinds, took, strict=True) if seconds > limit}
     assert not late, max(took)
 
 
@@ -105,7 +109,7 @@ async def test_volatile_messages_are_refused_at_once_and_never_arrive_late(
         for _ in range(50):
             with pytest.raises(PublishFailed, match="not kept for later"):
                 await driver.publish("own.live.a", b"stale")
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < SLACK_S  # of a timeout of 10 s each
         assert driver.counters["unsent"] == 50
         await own_nats_server.start()
         await driver.publish("own.event.a", b"stored")  # waits for the connection

@@ -11,7 +11,7 @@ from eventbus.drivers.nats.auth import Servers, make_login
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.pull import SILENT, Pull, is_normal_end
 
-PATIENCE_S = 10.0
+PATIENCE_S = 25.0
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def test_request_without_messages_ends_at_once_as_expected(stream, make_pu
 
 async def test_request_waits_for_messages_and_is_kept_alive_by_heartbeats(stream, make_pull):
     pull = make_pull(stream.name)
-    await pull.request(2, expires_s=PATIENCE_S, heartbeat_s=0.1)
+    await pull.request(2, expires_s=PATIENCE_S, heartbeat_s=1.0)
     for _ in range(3):
         heard_at = pull._heard_at
         async with asyncio.timeout(PATIENCE_S):

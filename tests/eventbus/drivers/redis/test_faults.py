@@ -26,7 +26,7 @@ def own_settings(own_redis, namespace):
     )
 
 
-async def until(true, seconds=15.0):
+async def until(true, seconds=30.0):
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - the state of a connection has no event
             await asyncio.sleep(0.01)
@@ -308,7 +308,7 @@ async def test_server_that_hangs_is_noticed_and_used_again_when_it_wakes(
     await driver.subscribe(subjects.live("room"), inbox)
     own_redis.signal(signal.SIGSTOP)
     try:
-        await until(lambda: not driver.is_connected, 3)
+        await until(lambda: not driver.is_connected)
         with pytest.raises(PublishFailed, match=f"within 1 s.*127.0.0.1:{own_redis.port}"):
             await driver.publish(subjects.event("room"), b"x")
         with pytest.raises(PublishFailed, match=str(own_redis.port)):
@@ -339,12 +339,12 @@ async def test_loop_that_was_busy_does_not_blame_the_server(make_redis, subjects
 async def test_closing_while_the_server_is_gone_takes_little_time(
     make_redis, own_settings, own_redis, subjects
 ):
-    driver = await make_redis(own_settings, publish_timeout=1.0)
+    driver = await make_redis(own_settings, publish_timeout=60)
     subscription = await driver.subscribe(subjects.live("room"), Inbox())
     await own_redis.kill()
     publishing = asyncio.create_task(driver.publish(subjects.event("room"), b"x"))
     await until(lambda: not driver.is_connected and driver._publisher._window._taken)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await subscription.aclose()
         await driver.aclose()
     with pytest.raises(PublishFailed):
@@ -354,7 +354,7 @@ async def test_closing_while_the_server_is_gone_takes_little_time(
 async def test_full_memory_is_retried_and_then_reported(
     make_redis, own_settings, own_redis, subjects
 ):
-    driver = await make_redis(own_settings, publish_timeout=0.7)
+    driver = await make_redis(own_settings, publish_timeout=2.0)
     await own_redis.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(PublishFailed, match="maxmemory"):
         await driver.publish(subjects.event("room"), b"x")
@@ -446,7 +446,7 @@ async def test_close_while_the_server_hangs_is_bounded_shared_and_outlasts_its_c
     try:
         publishing = asyncio.create_task(driver.publish(subjects.event("room"), b"x"))
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             patient = asyncio.create_task(driver.aclose())
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(driver.aclose(), 0.05)

@@ -51,7 +51,7 @@ async def test_publisher_that_gives_up_frees_its_room_for_others(turn_came):
         window.give(1)
     await next_
     window.give(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await window.wait_idle()
 
 
@@ -72,7 +72,7 @@ async def test_all_that_wait_may_be_cancelled_at_once(turn_comes):
     if not turn_comes:
         window.give(1)
         window.give(1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await window.wait_idle()
         await window.take(1)
         await window.take(1)

@@ -68,6 +68,6 @@ async def test_when_one_that_watches_is_gone_another_reports_the_end(make_redis)
     await two.state.watch("node.*", changes)
     await one.state.put("node.one", b"", ttl_s=1)
     await one.aclose()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await changes.until("node.one", None)
     assert await two.state.entries("node.*") == {}
