@@ -144,7 +144,8 @@ def _recording() -> _Tracing | None:
 
 def is_recording() -> bool:
     """Whether spans are recorded: code that runs for each message asks before it makes one."""
-    return _recording() is not None
+    tracing = _State.tracing
+    return tracing is not None and tracing.records
 
 
 def is_loaded() -> bool:

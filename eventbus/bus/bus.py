@@ -377,22 +377,14 @@ class EventBus:
         # An event's methods are the application's code.
         checked, waits = call_plain(self._prepare, events, via)
         holders = holders_around(self) if any(waits) else ()
+        sent = Sent()
         if not holders:
-            return await self._send(checked, raise_errors=raise_errors)
-        sent = Sent()
-        with hold(self, list(itertools.compress(checked, waits)), holders):
-            now = [each for each, later in zip(checked, waits, strict=True) if not later]
-            receipts = await self._sender.send_prepared(now, sent)
+            receipts = await self._sender.send_prepared(checked, sent)
+        else:
+            with hold(self, list(itertools.compress(checked, waits)), holders):
+                now = [each for each, later in zip(checked, waits, strict=True) if not later]
+                receipts = await self._sender.send_prepared(now, sent)
         await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
-        return receipts
-
-    async def _send(
-        self, prepared: Sequence[Prepared], *, raise_errors: bool = False
-    ) -> tuple[Receipt, ...]:
-        sent = Sent()
-        receipts = await self._sender.send_prepared(prepared, sent)
-        if any(map(self.listeners.hear, sent.heard_here)):
-            await self.listeners.run(*sent.heard_here, raise_errors=raise_errors)
         return receipts
 
     async def send_held(self, held: Sequence[Held]) -> None:
@@ -401,7 +393,9 @@ class EventBus:
         Raises as `dispatch` does.
         """
         self._require_open()
-        await self._send([one for each in held for one in each.prepared])
+        sent = Sent()
+        await self._sender.send_prepared([one for each in held for one in each.prepared], sent)
+        await self.listeners.run(*sent.heard_here)
 
     async def send_committed(self, held: Sequence[Held]) -> None:
         """The same after the commit of a database's transaction, which no error can undo.

@@ -74,14 +74,17 @@ class Sender:
         """Raise `error` instead of sending, from now on."""
         self._error = error
 
-    async def send_prepared(self, prepared: Sequence[Prepared], sent: Sent) -> tuple[Receipt, ...]:
+    def send_prepared(
+        self, prepared: Sequence[Prepared], sent: Sent
+    ) -> Coroutine[Any, Any, tuple[Receipt, ...]]:
         """Send encoded events concurrently, and note whose listeners are to run.
 
-        Raises the error of a single message, DispatchFailed for several.
+        Awaiting it raises the error of a single message, DispatchFailed for several.
         """
         what: list[Outgoing | Job | Receipt] = []
         sends: list[Coroutine[Any, Any, Receipt | None]] = []
-        for event, outgoing in prepared:
+        for one in prepared:
+            event, outgoing = one.event, one.sends
             fake = self._fake_for(type(event))
             each: Sequence[Outgoing | Job | Receipt] = (
                 outgoing if fake is None else fake.keep(event, outgoing)
@@ -90,10 +93,10 @@ class Sender:
                 sent.heard_here.append(event)
             what += each
             if sent.is_committed or event_definition(type(event)).rescue:
-                sends += [self._send_rescued(one, event, sent) for one in each]
+                sends += [self._send_rescued(message, event, sent) for message in each]
             else:
-                sends += [self.send(one) for one in each]
-        return await gather_receipts(map(destination_of, what), sends)
+                sends += [self.send(message) for message in each]
+        return gather_receipts(map(destination_of, what), sends)
 
     async def _send_rescued(
         self, outgoing: Outgoing | Job | Receipt, event: Event, sent: Sent
@@ -114,15 +117,17 @@ class Sender:
 
     def report_lost(self, prepared: Sequence[Prepared], error: Exception) -> None:
         """Log and count what a commit has released and cannot be sent."""
-        for event, sends in prepared:
-            name = event_definition(type(event)).name
-            for one in sends:
-                self._rescues.lost(name, destination_of(one), error)
+        for one in prepared:
+            name = event_definition(type(one.event)).name
+            for message in one.sends:
+                self._rescues.lost(name, destination_of(message), error)
 
-    async def send_all(self, outgoing: Sequence[Outgoing | Job | Receipt]) -> tuple[Receipt, ...]:
-        """Send concurrently. Raises the error of a single message, DispatchFailed for several."""
+    def send_all(
+        self, outgoing: Sequence[Outgoing | Job | Receipt]
+    ) -> Coroutine[Any, Any, tuple[Receipt, ...]]:
+        """Send concurrently; awaiting it raises as for `send_prepared`."""
         sends = [self.send(each) for each in outgoing]
-        return await gather_receipts(map(destination_of, outgoing), sends)
+        return gather_receipts(map(destination_of, outgoing), sends)
 
     async def send(self, outgoing: Outgoing | Job | Receipt) -> Receipt:
         """Send one. Raises DriverError."""
@@ -134,10 +139,10 @@ class Sender:
         try:
             if isinstance(outgoing, Job):
                 return await self._push(outgoing)
-            message, volatile, headers, via, template = outgoing
+            message, headers, via = outgoing.message, outgoing.headers, outgoing.via
             driver = self._driver if via is None else await self._others.get(via)
             channel, id_ = message.channel, message.id
-            if volatile:
+            if outgoing.volatile:
                 subject = self._subjects.live_root + channel
             else:
                 subject = self._subjects.event_root + channel
@@ -146,7 +151,7 @@ class Sender:
             payload = message.encode()
             if tracing.is_recording():
                 with tracing.sending(
-                    driver.name, channel, id_, template=template, headers=headers
+                    driver.name, channel, id_, template=outgoing.template, headers=headers
                 ) as context:
                     headers = {**headers, **context}
                     stored = await calls.publish(driver, subject, payload, headers)

@@ -107,11 +107,8 @@ class _MetaOnce:
         if event is None:
             return self
         # Threads that dispatch the same event get the same meta: `setdefault` is atomic.
-        return cast(EventMeta, event.__dict__.setdefault("event_meta", _new_meta()))
-
-
-def _new_meta() -> EventMeta:
-    return EventMeta(id=new_id(), timestamp=utc_now())
+        meta = EventMeta(id=new_id(), timestamp=utc_now())
+        return cast(EventMeta, event.__dict__.setdefault("event_meta", meta))
 
 
 class ShouldBroadcast:

@@ -136,10 +136,6 @@ class Listeners:
         own = any(listener.matches(name, cls) for listener in self._listeners)
         return own or (self._inherited is not None and self._inherited.has_listeners(what))
 
-    def hear(self, event: Event) -> bool:
-        """Whether there is a listener to this event."""
-        return bool(self._listeners_of(type(event)))
-
     async def run(self, *events: Event, raise_errors: bool = False) -> None:
         """Run the listeners of each event.
 

@@ -13,7 +13,9 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, Protocol, Self
+
+import msgspec
 
 from eventbus.errors import BusStateError
 from eventbus.events.event import Event, event_definition
@@ -48,7 +50,7 @@ _carried: contextvars.ContextVar["_Carried | None"] = contextvars.ContextVar(
 _sources: list[Callable[[], Iterable["Holder"]]] = []
 
 
-class Prepared(NamedTuple):
+class Prepared(msgspec.Struct, frozen=True):
     """An event that was checked, and what its dispatch sends: messages, or a job."""
 
     event: Event

@@ -127,7 +127,7 @@ def encode_data(data: Any, what: str) -> bytes:
     return encoded
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One message, with its fields in wire order."""
 
     channel: str
@@ -164,7 +164,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
         return _encoder.encode(self)
 
 
-class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
+class Receipt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The confirmation of a published message.
 
     `offset` and `epoch` are its position in the stream; both are None for a volatile message, and

@@ -75,7 +75,7 @@ _ROUND_S: Final = 10
 """All nodes' probes in this period have the same id, so the stream stores one of them."""
 
 
-class Ack(msgspec.Struct, frozen=True):
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """A stream's acknowledgement."""
 
     stream: str = ""
@@ -148,12 +148,13 @@ class Publisher:
             deadline = asyncio.get_running_loop().time() + self._timeout
         if not headers.get(HEADER_ID):
             headers = {**headers, HEADER_ID: new_id()}  # so that a retry is stored once
+        head = head_of(subject, headers)
         if self._in_flight < WINDOW:
             self._in_flight += 1
         else:
             await self._wait_turn(subject, deadline)
         try:
-            return await self._publish(subject, payload, head_of(subject, headers), deadline)
+            return await self._publish(subject, payload, head, deadline)
         finally:
             self._pass_turn()
 
@@ -237,13 +238,14 @@ class Publisher:
         reply_to, future = replies.expect(subject, seconds)
         try:
             await self._connection.client.send(subject, payload, head, reply_to)
-            reply = await future
-        except _TRY_AGAIN as exc:
-            return str(exc) or type(exc).__name__
-        except nats_errors.Error as exc:
-            raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
-        finally:
+            reply = await future  # which is forgotten when it is done
+        except BaseException as exc:
             replies.forget(reply_to)
+            if isinstance(exc, _TRY_AGAIN):
+                return str(exc) or type(exc).__name__
+            if isinstance(exc, nats_errors.Error):
+                raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
+            raise
         return "" if reply is None else self._decode(subject, reply)
 
     def _decode(self, subject: str, reply: Reply) -> Ack | str:

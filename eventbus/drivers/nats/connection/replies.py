@@ -2,10 +2,9 @@
 
 import asyncio
 import secrets
-from typing import (
-    Final,
-    NamedTuple,
-)
+from typing import Final
+
+import msgspec
 
 from eventbus.drivers.nats.client import WireHeaders
 from eventbus.drivers.nats.errors import DRIVER
@@ -21,14 +20,14 @@ _HELD_UP_S: Final = 0.5
 """A sweep that is as late shows that this process, or its event loop, stood still."""
 
 
-class Reply(NamedTuple):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """A reply; its `status` is 503 when the subject has no subscribers."""
 
     payload: bytes
     status: str
 
 
-class _Waiting(NamedTuple):
+class _Waiting(msgspec.Struct, frozen=True):
     future: "asyncio.Future[Reply | None]"
     subject: str
     deadline: float
@@ -93,13 +92,12 @@ class Replies:
         waiting = self._waiting.get(token)
         if waiting is None:
             return
-        future, _, _, parts = waiting
-        if parts is not None and not headers.status:
-            parts.append((payload, headers))
+        if waiting.parts is not None and not headers.status:
+            waiting.parts.append((payload, headers))
             return
         del self._waiting[token]
-        if not future.done():
-            future.set_result(Reply(payload, headers.status))
+        if not waiting.future.done():
+            waiting.future.set_result(Reply(payload, headers.status))
 
     def give_up(self) -> None:
         """Complete all requests with None: they may be lost, and are retried at once."""
