@@ -1,6 +1,6 @@
 """Checks the dependencies, and writes the lock files and the bill of materials of the image.
 
-See scripts/audit. Known vulnerabilities are listed in advisories.toml, so that no network is
+See scripts/audit. Known vulnerabilities are listed in ADVISORIES, so that no network is
 needed. The lock files contain a fingerprint of their inputs, so that a stale one is detected
 without resolving again.
 """
@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT: Final = Path(__file__).parents[1]
+ADVISORIES: Final = ("scripts/advisories.toml", "eventbus/server/advisories.toml")
 EXTRAS: Final = ("contracts", "otel", "redis")
 """The extras that the image contains, as in the Dockerfile."""
 INTERNAL: Final = frozenset({"bench", "demo", "dev"})
@@ -88,7 +89,7 @@ def read_lock(text: str) -> dict[str, Locked]:
 
 
 def read_advisories(text: str) -> list[Advisory]:
-    """The entries of advisories.toml."""
+    """The entries of one of the ADVISORIES."""
     return [
         Advisory(
             canonicalize_name(entry["package"]),
@@ -148,7 +149,9 @@ def minimum_versions(project: Mapping[str, Any]) -> Iterator[tuple[str, Version 
 def faults(root: Path = ROOT) -> Iterator[str]:
     """Everything that is wrong, as far as can be checked without a network."""
     project = read_project(root)
-    advisories = read_advisories((root / "scripts" / "advisories.toml").read_text("utf-8"))
+    advisories = [
+        each for file in ADVISORIES for each in read_advisories((root / file).read_text("utf-8"))
+    ]
     for lock in LOCKS:
         text = (root / lock).read_text(encoding="utf-8")
         yield from lock_faults(project, lock, text)

@@ -28,6 +28,7 @@ _HEALTHY_S: Final = 180.0
 _LOOK_S: Final = 0.2
 _CHUNK: Final = 1024**2
 _BALLAST: Final = "ballast"
+_NO_PORT: Final = 1
 
 
 class Broker(Child):
@@ -159,12 +160,33 @@ class Cluster(Brokers):
             for number, place in enumerate(where)
         ]  # fmt: skip
 
+    def cut_off(self, node: Broker, *, sends: bool = False, hears: bool = False) -> None:
+        """Cut a node off from the others, but not from its clients.
+
+        sends: the others still get what it sends. hears: it still gets what they send.
+        """
+        number = self.all.index(node)
+        for (one, other), link in self.links.items():
+            if one == number:
+                link.cut(there=not sends, back=not hears)
+            elif other == number:
+                link.cut(there=not hears, back=not sends)
+
+    def mend(self) -> None:
+        """Undo `cut_off`, with new routes."""
+        for link in self.links.values():
+            link.mend()
+            link.reset()
+
     def _settings(self, number: int, listen: str, host: str) -> str:
         routes = ", ".join(
             f'"nats://{host}:{link.port}"' for (one, _), link in self.links.items() if one == number
         )
+        # Nodes announce an address to each other, and connect to it. Nothing listens at this one,
+        # so that they use the links only.
         return (
-            f"cluster {{ name: chaos, listen: {listen}, no_advertise: true, routes: [{routes}] }}\n"
+            f'cluster {{ name: chaos, listen: "{listen}", advertise: "{HOST}:{_NO_PORT}", '
+            f"no_advertise: true, routes: [{routes}] }}\n"
         )
 
     async def start(self) -> None:

@@ -26,21 +26,27 @@ class Link:
         self._host = host
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._mended = asyncio.Event()
-        self._mended.set()
+        self._there, self._back = asyncio.Event(), asyncio.Event()
+        """Set while bytes pass in that direction."""
+        self._there.set()
+        self._back.set()
 
     async def start(self) -> None:
         """Listen."""
         self._server = await asyncio.start_server(self._serve, self._host, self.port)
 
-    def cut(self) -> None:
-        """Let nothing pass, as if packets were dropped."""
-        self._mended.clear()
+    def cut(self, *, there: bool = True, back: bool = True) -> None:
+        """Let nothing pass to the target, back from it, or both, as if packets were dropped."""
+        if there:
+            self._there.clear()
+        if back:
+            self._back.clear()
 
     def mend(self) -> None:
         """Pass all bytes at full speed again, including those that wait."""
         self.delay_s = self.loss = 0.0
-        self._mended.set()
+        self._there.set()
+        self._back.set()
 
     def reset(self) -> None:
         """End all connections."""
@@ -61,26 +67,29 @@ class Link:
         task.add_done_callback(self._tasks.discard)
         writers = [writer]
         try:
-            await self._mended.wait()
+            await self._there.wait()
+            await self._back.wait()
             there, back = await asyncio.open_connection(*self._target)
             writers.append(back)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass(reader, back))
-                both.create_task(self._pass(there, writer))
+                both.create_task(self._pass(reader, back, self._there))
+                both.create_task(self._pass(there, writer, self._back))
         except* OSError:
             pass  # one side has ended it; the other one is closed below
         finally:
             for each in writers:
                 each.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mended: asyncio.Event
+    ) -> None:
         while data := await reader.read(_CHUNK):
             delay = self.delay_s
             if self.loss and random.random() < self.loss:  # noqa: S311 - it simulates a network
                 delay += _RETRANSMISSION_S
             if delay:
                 await asyncio.sleep(delay)
-            await self._mended.wait()
+            await mended.wait()
             writer.write(data)
             await writer.drain()
         raise ConnectionResetError

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
+import random
 import signal
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,9 @@ __all__ = ["HOST", "ROOT", "Child", "free_port"]
 HOST: Final = "127.0.0.1"
 ROOT: Final = Path(__file__).parents[2]
 
+_PORTS: Final = range(10_000, 14_000)
+_start: Final = random.SystemRandom().randrange(len(_PORTS))
+_ports: Final[Iterator[int]] = itertools.cycle([*_PORTS[_start:], *_PORTS[:_start]])
 START_S: Final = 120.0
 END_S: Final = 120.0
 _LOOK_S: Final = 0.05
@@ -21,10 +26,22 @@ _TAIL: Final = 2000
 
 
 def free_port(host: str = HOST) -> int:
-    """A port that nothing listens on now."""
-    with contextlib.closing(socket.create_server((host, 0))) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port that nothing listens on now, and that is not given again soon.
+
+    It is below the ports that the system gives to outgoing connections (Linux: from 32768 on), so
+    that none of these takes it before a program listens there.
+    """
+    return next(port for port in _ports if _is_free(host, port))
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
 
 
 class Child:

@@ -1,9 +1,14 @@
 """The manifests for Kubernetes and the units for systemd, by their schemas and by what they run."""
 
+import asyncio
 import configparser
+import contextlib
+import json
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 import kubernetes_validate
@@ -12,9 +17,11 @@ import yaml
 
 from eventbus.config import Settings
 from eventbus.environment import FILE_SUFFIX, variables
+from eventbus.server import SYNC_TAG, find_binary
 from eventbus_edge.app import create_app
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.metrics.metrics import Metrics
+from tests.ports import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -378,3 +385,54 @@ def test_systemd_understands_the_unit(name, tmp_path):
         ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_drop_in_and_component_for_disk_set_what_the_settings_know():
+    text = (SYSTEMD / "always.conf").read_text(encoding="utf-8")
+    environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", text, re.MULTILINE))
+    (component,) = documents(KUBERNETES / "always" / "kustomization.yaml")
+    (patch,) = component["patches"]
+    assert (patch["target"]["kind"], patch["target"]["name"]) in MANIFESTS
+    operations = yaml.safe_load(patch["patch"])
+    assert {each["op"] for each in operations} == {"add"}
+    assert {each["path"].removeprefix("/data/"): each["value"] for each in operations} == environ
+    assert not set(environ) - settings_names()
+    settings = Settings.from_env(environ)
+    assert (settings.durability, settings.queue_durability) == ("disk", "disk")
+
+
+async def test_server_of_the_configuration_for_disk_has_the_tag_and_syncs_always(tmp_path):
+    text = (SYSTEMD / "nats-always.conf").read_text(encoding="utf-8")
+    (tmp_path / "nats-always.conf").write_text(
+        text.replace("/var/lib/nats", str(tmp_path / "data"))
+    )
+    port = free_port()
+    config = tmp_path / "nats.conf"
+    config.write_text(f'listen: 127.0.0.1:{free_port()}\nhttp: 127.0.0.1:{port}\n'
+                      'include "nats-always.conf"\n')  # fmt: skip
+    server = await asyncio.create_subprocess_exec(
+        find_binary(), "-c", config, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        varz = await asyncio.to_thread(_varz, port)
+    finally:
+        server.kill()
+        await server.wait()
+    assert varz["tags"] == [SYNC_TAG]
+    assert varz["jetstream"]["config"]["sync_always"] is True
+
+
+def _varz(port):
+    url = f"http://127.0.0.1:{port}/varz"
+    for _ in range(300):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
+            return json.load(answer)
+        time.sleep(0.1)
+    raise AssertionError("the server did not start")
+
+
+def test_values_of_the_chart_for_disk_say_what_the_configuration_of_systemd_says():
+    (values,) = documents(KUBERNETES / "always" / "nats-values.yaml")
+    assert values["config"]["merge"] == {"server_tags": [SYNC_TAG]}
+    jetstream = values["config"]["jetstream"]
+    assert (jetstream["enabled"], jetstream["merge"]) == (True, {"sync_interval": "always"})

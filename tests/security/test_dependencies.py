@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from scripts.dependencies import (
+    ADVISORIES,
     BUILD_LOCK,
     EXTRAS,
     LOCK,
@@ -111,7 +112,9 @@ def test_vulnerable_version_is_found_and_named():
 
 
 def test_every_advisory_has_ids_and_a_source():
-    advisories = read_advisories((ROOT / "scripts" / "advisories.toml").read_text("utf-8"))
+    advisories = [
+        each for file in ADVISORIES for each in read_advisories((ROOT / file).read_text("utf-8"))
+    ]
     assert len(advisories) > 20
     for each in advisories:
         assert each.ids

@@ -238,6 +238,12 @@ class Metrics:
             lambda: bus_counters().get("losses", 0),
             registry=registry,
         )
+        self.bus_moves = ReadCounter(
+            "eventbus_edge_bus_moves",
+            "How often the node left a nats-server that was cut off from the others (NATS only).",
+            lambda: bus_counters().get("moves", 0),
+            registry=registry,
+        )
         self.bus_errors = ReadCounter(
             "eventbus_edge_bus_errors",
             "Errors that the client library of the bus reported (NATS only).",

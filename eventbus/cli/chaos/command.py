@@ -5,7 +5,7 @@ import contextlib
 import random
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
@@ -267,6 +267,7 @@ class _HarmlessFault:
     hold_s = 0.0
     takes_s = 3.0
     publish_limit_s: float | None = None
+    unlimited: Collection[str] = ()
 
     def __init__(self, site: _Site, choose: random.Random) -> None:
         self.site = site

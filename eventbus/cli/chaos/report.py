@@ -3,7 +3,7 @@
 import textwrap
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -24,6 +24,8 @@ class Window(NamedTuple):
     ended_at: float
     publish_limit_s: float | None = None
     """How long a publisher may wait, if that is promised."""
+    unlimited: Collection[str] = ()
+    """Publishers to which that promise does not apply."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,10 +115,14 @@ def make_report(
         row = _row(window, acknowledgements, findings, began_at, stopped_at)
         rows.append(row)
         limit = window.publish_limit_s
-        if limit is not None and row.publish_gap_s > limit:
+        promised = {
+            each: times for each, times in acknowledgements.items() if each not in window.unlimited
+        }
+        publisher, waited = _longest_wait(promised, window, stopped_at)
+        if limit is not None and waited > limit:
             problems.append(
-                f"{window.fault}: {row.publisher} waited {row.publish_gap_s:.1f} s for an "
-                f"acknowledgement; the limit is {limit:g} s"
+                f"{window.fault}: {publisher} waited {waited:.1f} s for an acknowledgement; the "
+                f"limit is {limit:g} s"
             )
     whole = Window("total", "", began_at, ended_at, ended_at)
     kinds: dict[str, int] = defaultdict(int)
@@ -181,10 +187,7 @@ def _row(
             lost += sum(start <= (pub.acknowledged_at or 0.0) < end for pub in each.lost)
         if each.log.promise is Promise.EACH_ONCE:
             silences[each.log.name] = _longest(each.log.times, start, quiet)
-    waits = {
-        publisher: _longest(times, start, quiet) for publisher, times in acknowledgements.items()
-    }
-    publisher = max(waits, key=waits.__getitem__, default="")
+    publisher, waited = _longest_wait(acknowledgements, window, stopped_at)
     receiver = max(silences, key=silences.__getitem__)
     return Row(
         fault=window.fault,
@@ -196,11 +199,24 @@ def _row(
         duplicates=duplicates,
         lost=lost,
         gaps=gaps,
-        publish_gap_s=round(waits.get(publisher, 0.0), 1),
+        publish_gap_s=round(waited, 1),
         publisher=publisher,
         delivery_gap_s=round(silences[receiver], 1),
         receiver=receiver,
     )
+
+
+def _longest_wait(
+    acknowledgements: Mapping[str, Sequence[float]], window: Window, stopped_at: float
+) -> tuple[str, float]:
+    """The publisher that waited longest, and how long."""
+    quiet = max(window.began_at, min(window.ended_at, stopped_at))
+    waits = {
+        publisher: _longest(times, window.began_at, quiet)
+        for publisher, times in acknowledgements.items()
+    }
+    publisher = max(waits, key=waits.__getitem__, default="")
+    return publisher, waits.get(publisher, 0.0)
 
 
 def _count(times: Sequence[float], start: float, end: float) -> int:

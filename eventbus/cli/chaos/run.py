@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from eventbus.cli.chaos.plan import Step
@@ -45,6 +45,10 @@ class Fault(Protocol):
     @property
     def publish_limit_s(self) -> float | None:
         """How long a publisher may wait during the fault, if that is promised."""
+
+    @property
+    def unlimited(self) -> Collection[str]:
+        """Publishers to which that promise does not apply."""
 
     @property
     def broken(self) -> Sequence[str]:
@@ -114,7 +118,7 @@ class Run:
             ledger=workload.ledger,
             logs=workload.logs,
             windows=[
-                Window(fault.name, detail, begin, healed, end, self._limit(fault))
+                Window(fault.name, detail, begin, healed, end, self._limit(fault), fault.unlimited)
                 for (fault, detail, begin, healed), end in zip(
                     self._began, [*starts, ended_at], strict=True
                 )

@@ -34,7 +34,13 @@ from eventbus.errors import (
     EventBusError,
     PublishFailed,
 )
-from eventbus.server import MIN_FREE, find_binary, lock_folder, running_server
+from eventbus.server import (
+    MIN_FREE,
+    advisories_of,
+    find_binary,
+    lock_folder,
+    running_server,
+)
 
 __all__ = ["NATS_S", "check_nats", "check_redis"]
 
@@ -124,6 +130,13 @@ def _describe(connection: Any, kind: str) -> Finding:
         f"{connection.address}, {kind}version {version.major}.{version.minor}.{version.patch}, "
         f"messages up to {connection.max_payload:,} bytes"
     )
+    if holes := advisories_of((version.major, version.minor, version.patch)):
+        ids = ", ".join(name for hole in holes for name in hole.ids)
+        return warning(
+            "NATS",
+            f"{found}, which has known vulnerabilities ({ids}): {holes[0].about}",
+            "upgrade nats-server, one server after another (docs/deployment.md)",
+        )
     if connection.max_payload < _MIN_PAYLOAD:
         return warning("NATS", found, "raise the server's max_payload to allow larger events")
     return ok("NATS", found)

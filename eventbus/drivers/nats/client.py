@@ -43,6 +43,7 @@ __all__ = [
     "NO_WIRE_HEADERS",
     "PROBE",
     "FastClient",
+    "KnownServer",
     "Receiver",
     "Stamp",
     "WireHeaders",
@@ -119,7 +120,7 @@ def unsupported() -> str:
     names = (
         "_sid", "_subs", "_pongs", "_pings_outstanding", "_reading_task", "_error_cb",
         "_pending", "_pending_data_size", "stats", "_status", "_max_payload", "_max_pending_size",
-        "_flush_queue",
+        "_flush_queue", "_server_pool", "_current_server", "_server_info",
     )  # fmt: skip
     methods = (
         "_send_subscribe", "_send_unsubscribe", "_parse_header_lines", "_process_pong",
@@ -165,6 +166,19 @@ def _header_start(name: str) -> str:
     if token and not _HEADER_NAME.fullmatch(token):
         raise nats_errors.BadHeaderError(token)
     return token and f"{token}: "
+
+
+class KnownServer(NamedTuple):
+    """A server that the client could connect to."""
+
+    url: str
+    """Its address, without credentials."""
+    netloc: str
+    """Its host and port."""
+    tls_name: str | None
+    """The name in its certificate, where that is not the host of the address."""
+    is_announced: bool
+    """Whether a server has announced it. A name may stand for several servers."""
 
 
 class Stamp(NamedTuple):
@@ -359,6 +373,20 @@ class FastClient(SecureClient):
         self._pending = kept
         self._pending_data_size = sum(map(len, kept))
         return dropped
+
+    @property
+    def other_servers(self) -> list[KnownServer]:
+        """The servers that were named or announced, except the current one."""
+        return [
+            KnownServer(server.uri.geturl(), server.uri.netloc, server.tls_name, server.discovered)
+            for server in self._server_pool
+            if server is not self._current_server
+        ]
+
+    @property
+    def server_id(self) -> str:
+        """The id of the current server, which has one whatever its address; empty for none."""
+        return str(self._server_info.get("server_id", ""))
 
     @property
     def is_deaf(self) -> bool:

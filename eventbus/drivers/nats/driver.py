@@ -35,6 +35,7 @@ from eventbus.drivers.nats.client import (
 )
 from eventbus.drivers.nats.connection import (
     PENDING_BYTES,
+    CutOffWatch,
     NatsConnection,
 )
 from eventbus.drivers.nats.consumer import NatsConsumer
@@ -133,6 +134,7 @@ class NatsDriver:
             "refusals": self._connection.faults.refusals if opened else 0,
             "losses": self._subscriptions.losses,
             "rebuilds": self._connection.rebuilds if opened else 0,
+            "moves": self._connection.moves if opened else 0,
             "unsent": self._connection.unsent if opened else 0,
             "publish_retries": self._publisher.retries if opened else 0,
             "filled": self._subscriptions.filled,
@@ -210,6 +212,9 @@ class NatsDriver:
         self._durable = NatsState(self._connection, settings, "durable")
         self._is_built = True
         await self._connection.open()
+        # Now, not when it is open: the first server may be the one that is cut off.
+        watch = CutOffWatch(self._connection, self._stream.name)
+        self._tasks.keep(watch.run, "watching for a nats-server that is cut off")
         await self._stream.ensure()
         await self._classes.ensure()
 

@@ -27,12 +27,14 @@ from eventbus.errors import (
 __all__ = [
     "DRIVER",
     "KINDS",
+    "NO_PEERS",
     "ApiError",
     "CredentialsError",
     "Faults",
     "OldServerError",
     "is_denied",
     "is_over_limit",
+    "is_temporary",
     "is_too_large",
     "mapped",
     "refused_subject",
@@ -119,6 +121,11 @@ _NON_FATAL: Final = (
     "invalid publish subject",
 )
 """Errors after which the server goes on."""
+NO_PEERS: Final = 10005
+_BETWEEN_LEADERS: Final = frozenset({10007, 10009, 10118, 10119})
+"""Errors with code 500 of a server that has just lost its role or not yet assumed it: it is not
+assigned the stream, does not lead it, or considers the stream or consumer offline
+(https://github.com/nats-io/nats-server/blob/main/server/errors.json)."""
 _ENDS: Final = (ConnectionResetError, BrokenPipeError, nats_errors.UnexpectedEOF)
 """What a client reports when the server has refused it and closed the connection."""
 
@@ -132,6 +139,19 @@ class ApiError(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.description} ({self.err_code})"
+
+
+def is_temporary(error: ApiError) -> bool:
+    """Whether a cluster that is still electing or discovering its peers may succeed soon.
+
+    A new leader that does not know its peers yet finds no place for replicas. nats-server has no
+    code of its own for that, only the words (`selectPeerError`).
+    """
+    return (
+        error.code == 503
+        or error.err_code in _BETWEEN_LEADERS
+        or (error.err_code == NO_PEERS and "peer offline" in error.description)
+    )
 
 
 def to_error(exc: BaseException, doing: str) -> EventBusError:

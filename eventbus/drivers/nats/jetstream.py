@@ -21,7 +21,9 @@ from eventbus.drivers.nats.client import WireHeaders
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.errors import (
     DRIVER,
+    NO_PEERS,
     ApiError,
+    is_temporary,
 )
 from eventbus.errors import (
     ConnectionFailed,
@@ -60,11 +62,6 @@ NO_MESSAGE: Final = 10037
 _NAME_IN_USE: Final = 10058
 _ACK_PENDING_ABOVE_LIMIT: Final = 10121
 _NO_JETSTREAM: Final = (10039, 10076)
-_NO_PEERS: Final = 10005
-_BETWEEN_LEADERS: Final = frozenset({10007, 10009, 10118, 10119})
-"""Errors with code 500 of a server that has just lost its role or not yet assumed it: it is not
-assigned the stream, does not lead it, or considers the stream or consumer offline
-(https://github.com/nats-io/nats-server/blob/main/server/errors.json)."""
 _HINTS: Final = {
     10047: "BROADCAST_HISTORY_BYTES is more than the server has left",
     10023: "BROADCAST_HISTORY_BYTES is more than the server has left",
@@ -155,7 +152,7 @@ async def request_api(
             failure = "the server has no JetStream (start it with -js)"
         elif reply is not None:
             answer = _decode(what, reply.payload)
-            if answer.error is None or not _is_temporary(answer.error):
+            if answer.error is None or not is_temporary(answer.error):
                 return answer
             if failure != str(answer.error):
                 failure = str(answer.error)
@@ -213,19 +210,6 @@ def agreed_ack_wait(consumer: Mapping[str, Any], own: int, *, is_joining: bool) 
     present: int = consumer.get("config", {}).get("ack_wait", 0)
     is_idle = not consumer.get("num_waiting") and not consumer.get("num_ack_pending")
     return own if is_joining and is_idle else max(own, present)
-
-
-def _is_temporary(error: ApiError) -> bool:
-    """Whether a cluster that is still electing or discovering its peers may succeed soon.
-
-    A new leader that does not know its peers yet finds no place for replicas. nats-server has no
-    code of its own for that, only the words (`selectPeerError`).
-    """
-    return (
-        error.code == 503
-        or error.err_code in _BETWEEN_LEADERS
-        or (error.err_code == _NO_PEERS and "peer offline" in error.description)
-    )
 
 
 def _decode(what: str, payload: bytes) -> Answer:
@@ -508,7 +492,7 @@ class Stream:
         if info.error is None:
             return
         hint = _HINTS.get(info.error.err_code, "")
-        if info.error.err_code == _NO_PEERS and self.config.get("placement"):
+        if info.error.err_code == NO_PEERS and self.config.get("placement"):
             hint = (
                 f"{_WHY_DISK}, which takes {self.config.get('num_replicas', 1)} servers of the "
                 f"cluster that sync each write: {SYNC_HINT}"

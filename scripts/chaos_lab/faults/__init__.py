@@ -20,12 +20,14 @@ from scripts.chaos_lab.faults.clients import (
     ClientsStall,
 )
 from scripts.chaos_lab.faults.cluster import (
+    FollowerCut,
     LeaderKilled,
     NodeCutOff,
     NodeSilenced,
     RollingRestart,
     RollingUpgrade,
     RoutesCut,
+    RoutesSilenced,
     RoutesSlow,
 )
 from scripts.chaos_lab.faults.edges import (
@@ -46,7 +48,7 @@ FAULTS: Final[Mapping[str, type[Fault]]] = {
         NatsKilled, NatsStopped, NatsErased, DiskFull, LinkSlow, LinkCut, EdgeKilled, EdgeDrained,
         EdgeStopped, EdgesMixed, WorkerKilled, RelayKilled, ClockJumped, ClientsCut, ClientsReturn,
         ClientsStall, ClientsChurn, ClientsFlood, LeaderKilled, NodeCutOff, NodeSilenced, RoutesCut,
-        RoutesSlow, RollingRestart, RollingUpgrade,
+        RoutesSilenced, FollowerCut, RoutesSlow, RollingRestart, RollingUpgrade,
     )
 }  # fmt: skip
 """By name, in the order of `--list`."""

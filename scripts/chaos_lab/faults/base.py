@@ -1,6 +1,7 @@
 """The base class of faults."""
 
 import random
+from collections.abc import Collection
 from typing import ClassVar
 
 from scripts.chaos_lab.site import Site
@@ -29,6 +30,8 @@ class Fault:
     """Whether stored messages are lost on purpose, so that gaps are reported."""
     publish_limit_s: ClassVar[float | None] = None
     """How long a publisher may wait, if that is promised."""
+    unlimited: ClassVar[Collection[str]] = ()
+    """Publishers to which that promise does not apply."""
 
     def __init__(self, site: Site, choose: random.Random) -> None:
         """`choose` makes its random choices."""

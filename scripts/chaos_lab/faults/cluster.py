@@ -11,12 +11,14 @@ from scripts.chaos_lab.machine import NAMESPACES
 from scripts.chaos_lab.site import Site
 
 __all__ = [
+    "FollowerCut",
     "LeaderKilled",
     "NodeCutOff",
     "NodeSilenced",
     "RollingRestart",
     "RollingUpgrade",
     "RoutesCut",
+    "RoutesSilenced",
     "RoutesSlow",
 ]
 
@@ -84,25 +86,40 @@ class NodeSilenced(_OfCluster):
 
 
 class RoutesCut(_OfCluster):
-    """NATS keeps clients connected to an isolated node, so they wait until it is back."""
-
     name = "routes-cut"
     summary = "the leader reaches its clients but not the other nodes"
-    publish_limit_s = None
+    unlimited = frozenset({"raw"})
+    """Other clients of NATS do not notice that their server is cut off."""
 
     async def begin(self) -> str:
         self.node = await self.leader()
-        number = self.cluster.all.index(self.node)
-        self.cut = [link for pair, link in self.cluster.links.items() if number in pair]
-        for link in self.cut:
-            link.cut()
+        self.cluster.cut_off(self.node)
         return self.node.name
 
     async def heal(self) -> None:
-        for link in self.cut:
-            link.mend()
-            link.reset()
+        self.cluster.mend()
         await self.node.healthy()
+
+
+class RoutesSilenced(RoutesCut):
+    name = "routes-silenced"
+    summary = "the same, but the leader still hears the other nodes"
+
+    async def begin(self) -> str:
+        self.node = await self.leader()
+        self.cluster.cut_off(self.node, hears=True)
+        return self.node.name
+
+
+class FollowerCut(RoutesCut):
+    name = "follower-cut"
+    summary = "a follower reaches its clients but not the other nodes"
+
+    async def begin(self) -> str:
+        leader = await self.leader()
+        self.node = self.choose.choice([each for each in self.cluster.all if each is not leader])
+        self.cluster.cut_off(self.node)
+        return self.node.name
 
 
 class RoutesSlow(_OfCluster):

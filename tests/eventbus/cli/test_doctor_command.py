@@ -19,6 +19,7 @@ from eventbus.cli.doctor import brokers as checks_bus
 from eventbus.config import Settings
 from eventbus.drivers.nats.state import bucket_stream
 from eventbus.server import NatsServer, find_binary
+from tests.eventbus.drivers.nats.conftest import posing_as
 from tests.ports import free_port
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
@@ -99,6 +100,15 @@ def test_healthy_setup_has_no_findings(doctor, findings, settings):
     assert any(line.startswith("✓ JetStream   ") for line in lines)
     assert all(len(line) <= 100 for line in lines)
     assert shown.stderr == ""
+
+
+async def test_server_with_known_vulnerabilities_is_a_warning(findings, own_nats_server):
+    async with posing_as(own_nats_server, "2.12.11") as url:
+        found = only(await asyncio.to_thread(findings, NATS_URL=url), "NATS")
+    assert found["status"] == "warning"
+    assert "2.12.11" in found["found"]
+    assert "CVE-2026-58210" in found["found"]
+    assert "upgrade" in found["change"]
 
 
 def test_secrets_are_never_written(doctor):

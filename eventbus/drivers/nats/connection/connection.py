@@ -24,6 +24,7 @@ from eventbus.drivers.nats.auth import (
 )
 from eventbus.drivers.nats.client import (
     FastClient,
+    KnownServer,
     Receiver,
     WireHeaders,
     require_supported,
@@ -35,6 +36,11 @@ from eventbus.drivers.nats.connection.replies import (
 from eventbus.drivers.nats.connection.subscriptions import (
     ServerSubscription,
     ServerSubscriptions,
+)
+from eventbus.drivers.nats.connection.visit import (
+    Visit,
+    close,
+    end,
 )
 from eventbus.drivers.nats.errors import (
     DRIVER,
@@ -72,9 +78,9 @@ _DIAL_S: Final = 2
 _MAX_BACKOFF_S: Final = 4.0
 _SERVER_BACKOFF: Final = Backoff(0.05, _MAX_BACKOFF_S, jitter=1)
 _WATCH_S: Final = 0.5
-_CLOSE_S: Final = 2.0
-_CANCEL_S: Final = 0.1
 _FOUND_PAYLOAD_S: Final = 60.0
+_LEFT_LAST: Final = 3
+"""A server that was left on purpose counts as having failed so often: others come first."""
 
 
 class NatsConnection:
@@ -98,6 +104,8 @@ class NatsConnection:
         """Volatile messages that were refused or dropped because there was no connection."""
         self.rebuilds = 0
         """How often a client was replaced by a new one."""
+        self.moves = 0
+        """How often a server was left because another one reaches JetStream, and it does not."""
         self.replies = Replies(login.inbox_prefix)
         self.size_refusals = 0
         """How often the server has closed the connection because a message was too large."""
@@ -117,6 +125,9 @@ class NatsConnection:
         self._connected = asyncio.Event()
         self._closing = False
         self._leaving = ""
+        """The server that is left on purpose, until there is another."""
+        self._target = ""
+        """The server to try first then, if one was chosen."""
         self._tasks = Tasks()
         self._shutdown = Shutdown()
 
@@ -183,7 +194,7 @@ class NatsConnection:
         require_supported()
         client = await self._dial(self._connect_timeout)
         if why := self._too_old(client):
-            await _close(client)
+            await close(client)
             raise OldServerError(why, driver=DRIVER)
         self._client = client
         await self.listen(self.replies.filter, self.replies.receive)
@@ -239,12 +250,14 @@ class NatsConnection:
         subject: str,
         payload: bytes = b"",
         parts: list[tuple[bytes, WireHeaders]] | None = None,
+        *,
+        seconds: float = ATTEMPT_S,
     ) -> Reply | None:
         """Send a request once; None without a reply. Raises PublishFailed and ConnectionFailed.
 
         With `parts`, a reply of many messages is collected there; see `Replies.expect`.
         """
-        reply_to, answer = self.replies.expect(subject, ATTEMPT_S, parts)
+        reply_to, answer = self.replies.expect(subject, seconds, parts)
         try:
             with mapped(f"a request to {subject}"):
                 await self.client.publish(subject, payload, reply=reply_to)
@@ -252,18 +265,32 @@ class NatsConnection:
         finally:
             self.replies.forget(reply_to)
 
-    async def echo(self) -> bool:
+    async def echo(self, seconds: float = ATTEMPT_S) -> bool:
         """Whether the server has processed everything sent before; flush() would not prove it.
 
         nats-py writes the PING of a flush before its pending commands.
         """
-        reply_to, answer = self.replies.expect("", ATTEMPT_S)
+        reply_to, answer = self.replies.expect("", seconds)
         try:
             with mapped("a round trip"):
                 await self.client.publish(reply_to)
             return await answer is not None
         finally:
             self.replies.forget(reply_to)
+
+    def visit(self, server: KnownServer) -> Visit:
+        """A short connection to another server, with the same credentials."""
+        return Visit(server, self._servers, self._login)
+
+    async def move(self, server: KnownServer) -> None:
+        """Leave the current server for that one, or for any other if it cannot be reached.
+
+        Like any lost connection, this is reported by `on_lost`, and by `on_reconnected` afterwards.
+        """
+        if self.is_connected:
+            self.moves += 1
+            self._target = server.netloc
+            await self._leave()
 
     async def aclose(self) -> None:
         """Close within bounded time; pending bytes are written if the socket accepts them."""
@@ -276,7 +303,7 @@ class NatsConnection:
         self.replies.close()
         self.subscriptions.clear()
         if self._client is not None:
-            await _close(self._client)
+            await close(self._client)
 
     async def _dial(self, seconds: float) -> FastClient:
         """Connect a new client."""
@@ -302,13 +329,11 @@ class NatsConnection:
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
             refused.cancel()
-            while not connecting.done():  # `wait_for` of Python 3.11 may lose a cancellation
-                connecting.cancel()
-                await asyncio.wait((connecting,), timeout=_CANCEL_S)
-            await asyncio.gather(connecting, refused, return_exceptions=True)
+            await end(connecting)
+            await asyncio.gather(refused, return_exceptions=True)
             if not is_made:
                 client.close_transport()
-                await _close(client)
+                await close(client)
         faults = self.faults
         why = faults.why if faults.refused.is_set() else f"not within {seconds:g} s: {faults.why}"
         raise ConnectionFailed(
@@ -371,8 +396,13 @@ class NatsConnection:
 
     def _next_server(self, pool: list[Server], _info: object) -> tuple[Server | None, float]:
         """The server with the fewest attempts, after a growing random delay."""
-        others = [server for server in pool if server.uri.netloc != self._leaving] or pool
-        server = min(others, key=lambda other: other.reconnects)
+
+        def order(server: Server) -> tuple[int, bool]:
+            netloc = server.uri.netloc
+            handicap = _LEFT_LAST if netloc == self._leaving else 0
+            return server.reconnects + handicap, netloc != self._target
+
+        server = min(pool, key=order)
         return server, _SERVER_BACKOFF.delay(server.reconnects)
 
     async def _on_error(self, exc: Exception) -> None:
@@ -406,7 +436,7 @@ class NatsConnection:
                 self._notify_lost()
 
     async def _on_reconnected(self) -> None:
-        self._leaving = ""
+        self._leaving = self._target = ""
         if self._closing or self._connected.is_set():
             return
         self._announced_payload = self.client.max_payload
@@ -433,10 +463,13 @@ class NatsConnection:
             await self._on_disconnected()
 
     async def _on_lame_duck(self) -> None:
+        _log.info("a NATS server is about to stop; connecting to another")
+        await self._leave()
+
+    async def _leave(self) -> None:
         client = self.client
         if client.connected_url is not None:
             self._leaving = client.connected_url.netloc
-        _log.info("a NATS server is about to stop; connecting to another")
         await client.force_reconnect()
 
     async def _watch(self) -> None:
@@ -453,7 +486,7 @@ class NatsConnection:
                 if why:
                     _log.error("nats-py stopped reconnecting (%s); creating a new client", why)
                     client.close_transport()
-                    await _close(client)
+                    await close(client)
                 try:
                     await self._rebuild()
                     backoff.reset()
@@ -478,11 +511,3 @@ class NatsConnection:
         await self.subscriptions.move(client)
         if client.is_connected:
             await self._on_reconnected()
-
-
-async def _close(client: Client) -> None:
-    try:
-        async with asyncio.timeout(_CLOSE_S):
-            await client.close()
-    except Exception as exc:  # noqa: BLE001 - it is let go whatever its state was
-        _log.warning("closing a NATS client: %s", str(exc) or type(exc).__name__)

@@ -100,6 +100,13 @@ def test_waiting_longer_than_promised_breaks_a_promise(ledger):
     ]
 
 
+def test_limit_does_not_apply_to_publishers_without_that_promise(ledger):
+    cut = window("routes-cut", 5.0, 25.0, limit=0.5)
+    assert report(ledger, [receive(ledger, range(20))], [cut]).broken != []
+    exempt = cut._replace(unlimited={"library"})
+    assert report(ledger, [receive(ledger, range(20))], [exempt]).broken == []
+
+
 def test_table_fits_in_80_columns_with_long_names_and_large_numbers(ledger):
     logs = [receive(ledger, range(3), f"websocket {number}") for number in range(300)]
     windows = [window("a-fault-with-a-very-long-name", 5.0, 25.0)]

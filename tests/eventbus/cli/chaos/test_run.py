@@ -56,6 +56,7 @@ class Client(Receiver):
 class Fault:
     hold_s = 0.05
     publish_limit_s = None
+    unlimited = ()
     outcome = ""
 
     def __init__(self, name, wire, calls, *, heals=True):
