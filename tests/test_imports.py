@@ -12,9 +12,10 @@ LAYERS = {
         / log_lines retention tasks / config messages server / tokens / drivers / events cluster
         / queue subscriptions / bus / sync outbox / broadcasting webhooks contracts client
         / notifications / cli testing + / integrations""",
-    "eventbus_edge": """child_output deadlines lingering logs problem background / config metrics
-        / protocols framing state / access / delivery / sessions / presence lifecycle cluster +
-        / node / keys / http transports + / pusher / app / process health __main__ +""",
+    "eventbus_edge": """child_output deadlines turns logs problem background / lingering / config
+        metrics / protocols framing state / access / delivery / sessions
+        / presence lifecycle cluster + / node / keys / http transports + / pusher / app
+        / process health __main__ +""",
 }  # fmt: skip
 # Below, names are those in `eventbus`, and `edge.` means `eventbus_edge.`.
 PURE = dotted("""cluster.gather cluster.revocation edge.access.addresses edge.access.origins

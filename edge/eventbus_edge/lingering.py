@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from eventbus_edge.turns import Turns
+
 __all__ = ["LINGER_S", "MAX_SURPLUS", "Linger"]
 
 
@@ -19,6 +21,10 @@ MAX_SURPLUS: Final = 16 * 1024 * 1024
 costs only its socket. The socket buffers of both sides hold less (10 MiB by default on Linux,
 tcp(7)), so a peer that reads while it sends ends before the limit.
 """
+MUCH: Final = 64 * 1024
+"""Bytes read at once after which the other clients are served before more is read."""
+READ_BYTES: Final = 256 * 1024
+"""What an event loop reads at once."""
 QUIET_S: Final = 0.25
 """How long a TLS peer must be silent to count as done: TLS ends in both directions at once."""
 
@@ -37,11 +43,13 @@ class Linger(asyncio.Protocol):
         "_room",
         "_timer",
         "_transport",
+        "_turns",
     )
 
     def __init__(
         self,
         transport: asyncio.Transport,
+        turns: Turns,
         on_end: Callable[["Linger"], object],
         on_surplus: Callable[[], object],
         *,
@@ -55,6 +63,7 @@ class Linger(asyncio.Protocol):
         is sent.
         """
         self._transport = transport
+        self._turns = turns
         self._on_end = on_end
         self._on_surplus = on_surplus
         self._room = room
@@ -84,6 +93,14 @@ class Linger(asyncio.Protocol):
         self._is_silent = False
         self._room -= len(data)
         self._check_room()
+        if len(data) >= MUCH and self._transport.is_reading():
+            self._transport.pause_reading()
+            self._turns.wait(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._room >= 0 and not self._transport.is_closing():
+            self._turns.expect(READ_BYTES)
+            self._transport.resume_reading()
 
     def connection_lost(self, _: Exception | None) -> None:
         """The socket has ended."""

@@ -53,6 +53,7 @@ from eventbus_edge.sessions import (
     Pauses,
     Queries,
 )
+from eventbus_edge.turns import Turns
 
 __all__ = ["Access", "Extension", "Node", "Tenant"]
 
@@ -115,7 +116,7 @@ class Node:
         """`bus` is opened and closed by the caller. Without `verifier`, all tokens are refused.
 
         `client_events` checks the events that clients send, if given. `host` is the node of the
-        same process whose limits of connections, addresses and unsent bytes it shares.
+        same process whose turns, and limits of connections, addresses and unsent bytes, it shares.
         """
         driver, subjects = bus.driver, bus.subjects
         self.id = _node_id()
@@ -123,7 +124,8 @@ class Node:
         self.settings = settings
         self.metrics = metrics = Metrics(lambda: counters_of(driver))
         self.bus_health = BusHealth(driver)
-        self.connections = Connections(settings, metrics)
+        turns = Turns() if host is None else host.connections.turns
+        self.connections: Connections = Connections(settings, metrics, turns)
         self._tenants: dict[str, Node] = {}
         self._address = ""
         self._host = host
@@ -259,6 +261,7 @@ class Node:
             queries=Queries(self.traffic, access.admission, self.census, self.presence),
             clock=self._clock,
             client_events=client_events,
+            turns=self.connections.turns,
             metrics=self.metrics,
             record=self._lifecycle.record,
             watchers=self._watchers,

@@ -6,7 +6,8 @@ payload that another one rejects. Everything that decodes JSON from outside uses
 """
 
 import functools
-import re
+import itertools
+import operator
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -32,12 +33,24 @@ MAX_DATA_DEPTH: Final = 100
 MAX_DEPTH: Final = MAX_DATA_DEPTH + 8
 """Levels of a whole JSON text: envelopes, frames and bodies put their own levels around data."""
 
-_PASSES: Final = 4
-_RUNS: Final = re.compile(rb"\[+|\]+")
-_OPENING: Final = ord("[")
 _STRUCTURE: Final = b'{}[]"'
 _REST: Final = bytes(set(range(256)) - set(_STRUCTURE))
-_AS_ARRAYS: Final = bytes.maketrans(b"{}", b"[]")
+_AS_BITS: Final = bytes.maketrans(b"{[}]", b"1100")
+"""Brackets as binary digits, so that eight of them are one byte, whose effect is known."""
+
+
+def _peak(byte: int) -> int:
+    """How many levels eight brackets reach above the level before them; 0 if none."""
+    return max(itertools.accumulate(_steps(byte), initial=0))
+
+
+def _steps(byte: int) -> list[int]:
+    return [1 if byte >> bit & 1 else -1 for bit in range(7, -1, -1)]
+
+
+_PEAKS: Final = bytes(map(_peak, range(256)))
+_SUMS: Final = bytes(sum(_steps(byte)) % 256 for byte in range(256))
+"""By how many levels eight brackets go up in all, as signed bytes."""
 
 
 class TooDeep(msgspec.DecodeError):
@@ -80,24 +93,19 @@ def check_depth(text: JsonText, levels: int = MAX_DEPTH) -> None:
 def is_deeper(text: JsonText, levels: int) -> bool:
     """Whether JSON has more than `levels` levels of objects and arrays.
 
-    It takes 0.3 µs per KB for text with few brackets, and does not recurse. Text that is not valid
-    JSON may get any answer.
+    It takes 0.6 µs per KB for text with few brackets, at most 20 µs per KB for brackets alone, and
+    does not recurse. Text that is not valid JSON may get any answer.
     """
     if len(text) <= 2 * levels + 1:  # each level has a bracket at both ends
         return False
     encoded = text if isinstance(text, bytes) else _encoded(text)
-    brackets = encoded.translate(_AS_ARRAYS, _REST)
-    if brackets.count(b"[") <= levels:
+    brackets = encoded.translate(_AS_BITS, _REST)
+    if brackets.count(b"1") <= levels:
         return False
     if b"\\" in encoded:
         plain = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
-        brackets = plain.translate(_AS_ARRAYS, _REST)
-    outside = _outside_of_strings(brackets)
-    for removed in range(_PASSES):  # most JSON is wide, not deep: without its leaves it is small
-        if removed + outside.count(b"[") <= levels:
-            return False
-        outside = outside.replace(b"[]", b"")
-    return levels < _PASSES or _reaches(outside, levels - _PASSES)
+        brackets = plain.translate(_AS_BITS, _REST)
+    return _reaches(_outside_of_strings(brackets), levels)
 
 
 def _encoded(text: str | msgspec.Raw) -> bytes:
@@ -115,13 +123,20 @@ def _outside_of_strings(brackets: bytes) -> bytes:
 
 
 def _reaches(brackets: bytes, levels: int) -> bool:
-    """Whether brackets are nested more than `levels` deep. Takes 0.1 µs per run of equal ones."""
-    level = 0
-    for run in _RUNS.findall(brackets):
-        if run[0] == _OPENING:
-            level += len(run)
-            if level > levels:
-                return True
-        else:
-            level -= len(run)
-    return False
+    """Whether brackets are nested more than `levels` deep."""
+    while True:  # most JSON is wide, not deep: without its leaves it is small
+        if brackets.count(b"1") <= levels:
+            return False
+        if levels < 1:
+            return True
+        inner = brackets.replace(b"10", b"")
+        if 2 * len(inner) > len(brackets):
+            break
+        brackets, levels = inner, levels - 1
+    if b"1" * (levels + 1) in brackets:
+        return True
+    size = (len(brackets) + 7) // 8
+    packed = int(brackets.ljust(8 * size, b"0"), 2).to_bytes(size)
+    before = itertools.accumulate(memoryview(packed.translate(_SUMS)).cast("b"), initial=0)
+    most: int = max(map(operator.add, before, packed.translate(_PEAKS)))
+    return most > levels

@@ -177,7 +177,7 @@ async def test_flood_is_refused_as_documented_and_others_go_on(name, node, monke
 
 
 async def test_handshake_with_many_channels_lets_others_take_turns(node, monkeypatch):
-    monkeypatch.setattr(connections, "_SLICE_S", 0.0)
+    monkeypatch.setattr(connections, "SHARE_S", 0.0)
     loop, turn, joined_in = asyncio.get_running_loop(), [0], []
     run_once, enter = loop._run_once, Joiner.enter
 

@@ -5,7 +5,10 @@ import asyncio
 import pytest
 
 from eventbus_edge import lingering
-from eventbus_edge.lingering import MAX_SURPLUS, Linger
+from eventbus_edge.lingering import MAX_SURPLUS, MUCH, Linger
+from eventbus_edge.turns import Turns
+
+SIZE = 1024
 
 
 class Transport:
@@ -22,6 +25,9 @@ class Transport:
 
     def can_write_eof(self):
         return self._can_write_eof
+
+    def is_closing(self):
+        return "close" in self.calls or "abort" in self.calls
 
     def is_reading(self):
         return self._is_reading
@@ -57,7 +63,7 @@ class Ends:
         self.surplus += 1
 
     def linger(self, transport, **options):
-        return Linger(transport, self.on_end, self.on_surplus, **options)
+        return Linger(transport, Turns(), self.on_end, self.on_surplus, **options)
 
 
 @pytest.fixture
@@ -98,11 +104,33 @@ async def test_peer_that_does_not_end_is_cut_after_its_time(ends, quick):
 async def test_nothing_is_read_beyond_the_bound_and_the_peer_keeps_its_time(ends):
     transport = Transport()
     linger = ends.linger(transport)
-    linger.data_received(b"x" * MAX_SURPLUS)
+    for _ in range(MAX_SURPLUS // SIZE):
+        linger.data_received(b"x" * SIZE)
     assert (transport.calls, ends.surplus) == (["eof"], 0)
     linger.data_received(b"x")
     linger.data_received(b"x")  # a loop may deliver what it had read
     assert (transport.calls, ends.surplus) == (["eof", "pause"], 1)
+    linger.connection_lost(None)
+
+
+async def test_peer_that_sends_much_is_read_once_in_a_turn_and_others_go_first(ends):
+    transport = Transport()
+    linger = ends.linger(transport)
+    linger.data_received(b"x" * MUCH)
+    assert transport.calls == ["eof", "pause"]
+    await called(transport, "resume")
+    assert (transport.calls, ends.surplus) == (["eof", "pause", "resume"], 0)
+    linger.connection_lost(None)
+
+
+async def test_peer_that_is_aborted_while_others_go_first_is_not_read_on(ends):
+    transport = Transport()
+    linger = ends.linger(transport)
+    linger.data_received(b"x" * MUCH)
+    linger.abort()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert transport.calls == ["eof", "pause", "abort"]
     linger.connection_lost(None)
 
 

@@ -16,17 +16,22 @@ __all__ = ["JSON", "read_body", "read_form_or_json", "read_json_text"]
 JSON: Final = "application/json"
 _FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FIELDS: Final = 100
+_MOST_FORM_BYTES: Final = 64 * 1024
+"""Of a form, or its fields as JSON: clients without the API's key may send it."""
 
 
-async def read_json_text(request: web.Request, within_s: float) -> str:
+async def read_json_text(
+    request: web.Request, within_s: float, most_bytes: int | None = None
+) -> str:
     """The text of a JSON body, not parsed yet. Raises Problem.
 
-    Its size is limited by the application's `client_max_size`; aiohttp answers 413 beyond it.
+    Its size is limited by the application's `client_max_size`, beyond which aiohttp answers 413,
+    and by `most_bytes`, if given.
     """
     if request.content_type != JSON:
         # A form of any page could send another type, without a CORS preflight.
         raise _unsupported(f"the body must be of type {JSON}")
-    return await _read_text(request, within_s)
+    return await _read_text(request, within_s, most_bytes)
 
 
 async def read_form_or_json(request: web.Request, within_s: float) -> dict[str, Any]:
@@ -36,7 +41,7 @@ async def read_form_or_json(request: web.Request, within_s: float) -> dict[str, 
     """
     if request.content_type not in {JSON, _FORM}:
         raise _unsupported(f"the body must be of type {_FORM} or {JSON}")
-    text = await _read_text(request, within_s)
+    text = await _read_text(request, within_s, _MOST_FORM_BYTES)
     try:
         if request.content_type == JSON:
             return msgspec.json.decode(text, type=dict[str, Any])
@@ -45,12 +50,15 @@ async def read_form_or_json(request: web.Request, within_s: float) -> dict[str, 
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
 
 
-async def _read_text(request: web.Request, within_s: float) -> str:
+async def _read_text(request: web.Request, within_s: float, most_bytes: int | None) -> str:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         message = "the body must not be compressed: remove Content-Encoding"
         raise _unsupported(message, {"Accept-Encoding": "identity"})  # RFC 9110 §12.5.3
+    body = await read_body(request, within_s)
+    if most_bytes is not None and len(body) > most_bytes:
+        raise Problem("payload_too_large", f"the body must have at most {most_bytes} bytes")
     try:
-        return (await read_body(request, within_s)).decode()
+        return body.decode()
     except UnicodeDecodeError as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
 

@@ -131,6 +131,7 @@ class _Server(web.Server):
         self._make = request_factory
         self.admission = node.access.admission
         self.sockets = node.connections
+        self._turns = node.connections.turns
         self._options = options
         self._fronts = Fronts(
             openers,
@@ -152,6 +153,8 @@ class _Server(web.Server):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Pass a request to the application, unless it breaks HTTP where aiohttp is lenient."""
         protocol = cast(_RequestHandler, request.protocol)
+        if protocol.has_more:
+            await self._turns.pause()
         if (refusal := protocol.take_refusal()) is not None:
             return self._refuse(refusal)  # it is counted already
         if _VERSION_FAULT in request:
@@ -210,6 +213,14 @@ class _RequestHandler(web.RequestHandler):
         transport.set_protocol(self)
         self.connection_made(transport)
         self.data_received(data)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more requests wait, which the client sent without waiting for answers.
+
+        aiohttp handles them in one turn of the event loop if no handler has to wait for anything.
+        """
+        return bool(self._messages)
 
     def take_refusal(self) -> Problem | None:
         """The answer to this request, if it is known already."""
@@ -312,7 +323,7 @@ class _RequestHandler(web.RequestHandler):
             sockets.remove_socket(linger)
             ended()
 
-        sockets.add_socket(Linger(transport, end, sockets.note_surplus))
+        sockets.add_socket(Linger(transport, sockets.turns, end, sockets.note_surplus))
 
     def _refuse(self, problem: Problem) -> web.Response:
         self._on_refusal(problem.code)

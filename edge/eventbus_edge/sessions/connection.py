@@ -76,6 +76,7 @@ from eventbus_edge.sessions.pauses import closed_by_peer
 from eventbus_edge.sessions.ports import Peer, WatchersPort
 from eventbus_edge.sessions.queries import Queries
 from eventbus_edge.sessions.session import Session
+from eventbus_edge.turns import SHARE_S, Turns
 
 __all__ = ["Connection", "Parts", "Work", "fileno_of", "is_gone"]
 
@@ -84,10 +85,6 @@ _log = logging.getLogger(__name__)
 
 _CLOSE_LEVELS: Final = {CloseReason.TOO_SLOW: logging.INFO}
 """Closes that an operator should see by default; all others are everyday events."""
-
-
-_SLICE_S: Final = 0.001
-"""How long the effects of one client may take before the event loop serves others."""
 
 
 Work: TypeAlias = Coroutine[Any, Any, None]
@@ -107,6 +104,7 @@ class Parts(NamedTuple):
     clock: Clock
     client_events: ClientEvents | None
     """Checks the events that clients send, if given."""
+    turns: Turns
     metrics: Metrics
     record: Callable[[ClientEventSent | NothingStored], None]
     """Gets what clients did, for receivers of webhooks."""
@@ -321,7 +319,8 @@ class Connection:
 
     async def _carry_out(self, effects: list[Effect]) -> None:
         queue = collections.deque(effects)
-        begun = time.perf_counter()
+        turns = self._parts.turns
+        end = turns.clock() + SHARE_S
         while queue and not self.is_closing:
             effect = queue.popleft()
             if self._carry_out_now(effect):
@@ -335,9 +334,9 @@ class Connection:
                     queue.extend(await self._consult(command, question))
                 case Join() | JoinPattern():
                     queue.extend(await self._joiner.enter(effect))
-                    if time.perf_counter() - begun > _SLICE_S:  # handshakes may name many channels
-                        await asyncio.sleep(0)
-                        begun = time.perf_counter()
+                    if turns.clock() >= end:  # handshakes may name many channels
+                        await turns.pause()
+                        end = turns.clock() + SHARE_S
                 case Recheck(channel, question, changes):
                     decision = await self._parts.authorizers.ask(question, self.user, self.id)
                     queue.extend(self.session.rechecked(channel, decision, changes))

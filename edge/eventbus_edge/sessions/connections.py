@@ -29,6 +29,7 @@ from eventbus_edge.sessions.limits import SessionLimits
 from eventbus_edge.sessions.pauses import closed_by_peer
 from eventbus_edge.sessions.ports import Peer
 from eventbus_edge.sessions.session import Session
+from eventbus_edge.turns import Turns
 
 __all__ = ["Acceptor", "Connections"]
 
@@ -49,8 +50,9 @@ class Socket(Protocol):
 class Connections(Mapping[str, Connection]):
     """The open connections of a node by their ids."""
 
-    def __init__(self, settings: EdgeSettings, metrics: Metrics) -> None:
+    def __init__(self, settings: EdgeSettings, metrics: Metrics, turns: Turns) -> None:
         self.is_draining = False
+        self.turns = turns
         self.commands = Background(settings.max_connections, metrics.background_dropped.inc)
         """Commands that wait for something: at most one per connection."""
         self.protocols: collections.Counter[str] = collections.Counter()

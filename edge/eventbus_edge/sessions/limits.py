@@ -22,7 +22,7 @@ __all__ = [
 
 
 STRIKES: Final = 100
-"""Refusals without a rest between them, after which a connection is closed."""
+"""The cost of refused actions without a rest between them, after which a connection is closed."""
 BYTES_PER_ACTION: Final = 16 * 1024
 """A command costs one more action per so many bytes, inflated."""
 ANSWER_BYTES_PER_ACTION: Final = 64 * 1024
@@ -53,7 +53,7 @@ class Verdict(enum.Enum):
 
 
 class Pace:
-    """The actions of one connection. Refusals are counted until its bucket is full again.
+    """The actions of one connection. Refusals are counted, too, until its bucket is full again.
 
     Every frame is an action, whatever its kind; large and expensive commands cost several.
     """
@@ -62,15 +62,30 @@ class Pace:
 
     def __init__(self, rate: float, burst: float, now: float) -> None:
         self._bucket = TokenBucket(rate, burst, now)
-        self._strikes = 0
+        self._strikes = 0.0
 
     def judge(self, now: float, cost: float = 1.0) -> Verdict:
         """Count one action, which costs as much as `cost` plain ones."""
         if self._strikes and self._bucket.is_full(now):
-            self._strikes = 0
+            self._strikes = 0.0
         if self._bucket.take(now, cost):
             return Verdict.SERVE
-        self._strikes += 1
+        return self._strike(cost)
+
+    def judge_all(self, now: float, count: int) -> tuple[int, Verdict]:
+        """Count plain actions that came together; returns how many to serve, and the last verdict.
+
+        Those that are refused cost almost nothing.
+        """
+        verdict = Verdict.SERVE
+        for served in range(count):
+            verdict = self.judge(now)
+            if verdict is not Verdict.SERVE:
+                return served, self._strike(count - served - 1)
+        return count, verdict
+
+    def _strike(self, cost: float) -> Verdict:
+        self._strikes += cost
         return Verdict.END if self._strikes >= STRIKES else Verdict.REFUSE
 
     def charge(self, now: float, cost: float) -> None:

@@ -168,16 +168,10 @@ class Session:
         """
         if self._liveness.control_frames:
             self.time.received(now)
-        is_served, verdict = False, Verdict.SERVE
-        for _ in range(frames):
-            verdict = self._pace.judge(now)
-            if verdict is Verdict.SERVE:
-                is_served = True
-            elif verdict is Verdict.END:
-                break
+        served, verdict = self._pace.judge_all(now, frames)
         if verdict is Verdict.SERVE:
-            return is_served, []
-        return is_served, self._too_fast(None, is_last=verdict is Verdict.END)
+            return served > 0, []
+        return served > 0, self._too_fast(None, is_last=verdict is Verdict.END)
 
     def answered(self, size: int, now: float) -> None:
         """Charge for a large answer, of `size` bytes."""

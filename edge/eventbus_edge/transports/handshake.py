@@ -257,7 +257,7 @@ async def _admit(node: Node, request: Request, slot: Slot, protocol: WireProtoco
     claims = await _authenticate(access, handshake.token, slot)
     channels = [
         (Subscribe(channel, None, 0, None), await _decide(access, channel, claims))
-        for channel in handshake.channels
+        async for channel in node.connections.turns.paced(handshake.channels)
     ]
     node.require_ready()  # draining may have begun meanwhile
     return Admitted(claims, channels)

@@ -5,6 +5,7 @@ every stream; each write is one whole chunk (RFC 9112, 7.1), as aiohttp's own ar
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -59,6 +60,11 @@ _UNREACHABLE_AFTER: Final = 2.0
 """After how many heartbeats without an acknowledgement a client counts as gone."""
 MAX_SURPLUS: Final = 64 * 1024
 """Bytes that a client may send after its request; a proxy might send some."""
+MAX_BODY_BYTES: Final = 128 * 1024
+MAX_COMMAND_BYTES: Final = 1024
+"""A body may have so many for each channel of a connection, if that is more. The longest name and a
+position take half of it.
+"""
 _HEADERS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
@@ -103,9 +109,10 @@ async def _answer(request: web.Request, protocol: WireProtocol, read: _Read) -> 
         response.force_close()  # else its end would leave the socket open
         if request.method == "HEAD":  # what GET would answer, without a stream
             return response
-        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):  # the client has left
+            await response.prepare(request)
         transport = request.transport
-        if transport is None or is_gone(transport):  # the client has left meanwhile
+        if transport is None or is_gone(transport):
             return response
         _end_if_unreachable(transport, _UNREACHABLE_AFTER * node.settings.heartbeat)
         stream = _Stream(request.protocol, transport, chunked=request.version >= HttpVersion11)
@@ -165,7 +172,7 @@ async def _by_body(
     async def begin(connection: Connection) -> None:
         connection.open(())
         node.access.admission.charge_channels(connection.address, len(commands))
-        for command in commands:
+        async for command in node.connections.turns.paced(commands):
             await connection.handle(command)
 
     return node.wires.shared(protocol, sse.WITHOUT_CURSOR), begin
@@ -182,16 +189,17 @@ async def _commands(
     A single one that is malformed is answered within the stream. Raises Problem for anything but
     an array of commands to subscribe.
     """
-    body = await read_json_text(request, node.settings.request_timeout)
+    most = node.settings.max_channels_per_connection
+    most_bytes = max(MAX_BODY_BYTES, most * MAX_COMMAND_BYTES)
+    body = await read_json_text(request, node.settings.request_timeout, most_bytes)
     try:
         frames = _decode_frames(body)
     except (msgspec.DecodeError, UnicodeError) as exc:
         raise _bad_body(f"it is not a JSON array of commands: {exc}") from None
-    most = node.settings.max_channels_per_connection
     if len(frames) > most:
         raise _bad_body(f"it has {len(frames)} commands: at most {most} are allowed")
     commands: list[Subscribe | SubscribePattern | Malformed] = []
-    for number, frame in enumerate(frames):
+    async for number, frame in node.connections.turns.paced(enumerate(frames)):
         command = protocol.decode(bytes(frame).decode())
         if not isinstance(command, Subscribe | SubscribePattern | Malformed):
             raise _bad_body(f"command {number} is not a subscribe: only those are allowed here")

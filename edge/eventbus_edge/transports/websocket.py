@@ -31,12 +31,15 @@ from eventbus_edge.http import Detached
 from eventbus_edge.lingering import LINGER_S, MAX_SURPLUS, Linger
 from eventbus_edge.protocols import Closing, Failed, Subscribe
 from eventbus_edge.sessions import Connection, Connections, Work, fileno_of
+from eventbus_edge.turns import SHARE_S
 
 __all__ = ["MAX_CLOSE_S", "WebSocket"]
 
 
 FRAMES_PER_TURN: Final = 128
-"""Frames of one client that are handled before the event loop serves other clients."""
+"""Frames of one client that are handled before other clients are served. Messages also count by
+their time, see SHARE_S.
+"""
 MESSAGE: Final = 8
 """How many frames a message counts as."""
 DROPPED_FRAMES: Final = 4096
@@ -72,6 +75,7 @@ class WebSocket(asyncio.Protocol):
         "_is_at_end",
         "_is_due",
         "_is_held",
+        "_last_size",
         "_ping",
         "_reader",
         "_room",
@@ -79,6 +83,7 @@ class WebSocket(asyncio.Protocol):
         "_state",
         "_timer",
         "_transport",
+        "_turns",
         "_work",
         "is_behind",
         "wire",
@@ -104,6 +109,7 @@ class WebSocket(asyncio.Protocol):
         self._ended = detached.ended
         self._reader = reader
         self._connections = connections
+        self._turns = connections.turns
         self._connection: Connection | None = None
         self._slot = slot
         self._state = State.OPEN
@@ -115,8 +121,10 @@ class WebSocket(asyncio.Protocol):
         """Whether the client has closed its side: nothing more will be received."""
         self._is_held = False
         """Whether reading from the socket is paused."""
+        self._last_size = 0
+        """Bytes that came last."""
         self._is_due = False
-        """Whether `_read` will be called in the next turn of the event loop."""
+        """Whether `_read` will be called in a later turn of the event loop."""
         self._room = MAX_SURPLUS
         """Bytes that the client may send after the node's close frame."""
         self._drops = DROPPED_FRAMES
@@ -145,7 +153,7 @@ class WebSocket(asyncio.Protocol):
             finally:
                 self._worked(None)
         elif not self._is_due:
-            self._read()
+            self._go_on()
 
     def refuse(self, failed: Failed, closing: Closing) -> None:
         """Answer the handshake, send an error, and close.
@@ -207,11 +215,12 @@ class WebSocket(asyncio.Protocol):
             if self._room < 0:
                 self._give_up()
                 return
+        self._last_size = len(data)
         self._reader.feed(data)
         if self._is_busy:
             self._hold()
         else:
-            self._read()
+            self._go_on()
 
     def eof_received(self) -> bool:
         """The client has closed its side; what it sent before is handled first."""
@@ -219,7 +228,7 @@ class WebSocket(asyncio.Protocol):
         if self._state is State.ENDING:
             return False
         if not self._is_busy:
-            self._read()
+            self._go_on()
         return self._transport.can_write_eof()  # with TLS, both sides end together
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -230,7 +239,7 @@ class WebSocket(asyncio.Protocol):
         if self._connection is None and self._state is State.OPEN:  # opening it has failed
             self._state = State.ENDING
         if not self._is_busy:
-            self._read()
+            self._go_on()
 
     def _end_socket(self, _: object = None) -> None:
         self._ended()
@@ -278,7 +287,8 @@ class WebSocket(asyncio.Protocol):
         """Handle frames in their order; False if all that were received are handled."""
         connection, reader = self._connection, self._reader
         assert connection is not None, "a client is served once it is connected"
-        decode = self.wire.protocol.decode
+        decode, clock = self.wire.protocol.decode, self._turns.clock
+        end = clock() + SHARE_S
         room, frames = FRAMES_PER_TURN, 0
         while room > 0:
             frame = reader.read()
@@ -296,7 +306,7 @@ class WebSocket(asyncio.Protocol):
                 if work is not None:
                     self._start(work)
                     return True
-                if connection.is_closing:
+                if connection.is_closing or clock() >= end:
                     return True
             elif opcode == CLOSE:
                 self._count(connection, frames)
@@ -335,10 +345,17 @@ class WebSocket(asyncio.Protocol):
             connection.write(pong_frame(self._ping))
             self._ping = None
 
+    def _go_on(self) -> None:
+        """Handle received data at once, or in a later turn if others use this one."""
+        if self._turns.has_time:
+            self._turns.serve(self._read)
+        else:
+            self._schedule()
+
     def _schedule(self) -> None:
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._read)
+            self._turns.wait(self._read)
 
     def _hold(self) -> None:
         if not (self._is_held or self._is_at_end or self._transport.is_closing()):
@@ -348,6 +365,7 @@ class WebSocket(asyncio.Protocol):
     def _release(self) -> None:
         if self._is_held and not (self._is_at_end or self._transport.is_closing()):
             self._is_held = False
+            self._turns.expect(self._last_size)
             self._transport.resume_reading()
 
     # Commands that have to wait
@@ -362,7 +380,7 @@ class WebSocket(asyncio.Protocol):
     def _worked(self, _: object) -> None:
         self._work = None
         if not self._is_due:
-            self._read()
+            self._go_on()
 
     # The end
 
@@ -399,6 +417,7 @@ class WebSocket(asyncio.Protocol):
             is_whole = is_answered and not (transport.can_write_eof() or self._reader.has_more)
             Linger(
                 transport,
+                self._turns,
                 self._end_socket,
                 self._connections.note_surplus,
                 room=self._room,

@@ -63,6 +63,25 @@ def test_client_that_is_refused_repeatedly_without_a_rest_is_closed():
     assert verdicts[-1] is Verdict.END
 
 
+def test_refusals_of_large_messages_count_as_much_as_the_messages_would():
+    pace = Pace(50.0, 10, 0.0)
+    assert pace.judge(0.0, 10.0) is Verdict.SERVE
+    verdicts = [pace.judge(0.0, 4.0) for _ in range(STRIKES // 4)]
+    assert set(verdicts[:-1]) == {Verdict.REFUSE}
+    assert verdicts[-1] is Verdict.END
+
+
+@given(st.lists(st.tuples(st.integers(1, 200), st.floats(0, 1)), max_size=20))
+def test_actions_that_come_together_are_judged_as_if_each_came_alone(batches):
+    together, alone, now = Pace(50.0, 10, 0.0), Pace(50.0, 10, 0.0), 0.0
+    for count, pause in batches:
+        now += pause
+        served, verdict = together.judge_all(now, count)
+        verdicts = [alone.judge(now) for _ in range(count)]
+        assert served == verdicts.count(Verdict.SERVE)
+        assert verdict is verdicts[-1]
+
+
 def test_a_little_over_the_rate_is_ended_too_although_most_is_served():
     pace, now, verdict, served = Pace(50.0, 10, 0.0), 0.0, Verdict.SERVE, 0
     while verdict is not Verdict.END and now < 60:

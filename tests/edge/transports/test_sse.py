@@ -462,6 +462,7 @@ async def test_stream_by_post_resumes_each_channel_where_its_client_says(edge, b
         (json.dumps([{"action": "ping"}]).encode(), "", 400),
         (json.dumps([subscribe("general")]).encode(), "?channel=general", 400),
         (json.dumps([subscribe("general")]).encode(), "?auth_token=x", 401),
+        (b"[" * 150_000, "", 413),
         (b" " * 2_000_000, "", 413),
     ],
 )

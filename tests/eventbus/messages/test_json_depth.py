@@ -67,6 +67,27 @@ def test_depth_is_that_of_the_decoded_value_whatever_its_strings_contain(value, 
         assert depth == 0 or is_deeper(given_text, depth - 1)
 
 
+def nested(ups: list[bool]) -> str:
+    """Arrays, opened and closed in this order where that is possible."""
+    parts, level, is_first = ["["], 1, True
+    for up in ups:
+        if up:
+            parts.append("[" if is_first else ",[")
+            level, is_first = level + 1, True
+        elif level > 1:
+            parts.append("]")
+            level, is_first = level - 1, False
+    return "".join([*parts, "]" * level])
+
+
+@given(st.lists(st.booleans() | st.just(True), min_size=100, max_size=400))
+def test_depth_is_that_of_arrays_which_are_nested_in_any_way(ups):
+    text = nested(ups)
+    depth = depth_of(json.loads(text))
+    assert not is_deeper(text, depth)
+    assert is_deeper(text, depth - 1)
+
+
 @pytest.mark.parametrize("many", [1, 300])
 @pytest.mark.parametrize("inside", ["1", '"["', r'"\\"', r'"\"[["', '"]]]]"', "{}"])
 def test_limit_is_exact_in_wide_text_and_beside_brackets_in_strings(many, inside):

@@ -1,0 +1,149 @@
+"""What clients make a node do in one turn of its event loop, counted on a clock of the tests."""
+
+import asyncio
+import collections
+import contextlib
+import json
+
+import pytest
+
+from eventbus_edge.access import Admission
+from eventbus_edge.sessions.connection import Connection
+from eventbus_edge.sessions.joining import Joiner
+from eventbus_edge.transports.websocket import WebSocket
+from eventbus_edge.turns import SHARE_S, TURN_S
+from scripts.benchmark.bystanders.floods import frame, handshake, request
+
+PATIENCE_S = 60.0
+PING = frame(0x81, b'{"action":"ping"}')
+STEP_S = SHARE_S / 2
+"""What everything that is counted takes on the clock."""
+MOST = (2 * TURN_S + SHARE_S) / STEP_S
+"""Counted between two polls of the loop, which may have parts of two turns in them."""
+
+
+class Turns:
+    """Counts calls by turns of the event loop; each takes STEP_S."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.counts = collections.Counter()
+        self._turn = 0
+        self._monkeypatch = monkeypatch
+        loop = asyncio.get_running_loop()
+        run_once = loop._run_once
+
+        def turn():
+            self._turn += 1
+            run_once()
+
+        monkeypatch.setattr(loop, "_run_once", turn, raising=False)
+
+    def clock(self):
+        return self.now
+
+    def count(self, owner, name):
+        plain = getattr(owner, name)
+
+        def counted(*args, **options):
+            self.counts[self._turn] += 1
+            self.now += STEP_S
+            return plain(*args, **options)
+
+        self._monkeypatch.setattr(owner, name, counted)
+
+    @property
+    def most(self):
+        return max(self.counts.values())
+
+
+@pytest.fixture
+async def start(start_edge, bus, monkeypatch):
+    """Start a node whose calls of a function are counted."""
+
+    async def start(owner, name, **settings):
+        edge = await start_edge(bus, **settings)
+        turns = Turns(monkeypatch)
+        monkeypatch.setattr(edge.node.connections.turns, "clock", turns.clock)
+        turns.count(owner, name)
+        return edge, turns
+
+    return start
+
+
+@contextlib.asynccontextmanager
+async def clients(edge, count, data):
+    """Connections that have sent data, once all are connected."""
+    pairs = [await asyncio.open_connection("127.0.0.1", edge.port) for _ in range(count)]
+    for _, writer in pairs:
+        writer.write(data)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield [reader for reader, _ in pairs]
+    finally:
+        for _, writer in pairs:
+            writer.transport.abort()
+
+
+async def read_all(readers, what, times):
+    """Read until something has come that often from each."""
+
+    async def read(reader):
+        for _ in range(times):
+            await reader.readuntil(what)
+
+    await asyncio.gather(*map(read, readers))
+
+
+@pytest.mark.parametrize("count", [1, 4, 40])
+async def test_commands_of_any_number_of_clients_share_the_time_of_a_turn(start, count):
+    edge, turns = await start(Connection, "receive")
+    async with clients(edge, count, handshake("/ws") + PING * 50) as readers:
+        await read_all(readers, b'"pong"', 50)
+    assert turns.counts.total() == 50 * count
+    assert turns.most <= MOST
+
+
+async def test_large_messages_are_read_no_faster_than_they_are_handled(start, monkeypatch):
+    edge, turns = await start(
+        Connection, "receive", max_actions_per_second=10_000, action_burst=10_000
+    )
+    received = []
+    receive = WebSocket.data_received
+
+    def data_received(socket, data):
+        received.append(turns._turn)
+        receive(socket, data)
+
+    monkeypatch.setattr(WebSocket, "data_received", data_received)
+    large = frame(0x81, b'{"action":"ping","data":"%b"}' % (b"x" * 60_000))
+    async with clients(edge, 4, handshake("/ws") + large * 50) as readers:
+        await read_all(readers, b'"pong"', 50)
+    assert turns.most <= MOST
+    assert max(received.count(turn) for turn in received) <= MOST + 4
+
+
+@pytest.mark.parametrize("count", [1, 4, 40])
+async def test_requests_that_do_not_wait_for_answers_share_the_time_of_a_turn(start, count):
+    edge, turns = await start(Admission, "request", max_requests_per_address=100_000)
+    async with clients(edge, count, request("GET /nothing") * 50) as readers:
+        await read_all(readers, b"HTTP/1.1 404", 50)
+    assert turns.counts.total() == 50 * count
+    assert turns.most <= TURN_S / SHARE_S + count  # the last one of a client has not to wait
+
+
+async def test_commands_in_the_body_of_a_stream_share_the_time_of_a_turn(start, token):
+    edge, turns = await start(Joiner, "enter")
+    body = json.dumps([{"action": "subscribe", "channel": f"chat.{n}"} for n in range(50)])
+    asked = request("POST /sse", body.encode(), f"Authorization: Bearer {token()}")
+    async with clients(edge, 4, asked) as readers:
+        await read_all(readers, b'"eb:subscribed"', 50)
+    assert turns.counts.total() == 200
+    assert turns.most <= MOST
+
+
+async def test_client_that_behaves_is_served_while_others_flood(start):
+    edge, _ = await start(Connection, "receive")
+    flood, polite = handshake("/ws") + PING * 20_000, handshake("/ws") + PING
+    async with clients(edge, 20, flood), clients(edge, 1, polite) as readers:
+        await read_all(readers, b'"pong"', 1)
