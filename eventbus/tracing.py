@@ -9,6 +9,7 @@ provider is set, these functions do nothing.
 
 import contextlib
 import importlib
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ _NO_STATUS: Final[AbstractContextManager[OnStatus]] = contextlib.nullcontext(lam
 _OWN_CONTEXT: Final = "traceparent"
 _SAMPLED: Final = 0x01
 _SERVER_ERROR: Final = 500
+_LOOK_S: Final = 1.0
 
 
 class _Tracing:
@@ -36,12 +38,17 @@ class _Tracing:
         self._propagate = importlib.import_module("opentelemetry.propagate")
         self._tracer = trace.get_tracer("eventbus", tracer_provider=provider)
         self._records = provider is not None
+        self._look_at = 0.0
         self.kind = trace.SpanKind
 
     @property
     def records(self) -> bool:
-        """Whether a tracer provider is set, usually the SDK's. Without one, spans are discarded."""
-        if not self._records:
+        """Whether a tracer provider is set, usually the SDK's. Without one, spans are discarded.
+
+        One that is set later is noticed within a second: looking for it takes longer than the rest.
+        """
+        if not self._records and (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + _LOOK_S
             present = self._trace.get_tracer_provider()
             self._records = not isinstance(present, self._trace.ProxyTracerProvider)
         return self._records
