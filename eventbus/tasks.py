@@ -9,13 +9,14 @@ that make several calls to a broker.
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable, Container, Coroutine
 from typing import Any, Final, TypeVar
 
 from eventbus.attempts import Backoff
 from eventbus.user_code import calling_tasks, cause_of, guarded, start_waited
 
-__all__ = ["Shutdown", "Tasks", "complete", "fault_count"]
+__all__ = ["Shutdown", "Tasks", "complete", "eager_task", "fault_count"]
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,18 @@ _faults = 0
 def fault_count() -> int:
     """How many tasks of this process have failed, including those that were restarted."""
     return _faults
+
+
+def eager_task(work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """Run `work` in a task, up to the first thing that it has to wait for; it may be done then.
+
+    Work that waits for nothing costs no turn of the event loop. Before Python 3.12, it begins in
+    the next turn, as other tasks do.
+    """
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, name=name, eager_start=True)
+    return loop.create_task(work, name=name)
 
 
 async def complete(work: Coroutine[Any, Any, T], *, within: float = WITHIN_S) -> T:
@@ -142,10 +155,13 @@ class Tasks:
         """Whether nothing runs, apart from the current task and those that wait for it."""
         return not self._others()
 
-    def start(self, work: Coroutine[Any, Any, Any], name: str) -> Task | None:
+    def start(
+        self, work: Coroutine[Any, Any, Any], name: str, *, at_once: bool = False
+    ) -> Task | None:
         """Run `work` once; an exception is logged under `name`.
 
-        Returns None if it is not started: too many run, or the owner has closed.
+        Returns None if it is not started: too many run, or the owner has closed. `at_once` runs it
+        up to the first thing that it has to wait for (from Python 3.12 on); it may be done then.
         """
         if self._shutdown.has_begun or (
             self._limit is not None and len(self._running) >= self._limit
@@ -153,7 +169,13 @@ class Tasks:
             work.close()
             self._on_dropped()
             return None
-        task = self._start(_run(work), name)
+        task = (
+            eager_task(_run(work), name) if at_once else asyncio.create_task(_run(work), name=name)
+        )
+        if task.done():
+            _report(task)
+            return task
+        self._own(task)
         task.add_done_callback(lambda _: work.close())  # if it was cancelled before it began
         return task
 
@@ -161,7 +183,7 @@ class Tasks:
         """Run `run()`, and again after a pause when it fails; the pauses grow up to 30 s."""
         if self._shutdown.has_begun:
             return None
-        return self._start(_keep(run, name), name)
+        return self._own(asyncio.create_task(_keep(run, name), name=name))
 
     async def join(self, seconds: float) -> None:
         """Wait up to that long until nothing runs; tasks that start meanwhile do not count."""
@@ -188,8 +210,7 @@ class Tasks:
     def _others(self) -> set[Task]:
         return self._running - calling_tasks()
 
-    def _start(self, work: Coroutine[Any, Any, Any], name: str) -> Task:
-        task = asyncio.create_task(work, name=name)
+    def _own(self, task: Task) -> Task:
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task

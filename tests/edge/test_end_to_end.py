@@ -265,4 +265,4 @@ async def test_leaving_clients_leave_nothing_behind(edge, bus):
         while edge.node.connections or edge.node.traffic.channels:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
     assert list(edge.node._hub.channels) == []
-    assert edge.node.metrics.subscriptions._value.get() == 0
+    assert edge.node.metrics.subscriptions.value == 0

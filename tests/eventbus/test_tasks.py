@@ -3,6 +3,7 @@ completed."""
 
 import asyncio
 import logging
+import sys
 
 import pytest
 
@@ -67,6 +68,52 @@ async def test_pauses_of_a_keeper_that_fails_all_the_time_grow(tasks, caplog):
     # Of 10, 20, 40 and 80 ms, each at least one half.
     assert runs[-1] - runs[0] >= 0.5 * 0.15
     assert runs[-1] - runs[-2] >= 0.5 * 0.08
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio begins no task at once")
+async def test_work_at_once_runs_up_to_what_it_waits_for(tasks, caplog):
+    seen, go = [], asyncio.Event()
+
+    async def work(*, waits):
+        seen.append(asyncio.current_task())
+        if waits:
+            await go.wait()
+        return waits
+
+    done = tasks.start(work(waits=False), "work", at_once=True)
+    assert (seen, done.result(), len(tasks)) == ([done], False, 0)
+    waiting = tasks.start(work(waits=True), "work", at_once=True)
+    assert seen == [done, waiting]
+    assert waiting in tasks
+    go.set()
+    assert await waiting is True
+    assert len(tasks) == 0
+
+
+@pytest.mark.parametrize("fault", FAULTS[:3], ids=lambda fault: type(fault).__name__)
+async def test_fault_of_work_at_once_is_logged_and_counted(tasks, fault, caplog):
+    async def work():
+        raise fault
+
+    before = fault_count()
+    with caplog.at_level(logging.ERROR, "eventbus.tasks"):
+        task = tasks.start(work(), "work", at_once=True)
+        await asyncio.wait({task})
+        await asyncio.sleep(0)
+    assert fault_count() == before + 1
+    assert len(tasks) == 0
+    assert caplog.records[0].getMessage().startswith("work ")
+
+
+async def test_nothing_starts_at_once_after_the_owner_has_closed(tasks):
+    ran = []
+
+    async def work():
+        ran.append(True)
+
+    await tasks.aclose()
+    assert tasks.start(work(), "work", at_once=True) is None
+    assert ran == []
 
 
 async def test_keeper_that_returns_is_done(tasks, caplog):

@@ -50,6 +50,8 @@ class ClientAddresses:
         is not an address; anybody may have written what comes before. `headers` with several values
         of a name must return each of them from `items()`.
         """
+        if not self._trusted:
+            return peer or "unknown"
         client = parse_address(peer or "")
         if client is None or not self._is_trusted(client):
             return peer or "unknown"
@@ -71,6 +73,8 @@ class ClientAddresses:
 
     def is_proxy(self, peer: str) -> bool:
         """Whether the other end of a socket is a trusted proxy."""
+        if not self._trusted:
+            return False
         address = parse_address(peer)
         return address is not None and self._is_trusted(address)
 

@@ -81,7 +81,7 @@ class TokenBucket:
         A cost above `burst` needs a full bucket, and leaves a debt.
         """
         self._fill(now)
-        if self._tokens < min(cost, self._burst):
+        if self._tokens < cost and self._tokens < self._burst:
             return False
         self._tokens -= cost
         return True
@@ -102,8 +102,11 @@ class TokenBucket:
         return self._tokens >= self._burst
 
     def _fill(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + max(now - self._at, 0.0) * self._rate)
-        self._at = max(now, self._at)
+        passed = now - self._at
+        if passed > 0.0:  # the hot path: comparing is faster than max and min
+            tokens = self._tokens + passed * self._rate
+            self._tokens = min(self._burst, tokens)
+            self._at = now
 
 
 class Paces:

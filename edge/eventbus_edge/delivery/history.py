@@ -5,6 +5,8 @@ import collections
 from collections.abc import (
     Callable,
     Iterable,
+    Iterator,
+    Sequence,
 )
 from typing import (
     Final,
@@ -120,6 +122,8 @@ class CaughtUp(NamedTuple):
         left out, too: a client must not get it after a position in a later history. Until then,
         messages arrive as those of the earlier history, although `messages` may have them.
         """
+        if not backlog.messages:
+            return []
         start = self.start
         is_reached = start is not None and live is not None and live.epoch == start.epoch
         marks = {(each.position, each.mark) for each in self.messages if each.mark is not None}
@@ -260,7 +264,7 @@ class History:
     async def _after(
         self, channel: str, resume: Position, most: int | None, at: Position, on_read: OnRead
     ) -> CaughtUp:
-        messages = Stored()
+        messages: Stored | None = None
         reached, mark = resume, mark_of(resume)
         subject = self._subjects.live(channel)
         while True:
@@ -270,7 +274,7 @@ class History:
             # Checked for each page: messages may have been evicted since the previous one.
             if not page.complete or reached.offset > last.offset:
                 return CaughtUp(last, Stored(), recovered=False, last=last.offset)
-            messages = Stored((*messages, *new)) if messages else new
+            messages = new if messages is None else Stored((*messages, *new))
             if messages.size > MAX_CATCH_UP_BYTES or (most is not None and len(messages) > most):
                 return CaughtUp(last, Stored(), recovered=False, last=last.offset)
             if len(page.messages) < PAGE:
@@ -320,8 +324,7 @@ class History:
             async with queue.turns[hash(key.subject) % len(queue.turns)].turn():
                 del queue.waiting[key]  # too old for calls from here on
                 page = await self._page(key)
-            decoded = map(self._message, page.messages)
-            messages = Stored(message for message in decoded if message is not None)
+            messages = Stored(self._decode(key, page.messages))
             if key.is_pattern and not self._is_allowed(messages):
                 return _Read(page._replace(complete=False), Stored())
             return _Read(page, messages)
@@ -341,12 +344,17 @@ class History:
             subject, after, limit=limit, max_bytes=MAX_CATCH_UP_BYTES
         )
 
-    def _message(self, delivery: Delivery) -> ChannelMessage | None:
-        try:
-            channel = self._subjects.channel_of(delivery.subject)
-        except InvalidChannel:  # clients cannot join it, and do not get it live either
-            return None
-        return self._to_message(channel, delivery)
+    def _decode(self, key: _Key, deliveries: Sequence[Delivery]) -> Iterator[ChannelMessage]:
+        """Check stored messages; those that clients do not get live either are left out."""
+        channel = None if key.is_pattern else self._subjects.channel_of(key.subject)
+        for delivery in deliveries:
+            try:
+                found = channel or self._subjects.channel_of(delivery.subject)
+            except InvalidChannel:  # clients cannot join it
+                continue
+            message = self._to_message(found, delivery)
+            if message is not None:
+                yield message
 
     def _is_allowed(self, messages: Stored) -> bool:
         """Whether the rules let clients read that much of each channel."""

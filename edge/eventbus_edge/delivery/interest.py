@@ -98,12 +98,12 @@ class Interest:
         Returns the position after which deliveries continue for callers that act before their next
         await; None if the bus keeps no history. Raises a DriverError.
         """
+        if self.acquire_active(channel):
+            return self.position(channel)
         entry = self._channels.get(channel)
         if entry is None:
             entry = self._channels[channel] = _Channel()
         entry.holders += 1
-        if entry.subscription is not None and not entry.attempt.is_taken:
-            return entry.marked
         try:
             async with entry.attempt.turn():
                 if entry.subscription is None:
@@ -114,6 +114,14 @@ class Interest:
             self.release(channel)
             raise
         return entry.marked
+
+    def acquire_active(self, channel: str) -> bool:
+        """The same for a channel that is subscribed to; False for any other."""
+        entry = self._channels.get(channel)
+        if entry is None or entry.subscription is None or entry.attempt.is_taken:
+            return False
+        entry.holders += 1
+        return True
 
     async def _subscribe(self, channel: str, entry: _Channel) -> None:
         def receive(delivery: Delivery) -> None:

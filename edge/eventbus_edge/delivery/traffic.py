@@ -113,10 +113,23 @@ class Traffic:
 
     async def acquire(self, channel: str) -> Position | None:
         """Subscribe to a channel on the bus; see Interest.acquire."""
-        with self._metrics.join_seconds.time():
+        if self.acquire_active(channel):
+            return self._interest.position(channel)
+        begun = time.perf_counter()
+        try:
             position = await self._interest.acquire(channel)
+        finally:
+            self._tally.joins.observe(time.perf_counter() - begun)
         self._metrics.subscriptions.inc()
         return position
+
+    def acquire_active(self, channel: str) -> bool:
+        """Subscribe to a channel that the node has already; False for any other."""
+        if not self._interest.acquire_active(channel):
+            return False
+        self._tally.joins.observe(0.0)
+        self._metrics.subscriptions.inc()
+        return True
 
     def release(self, channel: str) -> None:
         """Undo one `acquire`."""

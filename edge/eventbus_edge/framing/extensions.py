@@ -1,5 +1,6 @@
 """What a WebSocket handshake agrees on: permessage-deflate (RFC 7692), and no other extension."""
 
+import functools
 from typing import (
     Final,
     NamedTuple,
@@ -19,6 +20,10 @@ __all__ = ["Deflate", "InvalidExtensions", "negotiate_extensions"]
 
 
 _DEFLATE: Final = ServerPerMessageDeflateFactory(server_no_context_takeover=True)
+
+
+_MAX_KEPT: Final = 200
+"""Characters of a header whose agreement is kept; anybody may send longer ones."""
 
 
 class InvalidExtensions(ValueError):
@@ -42,6 +47,11 @@ def negotiate_extensions(header: str) -> Deflate | None:
     offers = header.strip(" \t,")
     if not offers:
         return None
+    return _negotiate(offers) if len(offers) <= _MAX_KEPT else _negotiate.__wrapped__(offers)
+
+
+@functools.lru_cache(maxsize=256)  # each kind of browser sends the same with every connection
+def _negotiate(offers: str) -> Deflate | None:
     try:
         parsed = parse_extension(offers)
     except InvalidHeaderFormat as exc:

@@ -14,12 +14,14 @@ import asyncio
 import functools
 import logging
 import re
+import socket
 from collections.abc import (
-    Awaitable,
     Callable,
+    Coroutine,
     Mapping,
 )
 from typing import (
+    Any,
     Final,
     NamedTuple,
     Protocol,
@@ -27,18 +29,19 @@ from typing import (
 )
 
 from aiohttp import web
-from aiohttp.tcp_helpers import tcp_keepalive
 from multidict import (
     CIMultiDict,
     CIMultiDictProxy,
 )
 
+from eventbus.tasks import eager_task
 from eventbus.user_code import guarded
 from eventbus_edge.access import Admission
 from eventbus_edge.problem import (
     Problem,
     internal_error,
 )
+from eventbus_edge.sessions import is_gone
 
 __all__ = ["OPENERS", "Detached", "Front", "Fronts", "Head", "Opener", "read_head"]
 
@@ -48,13 +51,12 @@ _log = logging.getLogger(__name__)
 MAX_HEAD_BYTES: Final = 8 * 1024
 MAX_AHEAD_BYTES: Final = 64 * 1024
 """What a client may send before its handshake is answered; reading pauses beyond that."""
-_HEAD: Final = re.compile(
-    r"GET (/[A-Za-z0-9/_@=,;.-]*)(?:\?([A-Za-z0-9_@=,;.&-]*))? HTTP/1\.1\r\n"
-    r"((?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
-)
-"""A head whose target has no encoded character and no dot segment that would be resolved."""
-_FIELD: Final = re.compile(r"([A-Za-z0-9-]+):[\t ]*([^\r]*)\r\n")
-_UNUSUAL: Final = ("content-length", "transfer-encoding", "expect", "sec-websocket-key1")
+_LINE: Final = re.compile(r"GET (/[A-Za-z0-9/_@=,;.-]*)(?:\?([A-Za-z0-9_@=,;.&-]*))? HTTP/1\.1\r\n")
+"""A request whose target has no encoded character and no dot segment that would be resolved."""
+_FIELDS: Final = re.compile(r"(?<=\n)([A-Za-z0-9-]+):[\t ]*([\t\x20-\x7e]*)\r\n")
+_UNUSUAL: Final = frozenset({
+    "content-length", "transfer-encoding", "expect", "sec-websocket-key1",
+})  # fmt: skip
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(:[0-9]+)?", re.ASCII)
 
 
@@ -73,24 +75,33 @@ def read_head(data: bytes, max_headers: int) -> Head | None:
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
     if end < 4 or not data.startswith(b"GET /"):
         return None
-    match = _HEAD.fullmatch(data[:end].decode("latin-1"))
-    if match is None:
+    text = data[:end].decode("latin-1")
+    line = _LINE.match(text)
+    if line is None:
         return None
-    path, query, lines = match.groups()
-    fields = [(name, value.rstrip("\t ")) for name, value in _FIELD.findall(lines)]
-    headers = CIMultiDict(fields)
+    path, query = line.groups()
+    fields = _FIELDS.findall(text, line.end())
+    if text.count("\n") != len(fields) + 2:  # beside the request's line and the empty one
+        return None
+    if " \r" in text or "\t\r" in text:
+        fields = [(name, value.rstrip("\t ")) for name, value in fields]
+    given = {name.lower(): value for name, value in fields}
     if (
         len(fields) > max_headers
         or "/." in path
-        or headers.get("Upgrade", "").lower() != "websocket"
-        or any(name in headers for name in _UNUSUAL)
-        or len({name.lower() for name, _ in fields}) < len(fields)  # some may not be repeated
-        or not _HOST.fullmatch(headers.get("Host", ""))
+        or given.get("upgrade", "").lower() != "websocket"
+        or not _UNUSUAL.isdisjoint(given)
+        or len(given) < len(fields)  # some may not be repeated
+        or not _HOST.fullmatch(given.get("host", ""))
     ):
         return None
-    parameters = [pair.partition("=") for pair in query.split("&") if pair] if query else []
-    given = [(name, value) for name, _, value in parameters]
-    return Head(path, given, CIMultiDictProxy(headers), end)
+    asked: list[tuple[str, str]] = []
+    if query:
+        for pair in query.split("&"):
+            if pair:
+                name, _, value = pair.partition("=")
+                asked.append((name, value))
+    return Head(path, asked, CIMultiDictProxy(CIMultiDict(fields)), end)
 
 
 class Detached(NamedTuple):
@@ -108,7 +119,7 @@ class Opener(NamedTuple):
 
     route: str
     """The template of its path."""
-    open: Callable[[Head, "Front"], Awaitable[None]]
+    open: Callable[[Head, "Front"], Coroutine[Any, Any, None]]
     """Detaches the socket, or raises Problem; does neither if the client has left."""
 
 
@@ -192,7 +203,7 @@ class Fronts:
 class Front(asyncio.Protocol):
     """A socket until its first request is read, or until its handshake is answered."""
 
-    __slots__ = ("_data", "_fronts", "_peer", "_size", "_transport", "task")
+    __slots__ = ("_data", "_fronts", "_peer", "_size", "_socket", "_transport", "task")
 
     def __init__(self, fronts: Fronts) -> None:
         self.task: asyncio.Task[None] | None = None
@@ -200,6 +211,8 @@ class Front(asyncio.Protocol):
         self._fronts = fronts
         self._transport: asyncio.Transport | None = None
         """None before the socket is accepted, and after it was given away."""
+        self._socket: Any = None
+        """The transport's socket, which some loops make anew for each question."""
         self._peer: str | None = None
         """The address that the socket was counted for; None if it was not."""
         self._data = b""
@@ -209,14 +222,19 @@ class Front(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Accept a socket, unless its address has too many, idle ones included."""
         fronts = self._fronts
-        socket = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
-        peer = transport.get_extra_info("peername")
+        accepted = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+        self._socket = transport.get_extra_info("socket")
+        try:
+            peer = self._socket.getpeername()
+        except OSError:  # the client has left
+            accepted.abort()
+            return
         if isinstance(peer, tuple):  # a Unix socket has none
             if not fronts.admission.opened(peer[0]):
-                socket.abort()
+                accepted.abort()
                 return
             self._peer = peer[0]
-        self._transport = socket
+        self._transport = accepted
         fronts.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -242,8 +260,9 @@ class Front(asyncio.Protocol):
             self._hand_over(data)
             return
         self._data, self._size = data, head.size
-        loop = asyncio.get_running_loop()
-        self.task = loop.create_task(self._open(opener, head), name="a handshake")
+        task = eager_task(self._open(opener, head), "a handshake")  # most wait for nothing
+        if not task.done():
+            self.task = task
 
     def _opener(self, path: str) -> Opener | None:
         openers = self._fronts.openers
@@ -271,8 +290,11 @@ class Front(asyncio.Protocol):
             self._hand_over(self._data, refusal)
 
     def socket(self) -> asyncio.Transport | None:
-        """The socket; None once the client has left."""
-        return self._transport
+        """The socket; None once the client has left, even if that has not been read yet."""
+        transport = self._transport
+        if transport is None or is_gone(transport, self._socket):
+            return None
+        return transport
 
     @property
     def remote(self) -> str | None:
@@ -283,8 +305,8 @@ class Front(asyncio.Protocol):
         """Give the socket away, for an upgrade."""
         transport, peer = self._transport, self._peer
         assert transport is not None, "an upgrade is of an open connection"
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._leave()
-        tcp_keepalive(transport)
         if len(self._data) > MAX_AHEAD_BYTES:
             transport.resume_reading()
         ended = _nothing if peer is None else functools.partial(self._fronts.admission.ended, peer)
@@ -309,7 +331,7 @@ class Front(asyncio.Protocol):
             self._transport.abort()
 
     def _leave(self) -> None:
-        self._transport = self._peer = None
+        self._transport = self._peer = self._socket = None
         self._fronts.open.pop(self, None)
 
 

@@ -16,6 +16,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from eventbus.tasks import fault_count
 from eventbus_edge.metrics.readers import (
+    LoopCounter,
+    LoopGauge,
+    LoopGauges,
     ReadCounter,
     ReadHistogram,
 )
@@ -33,16 +36,16 @@ class Metrics:
         """`bus_counters` returns the driver's counters; see `counters_of`."""
         registry = self.registry = CollectorRegistry()
         tally = self.tally = Tally()
-        self.connections = Gauge(
+        self.connections = LoopGauge(
             "eventbus_edge_connections", "Open client connections.", registry=registry
         )
-        self.connections_opened = Counter(
+        self.connections_opened = LoopCounter(
             "eventbus_edge_connections_opened", "Client connections opened.", registry=registry
         )
-        self.protocol_connections = Gauge(
+        self.protocol_connections = LoopGauges(
             "eventbus_edge_protocol_connections",
             "Open client connections, by the protocol that they speak.",
-            ["protocol"],
+            "protocol",
             registry=registry,
         )
         self.protocol_messages_out = Counter(
@@ -115,7 +118,7 @@ class Metrics:
         self.channels = Gauge(
             "eventbus_edge_channels", "Channels that the node is subscribed to.", registry=registry
         )
-        self.subscriptions = Gauge(
+        self.subscriptions = LoopGauge(
             "eventbus_edge_subscriptions", "Channel subscriptions of clients.", registry=registry
         )
         self.messages_in = ReadCounter(
@@ -196,10 +199,10 @@ class Metrics:
             ["recovered"],
             registry=registry,
         )
-        self.join_seconds = Histogram(
+        self.join_seconds = ReadHistogram(
             "eventbus_edge_join_seconds",
             "Time to join a channel, including the bus.",
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
+            tally.joins,
             registry=registry,
         )
         self.cluster_faults = Counter(

@@ -72,6 +72,7 @@ from eventbus_edge.sessions.joining import (
     Channels,
     Joiner,
 )
+from eventbus_edge.sessions.limits import ANSWER_BYTES_PER_ACTION
 from eventbus_edge.sessions.pauses import closed_by_peer
 from eventbus_edge.sessions.ports import Peer, WatchersPort
 from eventbus_edge.sessions.queries import Queries
@@ -85,6 +86,10 @@ _log = logging.getLogger(__name__)
 
 _CLOSE_LEVELS: Final = {CloseReason.TOO_SLOW: logging.INFO}
 """Closes that an operator should see by default; all others are everyday events."""
+
+
+AT_ONCE: Final = 10
+"""How many effects may include joins that wait for nothing; a handshake may name many channels."""
 
 
 Work: TypeAlias = Coroutine[Any, Any, None]
@@ -119,6 +124,11 @@ class Connection:
     than it is served is slowed by its own socket.
     """
 
+    __slots__ = (
+        "_hub", "_joiner", "_may_return", "_parts", "_peer", "_slot", "id", "is_closing", "outbox",
+        "session",
+    )  # fmt: skip
+
     def __init__(
         self, parts: Parts, session: Session, outbox: Outbox, peer: Peer, slot: Slot
     ) -> None:
@@ -142,7 +152,7 @@ class Connection:
 
     def open(self, subscribe: Iterable[tuple[Subscribe, Allowed]]) -> Work | None:
         """Greet the client, then join the channels of its URL, which are allowed already."""
-        self.log.debug("opened")
+        self._debug("opened")
         effects = self.session.open(self._parts.node_id)
         for command, decision in subscribe:
             effects += self.session.consulted(command, decision)
@@ -175,7 +185,11 @@ class Connection:
         for number, effect in enumerate(effects):
             if self.is_closing:
                 break
-            if not self._carry_out_now(effect):
+            if isinstance(effect, Join):
+                is_done = number < AT_ONCE and self._joiner.enter_now(effect)
+            else:
+                is_done = self._carry_out_now(effect)
+            if not is_done:
                 return self._finish(effects[number:], name)
         return None
 
@@ -201,6 +215,11 @@ class Connection:
         """The client's key for limits; see `eventbus_edge.access.addresses.group`."""
         return self._slot.address
 
+    def _debug(self, message: str) -> None:
+        """Log one of the many lines about every connection, which are mostly not wanted."""
+        if _log.isEnabledFor(logging.DEBUG):
+            self.log.debug(message)
+
     def keep_alive(self) -> None:
         """The client gave a sign of life that is not a command."""
         self.session.time.received(time.monotonic())
@@ -225,7 +244,8 @@ class Connection:
             self._parts.metrics.errors.labels(reply.code).inc()
         frame = self.outbox.format.reply(reply)
         if frame is not None:
-            self.session.answered(len(frame), time.monotonic())
+            if len(frame) >= ANSWER_BYTES_PER_ACTION:
+                self.session.answered(len(frame), time.monotonic())
             self._hub.push(self.outbox, frame)
 
     def write(self, frame: bytes) -> None:
@@ -433,10 +453,14 @@ def fileno_of(transport: asyncio.Transport) -> int:
     return -1 if socket is None or transport.is_closing() else socket.fileno()
 
 
-def is_gone(transport: asyncio.Transport) -> bool:
+def is_gone(transport: asyncio.Transport, socket: Any = None) -> bool:
     """Whether the client has closed its socket, even if that has not been read yet.
 
-    An example is a client that gave up waiting for its handshake while the node was stopped.
+    An example is a client that gave up waiting for its handshake while the node was stopped. Give
+    the transport's socket if it is known: that saves making it again.
     """
-    fileno = fileno_of(transport)
+    if socket is None:
+        fileno = fileno_of(transport)
+    else:
+        fileno = -1 if transport.is_closing() else socket.fileno()
     return fileno == -1 or bool(closed_by_peer([fileno]))

@@ -1,7 +1,6 @@
 """All connections of a node: opened, drained, closed and counted."""
 
 import asyncio
-import collections
 import logging
 import time
 from collections.abc import (
@@ -55,7 +54,7 @@ class Connections(Mapping[str, Connection]):
         self.turns = turns
         self.commands = Background(settings.max_connections, metrics.background_dropped.inc)
         """Commands that wait for something: at most one per connection."""
-        self.protocols: collections.Counter[str] = collections.Counter()
+        self.protocols = metrics.protocol_connections.values
         """The number of connections that speak each protocol, by its name."""
         self._open: dict[str, Connection] = {}
         self._sockets: set[Socket] = set()
@@ -93,9 +92,7 @@ class Connections(Mapping[str, Connection]):
             connection.log.debug("ended")
 
     def _count(self, connection: Connection, change: int) -> None:
-        protocol = connection.outbox.format.protocol.name
-        self.protocols[protocol] += change
-        self._metrics.protocol_connections.labels(protocol).inc(change)
+        self.protocols[connection.outbox.format.protocol.name] += change
 
     # Sockets, which outlive their connections while they close
 

@@ -29,6 +29,7 @@ from eventbus_edge.protocols import (
     ChannelMessage,
     CloseReason,
     Member,
+    Members,
     NothingStored,
     PresenceChanged,
     Reply,
@@ -110,6 +111,12 @@ class Joining(Protocol):
 class Joiner:
     """Joins one connection to channels and patterns, strictly one after another."""
 
+    __slots__ = (
+        "_address", "_admission", "_connection", "_hub", "_id", "_is_revoked", "_joining",
+        "_outbox", "_pattern_starts", "_presence", "_record", "_revoker", "_session", "_starts",
+        "_tally", "_traffic",
+    )  # fmt: skip
+
     def __init__(
         self,
         connection: Joining,
@@ -145,6 +152,26 @@ class Joiner:
                 return [*await self._join(effect), *self._settle()]
             case JoinPattern():
                 return await self._join_pattern(effect)
+
+    def enter_now(self, join: Join) -> bool:
+        """Carry out a join that waits for nothing; False for any other, which `enter` carries out.
+
+        The channel has subscribers here already, and neither messages nor members are to be read.
+        """
+        command, rule = join.command, join.rule
+        channel, session = command.channel, self._session
+        if (
+            _reads(join)
+            or rule.kind is ChannelKind.PRESENCE
+            or channel in session.channels
+            or len(session.patterns)
+            or self._revoker.forbids(channel, session.bearer_of(join))
+            or not self._traffic.acquire_active(channel)
+        ):
+            return False
+        self._answer(join, self._traffic.position(channel), None, None)
+        self._hub.add(channel, self._outbox)
+        return True
 
     def left(self, effect: Leave | LeavePattern) -> None:
         """A channel or a pattern was left."""
@@ -182,8 +209,7 @@ class Joiner:
             recovered = _recovered(command, position)
             members = presence.members(channel) if _has_members(rule) else None
             return self._session.joined(command, rule, position, recovered, members)
-        reads = command.resume is not None or bool(command.history) or rule.retain
-        if reads and not await self._may_read():
+        if _reads(effect) and not await self._may_read():
             return self._session.refused("rate_limited", _TOO_MUCH_HISTORY, channel, command.ref)
         try:
             position = await traffic.acquire(channel)
@@ -191,7 +217,9 @@ class Joiner:
             message = fault_for_client("the channel could not be subscribed to", exc)
             return self._session.not_joined(command, message)
         backlog = traffic.hold(channel)
-        traffic.wildcards.mute(channel, self._id, self._outbox.limit)
+        has_patterns = len(self._session.patterns) > 0  # commands are handled one after another
+        if has_patterns:
+            traffic.wildcards.mute(channel, self._id, self._outbox.limit)
         is_forbidden = False
         try:
             on_read = functools.partial(self._admission.charge_history, self._address)
@@ -214,7 +242,8 @@ class Joiner:
         finally:
             self._hub.release(backlog)
             has_joined = channel in self._session.channels
-            traffic.wildcards.unmute(channel, self._id, has_joined=has_joined)
+            if has_patterns:
+                traffic.wildcards.unmute(channel, self._id, has_joined=has_joined)
             if not has_joined:
                 presence.leave(channel, member, self._id, lost=not is_forbidden)
                 traffic.release(channel)
@@ -314,22 +343,14 @@ class Joiner:
     async def _begin(self, join: Join, caught_up: CaughtUp, backlog: Backlog) -> None:
         """Answer, send what was missed, and let the hub deliver from exactly there on."""
         command, rule = join.command, join.rule
-        start, recovered = caught_up.start, caught_up.recovered
         members = None
         if _has_members(rule):
             members = self._presence.begin(command.channel, backlog)
-        for effect in self._session.joined(
-            command, rule, start, recovered, members, member=join.member
-        ):
-            assert isinstance(effect, Send)
-            self._connection.send(effect.reply)
+        self._answer(join, caught_up.start, caught_up.recovered, members)
         if command.history and not caught_up.messages:
             nothing = NothingStored(command.channel, command.ref)
             self._connection.send(nothing)
             self._record(nothing)
-        claims = self._session.claims
-        if start is not None and claims is not None and claims.grants:
-            self._starts[command.channel] = start
         await self._send_all(caught_up.messages)
         if self._is_revoked:
             return
@@ -340,6 +361,20 @@ class Joiner:
         live = self._traffic.position(command.channel)
         self._send_passed(caught_up.live(backlog, live))
         self._hub.add(command.channel, self._outbox, ahead=caught_up.ahead_of(live))
+
+    def _answer(
+        self, join: Join, start: Position | None, recovered: bool | None, members: Members | None
+    ) -> None:
+        """Confirm that the channel is joined: its messages after `start` follow."""
+        session = self._session
+        for effect in session.joined(
+            join.command, join.rule, start, recovered, members, member=join.member
+        ):
+            assert isinstance(effect, Send)
+            self._connection.send(effect.reply)
+        claims = session.claims
+        if start is not None and claims is not None and claims.grants:
+            self._starts[join.command.channel] = start
 
     def _send_passed(self, live: Sequence[Passed]) -> None:
         """Send what passed while the client caught up."""
@@ -390,6 +425,11 @@ def _follows(position: Position | None, start: Position | None) -> bool:
     if start is None or position is None:
         return False
     return position.epoch != start.epoch or position.offset > start.offset
+
+
+def _reads(join: Join) -> bool:
+    """Whether stored messages may have to be read."""
+    return join.command.resume is not None or bool(join.command.history) or join.rule.retain
 
 
 def _has_members(rule: Rule) -> bool:

@@ -38,6 +38,8 @@ class JoinRefusal(NamedTuple):
 class SessionPatterns:
     """Joined patterns by their filters, in which names of tokens do not count."""
 
+    __slots__ = ("_joined",)
+
     def __init__(self) -> None:
         self._joined: dict[str, Pattern] = {}
 

@@ -104,6 +104,12 @@ _EXPIRED: Final = "the token has expired: give a new one by the action auth"
 class Session:
     """The state of one connection, whatever protocol it speaks."""
 
+    __slots__ = (
+        "_bad_tokens", "_inbox", "_limits", "_liveness", "_members", "_opened_at", "_pace",
+        "_prove", "_proven", "_rules", "_user", "channels", "claims", "connection_id", "patterns",
+        "time",
+    )  # fmt: skip
+
     def __init__(
         self,
         connection_id: str,

@@ -24,6 +24,11 @@ EXPIRY_NOTICE_S: Final = 60.0
 class SessionTime:
     """What a connection has to do next, and when."""
 
+    __slots__ = (
+        "_asked_at", "_claims", "_exp", "_expires", "_has_proof", "_last_seen", "_limits",
+        "_notice", "_opened",
+    )  # fmt: skip
+
     def __init__(self, limits: SessionLimits, now: float) -> None:
         self._limits = limits
         self._opened = now
@@ -63,15 +68,15 @@ class SessionTime:
 
     def deadline(self) -> float:
         """When to call `tick` next, unless something happens before."""
-        since = self._asked_at if self._asked_at is not None else self._last_seen
-        times = [since + self._limits.heartbeat_s]
+        since = self._last_seen if self._asked_at is None else self._asked_at
+        due = since + self._limits.heartbeat_s
         if self._notice is not None:
-            times.append(self._notice)
+            due = min(due, self._notice)
         elif self._expires is not None:
-            times.append(self._expires + self._limits.token_grace_s)
-        if self._token_is_late_at is not None:
-            times.append(self._token_is_late_at)
-        return min(times)
+            due = min(due, self._expires + self._limits.token_grace_s)
+        if (late_at := self._token_is_late_at) is not None:
+            due = min(due, late_at)
+        return due
 
     def tick(self, now: float) -> list[Effect]:
         """What is due at this time."""

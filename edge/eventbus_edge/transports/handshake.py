@@ -5,7 +5,6 @@ The transport then opens the connection: see `Acceptor.accept` and `Connection.o
 
 from collections.abc import (
     Iterable,
-    Mapping,
     Sequence,
 )
 from typing import (
@@ -83,42 +82,41 @@ def read_handshake(
     *,
     raw_path_channel: str | None,
     query: Sequence[tuple[str, str]],
-    headers: Mapping[str, str],
+    headers: CIMultiDictProxy[str],
     max_channels: int,
     subprotocols: Subprotocols | None,
 ) -> Handshake:
     """Read a connection's request; every channel is validated, the token is not.
 
     `raw_path_channel` is the path's part after `/ws/` as it came, percent-encoded; None for the
-    form without one. `query` holds the decoded parameters, unknown ones are ignored. A `headers`
-    with several values of a name must give each of them in its `items()`. Without `subprotocols`,
-    offers of subprotocols are ignored.
+    form without one. `query` holds the decoded parameters, unknown ones are ignored. Without
+    `subprotocols`, offers of subprotocols are ignored.
 
     Raises Problem, with status 400 or 401.
     """
-    if sum(len(name) + len(value) for name, value in query) > MAX_PARAMETERS_BYTES:
+    size, asked, tokens = 0, [], []
+    for name, value in query:
+        size += len(name) + len(value)
+        if name == "channel":
+            asked.append(value)
+        elif name == "auth_token":
+            tokens.append(value)
+    if size > MAX_PARAMETERS_BYTES:
         raise Problem("bad_request", f"the query is longer than {MAX_PARAMETERS_BYTES} characters")
-    asked = [value for name, value in query if name == "channel"]
     if raw_path_channel is not None:
         asked.insert(0, _unquote(raw_path_channel))
     channels = _read_channels(asked, max_channels)
     subprotocol, offered_token = _read_protocols(
-        _values(headers, "sec-websocket-protocol"), subprotocols
+        headers.getall("Sec-WebSocket-Protocol", ()), subprotocols
     )
-    query_token = _at_most_one(
-        [value for name, value in query if name == "auth_token"], "the parameter auth_token"
-    )
-    token = _read_authorization(_values(headers, "authorization"))
+    query_token = _at_most_one(tokens, "the parameter auth_token")
+    token = _read_authorization(headers.getall("Authorization", ()))
     for later in (offered_token, query_token):
         if token is None:
             token = later
     if token == "":
         raise bad_token("unauthorized", "the token is empty")
     return Handshake(channels, token, subprotocol)
-
-
-def _values(headers: Mapping[str, str], lower_name: str) -> list[str]:
-    return [value for name, value in headers.items() if name.lower() == lower_name]
 
 
 def _at_most_one(values: Sequence[str], what: str) -> str | None:

@@ -1,7 +1,7 @@
 """The opening handshake of WebSockets (RFC 6455, section 4.2), and its paths."""
 
 import asyncio
-import base64
+import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -113,7 +113,7 @@ class _Handshake(NamedTuple):
     has_body: bool
     """Or it is not of HTTP/1.1."""
     socket: Callable[[], asyncio.Transport | None]
-    """Returns the socket; None if the client has left."""
+    """Returns the socket; None if the client has left, even if that has not been read yet."""
     detach: Callable[[], Detached]
 
 
@@ -123,9 +123,15 @@ def _by_aiohttp(request: web.Request, protocol: WireProtocol) -> _Handshake:
         protocol,
         Request.of(request, _raw_channel(request)),
         request.version < HttpVersion11 or request.body_exists,
-        lambda: request.transport,
+        lambda: _socket_of(request),
         lambda: detach(request),
     )
+
+
+def _socket_of(request: web.Request) -> asyncio.Transport | None:
+    """The socket of a request; None if the client has left."""
+    transport = request.transport
+    return None if transport is None or is_gone(transport) else transport
 
 
 def _by_front(
@@ -176,7 +182,7 @@ def _agree(handshake: _Handshake) -> _Handshake:
     agreed = handshake.protocol.agree(dict(handshake.request.query))
     if isinstance(agreed, Failed):
         raise Problem(agreed.code, agreed.message)
-    return handshake._replace(protocol=agreed)
+    return handshake if agreed is handshake.protocol else handshake._replace(protocol=agreed)
 
 
 def _refuse(handshake: _Handshake, problem: Problem) -> None:
@@ -216,19 +222,22 @@ def _upgrade(handshake: _Handshake, opening: _Opening, slot: Slot | None) -> Web
     """Take the socket over; None if the client has left in the meantime."""
     node, protocol, deflate = handshake.node, handshake.protocol, opening.deflate
     transport = handshake.socket()
-    if transport is None or is_gone(transport):
+    if transport is None:
         return None
     key = opening.key.encode() + _GUID
-    head = [_HEAD % base64.b64encode(hashlib.sha1(key, usedforsecurity=False).digest())]
+    answer = _HEAD % binascii.b2a_base64(
+        hashlib.sha1(key, usedforsecurity=False).digest(), newline=False
+    )
     known = protocol.subprotocols
-    offers = handshake.request.headers.getall("Sec-WebSocket-Protocol", ())
-    if known is not None and known.name in offered_protocols(offers):
-        head.append(f"Sec-WebSocket-Protocol: {known.name}\r\n".encode())
+    if known is not None:
+        offers = handshake.request.headers.getall("Sec-WebSocket-Protocol", ())
+        if offers and known.name in offered_protocols(offers):
+            answer += f"Sec-WebSocket-Protocol: {known.name}\r\n".encode()
     wire = node.wires.shared(protocol, TEXT_FRAMES)
     if deflate is not None and node.wires.deflated is not None:
-        head.append(f"Sec-WebSocket-Extensions: {deflate.answer}\r\n".encode())
+        answer += f"Sec-WebSocket-Extensions: {deflate.answer}\r\n".encode()
         wire = node.wires.shared(protocol, node.wires.deflated.framing(deflate.window_bits))
-    answer = b"".join((*head, b"\r\n"))
+    answer += b"\r\n"
     reader = FrameReader(node.settings.max_frame_bytes, deflates=deflate is not None)
     detached = handshake.detach()
     return WebSocket(detached, answer, wire, reader, connections=node.connections, slot=slot)
@@ -237,19 +246,16 @@ def _upgrade(handshake: _Handshake, opening: _Opening, slot: Slot | None) -> Web
 def _key(handshake: _Handshake) -> str:
     """The key of a valid handshake (RFC 6455, section 4.2.1). Raises Problem."""
     headers = handshake.request.headers
-    require_upgrade(headers)
-    if (
-        handshake.has_body
-        or "websocket" not in _tokens(headers, "Upgrade")
-        or "upgrade" not in _tokens(headers, "Connection")
-    ):
+    is_plain = headers.get("Upgrade") == "websocket" and headers.get("Connection") == "Upgrade"
+    if not is_plain:
+        require_upgrade(headers)
+    if handshake.has_body or (not is_plain and not _asks_for_websocket(headers)):
         raise Problem(
             "bad_request",
             "this address takes WebSocket connections only: requests of HTTP/1.1 without a body, "
             "with the header Upgrade: websocket",
         )
-    versions = headers.getall("Sec-WebSocket-Version", ())
-    if list(versions) != [_VERSION]:
+    if headers.getall("Sec-WebSocket-Version", ()) != [_VERSION]:
         raise Problem(
             "bad_request",
             f"the header Sec-WebSocket-Version must be given once, with the value {_VERSION}",
@@ -269,6 +275,12 @@ def _key(handshake: _Handshake) -> str:
     return keys[0]
 
 
+def _asks_for_websocket(headers: CIMultiDictProxy[str]) -> bool:
+    return "websocket" in _tokens(headers, "Upgrade") and "upgrade" in _tokens(
+        headers, "Connection"
+    )
+
+
 def _tokens(headers: CIMultiDictProxy[str], name: str) -> list[str]:
     """The elements of a header that is a list, in lower case."""
     values = ",".join(headers.getall(name, ()))
@@ -278,6 +290,8 @@ def _tokens(headers: CIMultiDictProxy[str], name: str) -> list[str]:
 def _deflate(handshake: _Handshake) -> Deflate | None:
     """The compression that is agreed on. Raises Problem for a malformed header."""
     offers = handshake.request.headers.getall("Sec-WebSocket-Extensions", ())
+    if not offers:
+        return None
     try:
         agreed = negotiate_extensions(", ".join(offers))
     except InvalidExtensions as exc:

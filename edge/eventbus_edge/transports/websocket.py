@@ -303,8 +303,7 @@ class WebSocket(asyncio.Protocol):
                     self._answer_ping(connection)
                 frames, room = 0, room - MESSAGE
                 work = connection.receive(decode(text if opcode == TEXT else payload), len(payload))
-                if work is not None:
-                    self._start(work)
+                if work is not None and self._start(work):
                     return True
                 if connection.is_closing or clock() >= end:
                     return True
@@ -370,12 +369,17 @@ class WebSocket(asyncio.Protocol):
 
     # Commands that have to wait
 
-    def _start(self, work: Work) -> None:
-        self._work = self._connections.commands.start(work, "a command of a client")
-        if self._work is None:  # the node has closed
+    def _start(self, work: Work) -> bool:
+        """Begin the rest of a command; False if it waited for nothing, and so is done."""
+        begun = self._connections.commands.start(work, "a command of a client", at_once=True)
+        if begun is None:  # the node has closed
             self.abort()
+        elif begun.done():
+            return False
         else:
-            self._work.add_done_callback(self._worked)
+            self._work = begun
+            begun.add_done_callback(self._worked)
+        return True
 
     def _worked(self, _: object) -> None:
         self._work = None

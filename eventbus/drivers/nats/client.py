@@ -73,11 +73,14 @@ _STREAM: Final = b"\r\nNats-Stream: "
 _SEQUENCE: Final = b"\r\nNats-Sequence: "
 _PREVIOUS: Final = b"\r\nNats-Last-Sequence: "
 _TIME: Final = b"\r\nNats-Time-Stamp: "
+_PENDING: Final = b"\r\nNats-Num-Pending: "
 _APPENDED: Final = re.compile(
     rb"\r\nNats-Stream: ([^\r]*)\r\nNats-Subject: [^\r]*\r\nNats-Sequence: ([0-9]{1,20})"
-    rb"\r\nNats-Time-Stamp: ([^\r]*)\r\nNats-Last-Sequence: ([0-9]{1,20})\r\n\r\n\Z"
+    rb"\r\nNats-Time-Stamp: ([^\r]*)(?:\r\nNats-Num-Pending: ([0-9]{1,20}))?"
+    rb"\r\nNats-Last-Sequence: ([0-9]{1,20})\r\n\r\n\Z"
 )
-"""The last headers of a republished message, as nats-server writes them; read in one pass."""
+"""The last headers of a republished message, or of one of a batch get, as nats-server writes them;
+read in one pass."""
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)
 _NEWLINES: Final = str.maketrans("\r\n", "  ")
 _END: Final = b"\r\n"
@@ -182,11 +185,16 @@ class KnownServer(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """The headers that a stream adds to a message when it republishes it."""
+    """The headers that a stream adds to a message when it republishes it, or answers with it."""
 
     sequence: int
     previous: int
     time: str
+    pending: int = 0
+    """In the answer to a batch get: how many messages of the request's subject follow it.
+
+    Large messages end a batch early: a batch shorter than was asked for need not be the end.
+    """
 
 
 class WireHeaders(Mapping[str, str]):
@@ -205,14 +213,17 @@ class WireHeaders(Mapping[str, str]):
         return raw[9:12].decode("ascii", "replace") if raw.startswith(_STATUS_LINE) else ""
 
     def stamp(self, stream: bytes) -> Stamp | None:
-        """The headers that `stream` added to the message; None when it did not republish it."""
+        """The headers that `stream` added to the message; None when it is not the stream's."""
         raw = self._raw
         appended = _APPENDED.match(raw, max(raw.rfind(_STREAM), 0))
-        if appended is not None:  # a republished message; a reply to a direct get has others
-            name, sequence, time, previous = appended.groups()
+        if appended is not None:  # a reply to another direct get has other headers
+            name, sequence, time, pending, previous = appended.groups()
             if name != stream:
                 return None
-            return Stamp(int(sequence), int(previous), time.decode("ascii", "replace"))
+            stored = time.decode("ascii", "replace")
+            if pending is None:
+                return Stamp(int(sequence), int(previous), stored)
+            return Stamp(int(sequence), int(previous), stored, int(pending))
         try:
             if _value(raw, _STREAM) != stream:
                 return None
@@ -220,6 +231,7 @@ class WireHeaders(Mapping[str, str]):
                 int(_value(raw, _SEQUENCE)),
                 int(_value(raw, _PREVIOUS)),
                 _value(raw, _TIME).decode("ascii", "replace"),
+                int(_value(raw, _PENDING) or 0),
             )
         except ValueError:  # not a number: no stream wrote this
             return None

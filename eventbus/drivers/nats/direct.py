@@ -82,6 +82,7 @@ class StoredSubject:
         """
         self.stream = stream
         self.subject = subject
+        self._name = stream.name.encode()
         self.messages = messages
         self._first = first
         self._last = last
@@ -215,12 +216,12 @@ class StoredSubject:
 
     def _stored(self, message: StreamMessage) -> StoredMessage:
         headers = message.headers
-        stamp = headers.stamp(self.stream.name.encode())
+        stamp = headers.stamp(self._name)
         if stamp is None:
             raise self.stream.failure("an answer has no offset")
         offset = _source_sequence(headers) if self._is_copy else stamp.sequence
         return StoredMessage(
-            message.payload, headers, stamp.sequence, offset, stamp.time, message.pending
+            message.payload, headers, stamp.sequence, offset, stamp.time, stamp.pending
         )
 
 

@@ -30,6 +30,7 @@ from eventbus_edge.access.token_keys import (
 from eventbus_edge.access.tokens import (
     MAX_CACHED,
     MAX_CACHED_BYTES,
+    MAX_HEADERS,
     MAX_TOKEN_BYTES,
     Claims,
     TokenRejected,
@@ -130,6 +131,8 @@ async def test_each_family_verifies_its_own_signature_and_no_other(key, algorith
     checker = verifier(algorithms=(algorithm,), **keys)
     token = jwt.encode(CLAIMS, key, algorithm=algorithm)
     assert (await checker.verify(token)).user_id == "42"
+    second = jwt.encode({**CLAIMS, "sub": "43"}, key, algorithm=algorithm)
+    assert (await checker.verify(second)).user_id == "43"
     head, _, signature = token.split(".")
     other = b64({**CLAIMS, "sub": "1"})
     assert (await rejection(f"{head}.{other}.{signature}", checker)).code == "unauthorized"
@@ -255,10 +258,14 @@ ATTACKS = {
 }
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("attack", ATTACKS)
-async def test_bad_token_is_unauthorized_and_the_message_says_why_without_it(attack):
+async def test_bad_token_is_unauthorized_and_the_message_says_why_without_it(attack, is_first):
     token, words = ATTACKS[attack]
-    refused = await rejection(token)
+    checker = verifier()
+    if not is_first:  # its header may be that of a token that was accepted
+        await checker.verify(craft(claims(sub="another")))
+    refused = await rejection(token, checker)
     assert refused.code == "unauthorized"
     assert words in str(refused)
     for part in token.split("."):
@@ -328,6 +335,18 @@ async def test_signature_of_a_token_is_checked_once_and_its_times_each_time():
     assert second.info == {}
     assert checker._cached_claims.cache_info()[:2] == (1, 1)  # hits, misses
     assert (await rejection(token, checker)).code == "token_expired"
+
+
+async def test_only_headers_of_accepted_tokens_are_known_and_only_some():
+    checker = verifier()
+    await rejection(craft(header={"alg": "HS256", "kid": "no"}, secret=b"x" * 64), checker)
+    assert checker._algorithms_of == {}
+    for number in range(2 * MAX_HEADERS):
+        header = {"alg": "HS256", "kid": str(number)}
+        for user in ("1", "2"):
+            token = craft(claims(sub=user), header=header)
+            assert (await checker.verify(token)).user_id == user
+    assert len(checker._algorithms_of) == MAX_HEADERS
 
 
 async def test_long_and_bad_tokens_are_not_kept():

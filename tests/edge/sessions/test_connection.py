@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from eventbus.bus import EventBus
+from eventbus.channels import ChannelKind, Pattern
 from eventbus.config import Settings
-from eventbus_edge.access.rules import ChannelRules
+from eventbus_edge.access.rules import Allowed, ChannelRules, Rule, Who
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.framing.frames import TEXT_FRAMES
 from eventbus_edge.node import Node
@@ -19,6 +20,8 @@ from eventbus_edge.protocols.vocabulary import (
     Subscribe,
     Unsubscribe,
 )
+from eventbus_edge.sessions.connection import AT_ONCE
+from eventbus_edge.sessions.timing import SessionTime
 
 
 class Socket:
@@ -124,7 +127,58 @@ async def test_a_command_that_comes_after_the_close_is_not_carried_out(node):
     await turn()
     assert socket.log[-1] == 4200
     assert list(node._hub.channels) == []
-    assert node.metrics.subscriptions._value.get() == 0
+    assert node.metrics.subscriptions.value == 0
+
+
+async def test_a_channel_with_subscribers_is_joined_in_the_call_that_asked_for_it(node, bus):
+    subscribe = Subscribe("general", None, 0, None)
+    first, _ = await connect(node)
+    await first.receive(subscribe)  # it has to subscribe on the bus
+    second, socket = await connect(node)
+    assert second.receive(subscribe) is None
+    assert node._hub.count("general") == 2
+    assert node.metrics.subscriptions.value == 2
+    assert sum(node.metrics.tally.joins.counts) == 2
+    del socket.log[:]
+    await bus.publish("general", "e", 1)
+    await turn()
+    assert b'"event":"e"' in b"".join(socket.log)
+    third, _ = await connect(node)
+    work = third.receive(subscribe._replace(history=1))
+    assert work is not None  # it may have to read
+    await work
+
+
+async def test_a_revoked_channel_is_not_joined_in_the_call_that_asked_for_it(node, monkeypatch):
+    await connect(node, "general")
+    connection, socket = await connect(node)
+    monkeypatch.setattr(node.access.revoker, "forbids", lambda *_: True)
+    effects = connection.session.consulted(
+        Subscribe("general", None, 0, None), Allowed(node.access.rules.find("general"))
+    )
+    await connection._begin(effects, "joining")
+    await turn()
+    assert b"was revoked while it was joined" in b"".join(socket.log)
+    assert node._hub.count("general") == 1
+    assert node.metrics.subscriptions.value == 1
+
+
+async def test_a_handshake_with_many_channels_joins_only_some_of_them_at_once(bus, monkeypatch):
+    names = [f"public.{number}" for number in range(2 * AT_ONCE)]
+    rules = ChannelRules([Rule(Pattern("public.*"), ChannelKind.PUBLIC, Who(anyone=True))])
+    node = Node(bus, EdgeSettings(drain_time=0.0), rules, None)
+    await node.start()
+    await connect(node, *names)
+    connection, socket = await connect(node)
+    allowed = [(Subscribe(n, None, 0, None), Allowed(rules.find(n))) for n in names]
+    rest = connection.open(allowed)
+    assert rest is not None
+    assert len(connection.session.channels) < AT_ONCE
+    await rest
+    await turn()
+    assert list(connection.session.channels) == names
+    assert b"".join(socket.log).count(b"eb:subscribed") == len(names)
+    await node.aclose()
 
 
 async def test_a_connection_is_closed_once(node):
@@ -154,7 +208,7 @@ async def test_a_client_that_leaves_while_it_joins_holds_nothing(node, bus, monk
     await joining
     node.connections.remove(connection)
     assert list(node._hub.channels) == []
-    assert node.metrics.subscriptions._value.get() == 0
+    assert node.metrics.subscriptions.value == 0
 
 
 @pytest.mark.parametrize("heartbeat", [0.1])
@@ -164,10 +218,14 @@ async def test_the_fault_of_one_connection_does_not_stop_the_clock_of_the_others
     broken, socket = await connect(node)
     _, other = await connect(node)
 
-    def fail(now):
-        raise ValueError("a bug")
+    tick = SessionTime.tick
 
-    monkeypatch.setattr(broken.session.time, "tick", fail)
+    def fail(time, now):
+        if time is broken.session.time:
+            raise ValueError("a bug")
+        return tick(time, now)
+
+    monkeypatch.setattr(SessionTime, "tick", fail)
     async with asyncio.timeout(40):
         while 4203 not in other.log:  # noqa: ASYNC110 - the log tells, by no event
             await asyncio.sleep(0.01)
@@ -181,7 +239,7 @@ async def test_connection_is_removed_once_however_often_its_end_is_noticed(node)
     for _ in range(2):
         node.connections.remove(connection)
     assert len(node.connections) == 0
-    assert node.metrics.connections._value.get() == 0
+    assert node.metrics.connections.value == 0
 
 
 async def test_drain_closes_those_that_are_there_and_the_rest_is_closed_after_it(node):

@@ -167,7 +167,8 @@ class Replies:
                 if not waiting.future.done():
                     waiting.future.set_result(None)
             elif extra:
-                self._waiting[token] = waiting._replace(deadline=waiting.deadline + extra)
+                deadline = waiting.deadline + extra
+                self._waiting[token] = msgspec.structs.replace(waiting, deadline=deadline)
         self._sweeper = None
         if self._waiting:
             self._sweep_later(loop)

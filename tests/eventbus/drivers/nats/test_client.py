@@ -96,7 +96,7 @@ async def test_messages_and_headers_are_those_that_nats_py_itself_delivers(clien
     assert [m[:3] for m in got.messages] == theirs
     assert [m[1] for m in got.messages] == [payload for payload, _ in MESSAGES]
     assert [m[4] is not None for m in got.messages] == [False] * 4 + [True] * 2 + [False] * 5
-    assert got.messages[4][4] == (7, 3, "2026-01-01T00:00:00Z")
+    assert got.messages[4][4] == (7, 3, "2026-01-01T00:00:00Z", 0)
 
 
 @pytest.mark.parametrize("reply", ["", "a.reply"])
@@ -310,6 +310,21 @@ def test_broken_headers_are_empty_or_a_status_and_never_an_error(raw):
     assert set(headers) <= {"Status"}
     assert headers.stamp(b"S") is None
     assert isinstance(headers.status, str)
+
+
+APPENDED = (
+    b"Nats-Stream: S\r\nNats-Subject: a\r\nNats-Sequence: 7\r\nNats-Time-Stamp: t\r\n%b"
+    b"Nats-Last-Sequence: 5\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("more", [b"", b"Nats-Num-Pending: 99\r\nNats-Stream: S\r\n"])
+def test_stamp_of_an_answer_says_how_many_follow_and_that_of_other_messages_does_not(more):
+    head = b"NATS/1.0\r\n" + more  # the publisher's own headers come first
+    answer = WireHeaders(head + APPENDED % b"Nats-Num-Pending: 12\r\n")
+    assert answer.stamp(b"S") == (7, 5, "t", 12)
+    assert WireHeaders(head + APPENDED % b"").stamp(b"S") == (7, 5, "t", 0)
+    assert answer.stamp(b"T") is None
 
 
 def test_truncated_stamp_is_none():
