@@ -112,6 +112,9 @@ class Publisher:
         self._store = store
         self._timeout = timeout
         self._window = Window()
+        self._limits: set[asyncio.Timeout] = set()
+        """The time limits of messages that are being stored."""
+        self._is_closed = False
 
     async def store(self, live: str, payload: bytes, headers: Headers) -> Stored:
         """Store one message for a live subject. Raises PublishFailed and EncodingError."""
@@ -121,8 +124,10 @@ class Publisher:
         channel = live.encode()
         failure: Exception | None = None
         backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
+        limit = asyncio.timeout(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with limit:
+                self._limits.add(limit)
                 await self._window.take(len(body))
                 try:
                     while True:
@@ -138,9 +143,12 @@ class Publisher:
                 finally:
                     self._window.give(len(body))
         except TimeoutError:
-            raise self._failed(live, failure, f"within {self._timeout:g} s") from failure
+            when = "until the close" if self._is_closed else f"within {self._timeout:g} s"
+            raise self._failed(live, failure, when) from failure
         except (exceptions.RedisError, exceptions.RedisClusterException) as exc:
             raise self._failed(live, exc, "") from exc
+        finally:
+            self._limits.discard(limit)
 
     async def send(self, subject: str, payload: bytes, headers: Headers) -> None:
         """Send one message to current subscribers. Raises PublishFailed and EncodingError."""
@@ -175,11 +183,19 @@ class Publisher:
             await asyncio.sleep(_FIRST_PAUSE_S)
 
     async def drain(self, seconds: float) -> bool:
-        """Wait until nothing is in flight; False if that takes longer than `seconds`."""
+        """Wait until nothing is in flight; False if that takes longer than `seconds`.
+
+        What is in flight after that fails: nothing will be connected again.
+        """
         try:
             async with asyncio.timeout(seconds):
                 await self._window.wait_idle()
         except TimeoutError:
+            self._is_closed = True
+            now = asyncio.get_running_loop().time()
+            for limit in self._limits:
+                if not limit.expired():
+                    limit.reschedule(now)
             return False
         return True
 
