@@ -99,7 +99,7 @@ class Linger(asyncio.Protocol):
 
     def _read_on(self) -> None:
         if self._room >= 0 and not self._transport.is_closing():
-            self._turns.expect(READ_BYTES)
+            self._turns.count_read(READ_BYTES)
             self._transport.resume_reading()
 
     def connection_lost(self, _: Exception | None) -> None:

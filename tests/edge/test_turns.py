@@ -107,7 +107,7 @@ async def test_much_that_is_read_next_takes_time_of_the_turn(clock, turns):
 
     def take_and_read_on():
         served.append(Client.turn)
-        turns.expect(size)
+        turns.count_read(size)
 
     for _ in range(100):
         turns.wait(take_and_read_on)

@@ -196,16 +196,19 @@ async def flooding(
     command = [sys.executable, "-m", "scripts.benchmark.bystanders.flooder", str(port)]
     async with contextlib.AsyncExitStack() as stack:
         file = stack.enter_context(ends.open("wb"))
+        processes = []
         for number in range(clients):
             process = await asyncio.create_subprocess_exec(
                 *command, f"127.0.0.{number + 10}", name, stdout=file
             )
             stack.push_async_callback(process.wait)
             stack.callback(process.kill)
-            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
+            processes.append(process)
         async with asyncio.timeout(PATIENCE_S):
             while _read(ends).count(BEGUN) < clients:  # noqa: ASYNC110 - others write the file
                 await asyncio.sleep(0.05)
+        for process in processes:  # they have started, however busy the machine is
+            os.setpriority(os.PRIO_PROCESS, process.pid, nice)
         yield
 
 

@@ -8,10 +8,11 @@ import json
 import pytest
 
 from eventbus_edge.access import Admission
+from eventbus_edge.protocols import CloseReason
 from eventbus_edge.sessions.connection import Connection
 from eventbus_edge.sessions.joining import Joiner
 from eventbus_edge.transports.websocket import WebSocket
-from eventbus_edge.turns import SHARE_S, TURN_S
+from eventbus_edge.turns import S_PER_BYTE, SHARE_S, TURN_S
 from scripts.benchmark.bystanders.floods import frame, handshake, request
 
 PATIENCE_S = 60.0
@@ -147,3 +148,19 @@ async def test_client_that_behaves_is_served_while_others_flood(start):
     flood, polite = handshake("/ws") + PING * 20_000, handshake("/ws") + PING
     async with clients(edge, 20, flood), clients(edge, 1, polite) as readers:
         await read_all(readers, b'"pong"', 1)
+
+
+async def test_closed_client_that_floods_is_read_a_little_in_each_turn(start_edge, bus):
+    """uvloop delivers what it reads again and again, in one turn, until reading is paused."""
+    edge = await start_edge(bus)
+    async with clients(edge, 1, handshake("/ws")) as readers:
+        await read_all(readers, b"eb:connected", 1)
+        [connection] = edge.node.connections.values()
+        socket = connection._peer
+        connection.close(CloseReason.DISCONNECTED, "closed by a test")
+        await asyncio.sleep(0)
+        reads, large = 0, frame(0x81, bytes(60_000)) * 4
+        while socket._transport.is_reading() and reads < 1000:
+            socket.data_received(large)
+            reads += 1
+    assert 1 < reads <= TURN_S / (len(large) * S_PER_BYTE) + 3
