@@ -436,7 +436,15 @@ class EventBus:
     def _prepare(events: Sequence[Event], via: str | None) -> tuple[list[Prepared], list[bool]]:
         """Check events and encode what their dispatch sends, and which wait for a commit."""
         return (
-            [Prepared(event, _encode(event, via)) for event in events],
+            [
+                Prepared(
+                    event,
+                    [_job_of(event, via)]
+                    if isinstance(event, ShouldQueue)
+                    else encode_messages(event, via),
+                )
+                for event in events
+            ],
             [waits_for_commit(event) for event in events],
         )
 
@@ -667,17 +675,15 @@ class EventBus:
         return str(self._state)
 
 
-def _encode(event: Event, via: str | None) -> Sequence[Outgoing | Job]:
-    """Check an event and encode what its dispatch sends."""
-    if not isinstance(event, ShouldQueue):
-        return encode_messages(event, via)
+def _job_of(event: Event, via: str | None) -> Job:
+    """The job that a queued event's dispatch stores. Raises NotSupported for another driver."""
     if via is not None:
         raise NotSupported(
             f"event {event_definition(type(event)).name!r} is queued: its worker publishes it, "
             "through the worker's own driver, and no other can be chosen here",
             driver=via,
         )
-    return [job_of(event)]
+    return job_of(event)
 
 
 class Using:

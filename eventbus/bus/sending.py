@@ -92,7 +92,7 @@ class Sender:
             if fake is None and not isinstance(event, ShouldQueue):
                 sent.heard_here.append(event)
             what += each
-            if sent.is_committed or event_definition(type(event)).rescue:
+            if sent.is_committed or event.__event_definition__.rescue:
                 sends += [self._send_rescued(message, event, sent) for message in each]
             else:
                 sends += [self.send(message) for message in each]

@@ -63,7 +63,7 @@ def encode_messages(event: Event, via: str | None = None) -> list[Outgoing]:
     messages = messages_of(event)
     if not messages:
         return []
-    definition, headers = event_definition(type(event)), headers_of(event)
+    definition, headers = event.__event_definition__, headers_of(event)
     template = None if definition.channel is None else definition.channel.text
     return [Outgoing(each, definition.volatile, headers, via, template) for each in messages]
 
@@ -101,7 +101,7 @@ def check_dispatchable(event: Event) -> EventDefinition:
 
     Raises EventDefinitionError for an abstract type, or a ClientEvent.
     """
-    definition = event_definition(type(event))
+    definition = event.__event_definition__
     if definition.abstract:
         raise EventDefinitionError(
             f"{qualified_name(type(event))} is abstract: dispatch a subclass of it"
@@ -125,7 +125,7 @@ def encode_event(event: Event) -> bytes:
     """
     cls = type(event)
     decode = event_decoder(cls)  # completes the definition
-    definition = event_definition(cls)
+    definition = event.__event_definition__
     name = definition.name
     encoded = encode_data(event, f"event {name!r}")
     try:
@@ -196,7 +196,7 @@ def headers_of(event: Event) -> dict[str, str]:
     """The headers of the event's messages. Raises EncodingError."""
     meta = event.event_meta
     headers: dict[str, str] = {}
-    if (version := event_definition(type(event)).version) != 1:
+    if (version := event.__event_definition__.version) != 1:
         headers[HEADER_VERSION] = str(version)
     if meta.except_connection is not None:
         headers[HEADER_EXCEPT] = meta.except_connection

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, Self
 import msgspec
 
 from eventbus.errors import BusStateError
-from eventbus.events.event import Event, event_definition
+from eventbus.events.event import Event
 from eventbus.events.policy import ShouldQueue
 
 __all__ = [
@@ -219,7 +219,7 @@ def waits_for_commit(event: Event) -> bool:
     """Whether a transaction around the dispatch of this event holds it."""
     if isinstance(event, ShouldQueue):
         return event.queue_after_commit()
-    return event_definition(type(event)).after_commit
+    return event.__event_definition__.after_commit
 
 
 def provide_holders(source: Callable[[], Iterable[Holder]]) -> None:

@@ -186,6 +186,37 @@ async def test_plain_path_adds_no_header_and_no_field(bus, monkeypatch, is_insta
     await taken.done()
 
 
+SET_LATER = """
+import asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from eventbus import EventBus, Settings
+
+async def main():
+    async with EventBus(Settings(driver="memory")) as bus:
+        await bus.publish("general", "news", {})
+        exporter, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)
+        async with asyncio.timeout(10):
+            while not exporter.get_finished_spans():
+                await bus.publish("general", "news", {})
+                await asyncio.sleep(0.01)
+        print(exporter.get_finished_spans()[0].name)
+
+asyncio.run(main())
+"""
+
+
+def test_tracer_provider_that_is_set_after_the_bus_has_opened_is_noticed():
+    found = subprocess.run(
+        [sys.executable, "-c", SET_LATER], capture_output=True, check=True, text=True
+    )
+    assert found.stdout.strip() == "publish"
+
+
 def test_library_is_imported_without_opentelemetry():
     code = (
         "import eventbus, eventbus_edge.app, sys; print([m for m in sys.modules if 'opentel' in m])"

@@ -21,6 +21,7 @@ from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
     call_apart,
     call_guarded,
+    call_plain,
     guarded,
     only_cause,
     takes_context,
@@ -93,6 +94,45 @@ async def test_exceptions_and_answers_pass_unchanged():
         await call_guarded(broken)
     assert caught.value is error
     assert await call_guarded(lambda: 7) == 7
+
+
+@leaks
+async def test_base_exception_of_a_plain_function_becomes_an_exception_with_its_cause(leak):
+    raised = leak()
+
+    def plain() -> None:
+        raise raised
+
+    with pytest.raises(CallbackFailed) as caught:
+        call_plain(plain)
+    assert caught.value.__cause__ is raised
+
+
+def test_plain_functions_exceptions_and_answers_pass_unchanged():
+    error = ValueError("seven")
+
+    def broken() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="seven") as caught:
+        call_plain(broken)
+    assert caught.value is error
+    assert call_plain(lambda number: number, 7) == 7
+
+
+async def test_plain_function_that_leaks_in_a_cancelled_task_does_not_end_it_instead():
+    async def clean_up() -> None:
+        try:
+            await cancel_oneself()
+        finally:
+            with pytest.raises(CallbackFailed):
+                call_plain(raise_cancelled)
+
+    def raise_cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(clean_up())
 
 
 async def test_leaked_cancellation_is_distinguished_from_the_tasks_own():
@@ -206,8 +246,13 @@ def test_keyboard_interrupt_passes_where_ctrl_c_raises_it():
         with pytest.raises(KeyboardInterrupt), guarded():
             raise KeyboardInterrupt
 
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt), guarded():
         raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        call_plain(interrupted)
     asyncio.run(in_a_runner())
 
 
