@@ -77,6 +77,20 @@ async def test_bytes_that_wait_at_a_cut_link_pass_when_it_is_mended(link, client
     assert await answer(reader) == b"hello"
 
 
+@pytest.mark.parametrize("direction", ["there", "back"])
+async def test_cut_of_one_direction_holds_back_what_passes_in_it(link, client, direction):
+    reader, writer = client
+    writer.write(b"hello")
+    assert await answer(reader) == b"hello"
+    link.cut(there=direction == "there", back=direction == "back")
+    writer.write(b"again")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await reader.read(100)
+    link.mend()
+    assert await answer(reader) == b"again"
+
+
 async def test_reset_ends_connections_and_new_ones_work(link, client):
     reader, writer = client
     writer.write(b"hello")

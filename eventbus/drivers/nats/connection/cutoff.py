@@ -36,7 +36,7 @@ __all__ = ["CutOffWatch", "fault_of"]
 
 _log = logging.getLogger(__name__)
 
-_EVERY: Final = Backoff(3.0, 3.0, jitter=1 / 3)
+_EVERY: Final = Backoff(2.5, 2.5, jitter=0.4)
 """The pauses between two checks."""
 _SILENT_S: Final = 4.0
 """How long JetStream must have been unreachable before its server is left."""
