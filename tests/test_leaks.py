@@ -60,6 +60,7 @@ def test_one():
     result.assert_outcomes(failed=1)
 
 
+@pytest.mark.timeout(180)
 def test_workers_of_xdist_report_it_too(run):
     result = run("def test_one(): log.warning(JWT)\n", "-n", "2")
     result.assert_outcomes(failed=1)
