@@ -2,12 +2,13 @@
 
 from eventbus.client.cursor import Cursor
 from eventbus.drivers.nats.history import StreamReader
-from eventbus.drivers.nats.subscriptions import Subscriptions
+from eventbus.drivers.nats.subscriptions import NatsSubscription, Subscriptions
 from eventbus_edge.access.revocation import Revocations
 from eventbus_edge.delivery import interest
 from eventbus_edge.delivery.history import CaughtUp, History
 from eventbus_edge.delivery.hub import Hub
 from eventbus_edge.delivery.outbox import Outbox
+from eventbus_edge.delivery.wildcards import Wildcards
 from eventbus_edge.lifecycle.holdings import Holdings
 from eventbus_edge.presence.members import Change, LocalMembers, Room
 from eventbus_edge.presence.nodes import LiveNodes
@@ -157,6 +158,16 @@ def let_earlier_leaders_write():
     EntryWriter.restore = lambda _self, _key, _found: None
 
 
+def follow_filters_as_a_whole():
+    """What one subject of a filter lost is hidden by later messages of other subjects."""
+    NatsSubscription._follow_subject = lambda *_: None
+
+
+def forget_to_remove_subscribers_of_patterns():
+    """A client that leaves a pattern still gets its messages."""
+    Wildcards.leave = lambda _self, _pattern, _connection_id: None
+
+
 class _Unchanged:
     """Equal to every count of changes."""
 
@@ -191,5 +202,7 @@ BREAKS = {
         trust_the_first_position,
         let_earlier_leaders_write,
         deliver_what_was_read_during_a_loss,
+        follow_filters_as_a_whole,
+        forget_to_remove_subscribers_of_patterns,
     )
 }

@@ -17,13 +17,16 @@ from eventbus_edge.protocols import (
     NATIVE,
     Returns,
     Subscribe,
+    SubscribePattern,
     Unsubscribe,
+    UnsubscribePattern,
 )
 from tests.simulation.loop import BEGIN
 from tests.simulation.process import MAX_UNSENT
+from tests.simulation.promises import PATTERN, covers
 
 USERS = 4
-CLAIMS = Claims(sub="?", exp=BEGIN * 2, channels=("room.1",))
+CLAIMS = Claims(sub="?", exp=BEGIN * 2)
 LEAVING = "leave"
 
 
@@ -187,26 +190,42 @@ class Socket:
 class Sub:
     """A client's subscription: the real client's cursor, and state for checking the promises."""
 
-    def __init__(self):
-        self.cursor = Cursor()
+    def __init__(self, *, is_pattern):
+        self.cursor = Cursor(is_pattern=is_pattern)
         self.ref = 0
         self.last = None
         """The last stored message that it got since the last `recovered: false`."""
         self.base = None
         """The position that came with the last `recovered: false`."""
-        self.epoch = None
+        self.excused = None
+        """The lineage and offset up to which messages may be missing.
+
+        A notice about a pattern does not say where its gap ends. On one of its channels there may
+        still be messages from before the gap on another one.
+        """
+        self.unreported = None
+        """The number of faults when it missed messages of a pattern that were lost on the way.
+
+        The node notices that with the channel's next message. After several faults, the notice of
+        one may stand for another, so this is checked after the first one only.
+        """
         self.members = None
         self.volatile = set()
         """Volatile messages since the channel was joined."""
 
 
 class Client:
-    """A client that reconnects and resumes by the rules of the wire protocol."""
+    """A client that reconnects and resumes by the rules of the wire protocol.
+
+    Some join a pattern in place of the channels that it matches. What happens if a client joins
+    both is not simulated.
+    """
 
     numbers = itertools.count(1)
 
-    def __init__(self, world, number):
+    def __init__(self, world, number, *, joins_patterns):
         self.world = world
+        self.joins_patterns = joins_patterns
         self.truth = world.truth
         self.number = number
         self.user = f"u{number % USERS}"
@@ -225,7 +244,7 @@ class Client:
             CLAIMS,
             sub=self.user,
             iat=self.world.clock.wall(),
-            channels=("room.1",) if self.user != "u3" else (),
+            channels=(PATTERN, "room.1") if self.user != "u3" else (),
         )
         self.token = f"{self.number} {self.claims.iat}"
         self.world.tokens[self.token] = self.claims
@@ -264,15 +283,20 @@ class Client:
             self.gone()
             self.is_refused = closing.returns is Returns.NEVER
 
+    def subscription(self, channel):
+        """The name of the subscription that brings a channel's messages."""
+        return PATTERN if self.joins_patterns and covers(channel) else channel
+
     def join(self, channel):
-        if channel in self.subs:
+        name = self.subscription(channel)
+        if name in self.subs:
             return False
-        self.subs[channel] = Sub()
-        self.ask(channel)
+        self.subs[name] = Sub(is_pattern=name == PATTERN)
+        self.ask(name)
         return True
 
-    def ask(self, channel):
-        sub = self.subs[channel]
+    def ask(self, name):
+        sub = self.subs[name]
         if self.is_connected and sub.cursor.phase is Phase.WAITING:
             data = sub.cursor.ask()
             sub.volatile.clear()  # another node may still deliver these
@@ -282,14 +306,19 @@ class Client:
                 if mark := data.get("mark"):
                     resume = MarkedPosition(*resume, mark)
             sub.ref = next(self.numbers)
-            self.conn.send(Subscribe(channel, resume, 0, sub.ref))
+            if name == PATTERN:
+                self.conn.send(SubscribePattern(name, sub.ref, resume))
+            else:
+                self.conn.send(Subscribe(name, resume, 0, sub.ref))
 
     def leave(self, channel):
-        if self.subs.pop(channel, None) is None:
+        name = self.subscription(channel)
+        if self.subs.pop(name, None) is None:
             return False
         if self.is_connected:
-            self.conn.send(Unsubscribe(channel, LEAVING))
-            self.left[channel] += 1
+            command = UnsubscribePattern if name == PATTERN else Unsubscribe
+            self.conn.send(command(name, LEAVING))
+            self.left[name] += 1
         return True
 
     # Frames
@@ -302,25 +331,27 @@ class Client:
 
     def _receive(self, conn, frame, written):
         event, channel = frame.event, frame.channel
+        # Answers about the pattern have no channel.
+        name = PATTERN if channel is None else channel
         if event == "tick" or event.startswith("client-"):
             self._message(conn, channel, frame, written)
         elif event == "eb:connected":
             self.is_connected = True
             self.left = collections.Counter()
             """Unanswered requests to leave, by channel."""
-            for name in list(self.subs):
-                if name in self.subs:  # an answer may come at once, and refuse others
-                    self.ask(name)
+            for each in list(self.subs):
+                if each in self.subs:  # an answer may come at once, and refuse others
+                    self.ask(each)
         elif event == "eb:subscribed":
-            self._subscribed(channel, frame.data)
+            self._subscribed(name, frame.data)
         elif event == "eb:unsubscribed":
-            sub = self.subs.get(channel)
+            sub = self.subs.get(name)
             if frame.data.get("reason") != "revoked":
-                self.left[channel] -= 1
+                self.left[name] -= 1
             elif sub is not None and sub.cursor.phase is Phase.ACTIVE:
-                del self.subs[channel]
+                del self.subs[name]
         elif event == "eb:error":
-            self._error(channel, frame.data)
+            self._error(name, frame.data)
         elif event.startswith("eb:presence."):
             self._presence(channel, event, frame.data)
 
@@ -342,6 +373,7 @@ class Client:
         if data.get("ref", None if is_answer else sub.ref) != sub.ref:
             return  # the answer to an earlier request, or a notice before the answer
         recovered = data.get("recovered")
+        sub.unreported = None
         if is_answer:
             sub.cursor.subscribed(
                 data["offset"], data["epoch"], recovered=recovered, mark=data.get("mark")
@@ -354,25 +386,28 @@ class Client:
             return
         if not recovered:
             sub.last = None
-            sub.base, sub.epoch = self.truth.base(data["offset"]), data["epoch"]
+            sub.base = self.truth.base(data["offset"])
+            if not is_answer and channel == PATTERN:
+                sub.excused = self.truth.lineage, self.truth.last
 
     def _message(self, conn, channel, frame, written):
-        truth, sub = self.truth, self.subs.get(channel)
+        truth, name = self.truth, self.subscription(channel)
+        sub = self.subs.get(name)
         truth.check_access(self, channel, conn.process, written)
         if sub is None:
-            if not self.left[channel]:
+            if not self.left[name]:
                 truth.fail("delivery: only joined channels", f"{self} got a message of {channel}")
             return
         cursor = sub.cursor
         if cursor.phase is not Phase.ACTIVE:
-            if not self.left[channel]:
+            if not self.left[name]:
                 truth.fail("delivery: the answer comes first", f"{self} got a message of {channel}")
         elif frame.offset is None:
             if frame.data in sub.volatile:
                 truth.fail("delivery: volatile messages at most once", f"{self}, {channel}")
             sub.volatile.add(frame.data)
         elif cursor.take(frame.offset, frame.epoch, frame.mark):
-            truth.check_message(self, sub, truth.records[frame.data], frame.epoch)
+            truth.check_message(self, sub, truth.records[name, frame.data], frame.epoch)
         else:
             truth.fail(
                 "delivery: in order, and none twice",

@@ -5,11 +5,10 @@ of steps, which scripts/simulate prints: it stays valid.
 """
 
 SEEDS = {
-    "a gap was reported to clients that already had later messages from the history": 3,
-    "a message came twice because its history was recognized after it was delivered": 27,
-    "a client got the history of a channel that was revoked while it joined": 408,
+    "a gap was reported to clients that already had later messages from the history": 100,
+    "a message came twice because its history was recognized after it was delivered": 313,
 }
-"""Seeds, each for a run of 3000 steps."""
+"""Seeds, each for a run of 6000 steps."""
 
 NODE_THAT_DIES = [
     ("join", 0, 3),
@@ -25,8 +24,8 @@ NODE_THAT_DIES = [
 
 STORE_RESTORED_DURING_A_READ = [
     ("pub", 23, 8),
-    ("join", 22, 17),
-    ("connect", 14, 5),
+    ("join", 6, 17),
+    ("connect", 6, 5),
     ("pub", 12, 10),
     ("pub", 13, 21),
     ("pub", 5, 22),
@@ -46,3 +45,17 @@ STORE_RESTORED_DURING_A_READ = [
     ("wait", 23, 9),
 ]
 """A node reads missed messages for a client while the store goes back and gets new ones."""
+
+LOSS_ON_ONE_CHANNEL_OF_A_PATTERN = [
+    ("connect", 9, 2),
+    ("wait", 18, 0),
+    ("join", 9, 0),
+    ("wait", 22, 0),
+    ("pub", 0, 0),
+    ("lose", 2, 0),
+    ("pub", 1, 0),
+    ("wait", 22, 0),
+    ("pub", 0, 0),
+    ("wait", 22, 0),
+]
+"""A message is lost on its way, and one of another channel of the pattern arrives after it."""

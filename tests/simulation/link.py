@@ -98,6 +98,7 @@ class SimClient:
         for number, one in enumerate(self.down):
             if one[2].startswith("eb.live.") and one[4].stamp(b"EB_EVENTS"):
                 del self.down[number]
+                self.world.truth.lost(one[3])
                 return True
         return False
 
@@ -117,6 +118,7 @@ class SimClient:
         if not self.is_connected:
             return
         self.is_connected = self.is_stalled = False
+        self.world.truth.faults += 1
         self.broker.disconnect(self)
         self.down.clear()
         # The client sends its subscriptions again when it reconnects.

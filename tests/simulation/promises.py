@@ -47,7 +47,14 @@ _decode = msgspec.json.Decoder(_Envelope).decode
 _decode_lifecycle = msgspec.json.Decoder(_Lifecycle).decode
 MISSING = "delivery: nothing is missing without a recovered:false"
 LEASE_S = 3.0
+PATTERN = "pub.*"
+"""The pattern that some clients subscribe to, in place of its channels."""
 BEGINS = ("channel_occupied", "member_joined")
+
+
+def covers(channel):
+    """Whether the pattern matches a channel."""
+    return channel.startswith(PATTERN[:-1])
 
 
 class Truth:
@@ -57,6 +64,7 @@ class Truth:
         self.clock = clock
         self.broken = []
         self.records = {}
+        """`Record` by channel or pattern, and number."""
         self.tails = collections.defaultdict(lambda: None)
         self.last = 0
         self.lineage = 0
@@ -67,6 +75,10 @@ class Truth:
         self.lifecycle = {}
         """The last event of each channel and member."""
         self.announcements = {}
+        self.losses = set()
+        """The numbers of messages that were lost on the way to a node."""
+        self.faults = 0
+        """How many times messages were lost on the way, or connections broken."""
         self.has_led = False
         self.lenient_until = 0.0
         self.stale = set()
@@ -84,8 +96,13 @@ class Truth:
         except msgspec.DecodeError:
             return
         if isinstance(number, int):
-            record = Record(number, channel, offset, self.tails[channel], self.lineage)
-            self.records[number] = self.tails[channel] = record
+            for name in (channel, PATTERN) if covers(channel) else (channel,):
+                record = Record(number, name, offset, self.tails[name], self.lineage)
+                self.records[name, number] = self.tails[name] = record
+
+    def lost(self, payload):
+        self.losses.add(_decode(payload).data)
+        self.faults += 1
 
     def gone_back(self, target):
         self.targets.append(target)
@@ -139,15 +156,17 @@ class Truth:
         before, is_whole = record.previous, True
         if min(self.targets[record.lineage :], default=record.offset) < record.offset:
             return  # the store has lost it, but it was already in flight
+        if record.channel == PATTERN:
+            while before is not None and before is not sub.last and before.number in self.losses:
+                before, sub.unreported = before.previous, self.faults
         if sub.last is not None:
             is_whole = before is sub.last
         elif sub.base is not None:
             base, lineage = sub.base
             is_after = record.lineage > lineage or record.offset > base
-            is_whole = is_after and (
-                before is None or (before.lineage <= lineage and before.offset <= base)
-            )
-        if not is_whole:
+            is_whole = is_after and _is_by(before, lineage, base)
+        is_excused = is_whole or (sub.excused is not None and _is_by(before, *sub.excused))
+        if not is_excused:
             self.fail(
                 MISSING,
                 f"{who} got {record} of {record.channel} after {sub.last or sub.base}, "
@@ -188,6 +207,11 @@ class Truth:
                     f"{client} got a message of {channel}, "
                     f"revoked {at - revoked.accepted:.2f} s ago",
                 )
+
+
+def _is_by(record, lineage, offset):
+    """Whether a message, if there is any, is not after a position."""
+    return record is None or (record.lineage <= lineage and record.offset <= offset)
 
 
 class Revoked:

@@ -14,22 +14,29 @@ from pathlib import Path
 import pytest
 
 from eventbus.drivers.nats.history import StreamReader
-from eventbus.drivers.nats.subscriptions import Subscriptions
+from eventbus.drivers.nats.subscriptions import NatsSubscription, Subscriptions
+from eventbus_edge.delivery.wildcards import Wildcards
 from eventbus_edge.lifecycle.holdings import Holdings
 from eventbus_edge.presence.nodes import LiveNodes
 from tests.simulation.breaks import BREAKS
-from tests.simulation.found import NODE_THAT_DIES, SEEDS, STORE_RESTORED_DURING_A_READ
+from tests.simulation.found import (
+    LOSS_ON_ONE_CHANNEL_OF_A_PATTERN,
+    NODE_THAT_DIES,
+    SEEDS,
+    STORE_RESTORED_DURING_A_READ,
+)
 from tests.simulation.promises import MISSING
 from tests.simulation.schedule import broken_by, make
 
 ROOT = Path(__file__).parents[2]
+PER_RUN = 6000
 SIMULATED = ("edge/eventbus_edge", "eventbus/drivers/nats", "eventbus/cluster")
 
 pytestmark = pytest.mark.timeout(600)
 
 
-def simulate(seed, *arguments, steps=3000):
-    options = ["--seed", seed, "--steps", steps, "--per-run", 3000, *arguments]
+def simulate(seed, *arguments, steps=PER_RUN):
+    options = ["--seed", seed, "--steps", steps, "--per-run", PER_RUN, *arguments]
     done = subprocess.run(
         [sys.executable, "-m", "tests.simulation", *map(str, options)],
         cwd=ROOT,
@@ -49,8 +56,8 @@ def test_promises_hold_for_a_new_seed():
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     seed = int(digest.hexdigest()[:8], 16)
-    status, output = simulate(seed, steps=1500)
-    assert status == 0, f"scripts/simulate --seed {seed} --steps 1500\n{output}"
+    status, output = simulate(seed)
+    assert status == 0, f"scripts/simulate --seed {seed} --steps {PER_RUN}\n{output}"
 
 
 @pytest.mark.parametrize("fault", SEEDS)
@@ -72,7 +79,7 @@ def test_fault_that_was_found_stays_fixed(fault):
     ],
 )
 def test_broken_code_is_noticed(name, promise):
-    status, output = simulate(1, "--shrink", 0, "--break", name, steps=15_000)
+    status, output = simulate(1, "--shrink", 0, "--break", name, steps=30_000)
     assert status == 1, output
     assert f": {promise}" in output
 
@@ -91,6 +98,30 @@ def test_node_that_dies_takes_its_members_along(monkeypatch, broken, attribute, 
     assert broken_by(NODE_THAT_DIES).promise == promise
 
 
+def test_loss_on_one_channel_of_a_pattern_is_reported_after_messages_of_another(monkeypatch):
+    assert broken_by(LOSS_ON_ONE_CHANNEL_OF_A_PATTERN) is None
+    monkeypatch.setattr(NatsSubscription, "_follow_subject", NatsSubscription._follow_subject)
+    BREAKS["follow-filters-as-a-whole"]()
+    assert broken_by(LOSS_ON_ONE_CHANNEL_OF_A_PATTERN).promise == MISSING
+
+
+def test_client_that_leaves_a_pattern_and_still_gets_messages_is_noticed(monkeypatch):
+    steps = [
+        ("connect", 9, 0),
+        ("wait", 18, 0),
+        ("join", 9, 0),
+        ("wait", 22, 0),
+        ("leave", 9, 0),
+        ("wait", 18, 0),
+        ("pub", 0, 0),
+        ("wait", 18, 0),
+    ]
+    assert broken_by(steps) is None
+    monkeypatch.setattr(Wildcards, "leave", Wildcards.leave)  # to be restored
+    BREAKS["forget-to-remove-subscribers-of-patterns"]()
+    assert broken_by(steps).promise == "delivery: only joined channels"
+
+
 def test_read_does_not_mix_the_histories_of_a_store_that_is_restored(monkeypatch):
     assert broken_by(STORE_RESTORED_DURING_A_READ) is None
     for owner, attribute in ((Subscriptions, "_read"), (StreamReader, "_of_one_history")):
@@ -101,7 +132,7 @@ def test_read_does_not_mix_the_histories_of_a_store_that_is_restored(monkeypatch
 
 
 def test_failing_run_shrinks_to_a_few_steps_that_still_fail():
-    status, output = simulate(1, "--shrink", 400, "--break", "reverse-unsent-frames")
+    status, output = simulate(1, "--shrink", 100, "--break", "forget-to-remove-subscribers")
     assert status == 1
     count = int(re.search(r"shrunk to (\d+) steps", output)[1])
     assert count <= 20, output

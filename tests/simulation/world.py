@@ -22,7 +22,9 @@ from tests.simulation.promises import MISSING, Broken, Revoked, Truth
 from tests.simulation.reality import simulated
 
 NODES = 3
-CLIENTS = 8
+CLIENTS = 10
+WITH_PATTERNS = 2
+"""How many of the clients join patterns."""
 CHANNELS = ("pub.a", "pub.b", "room.1", "presence.x")
 WAITS = (0.001,) * 6 + (0.005,) * 6 + (0.02,) * 6 + (0.06,) * 4 + (0.3, 2.0)
 LONGEST_S = 1.0
@@ -61,7 +63,10 @@ class World:
 
     def begin(self):
         self.processes = [self._start(number) for number in range(NODES)]
-        self.clients = [Client(self, number) for number in range(CLIENTS)]
+        self.clients = [
+            Client(self, number, joins_patterns=number >= CLIENTS - WITH_PATTERNS)
+            for number in range(CLIENTS)
+        ]
         self.advance(1.0)
 
     def _start(self, number):
@@ -112,8 +117,7 @@ class World:
                 at, what = link.down[0][0], process
         if at > end:
             return False
-        if at > clock.now:
-            clock.now = at
+        clock.now = max(clock.now, at)
         if what is None:
             broker.expire()
         elif isinstance(what, Process):
@@ -152,6 +156,7 @@ class World:
         if not waiting:
             return False
         waiting[a % len(waiting)].deliver(1)
+        return True
 
     def step_deliver(self, a, b):
         """A node receives the next messages that are in flight to it, in one turn of its loop."""
@@ -159,6 +164,7 @@ class World:
         if not process.is_reachable or not process.client.down:
             return False
         process.deliver(1 + b % 8)
+        return True
 
     def step_lose(self, a, _b):
         """An event is silently lost on its way to a node."""
@@ -173,6 +179,7 @@ class World:
             return False
         link.reset(lose=b % 2 == 0)
         process.run()
+        return True
 
     def step_stall(self, a, _b):
         """Nothing gets through between a node and the server."""
@@ -180,6 +187,7 @@ class World:
         if link is None or link.is_stalled or link.is_closed:
             return False
         link.stall()
+        return True
 
     def step_resume(self, a, _b):
         process = self._process(a)
@@ -187,6 +195,7 @@ class World:
             return False
         process.client.resume()
         process.recovered()
+        return True
 
     # Clients
 
@@ -209,6 +218,7 @@ class World:
         if client.conn is None or client.is_slow:
             return False
         client.is_slow = True
+        return True
 
     def step_read(self, a, _b):
         client = self.clients[a % CLIENTS]
@@ -216,6 +226,7 @@ class World:
             return False
         client.is_slow = False
         client.conn.read()
+        return True
 
     def step_whisper(self, a, b):
         client, channel = self.clients[a % CLIENTS], CHANNELS[b % len(CHANNELS)]
@@ -223,6 +234,7 @@ class World:
             return False
         self._volatile += 1
         client.conn.send(Whisper(channel, "hi", b"%d" % self._volatile, None))
+        return True
 
     def step_update(self, a, b):
         """A member changes its info."""
@@ -230,12 +242,14 @@ class World:
         if not client.is_connected or CHANNELS[3] not in client.subs:
             return False
         client.conn.send(Presence(CHANNELS[3], {"status": b % 5}, None))
+        return True
 
     def step_login(self, a, _b):
         client = self.clients[a % CLIENTS]
         if client.conn is not None:
             return False
         client.login()
+        return True
 
     # Access
 
@@ -247,6 +261,7 @@ class World:
             return False
         revoked = self.truth.revocations[user, channel] = Revoked(self.clock.wall())
         process.run(process.keep, self._revoke(process, user, channel, revoked))
+        return True
 
     async def _revoke(self, process, user, channel, revoked):
         with contextlib.suppress(EventBusError):
@@ -259,6 +274,7 @@ class World:
         if not process.is_ready or not self.truth.revocations.pop((user, channel), None):
             return False
         process.run(process.keep, self._lift(process, user, channel))
+        return True
 
     async def _lift(self, process, user, channel):
         with contextlib.suppress(EventBusError):
@@ -274,12 +290,14 @@ class World:
         if not self.processes[number].is_dead:
             return False
         self.processes[number] = self._start(number)
+        return True
 
     def step_freeze(self, a, _b):
         process = self._process(a)
         if process.is_dead or process.is_frozen:
             return False
         process.is_frozen = True
+        return True
 
     def step_thaw(self, a, _b):
         process = self._process(a)
@@ -288,6 +306,7 @@ class World:
         process.is_frozen = False
         process.recovered()
         process.loop.run_timers()
+        return True
 
     def step_restart(self, _a, _b):
         self.truth.forget_lifecycle()
@@ -342,6 +361,8 @@ class World:
             for channel, sub in client.subs.items():
                 if sub.cursor.phase is not Phase.ACTIVE:
                     fail("recovery: channels are joined again", f"{client}, {channel}")
+                elif sub.unreported == self.truth.faults == 1:
+                    fail(MISSING, f"{client} is not notified of losses on {channel}")
                 elif not self.truth.has_all(sub, channel):
                     fail(
                         MISSING,
@@ -375,6 +396,7 @@ class World:
         left = {
             "backlogs": hub._backlogs,
             "muted": wildcards._muted,
+            "held for patterns": wildcards._held,
             "held bytes": hub.unsent.held,
             "connections": len(node.connections) - len(mine),
             "slots": len(node.access.admission.slots) - len(mine),
@@ -396,6 +418,7 @@ class World:
             node = process.node
             for what, rest in {
                 "subscriptions": node.traffic.channels,
+                "subscriptions to patterns": len(node.traffic.wildcards),
                 "presence channels": node.presence.counts()[0],
                 "lifecycle channels": len(node._lifecycle._own),
             }.items():

@@ -43,6 +43,8 @@ MAX_PENDING: Final = 10_000
 """Messages that wait while the stream is queried. Beyond, the oldest are dropped; the subscriber
 detects that by `Delivery.previous`."""
 _MAX_GAP_QUERIES: Final = 3
+_MAX_SUBJECTS: Final = 4096
+"""How many subjects of a filter are followed one by one; the count begins again beyond."""
 _PROBE_END: Final = f".{PROBE}"
 
 _Pending = tuple[str, bytes, WireHeaders, Stamp]
@@ -74,11 +76,13 @@ class NatsSubscription:
         "_gap_queries",
         "_handler",
         "_has_gap",
+        "_known",
         "_may_lag",
         "_owner",
         "_pending",
         "_reads",
         "_seen",
+        "_seen_of",
         "_stream",
         "_time",
         "at_server",
@@ -119,6 +123,10 @@ class NatsSubscription:
         self._has_gap = False
         """Messages were missed for good since the last delivery; an exact subscription's next one
         has to show it."""
+        self._seen_of: dict[str, int] = {}
+        """For a filter: the last delivered offset of each subject, if it is beyond `_known`."""
+        self._known = 0
+        """For a filter: up to this offset, no message counts as missed."""
         self._gap_queries = 0
         """How many times in a row the same gap made a pending message wait."""
         self._may_lag = False
@@ -155,10 +163,26 @@ class NatsSubscription:
             self._pending = collections.deque([(subject, payload, headers, stamp)], MAX_PENDING)
             self._owner.resync(self)
         else:
+            if not self.is_exact and self._reads:
+                self._follow_subject(subject, stamp.sequence, stamp.previous)
             self.last = self._seen = stamp.sequence
             self._time = stamp.time
             delivery = self._delivery(subject, payload, headers, stamp)
             self._handler(self._after_gap(delivery) if self._has_gap else delivery)
+
+    def _follow_subject(self, subject: str, offset: int, previous: int) -> None:
+        """Report a gap if a subject's message before this one has not arrived.
+
+        It may have been lost on its way although later ones of other subjects have arrived. Then it
+        is too late to deliver it in order.
+        """
+        seen = self._seen_of
+        if previous > seen.get(subject, self._known):
+            self.report_gap()
+        if len(seen) >= _MAX_SUBJECTS:
+            seen.clear()
+            self._known = self.last
+        seen[subject] = offset
 
     @property
     def seen(self) -> SeenMessage:
@@ -177,7 +201,7 @@ class NatsSubscription:
         """Begin after the end of the stream, which was queried after subscribing."""
         self.position = end_of(state.last, state.epoch, state.time)
         self._epoch = state.epoch
-        self.last = state.last
+        self.last = self._known = state.last
         self.release(state)
 
     def restart(self, epoch: str, unchanged: int) -> None:
@@ -190,6 +214,8 @@ class NatsSubscription:
         if self._seen > unchanged:
             self._seen, self._time = unchanged, ""
         self.position = Position(self.last, epoch)
+        self._seen_of.clear()
+        self._known = self.last
         self.report_gap()  # messages of the old history that had not arrived are gone
 
     def release(self, state: StreamState) -> None:
@@ -214,6 +240,8 @@ class NatsSubscription:
                 return
             self._gap_queries = 0
             if stamp.sequence > self.last:
+                if not self.is_exact and self._reads:
+                    self._follow_subject(subject, stamp.sequence, stamp.previous)
                 self.last = self._seen = stamp.sequence
                 self._time = stamp.time
                 self._call(self._delivery(subject, payload, headers, stamp))
@@ -246,6 +274,8 @@ class NatsSubscription:
     def has_read(self, offset: int) -> None:
         """Everything that the stream has up to an offset was delivered; the rest is gone."""
         self.last = max(self.last, offset)
+        self._seen_of.clear()
+        self._known = self.last
 
     def give_up_missed(self) -> None:
         """Messages may have been missed that cannot be read: show a gap, and continue after it."""
