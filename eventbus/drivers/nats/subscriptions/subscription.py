@@ -45,6 +45,10 @@ detects that by `Delivery.previous`."""
 _MAX_GAP_QUERIES: Final = 3
 _PROBE_END: Final = f".{PROBE}"
 
+_new: Final = (
+    tuple.__new__
+)  # a NamedTuple's own constructor is a function of Python: twice the time
+
 _Pending = tuple[str, bytes, WireHeaders, Stamp]
 
 
@@ -306,8 +310,9 @@ class NatsSubscription:
     def _delivery(
         self, subject: str, payload: bytes, headers: WireHeaders, stamp: Stamp
     ) -> Delivery:
-        position = Position(stamp.sequence, self._epoch)
-        return Delivery(subject, payload, headers, position, stamp.previous, stamp.time)
+        sequence, previous, time = stamp
+        position = _new(Position, (sequence, self._epoch))
+        return _new(Delivery, (subject, payload, headers, position, previous, time))
 
     def _after_gap(self, delivery: Delivery) -> Delivery:
         """The first delivery after a gap: `previous` is one that the subscriber cannot have seen.
