@@ -15,6 +15,7 @@ import zlib
 from collections.abc import (
     Iterable,
     Mapping,
+    Sequence,
 )
 from typing import Final
 
@@ -80,12 +81,12 @@ def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) ->
     """The cursor of a request for `channels`, those without a position included."""
     known = [positions.get(name) for name in sorted(channels)]
     cursor = _base(channels, known, 0, 0)
-    cursor.entries = [None if at is None else _entry(cursor, at) for at in known]
-    return _text(_pack(cursor)).rstrip(b"=")
+    entries = [None if at is None else _entry(cursor, at) for at in known]
+    return _text(_pack(msgspec.structs.replace(cursor, entries=entries))).rstrip(b"=")
 
 
 def _base(
-    channels: Iterable[str], known: list[Position | None], offsets_ahead: int, nanos_ahead: int
+    channels: Iterable[str], known: Sequence[Position | None], offsets_ahead: int, nanos_ahead: int
 ) -> _Cursor:
     """A cursor without entries, whose distances are counted from ahead of all positions."""
     epochs = dict.fromkeys(position.epoch for position in known if position)
@@ -175,7 +176,7 @@ class _MovingCursor:
 
     def _compute(self) -> None:
         known = list(self._known.values())
-        self._cursor = _base(self._known, [*known], _OFFSETS_AHEAD, _NANOS_AHEAD)
+        self._cursor = _base(self._known, known, _OFFSETS_AHEAD, _NANOS_AHEAD)
         self._epochs = {epoch: number for number, epoch in enumerate(self._cursor.epochs)}
         self.line = bytearray(b"id: " + _text(_head(self._cursor, len(known))))
         """The whole line."""
