@@ -21,6 +21,7 @@ __all__ = [
     "delivered",
     "is_loaded",
     "is_recording",
+    "is_traced",
     "listening",
     "load",
     "processing",
@@ -214,9 +215,14 @@ def serving(method: str, route: str, headers: Headers) -> AbstractContextManager
     return tracing.serving(f"{method} {route}", attributes, headers)
 
 
+def is_traced(headers: Headers) -> bool:
+    """Whether a message has a trace; most have none."""
+    return headers.get(_OWN_CONTEXT) is not None
+
+
 def delivered(system: str, channel: str, *, headers: Headers, begun_ns: int, clients: int) -> None:
     """Record the delivery of a message to a node's clients as one span, if the trace is sampled."""
-    if headers.get(_OWN_CONTEXT) is None or (tracing := _recording()) is None:
+    if not is_traced(headers) or (tracing := _recording()) is None:
         return
     attributes = _messaging(system, "deliver", channel)
     attributes["eventbus.clients"] = clients

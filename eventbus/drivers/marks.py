@@ -56,7 +56,7 @@ class MarkedPosition(Position):
 
     def __new__(cls, offset: int, epoch: str, mark: str) -> Self:
         """Create a position with its mark."""
-        self = super().__new__(cls, offset, epoch)
+        self = tuple.__new__(cls, (offset, epoch))  # without a NamedTuple's function of Python
         self.mark = mark
         return self
 

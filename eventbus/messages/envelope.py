@@ -68,6 +68,9 @@ _TOO_DEEP: Final = (
 _decode_shape: Final = msgspec.json.Decoder(_Shape).decode
 _decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _encode: Final = msgspec.json.encode
+_new: Final = (
+    tuple.__new__
+)  # a NamedTuple's own constructor is a function of Python: twice the time
 
 
 def read_whole(channel: str, payload: bytes) -> Envelope | None:
@@ -91,7 +94,7 @@ def read_whole(channel: str, payload: bytes) -> Envelope | None:
         or not (whole.offset is whole.epoch is whole.mark is msgspec.UNSET)
     ):
         return None
-    return Envelope(event, payload, whole.id, whole.timestamp)
+    return _new(Envelope, (event, payload, whole.id, whole.timestamp))
 
 
 def read_payload(

@@ -245,16 +245,18 @@ class Hub:
             return self.send(message, to)
         if len(subscribers.outboxes) == 1:  # a channel per user or per entity mostly has one
             [outbox] = subscribers.outboxes.values()
-            if not (frame := outbox.format.message(message)):
+            wire = outbox.format
+            if not (frame := wire.message(message)):
                 return 0
             self.push(outbox, frame)
-            outbox.format.count(1)
+            wire.count(1)
             return 1
         run = self._run
         if run is None or run.subscribers is not subscribers or run.size > MAX_RUN_BYTES:
             self.settle()
             run = self._run = _Run(subscribers)
-            self._flush_later()
+            if not self._is_scheduled:
+                self._flush_later()
         return run.add(message)
 
     def send(self, message: ChannelMessage | PresenceChanged, to: Iterable[Outbox]) -> int:
@@ -339,7 +341,8 @@ class Hub:
                 self.settle()
             if outbox.push(frame, frames):
                 self._dirty.append(outbox)
-                self._flush_later()
+                if not self._is_scheduled:
+                    self._flush_later()
 
     def settle(self) -> None:
         """Push all messages that were delivered to the outboxes, before one of them is closed."""
@@ -349,9 +352,8 @@ class Hub:
                 self._dirty += [outbox for outbox in outboxes if outbox.push(data, count)]
 
     def _flush_later(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._schedule(self.flush)
+        self._is_scheduled = True
+        self._schedule(self.flush)
 
     def flush(self) -> None:
         """Write the frames of this loop turn."""

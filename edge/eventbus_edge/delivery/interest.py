@@ -124,13 +124,16 @@ class Interest:
         return True
 
     async def _subscribe(self, channel: str, entry: _Channel) -> None:
+        on_delivery = self._on_delivery
+
         def receive(delivery: Delivery) -> None:
-            position = delivery.position
+            _, _, _, position, previous, time = delivery
             if position is not None:
-                if self._on_gap and _is_gap(delivery, position, entry.position):
+                last = entry.position
+                if last is not None and self._on_gap and _is_gap(position, previous, last):
                     self._on_gap(channel, Position(position.offset - 1, position.epoch))
-                entry.position, entry.mark = position, delivery.time
-            self._on_delivery(channel, delivery)
+                entry.position, entry.mark = position, time
+            on_delivery(channel, delivery)
 
         subscription = await self._driver.subscribe(self._subject_of(channel), receive)
         if isinstance(subscription, GapSubscription):
@@ -225,10 +228,6 @@ class Interest:
                 await self._close(channel, entry.subscription)
 
 
-def _is_gap(delivery: Delivery, position: Position, last: Position | None) -> bool:
-    """Whether messages were stored since the last delivery and not delivered."""
-    if last is None:
-        return False
-    if position.epoch != last.epoch:
-        return True
-    return delivery.previous is not None and delivery.previous > last.offset
+def _is_gap(position: Position, previous: int | None, last: Position) -> bool:
+    """Whether messages were stored since the last delivery, at `last`, and not delivered."""
+    return position.epoch != last.epoch or (previous is not None and previous > last.offset)

@@ -56,13 +56,17 @@ def pong_frame(payload: bytes) -> bytes:
     return _frame(_PONG, payload)
 
 
+_medium: Final = struct.Struct("!BBH").pack
+_long: Final = struct.Struct("!BBQ").pack
+
+
 def _frame(opcode: int, payload: bytes) -> bytes:
     size = len(payload)
     if size <= _MAX_SHORT:
         return bytes((_FIN | opcode, size)) + payload
     if size <= _MAX_MEDIUM:
-        return struct.pack("!BBH", _FIN | opcode, 126, size) + payload
-    return struct.pack("!BBQ", _FIN | opcode, 127, size) + payload
+        return _medium(_FIN | opcode, 126, size) + payload
+    return _long(_FIN | opcode, 127, size) + payload
 
 
 PING_FRAME: Final = _frame(_PING, b"")

@@ -10,10 +10,12 @@ import base64
 import binascii
 import functools
 import string
+import struct
 import zlib
 from collections.abc import (
     Iterable,
     Mapping,
+    Sequence,
 )
 from typing import Final
 
@@ -52,8 +54,8 @@ class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
     All channels mostly have one epoch, and offsets and times that are not far apart: each one has
     the index of its epoch, and its distance from an offset that none exceeds; with a mark, also
-    that from a time that none exceeds, and 1 if the message is the channel's own. None if nothing
-    is known.
+    that from a time that none exceeds, and 1 if the message is the channel's own. None, or an empty
+    epoch, if nothing is known.
     """
 
     channels: int
@@ -70,89 +72,130 @@ _unpack: Final = msgspec.msgpack.Decoder(_Cursor).decode
 
 
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
-_OFFSETS_AHEAD: Final = 4096
-_NANOS_AHEAD: Final = 1_000_000_000
+_OFFSETS_AHEAD: Final = 2**31
+_NANOS_AHEAD: Final = 3600 * 10**9
 _MAX_OFFSET: Final = 2**64 - 1
 
 
 def encode_cursor(channels: Iterable[str], positions: Mapping[str, Position]) -> bytes:
     """The cursor of a request for `channels`, those without a position included."""
-    return _CursorEntries(channels, positions).encode()
+    known = [positions.get(name) for name in sorted(channels)]
+    cursor = _base(channels, known, 0, 0)
+    entries = [None if at is None else _entry(cursor, at) for at in known]
+    return _text(_pack(msgspec.structs.replace(cursor, entries=entries))).rstrip(b"=")
 
 
-class _CursorEntries:
-    """The cursor of a stream, of which a message changes one place.
-
-    Distances are counted from a base that may be ahead of all positions. All places are computed
-    again only when a position passes the base.
-    """
-
-    def __init__(
-        self, channels: Iterable[str], positions: Mapping[str, Position], *, is_ahead: bool = False
-    ) -> None:
-        names = sorted(channels)
-        self._known = {name: positions.get(name) for name in names}
-        self._index = {name: index for index, name in enumerate(names)}
-        self._checksum = _checksum(names)
-        self._ahead = (_OFFSETS_AHEAD, _NANOS_AHEAD) if is_ahead else (0, 0)
-        self._cursor = self._compute()
-
-    def move(self, channel: str, position: Position | None) -> None:
-        """Note the position of a channel after a message, or None where it is not known."""
-        if channel not in self._known:
-            return
-        self._known[channel] = position
-        cursor = self._cursor
-        time = _time_of(position)
-        if position is not None and (
-            position.offset > cursor.highest
-            or position.epoch not in cursor.epochs
-            or (time is not None and time > cursor.latest)
-        ):
-            self._cursor = self._compute()
-        else:
-            self._places[self._index[channel]] = _pack(_place(cursor, position, time))
-
-    def encode(self) -> bytes:
-        """The cursor as text."""
-        packed = b"".join((self._head, *self._places))
-        return binascii.b2a_base64(packed, newline=False).rstrip(b"=").translate(_URL_SAFE)
-
-    def _compute(self) -> _Cursor:
-        known = list(self._known.values())
-        epochs = list(dict.fromkeys(position.epoch for position in known if position))
-        highest = max((position.offset for position in known if position), default=0)
-        times = [_time_of(position) for position in known]
-        latest = max((time for time in times if time is not None), default=None)
-        cursor = _Cursor(
-            self._checksum,
-            epochs,
-            min(highest + self._ahead[0], _MAX_OFFSET),
-            0 if latest is None else min(latest + self._ahead[1], _MAX_TIME),
-            [],
-        )
-        pairs = zip(known, times, strict=True)
-        self._places = [_pack(_place(cursor, position, time)) for position, time in pairs]
-        self._head = _head(cursor, len(self._places))
-        return cursor
+def _base(
+    channels: Iterable[str], known: Sequence[Position | None], offsets_ahead: int, nanos_ahead: int
+) -> _Cursor:
+    """A cursor without entries, whose distances are counted from ahead of all positions."""
+    epochs = dict.fromkeys(position.epoch for position in known if position)
+    highest = max((position.offset for position in known if position), default=0)
+    times = [time for position in known if (time := _time_of(position)) is not None]
+    return _Cursor(
+        _checksum(sorted(channels)),
+        list(epochs),
+        min(highest + offsets_ahead, _MAX_OFFSET),
+        min(max(times) + nanos_ahead, _MAX_TIME) if times else 0,
+        [],
+    )
 
 
-def _head(cursor: _Cursor, entries: int) -> bytes:
-    """A packed cursor up to its entries, which follow it (MessagePack, arrays)."""
-    packed = _pack(cursor)[:-1]  # the last byte is its empty array
-    if entries < 16:
-        return packed + bytes((0x90 | entries,))
-    return packed + b"\xdc" + entries.to_bytes(2)
-
-
-def _place(cursor: _Cursor, position: Position | None, time: int | None) -> tuple[int, ...] | None:
-    if position is None:
-        return None
+def _entry(cursor: _Cursor, position: Position) -> tuple[int, ...]:
     place = cursor.epochs.index(position.epoch), cursor.highest - position.offset
-    if time is None:
+    if (time := _time_of(position)) is None:
         return place
     is_own = not (mark_of(position) or "").startswith(ANY_CHANNEL)
     return *place, cursor.latest - time, int(is_own)
+
+
+def _text(packed: bytes) -> bytes:
+    return binascii.b2a_base64(packed, newline=False).translate(_URL_SAFE)
+
+
+_PLAIN: Final = struct.Struct(">BBBBQ").pack
+"""The entry of a position without a mark: an array of 2, uint 8, uint 64; 12 bytes."""
+_MARKED: Final = struct.Struct(">BBBBIBQB").pack
+"""An array of 4, uint 8, uint 32, uint 64, fixint; 18 bytes."""
+_MARKED_FAR: Final = struct.Struct(">BBHBQBQBB").pack
+"""An array of 4, uint 16, uint 64, uint 64, uint 8; 24 bytes."""
+_UINT8, _UINT16, _UINT32, _UINT64 = 0xCC, 0xCD, 0xCE, 0xCF
+_ARRAY16: Final = b"\xdc"
+_ARRAY32: Final = b"\xdd"
+
+
+class _MovingCursor:
+    """The line with the cursor of a stream, of which a message changes one place.
+
+    Integers have fixed widths (MessagePack allows them to be longer than needed), so that each part
+    has a multiple of 3 bytes: in base64, it can be replaced alone. Distances are counted from far
+    ahead of all positions, so that they hardly ever have to be computed again. A channel without a
+    position stands at NOWHERE, since None would be a single byte.
+    """
+
+    def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
+        names = sorted(channels)
+        self._known = {name: positions.get(name) or NOWHERE for name in names}
+        self._index = {name: index for index, name in enumerate(names)}
+        self._compute()
+
+    def move(self, channel: str, position: Position | None) -> None:
+        """Note the position of a channel after a message, or None where it is not known."""
+        index = self._index.get(channel)
+        if index is None:
+            return
+        position = self._known[channel] = position or NOWHERE
+        part = self._part(position)
+        start, end = self._starts[index], self._starts[index + 1]
+        if part is not None and len(part) == end - start:
+            self.line[start:end] = part
+        else:
+            self._compute()
+
+    def _part(self, position: Position) -> bytes | None:
+        """The text of an entry; None if a position has passed the base."""
+        cursor = self._cursor
+        offset, epoch = position
+        distance, number = cursor.highest - offset, self._epochs.get(epoch)
+        if number is None or distance < 0:
+            return None
+        time = _time_of(position)
+        if time is None:
+            return _text(_PLAIN(0x92, _UINT8, number, _UINT64, distance))
+        earlier = cursor.latest - time
+        if earlier < 0:
+            return None
+        is_own = not (mark_of(position) or "").startswith(ANY_CHANNEL)
+        if distance < 2**32:
+            packed = _MARKED(0x94, _UINT8, number, _UINT32, distance, _UINT64, earlier, is_own)
+        else:
+            packed = _MARKED_FAR(
+                0x94, _UINT16, number, _UINT64, distance, _UINT64, earlier, _UINT8, is_own
+            )
+        return _text(packed)
+
+    def _compute(self) -> None:
+        known = list(self._known.values())
+        self._cursor = _base(self._known, known, _OFFSETS_AHEAD, _NANOS_AHEAD)
+        self._epochs = {epoch: number for number, epoch in enumerate(self._cursor.epochs)}
+        self.line = bytearray(b"id: " + _text(_head(self._cursor, len(known))))
+        """The whole line."""
+        self._starts = [len(self.line)]
+        for position in known:
+            part = self._part(position)
+            assert part is not None, "the base is ahead of all positions"
+            self.line += part
+            self._starts.append(len(self.line))
+        self.line += b"\n"
+
+
+def _head(cursor: _Cursor, entries: int) -> bytes:
+    """A packed cursor up to its entries (MessagePack, arrays); a multiple of 3 bytes."""
+    fields = _pack(cursor)[1:-1]  # between the byte of its own array and that of the empty one
+    surplus = len(fields) % 3
+    outer = b"\x95" if surplus == 2 else _ARRAY16 + (5).to_bytes(2)
+    inner = _ARRAY32 + entries.to_bytes(4) if surplus == 1 else _ARRAY16 + entries.to_bytes(2)
+    return outer + fields + inner
 
 
 _BASE64URL: Final = frozenset(string.ascii_letters + string.digits + "-_")
@@ -185,6 +228,8 @@ def decode_cursor(text: str, channels: Iterable[str]) -> dict[str, Position] | N
             epoch, distance, *marked = entry
             if not (0 <= epoch < len(cursor.epochs) and 0 <= distance <= cursor.highest):
                 return None
+            if not cursor.epochs[epoch]:
+                continue  # NOWHERE: nothing is known
             position = Position(cursor.highest - distance, cursor.epochs[epoch])
             if marked:
                 earlier, is_own = marked
@@ -212,7 +257,7 @@ class OneChannel:
         data = _data(payload)
         if start is None or (position := start.marked) is None:
             return data
-        return _id(encode_cursor((start.channel,), {start.channel: position})) + data
+        return b"id: %b\n%b" % (encode_cursor((start.channel,), {start.channel: position}), data)
 
 
 class ManyChannels:
@@ -220,23 +265,23 @@ class ManyChannels:
 
     def __init__(self, channels: Iterable[str], positions: Mapping[str, Position]) -> None:
         """`positions` are the client's current ones."""
-        self._entries = _CursorEntries(channels, positions, is_ahead=True)
+        self._cursor = _MovingCursor(channels, positions)
 
     def message(self, payload: bytes, about: Located, /) -> bytes:
         """An event; a message without a position leaves the cursor as it is."""
         data = _shared_data(payload)
         if (position := about.marked) is None:
             return data
-        self._entries.move(about.channel, position)
-        return _id(self._entries.encode()) + data
+        self._cursor.move(about.channel, position)
+        return b"".join((self._cursor.line, data))
 
     def reply(self, payload: bytes, start: Located | None = None, /) -> bytes:
         """An event; the answer to a subscription sets the channel's position in the cursor."""
         data = _data(payload)
         if start is None:
             return data
-        self._entries.move(start.channel, start.marked)
-        return _id(self._entries.encode()) + data
+        self._cursor.move(start.channel, start.marked)
+        return b"".join((self._cursor.line, data))
 
 
 class WithoutCursor:
@@ -262,10 +307,6 @@ def closing(payload: bytes, *, returns_at_once: bool) -> bytes:
     """
     retry = _RETRY_AT_ONCE_MS if returns_at_once else _RETRY_LATER_MS
     return b"retry: %d\n%b" % (retry, _data(payload))
-
-
-def _id(cursor: bytes) -> bytes:
-    return b"id: %b\n" % cursor
 
 
 @functools.lru_cache(maxsize=1)

@@ -88,6 +88,17 @@ class Tally:
         self.latencies = Latencies()
         self.joins = Times(JOIN_BOUNDS)
 
+    def count(self, size: int, clients: int, published: str | None) -> None:
+        """Count a message of `size` bytes from the bus that was sent to `clients`.
+
+        `published` is the RFC 3339 time of its publishing, if that is known.
+        """
+        self.messages_in += 1
+        self.bytes_in += size
+        self.messages_out += clients
+        if published is not None:
+            self.latencies.since(published)
+
     def count_received(self, size: int) -> None:
         """Count a message of `size` bytes from the bus."""
         self.messages_in += 1

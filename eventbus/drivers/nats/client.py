@@ -29,6 +29,7 @@ from typing import (
 
 from nats import errors as nats_errors
 from nats.aio.client import Client
+from nats.protocol.parser import AWAITING_CONTROL_LINE, MAX_CONTROL_LINE_SIZE, Parser
 
 from eventbus.drivers.nats.auth import SecureClient
 from eventbus.drivers.nats.errors import DRIVER
@@ -44,6 +45,7 @@ __all__ = [
     "PROBE",
     "FastClient",
     "KnownServer",
+    "MessageParser",
     "Receiver",
     "Stamp",
     "WireHeaders",
@@ -87,6 +89,9 @@ _END: Final = b"\r\n"
 _STATUS_LINE: Final = b"NATS/1.0 "
 _OF_FIRST_LINE: Final = ("Status", "Description")
 
+_new: Final = tuple.__new__
+"""Makes a NamedTuple in half the time of its own constructor, which is a function of Python."""
+
 D = TypeVar("D")
 
 
@@ -124,14 +129,18 @@ def unsupported() -> str:
     names = (
         "_sid", "_subs", "_pongs", "_pings_outstanding", "_reading_task", "_error_cb",
         "_pending", "_pending_data_size", "stats", "_status", "_max_payload", "_max_pending_size",
-        "_flush_queue", "_server_pool", "_current_server", "_server_info",
+        "_flush_queue", "_server_pool", "_current_server", "_server_info", "_ps",
     )  # fmt: skip
     methods = (
         "_send_subscribe", "_send_unsubscribe", "_parse_header_lines", "_process_pong",
         "_process_err", "_process_op_err", "_flush_pending",
     )  # fmt: skip
     missing = [name for name in (*names, *methods) if not hasattr(client, name)]
-    return f"Client has no {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"Client has no {', '.join(missing)}"
+    parser = ("buf", "state", "reset", "parse")
+    missing = [name for name in parser if not hasattr(client._ps, name)]
+    return f"Parser has no {', '.join(missing)}" if missing else ""
 
 
 def require_supported() -> None:
@@ -222,9 +231,7 @@ class WireHeaders(Mapping[str, str]):
             if name != stream:
                 return None
             stored = time.decode("ascii", "replace")
-            if pending is None:
-                return Stamp(int(sequence), int(previous), stored)
-            return Stamp(int(sequence), int(previous), stored, int(pending))
+            return _new(Stamp, (int(sequence), int(previous), stored, int(pending or 0)))
         try:
             if _value(raw, _STREAM) != stream:
                 return None
@@ -246,7 +253,7 @@ class WireHeaders(Mapping[str, str]):
         if self._parsed is not None or key in _OF_FIRST_LINE:
             return self._headers().get(key, default)
         raw = self._raw
-        start = raw.rfind(b"\r\n%b:" % key.encode())
+        start = raw.rfind(_line_of(key))
         if start < 0:
             return default
         start += len(key) + 3
@@ -279,6 +286,12 @@ class WireHeaders(Mapping[str, str]):
             parsed.update(Client._parse_header_lines(rest))
             self._parsed = parsed
         return self._parsed
+
+
+@functools.lru_cache(maxsize=64)  # of the names in the code
+def _line_of(name: str) -> bytes:
+    """How the line of a header begins."""
+    return b"\r\n%b:" % name.encode()
 
 
 def _value(raw: bytes, name: bytes) -> bytes:
@@ -318,8 +331,96 @@ class _Listener:
         self.receiver = receiver
 
 
+_Receive = Callable[[int, bytes, bytes, bytes], bool]
+"""Gets a subscription's id, the subject, the payload and the headers. Returns False for a message
+that nats-py has to handle."""
+
+
+class MessageParser(Parser):
+    """Cuts whole messages out of what was read, and passes them to `receive`; the rest to nats-py.
+
+    Messages are nearly all that a server sends. nats-py's own parser matches two patterns at the
+    front of a buffer for each one, copies each part twice, and creates a coroutine: 3.1 µs instead
+    of 1.4.
+    """
+
+    def __init__(self, client: Any, receive: _Receive) -> None:
+        super().__init__(client)
+        self._receive = receive
+
+    def reset(self) -> None:
+        """Drop what has not been parsed: it was of another connection."""
+        super().reset()
+        self._rest = bytearray()
+        """The beginning of a message."""
+        self._needed = 0
+        """How many bytes there must be before it is worth looking at them again."""
+
+    async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0912 - calls would take time
+        """Handle what was read. Part of the hot path: nothing here may look into a message.
+
+        Raises nats-py's ProtocolError.
+        """
+        if self.buf or self.state != AWAITING_CONTROL_LINE:  # it waits for the rest of something
+            await super().parse(data)
+            return
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return
+            data = bytes(self._rest)
+            self._rest.clear()
+        receive, stats = self._receive, self.nc.stats
+        start, length = 0, len(data)
+        while start < length:
+            line = data.find(_END, start)
+            if line < 0:
+                if length - start >= MAX_CONTROL_LINE_SIZE:
+                    break
+                self._keep(data, start, length - start + 1)
+                return
+            words = data[start:line].split(b" ")
+            try:
+                if words[0] == b"HMSG":
+                    size, head = int(words[-1]), int(words[-2])
+                elif words[0] == b"MSG":
+                    size, head = int(words[-1]), 0
+                else:
+                    break
+                sid = int(words[2])
+            except (ValueError, IndexError):
+                break  # nats-py says what is wrong
+            if not 0 <= head <= size:
+                break
+            body = line + 2
+            end = body + size
+            if end + 2 > length:
+                self._keep(data, start, end + 2 - start)
+                return
+            start = end + 2
+            payload = body + head
+            headers = data[body:payload]
+            if receive(sid, words[1], data[payload:end], headers):
+                stats["in_msgs"] += 1
+                stats["in_bytes"] += end - payload
+            else:
+                reply = words[3] if len(words) > (5 if head else 4) else b""
+                await self.nc._process_msg(sid, words[1], reply, data[payload:end], headers or None)
+        if start < length:
+            await super().parse(data[start:])
+
+    def _keep(self, data: bytes, start: int, needed: int) -> None:
+        self._rest += data[start:]
+        self._needed = needed
+
+
 class FastClient(SecureClient):
     """A client that calls receivers from the parser: no queue and no task per subscription."""
+
+    def __init__(self, *arguments: Any) -> None:
+        """Takes the arguments of a SecureClient."""
+        super().__init__(*arguments)
+        self._ps = MessageParser(self, self._receive)
 
     async def send(self, subject: str, payload: bytes, head: bytes = b"", reply: str = "") -> None:
         """`publish` in a third of its time, for a subject that is valid. Raises as it does.
@@ -417,28 +518,35 @@ class FastClient(SecureClient):
             return ""
         return repr(None if task.cancelled() else task.exception())
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
+    def _receive(self, sid: int, subject: bytes, payload: bytes, headers: bytes) -> bool:
+        """Call the receiver of a message; False for one of nats-py's own subscriptions."""
         listener: Any = self._subs.get(sid)
         if type(listener) is not _Listener:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
+            return False
         try:
             name = subject.decode()
         except UnicodeDecodeError:
             # Raised here, it would end the read loop; anyone can publish such a subject.
             _log.warning("dropped a message whose subject is not UTF-8: %r", subject[:80])
-            return
+            return True
         wire_headers = WireHeaders(headers) if headers else NO_WIRE_HEADERS
         try:
-            listener.receiver(name, data, wire_headers)
+            listener.receiver(name, payload, wire_headers)
         except BaseException as exc:  # a receiver may raise anything
             if must_pass(exc):
                 raise
             _log.exception("a handler failed on a message of %s", name)
+        return True
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Handle a message that nats-py's own parser has found."""
+        if self._receive(sid, subject, data, headers):
+            self.stats["in_msgs"] += 1
+            self.stats["in_bytes"] += len(data)
+        else:
+            await super()._process_msg(sid, subject, reply, data, headers)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:
         """Flush. nats-py's own swallows a cancellation that comes while it waits."""

@@ -71,7 +71,7 @@ def test_cursors_of_any_positions_come_back():
         channels = [f"c{n}" for n in range(size)]
         for _ in range(50):
             positions = {
-                name: Position(rng.choice([0, 1, 200, 10**6, 2**63]), rng.choice([EPOCH, "x", ""]))
+                name: Position(rng.choice([0, 1, 200, 10**6, 2**63]), rng.choice([EPOCH, "x", "y"]))
                 for name in channels
                 if rng.random() < 0.8
             }
@@ -153,6 +153,34 @@ def test_the_cursor_of_a_stream_follows_every_message_and_answer():
             mark_of(expected[name]) and mark_of(expected[name]).rstrip("Z").rstrip("0") + "Z"
             for name in found
         ]
+
+
+@pytest.mark.parametrize("size", [2, 3, 15, 16, 17, 100, 200])
+@pytest.mark.parametrize("epoch", ["", "1", "12", "123"])
+def test_cursor_of_a_stream_is_read_and_fits_whatever_its_size(size, epoch):
+    channels = [f"c{n}" for n in range(size)]
+    mark = "2026-11-30T18:55:02.123456789Z"
+    positions = {name: MarkedPosition(10**9, EPOCH + epoch, mark) for name in channels[1:]}
+    wire = native(ManyChannels(channels, positions))
+    text = parse(wire.message(message("of another pattern", 7)))["id"]
+    assert len(text) < MAX_CURSOR
+    assert decode_cursor(text, channels) == positions
+    moved = MarkedPosition(2, EPOCH + epoch, mark)
+    event = wire.message(message("c0", 7)._replace(position=Position(*moved), mark=mark))
+    assert decode_cursor(parse(event)["id"], channels) == positions | {"c0": moved}
+
+
+def test_cursor_that_another_version_wrote_with_short_numbers_is_read():
+    # Of a stream of the channels a, b and c, where nothing is known of b.
+    positions = {
+        "a": MarkedPosition(900, EPOCH, "2026-11-30T18:55:02.5Z"),
+        "c": Position(3, "another"),
+    }
+    text = encode_cursor(["a", "b", "c"], positions).decode()
+    assert decode_cursor(text, ["a", "b", "c"]) == positions
+    wire = native(ManyChannels(["a", "b", "c"], decode_cursor(text, ["a", "b", "c"])))
+    event = parse(wire.message(message("d", 7)))
+    assert decode_cursor(event["id"], ["a", "b", "c"]) == positions
 
 
 def test_the_places_of_other_channels_are_not_computed_for_each_message(monkeypatch):

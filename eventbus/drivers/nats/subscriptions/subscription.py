@@ -47,6 +47,10 @@ _MAX_SUBJECTS: Final = 4096
 """How many subjects of a filter are followed one by one; the count begins again beyond."""
 _PROBE_END: Final = f".{PROBE}"
 
+_new: Final = (
+    tuple.__new__
+)  # a NamedTuple's own constructor is a function of Python: twice the time
+
 _Pending = tuple[str, bytes, WireHeaders, Stamp]
 
 
@@ -336,8 +340,9 @@ class NatsSubscription:
     def _delivery(
         self, subject: str, payload: bytes, headers: WireHeaders, stamp: Stamp
     ) -> Delivery:
-        position = Position(stamp.sequence, self._epoch)
-        return Delivery(subject, payload, headers, position, stamp.previous, stamp.time)
+        sequence, previous, time, _ = stamp
+        position = _new(Position, (sequence, self._epoch))
+        return _new(Delivery, (subject, payload, headers, position, previous, time))
 
     def _after_gap(self, delivery: Delivery) -> Delivery:
         """The first delivery after a gap: `previous` is one that the subscriber cannot have seen.
