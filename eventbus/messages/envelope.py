@@ -68,9 +68,8 @@ _TOO_DEEP: Final = (
 _decode_shape: Final = msgspec.json.Decoder(_Shape).decode
 _decode_raw: Final = msgspec.json.Decoder(msgspec.Raw).decode
 _encode: Final = msgspec.json.encode
-_new: Final = (
-    tuple.__new__
-)  # a NamedTuple's own constructor is a function of Python: twice the time
+_new: Final = tuple.__new__
+"""Makes a NamedTuple in half the time of its own constructor, which is a function of Python."""
 
 
 def read_whole(channel: str, payload: bytes) -> Envelope | None:

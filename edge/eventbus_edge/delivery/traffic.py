@@ -53,9 +53,8 @@ __all__ = ["Traffic", "to_message"]
 
 _log = logging.getLogger(__name__)
 
-_new: Final = (
-    tuple.__new__
-)  # a NamedTuple's own constructor is a function of Python: twice the time
+_new: Final = tuple.__new__
+"""Makes a NamedTuple in half the time of its own constructor, which is a function of Python."""
 
 
 class Traffic:

@@ -47,9 +47,8 @@ _MAX_SUBJECTS: Final = 4096
 """How many subjects of a filter are followed one by one; the count begins again beyond."""
 _PROBE_END: Final = f".{PROBE}"
 
-_new: Final = (
-    tuple.__new__
-)  # a NamedTuple's own constructor is a function of Python: twice the time
+_new: Final = tuple.__new__
+"""Makes a NamedTuple in half the time of its own constructor, which is a function of Python."""
 
 _Pending = tuple[str, bytes, WireHeaders, Stamp]
 
