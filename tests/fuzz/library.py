@@ -48,6 +48,8 @@ from eventbus.drivers.log.lines import Entry, LineFormat
 from eventbus.drivers.marks import nanoseconds, timestamp
 from eventbus.drivers.nats.auth import Credentials, CredentialsError, check_seed
 from eventbus.drivers.nats.client import WireHeaders
+from eventbus.drivers.nats.connection.cutoff import fault_of
+from eventbus.drivers.nats.connection.replies import Reply
 from eventbus.drivers.nats.jetstream import StreamInfo, _decode as decode_answer
 from eventbus.drivers.nats.publish import _decode_ack
 from eventbus.drivers.redis import wire
@@ -209,7 +211,9 @@ def nats_headers(data: bytes) -> None:
 
 @target(
     "eventbus.drivers.nats.jetstream", "eventbus.drivers.nats.publish",
+    "eventbus.drivers.nats.connection.cutoff",
     seeds=[
+        b'{"cluster":{"leader":"n1","replicas":[{"name":"n2","active":5000000000},{"active":1}]}}',
         b'{"error":{"code":404,"err_code":10059,"description":"no stream"}}',
         b'{"stream":"EB_EVENTS","seq":7,"duplicate":true}',
         b'{"config":{"num_replicas":3},"created":"2026-11-24T03:00:12Z","state":{"messages":1}}',
@@ -221,6 +225,7 @@ def jetstream_answer(data: bytes) -> None:
     with contextlib.suppress(msgspec.ValidationError):
         msgspec.convert(answer.body, StreamInfo)
     _decode_ack(data)
+    assert isinstance(fault_of(Reply(data, "")), str)
 
 
 @target(

@@ -21,6 +21,7 @@ EXEMPT: Final[Mapping[str, str]] = {
     "eventbus.drivers.nats.history": "reads times that nats-server has written",
     "eventbus.drivers.nats.identity": "reads times that nats-server has written",
     "eventbus.events.data_types": "decodes what callers pass, with json_decoder",
+    "eventbus.server.advisories": "reads a file of this package",
     "eventbus.server.server": "reads a file that nats-server has written",
     "eventbus.testing.recorder": "reads what the test itself has published",
     "eventbus.testing.records": "reads what the test itself has published",

@@ -25,6 +25,7 @@ class SimClient:
         self.pending_data_size = 0
         self.connected_server_version = SimpleNamespace(major=2, minor=15, patch=1)
         self.connected_url = None
+        self.other_servers = []
         self.last_error = None
         self.down = collections.deque()
         """Messages in flight from the server: due time, subscription, subject, payload, headers."""
@@ -44,8 +45,8 @@ class SimClient:
 
     # From the node to the server
 
-    async def send(self, subject, payload, headers, reply=""):
-        self._do(self.broker.publish, self, subject, payload, headers, reply)
+    async def send(self, subject, payload, head=b"", reply=""):
+        self._do(self.broker.publish, self, subject, payload, _headers_of(head), reply)
 
     async def publish(self, subject, payload=b"", reply="", headers=None):
         self._do(self.broker.publish, self, subject, payload, headers or {}, reply)
@@ -163,3 +164,9 @@ class SimClient:
 
 async def _nothing():
     pass
+
+
+def _headers_of(head):
+    """The headers that `encode_headers` has written."""
+    lines = head.decode().split("\r\n")[1:-2]
+    return dict(line.split(": ", 1) for line in lines)

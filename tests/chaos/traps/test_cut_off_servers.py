@@ -26,7 +26,7 @@ class Noted(Event, ShouldBroadcast, name="cut.noted", channel="notes"):
     number: int
 
 
-class Worked(Event, ShouldQueue, tries=5, backoff=0):
+class WorkedElsewhere(Event, ShouldQueue, tries=5, backoff=0):
     number: int
 
 
@@ -116,7 +116,7 @@ class Services:
     @contextlib.asynccontextmanager
     async def running(self):
         await self._bus.subscribe(Noted, self.note, group="notes", durable=True)
-        self._bus.listen(Worked)(lambda event: self.worked.add(event.number))
+        self._bus.listen(WorkedElsewhere)(lambda event: self.worked.add(event.number))
         worker = Worker(self._bus)
         task = asyncio.create_task(worker.run())
         try:
@@ -128,7 +128,7 @@ class Services:
     async def handle(self, bus, number):
         """An event and a job that are dispatched now are handled."""
         await bus.dispatch(Noted(number=number))
-        await bus.dispatch(Worked(number=number))
+        await bus.dispatch(WorkedElsewhere(number=number))
         await until(lambda: number in self.noted and number in self.worked)
 
 
