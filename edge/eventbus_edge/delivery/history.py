@@ -256,9 +256,9 @@ class History:
         key = _Key(self._subjects.live(command.channel), None, None, command.history)
         page, messages = await self._read_at(at, key, on_read)
         last = page.position
-        if not page.messages or page.messages[0].position is None:
+        if not messages or messages[0].position is None:
             return CaughtUp(last, Stored(), None, last.offset)
-        start = Position(page.messages[0].position.offset - 1, last.epoch)
+        start = Position(messages[0].position.offset - 1, last.epoch)
         return CaughtUp(start, messages, None, last.offset)
 
     async def _after(
@@ -324,7 +324,12 @@ class History:
             async with queue.turns[hash(key.subject) % len(queue.turns)].turn():
                 del queue.waiting[key]  # too old for calls from here on
                 page = await self._page(key)
-            messages = Stored(self._decode(key, page.messages))
+                messages = Stored(self._decode(key, page.messages))
+                if key.after is None and len(messages) < len(page.messages):
+                    # Earlier messages take the place of what is in quarantine.
+                    page = await self._page(key._replace(limit=max(key.limit, PAGE)))
+                    found = list(self._decode(key, page.messages))
+                    messages = Stored(found[-key.limit :])
             if key.is_pattern and not self._is_allowed(messages):
                 return _Read(page._replace(complete=False), Stored())
             return _Read(page, messages)

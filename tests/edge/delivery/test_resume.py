@@ -127,6 +127,16 @@ async def test_payload_in_quarantine_is_not_replayed(edge, bus):
     assert await client.receives_nothing()
 
 
+async def test_payload_in_quarantine_does_not_take_the_place_of_a_message(edge, bus):
+    await publish(bus, [0, 1])
+    await bus.driver.publish(bus.subjects.event("general"), b"not json")
+    client = await edge.connect()
+    await client.subscribe("general", data={"history": 1})
+    assert data_of(await messages(client, 1)) == [1]
+    await publish(bus, [2])
+    assert data_of(await messages(client, 1)) == [2]
+
+
 async def test_replayed_history_larger_than_the_bound_does_not_cut_its_reader(start_edge, bus):
     edge = await start_edge(bus, max_unsent_bytes=16_384)
     cursor = await publish(bus, [0])

@@ -215,6 +215,8 @@ async def test_one_channel_is_described(edge, connect, library, bus):
             "timestamp": "2020-01-01T00:00:00Z"}  # fmt: skip
     await bus.driver.publish(bus.subjects.event("cache-x"), json.dumps(body).encode())
     assert (await request(edge, "GET", path))[1]["cache"]["data"] == "2"
+    await bus.driver.publish(bus.subjects.event("cache-x"), b"not json")
+    assert (await request(edge, "GET", path))[1]["cache"]["data"] == "2"
     assert (await request(edge, "GET", "/apps/1001/channels/general?info=cache"))[1] == {
         "occupied": True, "cache": None,
     }  # fmt: skip
