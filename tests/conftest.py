@@ -244,7 +244,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the longest tests first, so that no worker has one left when the others are done.
 
-    Mark the tests that start servers or programs. Refuse ids that explicit `ids` made long.
+    Mark the tests that start servers or programs. Refuse ids that explicit `ids` made long, or that
+    have an address, which differs between pytest-xdist's workers and ends the run.
     """
     for item in items:
         is_slow = "start_process" in getattr(item, "fixturenames", ())
@@ -261,6 +262,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.server)
         if len(item.nodeid) > 10 * LONGEST_ID:
             raise pytest.UsageError(f"an id of {len(item.nodeid)} characters: {item.nodeid:.200}…")
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"an id that differs between workers: {item.nodeid}")
 
 
 def pytest_collection_finish() -> None:
