@@ -13,6 +13,7 @@ from eventbus_edge.logs import (
     configure,
 )
 from eventbus_edge.protocols.vocabulary import CloseReason
+from eventbus_edge.sessions.session import Session
 
 SECRET = "a-secret-of-tests-that-is-32-bytes-long"
 
@@ -139,9 +140,12 @@ async def test_fault_in_a_command_ends_its_connection_alone_and_is_logged_with_i
 ):
     client, other = await edge.connect(), await edge.connect()
     connection_id = client.greeting["data"]["connection_id"]
-    monkeypatch.setattr(
-        edge.node.connections[connection_id].session, "receive", lambda *_: 1 / 0, raising=True
-    )
+    broken, receive = edge.node.connections[connection_id].session, Session.receive
+
+    def fail_for_one(session, *arguments):
+        return 1 / 0 if session is broken else receive(session, *arguments)
+
+    monkeypatch.setattr(Session, "receive", fail_for_one)
     await client.send("ping")
     assert await client.closed() == 1011
     assert await other.receives_nothing()

@@ -272,14 +272,14 @@ async def test_token_that_could_not_be_renewed_is_asked_for_at_the_reconnect(
     new_edge, publisher, token, quick
 ):
     edge = await new_edge(JWT_LEEWAY="0", BROADCAST_TOKEN_GRACE="0.2")
-    issued = 0
+    asked, is_back = 0, asyncio.Event()
 
     async def issue():
-        nonlocal issued
-        issued += 1
-        if issued == 2:
+        nonlocal asked
+        asked += 1
+        if asked > 1 and not is_back.is_set():
             raise OSError("the token service is away")
-        return token(lifetime=4 if issued == 1 else 600)
+        return token(lifetime=4 if asked == 1 else 600)
 
     async with connect(edge.url, token=issue, options=quick) as client:
         states = States(client)
@@ -287,6 +287,7 @@ async def test_token_that_could_not_be_renewed_is_asked_for_at_the_reconnect(
         reader = Reader(orders)
         await publisher.publish("orders.1", "n", 0)
         assert (await states.until(ClientState.DISCONNECTED)).code in (4202, 1006)
+        is_back.set()
         await publisher.publish("orders.1", "n", 1)
         assert await reader.until(2) == [0, 1]
         assert orders.gaps == 0
