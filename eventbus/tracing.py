@@ -38,7 +38,7 @@ _OWN_CONTEXT: Final = "traceparent"
 _SAMPLED: Final = 0x01
 _SERVER_ERROR: Final = 500
 LOOK_S: Final = 0.1
-"""How often a tracer provider is looked for while there is none."""
+"""The pause between two searches for a tracer provider, while none is set."""
 
 
 class _Tracing:

@@ -116,7 +116,7 @@ class _Run:
         self.uncounted = 0
         """How many deliveries of the job were no attempts, although the broker counts them."""
         self.is_ending = False
-        """Whether its listeners have ended, so that the broker is being told how."""
+        """Whether its listeners have ended, and the result is on its way to the broker."""
         self.ended = asyncio.Event()
 
     @property

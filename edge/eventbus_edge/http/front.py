@@ -212,7 +212,7 @@ class Front(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         """None before the socket is accepted, and after it was given away."""
         self._socket: Any = None
-        """The transport's socket, which some loops make anew for each question."""
+        """The transport's socket; some event loops create a new object on each access."""
         self._peer: str | None = None
         """The address that the socket was counted for; None if it was not."""
         self._data = b""

@@ -106,7 +106,7 @@ def status_of(pid):
 
 def test_process_has_no_rights_and_is_process_1(engine, node, recipe):
     if not engine.is_confined:
-        pytest.skip("namespaces are not to be had here")
+        pytest.skip("namespaces cannot be created here")
     pid = node.container.pid
     workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert len(workers) == int(node.deployment.environment("edge")["BROADCAST_WORKERS"])

@@ -22,7 +22,7 @@ SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 def crowd():
     """As many clients as the system lets wait; none has been answered but by the kernel."""
     if not SOMAXCONN.exists():
-        pytest.skip("only Linux tells how many connections may wait")
+        pytest.skip("only Linux shows how many connections may wait")
     count = min(
         CROWD, int(SOMAXCONN.read_text()), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
     )
