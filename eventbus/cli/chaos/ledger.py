@@ -5,6 +5,7 @@ Pure: no I/O and no clock. Times are monotonic seconds.
 
 import enum
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -33,7 +34,7 @@ class Promise(enum.Enum):
     AT_LEAST_ONCE = "at least once"
     """Each message once or more, in any order."""
     AT_MOST_ONCE = "at most once"
-    """No message twice."""
+    """No message twice on one connection."""
 
 
 class Message(NamedTuple):
@@ -113,6 +114,7 @@ class Log:
         self._ledger = ledger
         self._codes = array("q")
         self._times = array("d")
+        self._joins = array("d")
         self._seen: set[int] = set()
 
     def received(self, message: Message, now: float) -> None:
@@ -124,6 +126,14 @@ class Log:
     def gap(self, now: float) -> None:
         """Record that the server reported lost messages at this point."""
         self._add(_GAP, now)
+
+    def joined(self, now: float) -> None:
+        """Record that the receiver has joined its channel, on a new connection."""
+        self._joins.append(now)
+
+    def has_joined_between(self, start: float, end: float) -> bool:
+        """Whether the receiver joined anew between two times."""
+        return bisect_right(self._joins, end) > bisect_right(self._joins, start)
 
     def _add(self, code: int, now: float) -> None:
         self._codes.append(code)
@@ -233,6 +243,8 @@ def _count(
             findings.foreign.append(message)
         elif message not in first:
             first[message] = time
+        elif log.promise is Promise.AT_MOST_ONCE and log.has_joined_between(first[message], time):
+            first[message] = time  # another edge may be slower
         elif not _was_in_flight(published[message], erased_at):
             findings.duplicates.append((message, time))
     unacknowledged = sum(published[message].acknowledged_at is None for message in first)

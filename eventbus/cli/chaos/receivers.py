@@ -159,6 +159,7 @@ class Receiver:
         if answer.recovered is False or (answer.recovered is None and self.joined.is_set()):
             self.log.gap(time.monotonic())
         self._failures = 0
+        self.log.joined(time.monotonic())
         self.joined.set()
 
     def _received(self, body: bytes | str | msgspec.Raw) -> None:

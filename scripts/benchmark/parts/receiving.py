@@ -29,6 +29,7 @@ from eventbus.drivers.base import Driver, Handler, Position
 from eventbus.drivers.nats.client import FastClient
 from eventbus.drivers.nats.identity import StreamState
 from eventbus.drivers.nats.subscriptions import NatsSubscription
+from eventbus.drivers.nats.subscriptions.repeats import Repeats
 from eventbus.messages import Message
 from eventbus_edge.access.rules import ChannelRules
 from eventbus_edge.config import EdgeSettings
@@ -71,6 +72,7 @@ class Nowhere:
 
 class _Owner:
     is_verified = True
+    repeats = Repeats()
     watched_since = 0
 
     def resync(self, subscription: NatsSubscription) -> None:

@@ -5,6 +5,7 @@ They are not disconnected. They have to find out, and go on at another server wh
 
 import asyncio
 import contextlib
+import json
 import time
 
 import pytest
@@ -265,7 +266,44 @@ async def test_nobody_moves_when_the_whole_cluster_has_lost_jetstream(cluster, m
         assert [moves(bus) for bus in buses] == [0, 0]
 
 
-async def test_process_that_was_suspended_stays_where_it_is(cluster, caplog):
+async def test_volatile_message_that_a_healed_network_brings_late_is_not_delivered_twice(cluster):
+    async with EventBus(settings_of(cluster)):
+        pass  # creates the stream
+    leader = await leader_of(cluster)
+    node, outside = [each for each in cluster.all if each is not leader]
+    async with contextlib.AsyncExitStack() as stack:
+        inside, sender = [await stack.enter_async_context(bus_at(cluster, node)) for _ in range(2)]
+        other = await stack.enter_async_context(bus_at(cluster, outside))
+        numbers, late = [], []
+        for bus, got in ((inside, numbers), (other, late)):
+            await bus.driver.subscribe(
+                "own.live.in",
+                lambda delivery, got=got: got.append(json.loads(delivery.payload)["data"]),
+            )
+        for number in range(3):
+            await sender.publish("in", "tick", number, volatile=True)
+        await until(lambda: numbers == late == [0, 1, 2])
+
+        cluster.cut_off(node)
+        for number in range(3, 6):
+            await sender.publish("in", "tick", number, volatile=True)
+        await until(lambda: numbers == [0, 1, 2, 3, 4, 5])
+        await until(lambda: moves(inside) == 1 and inside.driver._connection.is_connected)
+        assert late == [0, 1, 2]
+
+        cluster.mend()
+        await until(lambda: late == [0, 1, 2, 3, 4, 5])
+        number = 5
+        while numbers[-1] <= 5:  # routes take a second to come back
+            number += 1
+            await other.publish("in", "tick", number, volatile=True)
+            await asyncio.sleep(0.1)
+        assert numbers[:6] == [0, 1, 2, 3, 4, 5]
+        assert numbers == sorted(set(numbers))
+
+
+async def test_process_that_was_suspended_stays_where_it_is(cluster, caplog, monkeypatch):
+    monkeypatch.setattr(cutoff, "_SILENT_S", 10.0)  # longer than an election takes
     async with EventBus(settings_of(cluster)) as bus:
         server = server_of(bus)
         time.sleep(12.0)  # noqa: ASYNC251 - answers arrive, and nothing reads them

@@ -128,7 +128,10 @@ class CutOffWatch:
         quiet, quiet_until = Backoff(_FIRST_QUIET_S, _MAX_QUIET_S), 0.0
         self._reached_at = loop.time()
         while True:
-            await asyncio.sleep(_EVERY.next())
+            pause = _EVERY.next()
+            await asyncio.sleep(pause)
+            # A process that stood still for longer has not asked in vain meanwhile.
+            self._reached_at = max(self._reached_at, loop.time() - pause)
             if not connection.is_connected or not connection.client.other_servers:
                 continue
             asked_at = loop.time()

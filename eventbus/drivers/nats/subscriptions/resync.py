@@ -22,6 +22,7 @@ from eventbus.drivers.nats.history import (
 )
 from eventbus.drivers.nats.identity import SeenMessage, StreamState
 from eventbus.drivers.nats.stream import EventStream
+from eventbus.drivers.nats.subscriptions.repeats import Repeats
 from eventbus.drivers.nats.subscriptions.subscription import NatsSubscription
 from eventbus.errors import EventBusError
 from eventbus.tasks import Tasks
@@ -59,6 +60,7 @@ class Subscriptions:
         """
         self.is_verified = True
         """False from the loss of a connection until the stream is known to be the same."""
+        self.repeats = Repeats()
         self.losses = 0
         """How often the connection was lost."""
         self.filled = 0
@@ -100,6 +102,7 @@ class Subscriptions:
         self.losses += 1
         self._changes += 1
         self.is_verified = False
+        self.repeats.on_lost()
 
     def on_reconnected(self) -> None:
         """Verify the stream on the new connection."""

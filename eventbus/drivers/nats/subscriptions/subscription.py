@@ -32,6 +32,7 @@ from eventbus.drivers.nats.connection import (
     ServerSubscription,
 )
 from eventbus.drivers.nats.identity import SeenMessage, StreamState
+from eventbus.drivers.nats.subscriptions.repeats import Repeats
 from eventbus.user_code import must_pass
 
 __all__ = ["NatsSubscription", "Owner"]
@@ -58,6 +59,8 @@ class Owner(Protocol):
 
     is_verified: bool
     """Whether the stream is known to be the one with the known epoch."""
+    repeats: Repeats
+    """The volatile messages of all subscriptions."""
 
     @property
     def watched_since(self) -> int:
@@ -71,7 +74,7 @@ class Owner(Protocol):
 
 
 class NatsSubscription:
-    """One subscription. It never delivers a stored message twice or out of order."""
+    """One subscription. It never delivers a message twice, or a stored one out of order."""
 
     __slots__ = (
         "__weakref__",
@@ -150,7 +153,8 @@ class NatsSubscription:
             return
         stamp = headers.stamp(self._stream) if self._stream else None
         if stamp is None:
-            self._handler(Delivery(subject, payload, headers))
+            if not self._owner.repeats.add(self, subject, payload):
+                self._handler(Delivery(subject, payload, headers))
         elif self._pending is not None:
             self._pending.append((subject, payload, headers, stamp))
         elif (

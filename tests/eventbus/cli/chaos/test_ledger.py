@@ -157,3 +157,15 @@ def test_message_under_way_while_the_store_is_erased_may_come_twice_and_anywhere
     assert examine(ledger, log, erased_at=[0.9]).broken == ["sse 3: 1 received twice: a #1"]
     assert examine(ledger, log, erased_at=[5.0]).broken == ["sse 3: 1 received twice: a #1"]
     assert examine(ledger, log, [a, c, b, d, e]).broken[1] == "sse 3: 1 received out of order: a #2"
+
+
+def test_volatile_message_may_come_again_on_another_connection_only(ledger):
+    (sent,) = publish(ledger, count=1)
+    log = Log(ledger, "volatile 0", CHANNEL, Promise.AT_MOST_ONCE)
+    log.joined(0.0)
+    log.received(sent, 1.0)
+    log.joined(2.0)
+    log.received(sent, 3.0)
+    assert examine(ledger, log).broken == []
+    log.received(sent, 4.0)
+    assert examine(ledger, log).broken == ["volatile 0: 1 received twice: a #0"]
