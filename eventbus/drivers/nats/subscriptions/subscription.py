@@ -334,6 +334,7 @@ class NatsSubscription:
             self._handler = None
             self._pending = None
             await self._owner.leave(self)
+            self.at_server = None  # they refer to each other
 
     def detach(self) -> None:
         """Stop without telling the server; the connection is closing."""

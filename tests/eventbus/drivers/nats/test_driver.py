@@ -1,11 +1,13 @@
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
 import signal
 import socket
 import time
+import weakref
 
 import msgspec
 import nats
@@ -159,6 +161,17 @@ class TestConnecting:
             await driver.subscribe(f"{settings.namespace}.live.>", Inbox())
             await driver.publish(f"{settings.namespace}.event.a", b"x")
         assert asyncio.all_tasks() == before
+
+    async def test_closed_subscription_is_freed_at_once(self, driver, namespace):
+        gc.disable()  # a full collection is rare in a process with many subscriptions
+        try:
+            subscription = await driver.subscribe(f"{namespace}.live.a", Inbox())
+            await subscription.aclose()
+            is_freed = weakref.ref(subscription)
+            del subscription
+            await until(lambda: is_freed() is None)
+        finally:
+            gc.enable()
 
     async def test_opening_twice_is_an_error(self, driver):
         with pytest.raises(ConnectionFailed, match="not new"):
