@@ -47,9 +47,9 @@ class Repeats:
     __slots__ = ("_bytes", "_known", "_recent", "_until")
 
     def __init__(self) -> None:
-        self._recent: collections.deque[tuple[object, str, bytes]] = collections.deque()
+        self._recent: collections.deque[tuple[int, str, bytes]] = collections.deque()
         self._bytes = 0
-        self._known: set[tuple[object, str, str]] = set()
+        self._known: set[tuple[int, str, str]] = set()
         self._until = 0.0
 
     def on_lost(self) -> None:
@@ -61,8 +61,11 @@ class Repeats:
         }
         self._until = asyncio.get_running_loop().time() + _FOR_S
 
-    def add(self, subscription: object, subject: str, payload: bytes) -> bool:
-        """Keep a message. Returns whether the subscription already got it before the loss."""
+    def add(self, subscription: int, subject: str, payload: bytes) -> bool:
+        """Keep a message. Returns whether the subscription already got it before the loss.
+
+        `subscription` is its `id`, so that one that was closed is not kept.
+        """
         if self._known and self._is_known(subscription, subject, payload):
             return True
         recent = self._recent
@@ -72,7 +75,7 @@ class Repeats:
             self._bytes -= len(recent.popleft()[2])
         return False
 
-    def _is_known(self, subscription: object, subject: str, payload: bytes) -> bool:
+    def _is_known(self, subscription: int, subject: str, payload: bytes) -> bool:
         if asyncio.get_running_loop().time() > self._until:
             self._known.clear()
         return (subscription, subject, _id_of(payload)) in self._known

@@ -153,7 +153,7 @@ class NatsSubscription:
             return
         stamp = headers.stamp(self._stream) if self._stream else None
         if stamp is None:
-            if not self._owner.repeats.add(self, subject, payload):
+            if not self._owner.repeats.add(id(self), subject, payload):
                 self._handler(Delivery(subject, payload, headers))
         elif self._pending is not None:
             self._pending.append((subject, payload, headers, stamp))
