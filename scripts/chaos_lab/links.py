@@ -33,7 +33,7 @@ class Link:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._serve, self._host, self.port)
+        self._server = await asyncio.start_server(self._accept, self._host, self.port)
 
     def cut(self, *, there: bool = True, back: bool = True) -> None:
         """Let nothing pass to the target, back from it, or both, as if packets were dropped."""
@@ -60,11 +60,16 @@ class Link:
         self.reset()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection in a task of our own.
+
+        Python 3.11 reports an asyncio server's own tasks as failed if they are cancelled.
+        """
+        task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         try:
             await self._there.wait()
