@@ -55,7 +55,7 @@ new (withResume(Pusher))(7, { cluster: "" }); // expect: 2345
 export { resume };
 """
 
-pytestmark = [pytest.mark.npm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.npm, pytest.mark.timeout(240)]
 
 
 def run(*command, cwd):
