@@ -33,7 +33,7 @@ def run_command(
     cwd: Path,
     input: str = "",  # noqa: A002 - as in subprocess.run()
     encoding: str = "utf-8",
-    timeout: float = 60,
+    timeout: float = 150,
 ) -> subprocess.CompletedProcess[str]:
     """Run `eventbus` to its end."""
     if _is_for_interpreter(env):

@@ -7,6 +7,7 @@ its process, or into what a child process writes to stderr.
 import asyncio
 import base64
 import contextlib
+import functools
 import gc
 import hashlib
 import logging
@@ -198,7 +199,7 @@ def _watch_for_secrets() -> None:
 
 
 LONGEST_ID = 120
-SLOW_LIMIT_S = 180
+SLOW_LIMIT_S = 360
 """For browsers, and nodes as processes: on a busy machine each takes some ten seconds to start."""
 ROOT = Path(__file__).parent
 SERVER_FIXTURES = {
@@ -253,10 +254,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
     items.sort(key=_time_limit, reverse=True)
     for item in items:
-        folders = item.path.relative_to(ROOT).parts[:-1]
         if (
             SERVER_FIXTURES & set(getattr(item, "fixturenames", ()))
-            or SERVER_FOLDERS & {*folders}
+            or _is_in_server_folder(item.path)
             or any(item.get_closest_marker(name) for name in PROGRAMS)
         ):
             item.add_marker(pytest.mark.server)
@@ -264,6 +264,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"an id of {len(item.nodeid)} characters: {item.nodeid:.200}…")
         if " at 0x" in item.nodeid:
             raise pytest.UsageError(f"an id that differs between workers: {item.nodeid}")
+
+
+@functools.cache  # thousands of tests are in a few hundred files
+def _is_in_server_folder(path: Path) -> bool:
+    return not SERVER_FOLDERS.isdisjoint(path.relative_to(ROOT).parts[:-1])
 
 
 def pytest_collection_finish() -> None:

@@ -26,7 +26,7 @@ def test_forked_command_is_like_one_that_is_started(run_command, tmp_path, argum
     forked = run_command(*arguments, env=env, cwd=tmp_path, input=text)
     started = subprocess.run(
         [*COMMAND, *arguments], env=env, cwd=tmp_path, input=text, encoding="utf-8",
-        capture_output=True, check=False, timeout=60,
+        capture_output=True, check=False, timeout=150,
     )  # fmt: skip
     assert forked.stdout + forked.stderr
     assert (forked.returncode, forked.stdout, forked.stderr) == (

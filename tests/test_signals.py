@@ -23,6 +23,6 @@ def test_interrupts_reach_what_tests_start_in_a_suite_that_was_started_without_t
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=150,
     )
     assert "1 passed" in done.stdout, done.stdout

@@ -95,7 +95,7 @@ def test_an_edge_with_credentials_that_have_expired_ends_and_says_why(login, ope
         cwd=Path(settings.nats_creds).parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert done.returncode == 1

@@ -382,7 +382,11 @@ def test_systemd_understands_the_unit(name, tmp_path):
     path = tmp_path / f"{name}.service"
     path.write_text(text.replace(command, "/bin/true"), encoding="utf-8")
     done = subprocess.run(
-        ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False, timeout=60
+        ["systemd-analyze", "verify", path],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -22,7 +22,7 @@ from tests.ports import free_port
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.xdist_group("production-settings"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 ROOT = Path(__file__).parents[2]
 ORIGIN = "https://app.example.com"
@@ -219,7 +219,7 @@ def run_edge(environ, **changes):
     return subprocess.run(
         [sys.executable, "-m", "eventbus_edge"],
         env=environ | {"BROADCAST_WEBSOCKET_PORT": "0", "JWT_SECRET": JWT_SECRET} | changes,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=150, check=False,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Line:
             except OSError:  # it is cut
                 return
             try:
-                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=30)
             except OSError:  # the server is not up
                 near.close()
                 continue
@@ -211,7 +211,7 @@ class Regions:
     @property
     def site_is_linked(self):
         url = f"http://127.0.0.1:{self._monitors['site']}/leafz"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=30) as answer:
             return json.load(answer)["leafnodes"] == 1
 
     async def cut(self):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -262,26 +265,48 @@ async def bus(settings, clients, runners):
         await runners.aclose()
 
 
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory):
+    """Start the redis-server of this worker, at the first call: gives its port."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def start() -> int:
+            port = free_port()
+            folder = tmp_path_factory.mktemp("redis")
+            process = stack.enter_context(
+                subprocess.Popen(
+                    ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", folder,
+                     "--save", ""],
+                    stdout=subprocess.DEVNULL,
+                )
+            )  # fmt: skip
+            stack.callback(process.kill)
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", port), PATIENCE_S).close()
+                except ConnectionRefusedError:
+                    assert process.poll() is None, "redis-server has ended"
+                    assert time.monotonic() < deadline, "redis-server does not listen"
+                    time.sleep(0.02)
+                else:
+                    return port
+
+        yield start
+
+
 @pytest.fixture
-async def start_redis(tmp_path, namespace, clients, runners):
-    """Start a redis-server of this test's own: `await start_redis()` gives settings for it."""
-    started = []
+def start_redis(shared_redis, namespace):
+    """Settings for this worker's redis-server, which tests share: `start_redis()`.
 
-    async def start() -> Settings:
-        port = free_port()
-        folder = ["--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
-        process = await asyncio.create_subprocess_exec(
-            "redis-server", "--port", str(port), *folder, stdout=asyncio.subprocess.DEVNULL
-        )
-        started.append(process)
-        return Settings(driver="redis", redis_port=port, namespace=namespace)
+    It starts at the first call. The tests are kept apart by `namespace`; do not stop it.
+    """
 
-    yield start
-    await clients.aclose()
-    await runners.aclose()
-    for process in started:
-        process.kill()
-        await process.wait()
+    def start() -> Settings:
+        return Settings(driver="redis", redis_port=shared_redis(), namespace=namespace)
+
+    return start
 
 
 @pytest.fixture
@@ -348,7 +373,7 @@ async def each_bus(request, settings, start_redis, clients, runners):
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
     elif request.param == "redis":
-        settings = await start_redis()
+        settings = start_redis()
     async with EventBus(settings) as opened:
         yield opened
         await clients.aclose()

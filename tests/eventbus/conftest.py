@@ -32,7 +32,7 @@ class Postgres:
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, user="postgres" if self.is_root else None, cwd=self.folder,
-            capture_output=True, text=True, check=True, timeout=50,
+            capture_output=True, text=True, check=True, timeout=150,
         )  # fmt: skip
 
     def start(self) -> None:

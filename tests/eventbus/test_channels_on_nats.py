@@ -129,7 +129,7 @@ async def test_empty_tokens_are_sent_by_nats_py_and_never_delivered(nats_server,
     subscription = await nc.subscribe(f"{namespace}.>")
     await nc.publish(f"{namespace}.{name}", b"lost")
     await nc.publish(f"{namespace}.end", b"end")
-    assert (await subscription.next_msg(timeout=5)).data == b"end"
+    assert (await subscription.next_msg(timeout=30)).data == b"end"
     await nc.close()
 
 
@@ -139,7 +139,7 @@ async def test_wildcards_in_a_publish_are_delivered_as_literals(nats_server, nam
     nc = await nats.connect(nats_server.url)
     subscription = await nc.subscribe(f"{namespace}.>")
     await nc.publish(f"{namespace}.{name}", b"x")
-    assert (await subscription.next_msg(timeout=5)).subject == f"{namespace}.{name}"
+    assert (await subscription.next_msg(timeout=30)).subject == f"{namespace}.{name}"
     await nc.close()
 
 
@@ -149,7 +149,7 @@ async def test_nul_del_and_unicode_are_delivered(nats_server, namespace, name):
     nc = await nats.connect(nats_server.url)
     subscription = await nc.subscribe(f"{namespace}.>")
     await nc.publish(f"{namespace}.{name}", b"x")
-    assert (await subscription.next_msg(timeout=5)).subject == f"{namespace}.{name}"
+    assert (await subscription.next_msg(timeout=30)).subject == f"{namespace}.{name}"
     await nc.close()
 
 
@@ -195,5 +195,5 @@ async def test_line_ends_in_header_values_become_spaces(nats_server, namespace):
     nc = await nats.connect(nats_server.url)
     subscription = await nc.subscribe(namespace)
     await nc.publish(namespace, b"x", headers={"A": "1\r\nB: 2"})
-    assert (await subscription.next_msg(timeout=5)).headers == {"A": "1  B: 2"}
+    assert (await subscription.next_msg(timeout=30)).headers == {"A": "1  B: 2"}
     await nc.close()

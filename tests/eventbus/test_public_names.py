@@ -11,7 +11,7 @@ import eventbus
 def modules_after(code):
     shown = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=150,
     )  # fmt: skip
     return set(shown.stdout.split())
 

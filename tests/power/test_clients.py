@@ -56,7 +56,7 @@ async def test_client_ahead_of_the_store_is_always_notified(broker, new_messages
             client = await edge.connect()
             await client.subscribe("news")
             await publish(bus, LOST)
-            frames = [await client.receive(timeout=60) for _ in LOST]
+            frames = [await client.receive(timeout=150) for _ in LOST]
             broker.power_off()
     await broker.restart()
     is_whole = broker.settings.history_durability == "disk"
@@ -67,7 +67,7 @@ async def test_client_ahead_of_the_store_is_always_notified(broker, new_messages
         assert answer["recovered"] is is_whole
         await publish(bus, ["live"])
         received = [
-            (await client.receive(timeout=60))["data"] for _ in range(new_messages * is_whole + 1)
+            (await client.receive(timeout=150))["data"] for _ in range(new_messages * is_whole + 1)
         ]
         assert received[-1] == "live"
         assert received[:-1] == [f"new {number}" for number in range(new_messages * is_whole)]
@@ -80,15 +80,15 @@ async def test_connected_client_is_notified_when_the_store_lost_its_messages(bro
         client = await edge.connect()
         await client.subscribe("news")
         await publish(bus, LOST)
-        frames = [await client.receive(timeout=60) for _ in LOST]
+        frames = [await client.receive(timeout=150) for _ in LOST]
         broker.power_off()
         await broker.restart()
         await publish(bus, ["after"])
-        frame = await client.receive(timeout=60)
+        frame = await client.receive(timeout=150)
         if broker.settings.history_durability == "process":
             assert frame["event"] == "eb:subscribed"
             assert frame["data"]["recovered"] is False
             assert frame["data"]["offset"] == len(KEPT)
             assert frame["data"]["epoch"] != frames[-1]["epoch"]
-            frame = await client.receive(timeout=60)
+            frame = await client.receive(timeout=150)
         assert frame["data"] == "after"

@@ -18,7 +18,7 @@ def test_tests_of_a_group_run_in_one_process(tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "test_it.py"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=50,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert len(list(tmp_path.glob("ran-*"))) == 1

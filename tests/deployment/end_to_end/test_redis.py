@@ -10,7 +10,7 @@ pytestmark = [
     pytest.mark.nginx,
     pytest.mark.redis,
     pytest.mark.xdist_group("deployment"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 CLIENTS = 60
 

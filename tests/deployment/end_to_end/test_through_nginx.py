@@ -12,7 +12,7 @@ from eventbus.errors import EventBusError
 pytestmark = [
     pytest.mark.nginx,
     pytest.mark.xdist_group("deployment"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 PATIENCE_S = 30
 

@@ -95,7 +95,7 @@ def wheel(tmp_path_factory):
 def installed(wheel, tmp_path_factory):
     """The folder that is /opt/eventbus in the image: an environment with the wheel."""
     folder = tmp_path_factory.mktemp("image") / "eventbus"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=150)
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel],
         env=os.environ | {"PIP_PYTHON": str(folder / "bin" / "python")}, check=True, timeout=120,

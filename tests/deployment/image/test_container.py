@@ -15,7 +15,7 @@ from eventbus.client import connect
 from eventbus.tokens import issue_token
 from tests.deployment.image.conftest import PATIENCE_S
 
-pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.xdist_group("deployment"), pytest.mark.timeout(240)]
 
 
 def secrets_of(deployment, service):

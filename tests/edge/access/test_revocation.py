@@ -424,7 +424,7 @@ async def test_reading_many_revocations_does_not_hold_the_loop():
 
 @pytest.fixture(params=["nats", pytest.param("redis", marks=pytest.mark.redis)])
 async def settings(request, settings, start_redis):
-    return await start_redis() if request.param == "redis" else settings
+    return start_redis() if request.param == "redis" else settings
 
 
 @pytest.fixture

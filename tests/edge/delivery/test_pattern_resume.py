@@ -579,7 +579,7 @@ async def test_replaced_stream_is_a_gap_with_the_position_in_the_new_one(
 async def test_pattern_without_an_order_has_no_position_and_does_not_resume(
     start_redis, start_edge, access
 ):
-    async with EventBus(await start_redis()) as bus:
+    async with EventBus(start_redis()) as bus:
         assert Capability.PATTERN_HISTORY not in bus.driver.capabilities
         edge = await start_edge(bus)
         cursor = await publish(bus, [0, 1])

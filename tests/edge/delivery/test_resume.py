@@ -33,7 +33,7 @@ async def bus(request, settings, start_redis, kept):
     if request.param == "memory":
         settings = msgspec.structs.replace(settings, driver="memory")
     elif request.param == "redis":
-        settings = await start_redis()
+        settings = start_redis()
     async with EventBus(msgspec.structs.replace(settings, history_messages=kept)) as opened:
         yield opened
 

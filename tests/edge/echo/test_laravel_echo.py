@@ -11,7 +11,7 @@ from eventbus.integrations.pusher import PusherApp, sign_user
 from eventbus_edge.access import ANYONE, AUTHENTICATED, ChannelRules, Rule
 from tests.edge.echo.conftest import APP
 
-pytestmark = [pytest.mark.npm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.npm, pytest.mark.timeout(240)]
 
 
 @pytest.fixture

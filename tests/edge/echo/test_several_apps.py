@@ -8,7 +8,7 @@ from eventbus.tokens import issue_token
 from tests.edge.conftest import SECRET
 from tests.edge.echo.conftest import APP
 
-pytestmark = [pytest.mark.npm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.npm, pytest.mark.timeout(240)]
 
 FILE = """
 [[app]]

@@ -77,7 +77,7 @@ async def nodes(request, start_edge, start_redis, settings, http, know_each_othe
             edges = [await start_edge(bus, api_key=KEY) for _ in range(2)]
         else:
             if request.param == "redis":
-                settings = await start_redis()
+                settings = start_redis()
             edges = [await start_edge(settings, api_key=KEY) for _ in range(2)]
         await know_each_other(*edges)
         yield [Api(http, edge) for edge in edges]

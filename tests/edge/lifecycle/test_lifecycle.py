@@ -376,7 +376,7 @@ async def test_memory_announces_the_same_events(start_edge, settings, token):
 
 @pytest.mark.redis
 async def test_redis_announces_the_same_events(start_edge, start_redis, token):
-    settings = await start_redis()
+    settings = start_redis()
     async with EventBus(settings) as bus:
         received = await listening(bus)
         nodes = [await start_edge(bus, **FAST), await start_edge(settings, **FAST)]

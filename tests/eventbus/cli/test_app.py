@@ -131,7 +131,7 @@ def test_command_imports_only_what_it_needs(command, excluded, tmp_path):
         "main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=150, cwd=tmp_path,
         check=True,
     )  # fmt: skip
     loaded = set(done.stderr.partition("loaded")[2].split())

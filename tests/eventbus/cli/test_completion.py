@@ -25,7 +25,7 @@ def test_shell_completes_groups_and_commands(words, expected):
         [command],
         env={**os.environ, "_EVENTBUS_COMPLETE": "complete_bash", "COMP_WORDS": words,
              "COMP_CWORD": str(len(words.split()) - 1)},
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     assert set(shown.stdout.split()) == expected, shown.stderr
 
@@ -37,7 +37,7 @@ def completions(words, **environ):
         [Path(sys.executable).parent / "eventbus"],
         env={**os.environ, "_EVENTBUS_COMPLETE": "complete_bash", "COMP_WORDS": words,
              "COMP_CWORD": str(len(given) - 1)} | environ,
-        capture_output=True, text=True, check=False, timeout=60, cwd=environ.pop("PWD", None),
+        capture_output=True, text=True, check=False, timeout=150, cwd=environ.pop("PWD", None),
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout.split()

@@ -45,7 +45,7 @@ def run(environ, tmp_path):
     def run(*arguments, code=0):
         done = subprocess.run(
             [COMMAND, "outbox", *arguments], env=environ, cwd=tmp_path, capture_output=True,
-            text=True, timeout=50, check=False,
+            text=True, timeout=150, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -112,7 +112,7 @@ def test_doctor_looks_at_the_outbox_of_the_database(run, environ, url, tmp_path)
     def found():
         done = subprocess.run(
             [COMMAND, "doctor", "--json"], env=environ | {"BROADCAST_DRIVER": "null"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
+            cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False,
         )  # fmt: skip
         findings = json.loads(done.stdout)["findings"]
         return [(each["status"], each["found"]) for each in findings if each["check"] == "outbox"]

@@ -229,7 +229,7 @@ def test_new_event_is_there_and_its_test_passes(run, tmp_path, arguments, module
     assert (row["event"], row["channels"]) == (name, [channel])
     linted = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--select", "E,F,I", "--line-length", "100", "."],
-        cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+        cwd=folder, capture_output=True, text=True, check=False, timeout=150,
     )  # fmt: skip
     assert linted.returncode == 0, linted.stdout
 
@@ -239,7 +239,7 @@ def run_pytest(*arguments, cwd):
     return subprocess.run(
         [Path(sys.executable).with_name("pytest"), "-q", "-p", "no:cacheprovider", *arguments],
         cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        check=False, timeout=60,
+        check=False, timeout=150,
     )  # fmt: skip
 
 

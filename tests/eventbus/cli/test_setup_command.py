@@ -21,7 +21,7 @@ def run(own_nats_server):
             env={**os.environ, **given},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
 

@@ -21,7 +21,7 @@ async def edge(new_edge, tmp_path, token):
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
     url = f"wss://edge.test:{edge.url.rpartition(':')[2].partition('/')[0]}/ws"
-    options = ClientOptions(open_timeout=3.0)
+    options = ClientOptions(open_timeout=30.0)
     return url, lambda: connect(url, tls=tls, token=token("7"), options=options)
 
 

@@ -288,7 +288,7 @@ def test_output_does_not_depend_on_hashes():
     outputs = {
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed, "PYTHONPATH": path},
-            capture_output=True, check=True, timeout=60,
+            capture_output=True, check=True, timeout=150,
         ).stdout
         for seed in ("0", "1", "2", "3")
     }  # fmt: skip

@@ -211,4 +211,4 @@ def test_models_can_be_defined_after_the_events_that_name_them(tmp_path, use):
         "from eventbus.contracts.lock import lock_of\n"
         "from eventbus.events.encoding import encode_event\n" + USES[use]
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=150, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import shutil
 import signal
@@ -222,8 +223,9 @@ REDIS = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests in this folder that need Redis."""
+    folder = f"{Path(__file__).parent}{os.sep}"
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and REDIS & fixtures_of(item):
+        if REDIS & fixtures_of(item) and str(item.path).startswith(folder):
             item.add_marker(pytest.mark.redis)
 
 

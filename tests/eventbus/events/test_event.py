@@ -480,7 +480,7 @@ if __name__ == "__main__":
     )
     done = subprocess.run(
         [sys.executable, "spawning.py"],
-        cwd=tmp_path, check=False, capture_output=True, timeout=60,
+        cwd=tmp_path, check=False, capture_output=True, timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
 

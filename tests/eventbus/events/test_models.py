@@ -465,4 +465,4 @@ found = catalogue([Plain])
 asyncapi.document(found), typescript.declarations(found)
 sys.exit("pydantic" in sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=150)

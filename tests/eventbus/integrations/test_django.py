@@ -30,7 +30,7 @@ def run(tmp_path):
         program = f"EVENTBUS = {eventbus}\n" + textwrap.dedent(HEAD) + textwrap.dedent(code)
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True,
-            text=True, timeout=50, check=False, env={**os.environ, "COLUMNS": "200"},
+            text=True, timeout=150, check=False, env={**os.environ, "COLUMNS": "200"},
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -508,6 +508,6 @@ def test_model_with_the_outbox_needs_the_app(tmp_path):
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], cwd=tmp_path, capture_output=True,
-        text=True, timeout=50, check=False,
+        text=True, timeout=150, check=False,
     )  # fmt: skip
     assert "outbox=True needs 'eventbus.integrations.django' in INSTALLED_APPS" in done.stderr

@@ -27,7 +27,7 @@ SERVERS = {
 def _init(folder, framework, *options):
     return subprocess.run(
         [EVENTBUS, "init", framework, *options], cwd=folder, capture_output=True, text=True,
-        timeout=50, check=False,
+        timeout=150, check=False,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ async def test_application_passes_its_tests_and_runs_beside_the_development_serv
     assert done.returncode == 0, done.stdout + done.stderr
     assert "eventbus dev" in done.stdout
     tests = start(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    shown, _ = tests.communicate(timeout=50)
+    shown, _ = tests.communicate(timeout=150)
     assert tests.returncode == 0, shown
     assert "3 passed" in shown
 

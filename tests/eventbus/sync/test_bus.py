@@ -84,7 +84,7 @@ def _script(settings, code, **environ):
         start_new_session=True,
     )
     try:
-        out, err = program.communicate(timeout=50)
+        out, err = program.communicate(timeout=150)
     except BaseException:
         os.killpg(program.pid, signal.SIGKILL)  # with the children that it forked
         program.communicate()

@@ -69,7 +69,7 @@ def test_edges_do_not_drain_without_consent(eventbus):
     assert "add --yes" in done.stderr
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_drain_command_that_fails_ends_the_run_with_its_error(eventbus, start_node):
     address = start_node()
     done = eventbus(

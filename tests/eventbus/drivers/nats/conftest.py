@@ -60,7 +60,7 @@ def paused(server):
 async def api(client, what, question=None):
     """Request `$JS.API.<what>` as another tool does; returns the whole answer."""
     payload = b"" if question is None else json.dumps(question).encode()
-    answer = await client.request(f"$JS.API.{what}", payload, timeout=5)
+    answer = await client.request(f"$JS.API.{what}", payload, timeout=30)
     return json.loads(answer.data)
 
 

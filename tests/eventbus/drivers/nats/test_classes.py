@@ -41,13 +41,13 @@ async def raw(own_nats_server):
 
 
 async def names(raw):
-    answer = await raw.request("$JS.API.STREAM.NAMES", b"{}", timeout=5)
+    answer = await raw.request("$JS.API.STREAM.NAMES", b"{}", timeout=30)
     return sorted(msgspec.json.decode(answer.data)["streams"])
 
 
 async def class_info(raw):
     (name,) = [name for name in await names(raw) if name.startswith("OWN_EVENTS_")]
-    answer = await raw.request(f"$JS.API.STREAM.INFO.{name}", b"", timeout=5)
+    answer = await raw.request(f"$JS.API.STREAM.INFO.{name}", b"", timeout=30)
     return msgspec.json.decode(answer.data)
 
 
@@ -60,7 +60,7 @@ async def until_forgotten(raw):
     """Wait until the event stream is empty, and the classes have reported."""
     async with asyncio.timeout(20):
         while True:
-            answer = await raw.request("$JS.API.STREAM.INFO.OWN_EVENTS", b"", timeout=5)
+            answer = await raw.request("$JS.API.STREAM.INFO.OWN_EVENTS", b"", timeout=30)
             active = (await class_info(raw))["sources"][0]["active"]
             if not msgspec.json.decode(answer.data)["state"]["messages"] and active >= 0:
                 return
@@ -224,10 +224,10 @@ async def test_a_class_of_a_stream_that_is_recreated_is_recreated_too(brief, sub
         await publish(driver, subjects, "orders.42", 10)
         await until_forgotten(raw)
         created = (await class_info(raw))["created"]
-        await raw.request("$JS.API.STREAM.DELETE.OWN_EVENTS", b"", timeout=5)
+        await raw.request("$JS.API.STREAM.DELETE.OWN_EVENTS", b"", timeout=30)
         await raw.request(
             (await class_info(raw))["config"]["name"].join(["$JS.API.STREAM.PURGE.", ""]), b"",
-            timeout=5,
+            timeout=30,
         )  # fmt: skip
     async with opened(brief) as driver:
         assert (await class_info(raw))["created"] != created
@@ -244,7 +244,7 @@ async def test_a_class_stream_that_is_removed_comes_back_with_the_next_reading(
     async with opened(msgspec.structs.replace(brief, history_seconds=600)) as driver:
         given = await publish(driver, subjects, "orders.42", 3)
         name = (await class_info(raw))["config"]["name"]
-        await raw.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=5)
+        await raw.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=30)
         page = await driver.read(subjects.live("orders.42"), after=None, limit=100)
         assert offsets(page) == given
         assert (await class_info(raw))["config"]["name"] == name

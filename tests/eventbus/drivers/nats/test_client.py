@@ -171,7 +171,7 @@ async def test_nothing_is_delivered_after_unlisten(fast, namespace):
 async def test_subscriptions_of_nats_py_itself_still_work_on_the_fast_client(fast, namespace):
     subscription = await fast.subscribe(f"{namespace}.a")
     await fast.publish(f"{namespace}.a", b"x", headers={"A": "b"})
-    message = await subscription.next_msg(timeout=5)
+    message = await subscription.next_msg(timeout=30)
     assert (message.data, message.headers) == (b"x", {"A": "b"})
 
 

@@ -73,7 +73,7 @@ def stream_config(namespace, **changes):
 
 async def api(nc, what, name, config=None):
     payload = b"" if config is None else json.dumps(config).encode()
-    answer = await nc.request(f"$JS.API.STREAM.{what}.{name}", payload, timeout=5)
+    answer = await nc.request(f"$JS.API.STREAM.{what}.{name}", payload, timeout=30)
     return json.loads(answer.data)
 
 

@@ -169,7 +169,7 @@ async def account_of(stack, folder, **jetstream):
     }
     server = await stack.enter_async_context(NatsServer(folder, config={"accounts": accounts}))
     url = server.url.replace("://", "://a:x@")
-    return Settings(nats_url=url, namespace="own", history_bytes=BYTES, connect_timeout=3)
+    return Settings(nats_url=url, namespace="own", history_bytes=BYTES, connect_timeout=30)
 
 
 async def test_account_that_allows_few_unacknowledged_messages_can_have_queues_and_groups(tmp_path):

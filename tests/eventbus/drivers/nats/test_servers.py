@@ -34,7 +34,7 @@ async def token_server(tmp_path):
 
 async def log_in(url, namespace):
     driver = NatsDriver(
-        Settings(nats_url=url, namespace=namespace, history_bytes=1024**2, connect_timeout=5)
+        Settings(nats_url=url, namespace=namespace, history_bytes=1024**2, connect_timeout=30)
     )
     await driver.open()
     try:

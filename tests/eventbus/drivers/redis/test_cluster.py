@@ -88,12 +88,12 @@ async def test_whole_cluster_receives_a_message_only_while_there_is_a_filter(
     await driver.subscribe(live, inbox)
     async with Redis(port=redis_cluster.nodes[0].port) as client, client.pubsub() as classic:
         await classic.subscribe(live)
-        assert (await classic.get_message(timeout=5))["type"] == "subscribe"
+        assert (await classic.get_message(timeout=30))["type"] == "subscribe"
         for root in (subjects.event, subjects.live):
             await driver.publish(root("room"), b"quiet")
         subscription = await driver.subscribe(subjects.live_filter(Pattern(">")), every)
         await driver.publish(subjects.event("room"), b"loud")
-        received = await classic.get_message(timeout=5)
+        received = await classic.get_message(timeout=30)
         assert received["data"].endswith(b"loud")
         await inbox.until(3)
         assert (await every.until(1))[0].payload == b"loud"

@@ -364,7 +364,7 @@ async def test_every_password_logs_in_percent_encoded_or_as_it_is(
     for given in (quote(password, safe=""), password):
         for user in ("", "default"):
             url = f"redis://{user}:{given}@127.0.0.1:{server.port}/0"
-            driver = RedisDriver(Settings(redis_url=url, namespace=namespace, connect_timeout=5))
+            driver = RedisDriver(Settings(redis_url=url, namespace=namespace, connect_timeout=30))
             await driver.open()
             await driver.aclose()
     for wrong in (f"x{quote(password, safe='')}", ""):

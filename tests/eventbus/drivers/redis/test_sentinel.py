@@ -18,7 +18,7 @@ from eventbus.testing.contracts.driver import Inbox
 from tests.eventbus.drivers.conftest import until
 
 PATIENCE_S = 45.0
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
