@@ -374,7 +374,18 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
-        # An event's methods are the application's code.
+        if len(events) == 1 and self._is_direct(events[0]):
+            (event,) = events  # most dispatches: a straight way, in two thirds of the time
+            # An event's methods are the application's code.
+            messages = call_plain(encode_messages, event, via)
+            if len(messages) == 1:
+                receipts: tuple[Receipt, ...] = (await self._sender.send(messages[0]),)
+            else:
+                receipts = await self._sender.send_all(messages)
+            if self.listeners.matching(type(event)):
+                await self.listeners.run(event, raise_errors=raise_errors)
+            return receipts
+        # Their methods, too.
         checked, waits = call_plain(self._prepare, events, via)
         holders = holders_around(self) if any(waits) else ()
         sent = Sent()
@@ -431,6 +442,14 @@ class EventBus:
     def report_rescued(self, event: str, destination: str, error: Exception) -> None:
         """Log and count what `broadcast(…).rescue()` could not send."""
         self._rescues.rescued(event, destination, error)
+
+    def _is_direct(self, event: Event) -> bool:
+        """Whether a dispatch sends the event now, as it is, and raises what that raises."""
+        definition = event.__event_definition__
+        return (
+            not (definition.queue or definition.after_commit or definition.rescue)
+            and self._fake_for(type(event)) is None
+        )
 
     @staticmethod
     def _prepare(events: Sequence[Event], via: str | None) -> tuple[list[Prepared], list[bool]]:

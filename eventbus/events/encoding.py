@@ -3,16 +3,16 @@
 `encode_messages` is the entry point for a dispatch; the functions follow in the order of its steps.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from eventbus.channels import validate_channel
+from eventbus.channels import Pattern, validate_channel
 from eventbus.drivers import Headers
 from eventbus.errors import EncodingError, EventDefinitionError, EventFieldError
 from eventbus.events.data_types import data_decoder, data_has_models
-from eventbus.events.definition import EventDefinition
 from eventbus.events.event import (
     Event,
     ShouldBroadcast,
@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_FROM_TEMPLATE: Final = ShouldBroadcast.broadcast_on
+
+
 class Outgoing(msgspec.Struct, frozen=True):
     """A message that was checked, and how to publish it."""
 
@@ -63,9 +66,8 @@ def encode_messages(event: Event, via: str | None = None) -> list[Outgoing]:
     messages = messages_of(event)
     if not messages:
         return []
-    definition, headers = event.__event_definition__, headers_of(event)
-    template = None if definition.channel is None else definition.channel.text
-    return [Outgoing(each, definition.volatile, headers, via, template) for each in messages]
+    plan, headers = _plan_of(type(event)), headers_of(event)
+    return [Outgoing(each, plan.volatile, headers, via, plan.template) for each in messages]
 
 
 def messages_of(event: Event) -> tuple[Message, ...]:
@@ -74,18 +76,24 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     An event that is not broadcast stays in the process, and may hold anything. Any other is
     validated against its type first: Python code can put anything into a struct's fields.
     """
-    definition = check_dispatchable(event)
     if not isinstance(event, ShouldBroadcast):
+        check_dispatchable(type(event))
         return ()
+    cls = type(event)
+    plan = _plan_of(cls)
     encoded = encode_event(event)
     if not event.broadcast_when():
         return ()
-    channels = _channels(event, definition)
+    given = event.broadcast_on()
+    if cls.broadcast_on is _FROM_TEMPLATE and not plan.declared and type(given) is str:
+        channels: tuple[str, ...] = (given,)  # checked by the template
+    else:
+        channels = _checked(cls, given, plan.declared)
     data = event.broadcast_with()
     meta = event.event_meta
     shared = msgspec.Raw(encoded if data is event else _encode_chosen(event, data))
     name = event.broadcast_as()
-    if name != definition.name:  # that one was checked by the class statement
+    if name != plan.name:  # that one was checked by the class statement
         validate_event_name(name)
     stamp, id_ = meta.timestamp, meta.id
     return tuple(
@@ -96,22 +104,46 @@ def messages_of(event: Event) -> tuple[Message, ...]:
     )
 
 
-def check_dispatchable(event: Event) -> EventDefinition:
-    """The definition of an event's type.
+class _Plan(NamedTuple):
+    """What encoding looks up for each event of a type, once for the type."""
 
-    Raises EventDefinitionError for an abstract type, or a ClientEvent.
-    """
-    definition = event.__event_definition__
+    decode: Callable[[bytes | msgspec.Raw], Any]
+    what: str
+    """The type's events in errors."""
+    name: str
+    volatile: bool
+    template: str | None
+    has_models: bool
+    declared: tuple[Pattern, ...]
+    """The channels that an overridden `broadcast_on` may name, if they are declared."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan_of(cls: type[Event]) -> _Plan:
+    """Raises EventDefinitionError for a type that is not dispatched, or cannot be decoded."""
+    check_dispatchable(cls)
+    decode = event_decoder(cls)  # completes the definition
+    definition = event_definition(cls)
+    return _Plan(
+        decode=decode,
+        what=f"event {definition.name!r}",
+        name=definition.name,
+        volatile=definition.volatile,
+        template=None if definition.channel is None else definition.channel.text,
+        has_models=definition.has_models,
+        declared=definition.channels,
+    )
+
+
+def check_dispatchable(cls: type[Event]) -> None:
+    """Raises EventDefinitionError for an abstract type, or a ClientEvent."""
+    definition = event_definition(cls)
     if definition.abstract:
-        raise EventDefinitionError(
-            f"{qualified_name(type(event))} is abstract: dispatch a subclass of it"
-        )
+        raise EventDefinitionError(f"{qualified_name(cls)} is abstract: dispatch a subclass of it")
     if definition.from_clients:
         raise EventDefinitionError(
-            f"{qualified_name(type(event))} is a ClientEvent: clients send it, and services "
-            "subscribe to it"
+            f"{qualified_name(cls)} is a ClientEvent: clients send it, and services subscribe to it"
         )
-    return definition
 
 
 def encode_event(event: Event) -> bytes:
@@ -123,32 +155,25 @@ def encode_event(event: Event) -> bytes:
     Validated Pydantic models are encoded again, so that they fit the exported schema: with coerced
     values, and without the fields of a subclass.
     """
-    cls = type(event)
-    decode = event_decoder(cls)  # completes the definition
-    definition = event.__event_definition__
-    name = definition.name
-    encoded = encode_data(event, f"event {name!r}")
+    plan = _plan_of(type(event))
+    encoded = encode_data(event, plan.what)
     try:
-        decoded = decode(encoded)
-        if definition.has_models:
-            encoded = encode_data(decoded, f"event {name!r}")
+        decoded = plan.decode(encoded)
+        if plan.has_models:
+            encoded = encode_data(decoded, plan.what)
     except msgspec.ValidationError as exc:
         raise EventFieldError(
-            f"event {name!r} does not fit its type {qualified_name(cls)}: {exc}",
-            event=name,
+            f"{plan.what} does not fit its type {qualified_name(type(event))}: {exc}",
+            event=plan.name,
             field=_field(exc),
         ) from None
     except TooDeep as exc:
-        raise EncodingError(f"event {name!r} cannot be sent: {exc}") from None
+        raise EncodingError(f"{plan.what} cannot be sent: {exc}") from None
     return encoded
 
 
-def _channels(event: ShouldBroadcast, definition: EventDefinition) -> tuple[str, ...]:
-    """The channels that `broadcast_on` names, without duplicates, checked against declared ones."""
-    cls, declared = type(event), definition.channels
-    given = event.broadcast_on()
-    if cls.broadcast_on is ShouldBroadcast.broadcast_on and not declared:
-        return (given,) if isinstance(given, str) else tuple(given)  # checked by the template
+def _checked(cls: type[Event], given: object, declared: Sequence[Pattern]) -> tuple[str, ...]:
+    """The channels that `broadcast_on` named, without duplicates, checked against declared ones."""
     if isinstance(given, str):
         given = (given,)
     elif not isinstance(given, Sequence):

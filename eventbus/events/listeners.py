@@ -144,7 +144,7 @@ class Listeners:
         """
         errors: list[Exception] = []
         for event in events:
-            for listener in self._listeners_of(type(event)):
+            for listener in self.matching(type(event)):
                 try:
                     name = event_definition(type(event)).name
                     with guarded(), tracing.listening(name, listener.handler):
@@ -163,7 +163,7 @@ class Listeners:
         Nothing is broadcast. An exception is logged and counted, and the next listener is called;
         with `stop_on_error` it is raised.
         """
-        for listener in self._listeners_of(type(event)):
+        for listener in self.matching(type(event)):
             try:
                 answer = await call_guarded(listener.handler, event)
             except Exception as exc:
@@ -189,7 +189,8 @@ class Listeners:
         self._listeners = listeners
         self._version += 1
 
-    def _listeners_of(self, cls: type[Event]) -> tuple[_Listener, ...]:
+    def matching(self, cls: type[Event]) -> "tuple[_Listener, ...]":
+        """The listeners that `run` calls for events of this type, in order."""
         version = self._version_of_all()
         if version != self._found_version:
             self._found, self._found_version = {}, version
@@ -201,8 +202,11 @@ class Listeners:
 
     def _version_of_all(self) -> int:
         """Grows with each change of these listeners and of the inherited ones."""
-        inherited = self._inherited
-        return self._version + (0 if inherited is None else inherited._version_of_all())  # noqa: SLF001
+        version, inherited = self._version, self._inherited
+        while inherited is not None:
+            version += inherited._version  # noqa: SLF001 - of the same class
+            inherited = inherited._inherited  # noqa: SLF001
+        return version
 
     def _all(self) -> Iterable[_Listener]:
         inherited = self._inherited

@@ -110,7 +110,8 @@ def encode_data(data: Any, what: str) -> bytes:
     """`data` as JSON. Raises EncodingError, which begins with `what`, the name of the data."""
     try:
         encoded = _encoder.encode(data)
-        check_depth(encoded, MAX_DATA_DEPTH)
+        if len(encoded) > 2 * MAX_DATA_DEPTH:  # no call for short data: this runs for each message
+            check_depth(encoded, MAX_DATA_DEPTH)
     except RecursionError:
         raise EncodingError(
             f"{what} cannot be encoded as JSON: it is nested too deeply, or contains itself; "

@@ -121,7 +121,7 @@ def job_of(event: Event) -> Job:
 
     Raises EventDefinitionError, EventFieldError, EncodingError, InvalidName (its id).
     """
-    check_dispatchable(event)
+    check_dispatchable(type(event))
     if not _JOB_ID.fullmatch(event.event_meta.id):  # of an event from another system
         raise InvalidName(
             f"an event of id {event.event_meta.id[:80]!r} cannot be queued: 1 to 100 of "

@@ -45,8 +45,9 @@ class SimClient:
 
     # From the node to the server
 
-    async def send(self, subject, payload, head=b"", reply=""):
+    def buffer(self, subject, payload, head=b"", reply=""):
         self._do(self.broker.publish, self, subject, payload, _headers_of(head), reply)
+        return False
 
     async def publish(self, subject, payload=b"", reply="", headers=None):
         self._do(self.broker.publish, self, subject, payload, headers or {}, reply)

@@ -144,8 +144,10 @@ class Publisher:
 
         Raises PublishFailed and EncodingError.
         """
+        loop, connection = asyncio.get_running_loop(), self._connection
+        now = loop.time()
         if deadline is None:
-            deadline = asyncio.get_running_loop().time() + self._timeout
+            deadline = now + self._timeout
         if not headers.get(HEADER_ID):
             headers = {**headers, HEADER_ID: new_id()}  # so that a retry is stored once
         head = head_of(subject, headers)
@@ -153,8 +155,19 @@ class Publisher:
             self._in_flight += 1
         else:
             await self._wait_turn(subject, deadline)
+            now = loop.time()
         try:
-            return await self._publish(subject, payload, head, deadline)
+            failure, is_suspect = None, False
+            if connection.is_connected and now < deadline:
+                refusals = connection.size_refusals
+                answer = await self._attempt(subject, payload, head, deadline - now)
+                if isinstance(answer, Ack):
+                    return answer
+                failure = answer
+                is_suspect = self._is_suspect(len(head) + len(payload), refusals)
+            return await self._publish_again(
+                subject, payload, head, deadline, failure, is_suspect=is_suspect
+            )
         finally:
             self._pass_turn()
 
@@ -194,50 +207,67 @@ class Publisher:
         if not self._in_flight:
             self._idle.set()
 
-    async def _publish(self, subject: str, payload: bytes, head: bytes, deadline: float) -> Ack:
+    async def _publish_again(
+        self,
+        subject: str,
+        payload: bytes,
+        head: bytes,
+        deadline: float,
+        refusal: str | None,
+        *,
+        is_suspect: bool,
+    ) -> Ack:
+        """Try until the deadline; `refusal` is what the first attempt got, None without one."""
         loop, connection = asyncio.get_running_loop(), self._connection
         size = len(head) + len(payload)
-        backoff: Backoff | None = None
-        failure, first, is_suspect = "no answer", True, False
-        while (left := deadline - loop.time()) > 0:
+        backoff = Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
+        while True:
+            failure = refusal or "no answer"
+            if refusal:  # for now: give the server a moment
+                await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
+            if (left := deadline - loop.time()) <= 0:
+                break
             if not connection.is_connected and not await connection.wait_connected(left):
                 failure = connection.why_silent
                 break
-            check_size(subject, size, connection.max_payload)
-            if not first:
+            if refusal is not None:
                 self.retries += 1
-            first = False
             refusals = connection.size_refusals
-            if is_suspect:
-                async with self._alone:
-                    answer = await self._attempt(subject, payload, head, min(left, ATTEMPT_S))
-            else:
-                answer = await self._attempt(subject, payload, head, min(left, ATTEMPT_S))
+            async with self._alone if is_suspect else contextlib.nullcontext():
+                answer = await self._attempt(subject, payload, head, left)
             if isinstance(answer, Ack):
-                self._largest = max(self._largest, size)
                 return answer
-            if connection.size_refusals != refusals and size > self._largest:
+            refusal = answer
+            if self._is_suspect(size, refusals):
                 if is_suspect:
                     connection.refuse_size(size)
                 is_suspect = True  # sent alone next, to find out whether it is this message
-            failure = answer or failure
-            if answer:  # refused for now: give the server a moment
-                backoff = backoff or Backoff(_FIRST_PAUSE_S, _MAX_PAUSE_S)
-                await asyncio.sleep(min(backoff.next(), max(0.0, deadline - loop.time())))
-            else:
-                failure = "no answer"
         if failure == "no answer" and self._explain is not None and connection.is_connected:
             failure = await self._explain()
         raise self._failure(subject, failure)
 
+    def _is_suspect(self, size: int, refusals: int) -> bool:
+        """Whether a message of that size may be why the server has closed the connection.
+
+        `refusals` is how often it had done so because of a size before the message was sent.
+        """
+        return self._connection.size_refusals != refusals and size > self._largest
+
     async def _attempt(
         self, subject: str, payload: bytes, head: bytes, seconds: float
     ) -> Ack | str:
-        """An acknowledgement, or why there is none; empty when there was no answer."""
-        replies = self._connection.replies
-        reply_to, future = replies.expect(subject, seconds)
+        """An acknowledgement, or why there is none; empty when there was no answer.
+
+        Raises PublishFailed, and EncodingError for a message that is too large.
+        """
+        connection, size = self._connection, len(head) + len(payload)
+        check_size(subject, size, connection.max_payload)
+        replies = connection.replies
+        reply_to, future = replies.expect(subject, min(seconds, ATTEMPT_S))
         try:
-            await self._connection.client.send(subject, payload, head, reply_to)
+            client = connection.client
+            if client.buffer(subject, payload, head, reply_to):
+                await client.flush_soon()
             reply = await future  # which is forgotten when it is done
         except BaseException as exc:
             replies.forget(reply_to)
@@ -246,7 +276,12 @@ class Publisher:
             if isinstance(exc, nats_errors.Error):
                 raise _publish_error(to_error(exc, f"publishing to {subject}")) from exc
             raise
-        return "" if reply is None else self._decode(subject, reply)
+        if reply is None:
+            return ""
+        answer = self._decode(subject, reply)
+        if size > self._largest and isinstance(answer, Ack):
+            self._largest = size
+        return answer
 
     def _decode(self, subject: str, reply: Reply) -> Ack | str:
         if reply.status == "503":

@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from eventbus.drivers.nats.client import WireHeaders
+from eventbus.drivers.nats.client import NO_WIRE_HEADERS, WireHeaders
 from eventbus.drivers.nats.errors import DRIVER
 from eventbus.errors import (
     PublishDenied,
@@ -35,7 +35,7 @@ class _Waiting(msgspec.Struct, frozen=True):
 
 
 class Replies:
-    """Pending requests by the last token of their reply subject; expired ones are swept.
+    """Pending requests by their reply subject; expired ones are swept.
 
     nats-py's `publish_async` never completes requests that were pending when a server died, and
     they fill its window for good. Here every future completes: with a reply, or with None.
@@ -44,7 +44,7 @@ class Replies:
     def __init__(self, prefix: str = "_INBOX") -> None:
         """`prefix` begins all reply subjects."""
         self.prefix = f"{prefix}.{secrets.token_hex(11)}"
-        self._start = len(self.prefix) + 1
+        self._first = f"{self.prefix}."
         self._waiting: dict[str, _Waiting] = {}
         self._next = 0
         self._denied = False
@@ -74,30 +74,30 @@ class Replies:
         if self._denied:
             raise self._denial()
         loop = asyncio.get_running_loop()
-        self._next += 1
-        token = str(self._next)
+        self._next = number = self._next + 1
+        reply_subject = f"{self._first}{number}"
         future: asyncio.Future[Reply | None] = loop.create_future()
-        self._waiting[token] = _Waiting(future, subject, loop.time() + seconds, parts)
+        self._waiting[reply_subject] = _Waiting(future, subject, loop.time() + seconds, parts)
         if self._sweeper is None:
             self._sweep_later(loop)
-        return f"{self.prefix}.{token}", future
+        return reply_subject, future
 
     def forget(self, reply_subject: str) -> None:
         """Drop a request; unknown subjects are ignored."""
-        self._waiting.pop(reply_subject[self._start :], None)
+        self._waiting.pop(reply_subject, None)
 
     def receive(self, subject: str, payload: bytes, headers: WireHeaders) -> None:
         """Handle a message on a reply subject."""
-        token = subject[self._start :]
-        waiting = self._waiting.get(token)
+        waiting = self._waiting.get(subject)
         if waiting is None:
             return
-        if waiting.parts is not None and not headers.status:
+        status = "" if headers is NO_WIRE_HEADERS else headers.status
+        if waiting.parts is not None and not status:
             waiting.parts.append((payload, headers))
             return
-        del self._waiting[token]
+        del self._waiting[subject]
         if not waiting.future.done():
-            waiting.future.set_result(Reply(payload, headers.status))
+            waiting.future.set_result(Reply(payload, status))
 
     def give_up(self) -> None:
         """Complete all requests with None: they may be lost, and are retried at once."""
@@ -109,9 +109,9 @@ class Replies:
 
     def refuse(self, subject: str) -> None:
         """Fail the requests to `subject` (in lower case): the server denied the permission."""
-        for token, waiting in list(self._waiting.items()):
+        for reply_subject, waiting in list(self._waiting.items()):
             if waiting.subject.lower() == subject:
-                del self._waiting[token]
+                del self._waiting[reply_subject]
                 if not waiting.future.done():
                     waiting.future.set_exception(
                         PublishDenied(
@@ -161,14 +161,14 @@ class Replies:
         now = loop.time()
         late = now - self._sweep_at
         extra = late if late >= _HELD_UP_S else 0.0
-        for token, waiting in list(self._waiting.items()):
+        for reply_subject, waiting in list(self._waiting.items()):
             if waiting.deadline + extra <= now:
-                del self._waiting[token]
+                del self._waiting[reply_subject]
                 if not waiting.future.done():
                     waiting.future.set_result(None)
             elif extra:
                 deadline = waiting.deadline + extra
-                self._waiting[token] = msgspec.structs.replace(waiting, deadline=deadline)
+                self._waiting[reply_subject] = msgspec.structs.replace(waiting, deadline=deadline)
         self._sweeper = None
         if self._waiting:
             self._sweep_later(loop)

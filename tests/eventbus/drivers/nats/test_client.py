@@ -117,21 +117,30 @@ async def test_sent_bytes_are_those_that_nats_py_itself_sends(
     await fast.publish(f"{namespace}.a", payload, reply, headers)
     theirs, counted = fast._pending[-1], dict(fast.stats)
     await settle(fast)
-    await fast.send(f"{namespace}.a", payload, encode_headers(headers or {}), reply)
+    fast.buffer(f"{namespace}.a", payload, encode_headers(headers or {}), reply)
     assert fast._pending[-1] == theirs
     for name in ("out_msgs", "out_bytes"):
         assert fast.stats[name] - counted[name] == counted[name] - before[name]
     await settle(fast)
 
 
+async def test_messages_of_one_turn_ask_for_one_flush(fast, namespace):
+    assert fast.buffer(f"{namespace}.a", b"")
+    await fast.flush_soon()
+    assert not fast.buffer(f"{namespace}.a", b"")
+    assert len(fast._pending) == 2
+    await settle(fast)
+    assert not fast._pending
+
+
 async def test_sending_raises_what_publishing_raises(fast, namespace):
     with pytest.raises(nats_errors.MaxPayloadError):
-        await fast.send(f"{namespace}.a", bytes(fast.max_payload + 1))
+        fast.buffer(f"{namespace}.a", bytes(fast.max_payload + 1))
     with pytest.raises(nats_errors.BadHeaderError):
         encode_headers({"a b": "c"})
     await fast.close()
     with pytest.raises(nats_errors.ConnectionClosedError):
-        await fast.send(f"{namespace}.a", b"")
+        fast.buffer(f"{namespace}.a", b"")
 
 
 async def test_request_without_responders_has_status_503(fast, namespace):
