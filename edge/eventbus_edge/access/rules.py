@@ -318,7 +318,9 @@ class ChannelRules:
             return Denied("forbidden", f"access to {channel!r} has been revoked for this user")
         rule = self._resolve(channel)[0]
         if rule is _NO_RULE:
-            return Denied("forbidden", f"no rule allows the channel {channel!r}")
+            return Denied(
+                "forbidden", f"no rule matches the channel {channel!r}: add one on the edge"
+            )
         if rule.kind is ChannelKind.PRESENCE and member is None:
             return Denied("forbidden", f"{channel!r} is a presence channel: it needs a member")
         return Allowed(rule, member=member)
