@@ -303,7 +303,8 @@ class ChannelRules:
         if authorizer is not None:
             parameters = authorizer.pattern.match(channel) or {}
             return Ask(channel, authorizer, parameters, rule)
-        return Denied("forbidden", f"the token does not allow joining {channel!r}")
+        why = f"no rule matches {channel!r}, and " if rule is _NO_RULE else ""
+        return Denied("forbidden", f"{why}the token does not allow joining {channel!r}")
 
     def decide_proven(
         self, channel: str, member: Member | None, *, at: float | None = None
