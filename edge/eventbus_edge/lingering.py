@@ -11,7 +11,7 @@ from typing import Final
 
 from eventbus_edge.turns import Turns
 
-__all__ = ["LINGER_S", "MAX_SURPLUS", "Linger"]
+__all__ = ["LINGER_S", "MAX_SURPLUS", "MUCH", "READ_BYTES", "Linger"]
 
 
 LINGER_S: Final = 3.0

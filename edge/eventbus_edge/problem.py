@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from http.client import responses
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -84,6 +84,15 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         if self.status == 401:  # required by RFC 9110 §15.5.2
             self.headers.setdefault("WWW-Authenticate", "Bearer")
+
+    def forget_origin(self) -> Self:
+        """Drop the traceback, and the exceptions that it comes from.
+
+        They refer to the frames that they passed. A frame that keeps the problem in a variable is
+        then part of a cycle, with the request and its socket, until garbage is collected.
+        """
+        self.__traceback__ = self.__cause__ = self.__context__ = None
+        return self
 
     def details(self) -> ProblemDetails:
         """The contents of the body."""

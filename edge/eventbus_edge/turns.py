@@ -57,16 +57,28 @@ class Turns:
         self._schedule()
         self._waiting.append(client)
 
-    def count_read(self, size: int) -> None:
+    def count_read(self, size: int, s_per_byte: float = S_PER_BYTE) -> None:
         """Count what it takes to read so many bytes, at once or before a turn can prevent it."""
-        self._left -= size * S_PER_BYTE
+        self._left -= size * s_per_byte
 
-    async def pause(self) -> None:
-        """Wait for a later turn, in which the caller may go on for about SHARE_S."""
+    async def enter(self, cost: float = SHARE_S) -> None:
+        """Wait until a turn has time left, and use `cost` seconds of it, which may be an estimate.
+
+        For work that is done once, such as a handshake: a crowd of clients that come at once is
+        spread over many turns.
+        """
+        if self.has_time:
+            self._schedule()
+            self._left -= cost
+        else:
+            await self.pause(cost)
+
+    async def pause(self, cost: float = SHARE_S) -> None:
+        """Wait for a later turn, in which the caller may go on for about `cost` seconds."""
         turn = asyncio.get_running_loop().create_future()
 
         def come() -> None:
-            self._left -= SHARE_S
+            self._left -= cost
             if not turn.done():  # the caller was cancelled
                 turn.set_result(None)
 

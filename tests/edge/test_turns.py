@@ -1,6 +1,7 @@
 """How clients that send much share the turns of the event loop, on a clock of the tests."""
 
 import asyncio
+import collections
 
 import pytest
 
@@ -171,3 +172,17 @@ async def test_task_that_is_cancelled_while_it_pauses_costs_the_others_nothing(c
     await turns_pass(turns)
     assert pausing.cancelled()
     assert len(client.served) == 1
+
+
+async def test_crowd_that_comes_at_once_is_spread_over_turns(turns):
+    entered = collections.Counter()
+
+    async def come():
+        await turns.enter(TURN_S / 4)
+        entered[Client.turn] += 1
+
+    crowd = [asyncio.create_task(come()) for _ in range(40)]
+    while not all(task.done() for task in crowd):
+        await next_turn()
+    assert sum(entered.values()) == 40
+    assert max(entered.values()) <= 5

@@ -42,6 +42,7 @@ from eventbus_edge.problem import (
     internal_error,
 )
 from eventbus_edge.sessions import is_gone
+from eventbus_edge.turns import Turns
 
 __all__ = ["OPENERS", "Detached", "Front", "Fronts", "Head", "Opener", "read_head"]
 
@@ -51,6 +52,8 @@ _log = logging.getLogger(__name__)
 MAX_HEAD_BYTES: Final = 8 * 1024
 MAX_AHEAD_BYTES: Final = 64 * 1024
 """What a client may send before its handshake is answered; reading pauses beyond that."""
+HANDSHAKE_S: Final = 0.0003
+"""About what a handshake takes."""
 _LINE: Final = re.compile(r"GET (/[A-Za-z0-9/_@=,;.-]*)(?:\?([A-Za-z0-9_@=,;.&-]*))? HTTP/1\.1\r\n")
 """A request whose target has no encoded character and no dot segment that would be resolved."""
 _FIELDS: Final = re.compile(r"(?<=\n)([A-Za-z0-9-]+):[\t ]*([\t\x20-\x7e]*)\r\n")
@@ -145,6 +148,7 @@ class Fronts:
         handlers: Callable[[], Handler],
         admission: Admission,
         on_refusal: Callable[[str], None],
+        turns: Turns,
         *,
         timeout: float,
         max_headers: int,
@@ -157,6 +161,7 @@ class Fronts:
         self.handlers = handlers
         self.admission = admission
         self.on_refusal = on_refusal
+        self.turns = turns
         self.timeout = timeout
         self.max_headers = max_headers
         self.open: dict[Front, float] = {}
@@ -271,10 +276,11 @@ class Front(asyncio.Protocol):
     async def _open(self, opener: Opener, head: Head) -> None:
         refusal = None
         try:
+            await self._fronts.turns.enter(HANDSHAKE_S)
             with guarded():
                 await opener.open(head, self)
         except Problem as problem:
-            refusal = problem
+            refusal = problem.forget_origin()
         except Exception:  # noqa: BLE001 - a fault of the node: logged, and answered
             _log.exception("GET %s failed", opener.route)
             refusal = internal_error()

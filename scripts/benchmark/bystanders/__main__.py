@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import aiohttp
+import nats
 import uvloop
 
 from eventbus.bus import EventBus
@@ -136,10 +137,22 @@ class Bench(NamedTuple):
                 flooding(edge.port, name, clients, ends, nice=19),
             ):
                 took = await _receive(edge, bus, self.seconds)
+        await _delete_streams(self.brokers.environ["NATS_URL"])
         took.sort()
         about = ends_in(ends)
         middle, high = took[len(took) // 2], took[int(len(took) * 0.99)]
         return Row(name or "no flood", middle, high, took[-1], about)
+
+
+async def _delete_streams(url: str) -> None:
+    """Make room at the broker for those of the next node."""
+    client = await nats.connect(url)
+    try:
+        api = client.jetstream()
+        for stream in await api.streams_info():
+            await api.delete_stream(str(stream.config.name))
+    finally:
+        await client.close()
 
 
 async def _receive(edge: Server, bus: EventBus, seconds: float) -> list[float]:

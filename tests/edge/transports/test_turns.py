@@ -8,6 +8,9 @@ import json
 import pytest
 
 from eventbus_edge.access import Admission
+from eventbus_edge.http import server
+from eventbus_edge.http.front import HANDSHAKE_S
+from eventbus_edge.lingering import MUCH
 from eventbus_edge.protocols import CloseReason
 from eventbus_edge.sessions.connection import Connection
 from eventbus_edge.sessions.joining import Joiner
@@ -130,7 +133,38 @@ async def test_requests_that_do_not_wait_for_answers_share_the_time_of_a_turn(st
     async with clients(edge, count, request("GET /nothing") * 50) as readers:
         await read_all(readers, b"HTTP/1.1 404", 50)
     assert turns.counts.total() == 50 * count
-    assert turns.most <= TURN_S / SHARE_S + count  # the last one of a client has not to wait
+    assert turns.most <= MOST
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [(handshake("/ws"), b"eb:connected"), (request("GET /nothing"), b"HTTP/1.1 404")],
+    ids=["handshakes", "requests"],
+)
+async def test_crowd_that_comes_at_once_is_spread_over_turns(start, data, answer):
+    edge, turns = await start(Admission, "request", max_requests_per_address=100_000)
+    async with clients(edge, 100, data) as readers:
+        await read_all(readers, answer, 1)
+    assert turns.counts.total() == 100
+    assert turns.most <= 2 * TURN_S / HANDSHAKE_S + 1
+
+
+async def test_large_bodies_are_read_in_turns(start_edge, bus, monkeypatch):
+    edge = await start_edge(bus, max_requests_per_address=100_000)
+    turns, read = Turns(monkeypatch), collections.Counter()
+    parse = server._RequestHandler._parse
+
+    def counted(handler, data):
+        if len(data) >= MUCH:
+            read[turns._turn] += 1
+        parse(handler, data)
+
+    monkeypatch.setattr(server._RequestHandler, "_parse", counted)
+    async with clients(edge, 8, request("POST /nothing", bytes(900_000)) * 5) as readers:
+        await read_all(readers, b"HTTP/1.1 404", 5)
+    assert read.total() > 80
+    # The first packet of each has been read before its turn comes.
+    assert sum(count > 4 for count in read.values()) <= 2
 
 
 async def test_commands_in_the_body_of_a_stream_share_the_time_of_a_turn(start, token):
