@@ -27,6 +27,7 @@ from eventbus_edge.access import (
     Hosts,
     Origins,
     Revoker,
+    Rule,
     Tickets,
     TokenVerifier,
 )
@@ -72,6 +73,8 @@ class Extension(NamedTuple):
     """Receivers of webhooks."""
     is_counted: Callable[[str], bool] | None = None
     """Whether the subscriptions of a channel are counted over all nodes; None: nothing is."""
+    rules: Sequence[Rule] = ()
+    """Rules that come before all others."""
 
 
 class Tenant(NamedTuple):
@@ -166,7 +169,7 @@ class Node:
             on_counted=self._counted,
         )
         self._watchers = Watchers(self._counts, self._hub, grace_s=settings.presence_grace)
-        self.access: Access = self._make_access(rules, verifier)
+        self.access: Access = self._make_access(rules.preceded_by(extension.rules), verifier)
         self.traffic = Traffic(
             bus,
             settings,

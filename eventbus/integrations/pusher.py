@@ -72,7 +72,7 @@ def sign(
     socket_id: str,
     channel_name: str,
     *,
-    user_id: str | None = None,
+    user_id: str | int | None = None,
     user_info: Mapping[str, Any] | None = None,
     app: PusherApp | None = None,
 ) -> dict[str, str]:
@@ -94,19 +94,19 @@ def sign(
     app = app or PusherApp.from_env()
     if not channel_name.startswith("presence-"):
         return {"auth": app.sign_channel(socket_id, channel_name)}
-    if not user_id:
+    if user_id in {None, ""}:
         raise ValueError(f"{channel_name} is a presence channel: it needs a user_id")
-    info = {"id": user_id, **(user_info or {})}
-    data = _encode({"user_id": user_id, "user_info": info})
+    info = {"id": str(user_id), **(user_info or {})}
+    data = _encode({"user_id": str(user_id), "user_info": info})
     return {"auth": app.sign_channel(socket_id, channel_name, data), "channel_data": data}
 
 
 def sign_user(
     socket_id: str,
-    user_id: str,
+    user_id: str | int,
     *,
     user_info: Mapping[str, Any] | None = None,
-    watchlist: Sequence[str] = (),
+    watchlist: Sequence[str | int] = (),
     app: PusherApp | None = None,
 ) -> dict[str, str]:
     """The JSON answer to a request for /broadcasting/user-auth: who the user is.
@@ -115,15 +115,15 @@ def sign_user(
     `sign`.
     """
     _check(socket_id)
-    if not user_id:
+    if user_id in {None, ""}:
         raise ValueError("user_id is empty")
     if len(watchlist) > MAX_WATCHED:
         raise ValueError(f"watchlist has {len(watchlist)} users: at most {MAX_WATCHED} are allowed")
-    data: dict[str, Any] = {"id": user_id}
+    data: dict[str, Any] = {"id": str(user_id)}
     if user_info:
         data["user_info"] = dict(user_info)
     if watchlist:
-        data["watchlist"] = list(watchlist)
+        data["watchlist"] = [str(each) for each in watchlist]
     text = _encode(data)
     app = app or PusherApp.from_env()
     return {"auth": app.sign_user(socket_id, text), "user_data": text}

@@ -77,9 +77,9 @@ def validate_event_name(name: object) -> str:
         return name
     shown = repr(name)[:80]
     raise InvalidEventName(
-        f"{shown} is not an event name: a string of 1 to {MAX_EVENT_NAME} characters without "
-        "control characters is, that does not begin with eb:, pusher: or pusher_internal: "
-        "and is not pong",
+        f"{shown} is not an event name; allowed: 1 to {MAX_EVENT_NAME} characters, without "
+        "control characters, that do not begin with eb:, pusher: or pusher_internal:, and not "
+        "'pong'",
         name=shown,
     )
 

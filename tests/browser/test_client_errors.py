@@ -33,6 +33,7 @@ WRONG_OPTIONS = {
     "{ url: '/ws', sseUrl: true }": "sseUrl must be",
     "{ url: '/ws', sseUrl: null }": "sseUrl must be",
     "{ url: '/ws', minDelay: '1s' }": "minDelay and maxDelay must be positive",
+    "{ url: '/ws', maxDelay: '5000' }": "minDelay and maxDelay must be positive numbers",
     "{ url: '/ws', minDelay: -1 }": "minDelay and maxDelay must be positive",
     "{ url: '/ws', maxDelay: NaN }": "minDelay and maxDelay must be positive",
     "{ url: '/ws', maxDelay: Infinity }": "minDelay and maxDelay must be positive",

@@ -303,7 +303,8 @@ class ChannelRules:
         if authorizer is not None:
             parameters = authorizer.pattern.match(channel) or {}
             return Ask(channel, authorizer, parameters, rule)
-        return Denied("forbidden", f"the token does not allow joining {channel!r}")
+        why = f"no rule matches {channel!r}, and " if rule is _NO_RULE else ""
+        return Denied("forbidden", f"{why}the token does not allow joining {channel!r}")
 
     def decide_proven(
         self, channel: str, member: Member | None, *, at: float | None = None
@@ -318,7 +319,9 @@ class ChannelRules:
             return Denied("forbidden", f"access to {channel!r} has been revoked for this user")
         rule = self._resolve(channel)[0]
         if rule is _NO_RULE:
-            return Denied("forbidden", f"no rule allows the channel {channel!r}")
+            return Denied(
+                "forbidden", f"no rule matches the channel {channel!r}: add one on the edge"
+            )
         if rule.kind is ChannelKind.PRESENCE and member is None:
             return Denied("forbidden", f"{channel!r} is a presence channel: it needs a member")
         return Allowed(rule, member=member)

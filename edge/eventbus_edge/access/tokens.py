@@ -361,7 +361,10 @@ def _check_shape(token: str) -> None:
     if _NO_SIGNATURE.fullmatch(token):
         _reject("the token is not signed", "unsigned")
     if not _COMPACT.fullmatch(token):
-        _reject("the token is not a JWT, which has three parts in base64url, joined by dots")
+        _reject(
+            "the token is not a JWT, which has three parts in base64url, joined by dots, and "
+            "nothing around them: no quotes, no line break, no 'Bearer'"
+        )
     header = token.partition(".")[0]
     try:  # PyJWT decodes the header up to the recursion limit of the interpreter
         check_depth(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))

@@ -66,7 +66,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         with guarded():
             return await handler(request)
     except Problem as exc:
-        problem = exc
+        problem = exc.forget_origin()
     except web.HTTPException as exc:
         if exc.status < HTTPStatus.BAD_REQUEST:
             raise

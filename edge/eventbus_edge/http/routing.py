@@ -30,6 +30,7 @@ async def answer_options(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as exc:
+        exc.__traceback__ = None  # its frames refer to the route, which keeps it
         allowed = ", ".join(sorted({*exc.allowed_methods, "OPTIONS"}))
         if request.method == "OPTIONS":
             return _answer_options(request, allowed)
@@ -38,7 +39,8 @@ async def answer_options(request: web.Request, handler: Handler) -> web.StreamRe
             f"this path does not serve {request.method}; allowed: {allowed}",
             headers={"Allow": allowed},
         ) from None
-    except web.HTTPNotFound:
+    except web.HTTPNotFound as exc:
+        exc.__traceback__ = None
         is_disabled = not request.app[NODE].settings.websocket_enabled
         code = "websocket_disabled" if is_disabled and _is_websocket(request) else "not_found"
         raise Problem(code, _what_is_served(request)) from None

@@ -5,6 +5,7 @@ from eventbus_edge.protocols.envelope import encode_envelope, encode_message
 from eventbus_edge.protocols.native import NATIVE
 from eventbus_edge.protocols.pusher import (
     INBOX,
+    INBOX_CHANNELS,
     Pusher,
     UnknownApp,
     channel_of,
@@ -64,6 +65,7 @@ from eventbus_edge.protocols.vocabulary import (
 
 __all__ = [
     "INBOX",
+    "INBOX_CHANNELS",
     "NATIVE",
     "Acknowledged",
     "AskStats",

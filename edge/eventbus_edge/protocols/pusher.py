@@ -58,6 +58,7 @@ from eventbus_edge.protocols.vocabulary import (
 
 __all__ = [
     "INBOX",
+    "INBOX_CHANNELS",
     "Pusher",
     "UnknownApp",
     "channel_of",
@@ -119,7 +120,7 @@ _PRESENCE: Final = "presence-"
 _PRESENCE_CHANNELS: Final = "presence."
 INBOX: Final = "#server-to-user-"
 """The prefix of the names of channels that only one signed-in user receives."""
-_INBOX_CHANNELS: Final = "server-to-user."
+INBOX_CHANNELS: Final = "server-to-user."
 _PREFIXES: Final = {ChannelKind.PRIVATE: _PRIVATE, ChannelKind.PRESENCE: _PRESENCE}
 _CACHE: Final = ("cache-", "encrypted-cache-", "presence.cache-")
 """The prefixes of channels whose last message is sent to new subscribers."""
@@ -141,7 +142,7 @@ def channel_of(name: str) -> tuple[str, ChannelKind]:
     """
     if name.startswith(INBOX):
         user_id = name.removeprefix(INBOX)
-        return _INBOX_CHANNELS + encode_token(user_id), ChannelKind.PRIVATE
+        return INBOX_CHANNELS + encode_token(user_id), ChannelKind.PRIVATE
     if name.startswith(_PRESENCE):
         return _PRESENCE_CHANNELS + name.removeprefix(_PRESENCE), ChannelKind.PRESENCE
     if name.startswith(_PRIVATE):
@@ -164,12 +165,12 @@ def _inbox_of(user_id: str) -> str:
 
 
 def _user_of(inbox: str) -> str:
-    return decode_token(inbox.removeprefix(_INBOX_CHANNELS))
+    return decode_token(inbox.removeprefix(INBOX_CHANNELS))
 
 
 def is_inbox(channel: str) -> bool:
     """Whether only a signed-in user hears a channel."""
-    return channel.startswith(_INBOX_CHANNELS)
+    return channel.startswith(INBOX_CHANNELS)
 
 
 def has_cache(channel: str) -> bool:
@@ -354,9 +355,12 @@ class Pusher:
                 return self._subscribe(_decode_subscribe(_inner(frame.data)))
             case "pusher:unsubscribe":
                 name = _decode_unsubscribe(_inner(frame.data)).channel
-                if name.startswith(INBOX):
-                    return SignOfLife()  # it lasts as long as the user is signed in
-                return Unsubscribe(channel_of(name)[0], _SILENT)
+                channel = channel_of(name)[0]
+                if name.startswith(INBOX) or self._misnamed(name, channel) is not None:
+                    # An inbox lasts as long as its user is signed in. Under a name that is not
+                    # the channel's, nothing was joined.
+                    return SignOfLife()
+                return Unsubscribe(channel, _SILENT)
             case "pusher:signin":
                 return SignIn(_decode_sign_in(_inner(frame.data)))
             case event if event.startswith(CLIENT_EVENT_PREFIX):
@@ -364,7 +368,10 @@ class Pusher:
                     return Malformed("bad_request", "a client event needs a channel", None)
                 data = bytes(frame.data)
                 check_depth(data, MAX_DATA_DEPTH)
-                return Whisper(channel_of(frame.channel)[0], event, data, None)
+                channel = channel_of(frame.channel)[0]
+                if (fault := self._misnamed(frame.channel, channel)) is not None:
+                    return Malformed("not_subscribed", fault, None)
+                return Whisper(channel, event, data, None)
             case event:
                 message = (
                     f"there is no event {event[:40]!r} for clients: allowed are pusher:ping, "
@@ -388,11 +395,15 @@ class Pusher:
         return Subscribe(channel, resume, history, name, proof)
 
     def _misnamed(self, name: str, channel: str) -> str | None:
+        """Why the channel does not have this name; None if it has."""
         kind = self._kind_of(channel)
         right = name_of(channel, kind)
         if right == name:
             return None
-        return f"{channel!r} is a {kind.value} channel: its name is {right!r}, not {name!r}"
+        by = "by the channel rules"
+        if kind is ChannelKind.PRIVATE and not is_inbox(channel):
+            by += ", or because none matches"
+        return f"{by}, {channel!r} is {kind.value}: its name is {right!r}, not {name!r}"
 
     def _prove(
         self, connection_id: str, command: Subscribe | SignIn, user: Member | None

@@ -5,20 +5,25 @@ the HTTP API and the endpoints that authorize subscriptions.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from aiohttp import web
 
-from eventbus.channels import ChannelKind
-from eventbus_edge.access import ChannelRules
+from eventbus.channels import ChannelKind, Pattern
+from eventbus_edge.access import NOBODY, ChannelRules, Rule
 from eventbus_edge.config import EdgeSettings
 from eventbus_edge.node import Extension, Tenant
-from eventbus_edge.protocols import Pusher, UnknownApp, is_inbox
+from eventbus_edge.protocols import INBOX_CHANNELS, Pusher, UnknownApp, is_inbox
 from eventbus_edge.pusher.api import add_api
 from eventbus_edge.pusher.apps import App, read_app, read_apps
 from eventbus_edge.pusher.auth import add_auth
 from eventbus_edge.pusher.webhooks import receivers
 
 __all__ = ["add_pusher", "read_app", "read_apps"]
+
+
+INBOXES: Final = Rule(Pattern(f"{INBOX_CHANNELS}*"), ChannelKind.PRIVATE, NOBODY, NOBODY)
+"""What only a signed-in user hears is not for others, whatever a broad rule allows."""
 
 
 def add_pusher(
@@ -70,4 +75,5 @@ def _extension(app: App, rules: ChannelRules) -> Extension:
         {f"/app/{app.credentials.key}": protocol},
         receivers(app.credentials, settings, kind_of),
         is_counted,
+        (INBOXES,),
     )

@@ -142,7 +142,7 @@ def _decode(body: bytes, type_: type[Any]) -> Any:
 
 
 async def _publish(request: _Request) -> Any:
-    event = _check(_decode(request.body, _Event))
+    event = _check(request.node, _decode(request.body, _Event))
     [found] = await _attributes(request.node, [event])
     await _send(request.node, event)
     return {"channels": found} if event.info else {}
@@ -152,7 +152,7 @@ async def _publish_batch(request: _Request) -> Any:
     batch = _decode(request.body, _Batch).batch
     if any(event.channels is not None for event in batch):
         raise Problem("bad_request", "an event of a batch must have channel, not channels")
-    events = [_check(event) for event in batch]
+    events = [_check(request.node, event) for event in batch]
     attributes = await _attributes(request.node, events)
     for event in events:
         await _send(request.node, event)
@@ -162,7 +162,7 @@ async def _publish_batch(request: _Request) -> Any:
                       for event, by_name in zip(events, attributes, strict=True)]}  # fmt: skip
 
 
-def _check(event: _Event) -> _Checked:
+def _check(node: Node, event: _Event) -> _Checked:
     if (event.channel is None) == (event.channels is None):
         raise Problem("bad_request", "exactly one of channel and channels is required")
     names = list(dict.fromkeys(event.channels or [event.channel or ""]))
@@ -179,7 +179,7 @@ def _check(event: _Event) -> _Checked:
     encode_data(data, f"the data of event {event.name!r}")
     return _Checked(
         names=names,
-        channels=[_channel_of(name) for name in names],
+        channels=[_receiving(node, name) for name in names],
         event=event.name,
         data=data,
         message_id=text_id(new_id()) if is_text else new_id(),
@@ -193,6 +193,25 @@ def _channel_of(name: str) -> str:
         return validate_channel(channel_of(name)[0])
     except InvalidChannel as exc:
         raise Problem("invalid_channel", str(exc), status=400) from None
+
+
+def _receiving(node: Node, name: str) -> str:
+    """The channel to publish on.
+
+    A public one is refused under the name of a private one: everybody would receive what is meant
+    for few.
+    """
+    channel = _channel_of(name)
+    if channel_of(name)[1] is not ChannelKind.PUBLIC and _kind_of(node, channel) is (
+        ChannelKind.PUBLIC
+    ):
+        message = f"by its rule, {channel!r} is public: {name!r} is the name of no channel"
+        raise Problem("invalid_channel", message, status=400)
+    return channel
+
+
+def _kind_of(node: Node, channel: str) -> ChannelKind:
+    return node.access.rules.find(channel).kind
 
 
 def _info(text: str | None) -> frozenset[str]:
@@ -230,7 +249,7 @@ async def _attributes(node: Node, events: Sequence[_Checked]) -> list[dict[str, 
         known[channel] = await node.census.channel(channel)
     return [
         {
-            name: await _attributes_of(node, known.get(channel) or _empty(node, channel),
+            name: await _attributes_of(node, _named(node, name, known.get(channel), channel),
                                        event.info)
             for name, channel in zip(event.names, event.channels, strict=True)
         }
@@ -239,9 +258,12 @@ async def _attributes(node: Node, events: Sequence[_Checked]) -> list[dict[str, 
     ]  # fmt: skip
 
 
-def _empty(node: Node, channel: str) -> ChannelStats:
-    kind = node.access.rules.find(channel).kind
-    return ChannelStats(channel=channel, kind=kind, connections=0)
+def _named(node: Node, name: str, stats: ChannelStats | None, channel: str) -> ChannelStats:
+    """What is known of a channel under this name: nothing under a name of another kind."""
+    kind = _kind_of(node, channel)
+    if stats is None or name_of(channel, kind) != name:
+        return ChannelStats(channel=channel, kind=kind, connections=0)
+    return stats
 
 
 # Channels and users
@@ -267,9 +289,8 @@ async def _channel(request: _Request) -> Any:
     if "user_count" in info and not name.startswith("presence-"):
         raise Problem("bad_request", "user_count is for presence channels only")
     stats = await request.node.census.channel(channel)
-    is_same = name_of(channel, stats.kind) == name  # there is one name for each channel
-    occupied = {"occupied": bool(is_same and stats.connections)}
-    return occupied | await _attributes_of(request.node, stats, info)
+    stats = _named(request.node, name, stats, channel)
+    return {"occupied": bool(stats.connections)} | await _attributes_of(request.node, stats, info)
 
 
 async def _users(request: _Request) -> Any:
@@ -277,7 +298,7 @@ async def _users(request: _Request) -> Any:
     if not name.startswith("presence-"):
         raise Problem("bad_request", "only presence channels have users")
     channel = _channel_of(name)
-    if request.node.access.rules.find(channel).kind is not ChannelKind.PRESENCE:
+    if _kind_of(request.node, channel) is not ChannelKind.PRESENCE:
         raise Problem("bad_request", f"by its rule, {channel!r} is not a presence channel")
     members = await request.node.presence.fetch(channel)
     return {"users": [{"id": member.user_id} for member in members]}

@@ -76,7 +76,8 @@ class _Signer:
             raise Problem(decision.code, decision.message)
         right = name_of(channel, decision.rule.kind)
         if right != name or kind is ChannelKind.PUBLIC:
-            raise Problem("forbidden", f"{name!r} gets no signature: subscribe to {right!r}")
+            how = "without one" if right == name else f"to {right!r}"
+            raise Problem("forbidden", f"{name!r} gets no signature: subscribe {how}")
         data = None
         if kind is ChannelKind.PRESENCE:
             info = {"id": claims.user_id} | claims.presence_info() | dict(decision.info)

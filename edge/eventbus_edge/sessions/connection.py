@@ -141,7 +141,7 @@ class Connection:
         self._hub = parts.channels.hub
         self._peer = peer
         self._slot = slot
-        self._joiner = Joiner(
+        self._joiner: Joiner | None = Joiner(
             self,
             parts.channels,
             parts.admission,
@@ -186,6 +186,7 @@ class Connection:
             if self.is_closing:
                 break
             if isinstance(effect, Join):
+                assert self._joiner is not None, "it joins until it is released"
                 is_done = number < AT_ONCE and self._joiner.enter_now(effect)
             else:
                 is_done = self._carry_out_now(effect)
@@ -300,7 +301,7 @@ class Connection:
 
         The client is notified, and the connection stays open.
         """
-        is_joining = self._joiner.revoke(channel)
+        is_joining = self._joiner is not None and self._joiner.revoke(channel)
         effects = [] if is_joining else self.session.revoke(channel)
         for pattern in self.session.patterns:
             if pattern.match(channel) is not None:
@@ -336,6 +337,9 @@ class Connection:
         for pattern in self.session.patterns:
             self._parts.channels.traffic.wildcards.leave(pattern, self.id)
         self.session.patterns.clear()
+        # They refer to each other. Without this, the memory of closed connections would be free
+        # only after a full collection of garbage, which is rare on a node with many connections.
+        self._joiner = None
 
     async def _carry_out(self, effects: list[Effect]) -> None:
         queue = collections.deque(effects)
@@ -353,6 +357,7 @@ class Connection:
                 case Consult(command, question):
                     queue.extend(await self._consult(command, question))
                 case Join() | JoinPattern():
+                    assert self._joiner is not None, "it joins until it is released"
                     queue.extend(await self._joiner.enter(effect))
                     if turns.clock() >= end:  # handshakes may name many channels
                         await turns.pause()
@@ -372,7 +377,8 @@ class Connection:
                 self._leave_channel(channel)
             case LeavePattern(pattern):
                 self._parts.channels.traffic.wildcards.leave(pattern, self.id)
-        self._joiner.left(effect)
+        if self._joiner is not None:
+            self._joiner.left(effect)
 
     def _leave_channel(self, channel: str, *, lost: bool = False) -> None:
         member = self.session.member(channel)

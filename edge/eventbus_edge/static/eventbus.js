@@ -443,8 +443,8 @@ class Bus extends Emitter {
     if (sseUrl !== false) check("sseUrl", sseUrl, "string", "URL");
     check("token", token ?? "", "function", "string");
     for (const delay of [minDelay, maxDelay]) {
-      if (delay > 0 && delay < 2 ** 31) continue;
-      throw new TypeError("minDelay and maxDelay must be positive milliseconds");
+      if (delay === +delay && delay > 0 && delay < 2 ** 31) continue;
+      throw new TypeError("minDelay and maxDelay must be positive numbers");
     }
     // Where there is no page, nothing connects before it is used: servers render pages, too.
     this.#canOpen = page || /^[a-z]+:/i.test(url);

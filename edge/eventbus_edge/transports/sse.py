@@ -305,5 +305,6 @@ class _Stream:
 
     def finish(self) -> None:
         """A peer that is behind gets some time to read the rest, and no more."""
+        self.connection = None  # they refer to each other
         if self._transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(CLOSE_TIMEOUT_S, self._transport.abort)

@@ -177,6 +177,18 @@ def test_own_rules_come_before_the_defaults_in_their_order():
     assert outcome(rules.decide("public", None)) == "allowed"
 
 
+def test_refusal_says_whether_there_is_a_rule_at_all():
+    rules, claims = ChannelRules(), user("7")
+    denied = rules.decide("orders.1", claims)
+    assert isinstance(denied, Denied)
+    assert denied.message == (
+        "no rule matches 'orders.1', and the token does not allow joining 'orders.1'"
+    )
+    denied = rules.decide("user.8", claims)
+    assert isinstance(denied, Denied)
+    assert denied.message == "the token does not allow joining 'user.8'"
+
+
 def test_own_rule_can_close_a_channel_but_not_to_a_grant():
     rules = ChannelRules([rule("chat.>", join=NOBODY)])
     assert outcome(rules.decide("chat.lobby", user())) == "forbidden"

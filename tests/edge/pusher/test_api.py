@@ -13,8 +13,10 @@ import pusher
 import pytest
 
 from eventbus.bus import EventBus
+from eventbus.channels import ChannelKind, Pattern
 from eventbus.config import Settings
 from eventbus.integrations.pusher import PusherApp
+from eventbus_edge.access import ANYONE, ChannelRules, Rule
 
 APP = PusherApp(id="1001", key="app-key", secret="app-secret-of-the-tests")
 SETTINGS = {
@@ -38,8 +40,11 @@ class Client:
             frame["data"] = json.loads(frame["data"])
         return frame
 
-    async def ask(self, event, **data):
+    async def tell(self, event, **data):
         await self._client.socket.send(json.dumps({"event": event, "data": data}))
+
+    async def ask(self, event, **data):
+        await self.tell(event, **data)
         return await self.next()
 
     async def join(self, name, user_id=None):
@@ -54,6 +59,10 @@ class Client:
     async def sign_in(self, user_id, **more):
         data = json.dumps({"id": user_id} | more)
         return await self.ask("pusher:signin", auth=APP.sign_user(self.id, data), user_data=data)
+
+    async def whisper(self, name, event):
+        await self._client.socket.send(json.dumps({"event": event, "channel": name, "data": 1}))
+        return await self.next()
 
     async def receives_nothing(self):
         return (await self.ask("pusher:ping"))["event"] == "pusher:pong"
@@ -262,6 +271,59 @@ async def test_nobody_else_can_subscribe_to_the_messages_of_a_user(connect, name
         auth = APP.sign_channel(client.id, name)
         answer = await client.ask("pusher:subscribe", channel=name, auth=auth)
         assert answer["event"] == "pusher:subscription_error"
+
+
+async def test_broad_rule_lets_nobody_else_read_the_messages_of_a_user(start_edge, bus):
+    rules = ChannelRules([Rule(Pattern(">"), ChannelKind.PUBLIC, ANYONE)])
+    edge = await start_edge(bus, rules=rules, **SETTINGS)
+    native = await edge.connect("/ws")
+    await native.subscribe("general")
+    answer = await native.ask("subscribe", channel="server-to-user.7")
+    assert answer["data"]["code"] in {"forbidden", "unauthorized"}
+    client = await Client(await edge.connect(f"/app/{APP.key}", greeted=False)).greeted()
+    assert (await client.sign_in("7"))["event"] == "pusher:signin_success"
+    body = {"name": "n", "data": "1", "channel": "#server-to-user-7"}
+    assert await request(edge, "POST", "/apps/1001/events", body) == (200, {})
+    assert (await client.next())["event"] == "n"
+
+
+async def test_name_of_another_kind_is_not_the_channel(edge, connect):
+    client, other = await connect(), await connect()
+    for each in (client, other):
+        await each.join("private-chat.1")
+    await client.tell("pusher:unsubscribe", channel="chat.1")
+    assert await client.receives_nothing()
+    await request(
+        edge, "POST", "/apps/1001/events", {"name": "n", "data": "1", "channel": "private-chat.1"}
+    )
+    assert [(await each.next())["event"] for each in (client, other)] == ["n", "n"]
+    refused = await other.whisper("chat.1", "client-typing")
+    assert refused["data"]["code"] == 4009
+    assert "its name is 'private-chat.1'" in refused["data"]["message"]
+    assert await client.receives_nothing()
+    path = "/apps/1001/channels/chat.1?info=subscription_count"
+    answer = await request(edge, "GET", path)
+    assert answer == (200, {"occupied": False, "subscription_count": 0})
+    body = {"name": "n", "data": "1", "channel": "chat.1", "info": "subscription_count"}
+    answer = await request(edge, "POST", "/apps/1001/events", body)
+    assert answer == (200, {"channels": {"chat.1": {"subscription_count": 0}}})
+
+
+async def test_what_is_meant_for_a_private_channel_does_not_reach_a_public_one(edge, connect):
+    client = await connect()
+    await client.join("general")
+    for name in ("private-general", "private-announcements"):
+        body = {"name": "n", "data": "1", "channels": [name]}
+        status, problem = await request(edge, "POST", "/apps/1001/events", body)
+        assert (status, problem["code"]) == (400, "invalid_channel")
+        assert name in problem["detail"]
+    assert await client.receives_nothing()
+
+
+async def test_refused_name_says_what_the_rules_make_of_the_channel(connect):
+    client = await connect()
+    refused = await client.ask("pusher:subscribe", channel="my-channel")
+    assert "or because none matches, 'my-channel' is private" in refused["data"]["error"]
 
 
 async def test_signing_in_as_another_user_is_refused_and_as_the_same_one_harmless(connect):

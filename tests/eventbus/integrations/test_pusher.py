@@ -38,6 +38,13 @@ def test_user_who_signs_in_is_signed_as_it_is_sent():
     )
 
 
+def test_ids_that_are_numbers_as_in_django_are_signed_as_text():
+    signed = sign("1.2", "presence-a", user_id=0, app=APP)
+    assert json.loads(signed["channel_data"]) == {"user_id": "0", "user_info": {"id": "0"}}
+    signed = sign_user("1.2", 7, watchlist=[8], app=APP)
+    assert json.loads(signed["user_data"]) == {"id": "7", "watchlist": ["8"]}
+
+
 def test_app_comes_from_the_environment(monkeypatch):
     with pytest.raises(ConfigError, match="PUSHER_APP"):
         sign("1.2", "private-a")
