@@ -30,6 +30,7 @@ from eventbus.drivers.consumers import (
 )
 from eventbus.drivers.marks import (
     ANY_CHANNEL,
+    FollowedReads,
     FollowingSubscription,
     MarkedPosition,
     mark_of,
@@ -62,6 +63,7 @@ __all__ = [
     "Delivery",
     "Driver",
     "Failure",
+    "FollowedReads",
     "FollowingSubscription",
     "GapSubscription",
     "GroupDriver",

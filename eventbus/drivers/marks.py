@@ -25,6 +25,7 @@ from eventbus.drivers.base import (
 
 __all__ = [
     "ANY_CHANNEL",
+    "FollowedReads",
     "FollowingSubscription",
     "MarkedPosition",
     "ResumingDriver",
@@ -39,9 +40,9 @@ __all__ = [
 ANY_CHANNEL: Final = "~"
 """Prefix of a mark whose message may belong to a different channel."""
 _NANO: Final = 1_000_000_000
-_TIME: Final = re.compile(
-    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)", re.ASCII
-)
+_WHOLE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.ASCII)
+_TIME: Final = re.compile(rf"({_WHOLE.pattern})(?:\.(\d{{1,9}}))?(?:Z|\+00:00)", re.ASCII)
+_EXACT: Final = len("2026-01-01T00:00:00.123456789Z")
 _UNIX: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -85,6 +86,19 @@ class ResumingDriver(Protocol):
 
 
 @runtime_checkable
+class FollowedReads(Protocol):
+    """A driver that reads for its own subscribers without asking again where the stream ends."""
+
+    async def read_last(self, subject: str, limit: int, followed: Position) -> Page:
+        """Like `HistoryDriver.read` without an offset, for a caller who follows the subject.
+
+        `followed` is the position of the caller's own subscription, which delivers whatever comes
+        after it. So the page may be as of any moment since then, and ends at or after `followed`.
+        Raises like `read`.
+        """
+
+
+@runtime_checkable
 class FollowingSubscription(Protocol):
     """A subscription to a subject or a filter that can rule out messages after a position."""
 
@@ -116,6 +130,11 @@ def _differ(time: str | None, mark: str) -> bool:
 
 def nanoseconds(text: str) -> int | None:
     """An RFC 3339 time in UTC as nanoseconds since 1970; None for anything else or earlier."""
+    if len(text) == _EXACT and text[19] == "." and text[29] == "Z":  # as most are
+        fraction = text[20:29]
+        if fraction.isdecimal() and fraction.isascii():
+            whole = _seconds(text[:19])
+            return None if whole is None else whole * _NANO + int(fraction)
     match = _TIME.fullmatch(text)
     if match is None:
         return None
@@ -127,6 +146,8 @@ def nanoseconds(text: str) -> int | None:
 
 @functools.lru_cache(maxsize=64)  # the messages of a second have it in common
 def _seconds(text: str) -> int | None:
+    if not _WHOLE.fullmatch(text):
+        return None
     try:
         since = datetime.datetime.fromisoformat(f"{text}+00:00") - _UNIX
     except ValueError:  # no such day

@@ -41,7 +41,7 @@ from eventbus.drivers.consumers import (
     ConsumerSettings,
     GroupDriver,
 )
-from eventbus.drivers.marks import read_from
+from eventbus.drivers.marks import FollowedReads, read_from
 from eventbus.drivers.queues import (
     QueueDriver,
     QueueStore,
@@ -213,6 +213,13 @@ class StackDriver:
         """The reader's stored messages; see HistoryDriver.read."""
         reader = cast(HistoryDriver, self._able(Capability.HISTORY))
         return await reader.read(subject, after=after, limit=limit)
+
+    async def read_last(self, subject: str, limit: int, followed: Position) -> Page:
+        """The reader's last messages of a subject that is followed; see FollowedReads."""
+        reader = cast(HistoryDriver, self._able(Capability.HISTORY))
+        if isinstance(reader, FollowedReads):
+            return await reader.read_last(subject, limit, followed)
+        return await reader.read(subject, after=None, limit=limit)
 
     async def resume(self, subject: str, position: Position, limit: int) -> Page:
         """The reader's stored messages after a position; see ResumingDriver.resume."""

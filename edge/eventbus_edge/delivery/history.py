@@ -20,6 +20,7 @@ from eventbus.drivers import (
     Capability,
     Delivery,
     Driver,
+    FollowedReads,
     HistoryDriver,
     MarkedPosition,
     Page,
@@ -54,6 +55,7 @@ _TURNS: Final = 16
 ToMessage = Callable[[str, Delivery], ChannelMessage | None]
 MostHistory = Callable[[str], int | None]
 """How many stored messages of a channel clients may read; None for all of them."""
+PositionOf = Callable[[str], Position | None]
 OnRead = Callable[[int], object]
 
 
@@ -166,8 +168,12 @@ class History:
         subjects: Subjects,
         to_message: ToMessage,
         most_history: MostHistory = lambda _channel: None,
+        position: PositionOf = lambda _channel: None,
     ) -> None:
-        """`to_message` checks a delivery, and returns None if it is not a message."""
+        """`to_message` checks a delivery, and returns None if it is not a message.
+
+        `position` returns that of a subscribed channel, after which its messages are delivered.
+        """
         able = driver.capabilities
         self._driver = cast(HistoryDriver, driver) if Capability.HISTORY in able else None
         self._patterns = (
@@ -176,6 +182,7 @@ class History:
         self._most_history = most_history
         self._subjects = subjects
         self._to_message = to_message
+        self._position = position
         self._fresh: dict[_FreshKey, _Read] = {}
         self._fresh_bytes = 0
         self._joins, self._queries = _Queue(_TURNS), _Queue(QUERIES)
@@ -323,7 +330,7 @@ class History:
         try:
             async with queue.turns[hash(key.subject) % len(queue.turns)].turn():
                 del queue.waiting[key]  # too old for calls from here on
-                page = await self._page(key)
+                page = await self._page(key, is_followed=queue is self._joins)
                 messages = Stored(self._decode(key, page.messages))
                 if key.after is None and len(messages) < len(page.messages):
                     # Earlier messages take the place of what is in quarantine.
@@ -337,9 +344,15 @@ class History:
             if queue.waiting.get(key) is task:  # it failed while it waited for its turn
                 del queue.waiting[key]
 
-    async def _page(self, key: _Key) -> Page:
+    async def _page(self, key: _Key, *, is_followed: bool = False) -> Page:
+        """A page; if the channel `is_followed`, those who asked for it get what follows live."""
         subject, after, _, limit, is_pattern = key
         assert self._driver is not None
+        if after is None and is_followed and isinstance(self._driver, FollowedReads):
+            # Not when it was asked for: what was delivered meanwhile must be in the page.
+            followed = self._position(self._subjects.channel_of(subject))
+            if followed is not None:
+                return await self._driver.read_last(subject, limit, followed)
         if not isinstance(after, Position):
             return await self._driver.read(subject, after=after, limit=limit)
         if not is_pattern:

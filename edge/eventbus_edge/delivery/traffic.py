@@ -101,6 +101,7 @@ class Traffic:
             bus.subjects,
             _stored_message,
             lambda channel: rules.find(channel).most_history,
+            self._interest.position,
         )
 
     @property

@@ -154,18 +154,20 @@ class _MovingCursor:
 
     def _part(self, position: Position) -> bytes | None:
         """The text of an entry; None if a position has passed the base."""
-        cursor = self._cursor
         offset, epoch = position
-        distance, number = cursor.highest - offset, self._epochs.get(epoch)
+        distance, number = self._highest - offset, self._epochs.get(epoch)
         if number is None or distance < 0:
             return None
-        time = _time_of(position)
+        mark = position.mark if type(position) is MarkedPosition else None
+        time = None if mark is None else nanoseconds(mark)
+        is_own = time is not None  # a message of another channel has a prefix before its time
         if time is None:
+            time = _time_of(position)
+        if time is None or time > _MAX_TIME:
             return _text(_PLAIN(0x92, _UINT8, number, _UINT64, distance))
-        earlier = cursor.latest - time
+        earlier = self._latest - time
         if earlier < 0:
             return None
-        is_own = not (mark_of(position) or "").startswith(ANY_CHANNEL)
         if distance < 2**32:
             packed = _MARKED(0x94, _UINT8, number, _UINT32, distance, _UINT64, earlier, is_own)
         else:
@@ -177,6 +179,7 @@ class _MovingCursor:
     def _compute(self) -> None:
         known = list(self._known.values())
         self._cursor = _base(self._known, known, _OFFSETS_AHEAD, _NANOS_AHEAD)
+        self._highest, self._latest = self._cursor.highest, self._cursor.latest
         self._epochs = {epoch: number for number, epoch in enumerate(self._cursor.epochs)}
         self.line = bytearray(b"id: " + _text(_head(self._cursor, len(known))))
         """The whole line."""

@@ -412,9 +412,11 @@ class ChannelMessage(NamedTuple):
     @property
     def marked(self) -> Position | None:
         """The position with its mark."""
-        if self.position is None or self.mark is None:
-            return self.position
-        return MarkedPosition(*self.position, self.mark)
+        position, mark = self.position, self.mark
+        if position is None or mark is None:
+            return position
+        offset, epoch = position
+        return MarkedPosition(offset, epoch, mark)
 
 
 class PresenceChanged(NamedTuple):

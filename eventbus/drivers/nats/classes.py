@@ -75,7 +75,8 @@ class Copy(NamedTuple):
         """Whether it is proved that nothing after that offset is missing, except the newest."""
         if not self.is_fresh:
             return False
-        if self.subject.messages < self.limit:
+        messages = self.subject.messages
+        if messages is not None and messages < self.limit:
             if self.has_first:
                 return self.since <= offset + 1
             first = await self.all_of_class.oldest()

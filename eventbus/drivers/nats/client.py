@@ -471,11 +471,20 @@ class FastClient(SecureClient):
         # Without a connection: nats-py sends all subscriptions when it has reconnected.
         if self.is_connected:
             try:
-                await self._send_subscribe(listener)
+                await self._send_command(
+                    b"SUB %b %b %d\r\n" % (subject.encode(), group.encode(), sid)
+                )
             except BaseException:  # the caller has no key
                 await self.unlisten(sid)
                 raise
+            # Not at once: a request mostly follows, and shares the write.
+            asyncio.get_running_loop().call_soon(self._wake_flusher)
         return sid
+
+    def _wake_flusher(self) -> None:
+        """Let nats-py's flusher write what is pending, unless it is about to."""
+        if self._pending and self._flush_queue is not None and self._flush_queue.empty():
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def unlisten(self, key: int) -> None:
         """Unsubscribe; nothing is delivered after this is called."""

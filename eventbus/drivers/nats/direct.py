@@ -69,11 +69,11 @@ class StoredSubject:
         *,
         first: int,
         last: int,
-        messages: int = 0,
+        messages: int | None = 0,
         is_copy: bool = False,
         is_replicated: bool = False,
     ) -> None:
-        """`first` and `last` are the stream's sequences, `messages` is the subject's count.
+        """`first` and `last` are the stream's sequences, `messages` the subject's count, if known.
 
         Offsets are the stream's sequences unless it `is_copy` of the event stream. When it
         `is_replicated`, any replica answers direct gets, even one that has just started and lags:
@@ -95,7 +95,7 @@ class StoredSubject:
 
     async def last(self, count: int, end: int) -> list[StoredMessage]:
         """The last `count` messages up to an offset. Raises ConnectionFailed."""
-        if not self.messages or not count:
+        if self.messages == 0 or not count:
             return []
         return await self._whole(lambda: self._last_ones(count, end), None)
 
@@ -135,13 +135,22 @@ class StoredSubject:
             if newest and newest[0].offset <= end:
                 return _Read(newest, newest[0].sequence)
         kept: collections.deque[StoredMessage] = collections.deque(maxlen=count)
-        start = await self._sequence_of_last(count)
+        total = self.messages
+        if total is None:  # there may be no more than that, as the first answer shows
+            start, batch_size = self._first, min(count, _BATCH)
+        else:
+            start, batch_size = await self._sequence_of_last(count, total), _BATCH
         while start <= self._last:  # JetStream reads forward only
-            batch = await self._get(start, _BATCH)
+            batch = await self._get(start, batch_size)
             kept.extend(stored for stored in batch if stored.offset <= end)
             start = batch[-1].sequence + 1 if batch else start
             if not batch or not batch[-1].pending:
                 break
+            if total is None:
+                total, batch_size = len(batch) + batch[-1].pending, _BATCH
+                if (later := await self._sequence_of_last(count, total)) > start:
+                    start = later
+                    kept.clear()
         return _Read(list(kept), start - 1)
 
     async def oldest(self) -> MessageInfo | None:
@@ -171,10 +180,10 @@ class StoredSubject:
                 low = found[0].sequence + 1
         return low
 
-    async def _sequence_of_last(self, count: int) -> int:
-        """A sequence from which the subject has `count` messages or slightly more."""
+    async def _sequence_of_last(self, count: int, total: int) -> int:
+        """A sequence from which the subject has `count` of its `total` messages, or some more."""
         low, high = self._first, self._last
-        if self.messages <= count + _BATCH:
+        if total <= count + _BATCH:
             return low
         while low < high:
             middle = (low + high) // 2

@@ -356,6 +356,12 @@ class NatsDriver:
         position = None if after is None else ReaderPosition(after)
         return await self._reader.read(subject, after=position, limit=limit)
 
+    async def read_last(self, subject: str, limit: int, followed: Position) -> Page:
+        """The last messages of a subject that is followed; see `FollowedReads.read_last`."""
+        self._require_open()
+        validate_subject(subject)
+        return await self._reader.read(subject, after=None, limit=limit, followed=followed)
+
     async def resume(self, subject: str, position: Position, limit: int) -> Page:
         """Stored messages after a reader's position; see `ResumingDriver.resume`."""
         self._require_open()

@@ -152,7 +152,8 @@ async def keeps_all_after(stored: StoredSubject, state: SubjectState, offset: in
         return True
     if offset < state.purged:
         return False
-    if state.first <= offset + 1 and (state.limit <= 0 or state.messages < state.limit):
+    has_room = state.limit <= 0 or (state.messages is not None and state.messages < state.limit)
+    if state.first <= offset + 1 and has_room:
         # Nothing after it was evicted by age or size, which remove the stream's oldest; nor by
         # count: a subject that had evictions is full until some of its messages expire.
         return True
@@ -232,14 +233,16 @@ class StreamReader:
         epoch: str | None = None,
         whole: bool = False,
         known: int = 0,
+        followed: Position | None = None,
     ) -> Page:
         """The first `limit` messages of a live subject after a position; without one, the last.
 
         A position of a different `epoch` must be proved by its time. With `whole`, messages beyond
         the limits of their class are included as long as a stream has them. The reader has
-        everything up to the offset `known`, whatever the stream has. The first message's `previous`
-        is None: the stream does not know it. Raises InvalidChannel for a subject that is not live,
-        ConnectionFailed and StreamMismatch.
+        everything up to the offset `known`, whatever the stream has. Who reads the last messages,
+        and has a subscription whose position is `followed`, may get them as of a moment since then.
+        The first message's `previous` is None: the stream does not know it. Raises InvalidChannel
+        for a subject that is not live, ConnectionFailed and StreamMismatch.
         """
         subject = self._stream.event_of(live)
         if subject is None:
@@ -248,7 +251,14 @@ class StreamReader:
             )
         return await self._of_one_history(
             lambda: self._page(
-                live, subject, after=after, limit=limit, epoch=epoch, whole=whole, known=known
+                live,
+                subject,
+                after=after,
+                limit=limit,
+                epoch=epoch,
+                whole=whole,
+                known=known,
+                followed=followed,
             )
         )
 
@@ -277,8 +287,10 @@ class StreamReader:
         epoch: str | None,
         whole: bool,
         known: int,
+        followed: Position | None,
     ) -> Page:
-        asked = await self._ask(subject)
+        recent = None if followed is None else self._stream.followed(subject, followed)
+        asked = await self._ask(subject) if recent is None else self._asked(subject, recent)
         present = asked.state.stream.epoch
         if after is None:
             found, complete = await self._last(asked, limit), True
@@ -456,7 +468,9 @@ class StreamReader:
                 self._stream.identity.invalidate()
 
     async def _ask(self, subject: str) -> _Asked:
-        state = await self._stream.of_subject(subject)
+        return self._asked(subject, await self._stream.of_subject(subject))
+
+    def _asked(self, subject: str, state: SubjectState) -> _Asked:
         return _Asked(self._stored(subject, state), state, self._classes.of(subject))
 
     def _stored(self, subject: str, state: SubjectState) -> StoredSubject:

@@ -16,6 +16,7 @@ from typing import (
 from eventbus.attempts import SharedAttempt
 from eventbus.channels import Subjects
 from eventbus.config import Settings
+from eventbus.drivers.base import Position
 from eventbus.drivers.nats.connection import NatsConnection
 from eventbus.drivers.nats.identity import SeenMessage, StreamIdentity, StreamState
 from eventbus.drivers.nats.jetstream import (
@@ -47,6 +48,8 @@ SPARE: Final = 1
 A reader whose position is the message before those has missed all that readers get. As long as that
 message exists, it proves that nothing is missing in front of them.
 """
+_LATEST_S: Final = 1.0
+"""How long an answer about the stream also serves those who follow what they read."""
 _ANSWERS: Final = 3
 """How many answers about a subject may be behind what is known of the stream."""
 _MUST_MATCH: Final = (
@@ -97,8 +100,8 @@ class SubjectState(NamedTuple):
     """The offset of the oldest message in the stream, on any subject."""
     first_time: str
     """When that was stored, RFC 3339."""
-    messages: int
-    """How many the subject has."""
+    messages: int | None
+    """How many the subject has; None if they were not counted."""
     limit: int
     """How many it may have; not above 0 for no limit."""
     purged: int
@@ -117,6 +120,17 @@ class SubjectCounts(NamedTuple):
     limit: int
     """How many messages a subject may have; not above 0 for no limit."""
     subjects: Mapping[str, int]
+
+
+class _Answer(NamedTuple):
+    """An answer to `EventStream.state`, kept for reads of subjects that are followed."""
+
+    info: StreamInfo
+    state: StreamState
+    invalidations: int
+    """How often the stream had been in doubt when it was asked."""
+    at: float
+    """When that was, by the event loop's clock."""
 
 
 class EventStream:
@@ -149,6 +163,7 @@ class EventStream:
         )
         self._querying = SharedAttempt()
         self._next: asyncio.Task[StreamState] | None = None
+        self._latest: _Answer | None = None
 
     def live_of(self, event: str) -> str:
         """The live subject of an event subject."""
@@ -207,16 +222,25 @@ class EventStream:
                 break
         else:
             raise self.stream.failure("its answers are behind what is known of it")
-        return SubjectState(
-            stream,
-            info.state.first_seq,
-            info.state.first_ts,
-            (info.state.subjects or {}).get(subject, 0),
-            info.max_per_subject,
-            purged_of(info.config, subject),
-            info.ts,
-            int(info.config.get("num_replicas", 1)),
-        )
+        return _of_subject(info, stream, subject, (info.state.subjects or {}).get(subject, 0))
+
+    def followed(self, subject: str, position: Position) -> SubjectState | None:
+        """The state of one event subject as of the last query of the stream; None to ask again.
+
+        It is for a reader whose subscription has delivered everything up to `position`, and will
+        deliver the rest: the stream ended there or later. Messages are not counted.
+        """
+        latest = self._latest
+        if (
+            latest is None
+            or latest.at < asyncio.get_running_loop().time() - _LATEST_S
+            or self.identity.is_stale
+            or latest.invalidations != self.identity.snapshot().invalidations
+            or not latest.state.epoch == position.epoch == self.identity.epoch
+            or latest.state.last < position.offset
+        ):
+            return None
+        return _of_subject(latest.info, latest.state, subject, None)
 
     async def counts(self, event_filter: str) -> SubjectCounts:
         """How many messages the matching subjects have. Raises ConnectionFailed."""
@@ -257,12 +281,15 @@ class EventStream:
         try:
             async with self._querying.turn():
                 self._next = None  # later callers need a newer answer
-                before = self.identity.snapshot()
+                before, at = self.identity.snapshot(), asyncio.get_running_loop().time()
                 info = await self._info()
         finally:
             if self._next is own:  # it failed while it waited
                 self._next = None
-        return await self.identity.accept(info, before)
+        state = await self.identity.accept(info, before)
+        if (state.last, state.time) == (info.state.last_seq, info.state.last_ts):
+            self._latest = _Answer(info, state, before.invalidations, at)
+        return state
 
     async def _info(self, request: Mapping[str, Any] | None = None) -> StreamInfo:
         return await self.stream.require_info(request)
@@ -279,6 +306,21 @@ class EventStream:
             return info.config
         _log.info("stream %s now keeps %d messages per channel", self.name, wanted)
         return updated.config
+
+
+def _of_subject(
+    info: StreamInfo, stream: StreamState, subject: str, messages: int | None
+) -> SubjectState:
+    return SubjectState(
+        stream,
+        info.state.first_seq,
+        info.state.first_ts,
+        messages,
+        info.max_per_subject,
+        purged_of(info.config, subject),
+        info.ts,
+        int(info.config.get("num_replicas", 1)),
+    )
 
 
 def _retrieve(task: "asyncio.Task[StreamState]") -> None:

@@ -652,3 +652,24 @@ async def test_resumes_of_a_busy_full_channel_that_are_recovered_lack_nothing(ed
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     assert True in outcomes
+
+
+async def test_last_messages_are_read_up_to_where_the_channel_is_when_they_are_read():
+    asked = []
+
+    class Following(CountingReads):
+        async def read_last(self, subject, limit, followed):
+            asked.append(followed)
+            return await self.read(subject, after=None, limit=limit)
+
+    driver = Following()
+    async with EventBus(Settings(driver="memory"), driver) as bus:
+        start = await publish(bus, [0])
+        now = await publish(bus, [1])
+        history = History(driver, bus.subjects, to_message, position=lambda channel: now)
+        await history.catch_up(Subscribe("general", None, 5, None), start)
+        assert asked == [now]
+        await history.page("general", None, 5)  # by somebody who need not follow the channel
+        await resume(history, start, now)
+        assert asked == [now]
+        assert driver.reads == 3

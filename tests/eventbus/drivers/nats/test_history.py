@@ -166,3 +166,74 @@ def test_times_are_read_to_the_nanosecond_and_written_as_they_were():
     assert nanoseconds("2026-11-30T18:55:02.5+00:00") == nanoseconds("2026-11-30T18:55:02.50Z")
     for text in ("", "x", "2026-13-30T18:55:02Z", "0001-01-01T00:00:00Z", "2026-11-30T18:55:02"):
         assert nanoseconds(text) is None
+
+
+@pytest.fixture
+def requests(driver, monkeypatch):
+    """The subjects of JetStream's API that the driver asks, in order."""
+    asked, request = [], driver._connection.request
+
+    def asking(subject, *args, **kwargs):
+        asked.append(subject.removeprefix("$JS.API."))
+        return request(subject, *args, **kwargs)
+
+    monkeypatch.setattr(driver._connection, "request", asking)
+    return asked
+
+
+def contents(page):
+    """A page without the headers, which say how many messages followed when it was read."""
+    return page._replace(messages=[one._replace(headers=None) for one in page.messages])
+
+
+async def test_subscriber_reads_the_last_messages_without_asking_again(driver, requests):
+    await publish(driver, 5)
+    inbox = Inbox()
+    subscription = await driver.subscribe(LIVE, inbox)
+    requests.clear()
+    page = await driver.read_last(LIVE, 3, subscription.position)
+    assert set(requests) == {f"DIRECT.GET.{STREAM}"}
+    assert contents(page) == contents(await driver.read(LIVE, after=None, limit=3))
+    assert [one.position.offset for one in page.messages] == [3, 4, 5]
+
+
+async def test_what_a_subscriber_has_got_since_the_stream_was_asked_is_read(driver):
+    await publish(driver, 2)
+    inbox = Inbox()
+    await driver.subscribe(LIVE, inbox)
+    await publish(driver, 1)
+    [delivery] = await inbox.until(1)
+    page = await driver.read_last(LIVE, 5, delivery.position)
+    assert [one.position.offset for one in page.messages] == [1, 2, 3]
+    assert page.position.offset == 3
+
+
+async def test_subscriber_of_another_history_gets_the_present_one(driver, requests):
+    await publish(driver, 2)
+    inbox = Inbox()
+    subscription = await driver.subscribe(LIVE, inbox)
+    requests.clear()
+    page = await driver.read_last(LIVE, 5, Position(1, "another"))
+    assert f"STREAM.INFO.{STREAM}" in requests
+    assert page.position.epoch == subscription.position.epoch
+    driver._stream.identity.invalidate()
+    requests.clear()
+    await driver.read_last(LIVE, 5, subscription.position)
+    assert f"STREAM.INFO.{STREAM}" in requests
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 11, 12, 100])
+async def test_subscriber_gets_the_last_messages_of_however_many_there_are(
+    driver, monkeypatch, limit
+):
+    monkeypatch.setattr("eventbus.drivers.nats.direct._BATCH", 2)
+    for _ in range(6):
+        await publish(driver, 2)
+        await publish(driver, 1, "b")
+    inbox = Inbox()
+    subscription = await driver.subscribe(LIVE, inbox)
+    page = await driver.read_last(LIVE, limit, subscription.position)
+    assert contents(page) == contents(await driver.read(LIVE, after=None, limit=limit))
+    assert len(page.messages) == min(limit, 12)
+    nothing = await driver.subscribe("own.live.c", inbox)
+    assert (await driver.read_last("own.live.c", limit, nothing.position)).messages == ()
