@@ -52,6 +52,7 @@ from eventbus.drivers.nats.connection.cutoff import fault_of
 from eventbus.drivers.nats.connection.replies import Reply
 from eventbus.drivers.nats.jetstream import StreamInfo, _decode as decode_answer
 from eventbus.drivers.nats.publish import _decode_ack
+from eventbus.drivers.nats.subscriptions.repeats import id_of
 from eventbus.drivers.redis import wire
 from eventbus.drivers.redis.node import _parse as parse_info
 from eventbus.drivers.redis.target import Target as RedisTarget
@@ -165,6 +166,14 @@ def bus_payload(data: bytes) -> None:
     assert body["event"] == envelope.event
     assert not envelope.event.startswith("eb:")
     assert not {"offset", "epoch", "mark"} & body.keys()
+
+
+@target(
+    "eventbus.drivers.nats.subscriptions.repeats",
+    seeds=[ENVELOPE, b'{"event":"e","data":1,"id":"7"}', b'"text"', b'{"id":7}'],
+)
+def volatile_message(data: bytes) -> None:
+    assert isinstance(id_of(data), str)
 
 
 @target(

@@ -30,7 +30,7 @@ async def answer_options(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except web.HTTPMethodNotAllowed as exc:
-        exc.__traceback__ = None  # its frames refer to the route, which keeps it
+        exc.with_traceback(None)  # its frames refer to the route, which keeps it
         allowed = ", ".join(sorted({*exc.allowed_methods, "OPTIONS"}))
         if request.method == "OPTIONS":
             return _answer_options(request, allowed)
@@ -40,7 +40,7 @@ async def answer_options(request: web.Request, handler: Handler) -> web.StreamRe
             headers={"Allow": allowed},
         ) from None
     except web.HTTPNotFound as exc:
-        exc.__traceback__ = None
+        exc.with_traceback(None)
         is_disabled = not request.app[NODE].settings.websocket_enabled
         code = "websocket_disabled" if is_disabled and _is_websocket(request) else "not_found"
         raise Problem(code, _what_is_served(request)) from None

@@ -274,7 +274,7 @@ class _RequestHandler(web.RequestHandler):
         for piece in _pieces(data):
             super().data_received(piece)
             if self._messages and isinstance(fault := self._messages[-1][0], _ErrInfo):
-                fault.exc.__traceback__ = None  # its frames refer to this connection
+                fault.exc.with_traceback(None)  # its frames refer to this connection
                 self._end_body()
                 return
 

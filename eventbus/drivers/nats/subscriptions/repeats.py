@@ -14,7 +14,7 @@ import msgspec
 
 from eventbus.messages import json_decoder
 
-__all__ = ["Repeats"]
+__all__ = ["Repeats", "id_of"]
 
 _MESSAGES: Final = 4096
 _BYTES: Final = 1024**2
@@ -30,7 +30,7 @@ class _Identified(msgspec.Struct):
 _decode: Final = json_decoder(_Identified)
 
 
-def _id_of(payload: bytes) -> str:
+def id_of(payload: bytes) -> str:
     """The id of a message; empty if it has none, as when other programs publish it."""
     try:
         return _decode(payload).id
@@ -57,7 +57,7 @@ class Repeats:
         self._known = {
             (subscription, subject, message)
             for subscription, subject, payload in self._recent
-            if (message := _id_of(payload))
+            if (message := id_of(payload))
         }
         self._until = asyncio.get_running_loop().time() + _FOR_S
 
@@ -78,4 +78,4 @@ class Repeats:
     def _is_known(self, subscription: int, subject: str, payload: bytes) -> bool:
         if asyncio.get_running_loop().time() > self._until:
             self._known.clear()
-        return (subscription, subject, _id_of(payload)) in self._known
+        return (subscription, subject, id_of(payload)) in self._known
