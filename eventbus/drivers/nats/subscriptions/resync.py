@@ -156,6 +156,8 @@ class Subscriptions:
             for subscription in stale:
                 if subscription in self._filling:
                     continue  # which itself notices a connection that was lost meanwhile
+                if subscription in self._unsynced:
+                    continue  # what made it ask again may be newer than this answer
                 if subscription.is_behind(state):
                     self._start_filling(subscription, state, changes)
                 else:

@@ -173,6 +173,37 @@ class TestConnecting:
         finally:
             gc.enable()
 
+    async def test_answer_that_is_older_than_a_gap_does_not_hide_it(
+        self, driver, namespace, monkeypatch
+    ):
+        inbox, event = Inbox(), f"{namespace}.event.a"
+        subscription = await driver.subscribe(f"{namespace}.live.a", inbox)
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+        query = driver._stream.state
+
+        async def slow():
+            state = await query()
+            asked.set()
+            await may_answer.wait()
+            return state
+
+        monkeypatch.setattr(driver._stream, "state", slow)
+        driver._subscriptions.resync(subscription)
+        await asyncio.wait_for(asked.wait(), 30)
+        monkeypatch.setattr(driver._stream, "state", query)
+
+        await driver.publish(event, b"1")
+        await inbox.until(1)
+        at_server, client = subscription.at_server, driver._connection.client
+        await at_server.withdraw()
+        await driver.publish(event, b"2")  # missed
+        await at_server.send(client, 0)
+        await driver.publish(event, b"3")
+        await until(lambda: subscription._pending)
+        may_answer.set()
+        await inbox.until(3)
+        assert [each.payload for each in inbox.deliveries] == [b"1", b"2", b"3"]
+
     async def test_opening_twice_is_an_error(self, driver):
         with pytest.raises(ConnectionFailed, match="not new"):
             await driver.open()
