@@ -329,11 +329,16 @@ class NatsConnection:
             raise ConnectionFailed(f"connecting to {self.address}: {exc}", driver=DRIVER) from exc
         finally:
             refused.cancel()
-            await end(connecting)
-            await asyncio.gather(refused, return_exceptions=True)
-            if not is_made:
-                client.close_transport()
-                await close(client)
+            try:
+                await end(connecting)
+                await asyncio.gather(refused, return_exceptions=True)
+            except BaseException:  # cancelled by now: nobody gets the client
+                is_made = False
+                raise
+            finally:
+                if not is_made:
+                    client.close_transport()
+                    await close(client)
         faults = self.faults
         why = faults.why if faults.refused.is_set() else f"not within {seconds:g} s: {faults.why}"
         raise ConnectionFailed(

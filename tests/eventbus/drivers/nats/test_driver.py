@@ -17,6 +17,7 @@ import pytest_asyncio
 from eventbus.attempts import Backoff
 from eventbus.config import Settings
 from eventbus.drivers.nats import publish as nats_publish
+from eventbus.drivers.nats.connection import connection as nats_connection
 from eventbus.drivers.nats.driver import NatsDriver
 from eventbus.errors import (
     ConfigError,
@@ -203,6 +204,30 @@ class TestConnecting:
         may_answer.set()
         await inbox.until(3)
         assert [each.payload for each in inbox.deliveries] == [b"1", b"2", b"3"]
+
+    async def test_open_that_is_cancelled_once_connected_leaves_no_connection(
+        self, settings, monkeypatch
+    ):
+        made, connected = [], asyncio.Event()
+
+        class Client(nats_connection.FastClient):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                made.append(self)
+
+        async def end(connecting):
+            await asyncio.wait([connecting])
+            connected.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(nats_connection, "FastClient", Client)
+        monkeypatch.setattr(nats_connection, "end", end)
+        opening = asyncio.create_task(NatsDriver(settings).open())
+        await asyncio.wait_for(connected.wait(), 30)
+        assert made[0].is_connected
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        assert [each.is_closed for each in made] == [True]
 
     async def test_opening_twice_is_an_error(self, driver):
         with pytest.raises(ConnectionFailed, match="not new"):

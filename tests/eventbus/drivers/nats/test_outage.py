@@ -13,7 +13,8 @@ from tests.eventbus.drivers.nats.conftest import kill, opened, paused, until
 
 CALLERS = 12
 TIMEOUT_S = 1.0
-SLACK_S = 60.0
+SLACK_S = 5.0
+PATIENCE_S = 60.0
 """For a machine that stands still for a moment; callers that wait for each other take longer."""
 WORK = {
     "push": lambda driver, i: driver.queues.push("q", f"job-{i}", b"{}", 0.0),
@@ -109,7 +110,7 @@ async def test_volatile_messages_are_refused_at_once_and_never_arrive_late(
         for _ in range(50):
             with pytest.raises(PublishFailed, match="not kept for later"):
                 await driver.publish("own.live.a", b"stale")
-        assert time.monotonic() - started < SLACK_S  # of a timeout of 10 s each, 500 s
+        assert time.monotonic() - started < PATIENCE_S  # of a timeout of 10 s each, 500 s
         assert driver.counters["unsent"] == 50
         await own_nats_server.start()
         await driver.publish("own.event.a", b"stored")  # waits for the connection
