@@ -374,9 +374,9 @@ class EventBus:
         DriverError, DispatchFailed, BusStateError.
         """
         self._require_open()
+        # `call_plain`, because an event's methods are the application's code.
         if len(events) == 1 and self._is_direct(events[0]):
-            (event,) = events  # most dispatches: a straight way, in two thirds of the time
-            # An event's methods are the application's code.
+            (event,) = events  # the most common case, in two thirds of the time
             messages = call_plain(encode_messages, event, via)
             if len(messages) == 1:
                 receipts: tuple[Receipt, ...] = (await self._sender.send(messages[0]),)
@@ -385,7 +385,6 @@ class EventBus:
             if self.listeners.matching(type(event)):
                 await self.listeners.run(event, raise_errors=raise_errors)
             return receipts
-        # Their methods, too.
         checked, waits = call_plain(self._prepare, events, via)
         holders = holders_around(self) if any(waits) else ()
         sent = Sent()

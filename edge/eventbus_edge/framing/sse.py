@@ -154,8 +154,9 @@ class _MovingCursor:
 
     def _part(self, position: Position) -> bytes | None:
         """The text of an entry; None if a position has passed the base."""
+        cursor = self._cursor
         offset, epoch = position
-        distance, number = self._highest - offset, self._epochs.get(epoch)
+        distance, number = cursor.highest - offset, self._epochs.get(epoch)
         if number is None or distance < 0:
             return None
         mark = position.mark if type(position) is MarkedPosition else None
@@ -165,7 +166,7 @@ class _MovingCursor:
             time = _time_of(position)
         if time is None or time > _MAX_TIME:
             return _text(_PLAIN(0x92, _UINT8, number, _UINT64, distance))
-        earlier = self._latest - time
+        earlier = cursor.latest - time
         if earlier < 0:
             return None
         if distance < 2**32:
@@ -179,7 +180,6 @@ class _MovingCursor:
     def _compute(self) -> None:
         known = list(self._known.values())
         self._cursor = _base(self._known, known, _OFFSETS_AHEAD, _NANOS_AHEAD)
-        self._highest, self._latest = self._cursor.highest, self._cursor.latest
         self._epochs = {epoch: number for number, epoch in enumerate(self._cursor.epochs)}
         self.line = bytearray(b"id: " + _text(_head(self._cursor, len(known))))
         """The whole line."""

@@ -132,7 +132,7 @@ class Log:
         self._joins.append(now)
 
     def has_joined_between(self, start: float, end: float) -> bool:
-        """Whether the receiver joined anew between two times."""
+        """Whether the receiver joined again between two times."""
         return bisect_right(self._joins, end) > bisect_right(self._joins, start)
 
     def _add(self, code: int, now: float) -> None:

@@ -256,7 +256,7 @@ class Publisher:
     async def _attempt(
         self, subject: str, payload: bytes, head: bytes, seconds: float
     ) -> Ack | str:
-        """An acknowledgement, or why there is none; empty when there was no answer.
+        """Returns the acknowledgement, or why there is none: an empty text if nothing came back.
 
         Raises PublishFailed, and EncodingError for a message that is too large.
         """

@@ -332,7 +332,7 @@ class NatsConnection:
             try:
                 await end(connecting)
                 await asyncio.gather(refused, return_exceptions=True)
-            except BaseException:  # cancelled by now: nobody gets the client
+            except BaseException:  # cancelled meanwhile: the caller does not get the client
                 is_made = False
                 raise
             finally:

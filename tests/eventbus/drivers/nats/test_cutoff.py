@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 
 import pytest
 from msgspec.structs import replace
@@ -94,6 +95,32 @@ async def test_single_server_is_not_asked(own_settings, monkeypatch):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert asked == []
+
+
+async def test_time_in_which_the_process_stood_still_is_not_time_without_jetstream(
+    own_nats_server, own_settings, monkeypatch
+):
+    nowhere = f"nats://127.0.0.1:{free_port()}"
+    both = replace(own_settings, nats_url=f"{own_nats_server.url},{nowhere}")
+    compared = asyncio.get_running_loop().create_future()
+
+    class Watch(cutoff.CutOffWatch):
+        async def _ask(self, seconds):
+            return "the stream has no leader"
+
+        async def _compare(self, fault, since):
+            now = asyncio.get_running_loop().time()
+            compared.set_result(now - self._reached_at)
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(cutoff, "_EVERY", Backoff(0.05, 0.05, jitter=0))
+    async with opened(both) as driver:
+        task = asyncio.create_task(Watch(driver._connection, "OWN_EVENTS").run())
+        await asyncio.sleep(0)  # it pauses now
+        time.sleep(4.0)  # noqa: ASYNC251 - the process stands still
+        assert await asyncio.wait_for(compared, 60.0) < 3.0
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_server_that_was_left_is_tried_again_if_others_cannot_be_reached(
