@@ -301,7 +301,9 @@ def _parse_pattern(text: object) -> tuple[tuple[str, ...], tuple[str, ...]]:
         names.append(named[1] if named else "")
     given = [name for name in names if name]
     if len(set(given)) < len(given):
-        raise InvalidPattern(f"{text!r} uses a token name more than once", name=text)
+        raise InvalidPattern(
+            f"{text!r} uses a token name more than once; allowed: once each", name=text
+        )
     return tuple(tokens), tuple(names)
 
 

@@ -5,11 +5,12 @@ variable, default and meaning. `load` reads the values; `variables` lists the de
 tables of settings.
 """
 
+import difflib
 import functools
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
@@ -22,11 +23,13 @@ __all__ = [
     "Port",
     "Positive",
     "SettingsStruct",
+    "UnknownVariable",
     "Var",
     "Variable",
     "child_environment",
     "load",
     "set_environment",
+    "unknown_variables",
     "variables",
 ]
 
@@ -37,6 +40,9 @@ FILE_SUFFIX: Final = "_FILE"
 _URL: Final = "_URL"
 _QUOTES: Final = "\"'"
 MAX_SECRET_BYTES: Final = 65_536
+_OURS: Final = ("BROADCAST_", "EDGE_")
+_NEAR: Final = ("JWT_", "NATS_", "CORS_")
+"""Prefixes that other programs use too: only near misses of our names are reported."""
 _CREDENTIALS: Final = re.compile("://.*@", re.DOTALL)
 _BOOLEANS: Final = {
     "1": True, "true": True, "yes": True, "on": True,
@@ -64,6 +70,19 @@ class Variable(NamedTuple):
     allowed: str
     default: Any
     secret: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The variable, and that of the path of a file with its value."""
+        return (self.name, f"{self.name}{FILE_SUFFIX}") if self.secret else (self.name,)
+
+
+class UnknownVariable(NamedTuple):
+    """A variable of the environment that looks like a setting, and is none."""
+
+    name: str
+    nearest: str
+    """The setting that may be meant; empty if none has a similar name."""
 
 
 class SettingsStruct(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +138,23 @@ def variables(struct: type[msgspec.Struct]) -> Iterator[Variable]:
         var = _var(hints[field.name])
         if var is not None:
             yield Variable(field.name, var.name, var.help, var.allowed, field.default, var.secret)
+
+
+def unknown_variables(
+    structs: Iterable[type[msgspec.Struct]], environ: Mapping[str, str] | None = None
+) -> list[UnknownVariable]:
+    """The variables, sorted, that look like settings of `structs`, such as misspelt ones."""
+    settings = [variable for struct in structs for variable in variables(struct)]
+    read = {name for variable in settings for name in variable.names}
+    known = {variable.name for variable in settings}
+    found = []
+    for name in sorted((os.environ if environ is None else environ).keys() - read):
+        if not name.startswith(_OURS + _NEAR):
+            continue
+        nearest = next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "")
+        if nearest or name.startswith(_OURS):
+            found.append(UnknownVariable(name, nearest))
+    return found
 
 
 def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:

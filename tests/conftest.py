@@ -29,6 +29,8 @@ import pytest_asyncio
 
 from eventbus.client.sockets import Sockets
 from eventbus.config import Settings
+from eventbus.drivers import registry
+from eventbus.events import current, default_listeners
 from eventbus.server import NatsServer
 from tests import commands, packages
 
@@ -291,6 +293,33 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} has logged secrets:\n" + "\n".join(found)
     return report
+
+
+def _process_wide() -> dict[str, object]:
+    """What this process keeps for all its buses: another test would meet what one leaves there."""
+    return {
+        "listeners": [one.handler for one in default_listeners._listeners],
+        "open buses": list(current._entries),
+        "fakes": list(current._fakes),
+        "drivers": dict(registry._registered),
+        "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_process_wide_stays() -> Iterator[None]:
+    """Fail a test that leaves a listener, a bus or the like to the tests after it."""
+    before = _process_wide()
+    yield
+    after = _process_wide()
+    changed = [name for name in before if before[name] != after[name]]
+    assert not changed, f"the test has changed what all tests share: {', '.join(changed)}"
+
+
+@pytest.fixture
+def own_current_buses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests whose loops end like processes that are killed: their buses are never closed."""
+    monkeypatch.setattr(current, "_entries", [])
 
 
 @pytest.fixture(scope="session", autouse=True)

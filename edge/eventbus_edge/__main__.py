@@ -7,6 +7,7 @@ import sys
 
 from eventbus.application import configured_application
 from eventbus.config import Settings
+from eventbus.environment import unknown_variables
 from eventbus.errors import (
     ConfigError,
     EventBusError,
@@ -35,6 +36,8 @@ def main() -> int:
     try:
         settings, bus_settings = EdgeSettings.from_env(), Settings.from_env()
         configure(settings.log_format, settings.log_level)
+        if not settings.supervised:  # the supervisor has logged them
+            _report_misspelt_variables()
         with asyncio.Runner(loop_factory=new_loop) as runner:
             if settings.workers > 1:
                 supervisor = Supervisor(settings, bus_settings, on_ready=_announce)
@@ -48,6 +51,12 @@ def main() -> int:
         print(f"error: {printable(str(exc))}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _report_misspelt_variables() -> None:
+    for name, nearest in unknown_variables((EdgeSettings, Settings)):
+        if nearest:
+            _log.warning("%s is not a setting: did you mean %s?", name, nearest)
 
 
 def _load_configured_application(settings: EdgeSettings) -> None:

@@ -237,12 +237,18 @@ class Process:
         return 0 if default is None else default.rescues.count
 
     def close(self) -> None:
-        """Close all buses within `EXIT_S`, and end the thread."""
+        """Close all buses within `EXIT_S`, and end the thread.
+
+        Raises BusStateError in that thread, and leaves all as it is.
+        """
         with self._lock:
-            running, self._running = self._running, None
-        if running is not None:
+            running = self._running
+            if running is None:
+                return
             thread, buses = running
-            thread.finish(buses.close_all)
+            thread.refuse_in_itself()
+            self._running = None
+        thread.finish(buses.close_all)
 
 
 async def _open(bus: BusFactory) -> asynchronous.EventBus:

@@ -261,16 +261,18 @@ class LoopThread:
         started.set_result(calls)
         await self._stopping.wait()
 
-    def finish(self, last: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Run `last`, then end the loop and the thread, and with them the calls that still wait.
-
-        Gives up when the loop is busy for longer than `EXIT_S`: the thread is a daemon. Raises
-        BusStateError in the thread itself.
-        """
+    def refuse_in_itself(self) -> None:
+        """Raise BusStateError in the thread itself, which could not wait for its own end."""
         if threading.current_thread() is self._thread:
             raise BusStateError(
                 "eventbus.sync.close() was called by a listener, in the thread that it would end"
             )
+
+    def finish(self, last: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Run `last`, then end the loop and the thread, and with them the calls that still wait.
+
+        Gives up when the loop is busy for longer than `EXIT_S`: the thread is a daemon.
+        """
         try:
             self.calls.run(last, EXIT_S + _BUSY_S)
         except TimeoutError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from eventbus import EventBus
 from eventbus.events import event_types
+from eventbus.events.listeners import isolated
 from eventbus_edge.access.rules import channels
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -48,10 +49,11 @@ async def test_broadcasting_and_listening_examples_run(settings):
     names = {}
     source = PUBLISH.partition("async def main")[0] + BROADCAST + LISTEN
     code = compile(source, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    async with EventBus(settings) as bus:
-        await eval(code, names)
-        await names["run"](bus)
-        await bus.ready()
+    with isolated():
+        async with EventBus(settings) as bus:
+            await eval(code, names)
+            await names["run"](bus)
+            await bus.ready()
     assert {"OrderShipped", "InvoiceDue"} <= set(event_types())
 
 

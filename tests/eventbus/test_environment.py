@@ -9,7 +9,14 @@ import msgspec
 import pytest
 
 from eventbus.config import Settings
-from eventbus.environment import MASK, Var, load, variables
+from eventbus.environment import (
+    MASK,
+    UnknownVariable,
+    Var,
+    load,
+    unknown_variables,
+    variables,
+)
 from eventbus.errors import ConfigError
 
 
@@ -116,6 +123,26 @@ def test_a_url_with_credentials_in_a_variable_that_is_not_a_secret_is_not_quoted
 def test_field_without_a_variable_is_not_read_from_the_environment():
     assert load(Sample, {"internal": "9", "INTERNAL": "9"}).internal == 5
     assert "internal" not in [variable.field for variable in variables(Sample)]
+
+
+def test_misspelt_variable_is_found_with_the_one_that_is_meant():
+    environ = {"BROADCAST_DRIVR": "log", "NATS_ULR": "nats://h", "BROADCAST_COLOUR": "red"}
+    assert unknown_variables((Settings,), environ) == [
+        UnknownVariable("BROADCAST_COLOUR", ""),
+        UnknownVariable("BROADCAST_DRIVR", "BROADCAST_DRIVER"),
+        UnknownVariable("NATS_ULR", "NATS_URL"),
+    ]
+
+
+def test_variables_of_other_programs_and_of_files_with_secrets_are_not_reported():
+    environ = {
+        "NATS_CONTEXT": "prod",
+        "BROADCAST_DRIVER": "log",
+        "BROADCAST_REDIS_PASSWORD_FILE": "/run/secrets/redis",
+        "BROADCAT_DRIVER": "log",
+        "PATH": "/bin",
+    }
+    assert unknown_variables((Settings,), environ) == []
 
 
 def test_importing_the_library_reads_no_environment():

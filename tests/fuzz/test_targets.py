@@ -29,6 +29,7 @@ DECODES = re.compile(
 
 pytestmark = [
     pytest.mark.xdist_group("fuzz"),  # one worker imports it all
+    pytest.mark.usefixtures("own_current_buses"),
     # What targets refuse, and how a node is left behind, is not this process's business.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]

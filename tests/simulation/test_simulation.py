@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 PER_RUN = 6000
 SIMULATED = ("edge/eventbus_edge", "eventbus/drivers/nats", "eventbus/cluster")
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("own_current_buses")]
 
 
 def simulate(seed, *arguments, steps=PER_RUN):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eventbus.events import event as events
+from eventbus.events.listeners import isolated
 
 pytestmark = pytest.mark.xdist_group("typing")  # one process fills the cache
 HERE = Path(__file__).parent
@@ -56,9 +57,10 @@ def test_each_mistake_is_found_and_nothing_more(path, cache):
 async def test_accepted_code_also_runs(monkeypatch):
     """The examples are more than types."""
     monkeypatch.setattr(events, "_types", dict(events._types))
-    for path in sorted((HERE / "accepted").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"accepted_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-        await module.main()
+    with isolated():
+        for path in sorted((HERE / "accepted").glob("*.py")):
+            spec = importlib.util.spec_from_file_location(f"accepted_{path.stem}", path)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, spec.name, module)
+            spec.loader.exec_module(module)
+            await module.main()

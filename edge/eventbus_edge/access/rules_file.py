@@ -22,7 +22,7 @@ from eventbus.channels import (
     ChannelKind,
     Pattern,
 )
-from eventbus.errors import ConfigError
+from eventbus.errors import ConfigError, InvalidPattern
 from eventbus_edge.access.rules import (
     ANYONE,
     AUTHENTICATED,
@@ -98,7 +98,9 @@ def parse_rules(text: str, source: str) -> list[Rule]:
             where += f" (pattern {table['pattern']!r})"
         try:
             rule = _rule(msgspec.convert(table, _Rule))
-        except (msgspec.ValidationError, ValueError) as exc:  # InvalidPattern is a ValueError
+        except InvalidPattern as exc:  # it says what is allowed
+            raise _error(source, f"{where}: {exc}") from None
+        except (msgspec.ValidationError, ValueError) as exc:
             raise _wrong(source, f"{where}: {exc}", _KEYS) from None
         if (earlier := seen.setdefault(rule.pattern.filter, number)) != number:
             problem = f"{where} has the same channels as number {earlier}, and would never apply"
@@ -146,4 +148,8 @@ def _who(given: str | _Who) -> Who:
 
 
 def _wrong(source: str, problem: str, allowed: str) -> ConfigError:
-    return ConfigError(f"{VARIABLE}={source}: {problem}; allowed: {allowed}", variable=VARIABLE)
+    return _error(source, f"{problem}; allowed: {allowed}")
+
+
+def _error(source: str, message: str) -> ConfigError:
+    return ConfigError(f"{VARIABLE}={source}: {message}", variable=VARIABLE)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from eventbus_edge.problem import Problem
 
-__all__ = ["JSON", "read_body", "read_form_or_json", "read_json_text"]
+__all__ = ["JSON", "body_too_large", "read_body", "read_form_or_json", "read_json_text"]
 
 
 JSON: Final = "application/json"
@@ -25,8 +25,7 @@ async def read_json_text(
 ) -> str:
     """The text of a JSON body, not parsed yet. Raises Problem.
 
-    Its size is limited by the application's `client_max_size`, beyond which aiohttp answers 413,
-    and by `most_bytes`, if given.
+    Its size is limited by the application's `client_max_size`, and by `most_bytes`, if given.
     """
     if request.content_type != JSON:
         # A form of any page could send another type, without a CORS preflight.
@@ -56,7 +55,7 @@ async def _read_text(request: web.Request, within_s: float, most_bytes: int | No
         raise _unsupported(message, {"Accept-Encoding": "identity"})  # RFC 9110 §12.5.3
     body = await read_body(request, within_s)
     if most_bytes is not None and len(body) > most_bytes:
-        raise Problem("payload_too_large", f"the body must have at most {most_bytes} bytes")
+        raise body_too_large(most_bytes)
     try:
         return body.decode()
     except UnicodeDecodeError as exc:
@@ -68,12 +67,19 @@ async def read_body(request: web.Request, within_s: float) -> bytes:
     try:
         async with asyncio.timeout(within_s):
             return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise body_too_large(request.client_max_size) from None
     except TimeoutError:
         message = f"the body was not received within {within_s:g} s"
         raise Problem("bad_request", message, status=HTTPStatus.REQUEST_TIMEOUT) from None
     except (web.RequestPayloadError, ConnectionError):
         # The chunks are malformed, or the client has left and gets no answer.
         raise Problem("bad_request", "the body is incomplete") from None
+
+
+def body_too_large(most_bytes: int) -> Problem:
+    """The refusal of a body with more than `most_bytes`."""
+    return Problem("payload_too_large", f"the body must have at most {most_bytes} bytes")
 
 
 def _unsupported(message: str, headers: dict[str, str] | None = None) -> Problem:

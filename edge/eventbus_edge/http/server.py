@@ -35,6 +35,7 @@ from aiohttp.http_exceptions import (
 )
 from aiohttp.web_protocol import _ErrInfo
 
+from eventbus_edge.http.body import body_too_large
 from eventbus_edge.http.front import (
     OPENERS,
     Detached,
@@ -164,8 +165,7 @@ class _Server(web.Server):
         elif not _HOST.fullmatch(request.headers.get("Host", "")):
             problem = Problem("bad_request", "the header Host must be a host, or host:port")
         elif _waits_to_send_too_much(request):
-            text = f"the body must have at most {request.client_max_size} bytes"
-            problem = Problem("payload_too_large", text)
+            problem = body_too_large(request.client_max_size)
         else:
             return cast(web.StreamResponse, await self._handler(request))
         self.on_refusal(problem.code)

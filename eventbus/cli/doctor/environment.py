@@ -1,11 +1,10 @@
 """Checks of the environment: settings and the files they name, keys, origins, port, open files."""
 
-import difflib
 import socket
 import sys
 from collections.abc import (
-    Iterable,
     Mapping,
+    Sequence,
 )
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,8 @@ from eventbus.cli.doctor.findings import (
 )
 from eventbus.cli.output import counted
 from eventbus.environment import (
-    FILE_SUFFIX,
     load,
+    unknown_variables,
     variables,
 )
 from eventbus.errors import ConfigError
@@ -44,29 +43,24 @@ __all__ = [
 if sys.platform != "win32":
     import resource
 
-_OURS = ("BROADCAST_", "EDGE_")
-_NEAR = ("JWT_", "NATS_", "CORS_")
-"""Prefixes that other programs use too: only near misses of our names are reported."""
 _OTHER_FILES = 256
 """Open files other than client connections."""
 _PROBE_S = 3.0
 
 
 def check_settings(
-    environ: Mapping[str, str], structs: Iterable[type[msgspec.Struct]]
+    environ: Mapping[str, str], structs: Sequence[type[msgspec.Struct]]
 ) -> list[Finding]:
     """Check each variable on its own, and report unknown variables that look like ours."""
-    known, read, set_, findings = set[str](), set[str](), 0, list[Finding]()
+    known, set_, findings = set[str](), 0, list[Finding]()
     for struct in structs:
         for variable in variables(struct):
             if variable.name in known:
                 continue  # a setting of the bus and of the edge
             known.add(variable.name)
-            names = [variable.name]
-            if variable.secret:
-                names.append(f"{variable.name}{FILE_SUFFIX}")
-            read.update(names)
-            given = {name: environ[name] for name in names if environ.get(name, "").strip()}
+            given = {
+                name: environ[name] for name in variable.names if environ.get(name, "").strip()
+            }
             if not given:
                 continue
             set_ += 1
@@ -75,22 +69,12 @@ def check_settings(
             except ConfigError as exc:
                 change = f"set it to: {variable.allowed}"
                 findings.append(failed("settings", str(exc), change))
-    for name in sorted(environ):
-        if name not in read:
-            findings += _unknown(name, known)
+    for name, nearest in unknown_variables(structs, environ):
+        change = f"did you mean {nearest}?" if nearest else "remove it, or see docs/settings.md"
+        findings.append(warning("settings", f"{name} is not a setting and has no effect", change))
     if not any(finding.status == "failed" for finding in findings):
         findings.insert(0, ok("settings", f"{set_} of {len(known)} variables are set"))
     return findings
-
-
-def _unknown(name: str, known: set[str]) -> list[Finding]:
-    near = difflib.get_close_matches(name, known, 1, 0.8)
-    if not near and not name.startswith(_OURS):
-        return []
-    if near and not name.startswith(_OURS + _NEAR):
-        return []
-    meant = f"did you mean {near[0]}?" if near else "remove it, or see docs/settings.md"
-    return [warning("settings", f"{name} is not a setting and has no effect", meant)]
 
 
 def check_environment(edge: "EdgeSettings") -> list[Finding]:

@@ -102,6 +102,7 @@ BAD = [
     ('[[rule]]\npattern = "a..b"', "'a..b' is not a channel pattern"),
     ('[[rule]]\npattern = "a.>.b"', "is not a channel pattern"),
     ('[[rule]]\npattern = "a.{x}"\njoin = { user = "y" }', "{y}"),
+    ('[[rule]]\npattern = "a.{x}.{x}"', "uses a token name more than once"),
     (
         '[[rule]]\npattern = "a"\njoin = "anyone"',
         "a channel is public if, and only if, anyone may join it",
@@ -119,7 +120,7 @@ def test_fault_is_reported_with_file_table_and_what_is_allowed(text, expected):
     message = str(caught.value)
     assert message.startswith("BROADCAST_RULES=conf/rules.toml: ")
     assert expected in message
-    assert "allowed: " in message
+    assert message.count("allowed: ") == 1
     if "[[rule]]\n" in text:
         assert f"[[rule]] number {text.count('[[rule]]')}" in message
 

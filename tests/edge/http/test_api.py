@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import re
 import time
 
 import aiohttp
@@ -379,12 +380,21 @@ async def test_idempotency_key_of_a_volatile_message_is_refused(api):
     assert await asked == (400, "bad_request")
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
 @pytest.mark.parametrize("size", [80_000, 3_000_000])
-async def test_message_that_is_too_large_is_413(api, size):
-    body = io.BytesIO(b'{"channel":"general","event":"e","data":"%b"}' % (b"x" * size))
-    headers = {"Content-Type": "application/json"}
-    asked = api.refusal("POST", f"{BASE}/events", data=body, headers=headers)
-    assert await asked == (413, "payload_too_large")
+async def test_message_that_is_too_large_is_413_and_names_the_limit(api, size, is_chunked):
+    body = b'{"channel":"general","event":"e","data":"%b"}' % (b"x" * size)
+
+    async def chunks():
+        for start in range(0, len(body), 60_000):
+            yield body[start : start + 60_000]
+
+    status, answer, _ = await api.ask(
+        "POST", f"{BASE}/events", data=chunks() if is_chunked else io.BytesIO(body),
+        headers={"Content-Type": "application/json"},
+    )  # fmt: skip
+    assert (status, answer["code"]) == (413, "payload_too_large")
+    assert re.search(r"[0-9]{5,} bytes", answer["detail"])
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])

@@ -260,8 +260,10 @@ async def test_edge_that_may_start_warns_once(start_process, workers):
         JWT_SECRET=GOOD,
         BROADCAST_WORKERS=workers,
         BROADCAST_DRAIN_TIME="0",
+        BROADCAST_MAX_CONECTIONS="7",
     )
     edge.terminate()
     code, log = await edge.end()
     assert code == 0
     assert log.count("BROADCAST_API_KEY is not set") == 1
+    assert log.count("CONECTIONS is not a setting: did you mean BROADCAST_MAX_CONNECTIONS?") == 1

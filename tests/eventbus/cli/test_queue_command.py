@@ -3,7 +3,6 @@
 import asyncio
 import datetime
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from eventbus.config import Settings
 from eventbus.drivers.queues import QueueStore
 from eventbus.queue import FailedJob
 from eventbus.queue.jobs import failure_of
+from tests.loading import load_application
 
 HERE = Path(__file__).parent
 APPS = HERE.parent / "queue"
@@ -255,11 +255,7 @@ def test_unreachable_broker_is_reported(run, environment):
 
 
 def test_worker_works_on_what_an_application_defines_and_says_so(run, settings):
-    spec = importlib.util.spec_from_file_location("queue_app", APPS / "queue_app.py")
-    app = sys.modules.get("queue_app")
-    if app is None:
-        app = sys.modules["queue_app"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(app)
+    app = load_application(APPS / "queue_app.py")
 
     async def main() -> None:
         async with EventBus(settings) as bus:

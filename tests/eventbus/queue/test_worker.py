@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import importlib.util
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from eventbus.events import Event, ShouldBroadcast, ShouldQueue
 from eventbus.queue import FailedJob, Worker, failed_jobs, job_of
 from eventbus.queue.jobs import failed_job, failure_of
 from eventbus.queue.runner import JobRunner
+from tests.loading import load_application
 
 HERE = Path(__file__).parent
 WAIT_S = 45.0
@@ -1143,14 +1143,7 @@ async def test_job_without_a_listener_fails_at_once_where_the_settings_say_so(bu
 
 
 def _app() -> Any:
-    if (loaded := sys.modules.get("queue_app")) is not None:
-        return loaded
-    spec = importlib.util.spec_from_file_location("queue_app", HERE / "queue_app.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["queue_app"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_application(HERE / "queue_app.py")
 
 
 class Processes:

@@ -261,17 +261,21 @@ async def test_bus_is_ready_although_a_subscription_was_closed_before_it_started
 async def test_no_more_handlers_run_at_once_than_are_allowed_and_all_run(services):
     publisher, subscriber = services
     running, most, gate, inbox = 0, 0, asyncio.Semaphore(0), Inbox()
+    all_run = asyncio.Event()
 
     async def handler(event):
         nonlocal running, most
         running += 1
         most = max(most, running)
+        if running == 3:
+            all_run.set()
         await gate.acquire()
         running -= 1
         inbox.put(event)
 
     await subscriber.subscribe(Shipped, handler, concurrency=3)
     await publisher.dispatch(*map(Shipped, range(20)))
+    await asyncio.wait_for(all_run.wait(), TIMEOUT)
     for _ in range(20):
         gate.release()
     await inbox.until(20)

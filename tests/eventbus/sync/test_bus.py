@@ -347,8 +347,8 @@ def test_closing_while_threads_publish_blocks_nobody(settings):
         stop.set()
 
 
-def test_closing_from_a_listener_is_refused():
-    refused = []
+def test_closing_from_a_listener_is_refused_and_changes_nothing():
+    threads = []
 
     with sync.EventBus(MEMORY) as bus:
 
@@ -356,10 +356,13 @@ def test_closing_from_a_listener_is_refused():
         def close(_event):
             with pytest.raises(BusStateError, match="by a listener"):
                 sync.close()
-            refused.append(True)
+            threads.append(threading.current_thread())
 
-        bus.dispatch(Shipped(order_id=1))
-    assert refused
+        bus.dispatch(Shipped(order_id=1), Shipped(order_id=2))
+        bus.dispatch(Shipped(order_id=3))
+    sync.close()
+    assert threads == [threads[0]] * 3
+    assert not threads[0].is_alive()
 
 
 def test_configuring_the_same_settings_again_is_harmless():
