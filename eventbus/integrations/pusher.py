@@ -5,10 +5,12 @@ application that decides by itself answers that request instead:
 
     sign("1234.5678", "private-orders.42")
     sign("1234.5678", "presence-chat.1", user_id="7", user_info={"name": "Ada"})
+    sign("1234.5678", "private-encrypted-bank.7", encryption_key=key)
 
 See https://pusher.com/docs/channels/library_auth_reference/auth-signatures.
 """
 
+import base64
 import hashlib
 import hmac
 import re
@@ -21,9 +23,13 @@ from eventbus.environment import SettingsStruct, Var, load
 from eventbus.errors import InvalidName
 from eventbus.messages import encode_data
 
-__all__ = ["SOCKET_ID", "PusherApp", "sign", "sign_user"]
+__all__ = [
+    "ENCRYPTED", "SOCKET_ID", "PusherApp", "decode_key", "shared_secret", "sign", "sign_user",
+]  # fmt: skip
 
 MAX_WATCHED: Final = 100
+ENCRYPTED: Final = "private-encrypted-"
+KEY_BYTES: Final = 32
 SOCKET_ID: Final = re.compile(r"[0-9]{1,20}\.[0-9]{1,20}", re.ASCII)
 """The id of a connection: two numbers with a dot."""
 _CHANNEL: Final = re.compile(r"(private|presence)-[A-Za-z0-9_=@,.;~-]{1,190}", re.ASCII)
@@ -74,15 +80,17 @@ def sign(
     *,
     user_id: str | int | None = None,
     user_info: Mapping[str, Any] | None = None,
+    encryption_key: str = "",
     app: PusherApp | None = None,
 ) -> dict[str, str]:
     """The JSON answer to a request for /broadcasting/auth of a user who may subscribe.
 
     `socket_id` and `channel_name` are those of the request. A presence channel needs a `user_id`;
-    `user_info` is what the other members see, besides the id. `app` defaults to that of the
-    environment.
+    `user_info` is what the other members see, besides the id. A `private-encrypted-…` channel
+    needs the master key of the publishers, 32 bytes in Base64, which no edge needs to have. `app`
+    defaults to that of the environment.
 
-    Raises InvalidName, ValueError (no `user_id`), EncodingError, ConfigError.
+    Raises InvalidName, ValueError (no `user_id`, or no valid key), EncodingError, ConfigError.
     """
     _check(socket_id)
     if not _CHANNEL.fullmatch(channel_name):
@@ -92,6 +100,17 @@ def sign(
             name=shown,
         )
     app = app or PusherApp.from_env()
+    if channel_name.startswith(ENCRYPTED):
+        key = decode_key(encryption_key)
+        if not key:
+            raise ValueError(
+                f"{channel_name} is an encrypted channel: it needs an encryption_key of "
+                f"{KEY_BYTES} bytes in Base64, such as from `openssl rand -base64 {KEY_BYTES}`"
+            )
+        return {
+            "auth": app.sign_channel(socket_id, channel_name),
+            "shared_secret": shared_secret(channel_name, key),
+        }
     if not channel_name.startswith("presence-"):
         return {"auth": app.sign_channel(socket_id, channel_name)}
     if user_id in {None, ""}:
@@ -127,6 +146,23 @@ def sign_user(
     text = _encode(data)
     app = app or PusherApp.from_env()
     return {"auth": app.sign_user(socket_id, text), "user_data": text}
+
+
+def decode_key(text: str) -> bytes | None:
+    """The master key of encrypted channels; empty for an empty text, None if it is not valid."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
+    return key if len(key) in {0, KEY_BYTES} else None
+
+
+def shared_secret(channel_name: str, key: bytes) -> str:
+    """The key of one encrypted channel, in Base64, which its subscribers get.
+
+    See https://pusher.com/docs/channels/using_channels/encrypted-channels.
+    """
+    return base64.b64encode(hashlib.sha256(channel_name.encode() + key).digest()).decode()
 
 
 def _check(socket_id: str) -> None:

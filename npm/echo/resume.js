@@ -36,6 +36,12 @@ function instrument(runtime) {
   runtime.createWebSocket = (url) => record(create.call(runtime, `${url}&cursor=1`));
 }
 
+// The channel that continues by an event: a user's events come without a subscription.
+function resumed(name, data) {
+  if (name === "pusher:subscribe") return data.channel;
+  return name === "pusher:signin" && `#server-to-user-${JSON.parse(data.user_data).id}`;
+}
+
 /** A class like `Pusher`, whose connections resume. Channels receive `eventbus:gap` where messages
  * are lost, and `recovered: false` in the data of `pusher:subscription_succeeded`. */
 export function withResume(Pusher) {
@@ -53,7 +59,7 @@ export function withResume(Pusher) {
         this.cursors.delete(data.channel);
         cursorsOf.get(id)?.delete(data.channel);
       }
-      const cursor = name === "pusher:subscribe" && this.cursors.get(data.channel);
+      const cursor = this.cursors.get(resumed(name, data));
       return super.send_event(name, cursor ? { ...data, cursor } : data, channel);
     }
   };

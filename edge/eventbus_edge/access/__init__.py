@@ -1,6 +1,12 @@
 """Which clients may connect, and which channels they may join."""
 
-from eventbus_edge.access.admission import Admission, ConnectionLimitReached, Slot, TokenBucket
+from eventbus_edge.access.admission import (
+    PRICE_OF_A_CHANNEL,
+    Admission,
+    ConnectionLimitReached,
+    Slot,
+    TokenBucket,
+)
 from eventbus_edge.access.authenticator import Authenticator
 from eventbus_edge.access.authorizers import Authorizers
 from eventbus_edge.access.hosts import Hosts, Origins, is_loopback_host
@@ -40,6 +46,7 @@ __all__ = [
     "AUTHENTICATED",
     "MAX_INFO_DEPTH",
     "NOBODY",
+    "PRICE_OF_A_CHANNEL",
     "Admission",
     "Allowed",
     "AllowedOrigins",

@@ -31,6 +31,7 @@ from eventbus_edge.problem import (
 
 __all__ = [
     "MAX_KEYS",
+    "PRICE_OF_A_CHANNEL",
     "Admission",
     "ConnectionLimitReached",
     "Paces",
@@ -293,8 +294,8 @@ _REQUESTS_SAVED_S: Final = 20.0
 _HISTORY_SAVED_S: Final = 10.0
 _JOINS_SAVED_S: Final = 10.0
 """How many seconds of a rate may be used at once after a rest."""
-_PRICE_OF_A_CHANNEL: Final = 0.1
-"""The cost of each channel in a handshake, in requests."""
+PRICE_OF_A_CHANNEL: Final = 0.1
+"""The cost of each channel in a handshake, or that is signed for a user, in requests."""
 _REPORT_S: Final = 5.0
 
 
@@ -458,7 +459,7 @@ class Admission:
 
     def charge_channels(self, address: str, count: int) -> None:
         """Count the channels of a handshake."""
-        self.charge_requests(address, _PRICE_OF_A_CHANNEL * count)
+        self.charge_requests(address, PRICE_OF_A_CHANNEL * count)
 
     def history_debt_s(self, address: str) -> float:
         """Seconds until stored messages may be read for an address; 0 if they may be now."""

@@ -67,7 +67,7 @@ class Wire:
         return self._framing.reply(payload, reply if type(reply) is Subscribed else None)
 
     def heartbeat(self) -> bytes | None:
-        """The bytes of the protocol's own heartbeat; None if the transport sends its own."""
+        """The bytes of the protocol's own heartbeat, besides the transport's; None without one."""
         payload = self.protocol.liveness.heartbeat
         return None if payload is None else self._framing.reply(payload)
 

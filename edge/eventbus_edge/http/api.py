@@ -54,7 +54,7 @@ from eventbus_edge.http.body import (
     read_json_text,
 )
 from eventbus_edge.http.endpoints import require_admin
-from eventbus_edge.http.middleware import KNOWN
+from eventbus_edge.http.middleware import REFUND
 from eventbus_edge.http.openapi import (
     Parameter,
     Route,
@@ -382,7 +382,7 @@ async def require_access(request: web.Request) -> Claims | None:
     """
     request.app[NODE].access.origins.require(request.headers.get("Origin"), request.host)
     claims = await require_admin(request)
-    request[KNOWN] = True
+    request[REFUND] = 1.0
     return claims
 
 

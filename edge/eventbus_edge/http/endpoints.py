@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from eventbus_edge.access import Claims, TokenRejected
-from eventbus_edge.http.middleware import KNOWN
+from eventbus_edge.http.middleware import REFUND
 from eventbus_edge.keys import METRICS, NODE, WORKERS_METRICS, all_nodes
 from eventbus_edge.metrics import CONTENT_TYPE_LATEST
 from eventbus_edge.problem import (
@@ -67,7 +67,7 @@ async def _metrics(request: web.Request) -> web.Response:
     node = request.app[NODE]
     if not node.settings.metrics_open:
         await require_admin(request)
-        request[KNOWN] = True
+        request[REFUND] = 1.0
     workers = request.app.get(WORKERS_METRICS)
     body = request.app[METRICS].exposition() if workers is None else await workers.exposition()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -17,8 +17,8 @@ from eventbus_edge.keys import NODE
 from eventbus_edge.problem import PROBLEM_JSON, Problem, internal_error
 
 __all__ = [
-    "KNOWN",
     "KNOWN_MIDDLEWARES",
+    "REFUND",
     "REFUSERS",
     "add_middleware",
     "counted",
@@ -37,8 +37,11 @@ _CODES: Final[Mapping[int, str]] = {
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "payload_too_large",
 }
-KNOWN: Final = web.RequestKey("KNOWN", bool)
-"""Set on requests of clients that may use the HTTP API: they are not rate-limited."""
+REFUND: Final = web.RequestKey("REFUND", float)
+"""The part of a request's price, which is 1, that its address gets back.
+
+All of it for clients that may use the HTTP API: they are not rate-limited.
+"""
 REFUSERS: Final[web.AppKey[dict[Any, Refuser]]] = web.AppKey("REFUSERS", dict)
 """How handlers answer a Problem in their own way, wherever it was raised.
 
@@ -105,8 +108,8 @@ async def _rate_limited(request: web.Request, handler: Handler) -> web.StreamRes
     kind = "probe " if request.path in _PROBES else ""
     with counted(admission, request.remote, request.headers, kind) as key:
         response = await handler(request)
-    if request.get(KNOWN, False):
-        admission.charge_requests(key, -1.0)
+    if refund := request.get(REFUND, 0.0):
+        admission.charge_requests(key, -refund)
     return response
 
 

@@ -202,6 +202,7 @@ class _Cursor(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 class _SignInData(msgspec.Struct):
     auth: str
     user_data: str
+    cursor: str | None = None
 
 
 class _UserData(msgspec.Struct):
@@ -362,7 +363,8 @@ class Pusher:
                     return SignOfLife()
                 return Unsubscribe(channel, _SILENT)
             case "pusher:signin":
-                return SignIn(_decode_sign_in(_inner(frame.data)))
+                asked = _decode_sign_in(_inner(frame.data))
+                return SignIn(asked, resume=_resume(asked.cursor))
             case event if event.startswith(CLIENT_EVENT_PREFIX):
                 if frame.channel is None:
                     return Malformed("bad_request", "a client event needs a channel", None)
@@ -390,7 +392,7 @@ class Pusher:
             proof = _Proof(name, "", None, fault)
         elif claimed is not ChannelKind.PUBLIC:
             proof = _Proof(name, asked.auth or "", asked.channel_data)
-        resume = None if asked.cursor is None else _read_cursor(asked.cursor)
+        resume = _resume(asked.cursor)
         history = 1 if has_cache(channel) and resume is None else 0
         return Subscribe(channel, resume, history, name, proof)
 
@@ -568,6 +570,10 @@ def _error(code: int | None, message: str) -> bytes:
 
 def _cursor(position: Position | None) -> str | None:
     return None if position is None else _text(_Cursor(*position, mark_of(position)))
+
+
+def _resume(cursor: str | None) -> Position | None:
+    return None if cursor is None else _read_cursor(cursor)
 
 
 def _read_cursor(text: str) -> Position:

@@ -219,6 +219,8 @@ class SignIn(NamedTuple):
 
     proof: Any
     ref: Ref = None
+    resume: Position | None = None
+    """Where the user's inbox continues."""
 
 
 class ReadHistory(NamedTuple):

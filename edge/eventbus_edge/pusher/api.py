@@ -16,7 +16,7 @@ from eventbus.cluster import MAX_LISTED, ChannelStats, Disconnect, ListQuery
 from eventbus.errors import InvalidChannel, InvalidEventName
 from eventbus.integrations.pusher import SOCKET_ID, PusherApp
 from eventbus.messages import encode_data, gather_receipts, new_id, validate_event_name
-from eventbus_edge.http import KNOWN, bus_errors, read_body
+from eventbus_edge.http import REFUND, bus_errors, read_body
 from eventbus_edge.keys import node_of
 from eventbus_edge.node import Node
 from eventbus_edge.problem import Problem
@@ -29,7 +29,7 @@ from eventbus_edge.protocols import (
     text_id,
     text_of,
 )
-from eventbus_edge.pusher.signing import refusal
+from eventbus_edge.pusher.signing import read_parameters, refusal
 
 __all__ = ["add_api"]
 
@@ -117,13 +117,14 @@ def _signed(
 
     async def handle(request: web.Request) -> web.Response:
         body = await read_body(request, _BODY_S)
-        app = by_key.get(request.query.get("auth_key", ""), apps[0])
+        parameters = read_parameters(request.raw_path)
+        app = by_key.get(parameters.get("auth_key", ""), apps[0])
         fault = refusal(app, request.method, request.raw_path, body, now=time.time())
         if fault is not None:
             raise Problem("unauthorized", fault)
-        request[KNOWN] = True
+        request[REFUND] = 1.0
         node = node_of(request.app, f"/apps/{app.id}")
-        call = _Request(node, request.match_info, request.query, body)
+        call = _Request(node, request.match_info, parameters, body)
         with bus_errors():
             answer = await handler(call)
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")

@@ -11,7 +11,6 @@ The app from the environment shares the namespace of native clients. Each app in
 namespace of its own, and is a tenant of the process.
 """
 
-import base64
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import msgspec
 
 from eventbus.environment import variables
 from eventbus.errors import ConfigError
-from eventbus.integrations.pusher import PusherApp
+from eventbus.integrations.pusher import PusherApp, decode_key
 from eventbus.urls import is_web_address
 from eventbus_edge.access import is_allowed_entry, make_verifier
 from eventbus_edge.config import (
@@ -36,7 +35,6 @@ __all__ = ["App", "read_app", "read_apps", "read_key"]
 
 
 VARIABLE: Final = "PUSHER_APPS"
-KEY_BYTES: Final = 32
 MAX_APPS: Final = 100
 """Each app has its own connection to the bus and its own streams."""
 _MAX_BYTES: Final = 1024 * 1024
@@ -58,7 +56,7 @@ class App(NamedTuple):
 
 def read_key(settings: EdgeSettings) -> bytes:
     """The master key of encrypted channels; empty without one. Raises ConfigError."""
-    key = _decode_key(settings.pusher_encryption_key)
+    key = decode_key(settings.pusher_encryption_key)
     if key is None:
         raise ConfigError(
             "PUSHER_ENCRYPTION_KEY is not 32 bytes in Base64, such as from "
@@ -66,14 +64,6 @@ def read_key(settings: EdgeSettings) -> bytes:
             variable="PUSHER_ENCRYPTION_KEY",
         )
     return key
-
-
-def _decode_key(text: str) -> bytes | None:
-    try:
-        key = base64.b64decode(text, validate=True)
-    except ValueError:
-        return None
-    return key if len(key) in {0, KEY_BYTES} else None
 
 
 def read_app(settings: EdgeSettings) -> PusherApp | None:
@@ -122,7 +112,7 @@ _RESET: Final = {
 }
 """Secrets and webhook receivers that tenants do not inherit from the process."""
 _CHECKS: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "encryption_key": lambda text: _decode_key(text) is not None,
+    "encryption_key": lambda text: decode_key(text) is not None,
     "auth_cookie": lambda text: _COOKIE.fullmatch(text) is not None,
     "webhook_url": is_web_address,
     "allowed_origins": lambda entries: all(map(is_allowed_entry, entries)),

@@ -4,8 +4,6 @@ No backend is needed for that. An application may also sign by itself, with the 
 signatures are accepted.
 """
 
-import base64
-import hashlib
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,9 +11,15 @@ from aiohttp import web
 
 from eventbus.channels import ChannelKind, validate_channel
 from eventbus.errors import InvalidChannel
-from eventbus.integrations.pusher import SOCKET_ID, PusherApp
-from eventbus_edge.access import Claims, Denied, TokenRejected, bearer_token
-from eventbus_edge.http import read_form_or_json
+from eventbus.integrations.pusher import ENCRYPTED, SOCKET_ID, PusherApp, shared_secret
+from eventbus_edge.access import (
+    PRICE_OF_A_CHANNEL,
+    Claims,
+    Denied,
+    TokenRejected,
+    bearer_token,
+)
+from eventbus_edge.http import REFUND, read_form_or_json
 from eventbus_edge.keys import node_of
 from eventbus_edge.node import Access
 from eventbus_edge.problem import Problem, bad_token
@@ -25,7 +29,6 @@ from eventbus_edge.pusher.apps import App, read_key
 __all__ = ["add_auth"]
 
 
-ENCRYPTED: Final = "private-encrypted-"
 _BODY_S: Final = 10.0
 
 
@@ -71,6 +74,7 @@ class _Signer:
         name = asked.channel_name
         channel, kind = _read_name(name)
         claims = await self._claims(request)
+        request[REFUND] = 1.0 - PRICE_OF_A_CHANNEL
         decision = await _access(request).authorizers.decide(channel, claims)
         if isinstance(decision, Denied):
             raise Problem(decision.code, decision.message)
@@ -89,6 +93,7 @@ class _Signer:
         """Sign who the user of the token is. Raises Problem."""
         asked = await self._read(request, _Connection)
         claims = await self._claims(request)
+        request[REFUND] = 1.0 - PRICE_OF_A_CHANNEL
         user = {"id": claims.user_id, "user_info": claims.presence_info()}
         if claims.watchlist:
             user["watchlist"] = claims.watchlist
@@ -99,7 +104,7 @@ class _Signer:
     def _shared_secret(self, name: str) -> str | None:
         if not self._key or not name.startswith(ENCRYPTED):
             return None
-        return base64.b64encode(hashlib.sha256(name.encode() + self._key).digest()).decode()
+        return shared_secret(name, self._key)
 
     async def _read(self, request: web.Request, type_: type[_C]) -> _C:
         _access(request).origins.require(request.headers.get("Origin"), request.host)

@@ -6,17 +6,18 @@ https://pusher.com/docs/channels/library_auth_reference/rest-api, "Authenticatio
 import hashlib
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 from urllib.parse import unquote, unquote_plus
 
 from eventbus.integrations.pusher import PusherApp
 
-__all__ = ["MAX_SKEW_S", "refusal"]
+__all__ = ["MAX_SKEW_S", "read_parameters", "refusal"]
 
 
 MAX_SKEW_S: Final = 600
 """How far the time of a request may be from the server's."""
+_INDEX: Final = re.compile(r"\[[0-9]*\]$", re.ASCII)
 _TIMESTAMP: Final = re.compile(r"[0-9]{1,12}", re.ASCII)
 
 
@@ -26,10 +27,8 @@ def refusal(app: PusherApp, method: str, target: str, body: bytes, *, now: float
     `target` is path and query as received, percent-encoding included. Libraries sign values that
     are not percent-encoded, and some sign the path before their HTTP client encodes it.
     """
-    # Bytes that are not UTF-8 come as lone surrogates, which cannot be signed.
-    target = target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    path, _, query = target.partition("?")
-    parameters = _read(query, unquote)
+    path, _, query = _unicode(target).partition("?")
+    parameters = _joined(_parts(query, unquote))
     if not hmac.compare_digest(parameters.get("auth_key", "").encode(), app.key.encode()):
         return "auth_key is not the key of this app"
     if parameters.get("auth_version", "1.0") != "1.0":
@@ -45,28 +44,46 @@ def refusal(app: PusherApp, method: str, target: str, body: bytes, *, now: float
         return "body_md5 is not the MD5 of the body"
     given = parameters.get("auth_signature", "").encode("utf-8", "replace")
     for decode in (unquote, unquote_plus):
-        signed = _canonical(_read(query, decode))
-        for each in dict.fromkeys((path, unquote(path))):
-            expected = app.signature(f"{method.upper()}\n{each}\n{signed}")
-            if hmac.compare_digest(expected.encode(), given):
-                return None
+        parts = _parts(query, decode)
+        for signed in dict.fromkeys((_canonical(_joined(parts).items()), _canonical(parts))):
+            for each in dict.fromkeys((path, unquote(path))):
+                expected = app.signature(f"{method.upper()}\n{each}\n{signed}")
+                if hmac.compare_digest(expected.encode(), given):
+                    return None
     return "auth_signature is wrong"
 
 
-def _read(query: str, decode: Callable[[str], str]) -> dict[str, str]:
-    """The parameters; those of an array, `name[]`, are one value, joined by commas."""
-    found: dict[str, str] = {}
+def read_parameters(target: str) -> dict[str, str]:
+    """The parameters of a request; the values of an array are joined by commas."""
+    return _joined(_parts(_unicode(target).partition("?")[2], unquote_plus))
+
+
+def _unicode(target: str) -> str:
+    """The target without lone surrogates: bytes that are not UTF-8 come as such."""
+    return target.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _parts(query: str, decode: Callable[[str], str]) -> list[tuple[str, str]]:
+    parts = []
     for part in query.split("&") if query else ():
         name, _, value = part.partition("=")
-        key = unquote(name).lower().removesuffix("[]")
-        text = decode(value)
+        parts.append((unquote(name).lower(), decode(value)))
+    return parts
+
+
+def _joined(parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Arrays, `name[]` or `name[0]`, as one parameter: libraries sign them so, or as they are."""
+    found: dict[str, str] = {}
+    for name, text in parts:
+        key = _INDEX.sub("", name)
         found[key] = f"{found[key]},{text}" if key in found else text
     return found
 
 
-def _canonical(parameters: dict[str, str]) -> str:
-    signed = sorted(item for item in parameters.items() if item[0] != "auth_signature")
-    return "&".join(f"{key}={value}" for key, value in signed)
+def _canonical(parts: Iterable[tuple[str, str]]) -> str:
+    signed = [part for part in parts if part[0] != "auth_signature"]
+    signed.sort(key=lambda part: part[0])  # those of an array keep their order
+    return "&".join(f"{name}={value}" for name, value in signed)
 
 
 def _md5(body: bytes) -> str:

@@ -320,7 +320,8 @@ class Session:
                 decision = self._rules.decide_inbox(inbox, user, at=self._opened_at)
                 match decision:
                     case Allowed(rule):
-                        join = Join(Subscribe(inbox, None, 0, "", command.proof), rule, member=user)
+                        to_inbox = Subscribe(inbox, command.resume, 0, "", command.proof)
+                        join = Join(to_inbox, rule, member=user)
                         return [ClaimUser(command, join, user, proven.watched)]
                     case Denied(message=message):
                         error = message

@@ -186,8 +186,11 @@ class WebSocket(asyncio.Protocol):
     # Peer
 
     def ping(self) -> None:
-        """Ask for a sign of life."""
-        self.write(self.wire.heartbeat() or PING_FRAME)
+        """Ask for a sign of life.
+
+        Some clients of a protocol with a heartbeat of its own answer only the socket's.
+        """
+        self.write((self.wire.heartbeat() or b"") + PING_FRAME)
 
     def fileno(self) -> int:
         """The socket's file descriptor; -1 when it is closed."""

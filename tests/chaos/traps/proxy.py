@@ -24,6 +24,8 @@ class Proxy:
         self._listening: asyncio.Server | None = None
         self.held = 0
         """How many chunks have been read from the server and wait for `release`."""
+        self.accepted = 0
+        """How many connections clients have made."""
         self.bytes_per_second = 0
         """How fast answers pass; 0 for no limit."""
 
@@ -56,6 +58,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
         upstream = socket.socket()
         upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         upstream.setblocking(False)

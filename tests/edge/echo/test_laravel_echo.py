@@ -163,6 +163,32 @@ async def test_client_with_the_plugin_gets_what_it_missed_once(
     assert await echo.next("n") == [5]
 
 
+async def test_signed_in_user_gets_what_was_missed_once_with_the_plugin(
+    connected, start_process, publisher, environ
+):
+    first = await start_process(**environ)
+    echo = await connected(first, "7", resumes=True)
+    await echo.run("""
+        pusher.user.bind("news", ({ n }) => say("news", n));
+        pusher.bind("pusher:signin_success", () => say("signed in"));
+        pusher.signin();
+    """)
+    await echo.next("signed in")
+    call = await publisher(first)
+    assert (await call("sendToUser", "7", "news", {"n": 0}))["status"] == 200
+    assert await echo.next("news") == [0]
+    first.terminate()
+    await first.end()
+    other = await start_process(**environ)
+    call = await publisher(other)
+    for number in (1, 2):
+        assert (await call("sendToUser", "7", "news", {"n": number}))["status"] == 200
+    await start_process(**environ, BROADCAST_WEBSOCKET_PORT=str(first.port))
+    assert [await echo.next("news") for _ in range(2)] == [[1], [2]]
+    assert (await call("sendToUser", "7", "news", {"n": 3}))["status"] == 200
+    assert await echo.next("news") == [3]
+
+
 async def test_channel_that_was_left_begins_anew_with_the_plugin(connected, edge, bus):
     echo = await connected(edge, resumes=True)
     join = """

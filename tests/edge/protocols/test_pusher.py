@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 import pytest
 from hypothesis import given, strategies as st
+from websockets.frames import Opcode
 
 from eventbus.bus import EventBus
 from eventbus.channels import ChannelKind, Pattern, validate_channel
@@ -235,15 +236,34 @@ async def test_draining_node_sends_its_clients_elsewhere_at_once(edge, connect):
     assert await client.closed() == 4200
 
 
+def answer_no_pings(client):
+    """Keep the library from answering the socket's pings."""
+    protocol = client.socket.protocol
+    send = protocol.send_frame
+    protocol.send_frame = lambda frame: frame.opcode is Opcode.PONG or send(frame)
+
+
 async def test_silent_client_is_asked_and_then_closed(start_edge, memory_bus, connect):
     node = await start_edge(memory_bus, heartbeat=1.5, **SETTINGS)
     client = await connect(node)
+    answer_no_pings(client)
     assert (await client.next())["event"] == "pusher:ping"
     await client.send("pusher:pong")
     assert (await client.next())["event"] == "pusher:ping"
     error = await client.next()
     assert (error["event"], error["data"]["code"]) == ("pusher:error", 4201)
     assert await client.closed() == 4201
+
+
+async def test_client_that_answers_only_the_pings_of_its_socket_stays(
+    start_edge, memory_bus, connect
+):
+    """As those for Android and iOS do."""
+    node = await start_edge(memory_bus, heartbeat=0.5, **SETTINGS)
+    client = await connect(node)
+    for _ in range(5):
+        assert (await client.next())["event"] == "pusher:ping"
+    assert await client.receives_nothing()
 
 
 @pytest.mark.parametrize(
@@ -701,6 +721,19 @@ async def test_key_of_an_encrypted_channel_comes_with_the_signature(start_edge, 
     assert "shared_secret" not in (await post(node, body, token=token("7")))[1]
 
 
+async def test_signatures_cost_their_address_little_and_refused_tokens_a_lot(
+    start_edge, memory_bus, token
+):
+    limits = {"max_requests_per_address": 0.001, "max_connections_per_address": 3}
+    node = await start_edge(memory_bus, **limits, **SETTINGS)
+    body = {"socket_id": "1.2", "channel_name": "private-user.7"}
+    statuses = [(await post(node, body, token=token("7")))[0] for _ in range(30)]
+    assert statuses == [200] * 30
+    refused = [(await post(node, body, token="not a token"))[0] for _ in range(6)]
+    assert refused[0] == 401
+    assert refused[-1] == 429
+
+
 async def test_token_may_be_in_the_cookie_that_the_settings_name(start_edge, memory_bus, token):
     body = {"socket_id": "1.2", "channel_name": "private-user.7"}
     cookies = {"Cookie": f"session={token('7')}"}
@@ -738,6 +771,29 @@ async def test_client_that_asks_for_cursors_gets_what_it_missed(connect_resuming
     assert [(await again.next())["data"] for _ in range(2)] == ["2", "3"]
     await memory_bus.publish("general", "n", 4)
     assert (await again.next())["data"] == "4"
+
+
+async def test_inbox_continues_where_the_user_who_signs_in_was(connect_resuming, memory_bus):
+    async def sign_in(**more):
+        client = await connect_resuming()
+        data = '{"id":"7"}'
+        signed = {"auth": APP.sign_user(client.id, data), "user_data": data}
+        answer = await client.ask("pusher:signin", signed | more)
+        assert answer["event"] == "pusher:signin_success", answer
+        return client
+
+    client = await sign_in()
+    await memory_bus.publish("server-to-user.7", "n", 1)
+    message = await client.next()
+    assert (message["channel"], message["data"]) == ("#server-to-user-7", "1")
+    await client.socket.close()
+    for number in (2, 3):
+        await memory_bus.publish("server-to-user.7", "n", number)
+    again = await sign_in(cursor=message["cursor"])
+    assert [(await again.next())["data"] for _ in range(2)] == ["2", "3"]
+    await memory_bus.publish("server-to-user.7", "n", 4)
+    assert (await again.next())["data"] == "4"
+    assert await again.receives_nothing()
 
 
 async def test_client_that_cannot_be_brought_up_to_date_is_told_so(connect_resuming, memory_bus):

@@ -6,7 +6,7 @@ import hmac
 import pytest
 
 from eventbus.integrations.pusher import PusherApp
-from eventbus_edge.pusher.signing import refusal
+from eventbus_edge.pusher.signing import read_parameters, refusal
 
 APP = PusherApp(id="1001", key="app-key", secret="app-secret")
 NOW = 1_700_000_000
@@ -53,11 +53,19 @@ def test_order_of_the_parameters_does_not_matter():
 @pytest.mark.parametrize(
     ("encoded", "decoded"),
     [("info=a%2Cb", "info=a,b"), ("info=a,b", "info=a,b"), ("x=a+b", "x=a b"), ("x=a+b", "x=a+b"),
-     ("x=%C3%A9", "x=é"), ("info[]=a&info[]=b", "info=a,b"), ("X=1", "x=1")],
+     ("x=%C3%A9", "x=é"), ("info[]=a&info[]=b", "info=a,b"), ("X=1", "x=1"),
+     ("info%5B0%5D=b&info%5B1%5D=a", "info=b,a"),  # of PHP
+     ("info[]=b&info[]=a", "info[]=b&info[]=a"),  # of Ruby
+     ("info%5B%5D=b&info%5B%5D=a", "info[]=b&info[]=a")],
 )  # fmt: skip
 def test_values_are_signed_without_percent_encoding(encoded, decoded):
     target = signed("/apps/1001/channels", f"{COMMON}&{encoded}", f"{COMMON}&{decoded}")
     assert refusal(APP, "GET", target, b"", now=NOW) is None
+
+
+@pytest.mark.parametrize("query", ["info=a,b", "info[]=a&info[]=b", "info%5B0%5D=a&info%5B1%5D=b"])
+def test_values_of_an_array_are_read_as_one(query):
+    assert read_parameters(f"/apps/1/channels?{query}&x=1+2") == {"info": "a,b", "x": "1 2"}
 
 
 def test_path_may_be_signed_before_it_was_percent_encoded():

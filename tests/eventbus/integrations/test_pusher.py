@@ -1,5 +1,6 @@
 """Signatures that an application makes for clients of the Pusher protocol."""
 
+import base64
 import json
 
 import pusher
@@ -24,6 +25,24 @@ def test_member_of_a_presence_channel_is_signed_as_it_is_sent():
         "user_id": "7", "user_info": {"id": "x", "name": "é"},
     }  # fmt: skip
     assert signed["auth"] == APP.sign_channel("1.2", "presence-a", signed["channel_data"])
+
+
+def test_encrypted_channel_is_signed_with_its_key_as_by_the_official_library():
+    key = base64.b64encode(b"\7" * 32).decode()
+    library = pusher.Pusher(
+        app_id="1001", key="app-key", secret="app-secret", encryption_master_key_base64=key
+    )
+    signed = sign("1234.5678", "private-encrypted-box", encryption_key=key, app=APP)
+    expected = library.authenticate("private-encrypted-box", "1234.5678")
+    assert signed == expected | {"shared_secret": expected["shared_secret"].decode()}
+    assert signed["shared_secret"] == "zuN+clzV3Jp6Ax/iBan0t1wM4TZQjIjiLU5DCHmhC0I="
+    assert "shared_secret" not in sign("1.2", "private-a", encryption_key=key, app=APP)
+
+
+@pytest.mark.parametrize("key", ["", "short", base64.b64encode(b"x" * 31).decode(), "é" * 44])
+def test_encrypted_channel_is_not_signed_without_a_valid_key(key):
+    with pytest.raises(ValueError, match="32 bytes in Base64"):
+        sign("1.2", "private-encrypted-box", encryption_key=key, app=APP)
 
 
 def test_user_who_signs_in_is_signed_as_it_is_sent():

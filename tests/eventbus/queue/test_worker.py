@@ -459,13 +459,17 @@ async def test_urgent_job_that_comes_while_others_wait_is_the_next(bus):
 
 async def test_no_more_jobs_run_at_once_than_allowed(bus):
     running = most = 0
+    all_run = asyncio.Event()
 
     @bus.listen(WorkedOn)
     async def listener(_event):
         nonlocal running, most
         running += 1
         most = max(most, running)
-        await asyncio.sleep(0.01)
+        if running == 4:
+            all_run.set()
+        await all_run.wait()
+        await asyncio.sleep(0.01)  # in which a fifth one could begin
         running -= 1
 
     await bus.dispatch(*(WorkedOn(n=n) for n in range(20)))
