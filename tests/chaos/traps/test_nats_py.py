@@ -12,9 +12,10 @@ import pytest
 from msgspec.structs import replace
 from nats.aio.client import Client
 
+from eventbus.attempts import Backoff
 from eventbus.config import Settings
 from eventbus.drivers.nats import publish as nats_publish
-from eventbus.drivers.nats.connection import connection as nats_connection
+from eventbus.drivers.nats.connection import connection as nats_connection, cutoff
 from eventbus.errors import ConnectionFailed
 from eventbus.server import NatsServer
 from eventbus.testing.contracts.driver import Inbox
@@ -127,6 +128,7 @@ async def test_server_that_is_lost_is_not_tried_before_another_one(
     own_nats_server, direct, monkeypatch
 ):
     monkeypatch.setattr(nats_connection, "PING_S", 0.2)
+    monkeypatch.setattr(cutoff, "_EVERY", Backoff(600, 600))  # else it visits other servers
     async with proxied(own_nats_server) as one, proxied(own_nats_server) as other:
         async with opened(replace(direct, nats_url=f"{one.url},{other.url}")) as driver:
             for _ in range(4):
