@@ -129,17 +129,20 @@ async def test_server_that_is_lost_is_not_tried_before_another_one(
 ):
     monkeypatch.setattr(nats_connection, "PING_S", 0.2)
     monkeypatch.setattr(cutoff, "_EVERY", Backoff(600, 600))  # else it visits other servers
-    async with proxied(own_nats_server) as one, proxied(own_nats_server) as other:
-        async with opened(replace(direct, nats_url=f"{one.url},{other.url}")) as driver:
-            for _ in range(4):
-                url = driver._connection.client.connected_url.geturl()
-                lost = one if one.url == url else other
-                before = lost.accepted
-                lost.hold()
-                await until(lambda: not driver.is_connected)
-                await until(lambda: driver.is_connected)
-                assert lost.accepted == before
-                lost.release()
+    async with (
+        proxied(own_nats_server) as one,
+        proxied(own_nats_server) as other,
+        opened(replace(direct, nats_url=f"{one.url},{other.url}")) as driver,
+    ):
+        for _ in range(4):
+            url = driver._connection.client.connected_url.geturl()
+            lost = one if one.url == url else other
+            before = lost.accepted
+            lost.hold()
+            await until(lambda: not driver.is_connected)
+            await until(lambda: driver.is_connected)
+            assert lost.accepted == before
+            lost.release()
 
 
 async def test_flush_of_a_plain_client_succeeds_while_there_is_no_server(plain, own_nats_server):
