@@ -422,6 +422,16 @@ async def test_event_that_is_not_valid_is_refused(edge, body, status):
     assert (await request(edge, "POST", "/apps/1001/events", body))[0] == status
 
 
+@pytest.mark.parametrize("levels", [150, 1200, 5000])
+@pytest.mark.parametrize("field", ["data", "unknown"])
+async def test_deeply_nested_event_is_refused_at_the_same_depth_on_every_node(edge, field, levels):
+    event = '{"name":"n","channel":"general","data":"1","%s":%s}'
+    event %= (field, "[" * levels + "]" * levels)
+    for path, body in (("events", event), ("batch_events", f'{{"batch":[{event}]}}')):
+        status, problem = await request(edge, "POST", f"/apps/1001/{path}", body.encode())
+        assert (status, "nested too deeply" in problem["detail"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     "target",
     [
