@@ -28,6 +28,7 @@ __all__ = [
     "Variable",
     "child_environment",
     "load",
+    "read_secret",
     "set_environment",
     "unknown_variables",
     "variables",
@@ -180,6 +181,14 @@ def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
             )
         values[field.name] = _convert(text, field.type, var)
     return struct(**values)
+
+
+def read_secret(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """The secret of a variable, or of the file that its `_FILE` variable names; empty if not set.
+
+    Raises ConfigError if both are set, or the file cannot be read.
+    """
+    return _text(Var(name, "", "", secret=True), os.environ if environ is None else environ)
 
 
 def _text(var: Var, environ: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from eventbus.cli.durations import duration
 from eventbus.cli.output import Json, counted, fail, say, write_json
 from eventbus.cli.reachable import require_reachable
 from eventbus.cli.running import attached, run as run_command
+from eventbus.cli.secret_options import secret_of_option
 from eventbus.config import Settings
 from eventbus.drivers import Capability, MaintenanceDriver
 from eventbus.errors import DriverError, EventBusError, NoEdge
@@ -91,14 +92,19 @@ def chaos(
     api_key: Annotated[
         str,
         typer.Option(
-            envvar="BROADCAST_API_KEY", help="The key of the HTTP API, to publish through it too."
+            envvar="BROADCAST_API_KEY",
+            callback=secret_of_option,
+            help="The key of the HTTP API, to publish through it too.",
         ),
     ] = "",
     pusher_key: Annotated[
         str, typer.Option(envvar="PUSHER_APP_KEY", help="The app key for Pusher clients.")
     ] = "",
     pusher_secret: Annotated[
-        str, typer.Option(envvar="PUSHER_APP_SECRET", help="The secret of that app.")
+        str,
+        typer.Option(
+            envvar="PUSHER_APP_SECRET", callback=secret_of_option, help="The secret of that app."
+        ),
     ] = "",
     json: Json = False,
 ) -> None:

@@ -38,7 +38,7 @@ from eventbus.cli.output import (
 )
 from eventbus.cli.running import run
 from eventbus.config import Settings
-from eventbus.environment import child_environment
+from eventbus.environment import child_environment, variables
 from eventbus.errors import ConfigError, EventBusError
 from eventbus.server import LOCAL, NatsServer, running_server, write_holder
 from eventbus.tokens import issue_token
@@ -167,7 +167,7 @@ def dev(
     environ["BROADCAST_DRAIN_TIME"] = environ.get("BROADCAST_DRAIN_TIME") or "0"
     environ |= {"BROADCAST_WORKERS": "1", "EDGE_SUPERVISED": "true"}
     token = ""
-    if not any(environ.get(key) for key in _KEYS):
+    if not any(environ.get(name, "").strip() for name in _names_of_keys()):
         environ["JWT_SECRET"] = dev_secret()
         token = issue_token(
             "dev", secret=environ["JWT_SECRET"], name="Dev", roles=["admin"], channels=[">"]
@@ -176,6 +176,13 @@ def dev(
     code = run(_Development(environ, token, folders if reload else None).run())
     if code:
         raise typer.Exit(code)
+
+
+def _names_of_keys() -> list[str]:
+    """The variables that can give the edge its keys, or the files of these."""
+    from eventbus_edge.config import EdgeSettings  # noqa: PLC0415 - help needs no edge
+
+    return [name for each in variables(EdgeSettings) if each.name in _KEYS for name in each.names]
 
 
 class _Development:
