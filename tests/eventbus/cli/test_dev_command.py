@@ -16,7 +16,7 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.client import ClientOptions, connect
 from eventbus.config import Settings
-from eventbus.server import NatsServer
+from eventbus.server import NatsServer, syncs_always
 from eventbus.tokens import issue_token
 
 RULES = """
@@ -127,6 +127,13 @@ async def test_keys_in_files_take_the_place_of_the_secret_of_development(dev, tm
         assert client.user_id == "ann"
     assert await running.end() == 0
     assert not (tmp_path / ".eventbus" / "dev-secret").exists()
+
+
+async def test_server_of_durable_settings_syncs_each_write(dev, tmp_path):
+    running = await dev("--no-reload", BROADCAST_HISTORY_DURABILITY="disk")
+    await running.until("edge ready on ")
+    assert syncs_always(tmp_path / ".eventbus" / "nats")
+    assert await running.end() == 0
 
 
 async def test_the_login_of_a_given_server_is_used_and_not_printed(dev, tmp_path):
