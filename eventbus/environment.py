@@ -243,6 +243,12 @@ def _convert(text: str, type_: Any, var: Var) -> Any:
         value = _BOOLEANS.get(text.lower(), text)
     elif typing.get_origin(plain) is tuple:
         value = [part.strip() for part in text.split(",") if part.strip()]
+        if not value:  # such as "${A},${B}" of variables that are not set
+            shown = MASK if var.secret else repr(text)
+            raise ConfigError(
+                f"{var.name}={shown}: the list has no entries; {var.help}; allowed: {var.allowed}",
+                variable=var.name,
+            )
     try:
         return msgspec.convert(value, type_, strict=plain is bool)
     except msgspec.ValidationError as exc:

@@ -127,11 +127,14 @@ def chaos(
         fail(f"--kinds: {', '.join(unknown)!r}; allowed: {', '.join(KINDS)}", code=2)
     if "pusher" in names and not (pusher_key and pusher_secret):
         fail("--kinds pusher needs PUSHER_APP_KEY and PUSHER_APP_SECRET", code=2)
+    urls = [each.strip() for each in edges.split(",") if each.strip()]
+    if edges and not urls:
+        fail("--edges has no address; allowed: addresses of edges, separated by commas", code=2)
     settings = Settings.from_env()
     if nats:
         settings = msgspec.structs.replace(settings, nats_url=nats)
     options = _Options(
-        edges=[each.strip() for each in edges.split(",") if each.strip()],
+        edges=urls,
         clients=clients,
         kinds=names,
         rate=rate,

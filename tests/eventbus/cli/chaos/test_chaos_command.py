@@ -112,6 +112,7 @@ def test_secrets_may_be_in_files(eventbus, cli_environment, tmp_path):
         (("--kinds", "websocket,telnet"), "telnet"),
         (("--kinds", "pusher"), "PUSHER_APP_KEY"),
         (("--time", "1s"), "--time"),
+        (("--edges", ","), "--edges"),
     ],
 )
 def test_wrong_usage_is_reported_with_what_is_allowed(eventbus, options, expected):
