@@ -6,7 +6,7 @@ Requests are signed with the app's secret. Statuses and bodies are those that th
 import datetime
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -110,9 +110,20 @@ def add_api(app: web.Application, apps: Sequence[PusherApp]) -> None:
             ("POST", f"{start}{terminate}", _terminate),
             ("GET", f"{start}/connections", _connections),
         ):
-            add(method, path, _signed([each], handler))
+            methods = (method, "HEAD") if method == "GET" else (method,)
+            signed = _signed([each], handler)
+            for served in methods:
+                add(served, path, signed)
+            add("*", path, _refusing_all_but(methods))  # before the last route, which has any path
     add("POST", terminate, _signed(apps, _terminate))  # the Python library leaves out the app
     add("*", "/apps/{id}/{rest:.*}", _no_app)
+
+
+def _refusing_all_but(methods: Sequence[str]) -> Callable[[web.Request], Awaitable[NoReturn]]:
+    async def refuse(request: web.Request) -> NoReturn:
+        raise web.HTTPMethodNotAllowed(request.method, methods)
+
+    return refuse
 
 
 async def _no_app(request: web.Request) -> web.Response:
