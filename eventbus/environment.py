@@ -28,6 +28,7 @@ __all__ = [
     "Variable",
     "child_environment",
     "load",
+    "read_secret",
     "set_environment",
     "unknown_variables",
     "variables",
@@ -182,6 +183,14 @@ def load(struct: type[S], environ: Mapping[str, str] | None = None) -> S:
     return struct(**values)
 
 
+def read_secret(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """The secret of a variable, or of the file that its `_FILE` variable names; empty if not set.
+
+    Raises ConfigError if both are set, or the file cannot be read.
+    """
+    return _text(Var(name, "", "", secret=True), os.environ if environ is None else environ)
+
+
 def _text(var: Var, environ: Mapping[str, str]) -> str:
     text = environ.get(var.name, "").strip()
     name = f"{var.name}{FILE_SUFFIX}"
@@ -234,6 +243,12 @@ def _convert(text: str, type_: Any, var: Var) -> Any:
         value = _BOOLEANS.get(text.lower(), text)
     elif typing.get_origin(plain) is tuple:
         value = [part.strip() for part in text.split(",") if part.strip()]
+        if not value:  # such as "${A},${B}" of variables that are not set
+            shown = MASK if var.secret else repr(text)
+            raise ConfigError(
+                f"{var.name}={shown}: the list has no entries; {var.help}; allowed: {var.allowed}",
+                variable=var.name,
+            )
     try:
         return msgspec.convert(value, type_, strict=plain is bool)
     except msgspec.ValidationError as exc:

@@ -6,6 +6,7 @@ those anywhere in a module: in functions and under TYPE_CHECKING too.
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tarfile
@@ -182,6 +183,17 @@ class Structure:
             if not matches(module, besides)
             for node in ast.walk(tree)
             if isinstance(node, ast.Attribute) and node.attr in attributes.split()
+        ]
+
+    def decoders(self, besides: str) -> list[str]:
+        """Modules that decode JSON by themselves, with msgspec or the standard library."""
+        own = re.compile(r"(msgspec\.)?json\.(decode|Decoder|JSONDecoder|load|loads)")
+        return [
+            module
+            for module, tree in self.trees.items()
+            if not matches(module, besides)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and own.fullmatch(ast.unparse(node))
         ]
 
     def crowded_folders(self, most: int) -> dict[str, int]:

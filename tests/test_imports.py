@@ -38,6 +38,10 @@ DOORS = table("""aiohttp: edge.app edge.access.jwks edge.http edge.keys edge.lif
     messages.message drivers.memory.stream ; uvloop: edge.__main__ cli ; psutil rich typer: cli ;
     watchfiles: cli.dev ; pytest pytest_asyncio: testing ; msgspec: *""")
 TOOLS, ENVIRONMENT = dotted("cli testing"), dotted("environment cli")
+# They decode what this process has encoded or checked, single strings, or files of this library.
+OWN_DECODERS = dotted("""messages.envelope messages.json_depth messages.models cluster.cluster
+    edge.protocols.pusher edge.presence.keeper edge.access.authorizers tokens server events.event
+    contracts.strict_json cli.subjects.json_text testing""")
 DRIVERS = dotted("drivers.nats drivers.redis drivers.memory drivers.log drivers.stack drivers.null")
 # Imported by their paths: commands, integrations, and what needs an optional dependency.
 ENTRY_POINTS = dotted("cli integrations outbox.database outbox.metrics outbox.table")
@@ -50,6 +54,7 @@ RULES = {
     "there is no import cycle, not even for types": PROJECT.cycle,
     "pure modules do no input or output": lambda: PROJECT.uses(PURE, IMPURE),
     "settings come from one module": lambda: PROJECT.readers("environ getenv", ENVIRONMENT),
+    "other JSON is decoded by messages.json_decoder": lambda: PROJECT.decoders(OWN_DECODERS),
     "a dependency is imported by its doors only": lambda: PROJECT.outside_doors(DOORS),
     "a folder has at most 16 modules": lambda: PROJECT.crowded_folders(16),
     "import of the library loads nothing heavy": lambda: HEAVY & modules_loaded_by("eventbus"),

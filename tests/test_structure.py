@@ -109,6 +109,18 @@ def test_use_of_a_module_or_an_attribute_is_found(structure):
     assert project.readers("environ getenv", besides="a.x") == []
 
 
+def test_decoder_that_bypasses_the_limit_on_nesting_is_found(structure):
+    project = structure(
+        {
+            "a/one.py": "import msgspec\n_decode = msgspec.json.Decoder(str).decode",
+            "a/two.py": "import json\njson.loads('1')",
+            "a/good.py": "import msgspec\nmsgspec.json.encode(b'1'.decode())",
+        }
+    )
+    assert project.decoders(besides="") == ["a.one", "a.two"]
+    assert project.decoders(besides="a.two") == ["a.one"]
+
+
 def test_folder_with_too_many_modules_is_found(structure):
     files = {f"a/b/m{number}.py": "" for number in range(17)} | {"a/b/__init__.py": ""}
     assert structure(files).crowded_folders(16) == {"a/b": 17}

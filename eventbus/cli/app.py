@@ -11,7 +11,7 @@ import typer
 import typer.core
 import typer.main
 
-from eventbus.cli.terminal import make_safe
+from eventbus.cli.terminal import safe_output
 
 __all__ = ["all_commands", "app", "main"]
 
@@ -88,7 +88,8 @@ class _Group(typer.core.TyperGroup):
 class Root(_Group):
     """The group of all commands, which imports one when it is used.
 
-    It also removes the validation library's prefix from errors about arguments.
+    It also removes the validation library's prefix from errors about arguments, and lets its output
+    be in any encoding.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -97,6 +98,11 @@ class Root(_Group):
             self.add_command(
                 typer.core.TyperCommand(name, help=entry.help, rich_help_panel=entry.panel)
             )
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Called for every entry point: `eventbus`, `manage.py eventbus` and `call_command`."""
+        with safe_output():
+            return super().main(*args, **options)
 
     def load(self, name: str) -> Any:
         """Import a command or group."""
@@ -183,5 +189,4 @@ def _without_types_of_flags(params: list[Any]) -> list[Any]:
 
 def main() -> None:
     """The entry point of the command line."""
-    make_safe()
     app()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from eventbus.config import Settings
-from eventbus.drivers import canonical_name
+from eventbus.drivers import drivers_of
 from eventbus.errors import ConnectionFailed
 
 __all__ = ["nats_refusal", "require_reachable"]
@@ -21,8 +21,7 @@ async def require_reachable(settings: Settings) -> None:
     A host name without an address counts as refused. A server that does not answer does not: the
     driver waits for it. Raises ConfigError for an invalid address, and ConnectionFailed.
     """
-    driver = canonical_name(settings.driver)
-    names = [canonical_name(name) for name in (settings.stack if driver == "stack" else (driver,))]
+    names = drivers_of(settings)
     if "nats" in names and (refusal := await nats_refusal(settings.nats_url)):
         raise ConnectionFailed(f"{refusal}; start it, or check NATS_URL", driver="nats")
     if "redis" in names and (refusal := await _redis_refusal(settings)):

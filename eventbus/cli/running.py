@@ -30,7 +30,7 @@ from eventbus.bus import EventBus
 from eventbus.cli.output import fail
 from eventbus.cli.reachable import require_reachable
 from eventbus.config import Settings
-from eventbus.drivers import canonical_name
+from eventbus.drivers import drivers_of
 from eventbus.errors import (
     ConfigError,
     ConnectionFailed,
@@ -60,15 +60,13 @@ def attached(settings: Settings) -> Settings:
     A command joins a running cluster and never starts a server. Raises ConnectionFailed if no
     embedded server is running, and ConfigError for the driver `memory`.
     """
-    driver = canonical_name(settings.driver)
-    if driver == "memory":
+    if settings.driver == "memory":
         raise ConfigError(
             "BROADCAST_DRIVER='memory': its messages do not leave the process, so a command cannot "
             "reach the cluster; allowed here: nats, redis, or another driver that uses the network",
             variable="BROADCAST_DRIVER",
         )
-    names = settings.stack if driver == "stack" else (driver,)
-    if settings.nats_url or "nats" not in map(canonical_name, names):
+    if settings.nats_url or "nats" not in drivers_of(settings):
         return settings
     folder = Path(settings.nats_data).absolute()
     if not (url := running_server(folder)):

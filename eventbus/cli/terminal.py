@@ -1,14 +1,16 @@
 """JSON that is safe for a terminal, and output in any encoding."""
 
 import codecs
+import contextlib
 import io
 import re
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from eventbus.user_code import is_visible
 
-__all__ = ["json_safe", "make_safe"]
+__all__ = ["json_safe", "safe_output"]
 
 _SUSPECT: Final = re.compile(r"[^\x20-\x7e]")
 _PLAIN: Final = {
@@ -43,12 +45,20 @@ def _is_unicode(encoding: str | None) -> bool:
     return (encoding or "").lower().replace("-", "").startswith(("utf", "cp65001"))
 
 
-def make_safe() -> None:
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
     """Keep output from failing on a character that stdout or stderr cannot encode."""
     codecs.register_error(_HANDLER, _plain)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_HANDLER)
+    streams = [each for each in (sys.stdout, sys.stderr) if isinstance(each, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors=_HANDLER)
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or nobody reads it
+                stream.reconfigure(errors=errors)
 
 
 def _plain(exc: UnicodeError) -> tuple[str | bytes, int]:

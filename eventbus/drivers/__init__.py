@@ -38,12 +38,12 @@ from eventbus.drivers.marks import (
     read_from,
     timestamp,
 )
+from eventbus.drivers.names import canonical_name, drivers_of
 from eventbus.drivers.null import NullDriver
 from eventbus.drivers.others import OtherDrivers
 from eventbus.drivers.queues import Failure, LeasedJob, QueueDriver, QueueReader, QueueStore
 from eventbus.drivers.registry import (
     ENTRY_POINTS,
-    canonical_name,
     check_name,
     create_driver,
     register,
@@ -92,6 +92,7 @@ __all__ = [
     "check_of",
     "counters_of",
     "create_driver",
+    "drivers_of",
     "mark_of",
     "nanoseconds",
     "read_from",

@@ -8,7 +8,8 @@ from eventbus.attempts import SharedAttempt
 from eventbus.config import Settings
 from eventbus.drivers import calls
 from eventbus.drivers.base import Driver
-from eventbus.drivers.registry import canonical_name, check_name, create
+from eventbus.drivers.names import canonical_name
+from eventbus.drivers.registry import check_name, create
 from eventbus.errors import BusStateError, ConfigError
 from eventbus.tasks import complete
 from eventbus.user_code import guarded

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.base import Capability, Driver
+from eventbus.drivers.names import canonical_name
 from eventbus.errors import ConfigError, EventBusError
 from eventbus.user_code import cause_of, guarded, text_of, type_name
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ENTRY_POINTS",
     "Factory",
-    "canonical_name",
     "check_name",
     "create",
     "create_driver",
@@ -37,7 +37,6 @@ ENTRY_POINTS: Final = "eventbus.drivers"
 """The entry point group of drivers of other packages: each is a Factory."""
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
-_ALIASES: Final = {"websocket": "nats"}
 _METHODS: Final = ("open", "publish", "subscribe", "aclose")
 _METHODS_OF: Final[Mapping[str, tuple[str, ...]]] = {
     "history": ("read",),
@@ -153,11 +152,6 @@ def _installed() -> "EntryPoints":
     return entry_points(group=ENTRY_POINTS)
 
 
-def canonical_name(name: str) -> str:
-    """Resolve an alias of a driver's name."""
-    return _ALIASES.get(name, name)
-
-
 def driver_names() -> tuple[str, ...]:
     """The names of all drivers: built in, registered, and of installed packages."""
     installed = sorted(_installed().names)
@@ -166,7 +160,7 @@ def driver_names() -> tuple[str, ...]:
 
 def check_name(name: str, variable: str) -> None:
     """Raises ConfigError, naming `variable`, for an unknown driver."""
-    known = name in _ALIASES or name in _BUILT_IN or name in _registered
+    known = canonical_name(name) in _BUILT_IN or name in _registered
     if not known and name not in driver_names():
         raise ConfigError(
             f"{variable}={name!r} is not a driver; allowed: {', '.join(driver_names())}, or the "
@@ -185,7 +179,7 @@ def register(name: str, factory: Factory) -> None:
         raise ConfigError(
             f"{name!r} is not a driver's name: 1 to 32 of a-z 0-9 _ - are, a letter first"
         )
-    if name in _BUILT_IN or name in _ALIASES:
+    if canonical_name(name) in _BUILT_IN:
         raise ConfigError(f"{name!r} is the name of a built-in driver: choose another")
     if _registered.get(name, factory) is not factory:
         raise ConfigError(f"a driver {name!r} is already registered with another factory")

@@ -7,7 +7,7 @@ import msgspec
 
 from eventbus.errors import InvalidPayload
 from eventbus.events import Event, Outgoing, ShouldQueue, encode_messages
-from eventbus.messages import Message
+from eventbus.messages import Message, json_decoder
 from eventbus.queue import Job, job_of
 
 __all__ = ["Row", "error_text", "prepared", "rows_of"]
@@ -18,9 +18,9 @@ _UNSTORABLE: Final = re.compile(r"[\0\ud800-\udfff]")
 """What PostgreSQL refuses in a text."""
 
 _encode: Final = msgspec.json.encode
-_decode_message: Final = msgspec.json.Decoder(Message).decode
-_decode_job: Final = msgspec.json.Decoder(Job).decode
-_decode_headers: Final = msgspec.json.Decoder(dict[str, str]).decode
+_decode_message: Final = json_decoder(Message)
+_decode_job: Final = json_decoder(Job)
+_decode_headers: Final = json_decoder(dict[str, str])
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ def prepared(row: Row) -> Outgoing | Job:
             )
         message = _decode_message(row.payload)
         return Outgoing(message, row.volatile, _decode_headers(row.headers))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise InvalidPayload("bad_row", f"the row is not one of an outbox: {exc}") from None
 
 

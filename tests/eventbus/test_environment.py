@@ -99,6 +99,14 @@ def test_lists_are_separated_by_commas():
         load(Sample, {"PORTS": "1,x"})
 
 
+@pytest.mark.parametrize("text", [",", " , ,"])
+def test_list_of_nothing_but_commas_is_refused(text):
+    for name in ("NAMES", "PORTS"):
+        with pytest.raises(ConfigError, match=f"{name}='{text.strip()}'.*no entries") as caught:
+            load(Sample, {name: text})
+        assert caught.value.variable == name
+
+
 def test_secret_never_stands_in_an_error():
     with pytest.raises(ConfigError, match="PIN") as caught:
         load(Sample, {"PIN": "hunter2"})

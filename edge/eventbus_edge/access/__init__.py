@@ -11,7 +11,7 @@ from eventbus_edge.access.authenticator import Authenticator
 from eventbus_edge.access.authorizers import Authorizers
 from eventbus_edge.access.hosts import Hosts, Origins, is_loopback_host
 from eventbus_edge.access.jwks import Jwks
-from eventbus_edge.access.origins import ALLOWED_ENTRIES, AllowedOrigins, is_allowed_entry
+from eventbus_edge.access.origins import AllowedOrigins, instead_of, is_allowed_entry
 from eventbus_edge.access.revocation import ProvenUser, Revocations
 from eventbus_edge.access.revoker import Revoker
 from eventbus_edge.access.rules import (
@@ -41,7 +41,6 @@ from eventbus_edge.access.tokens import (
 from eventbus_edge.access.verifiers import fetched_keys, make_verifier
 
 __all__ = [
-    "ALLOWED_ENTRIES",
     "ANYONE",
     "AUTHENTICATED",
     "MAX_INFO_DEPTH",
@@ -73,6 +72,7 @@ __all__ = [
     "bearer_token",
     "channels",
     "fetched_keys",
+    "instead_of",
     "is_allowed_entry",
     "is_deeper",
     "is_loopback_host",

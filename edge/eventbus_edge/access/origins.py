@@ -1,5 +1,6 @@
 """Web origins (RFC 6454), and whether one is allowed. Pure."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import (
@@ -13,6 +14,7 @@ __all__ = [
     "ALLOWED_ENTRIES",
     "AllowedOrigins",
     "Origin",
+    "instead_of",
     "is_allowed_entry",
     "parse_host",
     "parse_origin",
@@ -20,6 +22,8 @@ __all__ = [
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
+"""The last label of a host that can only be an IPv4 address (https://url.spec.whatwg.org, 3.5)."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _ANY_SUBDOMAIN: Final = "*."
 _ANY_PORT: Final = ":*"
@@ -83,22 +87,52 @@ def _parse_entry(text: str) -> _Entry | None:
         return None
     subdomains, any_port = authority.startswith(_ANY_SUBDOMAIN), authority.endswith(_ANY_PORT)
     parsed = parse_host(authority.removeprefix(_ANY_SUBDOMAIN).removesuffix(_ANY_PORT))
-    if parsed is None or (subdomains and not _is_domain(parsed[0])):
+    if parsed is None:
         return None
     host, port = parsed
-    if any_port and port is not None:
+    if not _is_sent(host) or (subdomains and _is_address(host)) or (any_port and port is not None):
         return None
     return _Entry(schemes, host, port, subdomains, any_port)
 
 
-def _is_domain(host: str) -> bool:
-    """Whether a host can have subdomains, which an IP address cannot."""
-    return host[0] not in "[." and not host.rpartition(".")[2].isdecimal()
+def _is_sent(host: str) -> bool:
+    """Whether browsers send this host, in lower case: they know no other spelling of it."""
+    if _is_address(host):
+        return _is_usual_address(host)
+    labels = host.removesuffix(".").split(".")
+    return all(labels) and any(map(str.isalnum, host))
+
+
+def _is_address(host: str) -> bool:
+    """Whether a host can only be an IP address, valid or not."""
+    last = host.removesuffix(".").rpartition(".")[2]
+    return host[0] == "[" or _NUMBER.fullmatch(last) is not None
+
+
+def _is_usual_address(host: str) -> bool:
+    """Whether an IP address is valid, and written as browsers write it."""
+    try:
+        if host[0] != "[":
+            return str(ipaddress.IPv4Address(host)) == host
+        address = ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    # Versions of Python differ in the form of mapped addresses; browsers never write a dot.
+    return "." not in host and (address.ipv4_mapped is not None or f"[{address}]" == host)
 
 
 def is_allowed_entry(entry: str) -> bool:
     """Whether an entry of the allowed origins could ever match an origin."""
     return entry in ("*", "null") or _parse_entry(entry) is not None
+
+
+def instead_of(entry: str) -> str:
+    """What to write instead of an entry that is not allowed."""
+    scheme, separator, authority = entry.rpartition("://")
+    meant = f"{scheme}{separator}*{authority}"
+    if authority.startswith(".") and is_allowed_entry(meant):  # as in Django's ALLOWED_HOSTS
+        return f"write {meant!r} for all subdomains; allowed: {ALLOWED_ENTRIES}"
+    return f"allowed: {ALLOWED_ENTRIES}"
 
 
 class AllowedOrigins:
@@ -110,7 +144,7 @@ class AllowedOrigins:
             if not is_allowed_entry(entry):
                 raise ConfigError(
                     f"CORS_ALLOWED_ORIGINS has {entry!r}, which is not an origin that a browser "
-                    f"sends; allowed: {ALLOWED_ENTRIES}",
+                    f"sends; {instead_of(entry)}",
                     variable="CORS_ALLOWED_ORIGINS",
                 )
         self._is_any = "*" in entries

@@ -151,7 +151,10 @@ class EdgeSettings(LifecycleSettings, frozen=True, kw_only=True):
     ] = ()
     allowed_hosts: Annotated[
         tuple[
-            Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?$")],
+            Annotated[
+                str,
+                msgspec.Meta(pattern=r"^(?!.*\.\.)[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9.])?$"),
+            ],
             ...,
         ],
         Var(

@@ -15,11 +15,11 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from pathlib import Path
 from typing import Final
 
 from eventbus.attempts import Backoff
 from eventbus.config import Settings
+from eventbus.drivers.nats import embedded_server, needs_server
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError
 from eventbus.server import NatsServer
@@ -76,7 +76,7 @@ class Supervisor:
             self._handle_signals()  # after _reserve, which refuses systems without loop handlers
             port = reserved.getsockname()[1]
             server, url, tasks = None, "", Tasks()
-            if self._bus.driver == "nats" and not self._bus.nats_url:
+            if needs_server(self._bus):
                 server, url = await self._start_server(tasks)
             try:
                 environ = _environment(port, url)
@@ -95,10 +95,8 @@ class Supervisor:
 
         In development, use the one that another process runs. Returns the address, too.
         """
-        server = NatsServer(
-            Path(self._bus.nats_data),
-            port=self._bus.nats_port,
-            on_death=lambda _: tasks.keep(server.restart, "restarting the nats-server"),
+        server = embedded_server(
+            self._bus, lambda _: tasks.keep(server.restart, "restarting the nats-server")
         )
 
         async def watch_disk() -> None:

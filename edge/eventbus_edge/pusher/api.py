@@ -6,7 +6,7 @@ Requests are signed with the app's secret. Statuses and bodies are those that th
 import datetime
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -15,7 +15,13 @@ from eventbus.channels import ChannelKind, validate_channel
 from eventbus.cluster import MAX_LISTED, ChannelStats, Disconnect, ListQuery
 from eventbus.errors import InvalidChannel, InvalidEventName
 from eventbus.integrations.pusher import SOCKET_ID, PusherApp
-from eventbus.messages import encode_data, gather_receipts, new_id, validate_event_name
+from eventbus.messages import (
+    encode_data,
+    gather_receipts,
+    json_decoder,
+    new_id,
+    validate_event_name,
+)
 from eventbus_edge.http import REFUND, bus_errors, read_body
 from eventbus_edge.keys import node_of
 from eventbus_edge.node import Node
@@ -33,6 +39,8 @@ from eventbus_edge.pusher.signing import read_parameters, refusal
 
 __all__ = ["add_api"]
 
+
+T = TypeVar("T")
 
 MAX_CHANNELS: Final = 100
 MAX_BATCH: Final = 10
@@ -57,6 +65,10 @@ class _Event(msgspec.Struct):
 
 class _Batch(msgspec.Struct):
     batch: Annotated[list[_Event], msgspec.Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+_decode_event: Final = json_decoder(_Event)
+_decode_batch: Final = json_decoder(_Batch)
 
 
 class _Checked(NamedTuple):
@@ -98,9 +110,20 @@ def add_api(app: web.Application, apps: Sequence[PusherApp]) -> None:
             ("POST", f"{start}{terminate}", _terminate),
             ("GET", f"{start}/connections", _connections),
         ):
-            add(method, path, _signed([each], handler))
+            methods = (method, "HEAD") if method == "GET" else (method,)
+            signed = _signed([each], handler)
+            for served in methods:
+                add(served, path, signed)
+            add("*", path, _refusing_all_but(methods))  # before the last route, which has any path
     add("POST", terminate, _signed(apps, _terminate))  # the Python library leaves out the app
     add("*", "/apps/{id}/{rest:.*}", _no_app)
+
+
+def _refusing_all_but(methods: Sequence[str]) -> Callable[[web.Request], Awaitable[NoReturn]]:
+    async def refuse(request: web.Request) -> NoReturn:
+        raise web.HTTPMethodNotAllowed(request.method, methods)
+
+    return refuse
 
 
 async def _no_app(request: web.Request) -> web.Response:
@@ -132,10 +155,10 @@ def _signed(
     return handle
 
 
-def _decode(body: bytes, type_: type[Any]) -> Any:
+def _decode(body: bytes, decode: Callable[[str], T]) -> T:
     try:
-        return msgspec.json.decode(body.decode(), type=type_)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return decode(body.decode())
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Problem("bad_request", f"the body is not valid: {exc}") from None
 
 
@@ -143,14 +166,14 @@ def _decode(body: bytes, type_: type[Any]) -> Any:
 
 
 async def _publish(request: _Request) -> Any:
-    event = _check(request.node, _decode(request.body, _Event))
+    event = _check(request.node, _decode(request.body, _decode_event))
     [found] = await _attributes(request.node, [event])
     await _send(request.node, event)
     return {"channels": found} if event.info else {}
 
 
 async def _publish_batch(request: _Request) -> Any:
-    batch = _decode(request.body, _Batch).batch
+    batch = _decode(request.body, _decode_batch).batch
     if any(event.channels is not None for event in batch):
         raise Problem("bad_request", "an event of a batch must have channel, not channels")
     events = [_check(request.node, event) for event in batch]

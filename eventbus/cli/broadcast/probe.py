@@ -19,7 +19,7 @@ import aiohttp
 import msgspec
 
 from eventbus.errors import EventBusError
-from eventbus.messages import check_depth
+from eventbus.messages import json_decoder
 from eventbus.urls import (
     fault_text,
     is_web_address,
@@ -78,9 +78,8 @@ T = TypeVar("T")
 
 def _decode(text: str | msgspec.Raw, type_: type[T], url: str) -> T:
     try:
-        check_depth(text)
-        return msgspec.json.decode(text, type=type_)
-    except (ValueError, RecursionError) as exc:  # msgspec's are ValueErrors
+        return json_decoder(type_)(text)
+    except ValueError as exc:  # msgspec's are ValueErrors
         raise EdgeRefused(f"{url} sent a frame that no edge sends: {exc}") from None
 
 

@@ -26,6 +26,7 @@ from eventbus.cli.durations import duration
 from eventbus.cli.output import Json, counted, fail, say, write_json
 from eventbus.cli.reachable import require_reachable
 from eventbus.cli.running import attached, run as run_command
+from eventbus.cli.secret_options import secret_of_option
 from eventbus.config import Settings
 from eventbus.drivers import Capability, MaintenanceDriver
 from eventbus.errors import DriverError, EventBusError, NoEdge
@@ -91,14 +92,19 @@ def chaos(
     api_key: Annotated[
         str,
         typer.Option(
-            envvar="BROADCAST_API_KEY", help="The key of the HTTP API, to publish through it too."
+            envvar="BROADCAST_API_KEY",
+            callback=secret_of_option,
+            help="The key of the HTTP API, to publish through it too.",
         ),
     ] = "",
     pusher_key: Annotated[
         str, typer.Option(envvar="PUSHER_APP_KEY", help="The app key for Pusher clients.")
     ] = "",
     pusher_secret: Annotated[
-        str, typer.Option(envvar="PUSHER_APP_SECRET", help="The secret of that app.")
+        str,
+        typer.Option(
+            envvar="PUSHER_APP_SECRET", callback=secret_of_option, help="The secret of that app."
+        ),
     ] = "",
     json: Json = False,
 ) -> None:
@@ -121,11 +127,14 @@ def chaos(
         fail(f"--kinds: {', '.join(unknown)!r}; allowed: {', '.join(KINDS)}", code=2)
     if "pusher" in names and not (pusher_key and pusher_secret):
         fail("--kinds pusher needs PUSHER_APP_KEY and PUSHER_APP_SECRET", code=2)
+    urls = [each.strip() for each in edges.split(",") if each.strip()]
+    if edges and not urls:
+        fail("--edges has no address; allowed: addresses of edges, separated by commas", code=2)
     settings = Settings.from_env()
     if nats:
         settings = msgspec.structs.replace(settings, nats_url=nats)
     options = _Options(
-        edges=[each.strip() for each in edges.split(",") if each.strip()],
+        edges=urls,
         clients=clients,
         kinds=names,
         rate=rate,

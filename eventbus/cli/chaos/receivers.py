@@ -19,6 +19,7 @@ import msgspec
 
 from eventbus.cli.chaos.ledger import Log, Message
 from eventbus.errors import EventBusError
+from eventbus.messages import json_decoder
 
 __all__ = ["EVENT", "KINDS", "Access", "NativeReceiver", "Receiver", "Refused"]
 
@@ -92,11 +93,11 @@ class _Ended(Exception):
     """The connection has ended, or is no longer usable."""
 
 
-_decode_frame: Final = msgspec.json.Decoder(_Frame).decode
-_decode_body: Final = msgspec.json.Decoder(_Body).decode
-_decode_answer: Final = msgspec.json.Decoder(_Answer).decode
-_decode_greeting: Final = msgspec.json.Decoder(_Greeting).decode
-_decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_frame: Final = json_decoder(_Frame)
+_decode_body: Final = json_decoder(_Body)
+_decode_answer: Final = json_decoder(_Answer)
+_decode_greeting: Final = json_decoder(_Greeting)
+_decode_text: Final = json_decoder(str)
 
 
 class Receiver:

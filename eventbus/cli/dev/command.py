@@ -38,9 +38,9 @@ from eventbus.cli.output import (
 )
 from eventbus.cli.running import run
 from eventbus.config import Settings
-from eventbus.environment import child_environment
+from eventbus.environment import child_environment, variables
 from eventbus.errors import ConfigError, EventBusError
-from eventbus.server import LOCAL, NatsServer, running_server, write_holder
+from eventbus.server import LOCAL, running_server, write_holder
 from eventbus.tokens import issue_token
 from eventbus.user_code import printable
 
@@ -167,7 +167,7 @@ def dev(
     environ["BROADCAST_DRAIN_TIME"] = environ.get("BROADCAST_DRAIN_TIME") or "0"
     environ |= {"BROADCAST_WORKERS": "1", "EDGE_SUPERVISED": "true"}
     token = ""
-    if not any(environ.get(key) for key in _KEYS):
+    if not any(environ.get(name, "").strip() for name in _names_of_keys()):
         environ["JWT_SECRET"] = dev_secret()
         token = issue_token(
             "dev", secret=environ["JWT_SECRET"], name="Dev", roles=["admin"], channels=[">"]
@@ -176,6 +176,13 @@ def dev(
     code = run(_Development(environ, token, folders if reload else None).run())
     if code:
         raise typer.Exit(code)
+
+
+def _names_of_keys() -> list[str]:
+    """The variables that can give the edge its keys, or the files of these."""
+    from eventbus_edge.config import EdgeSettings  # noqa: PLC0415 - help needs no edge
+
+    return [name for each in variables(EdgeSettings) if each.name in _KEYS for name in each.names]
 
 
 class _Development:
@@ -194,7 +201,7 @@ class _Development:
 
     async def run(self) -> int:
         """Run until Ctrl-C or SIGTERM. Returns the exit code. Raises ConfigError, ServerError."""
-        from eventbus.drivers.nats import Servers  # noqa: PLC0415 - it imports nats-py
+        from eventbus.drivers.nats import Servers, needs_server  # noqa: PLC0415 - it imports nats-py
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -202,7 +209,7 @@ class _Development:
                 loop.add_signal_handler(number, self._stop.set)
         settings = Settings.from_env(self._environ)
         given = Servers.of(settings.nats_url).shown
-        if _needs_server(settings):
+        if needs_server(settings):
             self._folder = Path(settings.nats_data)
             _require_first(self._folder)
         self._choose_port()
@@ -350,11 +357,6 @@ def _reachable(address: str) -> str:
     return address.replace("://0.0.0.0:", "://127.0.0.1:").replace("://[::]:", "://[::1]:")
 
 
-def _needs_server(settings: Settings) -> bool:
-    names = settings.stack if settings.driver == "stack" else (settings.driver,)
-    return "nats" in names and not settings.nats_url
-
-
 def _require_first(folder: Path) -> None:
     """Raise AlreadyRunning if another `eventbus dev` uses the data folder."""
     if url := running_server(folder, _MARK):
@@ -370,10 +372,12 @@ async def _nats_server(settings: Settings) -> AsyncIterator[str]:
 
     Yields "" if the settings do not need one.
     """
-    if not _needs_server(settings):
+    from eventbus.drivers.nats import embedded_server, needs_server  # noqa: PLC0415 - as above
+
+    if not needs_server(settings):
         yield ""
         return
-    server = NatsServer(Path(settings.nats_data), port=settings.nats_port)
+    server = embedded_server(settings)
     url = await server.join_or_start()
     try:
         yield url

@@ -150,13 +150,13 @@ async def check_keys(edge: "EdgeSettings") -> list[Finding]:
 
 def check_cors(edge: "EdgeSettings") -> list[Finding]:
     """Check that each allowed origin is one that a browser can send."""
-    from eventbus_edge.access import ALLOWED_ENTRIES, is_allowed_entry  # noqa: PLC0415
+    from eventbus_edge.access import instead_of, is_allowed_entry  # noqa: PLC0415
 
     findings = [
         failed(
             "CORS",
             f"CORS_ALLOWED_ORIGINS has {origin!r}, which no browser sends",
-            f"allowed: {ALLOWED_ENTRIES}",
+            instead_of(origin),
         )
         for origin in edge.cors_allowed_origins
         if not is_allowed_entry(origin)

@@ -14,6 +14,7 @@ import msgspec
 
 from eventbus.cli.doctor.findings import Finding, failed, ok, warning
 from eventbus.config import Settings
+from eventbus.messages import json_decoder
 from eventbus.server import SYNC_TAG, syncs_always
 from eventbus.urls import mask_url
 
@@ -66,6 +67,9 @@ class _Varz(msgspec.Struct):
     jetstream: _JetStream = msgspec.field(default_factory=_JetStream)
 
 
+_decode_varz: Final = json_decoder(_Varz)
+
+
 async def check_monitors(urls: Sequence[str]) -> tuple[Disks, list[Finding]]:
     """Ask NATS servers, on their monitoring ports, how they sync and whether they are healthy."""
     timeout = aiohttp.ClientTimeout(total=_MONITOR_S)
@@ -83,7 +87,7 @@ async def _ask(http: aiohttp.ClientSession, url: str) -> tuple[_Varz | None, Fin
     try:
         async with http.get(f"{url.rstrip('/')}/varz") as answer:
             answer.raise_for_status()
-            server = msgspec.json.decode(await answer.read(), type=_Varz)
+            server = _decode_varz(await answer.read())
         async with http.get(f"{url.rstrip('/')}/healthz") as answer:
             if answer.status == 200:
                 return server, ok("monitor", f"{server.server_name} is healthy")

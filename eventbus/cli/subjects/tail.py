@@ -57,6 +57,9 @@ class _Body(msgspec.Struct):
     timestamp: str
 
 
+_decode_body: Final = json_decoder(_Body)
+
+
 class Line(NamedTuple):
     """One message of the output."""
 
@@ -239,7 +242,7 @@ def _line(bus: EventBus, delivery: Delivery, types: Mapping[str, Any] | None) ->
     except InvalidPayload as exc:
         text = delivery.payload[:1000].decode(errors="replace")
         return Line(channel, "?", text, delivery.time or "", None, offset, str(exc))
-    body = msgspec.json.decode(envelope.body, type=_Body)
+    body = _decode_body(envelope.body)
     line = Line(channel, envelope.event, body.data, body.timestamp, envelope.id, offset, None)
     if types is None or (type_ := types.get(envelope.event)) is None:
         return line

@@ -11,6 +11,7 @@ from eventbus.cli.dev.secret import (
 )
 from eventbus.cli.durations import duration
 from eventbus.cli.output import fail, say
+from eventbus.cli.secret_options import secret_of_option
 from eventbus.cli.tokens.inspect import inspect
 from eventbus.errors import EventBusError, InvalidPattern
 from eventbus.tokens import issue_token
@@ -28,6 +29,7 @@ def issue(
         str,
         typer.Option(
             envvar="JWT_SECRET",
+            callback=secret_of_option,
             show_default=False,
             help="The secret to sign with. Prefer the environment variable: `ps` shows options.",
         ),
@@ -60,8 +62,9 @@ def issue(
         secret = dev_secret()
     elif not secret:
         fail(
-            "JWT_SECRET is not set: set it to the secret of your edges, or use --dev-secret for a "
-            "token that only `eventbus dev` in this folder accepts",
+            "JWT_SECRET is not set: set it to the secret of your edges, or JWT_SECRET_FILE to the "
+            "path of a file with it, or use --dev-secret for a token that only `eventbus dev` in "
+            "this folder accepts",
             code=2,
         )
     seconds = duration(lifetime, "--lifetime", least=1)

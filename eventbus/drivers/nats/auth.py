@@ -62,7 +62,7 @@ class Servers(NamedTuple):
 
     @classmethod
     def of(cls, nats_url: str) -> "Servers":
-        """Read NATS_URL, addresses separated by commas.
+        """Read NATS_URL, addresses separated by commas; none if it is empty.
 
         Raises ConfigError, which does not quote it.
         """
@@ -78,6 +78,8 @@ class Servers(NamedTuple):
                 addresses.append(_address(entry))
             except ValueError as exc:
                 raise _wrong(str(exc)) from None
+        if nats_url and not addresses:  # such as "${A},${B}" of variables that are not set
+            raise _wrong("it has no address")
         return cls(tuple(addresses))
 
     @property

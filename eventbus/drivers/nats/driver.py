@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from eventbus.drivers.base import (
     Published,
 )
 from eventbus.drivers.consumers import ConsumerSettings
+from eventbus.drivers.names import drivers_of
 from eventbus.drivers.nats.auth import (
     Servers,
     make_login,
@@ -85,6 +86,26 @@ DRAIN_S: Final = 5.0
 _CONFIRM_S: Final = 30.0
 _RESTART_S: Final = 10.0
 _RESTORE_S: Final = 1.0
+
+
+def needs_server(settings: Settings) -> bool:
+    """Whether the settings ask for an embedded server."""
+    return DRIVER in drivers_of(settings) and not settings.nats_url
+
+
+def embedded_server(
+    settings: Settings, on_death: Callable[[ServerError], object] | None = None
+) -> NatsServer:
+    """The embedded server of the settings, not started yet; `on_death` as in NatsServer.
+
+    Raises ServerError for a port that does not exist.
+    """
+    return NatsServer(
+        Path(settings.nats_data),
+        port=settings.nats_port,
+        syncs_always=settings.durability == "disk",
+        on_death=on_death,
+    )
 
 
 class NatsDriver:
@@ -224,12 +245,7 @@ class NatsDriver:
         In development, the processes of one folder share a server: the first one starts it.
         """
         settings = self._settings
-        server = NatsServer(
-            Path(settings.nats_data),
-            port=settings.nats_port,
-            syncs_always=settings.durability == "disk",
-            on_death=self._on_death,
-        )
+        server = embedded_server(settings, self._on_death)
         if settings.environment == "production":
             self.server = server
             await server.start()

@@ -181,6 +181,9 @@ class _UserInfo(msgspec.Struct):
     server: _TaggedServer = msgspec.field(default_factory=_TaggedServer)
 
 
+_decode_user: Final = json_decoder(_UserInfo)
+
+
 async def server_tags(connection: NatsConnection) -> list[str] | None:
     """The tags of this connection's server; None if the NATS user may not request them.
 
@@ -193,7 +196,7 @@ async def server_tags(connection: NatsConnection) -> list[str] | None:
     if reply is None or reply.status:
         return None
     try:
-        return msgspec.json.decode(reply.payload, type=_UserInfo).server.tags
+        return _decode_user(reply.payload).server.tags
     except msgspec.DecodeError as exc:  # not from a nats-server
         _log.info("cannot read the answer to $SYS.REQ.USER.INFO: %s", exc)
         return None

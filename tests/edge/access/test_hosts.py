@@ -156,7 +156,7 @@ def test_loopback_hosts_are_known_without_a_port():
 
 
 @pytest.mark.parametrize(
-    "text", ["https://edge.example", "edge.example:8080", "*", ".a", "a b", "ä"]
+    "text", ["https://edge.example", "edge.example:8080", "*", ".a", "a..b", "a..", "a b", "ä"]
 )
 def test_a_setting_that_names_no_host_stops_the_start(text):
     with pytest.raises(ConfigError, match="BROADCAST_ALLOWED_HOSTS"):

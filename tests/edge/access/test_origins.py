@@ -113,6 +113,23 @@ def test_a_host_whose_pages_are_allowed_is_allowed_without_an_origin(allowed):
         "https://",
         "https://bücher.example",
         "**",
+        ".example.com",
+        "https://.example.com",
+        "https://example..com",
+        "https://*..example.com",
+        "*.1.2.3.4",
+        "https://999.1.1.1",
+        "1.2.3",
+        "http://1.2.3.4.",
+        "http://01.2.3.4",
+        "http://app.0x7f:*",
+        "http://[::1::2]",
+        "http://[0:0::1]",
+        "http://[::ffff:1.2.3.4]",
+        ".",
+        "..",
+        "_",
+        "https://-_-",
     ],
 )
 def test_an_entry_that_no_origin_can_match_stops_the_start_and_names_what_is_allowed(text):
@@ -123,10 +140,17 @@ def test_an_entry_that_no_origin_can_match_stops_the_start_and_names_what_is_all
     assert "allowed: scheme://host[:port]" in str(refused.value)
 
 
+@pytest.mark.parametrize("start", ["", "https://"])
+def test_all_subdomains_in_the_way_of_another_program_are_explained(start):
+    with pytest.raises(ConfigError, match=rf"write '{start}\*\.example\.com:8443'"):
+        Origins((f"{start}.example.com:8443",), HOSTS)
+
+
 def test_every_form_that_the_error_allows_is_allowed():
     text = (
         "https://app.example.com, https://*.example.com,http://localhost:*, app.example.com,"
         "app.example.com:3000,*.example.com,*,null,capacitor://localhost,http://[::1]:8080,"
+        "https://example.com.,http://192.168.1.5:8080,my_host,*.0x.example,http://[::ffff:102:304]"
     )
     create_app(load(EdgeSettings, {"CORS_ALLOWED_ORIGINS": text}), Settings(driver="memory"))
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
 from pathlib import Path
@@ -133,8 +134,25 @@ async def test_workers_end_when_their_supervisor_is_killed(start_process):
     await until(lambda: all(is_gone(worker) for worker in workers))
 
 
-async def test_workers_share_an_embedded_nats_server_that_ends_with_them(start_process, tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"BROADCAST_HISTORY_DURABILITY": "disk"},
+        {
+            "BROADCAST_DRIVER": "stack",
+            "BROADCAST_STACK": "log,websocket",
+            "BROADCAST_ENVIRONMENT": "production",
+            "BROADCAST_API_KEY": secrets.token_hex(32),
+            "JWT_SECRET": secrets.token_hex(32),
+        },
+    ],
+    ids=["that syncs each write", "of a stack"],
+)
+async def test_workers_share_an_embedded_nats_server_that_ends_with_them(
+    start_process, tmp_path, settings
+):
     edge = await start_process(
+        **settings,
         BROADCAST_WORKERS="2",
         NATS_URL="",
         BROADCAST_NATS_DATA=str(tmp_path / "nats"),

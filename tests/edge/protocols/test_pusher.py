@@ -705,6 +705,17 @@ async def test_request_to_sign_that_is_not_valid_is_refused(edge, token, body):
         assert (await post(edge, body, json_body=json_body, token=token("7")))[0] == 400
 
 
+@pytest.mark.parametrize("levels", [150, 1200, 5000])
+async def test_deeply_nested_request_to_sign_is_refused_at_the_same_depth_on_every_node(
+    edge, token, levels
+):
+    body = '{"socket_id":"1.2","channel_name":"private-user.7","unknown":%s}'
+    body %= "[" * levels + "]" * levels
+    headers = {"Content-Type": "application/json"}
+    status, problem = await post(edge, body, headers=headers, token=token("7"))
+    assert (status, "nested too deeply" in problem["detail"]) == (400, True)
+
+
 async def test_key_of_an_encrypted_channel_comes_with_the_signature(start_edge, memory_bus, token):
     rules = ChannelRules(RULES)
     body = {"socket_id": "1.2", "channel_name": "private-encrypted-box"}

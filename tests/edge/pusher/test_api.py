@@ -1,6 +1,7 @@
 """The HTTP API for server libraries of the Pusher protocol, with the one from PyPI."""
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -103,8 +104,9 @@ def library(edge):
     return call
 
 
-async def request(edge, method, path, body=None, *, secret=APP.secret, key=APP.key):
-    """A signed request; gives the status and the JSON of the answer."""
+@contextlib.asynccontextmanager
+async def answered(edge, method, path, body=None, *, secret=APP.secret, key=APP.key):
+    """The answer to a signed request."""
     body = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     path, _, query = path.partition("?")
     parameters = dict(each.split("=") for each in query.split("&") if each) | {
@@ -123,6 +125,12 @@ async def request(edge, method, path, body=None, *, secret=APP.secret, key=APP.k
             method, url, data=io.BytesIO(body) if body else None, headers=headers
         ) as answer,
     ):
+        yield answer
+
+
+async def request(edge, method, path, body=None, **options):
+    """A signed request; gives the status and the JSON of the answer."""
+    async with answered(edge, method, path, body, **options) as answer:
         return answer.status, await answer.json(content_type=None)
 
 
@@ -422,6 +430,16 @@ async def test_event_that_is_not_valid_is_refused(edge, body, status):
     assert (await request(edge, "POST", "/apps/1001/events", body))[0] == status
 
 
+@pytest.mark.parametrize("levels", [150, 1200, 5000])
+@pytest.mark.parametrize("field", ["data", "unknown"])
+async def test_deeply_nested_event_is_refused_at_the_same_depth_on_every_node(edge, field, levels):
+    event = '{"name":"n","channel":"general","data":"1","%s":%s}'
+    event %= (field, "[" * levels + "]" * levels)
+    for path, body in (("events", event), ("batch_events", f'{{"batch":[{event}]}}')):
+        status, problem = await request(edge, "POST", f"/apps/1001/{path}", body.encode())
+        assert (status, "nested too deeply" in problem["detail"]) == (400, True)
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -439,6 +457,37 @@ async def test_request_of_odd_bytes_is_refused_and_is_no_fault_of_the_node(edge,
     status = await reader.readline()
     writer.close()
     assert status.split()[1] in {b"400", b"401"}
+
+
+PATHS = [
+    ("channels", "GET, HEAD, OPTIONS"), ("channels/general", "GET, HEAD, OPTIONS"),
+    ("channels/presence-room/users", "GET, HEAD, OPTIONS"), ("connections", "GET, HEAD, OPTIONS"),
+    ("events", "OPTIONS, POST"), ("batch_events", "OPTIONS, POST"),
+    ("users/7/terminate_connections", "OPTIONS, POST"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "allowed"), PATHS)
+async def test_path_says_which_methods_it_serves(edge, path, allowed):
+    wrong = {"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"} - {*allowed.split(", ")}
+    for method in (*wrong, "OPTIONS"):
+        async with answered(edge, method, f"/apps/1001/{path}") as answer:
+            assert answer.status == (204 if method == "OPTIONS" else 405), method
+            assert answer.headers["Allow"] == allowed
+            text = await answer.text()
+        assert method in ("HEAD", "OPTIONS") or json.loads(text)["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", [path for path, allowed in PATHS if "HEAD" in allowed])
+async def test_head_is_signed_and_answered_like_get_without_a_body(edge, path):
+    path = f"/apps/1001/{path}"
+    async with answered(edge, "GET", path) as answer:
+        length = str(len(await answer.read()))
+    async with answered(edge, "HEAD", path) as answer:
+        assert (answer.status, await answer.read()) == (200, b"")
+        assert answer.headers["Content-Length"] == length
+    async with answered(edge, "HEAD", path, secret="wrong") as answer:
+        assert answer.status == 401
 
 
 async def test_batch_with_one_fault_publishes_nothing(edge, connect):

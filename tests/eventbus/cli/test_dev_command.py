@@ -16,7 +16,8 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.client import ClientOptions, connect
 from eventbus.config import Settings
-from eventbus.server import NatsServer
+from eventbus.server import NatsServer, syncs_always
+from eventbus.tokens import issue_token
 
 RULES = """
 from eventbus_edge import ANYONE, Rule, channels
@@ -114,6 +115,24 @@ async def test_pages_of_this_machine_may_connect_from_any_port_and_others_may_no
         assert await asyncio.to_thread(status, origin) == 200, origin
     for origin in ("http://localhost.evil.example:5173", "https://evil.example", "null"):
         assert await asyncio.to_thread(status, origin) == 403, origin
+    assert await running.end() == 0
+
+
+async def test_keys_in_files_take_the_place_of_the_secret_of_development(dev, tmp_path):
+    secret = "a-secret-of-tests-that-is-32-bytes-long"
+    (tmp_path / "jwt").write_text(secret)
+    running = await dev("--no-reload", JWT_SECRET_FILE="jwt")
+    url = (await running.until(r"edge ready on (\S+)"))[1]
+    async with connect(url, token=issue_token("ann", secret=secret)) as client:
+        assert client.user_id == "ann"
+    assert await running.end() == 0
+    assert not (tmp_path / ".eventbus" / "dev-secret").exists()
+
+
+async def test_server_of_durable_settings_syncs_each_write(dev, tmp_path):
+    running = await dev("--no-reload", BROADCAST_HISTORY_DURABILITY="disk")
+    await running.until("edge ready on ")
+    assert syncs_always(tmp_path / ".eventbus" / "nats")
     assert await running.end() == 0
 
 

@@ -304,6 +304,12 @@ def test_origins(findings, origins, status):
     assert only(findings(CORS_ALLOWED_ORIGINS=origins), "CORS")["status"] == status
 
 
+def test_origin_in_the_way_of_django_gets_the_right_one_as_advice(findings):
+    found = only(findings(CORS_ALLOWED_ORIGINS=".example.com"), "CORS")
+    assert found["status"] == "failed"
+    assert "write '*.example.com'" in found["change"]
+
+
 def test_port_that_a_stranger_has(findings):
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))

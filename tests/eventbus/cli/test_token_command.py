@@ -126,6 +126,30 @@ def test_secret_of_development_is_used_only_when_asked_for(run, tmp_path):
     assert run("inspect", "--dev-secret", stdin=token).returncode == 0, "it is the same secret"
 
 
+def test_secret_may_be_in_a_file(run, tmp_path):
+    (tmp_path / "jwt").write_text(f"{SECRET}\n")
+    by_file = {"JWT_SECRET_FILE": str(tmp_path / "jwt")}
+    token = run("issue", "alice", **by_file)
+    assert token.returncode == 0, token.stderr
+    for checked_with in (by_file, {"JWT_SECRET": SECRET}):
+        assert run("inspect", stdin=token.stdout, **checked_with).returncode == 0
+    own = run("issue", "alice", "--secret", SECRET[::-1], **by_file)
+    assert run("inspect", stdin=own.stdout, JWT_SECRET=SECRET[::-1]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"JWT_SECRET_FILE": "none"}, "JWT_SECRET_FILE='none' cannot be read"),
+        ({"JWT_SECRET_FILE": "none", "JWT_SECRET": SECRET}, "are both set; set only one"),
+    ],
+)
+def test_file_of_the_secret_that_cannot_be_used_is_named(run, environ, words):
+    shown = run("issue", "alice", **environ)
+    assert (shown.returncode, words in shown.stderr) == (2, True)
+    assert run("issue", "alice", "--secret", SECRET, **environ).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "secret", "words"),
     [

@@ -118,6 +118,28 @@ def test_commands_of_eventbus_use_the_settings_of_django(run):
     assert "127.0.0.1:1" in out
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        'call_command("eventbus", "doctor")',
+        'execute_from_command_line(["manage.py", "eventbus", "doctor"])',
+    ],
+    ids=["call_command", "manage.py"],
+)
+def test_output_of_commands_in_an_encoding_without_our_symbols_is_plain(run, monkeypatch, call):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    out = run(f"""
+    from django.core.management import CommandError, execute_from_command_line
+    before = sys.stdout.errors
+    try:
+        {call}
+    except (CommandError, SystemExit):
+        pass  # it finds something to improve
+    assert sys.stdout.errors == before
+    """)
+    assert "+ settings" in out
+
+
 def test_commands_of_the_outbox_use_the_database_of_django(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "oracle://scott@db/another")
     out = run(f"""

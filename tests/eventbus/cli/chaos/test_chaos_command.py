@@ -95,12 +95,24 @@ def test_without_an_edge_it_says_what_to_do(eventbus):
     assert "--edges" in done.stderr
 
 
+def test_secrets_may_be_in_files(eventbus, cli_environment, tmp_path):
+    (tmp_path / "secret").write_text(APP["PUSHER_APP_SECRET"])
+    environ = cli_environment | {"PUSHER_APP_KEY": APP["PUSHER_APP_KEY"]}
+    pusher = ("chaos", "--kinds", "pusher")
+    found = eventbus(*pusher, env=environ | {"PUSHER_APP_SECRET_FILE": str(tmp_path / "secret")})
+    assert "--edges" in found.stderr
+    for name in ("PUSHER_APP_SECRET_FILE", "BROADCAST_API_KEY_FILE"):
+        refused = eventbus(*pusher, env=environ | {name: str(tmp_path / "none")})
+        assert (refused.returncode, name in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (("--kinds", "websocket,telnet"), "telnet"),
         (("--kinds", "pusher"), "PUSHER_APP_KEY"),
         (("--time", "1s"), "--time"),
+        (("--edges", ","), "--edges"),
     ],
 )
 def test_wrong_usage_is_reported_with_what_is_allowed(eventbus, options, expected):

@@ -87,6 +87,13 @@ async def test_each_server_of_a_list_gets_its_own_login(server, namespace):
     await log_in(f"nats://user0:{encoded(PASSWORDS[0])}@127.0.0.1:1,{host}", namespace)
 
 
+@pytest.mark.parametrize("text", [",", " , ", ",,", " "])
+def test_a_list_without_an_address_is_refused_and_starts_no_server(text):
+    with pytest.raises(ConfigError, match=r"it has no address; allowed: nats://") as caught:
+        Servers.of(text)
+    assert caught.value.variable == "NATS_URL"
+
+
 def test_a_list_is_read_with_its_logins_and_default_ports():
     servers = Servers.of("nats://a:p%23@h1, tls://h2:5 ,h3,nats://S3cr3t@[::1]:6")
     assert servers.urls == ["nats://h1:4222", "tls://h2:5", "nats://h3:4222", "nats://[::1]:6"]
@@ -98,7 +105,7 @@ def test_a_list_is_read_with_its_logins_and_default_ports():
     assert servers.credentials("10.0.0.7:4222") == first
     assert servers.credentials("[::1]:6") == {"user": None, "password": None, "token": "S3cr3t"}
     assert "S3cr3t" not in repr(servers)
-    assert Servers.of(" , ").addresses == ()
+    assert Servers.of("").addresses == ()
     assert Servers.of("h").credentials() == {"user": None, "password": None, "token": None}
 
 
