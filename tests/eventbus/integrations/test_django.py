@@ -19,6 +19,7 @@ HEAD = """
     django.setup()
     from django.core.management import call_command
     from django.db import connection, models, transaction
+    from eventbus import Event
     from eventbus.testing import fake
     from eventbus.integrations.django import broadcasts
 """
@@ -77,6 +78,204 @@ def test_events_of_a_model_follow_the_commit_and_have_its_types(run):
         order.delete()
         events.assert_dispatched(Order.events.deleted, lambda event: event.id == 1)
     """)
+
+
+STOCK = """
+    @broadcasts("orders.{pk}", fields=["status", "stock", "updated"])
+    class Order(models.Model):
+        status = models.CharField(max_length=20, default="new")
+        stock = models.IntegerField(default=0)
+        updated = models.DateTimeField(null=True)
+
+        class Meta:
+            app_label = "eventbus"
+
+    def create_tables(*more):
+        with connection.schema_editor() as editor:
+            for model in (Order, *more):
+                editor.create_model(model)
+
+    def sent(events, cls, *names):
+        return [tuple(getattr(event, name) for name in names) for event in events.dispatched(cls)]
+"""
+
+
+def test_event_of_an_object_without_some_of_its_fields_has_those_of_the_database(run):
+    run(
+        STOCK
+        + """
+    create_tables()
+    for status in ("a", "b", "c"):
+        Order.objects.create(status=status)
+    with fake() as events:
+        order = Order.objects.only("id").get(pk=1)
+        order.stock = 5
+        order.save(update_fields=["stock"])
+        order.delete()
+        Order.objects.defer("status").exclude(pk=3).delete()
+        assert Order.objects.count() == 1
+        assert sent(events, Order.events.updated, "id", "status", "stock") == [(1, "a", 5)]
+        assert sent(events, Order.events.deleted, "id", "status", "stock") == [
+            (1, "a", 5), (2, "b", 0)
+        ]
+    """
+    )
+
+
+def test_object_that_another_has_deleted_is_deleted_without_an_event_of_unknown_values(run):
+    out = run(
+        STOCK
+        + """
+    create_tables()
+    Order.objects.create()
+    order = Order.objects.only("id").get()
+    with fake() as events:
+        Order.objects.all().delete()
+        order.delete()
+        events.assert_dispatched(Order.events.deleted, times=1)
+    """
+    )
+    assert "OrderDeleted is not sent: the object's row was deleted before" in out
+
+
+def test_event_has_the_value_that_an_expression_had_in_the_database(run):
+    run(
+        STOCK
+        + """
+    import datetime
+    from django.db.models.functions import Now
+    create_tables()
+    with fake() as events:
+        order = Order.objects.create(stock=1)
+        order.stock = models.F("stock") + 1
+        order.save()
+        order = Order.objects.get()
+        order.stock, order.updated = models.F("stock") + 1, Now()
+        with transaction.atomic():
+            order.save()
+        order = Order.objects.get()
+        order.stock = models.F("stock") + 1
+        order.save(update_fields=["stock"])
+        order.delete()  # the attribute may still be the expression
+        assert sent(events, Order.events.updated, "stock") == [(2,), (3,), (4,)]
+        _, event, _ = events.dispatched(Order.events.updated)
+        assert isinstance(event.updated, datetime.datetime)
+        assert sent(events, Order.events.deleted, "id", "stock") == [(1, 4)]
+    """
+    )
+
+
+def test_event_has_the_value_in_the_database_of_the_change(run):
+    run(
+        STOCK
+        + """
+    from django.db import connections
+
+    class Other:  # objects are read elsewhere
+        def db_for_read(self, model, **hints):
+            return "other"
+
+    settings.DATABASE_ROUTERS = [Other()]
+    connections.settings["other"] = dict(connections.settings["default"])
+    create_tables()
+    with connections["other"].schema_editor() as editor:
+        editor.create_model(Order)
+    for using, stock in (("default", 1), ("other", 10)):
+        Order(pk=1, stock=stock).save(using=using)
+    with fake() as events:
+        order = Order.objects.using("default").only("id").get()
+        order.stock = models.F("stock") + 1
+        order.save(update_fields=["stock"], using="default")
+        order = Order.objects.only("id").get()
+        order.delete(using="default")
+        assert sent(events, Order.events.updated, "stock") == [(2,)]
+        assert sent(events, Order.events.deleted, "stock") == [(2,)]
+    connections["other"].close()
+    """
+    )
+
+
+def test_async_save_of_an_expression_sends_the_value(run):
+    run(
+        STOCK
+        + """
+    import asyncio
+    from asgiref.sync import sync_to_async
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+    create_tables()
+
+    async def main():
+        order = await Order.objects.acreate(stock=1)
+        order.stock = models.F("stock") + 1
+        await order.asave()
+        order = await Order.objects.only("id").aget()
+        await order.adelete()
+        await sync_to_async(lambda: connection.close())()  # that of its thread
+
+    with fake() as events:
+        asyncio.run(main())
+        assert sent(events, Order.events.updated, "stock") == [(2,)]
+        assert sent(events, Order.events.deleted, "stock") == [(2,)]
+    """
+    )
+
+
+def test_changes_by_way_of_a_subclass_send_the_events_of_the_model_once(run):
+    run(
+        STOCK
+        + """
+    class Archived(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class OldArchived(Archived):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Express(Order):
+        hours = models.IntegerField(default=1)
+
+        class Meta:
+            app_label = "eventbus"
+
+    @broadcasts("lost.{pk}", fields=["status"])
+    class Lost(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Plain(models.Model):
+        class Meta:
+            app_label = "eventbus"
+
+    class Quiet(Plain):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Late(Quiet):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    broadcasts("plain.{pk}", fields=[])(Plain)
+    create_tables(Express, Plain)
+    for model, events_of in (
+        (Archived, Order), (OldArchived, Order), (Express, Order), (Lost, Lost), (Late, Plain)
+    ):
+        with fake() as events:
+            model.objects.create()
+            changed = model.objects.get()
+            changed.save()
+            changed.delete()
+            assert not Order.objects.exists() and not Plain.objects.exists()
+            for what in events_of.events:
+                events.assert_dispatched(what, times=1)
+            assert len(events.dispatched(Event)) == 3, events.dispatched(Event)
+    """
+    )
 
 
 @pytest.mark.parametrize(
@@ -384,6 +583,32 @@ def test_model_with_the_outbox_is_saved_within_a_transaction_only(run):
     )
     assert out.count("save it within `with transaction.atomic():`") == 2
     assert "update_or_create has a transaction" in out
+
+
+def test_proxy_of_a_model_with_the_outbox_is_changed_within_a_transaction_only(run):
+    run(
+        BY_OUTBOX
+        + """
+    class Archived(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    create_tables()
+    try:
+        Archived.objects.create(status="new")
+    except TransactionManagementError as exc:
+        assert "Archived broadcasts its changes by way of the outbox" in str(exc)
+    else:
+        raise AssertionError("it was saved")
+    assert not Order.objects.exists()
+    with transaction.atomic():
+        archived = Archived.objects.create(status="new")
+        archived.save()
+    archived.delete()
+    assert names() == ["OrderCreated", "OrderUpdated", "OrderDeleted"]
+    """
+    )
 
 
 def test_outbox_of_a_model_is_in_the_database_of_the_change(run):
