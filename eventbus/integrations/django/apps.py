@@ -1,11 +1,13 @@
 """The app's configuration."""
 
+from asgiref.sync import SyncToAsync
 from django.apps import AppConfig
 
 from eventbus import sync
 from eventbus.events import provide_holders
 from eventbus.integrations.django.commit import atomic_blocks
 from eventbus.integrations.django.conf import bus_settings
+from eventbus.sync.thread import leave_behind
 
 __all__ = ["EventBusConfig"]
 
@@ -23,3 +25,5 @@ class EventBusConfig(AppConfig):
         sync.configure(bus_settings())
         sync.serve_event_loops()
         provide_holders(atomic_blocks)
+        # The thread of a request under ASGI, in which a sync view waits for its listeners.
+        leave_behind(SyncToAsync.thread_sensitive_context)

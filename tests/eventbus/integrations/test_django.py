@@ -736,3 +736,80 @@ def test_model_with_the_outbox_needs_the_app(tmp_path):
         text=True, timeout=150, check=False,
     )  # fmt: skip
     assert "outbox=True needs 'eventbus.integrations.django' in INSTALLED_APPS" in done.stderr
+
+
+UNDER_ASGI = """
+    import asyncio
+    from asgiref.sync import async_to_sync, sync_to_async
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse
+    from django.urls import path
+    from eventbus import ShouldBroadcast, listen, sync
+
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+    settings.ROOT_URLCONF, settings.ALLOWED_HOSTS = __name__, ["*"]
+    settings.SECRET_KEY = "of a test"
+
+    class Placed(Event, ShouldBroadcast, channel="orders.{n}", name="dj.placed"):
+        n: int
+
+    class Order(models.Model):
+        class Meta:
+            app_label = "eventbus"
+
+    def get(path):
+        async def main():
+            scope = {
+                "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
+                "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
+                "scheme": "http", "server": ("x", 80), "client": ("x", 1), "root_path": "",
+            }
+            requests, sent = asyncio.Queue(), []
+            requests.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+            async def send(message):
+                sent.append(message)
+
+            await get_asgi_application()(scope, requests.get, send)
+            assert sent[0]["status"] == 200, sent
+
+        asyncio.run(main())
+"""
+
+
+def test_async_listener_of_a_sync_view_under_asgi_uses_the_database(run):
+    """It would wait for the thread of the request, in which the view waits for the listener."""
+    run(
+        UNDER_ASGI
+        + """
+    def view(request):
+        Placed(n=1).dispatch_sync()
+        return HttpResponse("")
+
+    def by_async_to_sync(request):
+        async_to_sync(Placed(n=2).dispatch)()
+        return HttpResponse("")
+
+    async def async_view(request):
+        await Placed(n=3).dispatch()
+        return HttpResponse("")
+
+    urlpatterns = [
+        path("view", view), path("by_async_to_sync", by_async_to_sync), path("async", async_view)
+    ]
+    heard = []
+
+    @listen(Placed)
+    async def count(event):
+        heard.append((event.n, await Order.objects.acount()))
+        await sync_to_async(lambda: connection.close())()
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Order)
+    for each in ("/view", "/by_async_to_sync", "/async"):
+        get(each)
+    assert heard == [(1, 0), (2, 0), (3, 0)], heard
+    sync.close()
+    connection.close()
+    """
+    )
