@@ -7,7 +7,6 @@ from eventbus import sync
 from eventbus.events import provide_holders
 from eventbus.integrations.django.commit import atomic_blocks
 from eventbus.integrations.django.conf import bus_settings
-from eventbus.sync.thread import leave_behind
 
 __all__ = ["EventBusConfig"]
 
@@ -26,4 +25,4 @@ class EventBusConfig(AppConfig):
         sync.serve_event_loops()
         provide_holders(atomic_blocks)
         # The thread of a request under ASGI, in which a sync view waits for its listeners.
-        leave_behind(SyncToAsync.thread_sensitive_context)
+        sync.leave_behind(SyncToAsync.thread_sensitive_context)
