@@ -1,13 +1,17 @@
 """The Django app in a process of its own: its settings, events of models, and commands."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from eventbus import EventBus
+
+PAGE = Path(__file__).parents[3] / "docs/django.md"
 
 HEAD = """
     import django, sys
@@ -813,3 +817,59 @@ def test_async_listener_of_a_sync_view_under_asgi_uses_the_database(run):
     connection.close()
     """
     )
+
+
+def test_listener_of_the_documentation_uses_the_database(run):
+    section = PAGE.read_text("utf-8").partition("\n## Listeners that use the database\n")[2]
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL
+    )
+    run(
+        textwrap.dedent("""
+    from eventbus import ShouldBroadcast, sync
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+
+    class OrderShipped(
+        Event, ShouldBroadcast, channel="orders", name="dj.shipped", after_commit=True
+    ):
+        order_id: int
+
+    class Order(models.Model):
+        status = models.CharField(max_length=20)
+
+        class Meta:
+            app_label = "eventbus"
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Order)
+    """)
+        + block
+        + textwrap.dedent("""
+    with transaction.atomic():
+        order = Order.objects.create(status="new")
+        OrderShipped(order_id=order.pk).dispatch_sync()
+    order.refresh_from_db()
+    assert order.status == "shipped"
+    sync.close()
+    connection.close()
+    """)
+    )
+
+
+def test_log_says_how_a_plain_listener_can_use_the_database(run):
+    out = run("""
+    from eventbus import ShouldBroadcast, listen, sync
+    from eventbus.integrations.django.models import OutboxRow
+
+    class Placed(Event, ShouldBroadcast, channel="orders", name="dj.placed"):
+        n: int
+
+    @listen(Placed)
+    def count(event):
+        OutboxRow.objects.count()
+
+    Placed(n=1).dispatch_sync()
+    sync.close()
+    """)
+    assert "SynchronousOnlyOperation" in out
+    assert "await asyncio.to_thread(function, event)" in out
