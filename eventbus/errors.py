@@ -149,7 +149,14 @@ class EncodingError(EventBusError, ValueError):
 
 
 class BusStateError(EventBusError, RuntimeError):
-    """The bus is not in the state that the call requires."""
+    """The bus is not in the state that the call requires.
+
+    `would_block`: it is a blocking call, in a thread whose event loop is running.
+    """
+
+    def __init__(self, message: str = "", *, would_block: bool = False) -> None:
+        super().__init__(message)
+        self.would_block = would_block
 
 
 class CallbackFailed(EventBusError):

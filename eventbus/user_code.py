@@ -19,9 +19,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from eventbus.errors import CallbackFailed
+from eventbus.errors import BusStateError, CallbackFailed
 
 __all__ = [
+    "advice_on",
     "call_apart",
     "call_guarded",
     "call_plain",
@@ -48,6 +49,10 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_TEXT: Final = 1000
+_BLOCKED: Final = (
+    ": it called blocking code in the event loop, where it runs; make it async, and await the "
+    "async form of that code, or a thread: `await asyncio.to_thread(function, event)`"
+)
 _SUSPECT: Final = re.compile(r"[^\x20-\x7e]")
 _IS_GENERATOR: Final = "is a generator: its code would not run (use a function without `yield`)"
 _CONTEXTS: Final = ("EventContext", "ClientMessage")
@@ -243,6 +248,17 @@ def only_cause(exc: BaseException) -> BaseException:
             exc = cause
         else:
             return exc
+
+
+def advice_on(exc: BaseException) -> str:
+    """What to add to the log line about a listener or handler that raised: nothing, or a remedy.
+
+    There is one for blocking code that refuses to block an event loop: our own, or Django's ORM.
+    """
+    cause = only_cause(exc)
+    if isinstance(cause, BusStateError):
+        return _BLOCKED if cause.would_block else ""
+    return _BLOCKED if type_name(cause).endswith(".SynchronousOnlyOperation") else ""
 
 
 def members_of(exc: BaseException) -> list[BaseException]:

@@ -11,7 +11,7 @@ from eventbus.drivers import Delivery, Position
 from eventbus.errors import EventDefinitionError, InvalidPayload
 from eventbus.events import Event, EventReader
 from eventbus.messages import json_decoder
-from eventbus.user_code import call_guarded, guarded, takes_context
+from eventbus.user_code import advice_on, call_guarded, guarded, takes_context
 
 __all__ = ["ANY", "Handlers"]
 
@@ -86,14 +86,15 @@ class Handlers:
                 with guarded():
                     arguments = handler.read(message)
                 await call_guarded(handler.call, *arguments[: 2 if handler.with_context else 1])
-            except Exception:  # noqa: BLE001 - a handler may raise anything
+            except Exception as exc:  # noqa: BLE001 - a handler may raise anything
                 self.count_failure()
                 # The data stays out of the log: it may be confidential.
                 _log.exception(
-                    "the handler of %r of the %s failed, id %s",
+                    "the handler of %r of the %s failed, id %s%s",
                     message.event,
                     self._name,
                     message.id,
+                    advice_on(exc),
                 )
 
 

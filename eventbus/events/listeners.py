@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar, overload
 from eventbus import tracing
 from eventbus.events.event import Event, event_definition, event_type, qualified_name
 from eventbus.messages import validate_event_name
-from eventbus.user_code import call_guarded, check_callable, guarded
+from eventbus.user_code import advice_on, call_guarded, check_callable, guarded
 
 __all__ = ["Listeners", "default_listeners", "isolated", "listen"]
 
@@ -217,10 +217,11 @@ class Listeners:
         self.errors += 1
         # The event's fields stay out of the log: they may be confidential.
         _log.error(
-            "listener %s failed on event %r, id %s",
+            "listener %s failed on event %r, id %s%s",
             _handler_name(listener.handler),
             event_definition(type(event)).name,
             event.event_meta.id,
+            advice_on(exc),
             exc_info=exc,
         )
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from eventbus import sync
 from eventbus.bus import EventBus
 from eventbus.events import current
+from eventbus.integrations.requests import one_request
 
 __all__ = ["ConnectionMiddleware", "MakeBus", "connection_of", "open_bus"]
 
@@ -32,15 +33,22 @@ def connection_of(header: Callable[[str], str | None]) -> str | None:
 
 
 class ConnectionMiddleware:
-    """ASGI middleware: `to_others()` excludes the client connection that a request names."""
+    """ASGI middleware: `to_others()` excludes the client connection that a request names.
+
+    A session of SQLAlchemy that begins in a thread of the request holds events in all of them.
+    """
 
     def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one request (ASGI specification 3.0)."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            with one_request():
+                await self._app(scope, receive, send)
             return
         headers: dict[str, str | None] = {}
         for raw_name, value in scope["headers"]:
@@ -48,5 +56,5 @@ class ConnectionMiddleware:
             # One that is given twice names no connection.
             headers[name] = None if name in headers else value.decode("latin-1")
         connection = connection_of(lambda name: headers.get(name.lower()))
-        with current.connection_of_request(connection):
+        with one_request(), current.connection_of_request(connection):
             await self._app(scope, receive, send)

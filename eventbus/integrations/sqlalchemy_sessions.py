@@ -1,5 +1,6 @@
 """Events with `after_commit=True` wait for the commit of SQLAlchemy's sessions."""
 
+import asyncio
 import contextvars
 import logging
 import weakref
@@ -15,6 +16,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from eventbus.attempts import RateLimitedLog
 from eventbus.errors import ConfigError
 from eventbus.events import Held, HeldEvents, Holder, provide_holders
+from eventbus.integrations.requests import add_to_request, parts_of_request
 from eventbus.sync import send_committed
 
 __all__ = ["after_commit"]
@@ -38,7 +40,8 @@ def after_commit(sessions: Any) -> None:
     `sessions` is a sessionmaker, an async_sessionmaker, a scoped session, a subclass of Session or
     AsyncSession, or one session; `Session` stands for all sessions of the process. Call it once, at
     the start of the program. Of several sessions in use, the one whose transaction began last holds
-    an event.
+    an event. In applications of FastAPI, Starlette and Litestar, a thread that has used no session
+    is held by the one that began last in the threads of the same request.
 
     Raises ConfigError for an AsyncSession class without a `sync_session_class` of its own.
     """
@@ -125,11 +128,27 @@ class _Transaction:
 
 
 def _innermost() -> Sequence[Holder]:
-    return next(([each] for each in reversed(_around.get()) if each.is_open), [])
+    # A session that another thread of the request began may belong to a task that runs beside this
+    # one: those of this context come first.
+    for transactions in (_around.get(), parts_of_request()):
+        for each in reversed(transactions):
+            if each.is_open:
+                return [each]
+    return []
 
 
 def _enter(transaction: _Transaction) -> None:
     _around.set((*(each for each in _around.get() if each.is_open), transaction))
+    if not _is_in_event_loop():  # whose tasks have a context of their own
+        add_to_request(transaction)
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _began(session: Session, transaction: SessionTransaction) -> None:

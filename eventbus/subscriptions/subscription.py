@@ -37,7 +37,7 @@ from eventbus.messages import HEADER_REASON
 from eventbus.subscriptions.options import Options, consumer_name
 from eventbus.subscriptions.pool import Pool, Work
 from eventbus.tasks import Shutdown, Tasks, complete
-from eventbus.user_code import call_guarded, guarded, takes_context, text_of
+from eventbus.user_code import advice_on, call_guarded, guarded, takes_context, text_of
 
 __all__ = ["EventSubscription", "Handler"]
 
@@ -329,11 +329,12 @@ class EventSubscription(Generic[E]):
         self.failures += 1
         # The event's fields stay out of the log: they may be confidential.
         _log.error(
-            "the handler of the %s failed, attempt %d, id %s, channel %s",
+            "the handler of the %s failed, attempt %d, id %s, channel %s%s",
             self._name,
             context.attempt,
             event.event_meta.id,
             context.channel,
+            advice_on(exc),
             exc_info=exc,
         )
 

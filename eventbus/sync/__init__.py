@@ -28,6 +28,7 @@ from eventbus.sync.default import (
     serve_event_loops,
     shared,
 )
+from eventbus.sync.thread import leave_behind
 
 __all__ = [
     "EventBus",
@@ -35,6 +36,7 @@ __all__ = [
     "close",
     "configure",
     "connect",
+    "leave_behind",
     "rescued",
     "run",
     "send_committed",

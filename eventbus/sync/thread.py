@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, TypeVar, cast
 from eventbus.errors import BusStateError
 from eventbus.events import carried
 
-__all__ = ["EXIT_S", "LoopCalls", "LoopThread", "refuse_in_event_loop"]
+__all__ = ["EXIT_S", "LoopCalls", "LoopThread", "leave_behind", "refuse_in_event_loop"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,19 @@ _GREENLETS: Final = (
     "threads of this process are greenlets (gevent or eventlet has patched it), and an event loop "
     "in one of them would block all others: use workers with threads, such as gunicorn's gthread"
 )
+
+
+_left_behind: list[contextvars.ContextVar[Any]] = []
+
+
+def leave_behind(variable: contextvars.ContextVar[Any]) -> None:
+    """Register a context variable that calls into a loop do not take along: there it is None.
+
+    For one that names a thread of the caller. The thread waits for the call, and so the call must
+    not wait for the thread.
+    """
+    if variable not in _left_behind:
+        _left_behind.append(variable)
 
 
 class LoopCalls:
@@ -142,6 +155,8 @@ class _Call(Generic[T]):
         self._ended = ended
         self._future = future
         self._context = contextvars.copy_context()
+        for variable in _left_behind:
+            self._context.run(variable.set, None)
         self._task: asyncio.Task[None] | None = None
         self._is_claimed = threading.Lock()
         """Locked by the first who ends the call; several threads may try."""
@@ -291,4 +306,6 @@ def refuse_in_event_loop(what: str, remedy: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise BusStateError(f"{what} would block the event loop that runs in this thread: {remedy}")
+    raise BusStateError(
+        f"{what} would block the event loop that runs in this thread: {remedy}", would_block=True
+    )

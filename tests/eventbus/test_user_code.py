@@ -15,10 +15,11 @@ from eventbus.channels import Subjects
 from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
 from eventbus.drivers.registry import unregister
-from eventbus.errors import CallbackFailed, ConfigError, PublishFailed
+from eventbus.errors import BusStateError, CallbackFailed, ConfigError, PublishFailed
 from eventbus.events import Event, EventContext, Listeners, ShouldBroadcast
 from eventbus.subscriptions.pool import Pool
 from eventbus.user_code import (
+    advice_on,
     call_apart,
     call_guarded,
     call_plain,
@@ -344,6 +345,15 @@ def test_only_cause_is_what_the_application_raised():
     failed.__cause__ = panic
     assert only_cause(ExceptionGroup("one", [ExceptionGroup("one", [failed])])) is panic
     assert "Panic: seven" in text_of(ExceptionGroup("two", [failed, ValueError()]))
+
+
+def test_advice_is_for_code_that_refuses_to_block_an_event_loop_only():
+    refused = BusStateError("it would block", would_block=True)
+    of_django = type("SynchronousOnlyOperation", (Exception,), {"__module__": "django.core"})()
+    for exc in (refused, of_django, ExceptionGroup("one", [refused])):
+        assert "make it async" in advice_on(exc)
+    for exc in (BusStateError("closed"), ZeroDivisionError(), ExceptionGroup("", [refused] * 2)):
+        assert advice_on(exc) == ""
 
 
 # Where it is called

@@ -1,5 +1,6 @@
 """The app's configuration."""
 
+from asgiref.sync import SyncToAsync
 from django.apps import AppConfig
 
 from eventbus import sync
@@ -23,3 +24,5 @@ class EventBusConfig(AppConfig):
         sync.configure(bus_settings())
         sync.serve_event_loops()
         provide_holders(atomic_blocks)
+        # The thread of a request under ASGI, in which a sync view waits for its listeners.
+        sync.leave_behind(SyncToAsync.thread_sensitive_context)

@@ -2,21 +2,30 @@
 
 import datetime
 import decimal
+import logging
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import connections, models, transaction
-from django.db.models.signals import post_delete, post_save, pre_save
+from django.db.models.signals import (
+    class_prepared,
+    post_delete,
+    post_save,
+    pre_delete,
+    pre_save,
+)
 
 from eventbus.events import Event, ShouldBroadcast
 
 __all__ = ["ModelEvents", "broadcasts"]
 
 M = TypeVar("M", bound=type[models.Model])
+
+_log = logging.getLogger(__name__)
 
 _APP: Final = "eventbus.integrations.django"
 _PLACEHOLDER: Final = re.compile(r"\{(\w+)\}")
@@ -47,6 +56,19 @@ class ModelEvents(NamedTuple):
     deleted: type[Event]
 
 
+class _Broadcast(NamedTuple):
+    """What `@broadcasts` was given for a model."""
+
+    model: type[models.Model]
+    events: ModelEvents
+    outbox: bool
+
+
+_broadcasts: Final[dict[type[models.Model], _Broadcast]] = {}
+_STORED: Final = "_eventbus_stored"
+"""Where an object that is being deleted has the values of `_stored`."""
+
+
 def broadcasts(
     channel: str, *, fields: Sequence[str], volatile: bool = False, outbox: bool = False
 ) -> Callable[[M], M]:
@@ -57,8 +79,9 @@ def broadcasts(
 
     `save()` and `delete()` then dispatch OrderCreated, OrderUpdated and OrderDeleted, which are
     event types like any other: `Order.events` has them. Their fields are the given ones, the
-    primary key, and those of the channel's template. Changes by `QuerySet.update`, `bulk_create`
-    and similar methods send no signal in Django, and so no event.
+    primary key, and those of the channel's template. Changes by way of a subclass, such as a proxy
+    model, dispatch these events too, unless it has `@broadcasts` of its own. Changes by
+    `QuerySet.update`, `bulk_create` and similar methods send no signal in Django, and so no event.
 
     An event that cannot be published is then logged, and does not fail the request: the events have
     `rescue=True`.
@@ -78,11 +101,9 @@ def broadcasts(
             )
         events = _define(model, channel, fields, volatile=volatile)
         setattr(model, "events", events)  # noqa: B010 - the type of a model has no such attribute
-        _connect(model, events, _add_to_outbox if outbox else _dispatch_after_commit)
-        if outbox:
-            pre_save.connect(
-                _require_atomic, sender=model, dispatch_uid=f"eventbus.{model._meta.label}.atomic"
-            )
+        _broadcasts[model] = _Broadcast(model, events, outbox)
+        for each in _with_subclasses(model):
+            _connect(each)
         return model
 
     return decorate
@@ -128,44 +149,117 @@ def _event(
     return event_class
 
 
-def _connect(
-    model: type[models.Model], events: ModelEvents, send: Callable[[Event, str], object]
-) -> None:
-    def saved(instance: models.Model, created: bool, raw: bool, using: str, **_: Any) -> None:
-        if not raw:  # a fixture is loaded
-            send(_new(events.created if created else events.updated, instance), using)
-
-    def deleted(instance: models.Model, using: str, **_: Any) -> None:
-        send(_new(events.deleted, instance), using)
-
-    label = f"eventbus.{model._meta.label}"
-    post_save.connect(saved, sender=model, weak=False, dispatch_uid=f"{label}.saved")
-    post_delete.connect(deleted, sender=model, weak=False, dispatch_uid=f"{label}.deleted")
+def _with_subclasses(model: type[models.Model]) -> Iterator[type[models.Model]]:
+    yield model
+    for each in model.__subclasses__():
+        yield from _with_subclasses(each)
 
 
-def _new(cls: type[Event], instance: models.Model) -> Event:
-    """An event with the values that the object has now: a deleted one has no key at the commit."""
-    return cls(**{name: _value(instance, name) for name in cls.__struct_fields__})
+def _connect(model: type[models.Model]) -> None:
+    # A receiver of all senders would keep Django from its fast deletion of other models' objects.
+    pre_save.connect(_saving, sender=model)
+    post_save.connect(_saved, sender=model)
+    pre_delete.connect(_deleting, sender=model)
+    post_delete.connect(_deleted, sender=model)
 
 
-def _dispatch_after_commit(event: Event, using: str) -> None:
-    transaction.on_commit(event.dispatch_sync, using=using, robust=True)
+def _connect_subclass(sender: type[models.Model], **_: Any) -> None:
+    if any(each in _broadcasts for each in sender.__mro__):
+        _connect(sender)
 
 
-def _add_to_outbox(event: Event, using: str) -> None:
-    from eventbus.integrations.django.models import add_to_outbox  # noqa: PLC0415 - needs the app
-
-    add_to_outbox(event, using=using)
+class_prepared.connect(_connect_subclass)
 
 
-def _require_atomic(sender: type[models.Model], raw: bool, using: str, **_: Any) -> None:
+def _broadcast_of(sender: type[models.Model]) -> _Broadcast:
+    return next(_broadcasts[each] for each in sender.__mro__ if each in _broadcasts)
+
+
+def _saving(sender: type[models.Model], raw: bool, using: str, **_: Any) -> None:
     # Django sends post_save after the commit of a save without a transaction, and deletes within
     # one of its own.
-    if not raw and not connections[using].in_atomic_block:
-        raise transaction.TransactionManagementError(
-            f"{sender.__name__} broadcasts its changes by way of the outbox, which needs their "
-            "transaction: save it within `with transaction.atomic():`, or set ATOMIC_REQUESTS"
+    if raw or connections[using].in_atomic_block or not _broadcast_of(sender).outbox:
+        return
+    raise transaction.TransactionManagementError(
+        f"{sender.__name__} broadcasts its changes by way of the outbox, which needs their "
+        "transaction: save it within `with transaction.atomic():`, or set ATOMIC_REQUESTS"
+    )
+
+
+def _saved(
+    sender: type[models.Model],
+    instance: models.Model,
+    created: bool,
+    raw: bool,
+    using: str,
+    **_: Any,
+) -> None:
+    if raw:  # a fixture is loaded
+        return
+    broadcast = _broadcast_of(sender)
+    cls = broadcast.events.created if created else broadcast.events.updated
+    _send(broadcast, cls, instance, _stored(cls, instance, using), using)
+
+
+def _deleting(sender: type[models.Model], instance: models.Model, using: str, **_: Any) -> None:
+    # At post_delete, the row is gone.
+    cls = _broadcast_of(sender).events.deleted
+    instance.__dict__[_STORED] = _stored(cls, instance, using)
+
+
+def _deleted(sender: type[models.Model], instance: models.Model, using: str, **_: Any) -> None:
+    stored = instance.__dict__.pop(_STORED, {})
+    broadcast = _broadcast_of(sender)
+    # An object of a subclass with a table of its own is deleted there first: Django sends the
+    # signal for its row of the parent's table as well.
+    if sender._meta.concrete_model is broadcast.model._meta.concrete_model:
+        _send(broadcast, broadcast.events.deleted, instance, stored, using)
+
+
+def _send(
+    broadcast: _Broadcast,
+    cls: type[Event],
+    instance: models.Model,
+    stored: Mapping[str, Any] | None,
+    using: str,
+) -> None:
+    if stored is None:
+        _log.warning(
+            "%s is not sent: the object's row was deleted before its fields could be read",
+            cls.__name__,
         )
+        return
+    # With the values that the object has now: a deleted one has no key at the commit.
+    names = cls.__struct_fields__
+    event = cls(**{n: stored[n] if n in stored else _value(instance, n) for n in names})
+    if broadcast.outbox:
+        from eventbus.integrations.django.models import (  # noqa: PLC0415 - needs the app
+            add_to_outbox,
+        )
+
+        add_to_outbox(event, using=using)
+    else:
+        transaction.on_commit(event.dispatch_sync, using=using, robust=True)
+
+
+def _stored(cls: type[Event], instance: models.Model, using: str) -> Mapping[str, Any] | None:
+    """The database's values of the event's fields that the object does not have.
+
+    They are deferred, or an expression that the database evaluates, such as `F("stock") + 1`. None
+    if there is no such row.
+    """
+    deferred = instance.get_deferred_fields()
+    names = [
+        name
+        for name in cls.__struct_fields__
+        if (attname := instance._meta.get_field(name).attname) in deferred
+        or hasattr(instance.__dict__[attname], "resolve_expression")
+    ]
+    if not names:
+        return {}
+    rows = type(instance)._base_manager.using(using).only(*names)
+    found = rows.filter(pk=instance.pk).first()
+    return None if found is None else {name: _value(found, name) for name in names}
 
 
 def _value(instance: models.Model, name: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from eventbus.bus import EventBus
 from eventbus.config import Settings
 from eventbus.drivers.memory import MemoryDriver
-from eventbus.errors import DispatchFailed, InvalidEventName, PublishFailed
+from eventbus.errors import BusStateError, DispatchFailed, InvalidEventName, PublishFailed
 from eventbus.events import Event, Listeners, ShouldBroadcast, default_listeners, listen
 from eventbus.events.listeners import isolated
 
@@ -260,6 +260,28 @@ async def test_errors_are_raised_together_when_dispatch_is_asked_to(bus, receive
     assert list(map(type, caught.value.exceptions)) == [ZeroDivisionError, KeyError]
     assert received == [Shipped(1)]
     assert bus.driver.broker.last_offset == 1
+
+
+class SynchronousOnlyOperation(Exception):
+    """As Django's ORM raises it."""
+
+    __module__ = "django.core.exceptions"
+
+
+@pytest.mark.parametrize("how", ["dispatch_sync", "orm", "state"])
+async def test_log_says_what_a_listener_with_blocking_code_can_do(bus, how, caplog):
+    @bus.listen(Paid)
+    def blocking(event):
+        if how == "dispatch_sync":
+            Unrelated().dispatch_sync()
+        if how == "orm":
+            raise SynchronousOnlyOperation("You cannot call this from an async context")
+        raise BusStateError("the bus is closed")
+
+    await bus.dispatch(Paid(order_id=1))
+    (record,) = caplog.records
+    expected = ": it called blocking code in the event loop, where it runs; make it async"
+    assert (expected in record.getMessage()) == (how != "state")
 
 
 async def test_listener_registered_to_stop_ends_the_run_with_its_own_error(bus, received, caplog):

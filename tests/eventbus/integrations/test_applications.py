@@ -3,12 +3,18 @@
 import asyncio
 import contextlib
 import socket
+import threading
+from typing import Annotated
 
 import aiohttp
 import flask
+import litestar
 import pytest
+import sqlalchemy as sa
 import uvicorn
-from fastapi import BackgroundTasks, FastAPI, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
+from litestar.di import Provide
+from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
@@ -16,7 +22,13 @@ from starlette.routing import Mount, Route
 from eventbus import EventBus, Settings, sync
 from eventbus.bus import BusState
 from eventbus.events import Event, ShouldBroadcast, current
-from eventbus.integrations import fastapi as for_fastapi, flask as for_flask, starlette
+from eventbus.integrations import (
+    fastapi as for_fastapi,
+    flask as for_flask,
+    litestar as for_litestar,
+    starlette,
+)
+from eventbus.integrations.sqlalchemy import after_commit
 from eventbus.testing import fake
 
 MEMORY = Settings(driver="memory")
@@ -24,6 +36,10 @@ WAIT_S = 30
 
 
 class Shipped(Event, ShouldBroadcast, channel="orders.{n}", name="asgi.shipped"):
+    n: int
+
+
+class Placed(Event, ShouldBroadcast, channel="orders.{n}", name="asgi.placed", after_commit=True):
     n: int
 
 
@@ -212,3 +228,163 @@ def test_tab_of_a_request_of_flask_is_known_while_it_lasts(events):
     assert current.current_connection() is None
     (message,) = events.broadcasts("orders.1")
     assert message.except_connection == "outer"
+
+
+# Sessions of SQLAlchemy in threads: each plain function of a request has a thread of its own, and
+# a copy of the request's context.
+
+ONE = sa.text("SELECT 1")
+
+
+@pytest.fixture
+def sessions(tmp_path):
+    url = f"sqlite:///{tmp_path}/shop.db"
+    engine = sa.create_engine(url, connect_args={"check_same_thread": False})
+    made = sessionmaker(engine)
+    after_commit(made)
+    yield made
+    engine.dispose()
+
+
+def _placed(events):
+    return [event.n for event in events.dispatched(Placed)]
+
+
+@pytest.fixture
+def shop(sessions, events):
+    """An application whose session is used by a dependency, before the endpoint."""
+
+    def session():
+        with sessions() as session:
+            yield session
+
+    def order(session=Depends(session)):  # noqa: B008 - as FastAPI has it
+        return session.execute(ONE).scalar_one()
+
+    app = FastAPI()
+    for_fastapi.setup(app, lambda: EventBus(MEMORY))
+
+    @app.get("/rollback")
+    def rollback(order=Depends(order), session=Depends(session)):  # noqa: B008
+        Placed(n=1).dispatch_sync()
+        session.rollback()
+
+    @app.get("/commit")
+    def commit(order=Depends(order), session=Depends(session)):  # noqa: B008
+        Placed(n=2).dispatch_sync()
+        assert _placed(events) == []
+        session.commit()
+        assert _placed(events) == [2]
+        assert len(Placed(n=3).dispatch_sync()) == 1, "a transaction that has ended holds nothing"
+
+    @app.get("/async")
+    async def in_the_event_loop(order=Depends(order), session=Depends(session)):  # noqa: B008
+        await Placed(n=4).dispatch()
+        await asyncio.to_thread(session.rollback)
+
+    @app.websocket("/ws")
+    async def socket_(socket: WebSocket, order=Depends(order), session=Depends(session)):  # noqa: B008
+        await socket.accept()
+        await Placed(n=5).dispatch()
+        session.rollback()
+        await socket.close()
+
+    return app
+
+
+async def test_session_that_a_dependency_began_in_its_thread_holds_events_of_the_endpoint(
+    shop, events
+):
+    async with _served(shop) as http:
+        for path in ("/rollback", "/async"):
+            assert await _get(http, path) == 200
+        async with http.ws_connect("/ws") as client:
+            await client.receive()
+        assert _placed(events) == []
+        assert await _get(http, "/commit") == 200
+        assert _placed(events) == [2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*Inferred dependency field")  # the new form is of 2.23
+async def test_session_of_a_dependency_of_litestar_holds_events_of_the_handler(sessions, events):
+    def session():
+        session = sessions()
+        session.execute(ONE)
+        return session
+
+    @litestar.get("/", sync_to_thread=True)
+    def place(session: object) -> None:
+        Placed(n=1).dispatch_sync()
+        session.close()
+
+    app = litestar.Litestar(
+        [place],
+        dependencies={"session": Provide(session, sync_to_thread=True)},
+        plugins=[for_litestar.EventBusPlugin(lambda: EventBus(MEMORY))],
+    )
+    async with _served(app) as http:
+        assert await _get(http, "/") == 200
+    assert _placed(events) == []
+
+
+async def test_session_holds_no_events_of_another_request_nor_of_a_task_that_outlives_its_own(
+    sessions, events
+):
+    opened, answered, tasks = threading.Event(), threading.Event(), []
+    left = []
+    app = FastAPI()
+    for_fastapi.setup(app, lambda: EventBus(MEMORY))
+
+    def waiting():
+        left.append(sessions())
+        left[0].execute(ONE)
+        opened.set()
+        assert answered.wait(WAIT_S)
+
+    async def late(request_has_ended):
+        await request_has_ended.wait()
+        return await Placed(n=2).dispatch()
+
+    request_has_ended = asyncio.Event()
+
+    @app.get("/waiting")
+    async def with_session(_: Annotated[None, Depends(waiting)]) -> None:
+        tasks.append(asyncio.create_task(late(request_has_ended)))
+
+    @app.get("/other")
+    def without_session() -> None:
+        assert len(Placed(n=1).dispatch_sync()) == 1
+
+    async with _served(app) as http:
+        first = asyncio.create_task(_get(http, "/waiting"))
+        assert await asyncio.to_thread(opened.wait, WAIT_S)
+        assert await _get(http, "/other") == 200
+        assert _placed(events) == [1]
+        answered.set()
+        assert await first == 200
+        request_has_ended.set()
+        assert len(await tasks[0]) == 1, "held by a session that was left open"
+    left[0].close()
+
+
+async def test_of_threads_of_one_request_each_is_held_by_its_own_session(sessions, events):
+    both, app = threading.Barrier(2), FastAPI()
+    for_fastapi.setup(app, lambda: EventBus(MEMORY))
+
+    def place(n, end):
+        with sessions() as session:
+            session.execute(ONE)
+            both.wait(WAIT_S)
+            Placed(n=n).dispatch_sync()
+            both.wait(WAIT_S)
+            getattr(session, end)()
+
+    @app.get("/")
+    async def two() -> None:
+        await asyncio.gather(
+            asyncio.to_thread(place, 1, "commit"), asyncio.to_thread(place, 2, "rollback")
+        )
+
+    async with _served(app) as http:
+        assert await _get(http, "/") == 200
+    assert _placed(events) == [1]

@@ -1,13 +1,17 @@
 """The Django app in a process of its own: its settings, events of models, and commands."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
 from eventbus import EventBus
+
+PAGE = Path(__file__).parents[3] / "docs/django.md"
 
 HEAD = """
     import django, sys
@@ -19,6 +23,7 @@ HEAD = """
     django.setup()
     from django.core.management import call_command
     from django.db import connection, models, transaction
+    from eventbus import Event
     from eventbus.testing import fake
     from eventbus.integrations.django import broadcasts
 """
@@ -77,6 +82,204 @@ def test_events_of_a_model_follow_the_commit_and_have_its_types(run):
         order.delete()
         events.assert_dispatched(Order.events.deleted, lambda event: event.id == 1)
     """)
+
+
+STOCK = """
+    @broadcasts("orders.{pk}", fields=["status", "stock", "updated"])
+    class Order(models.Model):
+        status = models.CharField(max_length=20, default="new")
+        stock = models.IntegerField(default=0)
+        updated = models.DateTimeField(null=True)
+
+        class Meta:
+            app_label = "eventbus"
+
+    def create_tables(*more):
+        with connection.schema_editor() as editor:
+            for model in (Order, *more):
+                editor.create_model(model)
+
+    def sent(events, cls, *names):
+        return [tuple(getattr(event, name) for name in names) for event in events.dispatched(cls)]
+"""
+
+
+def test_event_of_an_object_without_some_of_its_fields_has_those_of_the_database(run):
+    run(
+        STOCK
+        + """
+    create_tables()
+    for status in ("a", "b", "c"):
+        Order.objects.create(status=status)
+    with fake() as events:
+        order = Order.objects.only("id").get(pk=1)
+        order.stock = 5
+        order.save(update_fields=["stock"])
+        order.delete()
+        Order.objects.defer("status").exclude(pk=3).delete()
+        assert Order.objects.count() == 1
+        assert sent(events, Order.events.updated, "id", "status", "stock") == [(1, "a", 5)]
+        assert sent(events, Order.events.deleted, "id", "status", "stock") == [
+            (1, "a", 5), (2, "b", 0)
+        ]
+    """
+    )
+
+
+def test_object_that_another_has_deleted_is_deleted_without_an_event_of_unknown_values(run):
+    out = run(
+        STOCK
+        + """
+    create_tables()
+    Order.objects.create()
+    order = Order.objects.only("id").get()
+    with fake() as events:
+        Order.objects.all().delete()
+        order.delete()
+        events.assert_dispatched(Order.events.deleted, times=1)
+    """
+    )
+    assert "OrderDeleted is not sent: the object's row was deleted before" in out
+
+
+def test_event_has_the_value_that_an_expression_had_in_the_database(run):
+    run(
+        STOCK
+        + """
+    import datetime
+    from django.db.models.functions import Now
+    create_tables()
+    with fake() as events:
+        order = Order.objects.create(stock=1)
+        order.stock = models.F("stock") + 1
+        order.save()
+        order = Order.objects.get()
+        order.stock, order.updated = models.F("stock") + 1, Now()
+        with transaction.atomic():
+            order.save()
+        order = Order.objects.get()
+        order.stock = models.F("stock") + 1
+        order.save(update_fields=["stock"])
+        order.delete()  # the attribute may still be the expression
+        assert sent(events, Order.events.updated, "stock") == [(2,), (3,), (4,)]
+        _, event, _ = events.dispatched(Order.events.updated)
+        assert isinstance(event.updated, datetime.datetime)
+        assert sent(events, Order.events.deleted, "id", "stock") == [(1, 4)]
+    """
+    )
+
+
+def test_event_has_the_value_in_the_database_of_the_change(run):
+    run(
+        STOCK
+        + """
+    from django.db import connections
+
+    class Other:  # objects are read elsewhere
+        def db_for_read(self, model, **hints):
+            return "other"
+
+    settings.DATABASE_ROUTERS = [Other()]
+    connections.settings["other"] = dict(connections.settings["default"])
+    create_tables()
+    with connections["other"].schema_editor() as editor:
+        editor.create_model(Order)
+    for using, stock in (("default", 1), ("other", 10)):
+        Order(pk=1, stock=stock).save(using=using)
+    with fake() as events:
+        order = Order.objects.using("default").only("id").get()
+        order.stock = models.F("stock") + 1
+        order.save(update_fields=["stock"], using="default")
+        order = Order.objects.only("id").get()
+        order.delete(using="default")
+        assert sent(events, Order.events.updated, "stock") == [(2,)]
+        assert sent(events, Order.events.deleted, "stock") == [(2,)]
+    connections["other"].close()
+    """
+    )
+
+
+def test_async_save_of_an_expression_sends_the_value(run):
+    run(
+        STOCK
+        + """
+    import asyncio
+    from asgiref.sync import sync_to_async
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+    create_tables()
+
+    async def main():
+        order = await Order.objects.acreate(stock=1)
+        order.stock = models.F("stock") + 1
+        await order.asave()
+        order = await Order.objects.only("id").aget()
+        await order.adelete()
+        await sync_to_async(lambda: connection.close())()  # that of its thread
+
+    with fake() as events:
+        asyncio.run(main())
+        assert sent(events, Order.events.updated, "stock") == [(2,)]
+        assert sent(events, Order.events.deleted, "stock") == [(2,)]
+    """
+    )
+
+
+def test_changes_by_way_of_a_subclass_send_the_events_of_the_model_once(run):
+    run(
+        STOCK
+        + """
+    class Archived(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class OldArchived(Archived):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Express(Order):
+        hours = models.IntegerField(default=1)
+
+        class Meta:
+            app_label = "eventbus"
+
+    @broadcasts("lost.{pk}", fields=["status"])
+    class Lost(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Plain(models.Model):
+        class Meta:
+            app_label = "eventbus"
+
+    class Quiet(Plain):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    class Late(Quiet):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    broadcasts("plain.{pk}", fields=[])(Plain)
+    create_tables(Express, Plain)
+    for model, events_of in (
+        (Archived, Order), (OldArchived, Order), (Express, Order), (Lost, Lost), (Late, Plain)
+    ):
+        with fake() as events:
+            model.objects.create()
+            changed = model.objects.get()
+            changed.save()
+            changed.delete()
+            assert not Order.objects.exists() and not Plain.objects.exists()
+            for what in events_of.events:
+                events.assert_dispatched(what, times=1)
+            assert len(events.dispatched(Event)) == 3, events.dispatched(Event)
+    """
+    )
 
 
 @pytest.mark.parametrize(
@@ -408,6 +611,32 @@ def test_model_with_the_outbox_is_saved_within_a_transaction_only(run):
     assert "update_or_create has a transaction" in out
 
 
+def test_proxy_of_a_model_with_the_outbox_is_changed_within_a_transaction_only(run):
+    run(
+        BY_OUTBOX
+        + """
+    class Archived(Order):
+        class Meta:
+            proxy = True
+            app_label = "eventbus"
+
+    create_tables()
+    try:
+        Archived.objects.create(status="new")
+    except TransactionManagementError as exc:
+        assert "Archived broadcasts its changes by way of the outbox" in str(exc)
+    else:
+        raise AssertionError("it was saved")
+    assert not Order.objects.exists()
+    with transaction.atomic():
+        archived = Archived.objects.create(status="new")
+        archived.save()
+    archived.delete()
+    assert names() == ["OrderCreated", "OrderUpdated", "OrderDeleted"]
+    """
+    )
+
+
 def test_outbox_of_a_model_is_in_the_database_of_the_change(run):
     run(
         BY_OUTBOX
@@ -533,3 +762,136 @@ def test_model_with_the_outbox_needs_the_app(tmp_path):
         text=True, timeout=150, check=False,
     )  # fmt: skip
     assert "outbox=True needs 'eventbus.integrations.django' in INSTALLED_APPS" in done.stderr
+
+
+UNDER_ASGI = """
+    import asyncio
+    from asgiref.sync import async_to_sync, sync_to_async
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse
+    from django.urls import path
+    from eventbus import ShouldBroadcast, listen, sync
+
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+    settings.ROOT_URLCONF, settings.ALLOWED_HOSTS = __name__, ["*"]
+    settings.SECRET_KEY = "of a test"
+
+    class Placed(Event, ShouldBroadcast, channel="orders.{n}", name="dj.placed"):
+        n: int
+
+    class Order(models.Model):
+        class Meta:
+            app_label = "eventbus"
+
+    def get(path):
+        async def main():
+            scope = {
+                "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
+                "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
+                "scheme": "http", "server": ("x", 80), "client": ("x", 1), "root_path": "",
+            }
+            requests, sent = asyncio.Queue(), []
+            requests.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+            async def send(message):
+                sent.append(message)
+
+            await get_asgi_application()(scope, requests.get, send)
+            assert sent[0]["status"] == 200, sent
+
+        asyncio.run(main())
+"""
+
+
+def test_async_listener_of_a_sync_view_under_asgi_uses_the_database(run):
+    """It would wait for the thread of the request, in which the view waits for the listener."""
+    run(
+        UNDER_ASGI
+        + """
+    def view(request):
+        Placed(n=1).dispatch_sync()
+        return HttpResponse("")
+
+    def by_async_to_sync(request):
+        async_to_sync(Placed(n=2).dispatch)()
+        return HttpResponse("")
+
+    async def async_view(request):
+        await Placed(n=3).dispatch()
+        return HttpResponse("")
+
+    urlpatterns = [
+        path("view", view), path("by_async_to_sync", by_async_to_sync), path("async", async_view)
+    ]
+    heard = []
+
+    @listen(Placed)
+    async def count(event):
+        heard.append((event.n, await Order.objects.acount()))
+        await sync_to_async(lambda: connection.close())()
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Order)
+    for each in ("/view", "/by_async_to_sync", "/async"):
+        get(each)
+    assert heard == [(1, 0), (2, 0), (3, 0)], heard
+    sync.close()
+    connection.close()
+    """
+    )
+
+
+def test_listener_of_the_documentation_uses_the_database(run):
+    section = PAGE.read_text("utf-8").partition("\n## Listeners that use the database\n")[2]
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL
+    )
+    run(
+        textwrap.dedent("""
+    from eventbus import ShouldBroadcast, sync
+    connection.settings_dict["NAME"] = "shop.db"  # memory belongs to one thread
+
+    class OrderShipped(
+        Event, ShouldBroadcast, channel="orders", name="dj.shipped", after_commit=True
+    ):
+        order_id: int
+
+    class Order(models.Model):
+        status = models.CharField(max_length=20)
+
+        class Meta:
+            app_label = "eventbus"
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Order)
+    """)
+        + block
+        + textwrap.dedent("""
+    with transaction.atomic():
+        order = Order.objects.create(status="new")
+        OrderShipped(order_id=order.pk).dispatch_sync()
+    order.refresh_from_db()
+    assert order.status == "shipped"
+    sync.close()
+    connection.close()
+    """)
+    )
+
+
+def test_log_says_how_a_plain_listener_can_use_the_database(run):
+    out = run("""
+    from eventbus import ShouldBroadcast, listen, sync
+    from eventbus.integrations.django.models import OutboxRow
+
+    class Placed(Event, ShouldBroadcast, channel="orders", name="dj.placed"):
+        n: int
+
+    @listen(Placed)
+    def count(event):
+        OutboxRow.objects.count()
+
+    Placed(n=1).dispatch_sync()
+    sync.close()
+    """)
+    assert "SynchronousOnlyOperation" in out
+    assert "await asyncio.to_thread(function, event)" in out

@@ -333,6 +333,22 @@ async def test_live_handler_that_raises_is_reported_without_fields_and_continues
     assert "hunter2" not in caplog.text
 
 
+async def test_log_says_what_a_handler_with_blocking_code_can_do(services, caplog):
+    publisher, subscriber = services
+    inbox = Inbox()
+
+    def blocking(event):
+        inbox.put(event)
+        event.dispatch_sync()
+
+    subscription = await subscriber.subscribe(Shipped, blocking)
+    await publisher.dispatch(Shipped(1))
+    await inbox.until(1)
+    await subscription.aclose()
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.getMessage().endswith("`await asyncio.to_thread(function, event)`")
+
+
 # What anyone may publish
 
 

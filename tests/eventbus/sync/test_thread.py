@@ -8,7 +8,8 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from eventbus.errors import BusStateError
-from eventbus.sync.thread import LoopThread
+from eventbus.sync import thread as sync_thread
+from eventbus.sync.thread import LoopThread, leave_behind
 
 WAIT_S = 30
 variable = contextvars.ContextVar("variable", default="nothing")
@@ -50,6 +51,21 @@ def test_each_of_many_threads_gets_its_own_results_in_its_own_context(thread):
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(call, range(16)))
+
+
+def test_variable_that_is_left_behind_is_none_in_calls_and_unchanged_for_the_caller(
+    thread, monkeypatch
+):
+    monkeypatch.setattr(sync_thread, "_left_behind", [])
+    leave_behind(variable)
+    variable.set("mine")
+
+    async def read():
+        return variable.get()
+
+    assert thread.calls.run(read) is None
+    assert thread.calls.submit(read).result(WAIT_S) is None
+    assert variable.get() == "mine"
 
 
 def test_calls_that_come_while_the_loop_is_busy_wake_it_once_and_start_in_order(thread):
