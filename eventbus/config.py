@@ -353,7 +353,8 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
 
     def _require_durable_driver(self) -> None:
         drivers = self.stack if self.driver == "stack" else (self.driver,)
-        if self.durability == "disk" and "redis" in drivers and "nats" not in drivers:
+        has_nats = not {"nats", "websocket"}.isdisjoint(drivers)
+        if self.durability == "disk" and "redis" in drivers and not has_nats:
             raise ConfigError(
                 f"BROADCAST_DRIVER={self.driver!r}: only the driver nats has the durability disk, "
                 "which BROADCAST_RETENTION, BROADCAST_HISTORY_DURABILITY or "

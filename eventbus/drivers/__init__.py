@@ -46,6 +46,7 @@ from eventbus.drivers.registry import (
     canonical_name,
     check_name,
     create_driver,
+    drivers_of,
     register,
 )
 from eventbus.drivers.state import StateDriver, StateStore
@@ -92,6 +93,7 @@ __all__ = [
     "check_of",
     "counters_of",
     "create_driver",
+    "drivers_of",
     "mark_of",
     "nanoseconds",
     "read_from",

@@ -24,6 +24,7 @@ __all__ = [
     "create",
     "create_driver",
     "driver_names",
+    "drivers_of",
     "register",
     "unregister",
 ]
@@ -156,6 +157,15 @@ def _installed() -> "EntryPoints":
 def canonical_name(name: str) -> str:
     """Resolve an alias of a driver's name."""
     return _ALIASES.get(name, name)
+
+
+def drivers_of(settings: Settings, name: str | None = None) -> tuple[str, ...]:
+    """The drivers that open with the driver of that name, that of the settings when None.
+
+    A stack opens others, and any other driver only itself.
+    """
+    name = canonical_name(name or settings.driver)
+    return tuple(map(canonical_name, settings.stack)) if name == "stack" else (name,)
 
 
 def driver_names() -> tuple[str, ...]:

@@ -123,7 +123,8 @@ DISK = [
 @pytest.mark.parametrize("asked", DISK)
 def test_any_setting_may_ask_for_disk(asked):
     assert Settings(**asked).durability == "disk"
-    assert Settings(**asked, driver="stack", stack=("log", "nats")).durability == "disk"
+    for nats in ("nats", "websocket"):
+        assert Settings(**asked, driver="stack", stack=("redis", nats)).durability == "disk"
     assert Settings().durability == "process"
 
 

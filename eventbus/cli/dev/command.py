@@ -38,6 +38,7 @@ from eventbus.cli.output import (
 )
 from eventbus.cli.running import run
 from eventbus.config import Settings
+from eventbus.drivers import drivers_of
 from eventbus.environment import child_environment
 from eventbus.errors import ConfigError, EventBusError
 from eventbus.server import LOCAL, NatsServer, running_server, write_holder
@@ -351,8 +352,7 @@ def _reachable(address: str) -> str:
 
 
 def _needs_server(settings: Settings) -> bool:
-    names = settings.stack if settings.driver == "stack" else (settings.driver,)
-    return "nats" in names and not settings.nats_url
+    return "nats" in drivers_of(settings) and not settings.nats_url
 
 
 def _require_first(folder: Path) -> None:

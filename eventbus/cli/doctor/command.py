@@ -39,6 +39,7 @@ from eventbus.cli.output import (
 )
 from eventbus.cli.running import run
 from eventbus.config import Settings
+from eventbus.drivers import drivers_of
 from eventbus.errors import ConfigError
 from eventbus.user_code import printable
 
@@ -90,12 +91,12 @@ async def _examine(monitors: Sequence[str]) -> list[Finding]:
         if not any(finding.status == "failed" for finding in findings):
             findings.append(failed("settings", str(exc)))
         return findings
-    drivers = settings.stack if settings.driver == "stack" else (settings.driver,)
+    drivers = drivers_of(settings)
     checks = [
         within("JWT keys", check_keys(edge)),
         within("port", check_port(edge)),
     ]
-    if "nats" in drivers or "websocket" in drivers:
+    if "nats" in drivers:
         checks.append(within("NATS", check_nats(settings, edge.jwt_leeway, monitors), NATS_S))
     if "redis" in drivers:
         checks.append(within("Redis", check_redis(settings, edge.jwt_leeway)))
