@@ -46,23 +46,25 @@ def complete_channels(incomplete: str) -> list[str]:
     return _matching(incomplete, _ask(names))
 
 
-def complete_queues(incomplete: str) -> list[str]:
+def complete_queues(ctx: typer.Context, incomplete: str) -> list[str]:
     """Queues that exist, after the ones that are named before the last comma."""
     before, comma, last = incomplete.rpartition(",")
+    connection = ctx.params.get("connection")
 
     async def names(bus: EventBus) -> Iterable[str]:
-        return [each.queue for each in await (await bus.queues()).stats()]
+        return [each.queue for each in await (await bus.queues(connection)).stats()]
 
-    return [f"{before}{comma}{name}" for name in _matching(last, _ask(names))]
+    return [f"{before}{comma}{name}" for name in _matching(last, _ask(names, connection))]
 
 
-def complete_failed_jobs(incomplete: str) -> list[str]:
+def complete_failed_jobs(ctx: typer.Context, incomplete: str) -> list[str]:
     """The ids of failed jobs."""
+    connection = ctx.params.get("connection")
 
     async def ids(bus: EventBus) -> Iterable[str]:
-        return [each.id for each in await (await bus.queues()).failures(_MAX * 10)]
+        return [each.id for each in await (await bus.queues(connection)).failures(_MAX * 10)]
 
-    return _matching(incomplete, _ask(ids))
+    return _matching(incomplete, _ask(ids, connection))
 
 
 def complete_events(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -79,9 +81,11 @@ def _matching(incomplete: str, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith(incomplete))[:_MAX]
 
 
-def _ask(names: Callable[[EventBus], Awaitable[Iterable[str]]]) -> Iterable[str]:
+def _ask(
+    names: Callable[[EventBus], Awaitable[Iterable[str]]], connection: str | None = None
+) -> Iterable[str]:
     async def ask() -> Iterable[str]:
-        async with asyncio.timeout(_PATIENCE_S), opened_bus() as bus:
+        async with asyncio.timeout(_PATIENCE_S), opened_bus(connection) as bus:
             return await names(bus)
 
     return _silently(lambda: asyncio.run(ask()))

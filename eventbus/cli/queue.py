@@ -80,7 +80,7 @@ def work(
     max_time_s = None if max_time is None else duration(max_time, "--max-time", zero=True)
 
     async def run() -> None:
-        async with opened_bus(is_service=True) as bus:
+        async with opened_bus(connection, is_service=True) as bus:
             try:
                 worker = Worker(
                     bus,
@@ -235,7 +235,7 @@ def _check_connection(name: str | None) -> None:
 @contextlib.asynccontextmanager
 async def _store(connection: str | None) -> AsyncIterator[QueueStore]:
     _check_connection(connection)
-    async with opened_bus() as bus:
+    async with opened_bus(connection) as bus:
         yield await bus.queues(connection)
 
 

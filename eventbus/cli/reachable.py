@@ -15,13 +15,14 @@ _DIAL_S: Final = 1.0
 _PORTS: Final = {"nats": 4222, "tls": 4222, "ws": 80, "wss": 443}
 
 
-async def require_reachable(settings: Settings) -> None:
+async def require_reachable(settings: Settings, connection: str | None = None) -> None:
     """Raise ConnectionFailed if every server of a broker refuses connections.
 
+    The brokers are those of the settings' driver, and of `connection`, another driver.
     A host name without an address counts as refused. A server that does not answer does not: the
     driver waits for it. Raises ConfigError for an invalid address, and ConnectionFailed.
     """
-    names = drivers_of(settings)
+    names = (*drivers_of(settings), *drivers_of(settings, connection))
     if "nats" in names and (refusal := await nats_refusal(settings.nats_url)):
         raise ConnectionFailed(f"{refusal}; start it, or check NATS_URL", driver="nats")
     if "redis" in names and (refusal := await _redis_refusal(settings)):

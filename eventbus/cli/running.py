@@ -54,19 +54,23 @@ __all__ = [
 ]
 
 
-def attached(settings: Settings) -> Settings:
+def attached(settings: Settings, connection: str | None = None) -> Settings:
     """The settings, with the address of the embedded nats-server that another process runs.
 
-    A command joins a running cluster and never starts a server. Raises ConnectionFailed if no
+    A command joins a running cluster and never starts a server, neither for the settings' driver
+    nor for `connection`, another driver that the command uses. Raises ConnectionFailed if no
     embedded server is running, and ConfigError for the driver `memory`.
     """
-    if settings.driver == "memory":
-        raise ConfigError(
-            "BROADCAST_DRIVER='memory': its messages do not leave the process, so a command cannot "
-            "reach the cluster; allowed here: nats, redis, or another driver that uses the network",
-            variable="BROADCAST_DRIVER",
-        )
-    if settings.nats_url or "nats" not in drivers_of(settings):
+    for variable, driver in (("BROADCAST_DRIVER", settings.driver), ("--connection", connection)):
+        if driver == "memory":
+            raise ConfigError(
+                f"{variable}='memory': its messages do not leave the process, so a command cannot "
+                "reach the cluster; allowed here: nats, redis, or another driver that uses the "
+                "network",
+                variable=variable,
+            )
+    names = (*drivers_of(settings), *drivers_of(settings, connection))
+    if settings.nats_url or "nats" not in names:
         return settings
     folder = Path(settings.nats_data).absolute()
     if not (url := running_server(folder)):
@@ -108,15 +112,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def opened_bus(*, is_service: bool = False) -> AsyncIterator[EventBus]:
+async def opened_bus(
+    connection: str | None = None, *, is_service: bool = False
+) -> AsyncIterator[EventBus]:
     """Open a bus on the running cluster, with the settings of the environment.
 
-    If all brokers refuse connections, it raises ConnectionFailed at once, except for a service,
-    which waits for them. Raises an EventBusError if the bus cannot be opened. See `attached`.
+    `connection` is another driver that the command is going to use. If all servers of a broker
+    refuse connections, it raises ConnectionFailed at once, except for a service, which waits for
+    them. Raises an EventBusError if the bus cannot be opened. See `attached`.
     """
-    settings = attached(Settings.from_env())
+    settings = attached(Settings.from_env(), connection)
     if not is_service:
-        await require_reachable(settings)
+        await require_reachable(settings, connection)
     async with EventBus(settings) as bus:
         yield bus
 

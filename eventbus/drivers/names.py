@@ -14,7 +14,10 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-def drivers_of(settings: Settings) -> tuple[str, ...]:
-    """The names of the drivers that carry messages: those of the stack, or the one driver."""
-    driver = canonical_name(settings.driver)
-    return tuple(map(canonical_name, settings.stack)) if driver == "stack" else (driver,)
+def drivers_of(settings: Settings, name: str | None = None) -> tuple[str, ...]:
+    """The drivers that open with the driver of that name, that of the settings when None.
+
+    A stack opens others, and any other driver only itself.
+    """
+    name = canonical_name(name or settings.driver)
+    return tuple(map(canonical_name, settings.stack)) if name == "stack" else (name,)

@@ -1,5 +1,6 @@
 """The blocking bus."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -82,13 +83,17 @@ class EventBus:
             raise BusStateError(f"the bus cannot be opened twice: it is {self._state}")
         self._state = asynchronous.BusState.OPEN
         try:
-            here().run(lambda buses: buses.opened(self._factory))
+            here().run(self._open)
         except BaseException:
             self._state = asynchronous.BusState.CLOSED
             raise
 
     def close(self) -> None:
-        """Wait for messages in flight, then disconnect. Closing again is harmless."""
+        """Wait for messages in flight, then disconnect.
+
+        Closing again is harmless: all callers wait for the same close, which goes on after a call
+        that is interrupted.
+        """
         refuse_in_event_loop("bus.close()", "await the async bus")
         self._state = asynchronous.BusState.CLOSED
         here().forget(self._factory)
@@ -223,13 +228,11 @@ class EventBus:
         may_be_unreachable: bool = False,
     ) -> T:
         refuse_in_event_loop(what, f"use the async bus, and await its {what.removeprefix('bus.')}")
-        if self._state is not asynchronous.BusState.OPEN:
-            stage = "not open yet" if self._state is asynchronous.BusState.UNOPENED else "closed"
-            raise BusStateError(f"the bus is {stage}: use it within `with EventBus.from_env()`")
+        self._require_open()
 
         async def call(buses: Buses) -> T:
             try:
-                bus = await buses.opened(self._factory)
+                bus = await self._opened(buses)
             except DriverError as exc:
                 if not may_be_unreachable:
                     raise
@@ -237,6 +240,22 @@ class EventBus:
             return await work(bus)
 
         return here().run(call)
+
+    def _require_open(self) -> None:
+        if self._state is not asynchronous.BusState.OPEN:
+            stage = "not open yet" if self._state is asynchronous.BusState.UNOPENED else "closed"
+            raise BusStateError(f"the bus is {stage}: use it within `with EventBus.from_env()`")
+
+    async def _open(self, buses: Buses) -> None:
+        try:
+            await self._opened(buses)
+        except asyncio.CancelledError:  # as by Ctrl-C
+            await buses.closed(self._factory)
+            raise
+
+    async def _opened(self, buses: Buses) -> asynchronous.EventBus:
+        self._require_open()  # another thread may have closed it before the loop ran this
+        return await buses.opened(self._factory)
 
 
 class Using:

@@ -82,10 +82,12 @@ def rescued() -> int:
 
 
 def close() -> None:
-    """Close every sync bus of this process, and end its background thread.
+    """Close every sync bus of this process within 15 seconds, and end its background thread.
 
-    The exit of the process does the same. A later call opens the default bus again. Raises
-    BusStateError in the background thread itself, where listeners run.
+    The exit of the process does the same. All callers wait for the same close, which goes on after
+    a call that is interrupted. A call that comes meanwhile or later opens the default bus again.
+    Raises BusStateError in the background thread itself, where listeners run; raises what a driver
+    raises when it cannot close, once all buses have closed.
     """
     here().close()
 

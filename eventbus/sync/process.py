@@ -2,18 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from eventbus import bus as asynchronous, tracing
 from eventbus.config import Settings
 from eventbus.drivers import Driver
 from eventbus.errors import BusStateError, DriverError
 from eventbus.events import Listeners, Rescues, carried, current, default_listeners, rescue_counter
-from eventbus.sync.thread import EXIT_S, LoopCalls, LoopThread
+from eventbus.sync.thread import CLOSED, EXIT_S, LoopCalls, LoopThread
 
 __all__ = ["BusFactory", "Buses", "Process", "here"]
 
@@ -61,6 +62,8 @@ class Buses:
         """`settings` gives those of the default bus, when it is first needed."""
         self._settings = settings
         self._tasks: dict[BusFactory, asyncio.Task[asynchronous.EventBus]] = {}
+        self._closing: dict[BusFactory, asyncio.Task[None]] = {}
+        self._is_ending = False
         self._lock = threading.Lock()
         self._default: BusFactory | None = None
 
@@ -106,7 +109,12 @@ class Buses:
         return self._default
 
     async def opened(self, bus: BusFactory) -> asynchronous.EventBus:
-        """The async bus of a blocking one. Concurrent calls share one attempt to open it."""
+        """The async bus of a blocking one. Concurrent calls share one attempt to open it.
+
+        Raises BusStateError once `close_all` has begun: nobody would close the bus.
+        """
+        if self._is_ending:
+            raise BusStateError(CLOSED)
         task = self._tasks.get(bus)
         if task is None:
             task = self._tasks[bus] = asyncio.create_task(_open(bus), name="opening a bus")
@@ -119,19 +127,38 @@ class Buses:
             del self._tasks[bus]
 
     async def closed(self, bus: BusFactory) -> None:
-        """Close the async bus of a blocking one, if it has one."""
+        """Close the async bus of a blocking one, if it has one.
+
+        All callers wait for the same close, which goes on if they are cancelled.
+        """
         if (task := self._tasks.pop(bus, None)) is not None:
-            await _close(task)
+            self._closing[bus] = asyncio.create_task(_close(task), name="closing a bus")
+            self._closing[bus].add_done_callback(lambda _: self._closing.pop(bus))
+        if (closing := self._closing.get(bus)) is not None:
+            await asyncio.shield(closing)
 
     async def close_all(self) -> None:
-        """Close all buses, within `EXIT_S`."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
+        """Close all buses, within `EXIT_S`; no other is opened.
+
+        When buses fail to close, it raises the first error once all have ended.
+        """
+        self._is_ending = True
+        buses = [*self._tasks, *self._closing]
         try:
             async with asyncio.timeout(EXIT_S):
-                await asyncio.gather(*map(_close, tasks))
+                outcomes = await asyncio.gather(*map(self.closed, buses), return_exceptions=True)
         except TimeoutError:
             _log.warning("the buses of eventbus.sync did not close within %g s", EXIT_S)
+            return
+        for error in filter(None, outcomes):
+            raise error
+
+
+class _Running(NamedTuple):
+    """A background thread, and the buses in its loop."""
+
+    thread: LoopThread
+    buses: Buses
 
 
 class Process:
@@ -144,7 +171,9 @@ class Process:
         self.pid: Final = os.getpid()
         self._settings = settings
         self._lock = threading.Lock()
-        self._running: tuple[LoopThread, Buses] | None = None
+        self._running: _Running | None = None
+        self._ending: list[_Running] = []
+        """Those that `close` ends."""
         self._shared: list[LoopCalls] = []
 
     def child(self) -> "Process":
@@ -154,7 +183,7 @@ class Process:
     def configure(self, settings: Settings) -> None:
         """Set the settings of the default bus; see `eventbus.sync.configure`."""
         with self._lock:
-            default = self._running and self._running[1].used_default
+            default = self._running and self._running.buses.used_default
             if default is not None and default.settings != settings:
                 raise BusStateError(
                     "the default bus is already open: call configure() before the first event is "
@@ -171,14 +200,20 @@ class Process:
         return thread.calls.run(lambda: work(buses))
 
     def forget(self, bus: BusFactory) -> None:
-        """Close a bus, if it is open in this process."""
-        if self._running is not None:
-            self.run(lambda buses: buses.closed(bus))
+        """Close a bus, if it is open in this process, or wait for the close that is under way."""
+        with self._lock:
+            running = self._running
+            ending = [each for each in self._ending if not each.thread.has_ended]
+        for each in ending:
+            each.thread.run_before_end(functools.partial(each.buses.closed, bus))
+        if running is not None:
+            with contextlib.suppress(BusStateError):  # `close` came first, and has closed it
+                running.thread.calls.run(lambda: running.buses.closed(bus))
 
-    def _start(self) -> tuple[LoopThread, Buses]:
+    def _start(self) -> _Running:
         with self._lock:
             if self._running is None:
-                self._running = LoopThread(), Buses(self._default_settings)
+                self._running = _Running(LoopThread(), Buses(self._default_settings))
             return self._running
 
     async def await_current(
@@ -212,7 +247,7 @@ class Process:
         self, work: Callable[[], Coroutine[Any, Any, T]], *, may_be_unreachable: bool = False
     ) -> T:
         """Run `work` where the current bus is, and wait for its result."""
-        has_opened = self._running is not None and self._running[1].has_opened
+        has_opened = self._running is not None and self._running.buses.has_opened
         if not has_opened and (shared := [each for each in self._shared if each.can_run]):
             return shared[-1].run(work)
 
@@ -228,27 +263,32 @@ class Process:
 
     def default(self) -> BusFactory:
         """The default bus, which may not be open yet."""
-        return self._start()[1].default()
+        return self._start().buses.default()
 
     @property
     def rescued(self) -> int:
         """See `eventbus.sync.rescued`."""
-        default = None if self._running is None else self._running[1].used_default
+        default = None if self._running is None else self._running.buses.used_default
         return 0 if default is None else default.rescues.count
 
     def close(self) -> None:
-        """Close all buses within `EXIT_S`, and end the thread.
+        """Close all buses within `EXIT_S`, and end the thread; see `eventbus.sync.close`.
 
-        Raises BusStateError in that thread, and leaves all as it is.
+        Work that comes meanwhile starts another thread. Raises BusStateError in a thread that it
+        would end, and leaves all as it is.
         """
         with self._lock:
-            running = self._running
-            if running is None:
-                return
-            thread, buses = running
-            thread.refuse_in_itself()
-            self._running = None
-        thread.finish(buses.close_all)
+            ending = [each for each in self._ending if not each.thread.has_ended]
+            if self._running is not None:
+                ending.append(self._running)
+            for each in ending:
+                each.thread.refuse_in_itself()
+            self._running, self._ending = None, ending
+            for each in ending:
+                each.thread.start_ending(each.buses.close_all)
+        with contextlib.ExitStack() as waits:  # for all of them, also if one raises
+            for each in ending:
+                waits.callback(each.thread.wait_until_ended)
 
 
 async def _open(bus: BusFactory) -> asynchronous.EventBus:

@@ -13,7 +13,9 @@ from typing import Any, Final, Generic, TypeVar, cast
 from eventbus.errors import BusStateError
 from eventbus.events import carried
 
-__all__ = ["EXIT_S", "LoopCalls", "LoopThread", "leave_behind", "refuse_in_event_loop"]
+__all__ = [
+    "CLOSED", "EXIT_S", "LoopCalls", "LoopThread", "leave_behind", "refuse_in_event_loop",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ EXIT_S: Final = 15.0
 """How long the exit of the process waits for its buses to close."""
 _BUSY_S: Final = 2.0
 """How much longer it waits for a loop that does not react."""
-_CLOSED: Final = "the bus was closed while this call was waiting"
+CLOSED: Final = "the bus was closed while this call was waiting"
 
 _GREENLETS: Final = (
     "threads of this process are greenlets (gevent or eventlet has patched it), and an event loop "
@@ -191,13 +193,13 @@ class _Call(Generic[T]):
     def give_up(self) -> None:
         """Cancel it before it was started."""
         self._coroutine.close()
-        self._end(None, BusStateError(_CLOSED), is_cancelled=True)
+        self._end(None, BusStateError(CLOSED), is_cancelled=True)
 
     def cancel(self) -> None:
         """Cancel the coroutine, unless there is an outcome."""
         if self._is_claimed.locked():
             return  # as after each call that was waited for
-        if self._end(None, BusStateError(_CLOSED), is_cancelled=True):
+        if self._end(None, BusStateError(CLOSED), is_cancelled=True):
             with contextlib.suppress(RuntimeError):  # the loop has been closed
                 self._loop.call_soon_threadsafe(self._cancel_task)
 
@@ -209,7 +211,7 @@ class _Call(Generic[T]):
         try:
             result = await self._coroutine
         except asyncio.CancelledError:
-            self._end(None, BusStateError(_CLOSED), is_cancelled=True)
+            self._end(None, BusStateError(CLOSED), is_cancelled=True)
             raise
         except BaseException as exc:  # noqa: BLE001 - it is raised in the calling thread
             self._end(None, exc)
@@ -227,7 +229,8 @@ class _Call(Generic[T]):
         self._ended(self)
         if (future := self._future) is not None:
             if is_cancelled:
-                future.cancel()
+                if future.cancel():
+                    future.set_running_or_notify_cancel()  # `concurrent.futures.wait` needs it
             elif future.set_running_or_notify_cancel():
                 if error is None:
                     future.set_result(cast(T, result))
@@ -248,6 +251,9 @@ class LoopThread:
         self._creator = threading.get_native_id()
         started: concurrent.futures.Future[LoopCalls] = concurrent.futures.Future()
         self._stopping = asyncio.Event()
+        self._ending: concurrent.futures.Future[None] | None = None
+        self.has_ended = False
+        """Whether somebody has waited for the end, or given it up."""
         self._thread = threading.Thread(
             target=self._main, args=(started,), name="eventbus.sync", daemon=True
         )
@@ -283,21 +289,45 @@ class LoopThread:
                 "eventbus.sync.close() was called by a listener, in the thread that it would end"
             )
 
-    def finish(self, last: Callable[[], Coroutine[Any, Any, object]]) -> None:
-        """Run `last`, then end the loop and the thread, and with them the calls that still wait.
+    def start_ending(self, last: Work[object]) -> None:
+        """Run `last`, and then end the loop and the thread; only the first call does so."""
+        if self._ending is None:
+            self._ending = self.calls.submit(lambda: self._end(last))
 
-        Gives up when the loop is busy for longer than `EXIT_S`: the thread is a daemon.
-        """
+    async def _end(self, last: Work[object]) -> None:
         try:
-            self.calls.run(last, EXIT_S + _BUSY_S)
-        except TimeoutError:
-            _log.warning("a listener blocks the loop of eventbus.sync, which was left running")
-        except BusStateError:
-            _log.warning("the loop of eventbus.sync has ended before its buses were closed")
+            await last()
         finally:
-            self.calls.wake(self._stopping.set)
-            self._thread.join(_BUSY_S)
-            self.calls.close()
+            self._stopping.set()
+
+    def wait_until_ended(self) -> None:
+        """Wait for the end that has been started, and end the calls that still wait.
+
+        Gives up when the loop is busy for longer than `EXIT_S`: the thread is a daemon. Raises what
+        `last` has raised.
+        """
+        assert self._ending is not None
+        done, late = concurrent.futures.wait([self._ending], EXIT_S + _BUSY_S)
+        if late:
+            _log.warning("a listener blocks the loop of eventbus.sync, which was left running")
+        elif self._ending.cancelled():
+            _log.warning("the loop of eventbus.sync has ended before its buses were closed")
+        self.calls.wake(self._stopping.set)
+        self._thread.join(_BUSY_S)
+        self.calls.close()
+        self.has_ended = True
+        if done and not self._ending.cancelled():
+            self._ending.result()
+
+    def run_before_end(self, work: Work[object]) -> None:
+        """Run `work` in a loop that is ending, and wait until either has ended.
+
+        Gives up as `wait_until_ended` does.
+        """
+        call = self.calls.submit(work)
+        concurrent.futures.wait([call], EXIT_S + _BUSY_S)
+        if call.done() and not call.cancelled():
+            call.result()
 
 
 def refuse_in_event_loop(what: str, remedy: str) -> None:

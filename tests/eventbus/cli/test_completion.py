@@ -82,6 +82,15 @@ def test_shell_completes_names_from_the_cluster(filled):
         assert next(filter(None, tries), None) == names
 
 
+def test_shell_completes_names_from_the_queues_of_another_driver(filled):
+    for words, names in {
+        "eventbus queue work --connection nats --queue ": ["mail"],
+        "eventbus queue retry --connection nats job": ["job-0"],
+    }.items():
+        tries = (completions(words, **filled, BROADCAST_DRIVER="null") for _ in range(5))
+        assert next(filter(None, tries), None) == names
+
+
 def test_shell_completes_events_of_the_application(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[tool.eventbus]\napp = "eventbus.notifications"\n')
     offered = completions("eventbus schema show ", PWD=str(tmp_path))

@@ -95,6 +95,12 @@ async def test_it_prints_where_everything_is_and_ends_at_ctrl_c(dev, tmp_path):
     assert (tmp_path / ".eventbus" / "dev-secret").exists()
 
 
+async def test_it_runs_the_server_of_a_stack_that_has_nats_by_its_other_name(dev):
+    running = await dev("--no-reload", BROADCAST_DRIVER="stack", BROADCAST_STACK="websocket,null")
+    await running.until(r"NATS +nats://127\.0\.0\.1:(\d+)")
+    assert await running.end() == 0
+
+
 async def test_pages_of_this_machine_may_connect_from_any_port_and_others_may_not(dev):
     running = await dev("--no-reload", CORS_ALLOWED_ORIGINS="https://app.example")
     url = (await running.until(r"edge ready on (\S+)"))[1]

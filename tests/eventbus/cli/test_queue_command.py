@@ -254,6 +254,54 @@ def test_unreachable_broker_is_reported(run, environment):
     assert "cannot connect to nats://127.0.0.1:1" in shown.stderr
 
 
+WITHOUT_QUEUES = {"BROADCAST_DRIVER": "null", "BROADCAST_STACK": "null,nats"}
+COMMANDS = {
+    "stats": ["stats"],
+    "failed": ["failed"],
+    "retry": ["retry", "job-1"],
+    "forget": ["forget", "job-1"],
+    "flush": ["flush", "--yes"],
+    "work": ["work", "--max-time", "1s"],
+}
+
+
+@pytest.mark.parametrize("connection", ["nats", "websocket", "stack"])
+def test_queues_of_another_driver_are_used(run, environment, with_queues, connection):
+    with_queues(lambda store: _fail(store, _failed(1)))
+    env = {**environment, **WITHOUT_QUEUES}
+    shown = run("failed", "--connection", connection, "--json", env=env)
+    assert shown.returncode == 0, shown.stderr
+    assert [job["id"] for job in json.loads(shown.stdout)] == ["job-1"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("connection", ["nats", "stack"])
+def test_no_server_is_started_for_the_queues_of_another_driver(
+    run, environment, tmp_path, connection, command
+):
+    folder = tmp_path / "nats"
+    env = {**environment, **WITHOUT_QUEUES, "NATS_URL": "", "BROADCAST_NATS_DATA": str(folder)}
+    shown = run(*COMMANDS[command], "--connection", connection, env=env)
+    assert shown.returncode == 1
+    assert f"no embedded nats-server is running on {folder}" in shown.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("connection", ["nats", "stack"])
+def test_other_driver_that_refuses_connections_is_reported_at_once(run, environment, connection):
+    away = {"NATS_URL": "nats://127.0.0.1:1", "BROADCAST_CONNECT_TIMEOUT": "60"}
+    env = {**environment, **WITHOUT_QUEUES, **away}
+    shown = run("failed", "--connection", connection, env=env, timeout=30)
+    assert shown.returncode == 1
+    assert "cannot connect to nats://127.0.0.1:1: connection refused; start it" in shown.stderr
+
+
+def test_queues_in_the_memory_of_another_process_are_refused(run, environment):
+    shown = run("failed", "--connection", "memory", env={**environment, **WITHOUT_QUEUES})
+    assert shown.returncode == 2
+    assert "--connection='memory': its messages do not leave the process" in shown.stderr
+
+
 def test_worker_works_on_what_an_application_defines_and_says_so(run, settings):
     app = load_application(APPS / "queue_app.py")
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import msgspec
 import pytest
@@ -28,7 +28,8 @@ from eventbus.errors import (
     InvalidChannel,
 )
 from eventbus.events import Event, ShouldBroadcast, ShouldQueue, default_listeners
-from eventbus.sync import thread as sync_thread
+from eventbus.sync import bus as sync_bus, thread as sync_thread
+from eventbus.sync.process import Buses
 from eventbus.testing import fake
 
 MEMORY = Settings(driver="memory")
@@ -363,6 +364,276 @@ def test_closing_from_a_listener_is_refused_and_changes_nothing():
     sync.close()
     assert threads == [threads[0]] * 3
     assert not threads[0].is_alive()
+
+
+class SlowToClose(MemoryDriver):
+    """Closes once it is `released`."""
+
+    def __init__(self):
+        super().__init__()
+        self.is_closing, self.released = threading.Event(), threading.Event()
+        self.closed = 0
+        """How many closes have come to their end."""
+
+    async def aclose(self):
+        self.is_closing.set()
+        assert await asyncio.to_thread(self.released.wait, WAIT_S)
+        await super().aclose()
+        self.closed += 1
+
+
+@pytest.fixture
+def slow():
+    """A driver that is released when the test ends."""
+    driver = SlowToClose()
+    yield driver
+    driver.released.set()
+
+
+def _interrupt_after(event):
+    """Press Ctrl-C in the main thread, once `event` is set."""
+
+    def press():
+        assert event.wait(WAIT_S)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press).start()
+
+
+CLOSES = {"the bus": lambda bus: bus.close(), "all buses": lambda _bus: sync.close()}
+
+
+@pytest.mark.parametrize("second", CLOSES)
+@pytest.mark.parametrize("first", CLOSES)
+def test_all_who_close_wait_for_the_same_close(slow, first, second):
+    bus = sync.EventBus(MEMORY, slow)
+    bus.open()
+
+    def close(how):
+        CLOSES[how](bus)
+        return slow.closed
+
+    with ThreadPoolExecutor(2) as pool:
+        closes = [pool.submit(close, first)]
+        assert slow.is_closing.wait(WAIT_S)
+        closes.append(pool.submit(close, second))
+        assert not wait(closes, 0.3, FIRST_COMPLETED).done
+        slow.released.set()
+        assert [each.result(WAIT_S) for each in closes] == [1, 1]
+
+
+@pytest.mark.parametrize("second", CLOSES)
+@pytest.mark.parametrize("first", CLOSES)
+def test_close_after_one_that_was_interrupted_goes_on_with_it(slow, first, second):
+    bus = sync.EventBus(MEMORY, slow)
+    bus.open()
+    _interrupt_after(slow.is_closing)
+    with pytest.raises(KeyboardInterrupt):
+        CLOSES[first](bus)
+    threading.Timer(0.3, slow.released.set).start()
+    CLOSES[second](bus)
+    assert slow.closed == 1
+
+
+def test_close_that_was_interrupted_goes_on_by_itself_and_ends_its_thread(slow):
+    sync.EventBus(MEMORY, slow).open()
+
+    async def where():
+        return threading.current_thread()
+
+    thread = sync.run(where)
+    _interrupt_after(slow.is_closing)
+    with pytest.raises(KeyboardInterrupt):
+        sync.close()
+    slow.released.set()
+    thread.join(WAIT_S)
+    assert not thread.is_alive()
+    assert slow.closed == 1
+
+
+def test_exit_of_a_program_waits_for_the_close_that_was_interrupted():
+    out = _script(
+        MEMORY,
+        PROGRAM
+        + """
+    import asyncio, signal
+    from eventbus.drivers.memory import MemoryDriver
+
+    class SlowToClose(MemoryDriver):
+        async def aclose(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.5)
+            await super().aclose()
+            print("closed", flush=True)
+
+    bus = sync.EventBus(sync.EventBus.from_env().settings, SlowToClose())
+    bus.open()
+    try:
+        bus.close()
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    """,
+        BROADCAST_DRIVER="memory",
+    )
+    assert out.split() == ["interrupted", "closed"]
+
+
+def test_child_that_is_forked_during_a_close_does_not_wait_for_it():
+    _script(
+        MEMORY,
+        PROGRAM
+        + """
+    import asyncio
+    from eventbus.config import Settings
+    from eventbus.drivers.memory import MemoryDriver
+
+    class SlowToClose(MemoryDriver):
+        is_closing, released = threading.Event(), threading.Event()
+
+        async def aclose(self):
+            self.is_closing.set()
+            await asyncio.to_thread(self.released.wait)
+            await super().aclose()
+
+    bus = sync.EventBus(Settings(driver="memory"), SlowToClose())
+    bus.open()
+
+    def child():
+        bus.close()
+        sync.close()
+        Shipped(order_id=1).dispatch_sync()
+        sync.close()
+
+    closers = [threading.Thread(target=bus.close), threading.Thread(target=sync.close)]
+    for closer in closers:
+        closer.start()
+        SlowToClose.is_closing.wait()
+        in_child(child)
+    SlowToClose.released.set()
+    for closer in closers:
+        closer.join()
+    """,
+        BROADCAST_DRIVER="memory",
+    )
+
+
+def test_event_that_comes_while_all_buses_close_goes_through_a_new_bus(slow):
+    sync.configure(MEMORY)
+    with ThreadPoolExecutor(1) as pool, sync.EventBus(MEMORY, slow):
+        closing = pool.submit(sync.close)
+        assert slow.is_closing.wait(WAIT_S)
+        assert Shipped(order_id=1).dispatch_sync()[0].offset == 1
+        slow.released.set()
+        closing.result(WAIT_S)
+        assert Shipped(order_id=1).dispatch_sync()[0].offset == 2  # the new bus stays open
+
+
+def test_close_waits_for_the_new_bus_and_for_those_that_are_still_closing(slow):
+    late = SlowToClose()
+    sync.EventBus(MEMORY, slow).open()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(sync.close)
+        assert slow.is_closing.wait(WAIT_S)
+        sync.EventBus(MEMORY, late).open()
+        second = pool.submit(sync.close)
+        assert late.is_closing.wait(WAIT_S)
+        late.released.set()
+        assert not wait([first, second], 0.3, FIRST_COMPLETED).done
+        slow.released.set()
+        first.result(WAIT_S)
+        second.result(WAIT_S)
+    assert (slow.closed, late.closed) == (1, 1)
+
+
+@pytest.mark.parametrize("call", ["open", "position"])
+def test_call_that_begins_before_a_close_and_runs_after_it_opens_no_bus(monkeypatch, call):
+    bus, here = sync.EventBus(MEMORY), sync_bus.here
+    if call == "position":
+        bus.open()
+
+    def close_meanwhile():
+        monkeypatch.setattr(sync_bus, "here", here)
+        bus.close()
+        return here()
+
+    monkeypatch.setattr(sync_bus, "here", close_meanwhile)
+    with pytest.raises(BusStateError, match="closed"):
+        bus.open() if call == "open" else bus.position("general")
+    assert bus.state is BusState.CLOSED
+    assert not here().run(_has_opened)
+
+
+def test_open_that_is_interrupted_leaves_no_bus():
+    class NeverOpens(MemoryDriver):
+        is_opening, is_closed = threading.Event(), threading.Event()
+
+        async def open(self):
+            self.is_opening.set()
+            await asyncio.Event().wait()
+
+        async def aclose(self):
+            self.is_closed.set()
+
+    bus = sync.EventBus(MEMORY, NeverOpens())
+    _interrupt_after(NeverOpens.is_opening)
+    with pytest.raises(KeyboardInterrupt):
+        bus.open()
+    assert NeverOpens.is_closed.wait(WAIT_S)
+    assert not sync_bus.here().run(_has_opened)
+
+
+def test_closing_from_the_loop_that_is_closing_is_refused():
+    refused = []
+
+    class Closing(MemoryDriver):
+        async def aclose(self):
+            with pytest.raises(BusStateError, match="by a listener"):
+                sync.close()
+            refused.append(True)
+            await super().aclose()
+
+    sync.EventBus(MEMORY, Closing()).open()
+    sync.close()
+    assert refused == [True]
+
+
+async def _has_opened(buses):
+    return buses.has_opened
+
+
+async def test_buses_that_have_closed_with_their_loop_open_no_other():
+    buses = Buses(lambda: MEMORY)
+    await buses.ensure_current()
+    await buses.close_all()
+    with pytest.raises(BusStateError, match="closed while this call was waiting"):
+        await buses.ensure_current()
+
+
+def test_driver_that_fails_to_close_does_not_cut_the_close_of_another(slow):
+    class Failing(MemoryDriver):
+        async def aclose(self):
+            raise OSError("the driver cannot close")
+
+    for driver in (Failing(), slow):
+        sync.EventBus(MEMORY, driver).open()
+    threading.Timer(0.3, slow.released.set).start()
+    with pytest.raises(OSError, match="cannot close"):
+        sync.close()
+    assert slow.closed == 1
+
+
+def test_close_that_takes_too_long_is_given_up_by_all_who_wait_for_it(slow, monkeypatch, caplog):
+    monkeypatch.setattr("eventbus.sync.process.EXIT_S", 0.5)
+    bus = sync.EventBus(MEMORY, slow)
+    bus.open()
+    with ThreadPoolExecutor(3) as pool:
+        closes = [pool.submit(bus.close), pool.submit(sync.close)]
+        assert slow.is_closing.wait(WAIT_S)
+        closes.append(pool.submit(sync.close))
+        for each in closes:
+            each.result(WAIT_S)
+    assert slow.closed == 0
+    assert "did not close within 0.5 s" in caplog.text
 
 
 def test_configuring_the_same_settings_again_is_harmless():

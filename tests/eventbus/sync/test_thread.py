@@ -23,7 +23,12 @@ async def _nothing():
 def thread():
     thread = LoopThread()
     yield thread
-    thread.finish(_nothing)
+    _end(thread)
+
+
+def _end(thread):
+    thread.start_ending(_nothing)
+    thread.wait_until_ended()
 
 
 class Gate:
@@ -179,13 +184,13 @@ def test_thread_that_takes_no_calls_can_be_finished(caplog):
     for _ in range(50):
         with pytest.raises(BusStateError, match="closed"):
             thread.calls.run(_nothing)
-    thread.finish(_nothing)
+    _end(thread)
     assert "has ended before its buses were closed" in caplog.text
 
 
 def test_call_after_the_end_of_the_thread_is_refused():
     thread = LoopThread()
-    thread.finish(_nothing)
+    _end(thread)
     for _ in range(3):
         with pytest.raises(BusStateError, match="closed"):
             thread.calls.run(_nothing)
