@@ -79,6 +79,10 @@ class Cursor:
         """Begin after a position; its epoch is empty until the first one is known."""
         self.last, self.epoch = position
 
+    def close(self) -> None:
+        """Its subscription is closed."""
+        self.is_closed = True
+
     def hold(self) -> None:
         """Hold new messages until the stream was read."""
         if self.held is None:
@@ -247,7 +251,7 @@ class RedisSubscription:
         """Stop delivering, without unsubscribing at the server."""
         self._handler = None
         for cursor in self._cursors.values():
-            cursor.is_closed = True
+            cursor.close()
         self._cursors.clear()
 
     def _follow(self, subject: str, position: Position) -> None:
