@@ -23,7 +23,7 @@ from eventbus.drivers.base import (
 )
 from eventbus.drivers.redis.errors import DRIVER, Refused
 from eventbus.drivers.redis.foreign import Foreign
-from eventbus.drivers.redis.listeners import Listeners
+from eventbus.drivers.redis.listeners import RETRY_REFUSED_S, Listeners
 from eventbus.drivers.redis.nodes import CHECK_S, Nodes
 from eventbus.drivers.redis.publish import Publisher
 from eventbus.drivers.redis.state import LIFE_S, RedisState
@@ -31,7 +31,7 @@ from eventbus.drivers.redis.store import Store
 from eventbus.drivers.redis.subscription import RedisSubscription
 from eventbus.drivers.redis.target import Target
 from eventbus.drivers.redis.wire import validate_filter, validate_subject
-from eventbus.errors import ConnectionFailed
+from eventbus.errors import ConnectionFailed, SubscribeDenied
 from eventbus.tasks import Shutdown, Tasks
 from eventbus.user_code import is_cancelled
 
@@ -152,7 +152,10 @@ class RedisDriver:
         return Published(*await self._publisher.store(live, payload, headers))
 
     async def subscribe(self, subject: str, handler: Handler) -> RedisSubscription:
-        """Subscribe; see `Driver.subscribe`. Also raises InvalidPattern."""
+        """Subscribe; see `Driver.subscribe`. Also raises InvalidPattern.
+
+        Raises SubscribeDenied at once when the Redis user has no permission for it.
+        """
         self._require_open()
         subscription = RedisSubscription(
             validate_filter(subject),
@@ -200,7 +203,7 @@ class RedisDriver:
         return await self._try(f"purging {subject}", lambda: self._store.purge(subject))
 
     async def check(self) -> str:
-        """Why messages cannot be stored; see `CheckedDriver.check`.
+        """Why messages cannot be stored or do not arrive; see `CheckedDriver.check`.
 
         The check writes nothing: it runs an empty script, which Redis refuses as it refuses writes.
         """
@@ -211,7 +214,7 @@ class RedisDriver:
         elif self._fault and not fault:
             self._stores.ended()
         self._fault = fault
-        return fault
+        return fault or self._listeners.fault
 
     async def aclose(self) -> None:
         """Wait for what is in flight, in bounded time, and close.
@@ -246,7 +249,7 @@ class RedisDriver:
                 while True:
                     try:
                         return await work()
-                    except Refused:
+                    except (Refused, SubscribeDenied):
                         raise
                     except ConnectionFailed as exc:
                         failure = exc
@@ -266,10 +269,10 @@ class RedisDriver:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                async with asyncio.timeout(CHECK_S):
+                async with asyncio.timeout(RETRY_REFUSED_S if self._listeners.fault else CHECK_S):
                     await self._unsettled.wait()
             except TimeoutError:
-                pass  # time to check the servers again
+                pass  # time to check the servers again, or to retry what they refuse
             self._unsettled.clear()
             if (failure := await self._settle()) is None:
                 outage.ended()

@@ -16,6 +16,7 @@ __all__ = [
     "DRIVER",
     "KINDS",
     "RETRIED",
+    "Denied",
     "Refused",
     "is_denied",
     "is_foreign",
@@ -32,6 +33,10 @@ class Refused(ConnectionFailed):
     """The server refuses the connection: a retry cannot help until a setting changes."""
 
 
+class Denied(Refused):
+    """The server refuses a command: the user lacks the permission for it, or for its keys."""
+
+
 KINDS: Final[Mapping[type[BaseException], type[DriverError]]] = {
     exceptions.RedisError: ConnectionFailed,
     exceptions.ConnectionError: ConnectionFailed,
@@ -40,7 +45,7 @@ KINDS: Final[Mapping[type[BaseException], type[DriverError]]] = {
     exceptions.AuthorizationError: Refused,
     exceptions.AuthenticationWrongNumberOfArgsError: Refused,
     exceptions.ExternalAuthProviderError: Refused,
-    exceptions.NoPermissionError: Refused,
+    exceptions.NoPermissionError: Denied,
     exceptions.BusyLoadingError: ConnectionFailed,
     exceptions.MaxConnectionsError: ConnectionFailed,
     exceptions.InvalidResponse: ConnectionFailed,
@@ -153,7 +158,7 @@ def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError
     if any(part in lower for part in _PERMANENT):
         kind = Refused
     if is_denied(exc):
-        kind, otherwise = Refused, _NO_RIGHT
+        kind, otherwise = Denied, _NO_RIGHT
     elif isinstance(exc, exceptions.AuthenticationError):
         otherwise = _CREDENTIALS
     hint = next((hint for part, hint in _HINTS.items() if part in lower), otherwise)
@@ -162,7 +167,7 @@ def to_error(exc: BaseException, doing: str, otherwise: str = "") -> DriverError
 
 def is_denied(exc: BaseException) -> bool:
     """Whether the user lacks the permission; errors in scripts have texts of their own."""
-    return isinstance(exc, exceptions.NoPermissionError) or (
+    return isinstance(exc, exceptions.NoPermissionError | Denied) or (
         isinstance(exc, exceptions.ResponseError)
         and any(words in str(exc) for words in _DENIED_IN_SCRIPT)
     )

@@ -11,13 +11,13 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from redis import exceptions
 from redis.asyncio.connection import Connection, SSLConnection
 
-from eventbus.drivers.redis.errors import DRIVER, mapped
-from eventbus.errors import ConnectionFailed
+from eventbus.drivers.redis.errors import DRIVER, is_denied, mapped, to_error
+from eventbus.errors import ConnectionFailed, SubscribeDenied
 from eventbus.tasks import Tasks
 
 __all__ = ["DEAD_S", "PING_S", "CommandLink", "Link", "ListenLink", "OnMessage", "disconnect"]
@@ -234,6 +234,14 @@ class CommandLink(Link):
         self.call("PING").add_done_callback(_retrieve)
 
 
+class _Sent(NamedTuple):
+    """A command whose reply has not arrived; `future` is for the reply to a subscription."""
+
+    command: str
+    name: bytes = b""
+    future: asyncio.Future[None] | None = None
+
+
 @final
 class ListenLink(Link):
     """A connection for subscriptions and their messages."""
@@ -248,13 +256,17 @@ class ListenLink(Link):
     ) -> None:
         """`on_message` is called for each message, and must not raise.
 
-        `on_moved` is called when the server ends subscriptions because another node has their slot.
+        `on_moved` is called when the server ends or refuses subscriptions because another node may
+        have their slot.
         """
         super().__init__(connection, address, on_lost)
+        self.refused: dict[tuple[str, bytes], str] = {}
+        """Subscriptions that the user has no permission for, and why. `listen` retries them."""
         self._on_message = on_message
         self._on_moved = on_moved
         self._confirmed: dict[tuple[str, bytes], asyncio.Future[None]] = {}
-        self._asked: dict[bytes, collections.deque[asyncio.Future[None]]] = {}
+        self._sent: collections.deque[_Sent] = collections.deque()
+        """In order, as the replies are. The reply of an error does not name its command."""
 
     def listens(self, command: str, name: bytes) -> bool:
         """Whether a subscription is requested or confirmed."""
@@ -264,53 +276,96 @@ class ListenLink(Link):
         """Subscribe, if not done yet; the future is done when the server confirms it.
 
         `command` is SUBSCRIBE, PSUBSCRIBE or SSUBSCRIBE. Raises ConnectionFailed, here or in the
-        future.
+        future, which also gets SubscribeDenied.
         """
         if (future := self._confirmed.get((command, name))) is None:
             self._send(command, name)
             future = asyncio.get_running_loop().create_future()
             self._confirmed[command, name] = future
-            reply = command.lower().encode() + b" " + name
-            self._asked.setdefault(reply, collections.deque()).append(future)
+            self._sent.append(_Sent(command, name, future))
         return future
 
     def unlisten(self, command: str, name: bytes) -> None:
         """Unsubscribe, if there is a subscription."""
+        self.refused.pop((command, name), None)
         if self._confirmed.pop((command, name), None) is not None and self.error is None:
-            self._send(command.replace("SUB", "UNSUB"), name)
+            unsubscribe = command.replace("SUB", "UNSUB")
+            self._send(unsubscribe, name)
+            self._sent.append(_Sent(unsubscribe, name))
 
     def _take(self, reply: Any) -> None:
         if isinstance(reply, exceptions.RedisError):
-            raise reply  # to an unknown subscription: the connection and all of them are replaced
+            self._refuse(reply)
+            return
         match reply:
             case [b"message" | b"smessage", channel, data]:
                 self._on_message(None, channel, data)
             case [b"pmessage", glob, channel, data]:
                 self._on_message(glob, channel, data)
-            case [b"subscribe" | b"psubscribe" | b"ssubscribe" as kind, name, _]:
-                self._confirm(kind + b" " + name)
-            case [b"sunsubscribe", name, _] if b"ssubscribe " + name not in self._asked:
-                if self._confirmed.pop(("SSUBSCRIBE", name), None) is not None:
-                    self._on_moved()
+            case [b"sunsubscribe", name, _] if not self._is_next("SUNSUBSCRIBE", name):
+                self._end(name)
+            case [bytes() as kind, name, _]:
+                if not self._is_next(kind.decode().upper(), name):
+                    raise exceptions.InvalidResponse(f"an answer to nothing: {kind!r} {name!r}")
+                self._confirm(self._sent.popleft())
+            case _:  # to PING
+                self._sent.popleft()
 
-    def _confirm(self, reply: bytes) -> None:
-        waiting = self._asked[reply]
-        future = waiting.popleft()
-        if not waiting:
-            del self._asked[reply]
+    def _is_next(self, command: str, name: bytes) -> bool:
+        return bool(self._sent) and self._sent[0][:2] == (command, name)
+
+    def _confirm(self, sent: _Sent) -> None:
+        if sent.future is not None:
+            self.refused.pop((sent.command, sent.name), None)
+            if not sent.future.done():
+                sent.future.set_result(None)
+
+    def _end(self, name: bytes) -> None:
+        """The server has ended a subscription of its own accord."""
+        future = self._confirmed.get(("SSUBSCRIBE", name))
+        if future is not None and future.done():  # otherwise a newer one is under way
+            del self._confirmed["SSUBSCRIBE", name]
+            self._on_moved()
+
+    def _refuse(self, error: exceptions.RedisError) -> None:
+        """Handle an error, which is the answer to the oldest command."""
+        if not self._sent or not isinstance(error, exceptions.ResponseError):
+            raise error  # about the connection: it is replaced
+        command, name, future = self._sent.popleft()
+        if future is None:
+            # To PING: an error shows, too, that the server is alive. To the end of a subscription:
+            # its messages continue, and are ignored.
+            return
+        key = command, name
+        is_current = self._confirmed.get(key) is future
+        if is_current:
+            del self._confirmed[key]
+        shown = name.decode(errors="replace")
+        if is_denied(error):
+            kind: type[ConnectionFailed] = SubscribeDenied
+            why = (
+                f"no permission to subscribe to {shown}: the Redis user must be granted it: {error}"
+            )
+            if is_current:
+                self.refused[key] = why
+        else:
+            kind = ConnectionFailed
+            why = str(to_error(error, f"subscribing to {shown} at {self.address}"))
+            self._on_moved()
         if not future.done():
-            future.set_result(None)
+            future.set_exception(kind(why, driver=DRIVER))
+            future.exception()  # nobody waits for it once unsubscribed
 
     def _abandon(self, error: ConnectionFailed) -> None:
-        for waiting in self._asked.values():
-            for future in waiting:
-                if not future.done():
-                    future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
-                    future.exception()  # nobody waits for it once unsubscribed
-        self._asked.clear()
+        for _, _, future in self._sent:
+            if future is not None and not future.done():
+                future.set_exception(ConnectionFailed(str(error), driver=DRIVER))
+                future.exception()  # nobody waits for it once unsubscribed
+        self._sent.clear()
 
     def _ping(self) -> None:
         self._send("PING")
+        self._sent.append(_Sent("PING"))
 
 
 def _retrieve(answer: asyncio.Future[Any]) -> None:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from eventbus.drivers.base import Delivery, Page
-from eventbus.drivers.redis.errors import DRIVER, mapped
+from eventbus.drivers.redis.errors import DRIVER, Denied, mapped
 from eventbus.drivers.redis.foreign import Foreign
 from eventbus.drivers.redis.node import Node
 from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.store import Store
 from eventbus.drivers.redis.subscription import Cursor, RedisSubscription
 from eventbus.drivers.redis.wire import REPEATED_PREFIX, decode
-from eventbus.errors import ConnectionFailed
+from eventbus.errors import ConnectionFailed, SubscribeDenied
 
-__all__ = ["Listeners"]
+__all__ = ["RETRY_REFUSED_S", "Listeners"]
 
 
 _log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 FILL_PAGE: Final = 500
 """Messages per read of a stream."""
 FILLS_AT_ONCE: Final = 64
+RETRY_REFUSED_S: Final = 5.0
+"""How often to retry subscriptions and reads that the user has no permission for any more."""
 
 
 class Listeners:
@@ -40,6 +42,10 @@ class Listeners:
         self._stale: dict[Cursor, None] = {}
         self._unreported: dict[RedisSubscription, None] = {}
         """Filters that missed messages of a node, and have not reported it yet."""
+        self._unreadable: dict[Cursor, str] = {}
+        """Cursors whose stream the user has no permission to read, and why."""
+        self._retry_at = 0.0
+        self._reported = 0
 
     def attach(self, nodes: Nodes, store: Store) -> None:
         """Set the servers to use; call it first."""
@@ -68,6 +74,33 @@ class Listeners:
         self._listeners.clear()
         self._stale.clear()
         self._unreported.clear()
+        self._unreadable.clear()
+
+    @property
+    def fault(self) -> str:
+        """How many subscriptions are refused that were accepted before; empty if none is."""
+        if not (refused := self._refused()):
+            return ""
+        plural = "" if len(refused) == 1 else "s"
+        return (
+            f"Redis refuses {len(refused)} subscription{plural} (grant its user the channels and "
+            f"keys): {refused[0]}"
+        )
+
+    def _refused(self) -> list[str]:
+        """Why subscriptions receive nothing, or cannot read what they have missed."""
+        unreadable = (why for cursor, why in self._unreadable.items() if not cursor.is_closed)
+        return [*self._refused_keys().values(), *unreadable]
+
+    def _refused_keys(self) -> dict[tuple[str, bytes], str]:
+        """Subscriptions that a server refuses, and why."""
+        return {
+            key: why
+            for node in self._nodes.all
+            for key, why in node.messages.refused.items()
+            # A slot may have moved to a node that does not refuse it.
+            if key[0] == "PSUBSCRIBE" or self._nodes.speaks_for(node, key[1], b"")
+        }
 
     def recheck(self, cursor: Cursor) -> None:
         """Request a read of the cursor's stream."""
@@ -97,13 +130,21 @@ class Listeners:
     async def begin(self, subscription: RedisSubscription) -> None:
         """Subscribe at the server; then set the position where it begins.
 
-        Raises ConnectionFailed.
+        Raises ConnectionFailed, SubscribeDenied if the user has no permission for it.
         """
-        await self._place([subscription.key])
+        if failures := await self._place([subscription.key]):
+            denied = (one for one in failures if isinstance(one, SubscribeDenied))
+            raise next(denied, failures[0])
         if (cursor := subscription.cursor) is None:
             return
-        with mapped(f"reading {subscription.subject} from Redis"):
-            position = await self._store.begin(subscription.subject)
+        try:
+            with mapped(f"reading {subscription.subject} from Redis"):
+                position = await self._store.begin(subscription.subject)
+        except Denied as exc:
+            raise SubscribeDenied(
+                f"no permission to read {subscription.subject}, which a subscription needs: {exc}",
+                driver=DRIVER,
+            ) from exc
         subscription.begin_at(position)
         if cursor in self._stale:  # it was subscribed again meanwhile: read its stream first
             self._on_stale()
@@ -111,25 +152,46 @@ class Listeners:
             cursor.release(position.offset)
 
     async def settle(self) -> list[ConnectionFailed]:
-        """Bring all subscriptions up to date; returns the failures."""
-        failures: list[ConnectionFailed] = []
-        try:
-            await self._place(list(self._listeners), is_again=True)
-        except ConnectionFailed as exc:
-            failures.append(exc)
-        else:
+        """Bring all subscriptions up to date; returns the failures.
+
+        What the user has no permission for is no failure: it is retried, every RETRY_REFUSED_S.
+        """
+        now = asyncio.get_running_loop().time()
+        if is_due := now >= self._retry_at:
+            self._retry_at = now + RETRY_REFUSED_S
+        failures = [
+            failure
+            for failure in await self._place(
+                list(self._listeners), is_again=True, skip_refused=not is_due
+            )
+            if not isinstance(failure, SubscribeDenied)
+        ]
+        if not failures:
             self._report_filters()
-        cursors = [cursor for cursor in self._stale if cursor.epoch]
+        for cursor in [cursor for cursor in self._stale if cursor.is_closed]:
+            del self._stale[cursor]
+            self._unreadable.pop(cursor, None)
+        cursors = [
+            cursor
+            for cursor in self._stale
+            if cursor.epoch and (is_due or cursor not in self._unreadable)
+        ]
         for start in range(0, len(cursors), FILLS_AT_ONCE):
             some = cursors[start : start + FILLS_AT_ONCE]
-            for result in await asyncio.gather(*map(self._fill, some), return_exceptions=True):
-                if isinstance(result, ConnectionFailed):
+            results = await asyncio.gather(*map(self._fill, some), return_exceptions=True)
+            for cursor, result in zip(some, results, strict=True):
+                self._unreadable.pop(cursor, None)
+                if isinstance(result, Denied):
+                    self._unreadable[cursor] = str(result)
+                elif isinstance(result, ConnectionFailed):
                     failures.append(result)
                 elif isinstance(result, Exception):  # of one channel; the others continue
                     _log.error("reading a stream failed", exc_info=result)
                     failures.append(ConnectionFailed(f"reading a stream: {result}", driver=DRIVER))
                 elif result is not None:
                     raise result
+        if not failures:
+            self._report_refused()
         return failures
 
     async def read(self, subject: str, after: int | None, limit: int) -> Page:
@@ -137,48 +199,76 @@ class Listeners:
         with mapped(f"reading {subject} from Redis"):
             return await self._store.read(subject, after, limit)
 
-    async def _place(self, keys: Iterable[tuple[str, bytes]], *, is_again: bool = False) -> None:
-        """Subscribe where that is not done yet. Raises the first ConnectionFailed.
+    async def _place(
+        self,
+        keys: Iterable[tuple[str, bytes]],
+        *,
+        is_again: bool = False,
+        skip_refused: bool = False,
+    ) -> list[ConnectionFailed]:
+        """Subscribe where that is not done yet; returns the failures.
 
         With `is_again`, a subscription that is new at a node holds messages until it has read the
-        missed ones.
+        missed ones. With `skip_refused`, one that the node has refused is not tried.
         """
         confirmations: list[asyncio.Future[None]] = []
-        failure: ConnectionFailed | None = None
-        for command, name in keys:
+        failures: list[ConnectionFailed] = []
+        for key in keys:
+            command, name = key
             try:
                 nodes = self._nodes.all if command == "PSUBSCRIBE" else [self._nodes.of(name)]
                 for node in nodes:
-                    if is_again and not node.messages.listens(command, name):
-                        for subscription in self._listeners[command, name]:
-                            subscription.hold()
-                            if not subscription.pattern.is_exact:
-                                self._unreported[subscription] = None
-                    confirmations.append(node.messages.listen(command, name))
+                    link = node.messages
+                    was_refused = key in link.refused
+                    if was_refused and skip_refused:
+                        continue
+                    if (is_again or was_refused) and not link.listens(command, name):
+                        self._hold(key)
+                    confirmations.append(link.listen(command, name))
             except ConnectionFailed as exc:
-                failure = failure or exc
+                failures.append(exc)
             else:
                 if command == "PSUBSCRIBE" and not self._nodes.is_connected:
-                    failure = failure or ConnectionFailed(
-                        "a filter needs every node, and not all are connected", driver=DRIVER
+                    failures.append(
+                        ConnectionFailed(
+                            "a filter needs every node, and not all are connected", driver=DRIVER
+                        )
                     )
         if confirmations:
             await asyncio.wait(confirmations)
-        for confirmation in confirmations:
-            if isinstance(error := confirmation.exception(), ConnectionFailed):
-                failure = failure or error
-        if failure is not None:
-            raise failure
+        errors = (confirmation.exception() for confirmation in confirmations)
+        failures.extend(error for error in errors if isinstance(error, ConnectionFailed))
+        return failures
+
+    def _hold(self, key: tuple[str, bytes]) -> None:
+        """Hold the messages of subscriptions that may have missed some."""
+        for subscription in self._listeners.get(key, ()):
+            subscription.hold()
+            if not subscription.pattern.is_exact:
+                self._unreported[subscription] = None
 
     def _report_filters(self) -> None:
-        """Report a gap to filters that are subscribed again.
+        """Report a gap to filters that are subscribed again, unless a node refuses them.
 
         They may have missed messages of channels unknown to them. A subscriber that reads the
         current state after the report misses nothing more.
         """
+        refused = self._refused_keys()
         unreported, self._unreported = self._unreported, {}
         for subscription in unreported:
-            subscription.report_gap()
+            if subscription.key in refused:
+                self._unreported[subscription] = None
+            else:
+                subscription.report_gap()
+
+    def _report_refused(self) -> None:
+        """Log how many subscriptions are refused, if it has changed."""
+        count = len(self._refused())
+        if count > self._reported:
+            _log.error("%s; trying again", self.fault)
+        elif self._reported and not count:
+            _log.warning("Redis refuses no subscription any more")
+        self._reported = count
 
     async def _fill(self, cursor: Cursor) -> None:
         """Deliver the messages that the cursor has missed, then those held meanwhile."""

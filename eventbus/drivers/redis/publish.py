@@ -10,6 +10,7 @@ from eventbus.attempts import Backoff
 from eventbus.drivers.base import Headers
 from eventbus.drivers.redis.errors import (
     DRIVER,
+    Denied,
     is_denied,
     is_passing,
     to_error,
@@ -135,7 +136,9 @@ class Publisher:
                         try:
                             return await self._store.add(channel, body, digest)
                         except (ConnectionFailed, exceptions.RedisError) as exc:
-                            if not isinstance(exc, ConnectionFailed) and not is_passing(exc):
+                            if is_denied(exc) or not (
+                                isinstance(exc, ConnectionFailed) or is_passing(exc)
+                            ):
                                 raise
                             failure = exc
                         self.retries += 1
@@ -145,7 +148,7 @@ class Publisher:
         except TimeoutError:
             when = "until the close" if self._is_closed else f"within {self._timeout:g} s"
             raise self._failed(live, failure, when) from failure
-        except (exceptions.RedisError, exceptions.RedisClusterException) as exc:
+        except (Denied, exceptions.RedisError, exceptions.RedisClusterException) as exc:
             raise self._failed(live, exc, "") from exc
         finally:
             self._limits.discard(limit)

@@ -5,10 +5,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from eventbus.attempts import RateLimitedLog
 from eventbus.drivers.redis.errors import DRIVER, mapped
 from eventbus.drivers.redis.link import ListenLink, disconnect
 from eventbus.drivers.redis.target import Address, Target
-from eventbus.errors import ConnectionFailed
+from eventbus.errors import ConnectionFailed, SubscribeDenied
 
 __all__ = ["SentinelEvents", "find_master"]
 
@@ -98,6 +99,7 @@ class SentinelEvents:
         self._target = target
         self._on_switch = on_switch
         self._links: dict[Address, ListenLink] = {}
+        self._denials = RateLimitedLog(_log)
 
     async def settle(self) -> None:
         """Connect to all sentinels; one that does not answer is tried again the next time."""
@@ -130,7 +132,8 @@ class SentinelEvents:
                 await link.open()
                 await asyncio.gather(*(link.listen("SUBSCRIBE", event) for event in _EVENTS))
         except (TimeoutError, ConnectionFailed) as exc:
-            _log.debug("not listening to the sentinel %s: %s", address, exc)
+            log = self._denials.warning if isinstance(exc, SubscribeDenied) else _log.debug
+            log("not listening to the sentinel %s: %s", address, exc)
             await link.aclose()
         except BaseException:
             await link.aclose()

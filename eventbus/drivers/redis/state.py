@@ -25,7 +25,7 @@ from redis import exceptions
 from eventbus.attempts import Backoff
 from eventbus.channels import Pattern
 from eventbus.drivers.base import Delivery, Handler, Headers, StateHandler
-from eventbus.drivers.redis.errors import DRIVER, is_foreign, mapped
+from eventbus.drivers.redis.errors import DRIVER, is_denied, is_foreign, mapped
 from eventbus.drivers.redis.foreign import Foreign
 from eventbus.drivers.redis.nodes import Nodes
 from eventbus.drivers.redis.publish import Publisher
@@ -33,7 +33,13 @@ from eventbus.drivers.redis.script import Script, make_script
 from eventbus.drivers.redis.subscription import RedisSubscription
 from eventbus.drivers.redis.wire import glob_of
 from eventbus.drivers.state import validate_key
-from eventbus.errors import ConnectionFailed, DriverError, InvalidPattern, PublishFailed
+from eventbus.errors import (
+    ConnectionFailed,
+    DriverError,
+    InvalidPattern,
+    PublishDenied,
+    PublishFailed,
+)
 from eventbus.tasks import Tasks
 
 __all__ = ["LIFE_S", "RedisState"]
@@ -226,7 +232,8 @@ class RedisState:
         try:
             return await self._attempt(f"setting {key}", lambda: self._evaluate(script, *args))
         except ConnectionFailed as exc:
-            raise PublishFailed(str(exc), driver=DRIVER) from exc
+            kind = PublishDenied if is_denied(exc) else PublishFailed
+            raise kind(str(exc), driver=DRIVER) from exc
 
     async def _evaluate(self, script: Script, *args: bytes | str | int) -> Any:
         with mapped(f"changing {self._subject_prefix}"):

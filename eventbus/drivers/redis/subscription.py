@@ -33,7 +33,16 @@ used ones, and cannot recover their messages after a lost connection."""
 class Cursor:
     """A position in one channel. It delivers stored messages once, and in order."""
 
-    __slots__ = ("_deliver", "_recheck", "epoch", "held", "last", "report_gap", "subject")
+    __slots__ = (
+        "_deliver",
+        "_recheck",
+        "epoch",
+        "held",
+        "is_closed",
+        "last",
+        "report_gap",
+        "subject",
+    )
 
     def __init__(
         self,
@@ -50,6 +59,8 @@ class Cursor:
         """
         self.subject = subject
         self.report_gap = report_gap
+        self.is_closed = False
+        """Whether its subscription is closed, so that its stream need not be read any more."""
         self.held: collections.deque[Delivery] | None = None
         if begin is None:
             self.begin_at(Position(0, ""))
@@ -67,6 +78,10 @@ class Cursor:
     def begin_at(self, position: Position) -> None:
         """Begin after a position; its epoch is empty until the first one is known."""
         self.last, self.epoch = position
+
+    def close(self) -> None:
+        """Its subscription is closed."""
+        self.is_closed = True
 
     def hold(self) -> None:
         """Hold new messages until the stream was read."""
@@ -235,6 +250,8 @@ class RedisSubscription:
     def detach(self) -> None:
         """Stop delivering, without unsubscribing at the server."""
         self._handler = None
+        for cursor in self._cursors.values():
+            cursor.close()
         self._cursors.clear()
 
     def _follow(self, subject: str, position: Position) -> None:

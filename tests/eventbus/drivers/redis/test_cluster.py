@@ -257,3 +257,16 @@ async def test_failover_of_a_node_continues_and_its_channels_have_another_epoch(
     assert driver.counters["gaps"] == 1
     page = await driver.read(subjects.live("room"), after=None, limit=9)
     assert page.messages[-1].payload == b"after"
+
+
+async def test_subscription_that_is_sent_to_the_wrong_node_reaches_the_right_one_without_a_loss(
+    make_redis, cluster_settings, subjects
+):
+    driver = await make_redis(cluster_settings)
+    layout = driver._nodes.layout
+    driver._nodes.layout = layout._replace(slots=tuple((i + 1) % 3 for i in layout.slots))
+    inbox = Inbox()
+    await driver.subscribe(subjects.live("a"), inbox)
+    await driver.publish(subjects.event("a"), b"1")
+    assert [each.payload for each in await inbox.until(1)] == [b"1"]
+    assert driver.counters["losses"] == 0

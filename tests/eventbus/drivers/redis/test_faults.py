@@ -379,8 +379,10 @@ async def test_many_subscriptions_come_back_together(make_redis, subjects, monke
 
 
 async def test_user_who_is_deleted_or_loses_all_rights_is_reported_loudly_and_comes_back(
-    start_redis, make_redis, namespace, caplog
+    start_redis, make_redis, namespace, caplog, monkeypatch
 ):
+    for module in (redis_driver, redis_nodes):
+        monkeypatch.setattr(module, "CHECK_S", 0.2)
     server = await start_redis()
     rights = ("~*", "&*", "+@all")
     assert await server.command("ACL", "SETUSER", "ada", "on", ">s", *rights) == "OK"
