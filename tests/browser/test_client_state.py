@@ -111,6 +111,23 @@ async def test_gap_during_a_load_makes_it_load_once_more(server, opened):
     await received(opened, ["state new", 51])
 
 
+async def test_messages_from_before_a_gap_are_not_delivered_after_the_state_that_follows_it(
+    server, opened
+):
+    socket = await server.joined(3)
+    await opened.wait_for_function("loads.length === 1")
+    for offset in (4, 5):
+        await server.message(socket, offset)
+    await opened.wait_for_function("order.position?.offset === 5")
+    await socket.close(code=4201)
+    socket = await server.joined(50, epoch="f", recovered=False)
+    await opened.wait_for_function("order.position?.epoch === 'f'")
+    await answers(opened, "old", 5)
+    await answers(opened, "new", 50, "f")
+    await server.message(socket, 51, "f")
+    await received(opened, ["state new", 51])
+
+
 async def test_state_from_before_the_subscription_is_followed_by_what_came_between(server, opened):
     socket = await server.joined(10)
     await server.message(socket, 11)

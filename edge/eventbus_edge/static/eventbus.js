@@ -196,7 +196,7 @@ class Handle extends Emitter {
   }
 
   async #load(delay) {
-    this.#buffer ??= [];
+    this.#buffer = [];
     this.#isStale = true;
     if (this.#isLoading) return;
     this.#isLoading = true;
