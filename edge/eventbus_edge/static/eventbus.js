@@ -92,7 +92,7 @@ class Handle extends Emitter {
   #ready = deferred();
   #hasJoined = false;
   #isEnded = false;
-  /** Messages up to here are part of what was loaded. */
+  /** Messages up to here are part of what was loaded, or were received already. */
   #floor = null;
   /** Messages that wait for what is being loaded: all after `#start`. */
   #buffer = null;
@@ -192,7 +192,7 @@ class Handle extends Emitter {
 
   /** Another handle makes the channel begin again from an earlier position. */
   _skipTo(position) {
-    this.#floor = position ?? this.#floor;
+    if (position && !isBefore(this.#floor, position)) this.#floor = position;
   }
 
   async #load(delay) {
@@ -215,6 +215,7 @@ class Handle extends Emitter {
     if (!this.#start || !epoch || isNewer) return this.#show(loaded, epoch);
     this.#older = loaded;
     this.#buffer = [];
+    this.#floor = null; // all after `loaded` comes again
     this.#source.rejoin(loaded, this);
   }
 
@@ -247,13 +248,15 @@ class Handle extends Emitter {
 
   #show(loaded, epoch) {
     const waiting = this.#buffer;
-    this.#buffer = null;
+    const received = this.#floor;
+    this.#buffer = this.#floor = null;
     this.#loads = 0;
-    this.#floor = null;
     if (this.#state) this._emit("eb:state", loaded.data);
     for (const message of loaded.messages ?? []) this._receive(message);
-    this.#floor = positionOf({ offset: loaded.offset, epoch });
+    const floor = (this.#floor = positionOf({ offset: loaded.offset, epoch }));
     for (const message of waiting) this._receive(message);
+    this.#floor = received;
+    this._skipTo(floor);
   }
 }
 
