@@ -347,6 +347,35 @@ async def test_state_is_loaded_again_after_a_gap_and_an_initial_one_is_not_loade
         assert database.loads == 2
 
 
+async def test_initial_state_is_shown_only_for_the_channel_that_it_was_given_for(
+    edge_process, open_page, database
+):
+    await edge_process()
+    load = database.load
+
+    async def with_name(channel: str) -> dict[str, Any]:
+        return await load(channel) | {"data": [channel]}
+
+    database.load = with_name
+    page = await open_page()
+    await database.add()
+    initial = {"data": ["initial"], **msgspec.to_builtins(await database.position())}
+    await page.evaluate(
+        """initial => {
+          globalThis.showState = (channel) =>
+            show([{ part: "State", id: "state", channel, initial }], {});
+        }""",
+        initial,
+    )
+    await page.evaluate("showState(null)")
+    assert await page.value("state", "it") == {"status": "idle"}
+    for name, numbers in (("chat.7", ["initial"]), ("chat.8", ["chat.8"])):
+        await page.evaluate("name => showState(name)", name)
+        shown = await page.value("state", f"it.numbers?.[0] === '{numbers[0]}'")
+        assert shown == {"status": "ready", "numbers": numbers}
+    assert database.loads == 1
+
+
 async def test_failed_load_is_an_error_until_it_succeeds(edge_process, open_page, database):
     await edge_process()
     load = database.load
