@@ -582,6 +582,32 @@ async def test_component_of_react_that_is_not_shown_subscribes_to_nothing(
 
 
 @pytest.mark.parametrize("framework", ["vue"], indirect=True)
+@pytest.mark.parametrize("kind", ["ref", "reactive"])
+async def test_bus_and_handles_in_a_ref_of_vue_work(edge_process, open_page, bus, kind):
+    await edge_process()
+    page = await open_page()
+    await page.evaluate(
+        """([kind, specs]) => {
+          const made = connect({ url: "/ws", token: () => issueToken() });
+          globalThis.kept = kind === "ref" ? ref(made) : toRef(reactive({ made }), "made");
+          globalThis.handle = ref([kept.value.subscribe("chat.7", (data) => log.push(data))]);
+          return show(specs, { bus: kept.value });
+        }""",
+        [kind, [{"part": "Provided", "id": "provided", "inside": channel("one", "chat.8")}]],
+    )
+    await page.evaluate("handle.value[0].ready")
+    assert await page.evaluate("handle.value[0].active")
+    await page.has("one", "joined")
+    await bus.publish("chat.7", "Number", 1)
+    await page.until("log.length === 1")
+    await bus.publish("chat.8", "Number", 2)
+    await page.until("log.length === 2")
+    assert await page.evaluate("log") == [1, ["one", "Number", 2]]
+    await page.evaluate("handle.value[0].unsubscribe(); kept.value.close()")
+    assert await page.evaluate("faults") == []
+
+
+@pytest.mark.parametrize("framework", ["vue"], indirect=True)
 async def test_component_that_vue_keeps_alive_stays_subscribed(edge_process, open_page, database):
     await edge_process()
     page = await open_page()

@@ -59,6 +59,11 @@ const isBefore = (position, { offset, epoch }) =>
 class Emitter {
   #handlers = new Map();
 
+  /** Vue's proxies, which `ref()` makes, cannot reach private fields. This is what markRaw() sets. */
+  get __v_skip() {
+    return true;
+  }
+
   on(event, handler) {
     check(`handler of ${event}`, handler, "function");
     const handlers = this.#handlers.get(event) ?? new Set();
