@@ -374,6 +374,15 @@ class Channel {
     for (const handle of [...this.handles]) handle._joined(answer, message, requested);
   }
 
+  /** An answer with all members: the server announces one's own changes only to the others. */
+  #compare(message) {
+    for (const data of message.data.members ?? []) {
+      const known = this.#members?.get(data.user_id);
+      if (!known || JSON.stringify(known) === JSON.stringify(data)) continue;
+      this.receive({ ...message, event: "eb:presence.updated", data });
+    }
+  }
+
   #see(channel, position) {
     this.#seen.delete(channel);
     this.#seen.set(channel, position);
@@ -405,6 +414,7 @@ class Channel {
     const { channel, event, data, epoch } = message;
     if (!this.isActive && (isOwn || !this.#resumes)) return;
     if (event === "eb:subscribed") return this.#begin({ ...this.#answer, ...data }, message);
+    if (event === "eb:presence") return this.#compare(message);
     if (event === "eb:unsubscribed") this.isActive = this.#resumes = false;
     if (epoch) {
       const last = this.pattern ? (this.#seen.get(channel) ?? this.#floor) : this.position;
@@ -665,6 +675,7 @@ class Bus extends Emitter {
     if (request) {
       this.#requests.delete(data.ref);
       delete data.ref;
+      if (event === "eb:presence") this.#channels.get(channel)?.receive(message);
       if (event === "eb:error") request[1](data.code, data.message);
       else request[0](data, message);
     } else if (channel === null) {
