@@ -60,7 +60,10 @@ export interface StateOptions<Data, Events> {
    * message already, because its position is from before it was read: set values, do not add.
    */
   reduce: (data: Data, message: MessageOf<Events>) => Data;
-  /** An answer of `load` that the page already has, for example from the server that rendered it. */
+  /**
+   * An answer of `load` that the page already has, for example from the server that rendered it. It
+   * is used for the channel that it was given with, and for no other.
+   */
   initial?: Loaded<Data> | null | undefined;
 }
 

@@ -151,16 +151,11 @@ export function stateStore(bus, channel, { load, reduce, initial: given }) {
  */
 export function presenceStore(bus, channel) {
   let handle = null;
-  let show = () => {};
   const none = { ...initial(channel), members: [], count: 0 };
   const store = new Store(none, (set) => {
     if (!bus || !channel) return null;
     let members = new Map();
     const changed = () => set({ members: [...members.values()], count: members.size });
-    show = (list = []) => {
-      members = new Map(list.map((member) => [member.user_id, member]));
-      changed();
-    };
     const put = (member) => {
       members.set(member.user_id, member);
       changed();
@@ -170,8 +165,11 @@ export function presenceStore(bus, channel) {
       changed();
     };
     const handlers = {
-      // A gap of messages comes without members: those are still there.
-      "eb:subscribed": ({ members: present }) => present && show(present),
+      "eb:subscribed": ({ members: present }) => {
+        if (!present) return; // after a gap of messages, the members are still there
+        members = new Map(present.map((member) => [member.user_id, member]));
+        changed();
+      },
       "eb:presence.joined": put,
       "eb:presence.updated": put,
       "eb:presence.left": remove,
@@ -185,11 +183,7 @@ export function presenceStore(bus, channel) {
   });
   store.update = async (changes) => {
     if (!handle) throw notSubscribed(channel);
-    const asked = handle;
-    const answer = await asked.presence(changes);
-    // The server sends one's own changes only to the others.
-    if (handle === asked) show(answer.members);
-    return answer;
+    return handle.presence(changes);
   };
   return store;
 }

@@ -90,12 +90,16 @@ export function useEvent(channel, event, handler, options) {
 
 export function useChannelState(channel, options) {
   const latest = useLatest(options);
-  const make = (bus) =>
-    stateStore(bus, channel, {
+  const [channels] = useState(() => new WeakMap()); // the first one that each `initial` came with
+  const make = (bus) => {
+    const { initial } = options;
+    if (channel && initial && !channels.has(initial)) channels.set(initial, channel);
+    return stateStore(bus, channel, {
       load: (request) => latest.current.load(request),
       reduce: (data, message) => latest.current.reduce(data, message),
-      initial: options.initial,
+      initial: channels.get(initial) === channel ? initial : null,
     });
+  };
   const [{ reload }, snapshot] = useStore(make, [channel]);
   return useMemo(() => ({ ...snapshot, reload }), [snapshot, reload]);
 }

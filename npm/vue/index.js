@@ -80,7 +80,14 @@ export function useEvent(channel, event, handler, options) {
 }
 
 export function useChannelState(channel, options) {
-  const { store, snapshot } = useStore((bus) => stateStore(bus, toValue(channel), options));
+  let first;
+  const make = (bus) => {
+    const name = toValue(channel);
+    first ||= name; // the one that `initial` is the state of
+    const initial = name === first ? options.initial : null;
+    return stateStore(bus, name, { ...options, initial });
+  };
+  const { store, snapshot } = useStore(make);
   return { ...refs(snapshot), reload: () => store.value.reload() };
 }
 

@@ -178,6 +178,49 @@ async def test_members_are_up_to_date_for_a_later_handle(server, page):
     assert sorted(await page.evaluate("lobby.members.map(({ user_id }) => user_id)")) == ["2", "3"]
 
 
+async def test_change_of_ones_own_info_is_seen_by_all_of_the_page(server, page):
+    def member(user_id, **info):
+        return {"user_id": user_id, "info": info}
+
+    socket = await server.joined(0)
+    await page.evaluate(
+        """() => import("/static/stores.js").then(({ presenceStore }) => {
+          const updated = (member, { event, channel }) => got.push([member, event, channel]);
+          globalThis.lobby = bus.subscribe("presence.lobby", { "eb:presence.updated": updated });
+          globalThis.list = presenceStore(bus, "presence.lobby");
+          globalThis.picker = presenceStore(bus, "presence.lobby");
+          list.subscribe(() => {});
+          picker.subscribe(() => {});
+        })"""
+    )
+    asked = await server.asks("subscribe")
+    members = [member("1"), member("2", mood="merry")]
+    await server.admit(socket, asked, kind="presence", members=members)
+    await page.wait_for_function("list.get().count === 2 && picker.get().count === 2")
+    await page.evaluate(
+        "void picker.update({ mood: 'busy' }).then(({ count }) => got.push("
+        "  [count, list.get().members, picker.get().members, lobby.members]))"
+    )
+    asked = await server.asks("presence")
+    assert asked["data"] == {"mood": "busy"}
+    mine, later = member("1", mood="busy"), member("3")
+    # Not yet announced: the third one joins afterwards.
+    about = {"members": [mine, members[1], later], "count": 3, "ref": asked["ref"]}
+    await server.say(socket, "eb:presence", about, "presence.lobby")
+    now = [mine, members[1]]
+    await page.wait_for_function("got.length === 2")
+    change = [mine, "eb:presence.updated", "presence.lobby"]
+    assert await page.evaluate("got") == [change, [3, now, now, now]]
+    await server.say(socket, "eb:presence.joined", later, "presence.lobby")
+    await page.wait_for_function("list.get().count === 3")
+    # What has not changed is not announced.
+    await page.evaluate("void lobby.presence().then(({ count }) => got.push(count))")
+    asked = await server.asks("presence")
+    await server.say(socket, "eb:presence", about | {"ref": asked["ref"]}, "presence.lobby")
+    await page.wait_for_function("got.length === 3")
+    assert await page.evaluate("got[2]") == 3
+
+
 async def test_refused_channel_is_asked_for_again_by_a_new_handle(server, page):
     await page.evaluate("void bus.on('error', ({ code }) => got.push(code))")
     socket = await server.next(server.connections)

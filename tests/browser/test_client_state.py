@@ -111,6 +111,23 @@ async def test_gap_during_a_load_makes_it_load_once_more(server, opened):
     await received(opened, ["state new", 51])
 
 
+async def test_messages_from_before_a_gap_are_not_delivered_after_the_state_that_follows_it(
+    server, opened
+):
+    socket = await server.joined(3)
+    await opened.wait_for_function("loads.length === 1")
+    for offset in (4, 5):
+        await server.message(socket, offset)
+    await opened.wait_for_function("order.position?.offset === 5")
+    await socket.close(code=4201)
+    socket = await server.joined(50, epoch="f", recovered=False)
+    await opened.wait_for_function("order.position?.epoch === 'f'")
+    await answers(opened, "old", 5)
+    await answers(opened, "new", 50, "f")
+    await server.message(socket, 51, "f")
+    await received(opened, ["state new", 51])
+
+
 async def test_state_from_before_the_subscription_is_followed_by_what_came_between(server, opened):
     socket = await server.joined(10)
     await server.message(socket, 11)
@@ -144,6 +161,66 @@ async def test_other_handles_hear_nothing_twice_when_an_older_state_is_caught_up
     got = await opened.evaluate("got.map(String)")
     assert [each for each in got if "other" in each] == ["other 11", "other 12"]
     assert [each for each in got if "other" not in each] == ["state at 9", "10", "11", "12"]
+
+
+async def test_handle_that_loads_hears_nothing_twice_when_another_catches_up(server, opened):
+    await opened.evaluate("void open('other')")
+    socket = await server.joined(10)
+    await opened.wait_for_function("loads.length === 2")
+    for offset in (11, 12):
+        await server.message(socket, offset)
+    await opened.wait_for_function("order.position?.offset === 12")
+    await opened.evaluate("loads.pop().resolve({ data: 'at 8', offset: 8, epoch: 'e' })")
+    await server.asks("unsubscribe")
+    asked = await server.asks("subscribe")
+    await answers(opened, "at 10", 10)
+    await received(opened, ["state at 10", 11, 12])
+    await server.admit(socket, asked, offset=8, recovered=True)
+    for offset in range(9, 14):
+        await server.message(socket, offset)
+    await opened.wait_for_function("got.filter((each) => each === 13).length === 2")
+    assert await opened.evaluate("got.slice(3)") == ["other at 8", 9, 10, 11, 12, 13, 13]
+
+
+async def test_handle_that_catches_up_after_another_did_gets_all_after_its_own_state(
+    server, opened
+):
+    await opened.evaluate("void open('other')")
+    socket = await server.joined(10)
+    await opened.wait_for_function("loads.length === 2")
+    for offset in (11, 12):
+        await server.message(socket, offset)
+    await opened.wait_for_function("order.position?.offset === 12")
+    await opened.evaluate("loads.pop().resolve({ data: 'at 8', offset: 8, epoch: 'e' })")
+    await server.asks("unsubscribe")
+    await server.admit(socket, await server.asks("subscribe"), offset=8, recovered=True)
+    for offset in range(9, 13):
+        await server.message(socket, offset)
+    await received(opened, ["other at 8", 9, 10, 11, 12])
+    await answers(opened, "at 7", 7)
+    await server.asks("unsubscribe")
+    await server.admit(socket, await server.asks("subscribe"), offset=7, recovered=True)
+    for offset in range(8, 14):
+        await server.message(socket, offset)
+    await opened.wait_for_function("got.filter((each) => each === 13).length === 2")
+    assert await opened.evaluate("got.slice(5)") == ["state at 7", 8, 9, 10, 11, 12, 13, 13]
+
+
+async def test_other_handle_hears_nothing_that_its_state_contains_when_one_catches_up(
+    server, opened
+):
+    await opened.evaluate("void open('other')")
+    socket = await server.joined(10)
+    await answers(opened, "at 12", 12)
+    await received(opened, ["state at 12"])
+    await answers(opened, "at 8", 8)
+    await server.asks("unsubscribe")
+    await server.admit(socket, await server.asks("subscribe"), offset=8, recovered=True)
+    for offset in range(9, 14):
+        await server.message(socket, offset)
+    await opened.wait_for_function("got.filter((each) => each === 13).length === 2")
+    expected = ["state at 12", "other at 8", 9, 10, 11, 12, 13, 13]
+    assert await opened.evaluate("got") == expected
 
 
 async def test_state_that_is_too_old_to_catch_up_with_is_loaded_again(server, opened):

@@ -254,7 +254,8 @@ async def test_members_and_whispers_reach_other_pages(edge_process, open_page):
         await page.value("who", "it.count === 2")
         await page.value("again", "it.count === 2")
     await first.page.click("#who")
-    assert (await first.value("who", "it.infos[7].mood"))["infos"]["7"]["mood"] == "busy"
+    for part in ("who", "again"):  # the server sends it only to the others
+        assert (await first.value(part, "it.infos[7].mood"))["infos"]["7"]["mood"] == "busy"
     assert (await second.value("again", "it.infos[7].mood"))["infos"]["7"]["mood"] == "busy"
     # A component that comes later has the members of now.
     await second.show(*parts, {"part": "Presence", "id": "later", "channel": room})
@@ -345,6 +346,35 @@ async def test_state_is_loaded_again_after_a_gap_and_an_initial_one_is_not_loade
         shown = await page.value("state", "it.numbers.length === 14")
         assert shown == {"status": "ready", "numbers": database.numbers}
         assert database.loads == 2
+
+
+async def test_initial_state_is_shown_only_for_the_channel_that_it_was_given_for(
+    edge_process, open_page, database
+):
+    await edge_process()
+    load = database.load
+
+    async def with_name(channel: str) -> dict[str, Any]:
+        return await load(channel) | {"data": [channel]}
+
+    database.load = with_name
+    page = await open_page()
+    await database.add()
+    initial = {"data": ["initial"], **msgspec.to_builtins(await database.position())}
+    await page.evaluate(
+        """initial => {
+          globalThis.showState = (channel) =>
+            show([{ part: "State", id: "state", channel, initial }], {});
+        }""",
+        initial,
+    )
+    await page.evaluate("showState(null)")
+    assert await page.value("state", "it") == {"status": "idle"}
+    for name, numbers in (("chat.7", ["initial"]), ("chat.8", ["chat.8"])):
+        await page.evaluate("name => showState(name)", name)
+        shown = await page.value("state", f"it.numbers?.[0] === '{numbers[0]}'")
+        assert shown == {"status": "ready", "numbers": numbers}
+    assert database.loads == 1
 
 
 async def test_failed_load_is_an_error_until_it_succeeds(edge_process, open_page, database):
@@ -549,6 +579,32 @@ async def test_component_of_react_that_is_not_shown_subscribes_to_nothing(
     await page.until("log.length === 3")
     assert await page.evaluate("log[2]") == ["late", "Number", 10]
     assert page.count("subscribe", "chat.7") == page.count("subscribe", "chat.8") == 1
+    assert await page.evaluate("faults") == []
+
+
+@pytest.mark.parametrize("framework", ["vue"], indirect=True)
+@pytest.mark.parametrize("kind", ["ref", "reactive"])
+async def test_bus_and_handles_in_a_ref_of_vue_work(edge_process, open_page, bus, kind):
+    await edge_process()
+    page = await open_page()
+    await page.evaluate(
+        """([kind, specs]) => {
+          const made = connect({ url: "/ws", token: () => issueToken() });
+          globalThis.kept = kind === "ref" ? ref(made) : toRef(reactive({ made }), "made");
+          globalThis.handle = ref([kept.value.subscribe("chat.7", (data) => log.push(data))]);
+          return show(specs, { bus: kept.value });
+        }""",
+        [kind, [{"part": "Provided", "id": "provided", "inside": channel("one", "chat.8")}]],
+    )
+    await page.evaluate("handle.value[0].ready")
+    assert await page.evaluate("handle.value[0].active")
+    await page.has("one", "joined")
+    await bus.publish("chat.7", "Number", 1)
+    await page.until("log.length === 1")
+    await bus.publish("chat.8", "Number", 2)
+    await page.until("log.length === 2")
+    assert await page.evaluate("log") == [1, ["one", "Number", 2]]
+    await page.evaluate("handle.value[0].unsubscribe(); kept.value.close()")
     assert await page.evaluate("faults") == []
 
 

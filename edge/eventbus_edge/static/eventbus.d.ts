@@ -184,7 +184,10 @@ export interface Subscription<Events = Record<string, any>, Sent = Record<string
   /** Send an event to the channel's other connections, which receive it as `client-<event>`. */
   whisper<E extends keyof Sent & string>(event: E, ...data: DataOf<Sent[E]>): Promise<object>;
 
-  /** The members of a presence channel; `changes` updates your own info first. */
+  /**
+   * The members of a presence channel; `changes` updates your own info first. All handles of this bus
+   * on the channel then receive `eb:presence.updated`.
+   */
   presence(changes?: Record<string, unknown>): Promise<{ members: Member[]; count: number }>;
 
   /** Stored messages: the first `limit` after the offset `since`, or the last. */

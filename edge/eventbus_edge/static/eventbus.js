@@ -59,6 +59,11 @@ const isBefore = (position, { offset, epoch }) =>
 class Emitter {
   #handlers = new Map();
 
+  /** Vue's proxies, which `ref()` makes, cannot reach private fields. This is what markRaw() sets. */
+  get __v_skip() {
+    return true;
+  }
+
   on(event, handler) {
     check(`handler of ${event}`, handler, "function");
     const handlers = this.#handlers.get(event) ?? new Set();
@@ -92,7 +97,7 @@ class Handle extends Emitter {
   #ready = deferred();
   #hasJoined = false;
   #isEnded = false;
-  /** Messages up to here are part of what was loaded. */
+  /** Messages up to here are part of what was loaded, or were received already. */
   #floor = null;
   /** Messages that wait for what is being loaded: all after `#start`. */
   #buffer = null;
@@ -192,11 +197,11 @@ class Handle extends Emitter {
 
   /** Another handle makes the channel begin again from an earlier position. */
   _skipTo(position) {
-    this.#floor = position ?? this.#floor;
+    if (position && !isBefore(this.#floor, position)) this.#floor = position;
   }
 
   async #load(delay) {
-    this.#buffer ??= [];
+    this.#buffer = [];
     this.#isStale = true;
     if (this.#isLoading) return;
     this.#isLoading = true;
@@ -215,6 +220,7 @@ class Handle extends Emitter {
     if (!this.#start || !epoch || isNewer) return this.#show(loaded, epoch);
     this.#older = loaded;
     this.#buffer = [];
+    this.#floor = null; // all after `loaded` comes again
     this.#source.rejoin(loaded, this);
   }
 
@@ -247,13 +253,15 @@ class Handle extends Emitter {
 
   #show(loaded, epoch) {
     const waiting = this.#buffer;
-    this.#buffer = null;
+    const received = this.#floor;
+    this.#buffer = this.#floor = null;
     this.#loads = 0;
-    this.#floor = null;
     if (this.#state) this._emit("eb:state", loaded.data);
     for (const message of loaded.messages ?? []) this._receive(message);
-    this.#floor = positionOf({ offset: loaded.offset, epoch });
+    const floor = (this.#floor = positionOf({ offset: loaded.offset, epoch }));
     for (const message of waiting) this._receive(message);
+    this.#floor = received;
+    this._skipTo(floor);
   }
 }
 
@@ -366,6 +374,15 @@ class Channel {
     for (const handle of [...this.handles]) handle._joined(answer, message, requested);
   }
 
+  /** An answer with all members: the server announces one's own changes only to the others. */
+  #compare(message) {
+    for (const data of message.data.members ?? []) {
+      const known = this.#members?.get(data.user_id);
+      if (!known || JSON.stringify(known) === JSON.stringify(data)) continue;
+      this.receive({ ...message, event: "eb:presence.updated", data });
+    }
+  }
+
   #see(channel, position) {
     this.#seen.delete(channel);
     this.#seen.set(channel, position);
@@ -397,6 +414,7 @@ class Channel {
     const { channel, event, data, epoch } = message;
     if (!this.isActive && (isOwn || !this.#resumes)) return;
     if (event === "eb:subscribed") return this.#begin({ ...this.#answer, ...data }, message);
+    if (event === "eb:presence") return this.#compare(message);
     if (event === "eb:unsubscribed") this.isActive = this.#resumes = false;
     if (epoch) {
       const last = this.pattern ? (this.#seen.get(channel) ?? this.#floor) : this.position;
@@ -657,6 +675,7 @@ class Bus extends Emitter {
     if (request) {
       this.#requests.delete(data.ref);
       delete data.ref;
+      if (event === "eb:presence") this.#channels.get(channel)?.receive(message);
       if (event === "eb:error") request[1](data.code, data.message);
       else request[0](data, message);
     } else if (channel === null) {

@@ -3,6 +3,7 @@
 import { connect } from "@eventbus/client";
 import {
   EventBusProvider,
+  provideEventBus,
   useChannel,
   useChannelState,
   useConnectionState,
@@ -18,7 +19,10 @@ import {
   h,
   KeepAlive,
   nextTick,
+  reactive,
+  ref,
   shallowRef,
+  toRef,
   watch,
   watchEffect,
 } from "vue";
@@ -74,6 +78,15 @@ export const parts = {
       return () => h(KeepAlive, null, inside);
     },
     ["mode"],
+  ),
+  /** Provides the ref `kept`. */
+  Provided: part(
+    (props) => {
+      provideEventBus(kept);
+      const { part: name, ...others } = props.inside;
+      return () => h(parts[name], others);
+    },
+    ["inside"],
   ),
   Presence: part(
     (props) => {
@@ -134,7 +147,8 @@ const page = (shown) => ({
 export const ssrApp = (specs, options = {}) => createSSRApp(page(shallowRef({ specs, options })));
 
 if (globalThis.document) {
-  Object.assign(globalThis, { connect, log: [], states: [], errors: [], faults: [] });
+  Object.assign(globalThis, { connect, reactive, ref, toRef });
+  Object.assign(globalThis, { log: [], states: [], errors: [], faults: [] });
   const container = document.createElement("main");
   document.body.append(container);
   const shown = shallowRef();

@@ -80,6 +80,7 @@ export const App = defineComponent(() => {
   provideEventBus(bus);
   provideEventBus({ url: "/ws", token: async () => "a.jwt" });
   provideEventBus(() => bus);
+  provideEventBus(ref(bus));
   return () => [
     h(EventBusProvider, { url: "/ws", sseUrl: false }, () => h(Shown, { id: 1 })),
     h(EventBusProvider, { bus }, { default: () => "text" }),
