@@ -107,7 +107,7 @@ def test_linters_of_packages_find_nothing(archives, node_modules, name):
 @pytest.mark.parametrize(
     ("source", "options", "limit"),
     [
-        ("@eventbus/client/eventbus.js", [], 6_400),
+        ("@eventbus/client/eventbus.js", [], 6_144),
         ("@eventbus/client/stores.js", [], 1_536),
         ("@eventbus/react/index.js", [], 1_024),
         ("@eventbus/vue/index.js", [], 1_024),

@@ -44,9 +44,9 @@ function check(name, value, ...types) {
 
 /** A promise that is settled from outside, and whose rejection need not be handled. */
 function deferred() {
-  const settle = {};
-  const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
-  promise.catch(() => {});
+  let settle;
+  const promise = new Promise((resolve, reject) => (settle = { resolve, reject }));
+  promise.catch(ignore);
   return { promise, ...settle };
 }
 
@@ -60,9 +60,7 @@ class Emitter {
   #handlers = new Map();
 
   /** Vue's proxies, which `ref()` makes, cannot reach private fields. This is what markRaw() sets. */
-  get __v_skip() {
-    return true;
-  }
+  __v_skip = true;
 
   on(event, handler) {
     check(`handler of ${event}`, handler, "function");
@@ -143,7 +141,7 @@ class Handle extends Emitter {
   }
 
   history(options) {
-    return this.#bus.history(this.channel, options);
+    return this.#bus._ask("history", this.channel, options);
   }
 
   unsubscribe() {
@@ -176,8 +174,9 @@ class Handle extends Emitter {
     if (this.#isEnded) return;
     const older = this.#older;
     this.#older = null;
-    if (older && recovered && answer.offset <= older.offset) this.#show(older, answer.epoch);
-    else if (older || (isGap && this.#state)) this.#load(this.#bus._delay(this.#loads));
+    if (older && recovered && answer.offset <= older.offset) {
+      this.#show({ ...older, epoch: answer.epoch });
+    } else if (older || (isGap && this.#state)) this.#load(this.#bus._delay(this.#loads));
     else if (isFirst && (this.#state || this._history > requested)) this.#load(0);
   }
 
@@ -217,7 +216,7 @@ class Handle extends Emitter {
     this.#isLoading = false;
     const { offset, epoch } = loaded;
     const isNewer = epoch === this.position?.epoch && offset >= this.#start?.offset;
-    if (!this.#start || !epoch || isNewer) return this.#show(loaded, epoch);
+    if (!this.#start || !epoch || isNewer) return this.#show(loaded);
     this.#older = loaded;
     this.#buffer = [];
     this.#floor = null; // all after `loaded` comes again
@@ -251,14 +250,14 @@ class Handle extends Emitter {
     }
   }
 
-  #show(loaded, epoch) {
+  #show(loaded) {
     const waiting = this.#buffer;
     const received = this.#floor;
     this.#buffer = this.#floor = null;
     this.#loads = 0;
     if (this.#state) this._emit("eb:state", loaded.data);
     for (const message of loaded.messages ?? []) this._receive(message);
-    const floor = (this.#floor = positionOf({ offset: loaded.offset, epoch }));
+    const floor = (this.#floor = positionOf(loaded));
     for (const message of waiting) this._receive(message);
     this.#floor = received;
     this._skipTo(floor);
@@ -294,7 +293,7 @@ class Channel {
     this.address = { channel: name };
     if (!/[*>{]/.test(name)) return;
     this.address = { pattern: name };
-    const tokens = name.replaceAll(".", "\\.").replace(/\*|\{\w+\}/g, "[^.]+");
+    const tokens = name.replace(/\./g, "\\.").replace(/\*|\{\w+\}/g, "[^.]+");
     this.pattern = new RegExp(`^${tokens.replace(/>$/, ".+")}$`);
   }
 
@@ -313,7 +312,7 @@ class Channel {
   }
 
   remove(handle) {
-    if (this.handles.delete(handle) && !this.handles.size) this.#bus._leaveLater(this);
+    if (this.handles.delete(handle) && !this.handles.size) this.#bus._leave(this);
   }
 
   /** The channel is left, or the bus closed. */
@@ -378,8 +377,8 @@ class Channel {
   #compare(message) {
     for (const data of message.data.members ?? []) {
       const known = this.#members?.get(data.user_id);
-      if (!known || JSON.stringify(known) === JSON.stringify(data)) continue;
-      this.receive({ ...message, event: "eb:presence.updated", data });
+      const hasChanged = known && JSON.stringify(known) !== JSON.stringify(data);
+      if (hasChanged) this.receive({ ...message, event: "eb:presence.updated", data });
     }
   }
 
@@ -396,7 +395,9 @@ class Channel {
   #refused(error) {
     this.joining = null;
     if (error.code === "disconnected") return;
-    if (TRANSIENT.test(error.code)) return this.#bus._later(this, this.#refusals++);
+    if (TRANSIENT.test(error.code)) {
+      return this.#bus._setTimer(this, this.#bus._delay(2 + this.#refusals++), () => this.join());
+    }
     this.#resumes = false;
     this.#answered.reject(error);
     for (const handle of [...this.handles]) handle._refused(error);
@@ -404,9 +405,9 @@ class Channel {
   }
 
   /** Whether the message is for this subscription; that of a channel and patterns overlap. */
-  covers({ channel, offset, epoch }) {
-    const matches = this.pattern?.test(channel) ?? channel === this.name;
-    return (this.isActive || this.#resumes) && matches && !isBefore(this.start, { offset, epoch });
+  covers(message) {
+    const matches = this.pattern?.test(message.channel) ?? message.channel === this.name;
+    return (this.isActive || this.#resumes) && matches && !isBefore(this.start, message);
   }
 
   /** `isOwn`: the server sent it for this subscription, whose position it becomes. */
@@ -450,7 +451,7 @@ class Bus extends Emitter {
   #wasConnected = false;
   #hasWarned = false;
   #hasHeard = false;
-  #heartbeat = 25_000;
+  #heartbeat;
   #pace = {};
   #pageEvents = new AbortController();
 
@@ -544,11 +545,10 @@ class Bus extends Emitter {
     const request = { ...frame, ref: ++this.#ref };
     if (this.#frames) {
       this.#frames.push(request);
-    } else if (this.#stream) {
-      if (!frame.action.endsWith("subscribe")) return fail("no_websocket", "no WebSocket");
-      this.#setTimer("stream", 0, () => this.#open(true));
-      return fail("disconnected", "no connection");
-    } else if (!this.connectionId) {
+    } else if (this.#stream && !frame.action.endsWith("subscribe")) {
+      return fail("no_websocket", "no WebSocket");
+    } else if (this.#stream || !this.connectionId) {
+      if (this.#stream) this._setTimer("stream", 0, () => this.#open(true));
       return fail("disconnected", "no connection");
     } else if (this.#requests.size >= MAX_ITEMS || this.#socket.bufferedAmount > MAX_UNSENT_BYTES) {
       return fail("limit_exceeded", "too many actions");
@@ -561,31 +561,26 @@ class Bus extends Emitter {
     this.#requests.set(this.#ref, [done, fail]);
   }
 
-  _later(channel, refusals) {
-    this.#setTimer(channel, this._delay(refusals + 2), () => channel.join());
-  }
-
   /** The server decides by the order of joining which pattern an overlapping message is for. */
   _joined(channel) {
     this.#channels.delete(channel.name);
     this.#channels.set(channel.name, channel);
   }
 
-  _leaveLater(channel) {
-    this.#setTimer(channel, LEAVE_MS, () => this.#leave(channel));
-  }
-
-  #leave(channel) {
-    const { name, address } = channel;
-    const isKnown = channel.isActive || channel.joining;
-    this.#forget(channel);
+  _leave(channel) {
+    let isKnown;
+    const later = (callback) => this._setTimer(channel, LEAVE_MS, callback);
     const leave = () => {
-      if (!isKnown || this.#channels.has(name)) return;
-      this._request({ action: "unsubscribe", ...address }, ignore, ({ code }) => {
-        if (code === "rate_limited") this.#setTimer(channel, LEAVE_MS, leave);
+      if (!isKnown || this.#channels.has(channel.name)) return;
+      this._request({ action: "unsubscribe", ...channel.address }, ignore, ({ code }) => {
+        if (code === "rate_limited") later(leave);
       });
     };
-    leave();
+    later(() => {
+      isKnown = channel.isActive || channel.joining;
+      this.#forget(channel);
+      leave();
+    });
   }
 
   #all() {
@@ -602,7 +597,7 @@ class Bus extends Emitter {
     const attempt = this.#attempt;
     if (byStream) this.#stream = new AbortController();
     else this.#setState("connecting", this.state.error);
-    this.#setTimer("handshake", HANDSHAKE_MS, () => this.#lost(ABNORMAL_CLOSE, "no answer"));
+    this._setTimer("handshake", HANDSHAKE_MS, () => this.#lost(ABNORMAL_CLOSE, "no answer"));
     try {
       await this.#fetchToken();
       if (attempt !== this.#attempt) return;
@@ -695,35 +690,28 @@ class Bus extends Emitter {
 
   #control(event, data, message) {
     this.#channels.get(data.pattern)?.receive(message); // a gap
-    switch (event) {
-      case "eb:connected":
-        this.#wasConnected = true;
-        this.connectionId = data.connection_id;
-        this.#heartbeat = data.heartbeat_s * 1000;
-        // With 10% to spare: a network may bunch messages.
-        this.#pace = { due: 0, gap: 1100 / data.actions_per_s, burst: data.action_burst * 0.9 };
-        this.#listen();
-        if (this.#socket) this.#misses = 0;
-        // A failed handshake would not say why.
-        if (this.#socket && this.#token) this.#authenticate();
-        else this.#ready();
-        break;
-      case "eb:token.expiring":
-        this.#refresh();
-        break;
-      case "eb:closing":
-        this.#lost(data.code, data.reason);
-        break;
-      case "eb:error":
-        this._emit("error", new EventBusError(data.code, data.message));
-    }
+    if (event === "eb:token.expiring") this.#refresh();
+    if (event === "eb:closing") this.#lost(data.code, data.reason);
+    if (event === "eb:error") this._emit("error", new EventBusError(data.code, data.message));
+    if (event !== "eb:connected") return;
+    this.#wasConnected = true;
+    this.connectionId = data.connection_id;
+    this.#heartbeat = data.heartbeat_s * 1000;
+    // With 10% to spare: a network may bunch messages.
+    this.#pace = { due: 0, gap: 1100 / data.actions_per_s, burst: data.action_burst * 0.9 };
+    this.#listen();
+    if (this.#socket) this.#misses = 0;
+    // A failed handshake would not say why.
+    if (this.#socket && this.#token) this.#authenticate();
+    else this.#ready();
   }
 
   #ready() {
     this.#clearTimer("handshake");
-    this.#setTimer("steady", ANSWER_MS, () => (this.#failures = 0));
-    const transport = this.#socket ? "websocket" : "sse";
-    if (this.state.status === "connecting") this.#setState("connected", null, { transport });
+    this._setTimer("steady", ANSWER_MS, () => (this.#failures = 0));
+    if (this.state.status === "connecting") {
+      this.#setState("connected", null, { transport: this.#socket ? "websocket" : "sse" });
+    }
     if (this.#socket) this.#join();
     else this.#tryWebSocket();
   }
@@ -740,7 +728,7 @@ class Bus extends Emitter {
   }
 
   #tryWebSocket() {
-    this.#setTimer("trial", jittered(WEBSOCKET_RETRY_MS), () => {
+    this._setTimer("trial", jittered(WEBSOCKET_RETRY_MS), () => {
       this.#trial?.close();
       try {
         this.#trial = this.#dial(this.#attempt, () => this.#open());
@@ -760,7 +748,7 @@ class Bus extends Emitter {
       if (!isLast && /unauthorized|token_expired/.test(code)) return this.#refresh(true);
       this._emit("error", error);
       if (!/unavailable|rate_limited/.test(code)) this.#ready();
-      else this.#setTimer("token", ANSWER_MS, () => this.#refresh());
+      else this._setTimer("token", ANSWER_MS, () => this.#refresh());
     });
   }
 
@@ -772,7 +760,7 @@ class Bus extends Emitter {
     } catch (error) {
       if (attempt !== this.#attempt) return;
       this._emit("error", new EventBusError("unauthorized", `no token: ${error?.message}`));
-      return this.#setTimer("token", ANSWER_MS, () => this.#refresh());
+      return this._setTimer("token", ANSWER_MS, () => this.#refresh());
     }
     if (attempt !== this.#attempt) return;
     if (this.#stream) this.#open(true);
@@ -784,7 +772,7 @@ class Bus extends Emitter {
   #listen(pings = 0) {
     this.#hasHeard = false;
     if (pings) this.#socket?.send('{"action":"ping"}');
-    this.#setTimer("silence", pings ? ANSWER_MS : this.#heartbeat, () => {
+    this._setTimer("silence", pings ? ANSWER_MS : this.#heartbeat, () => {
       // Twice: a busy page's timer may run before the answer.
       if (this.#hasHeard) this.#listen();
       else if (pings < 2) this.#listen(pings + 1);
@@ -793,12 +781,12 @@ class Bus extends Emitter {
   }
 
   #wake() {
-    if (globalThis.document?.visibilityState === "hidden") return;
+    if (globalThis.document?.hidden) return;
     const { status } = this.state;
     if (status === "connected") {
       if (this.#socket) this.#listen(1);
     } else if (status !== "connecting") {
-      this.#setTimer("retry", Math.random() * this.#minDelay, () => this.reconnect());
+      this._setTimer("retry", Math.random() * this.#minDelay, () => this.reconnect());
     }
   }
 
@@ -808,29 +796,26 @@ class Bus extends Emitter {
     const error = new EventBusError(CLOSE_ERRORS[code] ?? "disconnected", text);
     if (/^40/.test(code)) return this.#close(code, error);
     if (code === 4202) this.#token = null;
-    if (this.#socket && !this.connectionId) this.#missed(code, error);
+    const isMiss = this.#socket && !this.connectionId;
+    if (isMiss && ++this.#misses > MAX_MISSES && !isOffline()) this.#askWhy(error.message);
     else this.#retry(code, error);
   };
 
   /** An attempt has failed with an exception. */
   #failed(reason) {
-    let error = reason;
-    if (!(error instanceof EventBusError)) {
-      error = new EventBusError("disconnected", error?.message ?? "no token");
-    }
+    const isOurs = reason instanceof EventBusError;
+    const error = isOurs ? reason : new EventBusError("disconnected", reason?.message ?? "no token");
     if (error.isFinal) this.#close(ABNORMAL_CLOSE, error);
     else this.#retry(ABNORMAL_CLOSE, error);
   }
 
   /** A WebSocket has ended without a greeting. Browsers do not say why, so ask by HTTP. */
-  async #missed(code, error) {
-    this.#misses += 1;
-    if (this.#misses <= MAX_MISSES || isOffline()) return this.#retry(code, error);
-    this.#drop(error.message);
+  async #askWhy(reason) {
+    this.#drop(reason);
     const attempt = this.#attempt;
-    const reason = await this.#diagnose();
+    const cause = await this.#diagnose();
     if (attempt !== this.#attempt) return;
-    if (reason) this.#failed(reason);
+    if (cause) this.#failed(cause);
     else this.#open(true);
   }
 
@@ -861,7 +846,7 @@ class Bus extends Emitter {
   }
 
   #retry(code, error) {
-    const { message: reason } = error;
+    const reason = error.message;
     this.#drop(reason);
     const atOnce = /^42/.test(code) && !this.#failures;
     let delay = atOnce ? Math.random() * this.#minDelay : this._delay(this.#failures);
@@ -871,7 +856,7 @@ class Bus extends Emitter {
       delay = this.#maxDelay;
     } else if (!this.#wasConnected) this.#warn(reason);
     this.#failures += 1;
-    this.#setTimer("retry", delay, () => this.#open());
+    this._setTimer("retry", delay, () => this.#open());
     this.#setState(status, error, { code, reason, retryAt: Date.now() + delay });
   }
 
@@ -888,7 +873,7 @@ class Bus extends Emitter {
 
   #close(code, error) {
     if (this.state.status === "closed") return;
-    const { message: reason } = error;
+    const reason = error.message;
     this.#pageEvents.abort();
     this.#drop(reason);
     for (const channel of this.#channels.values()) channel.end(error);
@@ -908,9 +893,8 @@ class Bus extends Emitter {
       channel.isActive = false;
       if (!channel.handles.size) this.#forget(channel);
     }
-    const requests = this.#requests;
-    this.#requests = new Map();
-    for (const [, fail] of requests.values()) fail("disconnected", reason);
+    for (const [, fail] of this.#requests.values()) fail("disconnected", reason);
+    this.#requests.clear();
   }
 
   #setState(status, error = null, detail = {}) {
@@ -919,7 +903,7 @@ class Bus extends Emitter {
     this._emit("state", this.state);
   }
 
-  #setTimer(name, ms, callback) {
+  _setTimer(name, ms, callback) {
     this.#clearTimer(name);
     if (this.state.status === "closed") return;
     this.#timers.set(name, setTimeout(callback, ms));
