@@ -74,8 +74,8 @@ class LoopCalls:
         """
         with carried():
             call = _Call(self._loop, work(), self._calls.discard)
-            self._add(call)
             try:
+                self._add(call)
                 return call.result(timeout)
             finally:
                 call.cancel()

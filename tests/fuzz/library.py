@@ -67,7 +67,7 @@ from eventbus.errors import (
 )
 from eventbus.events import Event, EventReader, ShouldBroadcast, read_delivery
 from eventbus.events.decoding import parse_time
-from eventbus.integrations.pusher import PusherApp
+from eventbus.integrations.pusher import PusherApp, decode_key
 from eventbus.messages import decode_json, decode_metadata, decode_tags
 from eventbus.messages.envelope import read_payload, read_whole
 from eventbus.outbox.rows import Row, prepared
@@ -552,6 +552,14 @@ def nats_credentials(data: bytes) -> None:
     with contextlib.suppress(CredentialsError):
         check_seed(path)
     Credentials(path).load()
+
+
+@target(
+    "eventbus.integrations.pusher",
+    seeds=["", base64.b64encode(bytes(range(32))).decode(), "AAAA", "é"],
+)
+def encryption_key(data: bytes) -> None:
+    assert len(decode_key(text_of(data)) or b"") in {0, 32}
 
 
 @target("eventbus.server.lock", seeds=[b'{"pid":1,"url":"nats://127.0.0.1:4222"}', b"", b"[]"])
