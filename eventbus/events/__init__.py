@@ -39,6 +39,7 @@ from eventbus.events.policy import (
     policy_of,
     validate_queue,
 )
+from eventbus.events.requests import add_to_request, one_request, parts_of_request
 from eventbus.events.rescue import Rescues, can_rescue, rescue_counter
 from eventbus.events.transaction import (
     Held,
@@ -78,6 +79,7 @@ __all__ = [
     "ShouldQueue",
     "StoredMessage",
     "Transaction",
+    "add_to_request",
     "can_rescue",
     "carried",
     "check_dispatchable",
@@ -96,6 +98,8 @@ __all__ = [
     "hold",
     "holders_around",
     "listen",
+    "one_request",
+    "parts_of_request",
     "pause_after",
     "policy_of",
     "provide_holders",

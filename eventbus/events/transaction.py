@@ -20,6 +20,7 @@ import msgspec
 from eventbus.errors import BusStateError
 from eventbus.events.event import Event
 from eventbus.events.policy import ShouldQueue
+from eventbus.events.requests import add_to_request, parts_of_request
 
 __all__ = [
     "MAX_HELD",
@@ -151,7 +152,8 @@ class Transaction:
 
     At its end the block sends them in order; if it raises, they are dropped. Within another block
     of the same bus, they move to that one. A block holds the events that are dispatched by the task
-    that entered it, and by tasks that were started inside it.
+    that entered it, and by tasks that were started inside it; in a web request, also those of its
+    threads that are in no block of their own, if it was entered in one of them.
     """
 
     def __init__(self, bus: _Bus) -> None:
@@ -163,7 +165,19 @@ class Transaction:
     @classmethod
     def current(cls, bus: _Bus) -> "Transaction | None":
         """The innermost block of `bus` around the caller."""
-        return cls._block_of(bus, _innermost.get())
+        block = cls._block_of(bus, _innermost.get())
+        return cls._block_of(bus, cls._of_request()) if block is None else block
+
+    @classmethod
+    def _of_request(cls) -> "Transaction | None":
+        """The last block that was entered in a thread of the current request, and is open."""
+        blocks = (each for each in reversed(parts_of_request()) if isinstance(each, cls))
+        return next((each for each in blocks if each.is_open), None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the block has been entered and not left."""
+        return self._token is not None
 
     def hold(self, held: Held) -> None:
         """See `Holder`."""
@@ -173,8 +187,9 @@ class Transaction:
         """Begin the block, in the caller's context. Raises BusStateError if it was begun before."""
         if self._token is not None:
             raise BusStateError("a transaction's block cannot be entered twice")
-        self._outer = _innermost.get()
+        self._outer = _innermost.get() or self._of_request()
         self._token = _innermost.set(self)
+        add_to_request(self)
 
     def leave(self, *, succeeded: bool) -> list[Held]:
         """End the block, and return what to send now.
@@ -183,7 +198,9 @@ class Transaction:
         database, still holds it.
         """
         assert self._token is not None
-        _innermost.reset(self._token)
+        # The dependency of a web request may be left in another thread than it was entered in.
+        with contextlib.suppress(ValueError):
+            _innermost.reset(self._token)
         events, self._events = self._events, HeldEvents()
         self._token = None
         if not succeeded:

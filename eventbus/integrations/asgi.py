@@ -8,8 +8,7 @@ from typing import Any, Final
 
 from eventbus import sync
 from eventbus.bus import EventBus
-from eventbus.events import current
-from eventbus.integrations.requests import one_request
+from eventbus.events import current, one_request
 
 __all__ = ["ConnectionMiddleware", "MakeBus", "connection_of", "open_bus"]
 
@@ -35,7 +34,7 @@ def connection_of(header: Callable[[str], str | None]) -> str | None:
 class ConnectionMiddleware:
     """ASGI middleware: `to_others()` excludes the client connection that a request names.
 
-    A session of SQLAlchemy that begins in a thread of the request holds events in all of them.
+    A transaction that begins in a thread of the request holds events in all of them.
     """
 
     def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]]) -> None:

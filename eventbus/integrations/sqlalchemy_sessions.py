@@ -1,6 +1,5 @@
 """Events with `after_commit=True` wait for the commit of SQLAlchemy's sessions."""
 
-import asyncio
 import contextvars
 import logging
 import weakref
@@ -15,8 +14,14 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from eventbus.attempts import RateLimitedLog
 from eventbus.errors import ConfigError
-from eventbus.events import Held, HeldEvents, Holder, provide_holders
-from eventbus.integrations.requests import add_to_request, parts_of_request
+from eventbus.events import (
+    Held,
+    HeldEvents,
+    Holder,
+    add_to_request,
+    parts_of_request,
+    provide_holders,
+)
 from eventbus.sync import send_committed
 
 __all__ = ["after_commit"]
@@ -132,23 +137,14 @@ def _innermost() -> Sequence[Holder]:
     # one: those of this context come first.
     for transactions in (_around.get(), parts_of_request()):
         for each in reversed(transactions):
-            if each.is_open:
+            if isinstance(each, _Transaction) and each.is_open:
                 return [each]
     return []
 
 
 def _enter(transaction: _Transaction) -> None:
     _around.set((*(each for each in _around.get() if each.is_open), transaction))
-    if not _is_in_event_loop():  # whose tasks have a context of their own
-        add_to_request(transaction)
-
-
-def _is_in_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+    add_to_request(transaction)
 
 
 def _began(session: Session, transaction: SessionTransaction) -> None:

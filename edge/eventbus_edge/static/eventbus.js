@@ -166,14 +166,14 @@ class Handle extends Emitter {
     const { recovered, ...first } = answer;
     const isFirst = !this.#hasJoined;
     const isGap = !isFirst && recovered === false;
+    const older = this.#older;
+    this.#older = null;
     this.#hasJoined = true;
-    if (isFirst || isGap) this.#start = positionOf(answer);
+    if (isFirst || isGap || older) this.#start = positionOf(answer);
     if (isGap) this.#floor = null;
     this.#ready.resolve(first);
     this._emit("eb:subscribed", isFirst ? first : answer, message);
     if (this.#isEnded) return;
-    const older = this.#older;
-    this.#older = null;
     if (older && recovered && answer.offset <= older.offset) {
       this.#show({ ...older, epoch: answer.epoch });
     } else if (older || (isGap && this.#state)) this.#load(this.#bus._delay(this.#loads));

@@ -12,7 +12,7 @@ import litestar
 import pytest
 import sqlalchemy as sa
 import uvicorn
-from fastapi import BackgroundTasks, Depends, FastAPI, WebSocket
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, WebSocket
 from litestar.di import Provide
 from sqlalchemy.orm import sessionmaker
 from starlette.applications import Starlette
@@ -325,6 +325,35 @@ async def test_session_of_a_dependency_of_litestar_holds_events_of_the_handler(s
     async with _served(app) as http:
         assert await _get(http, "/") == 200
     assert _placed(events) == []
+
+
+@pytest.mark.parametrize(("fails", "sent"), [(False, [1, 2]), (True, [])])
+async def test_transaction_of_the_bus_in_a_dependency_holds_events_of_the_endpoint(fails, sent):
+    heard, during = [], []
+    app, bus = FastAPI(), sync.EventBus(MEMORY)
+    bus.listeners.listen(Placed)(lambda event: heard.append(event.n))
+    for_fastapi.setup(app, lambda: EventBus(MEMORY))
+
+    def transaction():  # entered in one thread, and left in another
+        with bus.transaction():
+            yield
+
+    @app.get("/")
+    def place(transaction=Depends(transaction)):  # noqa: B008 - as FastAPI has it
+        bus.dispatch(Placed(n=1))
+        with bus.transaction():
+            bus.dispatch(Placed(n=2))
+        during.extend(heard)
+        if fails:
+            raise HTTPException(409)
+
+    await asyncio.to_thread(bus.open)
+    try:
+        async with _served(app) as http:
+            assert await _get(http, "/") == (409 if fails else 200)
+    finally:
+        await asyncio.to_thread(bus.close)
+    assert (during, heard) == ([], sent)
 
 
 async def test_session_holds_no_events_of_another_request_nor_of_a_task_that_outlives_its_own(

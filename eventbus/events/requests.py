@@ -4,6 +4,7 @@ Frameworks run each plain function (`def`) of a request in a thread, in a copy o
 one sets in a context variable, the next does not see.
 """
 
+import asyncio
 import contextlib
 import contextvars
 import threading
@@ -51,11 +52,22 @@ def one_request() -> Iterator[None]:
 
 
 def add_to_request(part: Any) -> None:
-    """Let all code of the current request find `part` while it `is_open`."""
-    if (request := _request.get()) is not None:
+    """Let all code of the current request find `part` while it `is_open`.
+
+    Does nothing in an event loop: what a task sets in its context, all that it calls can see.
+    """
+    if (request := _request.get()) is not None and not _is_in_event_loop():
         request.add(part)
 
 
 def parts_of_request() -> Sequence[Any]:
     """What was added in the current request, the last one last; some may no longer be open."""
     return () if (request := _request.get()) is None else request.parts()
+
+
+def _is_in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
