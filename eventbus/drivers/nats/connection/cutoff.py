@@ -106,6 +106,19 @@ class _Other(NamedTuple):
 
     server: KnownServer
     fault: str
+    is_reached: bool = True
+    """Whether it could be asked at all."""
+
+
+def _better(others: Sequence[_Other]) -> KnownServer | None:
+    """A server that reaches JetStream, if the own one does not; None if that is doubtful.
+
+    A leader that hears the others' requests for votes, and whom they do not hear, believes that all
+    is well. So as many must say that it is as say that it is not, the own server included.
+    """
+    fine = [each.server for each in others if not each.fault]
+    failing = sum(1 for each in others if each.fault and each.is_reached)
+    return fine[0] if len(fine) > failing else None
 
 
 class CutOffWatch:
@@ -194,7 +207,7 @@ class CutOffWatch:
                 if own == "":
                     return False
                 fault = own or fault
-                better = next((each.server for each in answers if not each.fault), None)
+                better = _better(answers)
                 is_long = loop.time() - self._reached_at >= _SILENT_S
                 if own is not None and better is not None and is_long:
                     await self._move(fault, better)
@@ -223,7 +236,7 @@ class CutOffWatch:
     ) -> list[_Other]:
         async def ask(visit: Visit, refusal: str) -> _Other:
             reply = None if refusal else await visit.request(self._question, _ASK_S)
-            return _Other(visit.server, refusal or fault_of(reply, unheard_s))
+            return _Other(visit.server, refusal or fault_of(reply, unheard_s), not refusal)
 
         return await asyncio.gather(*map(ask, visits, refusals))
 

@@ -70,6 +70,28 @@ def test_leader_that_heard_nothing_since_a_moment_may_be_the_one_that_is_cut_off
     assert "hear from" in cutoff.fault_of(reply, 2.0)
 
 
+FINE, FAILING, AWAY = ("", True), ("no leader", True), ("refused", False)
+
+
+@pytest.mark.parametrize(
+    ("others", "chosen"),
+    [
+        ([FINE], 0),
+        ([FAILING, FINE, FINE], 1),
+        ([AWAY, FINE], 1),
+        ([FINE, FAILING], None),  # as a leader says that nobody hears
+        ([FAILING, FAILING, FINE], None),
+        ([FAILING], None),
+        ([AWAY, AWAY], None),
+        ([], None),
+    ],
+)
+def test_another_server_is_better_if_most_of_those_that_were_asked_agree(others, chosen):
+    servers = [f"server {number}" for number in range(len(others))]
+    answers = [cutoff._Other(server, *each) for server, each in zip(servers, others, strict=True)]
+    assert cutoff._better(answers) == (None if chosen is None else servers[chosen])
+
+
 async def test_single_server_is_not_asked(own_settings, monkeypatch):
     asked, request = [], NatsConnection.request
     checks = 0
