@@ -184,7 +184,9 @@ async def test_foreign_messages_on_a_queues_inbox_and_foreign_jobs_end_no_reader
 
 async def test_embedded_server_that_is_killed_is_started_again_over_and_over(tmp_path):
     driver = NatsDriver(
-        Settings(nats_data=str(tmp_path / "data"), namespace="own", history_bytes=BYTES)
+        Settings(
+            nats_data=str(tmp_path / "data"), nats_port=0, namespace="own", history_bytes=BYTES
+        )
     )
     await driver.open()
     try:
