@@ -19,8 +19,8 @@ SECRET_KEYS: Final = (
     "private_key", "credential", "cookie", "jwt",
 )  # fmt: skip
 """Words in the keys of secret values, by default."""
-_NATS: Final = ("nats", "websocket")
-"""The names of the driver nats."""
+DRIVER_ALIASES: Final = {"websocket": "nats"}
+"""Other names of drivers."""
 
 
 class Settings(SettingsStruct, frozen=True, kw_only=True):
@@ -354,9 +354,9 @@ class Settings(SettingsStruct, frozen=True, kw_only=True):
         )
 
     def _require_durable_driver(self) -> None:
-        drivers = {*(self.stack if self.driver == "stack" else (self.driver,))}
-        has_nats = not drivers.isdisjoint(_NATS)
-        if self.durability == "disk" and "redis" in drivers and not has_nats:
+        names = self.stack if self.driver == "stack" else (self.driver,)
+        drivers = {DRIVER_ALIASES.get(name, name) for name in names}
+        if self.durability == "disk" and "redis" in drivers and "nats" not in drivers:
             raise ConfigError(
                 f"BROADCAST_DRIVER={self.driver!r}: only the driver nats has the durability disk, "
                 "which BROADCAST_RETENTION, BROADCAST_HISTORY_DURABILITY or "

@@ -79,7 +79,7 @@ class Variable(NamedTuple):
 
 
 class UnknownVariable(NamedTuple):
-    """A variable of the environment that looks like a setting, and is none."""
+    """A variable of the environment that looks like a setting but is not one."""
 
     name: str
     nearest: str

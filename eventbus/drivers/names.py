@@ -1,17 +1,13 @@
 """The names of drivers, and those that the settings name."""
 
-from typing import Final
-
-from eventbus.config import Settings
+from eventbus.config import DRIVER_ALIASES, Settings
 
 __all__ = ["canonical_name", "drivers_of"]
-
-_ALIASES: Final = {"websocket": "nats"}
 
 
 def canonical_name(name: str) -> str:
     """Resolve an alias of a driver's name."""
-    return _ALIASES.get(name, name)
+    return DRIVER_ALIASES.get(name, name)
 
 
 def drivers_of(settings: Settings, name: str | None = None) -> tuple[str, ...]:

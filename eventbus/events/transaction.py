@@ -227,7 +227,7 @@ class Transaction:
     @classmethod
     def _block_of(cls, bus: _Bus, block: "Transaction | None") -> "Transaction | None":
         """The innermost block of that bus that has not ended."""
-        while block is not None and (block._bus is not bus or block._token is None):
+        while block is not None and (block._bus is not bus or not block.is_open):
             block = block._outer
         return block
 

@@ -107,10 +107,8 @@ def sign(
                 f"{channel_name} is an encrypted channel: it needs an encryption_key of "
                 f"{KEY_BYTES} bytes in Base64, such as from `openssl rand -base64 {KEY_BYTES}`"
             )
-        return {
-            "auth": app.sign_channel(socket_id, channel_name),
-            "shared_secret": shared_secret(channel_name, key),
-        }
+        auth = app.sign_channel(socket_id, channel_name)
+        return {"auth": auth, "shared_secret": shared_secret(channel_name, key)}
     if not channel_name.startswith("presence-"):
         return {"auth": app.sign_channel(socket_id, channel_name)}
     if user_id in {None, ""}:

@@ -163,7 +163,8 @@ async def test_other_handles_hear_nothing_twice_when_an_older_state_is_caught_up
     assert [each for each in got if "other" not in each] == ["state at 9", "10", "11", "12"]
 
 
-async def test_handle_that_loads_hears_nothing_twice_when_another_catches_up(server, opened):
+async def other_catches_up_from_8(server, opened):
+    """Two handles load while 11 and 12 come; one gets a state from before the join."""
     await opened.evaluate("void open('other')")
     socket = await server.joined(10)
     await opened.wait_for_function("loads.length === 2")
@@ -172,6 +173,11 @@ async def test_handle_that_loads_hears_nothing_twice_when_another_catches_up(ser
     await opened.wait_for_function("order.position?.offset === 12")
     await opened.evaluate("loads.pop().resolve({ data: 'at 8', offset: 8, epoch: 'e' })")
     await server.asks("unsubscribe")
+    return socket
+
+
+async def test_handle_that_loads_hears_nothing_twice_when_another_catches_up(server, opened):
+    socket = await other_catches_up_from_8(server, opened)
     asked = await server.asks("subscribe")
     await answers(opened, "at 10", 10)
     await received(opened, ["state at 10", 11, 12])
@@ -185,14 +191,7 @@ async def test_handle_that_loads_hears_nothing_twice_when_another_catches_up(ser
 async def test_handle_that_catches_up_after_another_did_gets_all_after_its_own_state(
     server, opened
 ):
-    await opened.evaluate("void open('other')")
-    socket = await server.joined(10)
-    await opened.wait_for_function("loads.length === 2")
-    for offset in (11, 12):
-        await server.message(socket, offset)
-    await opened.wait_for_function("order.position?.offset === 12")
-    await opened.evaluate("loads.pop().resolve({ data: 'at 8', offset: 8, epoch: 'e' })")
-    await server.asks("unsubscribe")
+    socket = await other_catches_up_from_8(server, opened)
     await server.admit(socket, await server.asks("subscribe"), offset=8, recovered=True)
     for offset in range(9, 13):
         await server.message(socket, offset)

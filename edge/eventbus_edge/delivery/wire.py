@@ -66,10 +66,10 @@ class Wire:
             return None
         return self._framing.reply(payload, reply if type(reply) is Subscribed else None)
 
-    def heartbeat(self) -> bytes | None:
-        """The bytes of the protocol's own heartbeat, besides the transport's; None without one."""
+    def heartbeat(self) -> bytes:
+        """The bytes of the protocol's own heartbeat, besides the transport's; empty without one."""
         payload = self.protocol.liveness.heartbeat
-        return None if payload is None else self._framing.reply(payload)
+        return b"" if payload is None else self._framing.reply(payload)
 
 
 class Wires:

@@ -32,7 +32,7 @@ class Liveness(NamedTuple):
     """How a node learns that a client is still there."""
 
     heartbeat: bytes | None = None
-    """The message that asks for a sign of life. None: a ping frame of WebSockets asks for it."""
+    """The protocol's own question for a sign of life, besides the ping frame of WebSockets."""
     control_frames: bool = True
     """Whether pings and pongs of WebSockets are signs of life. A client's messages always are."""
 

@@ -190,7 +190,7 @@ class WebSocket(asyncio.Protocol):
 
         Some clients of a protocol with a heartbeat of its own answer only the socket's.
         """
-        self.write((self.wire.heartbeat() or b"") + PING_FRAME)
+        self.write(self.wire.heartbeat() + PING_FRAME)
 
     def fileno(self) -> int:
         """The socket's file descriptor; -1 when it is closed."""
